@@ -1,0 +1,41 @@
+"""Flooding: a loss, a level, and many runs at once.
+
+Names are imported on first use (PEP 562), so that ``import flooding`` and ``flooding --help`` cost nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flooding.evaluate import evaluate
+    from flooding.functional import flood, soft_flood
+    from flooding.losses import Flood
+    from flooding.problem import Problem, Record, Run
+    from flooding.train import train
+
+_HOME = {
+    "Flood": "flooding.losses",
+    "Problem": "flooding.problem",
+    "Record": "flooding.problem",
+    "Run": "flooding.problem",
+    "evaluate": "flooding.evaluate",
+    "flood": "flooding.functional",
+    "soft_flood": "flooding.functional",
+    "train": "flooding.train",
+}
+__all__ = ["Flood", "Problem", "Record", "Run", "evaluate", "flood", "soft_flood", "train"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'flooding' has no attribute {name!r}. It has {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,136 @@
+"""Splits: training, validation and test examples as tensors, noisy and clean labels side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Split", "Splits", "map_tensors", "sha256"]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
+    """Apply a function to every tensor of an input that may be a tensor or nested tuples, lists and dicts of them.
+
+    Args:
+        function: What to do with each tensor.
+        x: A tensor, or tuples, lists and dicts of tensors.
+
+    Returns:
+        The same structure with each tensor replaced.
+
+    Raises:
+        TypeError: If the structure holds something that is not a tensor.
+    """
+    if isinstance(x, Tensor):
+        return function(x)
+    if isinstance(x, dict):
+        return {name: map_tensors(function, value) for name, value in x.items()}
+    if isinstance(x, (tuple, list)):
+        return type(x)(map_tensors(function, value) for value in x)
+    raise TypeError(f"inputs must be tensors, or tuples, lists and dicts of tensors, got {type(x).__name__}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of one split; every field has the examples on its first axis.
+
+    Args:
+        x: Inputs, a tensor ``[examples, ...]`` or tuples, lists and dicts of such tensors.
+        y: Labels the user has, noisy where labels are noisy: int64 classes ``[examples]`` or float targets.
+        clean: Labels before noise, of the shape of ``y``; None where no noise was added.
+        id: Identity of each example, int64 ``[examples]``; by default its position.
+
+    Raises:
+        ValueError: If the split is empty or the first axes differ in length.
+    """
+
+    x: Any
+    y: Tensor
+    clean: Tensor | None = None
+    id: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.y) == 0:
+            raise ValueError("a split must hold at least one example, got 0. Give it more data or another split.")
+        if len(self.id) == 0:
+            object.__setattr__(self, "id", torch.arange(len(self.y)))
+        lengths = [len(self.y), len(self.id)] + ([] if self.clean is None else [len(self.clean)])
+        map_tensors(lambda t: (lengths.append(len(t)), t)[1], self.x)
+        if len(set(lengths)) > 1:
+            raise ValueError(f"x, y, clean and id must have equally many examples, got {sorted(set(lengths))}.")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, index: Tensor | slice) -> Split:
+        """Keep the examples at ``index``, an int64 tensor or a slice."""  # noqa: DOC201
+        clean = None if self.clean is None else self.clean[index]
+        return Split(map_tensors(lambda t: t[index], self.x), self.y[index], clean, self.id[index])
+
+    def to(self, device: torch.device | str) -> Split:
+        """Move every tensor to a device."""  # noqa: DOC201
+        clean = None if self.clean is None else self.clean.to(device)
+        return Split(map_tensors(lambda t: t.to(device), self.x), self.y.to(device), clean, self.id.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The three splits of a problem.
+
+    Args:
+        train: Examples to fit.
+        val: Examples to choose on.
+        test: Examples to report on; nothing is ever chosen on them.
+        posterior: Exact probability of each class for the test inputs and noisy labels, ``[test, classes]``, where
+            it is known.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    posterior: Tensor | None = None
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, or None for real-valued targets."""
+        labels = (self.train.y, self.val.y, self.test.y)
+        return None if labels[0].is_floating_point() else int(max(y.max() for y in labels)) + 1
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every tensor of the three splits, with dtypes and shapes; computed once."""
+        cached = self.__dict__.get("_sha256")
+        if cached is None:
+            cached = sha256(*[t for s in (self.train, self.val, self.test) for t in (s.x, s.y, s.clean, s.id)])
+            object.__setattr__(self, "_sha256", cached)
+        return cached
+
+
+def sha256(*tensors: Any) -> str:
+    """Hash tensors, or structures of them, with their dtypes and shapes; None counts as an empty one.
+
+    Args:
+        *tensors: Tensors, None, or tuples, lists and dicts of tensors.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+
+    def add(t: Tensor) -> Tensor:
+        flat = t.detach().cpu().contiguous()
+        digest.update(f"{flat.dtype}{tuple(flat.shape)}".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy())
+        return t
+
+    for t in tensors:
+        if t is None:
+            digest.update(b"none")
+        else:
+            map_tensors(add, t)
+    return digest.hexdigest()
