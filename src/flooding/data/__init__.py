@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Split", "Splits", "map_tensors", "sha256"]
+__all__ = ["Split", "Splits", "flip_labels", "map_tensors", "sha256"]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
@@ -125,7 +126,7 @@ def sha256(*tensors: Any) -> str:
     def add(t: Tensor) -> Tensor:
         flat = t.detach().cpu().contiguous()
         digest.update(f"{flat.dtype}{tuple(flat.shape)}".encode())
-        digest.update(flat.reshape(-1).view(torch.uint8).numpy())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
         return t
 
     for t in tensors:
@@ -134,3 +135,43 @@ def sha256(*tensors: Any) -> str:
         else:
             map_tensors(add, t)
     return digest.hexdigest()
+
+
+def flip_labels(y: Tensor, share: float, classes: int, generator: np.random.Generator) -> Tensor:
+    """Replace exactly ``round(n * share)`` distinct labels, each by a wrong class drawn uniformly.
+
+    Halves round to even, as Python's ``round`` does. The same generator state flips nested sets as ``share`` grows;
+    with two classes the labels at a given example also agree.
+
+    Args:
+        y: Clean labels, int64 ``[n]``, in 0 ... ``classes - 1``; left unchanged.
+        share: Share of labels to replace, in [0, 1).
+        classes: Number of classes, at least 2.
+        generator: Source of randomness; it is advanced.
+
+    Returns:
+        Noisy labels, int64 ``[n]``.
+
+    Raises:
+        ValueError: If ``share`` or ``classes`` is out of range, or a label is.
+
+    Example:
+        >>> y = torch.zeros(10, dtype=torch.int64)
+        >>> int((flip_labels(y, 0.3, 5, np.random.default_rng(0)) != y).sum())
+        3
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"label noise must lie in [0, 1), got {share}. Give the share of labels to flip, not percent.")
+    if classes < 2:
+        raise ValueError(f"flipping needs at least 2 classes, got {classes}. Count the classes of the whole data set.")
+    if y.dtype != torch.int64 or y.ndim != 1:
+        raise ValueError(f"labels must be int64 of shape [n], got {y.dtype} {list(y.shape)}. Convert with y.long().")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(
+            f"labels must lie in 0 ... {classes - 1}, got {int(y.min())} ... {int(y.max())}. Renumber them."
+        )
+    # A prefix of one permutation: the count is exact and the labels distinct by construction.
+    at = generator.permutation(len(y))[: round(len(y) * share)]
+    noisy = y.numpy().copy()
+    noisy[at] = (noisy[at] + generator.integers(1, classes, size=len(at))) % classes
+    return torch.from_numpy(noisy)
