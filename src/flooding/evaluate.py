@@ -1,0 +1,159 @@
+"""Runs in, Records out: look-up in the ledger, then training on every core."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from flooding.ledger import Ledger, default_path
+from flooding.pool import Job, Pool, can_travel, work
+from flooding.problem import Record, Run
+from flooding.train import ENGINE, Row, fingerprint
+
+__all__ = ["cores", "evaluate", "trajectory"]
+
+log = logging.getLogger("flooding")
+
+
+def evaluate(
+    runs: Iterable[Run],
+    *,
+    ledger: str | Path | Literal[False] | None = None,
+    fresh: bool = False,
+    workers: int | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+    on_row: Callable[[Row], object] | None = None,
+) -> list[Record]:
+    """Look Runs up in the ledger and train those that are not there, on all cores.
+
+    The same Run, on the same machine, has bit-identical measurements whether it is trained here, in a worker process
+    or looked up. Equal Runs are trained once. A Run that cannot describe itself is trained anew each time, and one
+    that cannot be pickled (a class of a notebook or of the script itself) in this process; the log says so.
+
+    Args:
+        runs: The Runs.
+        ledger: SQLite file of Records; None is the default place, False none at all.
+        fresh: Train even what the ledger holds, and replace it there.
+        workers: Worker processes with one thread each; None is one per core, 0 trains in this process.
+        device: Where to train.
+        threads: torch threads to train with; more than 1 trains in this process, since processes are faster.
+        on_row: Called with every row of the Runs that are trained.
+
+    Returns:
+        Records in the order of the Runs.
+
+    Raises:
+        ValueError: If a Record was found whose parameter shapes or first batch loss are not this Run's own.
+
+    Example:
+        >>> from flooding import Problem, Run
+        >>> from functools import partial
+        >>> from flooding.data.synthetic import two_gaussians
+        >>> from flooding.models import mlp
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=2)
+        >>> records = evaluate([Run(problem, level) for level in (None, 0.2)], ledger=False, workers=0)
+        >>> [record.finals["epochs"] for record in records]
+        [2.0, 2.0]
+    """
+    runs = list(runs)
+    path = None if ledger is False else str(ledger or default_path())
+    keys = [trajectory(run, device=device, threads=threads) for run in runs]
+    records = {} if path is None or fresh else _found(path, runs, keys, device, threads)
+    if path is not None and runs:
+        log.info("%d of %d runs from the ledger %s", len(records), len(runs), path)
+    if path is not None and any(key is None for key in keys):
+        log.warning("a problem without a key is trained anew each time. Give the Problem a key='...' to look it up.")
+    twins: dict[object, list[int]] = {}
+    for number, (run, key) in enumerate(zip(runs, keys, strict=True)):
+        if number not in records:
+            twins.setdefault((key or number, run.epochs), []).append(number)
+    jobs = [Job(n, runs[n], keys[n], path, fresh, device, threads) for n, *_ in twins.values()]
+    for number, row in _trained(jobs, workers):
+        if on_row is not None:
+            on_row(row)
+        if row.record is not None:
+            key = (keys[number] or number, runs[number].epochs)
+            records |= {n: replace(row.record, run=runs[n]) for n in twins[key]}
+    return [records[number] for number in range(len(runs))]
+
+
+def trajectory(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
+    """Name the trajectory of a Run on a device, the key of the ledger.
+
+    Args:
+        run: The Run.
+        device: Where it trains.
+        threads: torch threads it trains with.
+
+    Returns:
+        64 hexadecimal digits, or None if the Run cannot describe itself.
+    """
+    dtype = str(torch.get_default_dtype())
+    return run.key(engine=ENGINE, device=str(device), dtype=dtype, threads=threads, kernel="single")
+
+
+def cores() -> int:
+    """Count the cores this process may use.
+
+    Returns:
+        At least 1.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _found(path: str, runs: list[Run], keys: list[str | None], device: str, threads: int) -> dict[int, Record]:
+    book = Ledger(path)
+    try:
+        found = {n: book.find(runs[n], key) for n, key in enumerate(keys) if key is not None}
+    finally:
+        book.close()
+    records = {n: record for n, record in found.items() if record is not None}
+    for record in records.values():
+        _check_own(record, device, threads)
+    return records
+
+
+def _check_own(record: Record, device: str, threads: int) -> None:
+    """Refuse a Record that a user's key promises to be the Run's but that is not: the key says nothing of the code."""
+    run = record.run
+    if run is None or run.problem.key is None or record.fingerprint == fingerprint(run, device, threads):
+        return
+    raise ValueError(
+        f"a Record under key={run.problem.key!r} must have this problem's parameter shapes and first batch loss, and "
+        "it has others: the problem changed. Change its key too."
+    )
+
+
+def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
+    """Train jobs in worker processes where they can go there, else here."""
+    away = [job for job in jobs if workers != 0 and len(jobs) > 1 and job.threads == 1 and can_travel(job.run)]
+    stay = [job for job in jobs if job not in away]
+    if stay and workers != 0 and len(jobs) > 1:
+        log.warning("%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", len(stay))
+    if away:
+        for number, news in _pool(min(workers or cores(), 64)).work(away):
+            if isinstance(news, Exception):
+                raise news
+            yield from ((number, row) for row in news)
+    for job in stay:
+        yield from ((job.number, row) for row in work(job))
+
+
+_POOLS: dict[int, Pool] = {}
+
+
+def _pool(workers: int) -> Pool:
+    """Keep one pool warm between calls: importing torch takes a worker two seconds."""
+    if workers not in _POOLS:
+        for old in _POOLS.values():
+            old.close()
+        _POOLS.clear()
+        _POOLS[workers] = Pool(workers)
+    return _POOLS[workers]

@@ -1,0 +1,135 @@
+"""Records looked up by key: one SQLite file, shared safely by every process that names it. Resume = look-up."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from flooding.problem import Record, Run
+
+__all__ = ["Ledger", "default_path"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    trajectory TEXT NOT NULL,   -- Run.key: everything that fixes the bits but where to stop
+    epochs INTEGER NOT NULL,
+    finals TEXT NOT NULL,       -- JSON: finals, weights, fingerprint; read with json_extract(finals, '$.finals."last.val_loss"')
+    curves BLOB NOT NULL,       -- numpy .npz
+    circumstances TEXT NOT NULL,
+    PRIMARY KEY (trajectory, epochs)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS starts ( -- every training that began, finished or not: shows what a crash cost
+    trajectory TEXT NOT NULL, epochs INTEGER NOT NULL, at REAL NOT NULL, pid INTEGER NOT NULL
+);
+"""
+_APPLICATION = 0x464C4F4F  # "FLOO", so that some other program's database is refused and not written to
+
+
+def default_path() -> Path:
+    """Tell where the ledger lies when none is named: ``$FLOODING_LEDGER``, else the user's state folder.
+
+    Returns:
+        An absolute path; nothing is created.
+    """
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(os.environ.get("FLOODING_LEDGER") or Path(home) / "flooding" / "ledger.sqlite").absolute()
+
+
+class Ledger:
+    """A file of Records; torn writes and several writers are SQLite's business.
+
+    Args:
+        path: The SQLite file; it and its folder are made if they are missing.
+
+    Raises:
+        ValueError: If the path is a folder, lies below a regular file, or holds something that is not a ledger.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = Path(path or default_path()).absolute()
+        _check(self.path)
+        try:
+            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._prepare()
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise ValueError(f"a ledger must be a SQLite file this tool can open, got {self.path}: {error}.") from None
+
+    def _prepare(self) -> None:
+        held = self._db.execute("PRAGMA application_id").fetchone()[0]
+        empty = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if held != _APPLICATION and not empty:
+            raise sqlite3.DatabaseError("it belongs to another program")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last Records, never the file
+        if held != _APPLICATION:
+            self._db.execute(f"PRAGMA application_id={_APPLICATION}")
+        self._db.executescript(_SCHEMA)
+
+    def find(self, run: Run, trajectory: str) -> Record | None:
+        """Look a Run up.
+
+        Args:
+            run: The Run; becomes the Record's.
+            trajectory: Its key.
+
+        Returns:
+            The Record of that trajectory at the Run's last epoch, or None.
+        """
+        query = "SELECT curves, finals, circumstances FROM records WHERE trajectory = ? AND epochs = ?"
+        row = self._db.execute(query, (trajectory, run.epochs)).fetchone()
+        return None if row is None else Record.unpack(run, *row)
+
+    def add(self, trajectory: str, record: Record, *, replace: bool = False) -> None:
+        """Store a Record.
+
+        Args:
+            trajectory: Key of its Run.
+            record: What was measured.
+            replace: Whether it takes the place of one already there; by default the first one stays.
+        """
+        curves, finals = record.pack()
+        row = (trajectory, int(record.finals["epochs"]), finals, curves, json.dumps(dict(record.circumstances)))
+        verb = "REPLACE" if replace else "IGNORE"
+        self._db.execute(f"INSERT OR {verb} INTO records VALUES (?, ?, ?, ?, ?)", row)
+
+    def start(self, trajectory: str, epochs: int) -> None:
+        """Note that a training begins."""
+        self._db.execute("INSERT INTO starts VALUES (?, ?, ?, ?)", (trajectory, epochs, time.time(), os.getpid()))
+
+    def starts(self) -> list[tuple[str, int, float, int]]:
+        """List the trainings that began.
+
+        Returns:
+            Trajectory, epochs, time and process of each, in order.
+        """
+        return self._db.execute("SELECT * FROM starts ORDER BY at").fetchall()
+
+    def records(self) -> Iterator[tuple[str, Record]]:
+        """Go through all Records.
+
+        Yields:
+            Trajectory and Record (without its Run).
+        """
+        query = "SELECT trajectory, curves, finals, circumstances FROM records ORDER BY trajectory, epochs"
+        for trajectory, *parts in self._db.execute(query):
+            yield trajectory, Record.unpack(None, *parts)
+
+    def __len__(self) -> int:
+        return self._db.execute("SELECT count(*) FROM records").fetchone()[0]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def _check(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"a ledger must be a file, got the folder {path}. Name a file in it: {path / 'ledger.sqlite'}.")
+    for parent in path.absolute().parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"a ledger must lie in a folder, but {parent} is a file. Choose another path.")
+    path.parent.mkdir(parents=True, exist_ok=True)

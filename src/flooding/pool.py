@@ -1,0 +1,243 @@
+"""Worker processes that train Runs: plain child processes with a pipe each, restarted when they die.
+
+``multiprocessing`` is not used: its spawned children import the caller's script again (a script without a
+``__main__`` guard then runs itself without end), its executor breaks every pending future when one worker is killed,
+and its pool hangs. Here a worker is a plain Python process that calls
+:func:`serve`; it leaves when its pipe from the parent closes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pickle
+import queue
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, BinaryIO, NamedTuple
+
+from flooding.ledger import Ledger
+from flooding.problem import Run
+from flooding.train import Row, train
+
+__all__ = ["Job", "Pool", "can_travel", "serve", "work"]
+
+_ATTEMPTS = 3
+
+
+class Job(NamedTuple):
+    """What a worker needs to train one Run."""
+
+    number: int
+    run: Run
+    trajectory: str | None
+    ledger: str | None
+    fresh: bool
+    device: str
+    threads: int
+
+
+class Pool:
+    """Worker processes, kept warm between calls.
+
+    Args:
+        workers: How many, at least 1.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._news: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
+        self._workers = [_Worker(self._news) for _ in range(workers)]
+        atexit.register(self.close)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def work(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
+        """Train Runs on all workers and pass on what they tell, in the order it happens.
+
+        Args:
+            jobs: The Runs, longest first if they differ.
+
+        Yields:
+            The number of a job, and a list of rows or an exception. The last row of a job carries its Record.
+
+        Raises:
+            RuntimeError: If a Run's worker died three times, as it does when memory runs out.
+        """
+        waiting, busy, died = list(reversed(jobs)), {}, dict.fromkeys((job.number for job in jobs), 0)
+        try:
+            for worker in self._workers[: len(jobs)]:
+                busy[worker] = waiting.pop()
+                worker.send(busy[worker])
+            while busy:
+                worker, news = self._news.get()
+                if worker not in busy:
+                    continue
+                job = busy[worker]
+                if news is None:  # the worker died
+                    died[job.number] += 1
+                    if died[job.number] == _ATTEMPTS:
+                        raise RuntimeError(f"a worker died {_ATTEMPTS} times while training {job.run.problem}. Is there memory?")
+                    busy.pop(worker)
+                    worker = self._replace(worker)
+                    busy[worker] = job
+                    worker.send(job)
+                    continue
+                ended = isinstance(news, Exception)
+                yield job.number, news if ended else [replace(row, run=job.run) for row in news]
+                if ended or news[-1].record is not None:
+                    busy.pop(worker)
+                    if waiting:
+                        busy[worker] = waiting.pop()
+                        worker.send(busy[worker])
+        finally:
+            for worker in busy:  # left early: what these still do concerns nobody
+                self._replace(worker)
+
+    def _replace(self, worker: _Worker) -> _Worker:
+        worker.end()
+        fresh = _Worker(self._news)
+        self._workers[self._workers.index(worker)] = fresh
+        return fresh
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+        atexit.unregister(self.close)
+
+
+class _Worker:
+    """One child process and the thread that reads what it tells."""
+
+    def __init__(self, news: queue.SimpleQueue) -> None:
+        # One thread each from the start: two workers of one thread beat one of two, and OpenMP reads this only once.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from flooding.pool import serve; serve()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        _write(self._process.stdin, sys.path)
+        threading.Thread(target=self._listen, args=(news,), daemon=True).start()
+
+    def _listen(self, news: queue.SimpleQueue) -> None:
+        with contextlib.suppress(EOFError, OSError, ValueError):
+            while True:
+                news.put((self, _read(self._process.stdout)))
+        news.put((self, None))
+
+    def send(self, job: Job) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it just died: the listening thread says so
+            _write(self._process.stdin, job)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()  # type: ignore[union-attr]
+
+
+def _write(pipe: BinaryIO | None, thing: Any) -> None:
+    assert pipe is not None
+    packed = pickle.dumps(thing)
+    pipe.write(struct.pack("<Q", len(packed)) + packed)
+    pipe.flush()
+
+
+def _read(pipe: BinaryIO | None) -> Any:
+    assert pipe is not None
+    head = pipe.read(8)
+    if len(head) < 8:
+        raise EOFError
+    body = pipe.read(struct.unpack("<Q", head)[0])
+    return pickle.loads(body)
+
+
+def can_travel(run: Run) -> bool:
+    """Tell whether a Run can go to a worker process.
+
+    Args:
+        run: The Run.
+
+    Returns:
+        False if it cannot be pickled or refers to code of the ``__main__`` script, which workers do not import.
+    """
+    try:
+        return b"__main__" not in pickle.dumps(run)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+
+
+def work(job: Job) -> Iterator[Row]:
+    """Train one Run and store its Record.
+
+    Args:
+        job: The Run and where its Record goes.
+
+    Yields:
+        Rows.
+    """
+    if job.ledger is None or job.trajectory is None:
+        yield from train(job.run, device=job.device, threads=job.threads)
+        return
+    ledger = Ledger(job.ledger)
+    try:
+        ledger.start(job.trajectory, job.run.epochs)
+        for row in train(job.run, device=job.device, threads=job.threads):
+            if row.record is not None:
+                ledger.add(job.trajectory, row.record, replace=job.fresh)  # before anybody is told: a killed parent loses nothing
+            yield row
+    finally:
+        ledger.close()
+
+
+def serve() -> None:
+    """Take jobs from standard input until it closes, and tell rows on standard output: the life of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    pipe_in, pipe_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a user's code prints must not end up in the pipe
+    sys.path[:] = _read(pipe_in)
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                jobs.put(_read(pipe_in))
+        os._exit(0)  # the parent is gone, or wants us gone: at once, also in the middle of an epoch
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        job = jobs.get()
+        try:
+            for rows in _gathered(work(job)):
+                _write(pipe_out, rows)
+        except Exception as error:  # noqa: BLE001 -- the parent raises it, whatever it is
+            _write(pipe_out, _portable(error))
+
+
+def _gathered(rows: Iterator[Row], seconds: float = 0.1) -> Iterator[list[Row]]:
+    """Bundle rows, without what the parent has or does not need, so that telling costs next to nothing."""
+    bundle, told = [], time.monotonic()
+    for row in rows:
+        record = None if row.record is None else replace(row.record, run=None)
+        bundle.append(replace(row, run=None, record=record, weights=None))
+        if record is not None or time.monotonic() - told > seconds:
+            yield bundle
+            bundle, told = [], time.monotonic()
+
+
+def _portable(error: Exception) -> Exception:
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 -- exceptions with odd constructors
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,373 @@
+"""Problem, Run, Record: what is trained, one training of it, and what that training measured."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flooding.data import Splits, sha256
+from flooding.losses import Flooding, Method
+
+__all__ = ["NotKeyable", "Problem", "Record", "Run", "TestCurve", "describe", "seeded", "selection_key", "stream"]
+
+_OURS = ("flooding.", "torch.", "torch", "math", "builtins")
+
+
+class NotKeyable(TypeError):
+    """Raised for a value that has no description that is the same in every process, such as a lambda."""
+
+
+@dataclass(frozen=True)
+class TestCurve:
+    """Ask for curves of the test set along the way; more costs more than the training does.
+
+    Args:
+        examples: How many of the first test examples to use, at least 1.
+        every: Epochs between two evaluations, at least 1.
+
+    Raises:
+        ValueError: If either is below 1.
+    """
+
+    __test__ = False  # not a pytest class
+
+    examples: int = 500
+    every: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "every"):
+            _at_least(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is trained, without the level: five callables and three numbers.
+
+    Callables that are ``functools.partial`` of this library's or torch's functions describe themselves, so that their
+    Records can be looked up. Anything else (a lambda, your own class) works too, but is trained anew each time unless
+    you give it a ``key``.
+
+    Args:
+        data: The splits, or a callable ``(*, seed: int) -> Splits``.
+        model: A callable without arguments that builds a module, or a module, of which every Run gets a copy. Builders
+            that draw from torch's generator find it seeded by the Run's seed.
+        optimizer: A callable ``(parameters) -> Optimizer``.
+        loss: Any torch loss ``(outputs, targets) -> scalar``, the mean over the batch.
+        batch_size: Examples in a batch, at least 1. The last batch of an epoch may be smaller.
+        horizon: Epochs that fix the schedule, at least 1.
+        schedule: A callable ``(optimizer) -> LRScheduler``, stepped after every epoch.
+        clip: Largest gradient norm, or None. Applied after flooding; the sign commutes with it.
+        test_curve: Test curves to measure along the way, or None.
+        probe: A callable that gives inputs on which a classifier's probabilities are kept, such as a grid for drawing
+            its decision boundary, or None.
+        key: Name under which Records of a problem that cannot describe itself are looked up. Change it whenever the
+            code behind it changes.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> from functools import partial
+        >>> from flooding.data.synthetic import two_gaussians
+        >>> from flooding.models import mlp
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=3)
+        >>> problem.splits(seed=0).train.x.shape
+        torch.Size([100, 10])
+    """
+
+    data: Splits | Callable[..., Splits]
+    model: nn.Module | Callable[[], nn.Module]
+    optimizer: Callable[[Any], torch.optim.Optimizer] = functools.partial(torch.optim.Adam, lr=1e-3)
+    loss: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
+    batch_size: int = 100
+    horizon: int = 500
+    schedule: Callable[[torch.optim.Optimizer], Any] | None = None
+    clip: float | None = None
+    test_curve: TestCurve | None = None
+    probe: Callable[[], Any] | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("horizon", self.horizon, 1)
+        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
+            raise ValueError(f"clip must be a positive norm, got {self.clip}. Leave it out for no clipping.")
+
+    def splits(self, seed: int) -> Splits:
+        """Make, or look up, the data of a seed.
+
+        Args:
+            seed: The Run's seed.
+
+        Returns:
+            The splits; the same object for the same callable and seed while it is among the last few used.
+        """
+        return self.data if isinstance(self.data, Splits) else _splits(self.data, seed)
+
+    def build(self, seed: int) -> nn.Module:
+        """Build the model of a seed, leaving torch's generator as it was.
+
+        Args:
+            seed: The Run's seed.
+
+        Returns:
+            A fresh module in training mode, or a copy of the module given.
+        """
+        if isinstance(self.model, nn.Module):
+            return copy.deepcopy(self.model).train()
+        with seeded(stream(seed, "model")):
+            return self.model().train()
+
+
+@functools.lru_cache(maxsize=16)
+def _splits(data: Callable[..., Splits], seed: int) -> Splits:
+    return data(seed=seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One Problem, one level, one method, one seed, and where to stop.
+
+    Args:
+        problem: What is trained.
+        level: Flood level in the unit of the loss: a number, a tensor, a controller, or None for plain training.
+        method: How the level acts; flooding of the mean batch loss unless said otherwise.
+        seed: Seed of the data, the weights and the order of the batches, at least 0.
+        until: Epoch to stop at, from 1 to the problem's horizon; None is the horizon.
+
+    Raises:
+        ValueError: If the level is not finite, the seed is negative or ``until`` is out of range.
+    """
+
+    problem: Problem
+    level: Any = None
+    method: Method = field(default_factory=Flooding)
+    seed: int = 0
+    until: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.level, (int, float)) and not math.isfinite(self.level):
+            raise ValueError(f"level must be finite, got {self.level}. Use None for plain training.")
+        _at_least("seed", self.seed, 0)
+        if self.until is not None and not 1 <= self.until <= self.problem.horizon:
+            raise ValueError(f"until must lie in 1 to the horizon {self.problem.horizon}, got {self.until}.")
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs this Run trains."""
+        return self.until or self.problem.horizon
+
+    def key(self, **circumstances: Any) -> str | None:
+        """Name the trajectory of this Run, the same in every process.
+
+        ``until`` is not part of it: Records are found by trajectory and epoch.
+
+        Args:
+            **circumstances: What else changes bits: engine, device, dtype, threads, kernel.
+
+        Returns:
+            64 hexadecimal digits, or None if the problem, the level or the method cannot describe itself and the
+            problem has no key.
+        """
+        problem = self.problem
+        try:
+            if problem.key is None:
+                what = {"problem": describe(dataclasses.replace(problem, data=None)), "data": _data_hash(self)}
+            else:
+                what = {"key": problem.key, "horizon": problem.horizon, "batch_size": problem.batch_size}
+            told = {**what, "level": describe(self.level), "method": describe(self.method), "seed": self.seed}
+        except NotKeyable:
+            return None
+        return hashlib.sha256(json.dumps({**told, **circumstances}, sort_keys=True).encode()).hexdigest()
+
+
+def _data_hash(run: Run) -> str:
+    """Hash the data of a Run by its bytes, remembered by description so that a look-up need not make it again."""
+    data = run.problem.data
+    if isinstance(data, Splits):
+        return data.sha256
+    return _data_sha256(json.dumps(describe(data), sort_keys=True), data, run.seed)
+
+
+def _data_sha256(told: str, data: Callable[..., Splits], seed: int, known: dict[tuple[str, int], str] = {}) -> str:  # noqa: B006
+    if (told, seed) not in known:
+        known[told, seed] = _splits(data, seed).sha256
+    return known[told, seed]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a Run measured, and apart from it the circumstances.
+
+    Args:
+        run: The Run, or None in a Record read without one.
+        curves: Measured. One float32 value per epoch from 0 (before training) on; NaN where nothing was measured.
+            ``train_loss`` and ``train_accuracy`` are means over the batches of the epoch as they were seen, in
+            training mode, without flooding; ``flooded`` is the share of steps strictly below the level.
+        arrays: Measured. ``best.reliability`` and ``last.reliability``: mean confidence, accuracy and count of 15 bins
+            on the noisy test labels, ``[3, 15]``, and ``*.reliability_clean``; ``*.probe``: probabilities on the
+            problem's probe, ``[inputs, classes]``.
+        finals: Measured. Numbers named ``best.*`` (the epoch with the best validation score) and ``last.*``.
+        weights: Measured. sha256 of the final weights and buffers.
+        fingerprint: Measured. sha256 of the parameter shapes and the first batch loss.
+        circumstances: Time, host and versions; never compared.
+    """
+
+    run: Run | None
+    curves: Mapping[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray]
+    finals: Mapping[str, float]
+    weights: str
+    fingerprint: str
+    circumstances: Mapping[str, Any] = field(default_factory=dict)
+
+    def pack(self) -> tuple[bytes, str]:
+        """Pack the measured part for storage.
+
+        Returns:
+            Curves and arrays as compressed bytes, finals and weights as JSON; NaN is written as null.
+        """
+        finals = {name: None if math.isnan(value) else value for name, value in self.finals.items()}
+        with io.BytesIO() as file:
+            np.savez_compressed(file, **self.curves, **self.arrays)  # type: ignore[arg-type]
+            told = {"finals": finals, "weights": self.weights, "fingerprint": self.fingerprint}
+            return file.getvalue(), json.dumps(told, sort_keys=True)
+
+    @staticmethod
+    def unpack(run: Run | None, blob: bytes, rest: str, circumstances: str) -> Record:
+        """Restore a Record from :meth:`pack`'s parts."""  # noqa: DOC201
+        told = json.loads(rest)
+        finals = {name: math.nan if value is None else value for name, value in told["finals"].items()}
+        with np.load(io.BytesIO(blob), allow_pickle=False) as file:
+            stored = {name: file[name] for name in file.files}
+        curves = {name: value for name, value in stored.items() if "." not in name}
+        arrays = {name: value for name, value in stored.items() if "." in name}
+        return Record(run, curves, arrays, finals, told["weights"], told["fingerprint"], json.loads(circumstances))
+
+    @property
+    def measured(self) -> str:
+        """Hash of everything measured; equal for bit-identical trainings."""
+        digest = hashlib.sha256(self.pack()[1].encode())
+        for name, values in sorted({**self.curves, **self.arrays}.items()):
+            digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+
+def describe(value: Any) -> Any:
+    """Describe a value in JSON such that equal descriptions mean equal behaviour, in every process.
+
+    Fields equal to their default are left out, so that a new field does not change old keys.
+
+    Args:
+        value: Numbers, strings, tensors, dataclasses and functions of this library or torch, partials of them.
+
+    Returns:
+        Something ``json.dumps`` takes.
+
+    Raises:
+        NotKeyable: If the value has no such description, as a lambda or a user's own class.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (torch.dtype, torch.device)):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [describe(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): describe(item) for name, item in value.items()}
+    if isinstance(value, Tensor):
+        return {"tensor": sha256(value)}
+    if isinstance(value, Splits):
+        return {"splits": value.sha256}
+    if isinstance(value, functools.partial):
+        return {"call": describe(value.func), "args": describe(value.args), "with": describe(value.keywords)}
+    kind = value if isinstance(value, (type, FunctionType, BuiltinFunctionType)) else type(value)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if not name.startswith(_OURS) or "<" in name:
+        raise NotKeyable(f"{name} does not describe itself. Give the Problem a key='...' to look its Records up.")
+    if kind is value:
+        return name
+    if dataclasses.is_dataclass(value):
+        return {"is": name, **{f.name: describe(v) for f, v in _fields(value) if not _is_default(f, v)}}
+    raise NotKeyable(f"a {name} does not describe itself. Give the Problem a key='...' to look its Records up.")
+
+
+def _fields(value: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
+    return ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+
+
+def _is_default(f: dataclasses.Field, value: Any) -> bool:
+    default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+    return value is default or (type(value) is type(default) and isinstance(value, (int, float, str)) and value == default)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
+def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, float]:
+    """Order validation results: the larger key is the better result.
+
+    Higher accuracy first, where there is one, then lower loss. NaN is worse than everything. Further ties go to the
+    earlier epoch or the smaller level: compare with ``>`` in that order.
+
+    Args:
+        loss: Validation loss.
+        accuracy: Validation accuracy, or None where there is none.
+
+    Returns:
+        A tuple to compare.
+
+    Example:
+        >>> selection_key(0.4, 0.9) > selection_key(0.1, 0.8), selection_key(0.4, 0.9) > selection_key(0.5, 0.9)
+        (True, True)
+    """
+    if math.isnan(loss):
+        return (-math.inf, -math.inf)
+    return (0.0 if accuracy is None else accuracy, -loss)
+
+
+def stream(seed: int, purpose: str, *more: int) -> int:
+    """Derive an independent 63-bit seed for a purpose.
+
+    Args:
+        seed: The Run's seed.
+        purpose: What the numbers are for, such as "model" or "order".
+        *more: Further numbers, such as the epoch.
+
+    Returns:
+        A seed for ``torch.Generator.manual_seed``.
+    """
+    words = np.random.SeedSequence([seed, *purpose.encode(), *more]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU and CUDA generators for a block and give them back as they were.
+
+    Args:
+        seed: A seed as from :func:`stream`.
+
+    Yields:
+        Nothing.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,388 @@
+"""THE training loop: ``train(runs)`` yields a row per epoch; printing and tracking are consumers of rows."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import inspect
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flooding import metrics
+from flooding.data import Split, Splits, map_tensors, sha256
+from flooding.functional import is_flooded
+from flooding.levels import Seen
+from flooding.losses import Flooding, objective
+from flooding.problem import Problem, Record, Run, seeded, selection_key, stream
+
+__all__ = ["ENGINE", "Row", "fingerprint", "train", "unreduced"]
+
+ENGINE = 1  # raised whenever the same Run gives other bits; a golden Record in the tests watches over it
+_CHUNK = 500  # rows of an evaluation pass: the activations of a 500-unit layer then stay in a 2 MB cache
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one epoch of one Run measured.
+
+    Args:
+        run: The Run.
+        epoch: 0 before training, then 1 to the Run's epochs.
+        values: Measured numbers by name, see :class:`flooding.Record`.
+        record: The Record, on the last row of a Run only.
+        weights: State dicts by name, on the last row only: ``best``, ``last``, and ``first_flooded`` if it was asked
+            for and happened.
+    """
+
+    run: Run
+    epoch: int
+    values: dict[str, float]
+    record: Record | None = None
+    weights: dict[str, dict[str, Tensor]] | None = None
+
+
+def train(
+    runs: Run | Iterable[Run], *, device: str | torch.device = "cpu", threads: int = 1, first_flooded: bool = False
+) -> Generator[Row, bool | None, None]:
+    """Train Runs one after another and yield a row per epoch, the first before training.
+
+    ``rows.send(True)`` ends the Run in hand: what it returns is that Run's last row. The caller's generator state and
+    thread count are as before between any two rows. Nothing is looked up or stored: that is :func:`evaluate`.
+
+    Args:
+        runs: A Run or several.
+        device: Where to train.
+        threads: torch threads to train with; one and two give different bits.
+        first_flooded: Keep the weights from before the first step whose loss lies below the level. Costs a host sync
+            per step until then.
+
+    Yields:
+        A row per epoch.
+
+    Example:
+        >>> from flooding import Problem, Run
+        >>> from functools import partial
+        >>> from flooding.data.synthetic import two_gaussians
+        >>> from flooding.models import mlp
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=2)
+        >>> [row.epoch for row in train(Run(problem, level=0.2))]
+        [0, 1, 2]
+    """
+    for run in [runs] if isinstance(runs, Run) else runs:
+        yield from _train(run, torch.device(device), threads, first_flooded)
+
+
+@dataclass
+class _State:
+    """Everything that changes while a Run trains."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    generator: Tensor  # torch's generator state, for dropout and the like
+    controller: Any = None  # the state of a level controller
+    first_loss: float = math.nan
+    curves: list[dict[str, float]] = field(default_factory=list)
+    best: tuple[float, float] = (-math.inf, -math.inf)
+    best_epoch: int = 0
+    weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def _train(run: Run, device: torch.device, threads: int, keep: bool) -> Generator[Row, bool | None, None]:
+    began = time.time()
+    with _undisturbed(threads):
+        splits, state = _start(run, device)
+    for epoch in range(run.epochs + 1):
+        with _undisturbed(threads, state):
+            values = _epoch(run, state, splits.train, epoch, keep) if epoch else _before(run.problem, state, splits)
+            values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.epochs)
+            _conclude(run, state, values, epoch)
+        if epoch == run.epochs or (yield Row(run, epoch, values)):
+            break
+    with _undisturbed(threads, state):
+        record = _record(run, state, splits)
+    told = {"began": began, "seconds": round(state.seconds, 3), "pid": os.getpid(), **_versions()}
+    yield Row(run, epoch, values, replace(record, circumstances=told), state.weights)
+
+
+def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
+    problem = run.problem
+    splits = problem.splits(run.seed)
+    splits = replace(splits, **{name: getattr(splits, name).to(device) for name in ("train", "val", "test")})
+    model = problem.build(run.seed).to(device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("the model must have parameters that require a gradient, got none. Unfreeze some of them.")
+    optimizer = problem.optimizer(parameters)
+    with seeded(stream(run.seed, "train")):
+        generator = torch.get_rng_state()
+    state = _State(model, optimizer, problem.schedule(optimizer) if problem.schedule else None, generator)
+    if hasattr(run.level, "update"):
+        state.controller = {name: t.to(device) for name, t in run.level.init().items()}
+    return splits, state
+
+
+def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dict[str, float]:
+    """Train one epoch and tell what it saw."""
+    problem, model, optimizer = run.problem, state.model, state.optimizer
+    criterion = problem.loss if run.method.reduction == "mean" else unreduced(problem.loss)
+    plain = run.level is None and type(run.method) is Flooding
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    order = _order(run, split, epoch)
+    losses, levels, shares, outputs = [], [], [], []
+    model.train()
+    for index in order:
+        x, y = map_tensors(lambda t, i=index: t[i], split.x), split.y[index]
+        output = model(x)
+        loss = criterion(output, y)
+        level = _level(run, state, y, split.id[index])
+        optimizer.zero_grad()
+        (loss if plain else objective(loss, level, run.method)).backward()
+        if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
+            state.weights["first_flooded"] = _copy(model)
+        if problem.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, problem.clip)
+        optimizer.step()
+        loss = loss.detach()
+        losses.append(loss if loss.ndim == 0 else loss.mean())
+        if level is not None:
+            levels.append(torch.as_tensor(level, dtype=torch.float32).mean())
+            shares.append(is_flooded(loss, level).float().mean())
+        if state.controller is not None:
+            state.controller = run.level.update(state.controller, Seen(loss=losses[-1]))
+        if _is_logits(output, y):
+            outputs.append(output.detach())
+    values = {"lr": float(optimizer.param_groups[0]["lr"])}
+    if state.schedule is not None:
+        state.schedule.step()
+    if epoch == 1:
+        state.first_loss = float(losses[0])
+    weights = torch.tensor([float(len(split.y[index])) for index in order])
+    values["train_loss"] = float((torch.stack(losses).float().cpu() * weights).sum() / weights.sum())
+    values["level"] = float(torch.stack(levels).mean()) if levels else math.nan
+    values["flooded"] = float(torch.stack(shares).mean()) if shares else 0.0
+    if outputs:
+        seen = split if len(order) == 1 else split.take(torch.cat(order))
+        values |= _against_labels(problem, "train", torch.cat(outputs), seen)
+    return values
+
+
+def _order(run: Run, split: Split, epoch: int) -> list[Any]:
+    """Index every batch of an epoch, in an order that depends on nothing but the seed and the epoch."""
+    size = run.problem.batch_size
+    if len(split) <= size:
+        return [slice(None)]
+    generator = torch.Generator().manual_seed(stream(run.seed, "order", epoch))
+    return list(torch.randperm(len(split), generator=generator).to(split.y.device).split(size))
+
+
+def _level(run: Run, state: _State, y: Tensor, ids: Tensor) -> Any:
+    if state.controller is not None:
+        return state.controller["level"]
+    return run.level.at(y, ids) if hasattr(run.level, "at") else run.level
+
+
+def unreduced(loss: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Turn a mean loss into the per-example losses it is the mean of.
+
+    Args:
+        loss: A torch loss function with a ``reduction`` argument, or a module with a ``reduction`` attribute.
+
+    Returns:
+        A callable ``(outputs, targets) -> losses[batch]``.
+
+    Raises:
+        ValueError: If the loss has no reduction to set.
+    """
+    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
+        each = copy.copy(loss)
+        each.reduction = "none"  # type: ignore[assignment]
+        return each
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    if isinstance(loss, nn.Module) or "reduction" not in inspect.signature(function).parameters:
+        raise ValueError(f"a per-example method needs a loss with reduction='none', got {loss}. Give it that argument.")
+    return functools.partial(loss, reduction="none")
+
+
+def _before(problem: Problem, state: _State, splits: Splits) -> dict[str, float]:
+    """Measure the training split before training, in evaluation mode."""
+    return {"lr": float(state.optimizer.param_groups[0]["lr"]), "level": math.nan, "flooded": 0.0} | _measure(
+        problem, state.model, splits.train, "train"
+    )[1]
+
+
+def _watch(problem: Problem, model: nn.Module, splits: Splits, epoch: int, last: bool) -> dict[str, float]:
+    """Measure validation, and the test subset where its curve was asked for."""
+    values = _measure(problem, model, splits.val, "val")[1]
+    curve = problem.test_curve
+    if curve is not None and (epoch % curve.every == 0 or last):
+        values |= _measure(problem, model, splits.test.take(slice(curve.examples)), "test")[1]
+    return values
+
+
+def _measure(problem: Problem, model: nn.Module, split: Split, name: str) -> tuple[Any, dict[str, float]]:
+    """Pass a split through the model once, in evaluation mode, and measure against noisy and clean labels."""
+    model.eval()
+    with torch.inference_mode():
+        parts = [slice(i, i + _CHUNK) for i in range(0, len(split), _CHUNK)]
+        outputs = [model(map_tensors(lambda t, i=part: t[i], split.x)) for part in parts]
+        if isinstance(outputs[0], Tensor):
+            output = torch.cat(outputs)
+            values = {f"{name}_loss": float(problem.loss(output, split.y))}
+        else:
+            output = None
+            losses = [float(problem.loss(o, split.y[part])) for o, part in zip(outputs, parts, strict=True)]
+            values = {f"{name}_loss": float(np.average(losses, weights=[len(split.y[part]) for part in parts]))}
+        if _is_logits(output, split.y):
+            values |= _against_labels(problem, name, output, split)
+    return output, values
+
+
+def _against_labels(problem: Problem, name: str, logits: Tensor, split: Split) -> dict[str, float]:
+    """Measure logits against noisy and clean labels."""
+    with torch.inference_mode():
+        found = logits.argmax(1)
+        values = {f"{name}_accuracy": float((found == split.y).float().mean())}
+        if split.clean is not None:
+            values[f"{name}_loss_clean"] = float(problem.loss(logits, split.clean))
+            values[f"{name}_accuracy_clean"] = float((found == split.clean).float().mean())
+    return values
+
+
+def _is_logits(output: Any, y: Tensor) -> bool:
+    return isinstance(output, Tensor) and output.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
+
+
+def _conclude(run: Run, state: _State, values: dict[str, float], epoch: int) -> None:
+    """Keep an epoch's curves, show it to the controller, and keep the weights if they are the best so far."""
+    state.curves.append(values)
+    if epoch == 0:
+        return
+    if state.controller is not None:
+        seen = Seen(None, *(values.get(name) for name in ("train_accuracy", "val_loss", "val_accuracy")))
+        state.controller = run.level.update(state.controller, seen)
+    if (merit := selection_key(values["val_loss"], values.get("val_accuracy"))) > state.best:
+        state.best, state.best_epoch = merit, epoch
+        if "best" not in state.weights:
+            state.weights["best"] = _copy(state.model)
+        for kept, now in zip(state.weights["best"].values(), state.model.state_dict().values(), strict=True):
+            kept.copy_(now)
+
+
+def _record(run: Run, state: _State, splits: Splits) -> Record:
+    """Measure the test split with the last and the best weights."""
+    last = len(state.curves) - 1
+    finals = {"epochs": float(last)}
+    state.weights["last"] = _copy(state.model)
+    state.weights.setdefault("best", state.weights["last"])
+    tested, views = _test(run.problem, state.model, splits)
+    finals |= _finals("last", last, state.curves[last], tested)
+    arrays = {f"last.{name}": view for name, view in views.items()}
+    if state.best_epoch != last:
+        state.model.load_state_dict(state.weights["best"])
+        tested, views = _test(run.problem, state.model, splits)
+    finals |= _finals("best", state.best_epoch or last, state.curves[state.best_epoch or last], tested)
+    arrays |= {f"best.{name}": view for name, view in views.items()}
+    names = sorted(set().union(*state.curves))
+    curves = {n: np.array([row.get(n, math.nan) for row in state.curves], np.float32) for n in names}
+    weights = sha256(*state.weights["last"].values())
+    return Record(run, curves, arrays, finals, weights, _mark(state.model, state.first_loss))
+
+
+def _finals(name: str, epoch: int, row: dict[str, float], tested: dict[str, float]) -> dict[str, float]:
+    watched = {n: v for n, v in row.items() if not n.startswith("test_")}
+    return {f"{name}.{n}": v for n, v in {"epoch": float(epoch), **watched, **tested}.items()}
+
+
+def _test(problem: Problem, model: nn.Module, splits: Splits) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Pass the whole test split through the model once and measure it for noisy and clean labels."""
+    test = splits.test
+    logits, values = _measure(problem, model, test, "test")
+    if not _is_logits(logits, test.y):
+        return values, {}
+    views = {}
+    with torch.inference_mode():
+        for suffix, y in (("", test.y), ("_clean", test.clean)):
+            if y is not None:
+                for metric in (metrics.nll, metrics.brier, metrics.ece, metrics.over_confidence):
+                    values[f"test_{metric.__name__}{suffix}"] = float(metric(logits, y))
+                views[f"reliability{suffix}"] = torch.stack(metrics.reliability(logits, y)).float().cpu().numpy()
+        if splits.posterior is not None:
+            values["test_kl_to_posterior"] = float(metrics.kl_to_posterior(logits, splits.posterior.to(logits.device)))
+        if problem.probe is not None:
+            inputs = map_tensors(lambda t: t.to(logits.device), problem.probe())
+            views["probe"] = metrics.probabilities(model(inputs)).float().cpu().numpy()
+    return values, views
+
+
+def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) -> str:
+    """Hash the parameter shapes and the first batch loss of a Run, to tell whether a Record can be its own.
+
+    Args:
+        run: The Run.
+        device: Where it trains.
+        threads: torch threads it trains with.
+
+    Returns:
+        What the Run's Record carries as ``fingerprint``.
+    """
+    until = replace(run, problem=replace(run.problem, test_curve=None), until=1)
+    with _undisturbed(threads):
+        splits, state = _start(until, torch.device(device))
+    with _undisturbed(threads, state):
+        index = _order(run, splits.train, 1)[0]
+        state.model.train()
+        output = state.model(map_tensors(lambda t: t[index], splits.train.x))
+        return _mark(state.model, float(run.problem.loss(output, splits.train.y[index])))
+
+
+def _mark(model: nn.Module, first_loss: float) -> str:
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    return hashlib.sha256(f"{shapes} {np.float32(first_loss)!r}".encode()).hexdigest()
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+
+@contextmanager
+def _undisturbed(threads: int, state: _State | None = None) -> Iterator[None]:
+    """Work with the Run's threads and generator, then give the caller's back."""
+    before, outside, tick = torch.get_num_threads(), torch.get_rng_state(), time.perf_counter()
+    if before != threads:
+        torch.set_num_threads(threads)
+    if state is not None:
+        torch.set_rng_state(state.generator)
+    try:
+        yield
+    finally:
+        if state is not None:
+            state.generator = torch.get_rng_state()
+            state.seconds += time.perf_counter() - tick
+        torch.set_rng_state(outside)
+        if before != threads:
+            torch.set_num_threads(before)
+
+
+@functools.cache
+def _versions() -> dict[str, str | int]:
+    return {
+        "engine": ENGINE,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "machine": platform.machine(),
+    }
