@@ -318,8 +318,9 @@ def _test(problem: Problem, model: nn.Module, splits: Splits) -> tuple[dict[str,
             if y is not None:
                 for metric in (metrics.nll, metrics.brier, metrics.ece, metrics.over_confidence):
                     values[f"test_{metric.__name__}{suffix}"] = float(metric(logits, y))
-                bins = [part.float() for part in metrics.reliability(logits, y)]
-                views[f"reliability{suffix}"] = torch.stack(bins).cpu().numpy()
+                bins = metrics.reliability(logits, y)
+                parts = [part.float() for part in (bins.confidence, bins.accuracy, bins.count)]
+                views[f"reliability{suffix}"] = torch.stack(parts).cpu().numpy()
         if splits.posterior is not None:
             values["test_kl_to_posterior"] = float(metrics.kl_to_posterior(logits, splits.posterior.to(logits.device)))
         if problem.probe is not None:
