@@ -29,6 +29,7 @@ def evaluate(
     workers: int | None = None,
     device: str = "cpu",
     threads: int = 1,
+    on_start: Callable[[list[Run]], object] | None = None,
     on_row: Callable[[Row], object] | None = None,
 ) -> list[Record]:
     """Look Runs up in the ledger and train those that are not there, on all cores.
@@ -44,13 +45,14 @@ def evaluate(
         workers: Worker processes with one thread each; None is one per core, 0 trains in this process.
         device: Where to train.
         threads: torch threads to train with; more than 1 trains in this process, since processes are faster.
+        on_start: Called once with the Runs that must be trained.
         on_row: Called with every row of the Runs that are trained.
 
     Returns:
         Records in the order of the Runs.
 
     Raises:
-        ValueError: If a Record was found whose parameter shapes or first batch loss are not this Run's own.
+        ValueError: If a Record under a user's key has parameter shapes or a first batch loss that are not this Run's.
 
     Example:
         >>> from flooding import Problem, Run
@@ -65,7 +67,13 @@ def evaluate(
     runs = list(runs)
     path = None if ledger is False else str(ledger or default_path())
     keys = [trajectory(run, device=device, threads=threads) for run in runs]
-    records = {} if path is None or fresh else _found(path, runs, keys, device, threads)
+    records = {} if path is None or fresh else _found(path, runs, keys)
+    for record in records.values():
+        if not _is_own(record, device, threads):
+            raise ValueError(
+                "a Record must have this problem's parameter shapes and first batch loss, but the one in "
+                f"{path} has others: the problem changed. Change its key too."
+            )
     if path is not None and runs:
         log.info("%d of %d runs from the ledger %s", len(records), len(runs), path)
     if path is not None and any(key is None for key in keys):
@@ -75,6 +83,8 @@ def evaluate(
         if number not in records:
             twins.setdefault((key or number, run.epochs), []).append(number)
     jobs = [Job(n, runs[n], keys[n], path, fresh, device, threads) for n, *_ in twins.values()]
+    if on_start is not None:
+        on_start([job.run for job in jobs])
     for number, row in _trained(jobs, workers):
         if on_row is not None:
             on_row(row)
@@ -108,27 +118,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _found(path: str, runs: list[Run], keys: list[str | None], device: str, threads: int) -> dict[int, Record]:
+def _found(path: str, runs: list[Run], keys: list[str | None]) -> dict[int, Record]:
     book = Ledger(path)
     try:
         found = {n: book.find(runs[n], key) for n, key in enumerate(keys) if key is not None}
     finally:
         book.close()
-    records = {n: record for n, record in found.items() if record is not None}
-    for record in records.values():
-        _check_own(record, device, threads)
-    return records
+    return {n: record for n, record in found.items() if record is not None}
 
 
-def _check_own(record: Record, device: str, threads: int) -> None:
-    """Refuse a Record that a user's key promises to be the Run's but that is not: the key says nothing of the code."""
+def _is_own(record: Record, device: str, threads: int) -> bool:
+    """Tell whether a Record is the Run's: a user's key promises that, but says nothing of the code behind it."""
     run = record.run
-    if run is None or run.problem.key is None or record.fingerprint == fingerprint(run, device, threads):
-        return
-    raise ValueError(
-        f"a Record under key={run.problem.key!r} must have this problem's parameter shapes and first batch loss, and "
-        "it has others: the problem changed. Change its key too."
-    )
+    return run is None or run.problem.key is None or record.fingerprint == fingerprint(run, device, threads)
 
 
 def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
@@ -136,7 +138,9 @@ def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
     away = [job for job in jobs if workers != 0 and len(jobs) > 1 and job.threads == 1 and can_travel(job.run)]
     stay = [job for job in jobs if job not in away]
     if stay and workers != 0 and len(jobs) > 1:
-        log.warning("%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", len(stay))
+        log.warning(
+            "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", len(stay)
+        )
     if away:
         for number, news in _pool(min(workers or cores(), 64)).work(away):
             if isinstance(news, Exception):

@@ -17,7 +17,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
     trajectory TEXT NOT NULL,   -- Run.key: everything that fixes the bits but where to stop
     epochs INTEGER NOT NULL,
-    finals TEXT NOT NULL,       -- JSON: finals, weights, fingerprint; read with json_extract(finals, '$.finals."last.val_loss"')
+    finals TEXT NOT NULL,       -- JSON; json_extract(finals, '$.finals."last.val_loss"') reads a number
     curves BLOB NOT NULL,       -- numpy .npz
     circumstances TEXT NOT NULL,
     PRIMARY KEY (trajectory, epochs)
@@ -128,7 +128,9 @@ class Ledger:
 
 def _check(path: Path) -> None:
     if path.is_dir():
-        raise ValueError(f"a ledger must be a file, got the folder {path}. Name a file in it: {path / 'ledger.sqlite'}.")
+        raise ValueError(
+            f"a ledger must be a file, got the folder {path}. Name a file in it: {path / 'ledger.sqlite'}."
+        )
     for parent in path.absolute().parents:
         if parent.exists() and not parent.is_dir():
             raise ValueError(f"a ledger must lie in a folder, but {parent} is a file. Choose another path.")

@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from flooding.ledger import Ledger
 from flooding.problem import Run
@@ -40,9 +40,10 @@ class Job(NamedTuple):
     run: Run
     trajectory: str | None
     ledger: str | None
-    fresh: bool
-    device: str
-    threads: int
+    fresh: bool = False
+    device: str = "cpu"
+    threads: int = 1
+    first_flooded: bool = False
 
 
 class Pool:
@@ -85,7 +86,9 @@ class Pool:
                 if news is None:  # the worker died
                     died[job.number] += 1
                     if died[job.number] == _ATTEMPTS:
-                        raise RuntimeError(f"a worker died {_ATTEMPTS} times while training {job.run.problem}. Is there memory?")
+                        raise RuntimeError(
+                            f"a worker died {_ATTEMPTS} times while training {job.run.problem}. Is there memory?"
+                        )
                     busy.pop(worker)
                     worker = self._replace(worker)
                     busy[worker] = job
@@ -123,7 +126,10 @@ class _Worker:
         # One thread each from the start: two workers of one thread beat one of two, and OpenMP reads this only once.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from flooding.pool import serve; serve()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-c", "from flooding.pool import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
         )
         _write(self._process.stdin, sys.path)
         threading.Thread(target=self._listen, args=(news,), daemon=True).start()
@@ -145,14 +151,14 @@ class _Worker:
             self._process.stdin.close()  # type: ignore[union-attr]
 
 
-def _write(pipe: BinaryIO | None, thing: Any) -> None:
+def _write(pipe: IO[bytes] | None, thing: Any) -> None:
     assert pipe is not None
     packed = pickle.dumps(thing)
     pipe.write(struct.pack("<Q", len(packed)) + packed)
     pipe.flush()
 
 
-def _read(pipe: BinaryIO | None) -> Any:
+def _read(pipe: IO[bytes] | None) -> Any:
     assert pipe is not None
     head = pipe.read(8)
     if len(head) < 8:
@@ -185,15 +191,18 @@ def work(job: Job) -> Iterator[Row]:
     Yields:
         Rows.
     """
+    rows = train(job.run, device=job.device, threads=job.threads, first_flooded=job.first_flooded)
     if job.ledger is None or job.trajectory is None:
-        yield from train(job.run, device=job.device, threads=job.threads)
+        yield from rows
         return
     ledger = Ledger(job.ledger)
     try:
         ledger.start(job.trajectory, job.run.epochs)
-        for row in train(job.run, device=job.device, threads=job.threads):
+        for row in rows:
             if row.record is not None:
-                ledger.add(job.trajectory, row.record, replace=job.fresh)  # before anybody is told: a killed parent loses nothing
+                ledger.add(
+                    job.trajectory, row.record, replace=job.fresh
+                )  # before anybody is told: a killed parent loses nothing
             yield row
     finally:
         ledger.close()
@@ -219,7 +228,7 @@ def serve() -> None:
         try:
             for rows in _gathered(work(job)):
                 _write(pipe_out, rows)
-        except Exception as error:  # noqa: BLE001 -- the parent raises it, whatever it is
+        except Exception as error:  # ruff: ignore[blind-except] -- the parent raises it, whatever it is
             _write(pipe_out, _portable(error))
 
 
@@ -238,6 +247,6 @@ def _portable(error: Exception) -> Exception:
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 -- exceptions with odd constructors
+    except Exception:  # ruff: ignore[blind-except] -- exceptions with odd constructors
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -9,11 +9,11 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,18 @@ from torch import Tensor, nn
 from flooding.data import Splits, sha256
 from flooding.losses import Flooding, Method
 
-__all__ = ["NotKeyable", "Problem", "Record", "Run", "TestCurve", "describe", "seeded", "selection_key", "stream"]
+__all__ = [
+    "NotKeyable",
+    "Problem",
+    "Record",
+    "Run",
+    "TestCurve",
+    "choose",
+    "describe",
+    "seeded",
+    "selection_key",
+    "stream",
+]
 
 _OURS = ("flooding.", "torch.", "torch", "math", "builtins")
 
@@ -68,6 +79,7 @@ class Problem:
         optimizer: A callable ``(parameters) -> Optimizer``.
         loss: Any torch loss ``(outputs, targets) -> scalar``, the mean over the batch.
         batch_size: Examples in a batch, at least 1. The last batch of an epoch may be smaller.
+        eval_batch_size: Examples in a batch of an evaluation pass, at least 1.
         horizon: Epochs that fix the schedule, at least 1.
         schedule: A callable ``(optimizer) -> LRScheduler``, stepped after every epoch.
         clip: Largest gradient norm, or None. Applied after flooding; the sign commutes with it.
@@ -95,6 +107,7 @@ class Problem:
     loss: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
     batch_size: int = 100
     horizon: int = 500
+    eval_batch_size: int = 500  # the activations of a 500-unit layer then stay in a 2 MB cache
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None
     clip: float | None = None
     test_curve: TestCurve | None = None
@@ -104,6 +117,7 @@ class Problem:
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
         _at_least("horizon", self.horizon, 1)
+        _at_least("eval_batch_size", self.eval_batch_size, 1)
         if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
             raise ValueError(f"clip must be a positive norm, got {self.clip}. Leave it out for no clipping.")
 
@@ -203,7 +217,7 @@ def _data_hash(run: Run) -> str:
     return _data_sha256(json.dumps(describe(data), sort_keys=True), data, run.seed)
 
 
-def _data_sha256(told: str, data: Callable[..., Splits], seed: int, known: dict[tuple[str, int], str] = {}) -> str:  # noqa: B006
+def _data_sha256(told: str, data: Callable[..., Splits], seed: int, known: dict[tuple[str, int], str] = {}) -> str:  # ruff: ignore[mutable-argument-default]
     if (told, seed) not in known:
         known[told, seed] = _splits(data, seed).sha256
     return known[told, seed]
@@ -235,6 +249,13 @@ class Record:
     fingerprint: str
     circumstances: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def level(self) -> float:
+        """The level of the Run if it was a number, else the one in force at the end; plain training counts as 0."""
+        level = self.finals["last.level"] if self.run is None else self.run.level
+        level = level if isinstance(level, (int, float)) else self.finals["last.level"]
+        return 0.0 if math.isnan(level) else float(level)
+
     def pack(self) -> tuple[bytes, str]:
         """Pack the measured part for storage.
 
@@ -249,7 +270,7 @@ class Record:
 
     @staticmethod
     def unpack(run: Run | None, blob: bytes, rest: str, circumstances: str) -> Record:
-        """Restore a Record from :meth:`pack`'s parts."""  # noqa: DOC201
+        """Restore a Record from :meth:`pack`'s parts."""
         told = json.loads(rest)
         finals = {name: math.nan if value is None else value for name, value in told["finals"].items()}
         with np.load(io.BytesIO(blob), allow_pickle=False) as file:
@@ -312,7 +333,9 @@ def _fields(value: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
 
 def _is_default(f: dataclasses.Field, value: Any) -> bool:
     default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-    return value is default or (type(value) is type(default) and isinstance(value, (int, float, str)) and value == default)
+    return value is default or (
+        type(value) is type(default) and isinstance(value, (int, float, str)) and value == default
+    )
 
 
 def _at_least(name: str, value: int, least: int) -> None:
@@ -342,6 +365,27 @@ def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, fl
     return (0.0 if accuracy is None else accuracy, -loss)
 
 
+def choose(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
+    """Choose the Record with the best validation result, on the labels the user has.
+
+    Ties go to the lower validation loss, then to the smaller level.
+
+    Args:
+        records: Records that differ in their level alone, at least one.
+        at: The epoch to judge: each Record's last, or its best (early stopping).
+
+    Returns:
+        One of the Records.
+
+    Raises:
+        ValueError: If there are no Records.
+    """
+    ordered = sorted(records, key=lambda record: record.level)
+    if not ordered:
+        raise ValueError("records must hold at least one Record, got none.")
+    return max(ordered, key=lambda r: selection_key(r.finals[f"{at}.val_loss"], r.finals.get(f"{at}.val_accuracy")))
+
+
 def stream(seed: int, purpose: str, *more: int) -> int:
     """Derive an independent 63-bit seed for a purpose.
 
@@ -358,7 +402,7 @@ def stream(seed: int, purpose: str, *more: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Generator[None, None, None]:
     """Seed torch's CPU and CUDA generators for a block and give them back as they were.
 
     Args:

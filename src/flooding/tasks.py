@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,7 +16,7 @@ from flooding.data import synthetic, tables
 from flooding.models import mlp
 from flooding.problem import Problem, TestCurve
 
-__all__ = ["DATA", "adam", "adamw", "demo_digits", "demo_sinusoid", "paper", "plane", "sgd"]
+__all__ = ["DATA", "adam", "adamw", "assemble", "demo_digits", "demo_sinusoid", "paper", "plane", "sgd"]
 
 # The data of the built-in tasks, callables (..., seed) -> Splits.
 DATA: dict[str, Callable[..., Any]] = {
@@ -89,3 +92,75 @@ def demo_digits(epochs: int = 60) -> Problem:
     network = partial(mlp, 64, 10, width=500, depth=4, batch_norm=True)
     data = partial(tables.digits, label_noise=0.2)
     return Problem(data, network, adam, batch_size=100, horizon=epochs, test_curve=TestCurve(500, every=5))
+
+
+def assemble(
+    task: str,
+    data: dict[str, Any],
+    *,
+    model: str = "mlp-bn",
+    width: int = 500,
+    depth: int = 4,
+    optimizer: str = "adam",
+    learning_rate: float = 1e-3,
+    momentum: float | None = None,
+    weight_decay: float = 0.0,
+    **more: Any,
+) -> Problem:
+    """Put a Problem together from names and numbers: the door for the command line.
+
+    Args:
+        task: A name of :data:`DATA`.
+        data: Arguments of the task's data, such as ``label_noise``.
+        model: ``mlp``, or ``mlp-bn`` with batch norm.
+        width: Units of a hidden layer, at least 1.
+        depth: Hidden layers, at least 1.
+        optimizer: ``sgd``, ``adam`` or ``adamw``.
+        learning_rate: Step size, above 0.
+        momentum: Momentum of sgd in [0, 1); the other optimisers have none.
+        weight_decay: L2 penalty, at least 0; decoupled for adamw.
+        **more: Fields of :class:`flooding.Problem`.
+
+    Returns:
+        The Problem, its data not made yet.
+
+    Raises:
+        ValueError: If a name is unknown, a number out of range, or an argument is not one of the task's.
+    """
+    make = _named("task", task, DATA)
+    known = [name for name in inspect.signature(make).parameters if name != "seed"]
+    for name in data:
+        _named(f"an argument of {task}", name, known)
+    normed = _named("model", model, {"mlp": False, "mlp-bn": True})
+    rule = _named(
+        "optimizer", optimizer, {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    )
+    _within("width", width, 1)
+    _within("depth", depth, 1)
+    _within("learning_rate", learning_rate, math.nextafter(0, 1))
+    _within("weight_decay", weight_decay, 0)
+    numbers: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
+    if momentum is not None:
+        if optimizer != "sgd":
+            raise ValueError(f"momentum belongs to sgd, got {momentum} with {optimizer}. Leave one of them out.")
+        _within("momentum", momentum, 0, 1)
+        numbers["momentum"] = momentum
+    inputs, classes = (64, 10) if task == "digits" else (data.get("dimension", 10), 2)
+    inputs = 2 if task in {"sinusoid", "spiral"} else inputs
+    network = partial(mlp, inputs, classes, width=width, depth=depth, batch_norm=normed)
+    return Problem(partial(make, **data), network, partial(rule, **numbers, fused=True), **more)
+
+
+def _named(what: str, name: str, known: Iterable[str]) -> Any:
+    """Look a name up, or say which there are."""
+    if name not in (names := list(known)):
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"Did you mean {near[0]}?" if near else "Choose one of these."
+        raise ValueError(f"{what} must be one of {', '.join(names)}; got {name}. {hint}")
+    return known[name] if isinstance(known, dict) else name
+
+
+def _within(name: str, value: float, least: float, below: float = math.inf) -> None:
+    if not least <= value < below:
+        bound = f"lie in [{least:g}, {below:g})" if below < math.inf else f"be finite and at least {least:g}"
+        raise ValueError(f"{name} must {bound}, got {value}.")

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,7 +29,6 @@ from flooding.problem import Problem, Record, Run, seeded, selection_key, stream
 __all__ = ["ENGINE", "Row", "fingerprint", "train", "unreduced"]
 
 ENGINE = 1  # raised whenever the same Run gives other bits; a golden Record in the tests watches over it
-_CHUNK = 500  # rows of an evaluation pass: the activations of a 500-unit layer then stay in a 2 MB cache
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,7 @@ def _train(run: Run, device: torch.device, threads: int, keep: bool) -> Generato
     began = time.time()
     with _undisturbed(threads):
         splits, state = _start(run, device)
+    epoch, values = 0, {}
     for epoch in range(run.epochs + 1):
         with _undisturbed(threads, state):
             values = _epoch(run, state, splits.train, epoch, keep) if epoch else _before(run.problem, state, splits)
@@ -234,9 +234,10 @@ def _watch(problem: Problem, model: nn.Module, splits: Splits, epoch: int, last:
 
 def _measure(problem: Problem, model: nn.Module, split: Split, name: str) -> tuple[Any, dict[str, float]]:
     """Pass a split through the model once, in evaluation mode, and measure against noisy and clean labels."""
+    size = problem.eval_batch_size
     model.eval()
     with torch.inference_mode():
-        parts = [slice(i, i + _CHUNK) for i in range(0, len(split), _CHUNK)]
+        parts = [slice(i, i + size) for i in range(0, len(split), size)]
         outputs = [model(map_tensors(lambda t, i=part: t[i], split.x)) for part in parts]
         if isinstance(outputs[0], Tensor):
             output = torch.cat(outputs)
@@ -245,7 +246,7 @@ def _measure(problem: Problem, model: nn.Module, split: Split, name: str) -> tup
             output = None
             losses = [float(problem.loss(o, split.y[part])) for o, part in zip(outputs, parts, strict=True)]
             values = {f"{name}_loss": float(np.average(losses, weights=[len(split.y[part]) for part in parts]))}
-        if _is_logits(output, split.y):
+        if output is not None and _is_logits(output, split.y):
             values |= _against_labels(problem, name, output, split)
     return output, values
 
@@ -360,7 +361,7 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _undisturbed(threads: int, state: _State | None = None) -> Iterator[None]:
+def _undisturbed(threads: int, state: _State | None = None) -> Generator[None, None, None]:
     """Work with the Run's threads and generator, then give the caller's back."""
     before, outside, tick = torch.get_num_threads(), torch.get_rng_state(), time.perf_counter()
     if before != threads:

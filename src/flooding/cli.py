@@ -1,0 +1,314 @@
+"""The command line: ``flooding demo`` and ``flooding run``."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as error:  # pragma: no cover -- the command is there even where its libraries are not
+    sys.exit(f"the command line needs typer and rich ({error}). Install them: pip install 'flooding[cli]'")
+
+if TYPE_CHECKING:
+    from flooding.problem import Record, Run
+    from flooding.train import Row
+
+# torch takes 2 s to import: every import of the library is inside the function that needs it.
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one sentence and exit code 2."""
+    told = logging.getLogger("flooding")
+    told.setLevel(logging.INFO)
+    told.addHandler(handler := logging.StreamHandler(sys.stderr))
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    try:
+        app()
+    except KeyboardInterrupt:
+        errors.print("Interrupted. Finished runs are in the ledger: the same command goes on from there.")
+        sys.exit(130)
+    except (ValueError, ImportError) as error:
+        errors.print("[red]error:[/]", end=" ")
+        errors.print(str(error), markup=False)
+        sys.exit(2)
+
+
+Ledger = Annotated[
+    Path | None, typer.Option(help="SQLite file of finished runs.", show_default="the user's state folder")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Train even what the ledger holds.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, fewer epochs: about 20 s on two cores.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("flooding-demo"),
+    ledger: Ledger = None,
+    fresh: Fresh = False,
+    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes.", show_default="one per core")] = None,
+) -> None:
+    """Show what flooding does: the public demo's Sinusoid and real handwritten digits."""
+    from flooding.evaluate import evaluate
+    from flooding.experiments import demo as experiment
+
+    _writable(out)
+    tasks = experiment.plan(quick)
+    runs = [run for task in tasks for run in task.runs]
+    with _progress() as (on_start, on_row):
+        records = evaluate(runs, ledger=ledger, fresh=fresh, workers=workers, on_start=on_start, on_row=on_row)
+    by_task = []
+    for task in tasks:
+        by_task.append(records[: len(task.runs)])
+        records = records[len(task.runs) :]
+        _print_task(task, by_task[-1])
+    files = experiment.draw(tasks, by_task, out)
+    console.print(f"\nPictures in {out.absolute()}: {', '.join(file.name for file in files)}")
+
+
+Task = Annotated[str, typer.Argument(help="two-gaussians, sinusoid, sinusoid-nd, spiral or digits.", metavar="TASK")]
+_DATA, _MODEL, _TRAINING, _OUTPUT = "Data", "Model", "Training", "Output"
+
+
+def _option(help: str, panel: str, **more: Any) -> Any:  # ruff: ignore[builtin-argument-shadowing] -- typer's own word
+    return typer.Option(help=help, rich_help_panel=panel, **more)
+
+
+@app.command()
+def run(
+    task: Task,
+    label_noise: Annotated[
+        float | None, _option("Share of flipped labels, 0 to below 1 [0.1; digits 0.2].", _DATA)
+    ] = None,
+    spiral_noise: Annotated[float | None, _option("Standard deviation of Spiral's points [1].", _DATA)] = None,
+    negative_mean: Annotated[
+        float | None, _option("Mean of the shifted Gaussian class in every coordinate [1].", _DATA)
+    ] = None,
+    dimension: Annotated[int | None, _option("Inputs of two-gaussians or sinusoid-nd [10].", _DATA)] = None,
+    train_samples: Annotated[int | None, _option("Training examples in all [100; digits 600].", _DATA)] = None,
+    val_samples: Annotated[int | None, _option("Validation examples in all [100; digits 300].", _DATA)] = None,
+    test_samples: Annotated[int | None, _option("Test examples in all [20000; digits: the rest].", _DATA)] = None,
+    model: Annotated[str, _option("mlp, or mlp-bn with batch norm.", _MODEL)] = "mlp-bn",
+    width: Annotated[int, _option("Units of a hidden layer.", _MODEL)] = 500,
+    depth: Annotated[int, _option("Hidden layers.", _MODEL)] = 4,
+    level: Annotated[float | None, _option("Flood level in nats [none: plain training].", _TRAINING)] = None,
+    optimizer: Annotated[str, _option("sgd, adam or adamw.", _TRAINING)] = "adam",
+    learning_rate: Annotated[float, _option("Step size.", _TRAINING)] = 1e-3,
+    momentum: Annotated[float | None, _option("Momentum of sgd [0].", _TRAINING)] = None,
+    weight_decay: Annotated[float, _option("L2 penalty (adamw: decoupled).", _TRAINING)] = 0.0,
+    clip_norm: Annotated[float | None, _option("Largest gradient norm [no clipping].", _TRAINING)] = None,
+    batch_size: Annotated[int, _option("Training examples per step.", _TRAINING)] = 200,
+    eval_batch_size: Annotated[int, _option("Examples per evaluation pass.", _TRAINING)] = 500,
+    epochs: Annotated[int, _option("Passes over the training examples.", _TRAINING)] = 200,
+    seed: Annotated[int, _option("Seed of data, weights and order.", _TRAINING)] = 0,
+    device: Annotated[str, _option("cpu, cuda, cuda:1, mps ...", _TRAINING)] = "cpu",
+    threads: Annotated[int, _option("torch threads.", _TRAINING)] = 1,
+    save: Annotated[
+        Path | None, _option("Folder for the weights at the first flooded step, the best epoch and the end.", _OUTPUT)
+    ] = None,
+    mlflow: Annotated[str | None, _option("MLflow store, such as sqlite:///mlflow.db.", _OUTPUT)] = None,
+    tensorboard: Annotated[Path | None, _option("TensorBoard folder, such as runs/.", _OUTPUT)] = None,
+    tag: Annotated[list[str] | None, _option("key:value, or a bare word; repeatable (MLflow).", _OUTPUT)] = None,
+    ledger: Ledger = None,
+    fresh: Fresh = False,
+) -> None:
+    """Train one network on a built-in task, with or without flooding."""
+    from flooding import track
+    from flooding.problem import Run
+    from flooding.tasks import assemble
+
+    data = _given(
+        label_noise=label_noise,
+        spiral_noise=spiral_noise,
+        negative_mean=negative_mean,
+        dimension=dimension,
+        n_train=train_samples,
+        n_val=val_samples,
+        n_test=test_samples,
+    )
+    choices = {"model": model, "width": width, "depth": depth, "optimizer": optimizer, "learning_rate": learning_rate}
+    choices |= {"momentum": momentum, "weight_decay": weight_decay, "batch_size": batch_size}
+    choices |= {"eval_batch_size": eval_batch_size, "horizon": epochs, "clip": clip_norm}
+    planned = Run(assemble(task, data, **choices), level, seed=seed)
+    _check(planned, device, threads, [save, tensorboard])
+    tags = {name: value or "true" for name, _, value in (text.partition(":") for text in tag or [])}
+    told = {"task": task, **data, **choices, "level": level, "seed": seed, "device": device}
+    with ExitStack() as stack:
+        trackers = []
+        if mlflow is not None:
+            trackers.append(stack.enter_context(track.mlflow_tracker(mlflow, parameters=told, tags=tags)))
+        if tensorboard is not None:
+            trackers.append(stack.enter_context(track.tensorboard_tracker(tensorboard, parameters=told)))
+        record = _one(planned, device, threads, save, trackers, ledger, fresh)
+    _print_record(record)
+
+
+def _one(
+    run: Run, device: str, threads: int, save: Path | None, trackers: list[Any], ledger: Path | None, fresh: bool
+) -> Record:
+    """Look a Run up, unless its rows or weights are wanted; else train it here and show how far it is."""
+    from flooding.evaluate import evaluate, trajectory
+    from flooding.ledger import default_path
+    from flooding.pool import Job, work
+
+    with _progress() as (on_start, on_row):
+        if save is None and not trackers:
+            [record] = evaluate(
+                [run],
+                ledger=ledger,
+                fresh=fresh,
+                workers=0,
+                device=device,
+                threads=threads,
+                on_start=on_start,
+                on_row=on_row,
+            )
+            return record
+        on_start([run])
+        key = trajectory(run, device=device, threads=threads)
+        job = Job(0, run, key, str(ledger or default_path()), fresh, device, threads, first_flooded=save is not None)
+        last = None
+        for last in work(job):
+            for consumer in (on_row, *trackers):
+                consumer(last)
+    assert last is not None
+    assert last.record is not None
+    if save is not None:
+        _save(last.weights or {}, save)
+    return last.record
+
+
+def _save(weights: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Save weights, as safetensors where that is installed, else as checkpoints that load with weights_only."""
+    import torch
+
+    try:
+        from safetensors.torch import save_file
+
+        ending = "safetensors"
+    except ImportError:
+        save_file, ending = torch.save, "pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensors in weights.items():
+        path = folder / f"{name}.{ending}"
+        save_file(tensors, str(path.with_suffix(".part")))
+        path.with_suffix(".part").replace(path)
+        console.print(f"saved {path}")
+    if "first_flooded" not in weights:
+        console.print("no step was flooded, so there are no weights of a first flooded step")
+
+
+def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> None:
+    """Refuse, before anything is written, what would fail later."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be there, got {device!r}: {reason}. Try --device cpu.") from None
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}.")
+    for folder in folders:
+        if folder is not None:
+            _writable(folder)
+    train = run.problem.splits(run.seed).train  # also checks every argument of the data
+    classes = run.problem.splits(run.seed).classes
+    if isinstance(run.level, float) and classes and run.level > math.log(classes):
+        errors.print(f"level {run.level:g} lies above ln {classes} = {math.log(classes):.3f}: nothing can be learned.")
+    if len(train) % run.problem.batch_size == 1 and _has_batch_norm(run):
+        raise ValueError(
+            f"with batch norm no batch may hold a single example, but {len(train)} examples in batches of "
+            f"{run.problem.batch_size} leave one over. Change --batch-size or use --model mlp."
+        )
+
+
+def _has_batch_norm(run: Run) -> bool:
+    import torch
+
+    return any(isinstance(m, torch.nn.BatchNorm1d) for m in run.problem.build(run.seed).modules())
+
+
+def _writable(folder: Path) -> None:
+    """Refuse an output folder that cannot be: it is a file, or lies below one."""
+    for path in (folder.absolute(), *folder.absolute().parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"an output folder must not be, or lie below, a file, but {path} is one. Choose another.")
+        if path.exists():
+            if not os.access(path, os.W_OK):
+                raise ValueError(f"an output folder must be writable, but {path} is not. Choose another.")
+            return
+
+
+@contextmanager
+def _progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[Row], None]], None, None]:
+    """Show epochs done, and an estimate of what is left: a bar on a terminal, else a line every ten seconds."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"), TimeRemainingColumn())
+    bar = Progress(*columns, TextColumn("left"), console=errors, disable=not errors.is_terminal)
+    began = spoken = time.monotonic()
+    whole = done = 0
+
+    def on_start(runs: list[Run]) -> None:
+        nonlocal whole
+        whole = sum(run.epochs for run in runs)
+        errors.print(f"training {len(runs)} runs, {whole} epochs")
+        bar.add_task("", total=whole)
+
+    def on_row(row: Row) -> None:
+        nonlocal done, spoken
+        done += row.epoch > 0
+        if not bar.disable:
+            bar.update(bar.task_ids[0], completed=done)
+        elif time.monotonic() - spoken > 10:
+            spoken = time.monotonic()
+            errors.print(f"{done} of {whole} epochs, about {(spoken - began) / done * (whole - done):.0f} s left")
+
+    with bar:
+        yield on_start, on_row
+
+
+def _print_task(task: Any, records: list[Record]) -> None:
+    """Print one table of the demo, and what it says in words."""
+    from flooding.experiments import demo as experiment
+
+    rows = experiment.summary(records)
+    table = Table(title=f"{task.title}: mean ± standard deviation, n = {len(task.seeds)}", title_justify="left")
+    table.add_column("")
+    for title in ("level", *experiment.COLUMNS):
+        table.add_column(title, justify="right")
+    for title, picks in rows.items():
+        table.add_row(title, *experiment.cells(picks))
+    console.print()
+    console.print(table)
+    console.print(experiment.verdict(rows))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _print_record(record: Record) -> None:
+    """Print the last and the best epoch side by side."""
+    table = Table(title="mean over all examples of a split")
+    for title in ("", "last epoch", "best validation epoch"):
+        table.add_column(title, justify="left" if not title else "right")
+    names = [name.removeprefix("last.") for name in record.finals if name.startswith("last.")]
+    for name in names:
+        table.add_row(name.replace("_", " "), *(f"{record.finals[f'{at}.{name}']:.4g}" for at in ("last", "best")))
+    console.print(table)

@@ -1,0 +1,215 @@
+"""``flooding demo``: the public demo's experiment and real handwritten digits, as tables and pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flooding.data import synthetic
+from flooding.problem import Problem, Record, Run, choose
+from flooding.report import plots
+from flooding.tasks import adam, demo_digits, demo_sinusoid, plane, sgd
+
+__all__ = ["COLUMNS", "Task", "draw", "plan", "summary", "verdict"]
+
+# Column title and the final it shows; accuracies are printed in percent.
+COLUMNS = {
+    "train loss": "train_loss",
+    "val loss": "val_loss",
+    "test acc % (clean)": "test_accuracy_clean",
+    "test acc % (noisy)": "test_accuracy",
+    "test NLL": "test_nll",
+    "ECE": "test_ece",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One table of the demo.
+
+    Args:
+        title: What is trained.
+        problem: The Problem.
+        levels: Flood levels in nats, 0 (plain training) first.
+        seeds: Seeds, each with its own data, weights and order of batches.
+    """
+
+    title: str
+    problem: Problem
+    levels: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every level with every seed; the longest work is the same for all."""
+        return [Run(self.problem, level, seed=seed) for seed in self.seeds for level in self.levels]
+
+
+def plan(quick: bool = False) -> list[Task]:
+    """Plan the demo: both settings of the public demo on Sinusoid, then the digits.
+
+    Args:
+        quick: One seed instead of three, and 40 epochs of digits instead of 60.
+
+    Returns:
+        Three tasks.
+
+    References:
+        The public demo: github.com/takashiishida/flooding, ``run_demo_synth.py``.
+    """
+    seeds = (0,) if quick else (0, 1, 2)
+    digits = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+    return [
+        Task("Sinusoid, 10 % label noise, SGD", demo_sinusoid(sgd), (0.0, 0.26, 0.27, 0.28), seeds),
+        Task("Sinusoid, 10 % label noise, Adam", demo_sinusoid(adam), (0.0, 0.24, 0.25, 0.26), seeds),
+        Task("Handwritten digits, 20 % label noise, Adam", demo_digits(40 if quick else 60), digits, seeds),
+    ]
+
+
+def summary(records: Sequence[Record]) -> dict[str, list[tuple[Record, str]]]:
+    """Choose, for every seed, what each row of the table shows.
+
+    Everything is chosen on the validation labels the user has, which are noisy; test data choose nothing.
+
+    Args:
+        records: Records of one task, all levels and seeds.
+
+    Returns:
+        For each row's title, one Record per seed and the epoch it is judged at, ``"last"`` or ``"best"``.
+    """
+    rows: dict[str, list[tuple[Record, str]]] = {}
+    for seed in sorted({_run(r).seed for r in records}):
+        ours = [r for r in records if _run(r).seed == seed]
+        plain, flooded = [r for r in ours if r.level == 0], [r for r in ours if r.level > 0]
+        chosen = {
+            "plain training": (choose(plain, "last"), "last"),
+            "plain, early stopping": (choose(plain, "best"), "best"),
+            "flooding": (choose(flooded, "last"), "last"),
+            "flooding, early stopping": (choose(flooded, "best"), "best"),
+            "flooding or plain, as validation says": (choose(ours, "last"), "last"),
+        }
+        for title, pick in chosen.items():
+            rows.setdefault(title, []).append(pick)
+    return rows
+
+
+def _run(record: Record) -> Run:
+    assert record.run is not None
+    return record.run
+
+
+def cells(picks: Sequence[tuple[Record, str]]) -> list[str]:
+    """Write one row of the table: the level, then mean and standard deviation over seeds of every column.
+
+    Args:
+        picks: One Record and epoch per seed, as from :func:`summary`.
+
+    Returns:
+        Texts; a dash where nothing was measured.
+    """
+    levels = sorted({record.level for record, _ in picks})
+    texts = [" / ".join(f"{level:.2f}" for level in levels)]
+    for final in COLUMNS.values():
+        values = [record.finals.get(f"{at}.{final}") for record, at in picks]
+        if final == "test_accuracy_clean" and None in values:  # the test labels carry no noise
+            values = [record.finals.get(f"{at}.test_accuracy") for record, at in picks]
+        elif final == "test_accuracy" and "last.test_accuracy_clean" not in picks[0][0].finals:
+            values = [None]
+        percent = 100 if "accuracy" in final else 1
+        texts.append(spread([value * percent for value in values if value is not None], 1 if percent == 100 else 3))
+    return texts
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Write mean and standard deviation.
+
+    Args:
+        values: One number per seed.
+        digits: Digits after the point.
+
+    Returns:
+        ``mean ± sd``, the mean alone of a single value, a dash of none.
+    """
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def accuracy(picks: Sequence[tuple[Record, str]]) -> list[float]:
+    """List the test accuracy of each seed in percent, on clean labels."""
+    finals = [(record.finals, at) for record, at in picks]
+    return [100 * f.get(f"{at}.test_accuracy_clean", f[f"{at}.test_accuracy"]) for f, at in finals]
+
+
+def verdict(rows: dict[str, list[tuple[Record, str]]]) -> str:
+    """Say in words who won, also when it is not flooding.
+
+    Args:
+        rows: As from :func:`summary`.
+
+    Returns:
+        Two sentences: final models against each other, then early-stopped ones against all.
+    """
+    names = ("plain training", "plain, early stopping", "flooding", "flooding, early stopping")
+    plain, stopped, flooded, both = (accuracy(rows[name]) for name in names)
+    gain = [b - a for a, b in zip(plain, flooded, strict=True)]
+    against = [b - a for a, b in zip(stopped, flooded, strict=True)]
+    together = [b - a for a, b in zip(stopped, both, strict=True)]
+    return (
+        f"At the last epoch {_compare('flooding', 'plain training', gain)}. "
+        f"Against plain early stopping {_compare('flooding', 'it', against)}; "
+        f"with early stopping on both sides {_compare('flooding', 'plain', together)}."
+    )
+
+
+def _compare(ours: str, theirs: str, gains: Sequence[float]) -> str:
+    mean, n = statistics.fmean(gains), len(gains)
+    size = f"{abs(mean):.1f} points" + (f" (± {statistics.stdev(gains):.1f} over {n} seeds)" if n > 1 else " (1 seed)")
+    if abs(mean) < 0.05:
+        return f"{ours} and {theirs} are level"
+    return f"{ours} {'beats' if mean > 0 else 'LOSES to'} {theirs} by {size}"
+
+
+def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Path) -> list[Path]:
+    """Draw the demo's pictures.
+
+    Args:
+        tasks: As from :func:`plan`.
+        records: The Records of each task.
+        folder: Where the PNG files go.
+
+    Returns:
+        The files written.
+    """
+
+    def pair(of: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+        rows = summary(of)
+        return [r for r, _ in rows["plain training"]], [r for r, _ in rows["flooding"]]
+
+    sinusoid, digits = pair(records[0]), pair(records[2])
+    data = {
+        "Two Gaussians": synthetic.two_gaussians(seed=0),
+        "Sinusoid": synthetic.sinusoid(seed=0),
+        "Spiral": synthetic.spiral(seed=0),
+    }
+    splits = tasks[0].problem.splits(0)
+    figures = {
+        "synth_loss": plots.loss_curves(*sinusoid, title=tasks[0].title),
+        "synth_acc": plots.accuracy_curves(*sinusoid, title=tasks[0].title),
+        "digits_loss": plots.loss_curves(*digits, title=tasks[2].title),
+        "concept": plots.concept(*digits, title=tasks[2].title),
+        "tasks": plots.scatter(data),
+        "boundary": plots.decision_boundary(sinusoid[0][0], sinusoid[1][0], splits, plane(), boundary),
+        "reliability": plots.reliability(*digits),
+    }
+    return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def boundary(x: torch.Tensor) -> torch.Tensor:
+    """Give the true boundary of Sinusoid: zero where the classes meet."""
+    return 1.5 * x[..., 0] + torch.sin(1.5 * x[..., 1])
