@@ -11,8 +11,6 @@ one for ends of epochs. It is element-wise, so the states of several runs may be
 A state lives where the caller puts it; keep it on the device of the loss.
 """
 
-# ruff: file-ignore[docstring-missing-returns]: a docstring of one line says what comes back
-
 from __future__ import annotations
 
 import math
@@ -260,7 +258,8 @@ class Delayed:
     def update(self, state: State, seen: Seen) -> State:
         """Note the loss of a step; after an epoch, begin if the condition holds."""
         if seen.loss is not None:
-            return state | {"last_loss": _like(seen.loss, state["level"])}
+            # A copy: the loss may live in a buffer that the next step writes over.
+            return state | {"last_loss": _like(seen.loss, state["level"]).clone()}
         if self.until_accuracy is not None:
             fitted = _shown(self, seen, "train_accuracy", state["level"]) >= self.until_accuracy - _TIE
         else:
@@ -332,7 +331,7 @@ class Heuristic(Delayed):
         rises = state["started"] & (gain >= self.change)
         falls = state["started"] & (gain < -self.change)
         return new | {
-            "level": _move(new["level"], rises, falls & ~rises, self),
+            "level": _move(new["level"], rises, falls, self),
             "reference": torch.where(rises | falls, points, state["reference"]),
         }
 
@@ -477,6 +476,9 @@ def _like(value: Tensor | float, level: Tensor) -> Tensor:
 
 def _shown(controller: Controller, seen: Seen, name: str, level: Tensor) -> Tensor:
     """Read an entry that must be there at the end of an epoch.
+
+    Returns:
+        The entry, like the level.
 
     Raises:
         TypeError: If it is missing.

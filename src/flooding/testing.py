@@ -1,0 +1,276 @@
+"""Contract tests for parts you write yourself: called in your tests, they fail with the broken rule."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import math
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flooding.levels import Controller, Seen, State, fold
+
+__all__ = ["check_controller"]
+
+_STEPS_PER_EPOCH = 4
+
+
+def check_controller(controller: Controller, *, steps: int = 40, compiled: bool = False) -> None:
+    """Check that a level controller keeps the protocol of :class:`flooding.levels.Controller`.
+
+    The controller is shown a made-up training of ``steps`` steps in epochs of four: losses that fall from about 3 to
+    1e-7, and accuracies that rise to 1, some as floats and some as tensors. Checked are: the state (tensors by name,
+    with a float ``"level"`` without axes, neither NaN nor inf); that ``update`` is pure (bit for bit the same answer
+    again, nothing changed that it was given, nothing kept that the caller may write over, no graph kept) and keeps
+    names, dtypes, shapes and device; that it never waits for the device; that pickled and copied controllers act alike;
+    that a state saved in the middle of an epoch and loaded with ``weights_only=True`` continues exactly
+    in a new process; that NaN
+    losses and accuracies never make the level NaN. The random numbers are fixed and the global generator is left alone.
+
+    Args:
+        controller: The controller to check.
+        steps: Optimiser steps of the made-up training, at least 8. Take more than your controller's own horizon.
+        compiled: Check also that ``torch.compile(update, fullgraph=True)`` gives the same bits from at most two
+            graphs, one for steps and one for epochs. Takes seconds, and resets what was compiled before.
+
+    Raises:
+        TypeError: If ``init`` or ``update`` gives something that is not a state.
+        ValueError: If ``steps`` is below 8.
+        AssertionError: If any other rule is broken; the message names it.
+
+    Example:
+        >>> from flooding.levels import Warmup
+        >>> check_controller(Warmup(0.1, steps=20))
+    """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
+    if steps < 2 * _STEPS_PER_EPOCH:
+        raise ValueError(f"steps must be at least {2 * _STEPS_PER_EPOCH}, got {steps}. Two epochs are needed.")
+    seens = _training(steps)
+    # Before the first call, as in a new process: what init or update leaves on the object is not there.
+    copied, pickled = _copies(controller)
+    _check_state(controller.init(), "init")
+    states = _check_updates(controller, seens)
+    _check_waiting(controller, seens)
+    _check_device(controller, seens)
+    _check_resume(pickled, seens, states)
+    _require(_all_same(fold(copied, seens), states), "a copied controller must give the same states.")
+    _check_nan(controller, seens)
+    if compiled:
+        _check_compiled(controller, seens)
+
+
+def _training(steps: int) -> list[Seen]:
+    """Make up what a training shows: losses with a graph, ends of epochs with floats and tensors in turn."""
+    draw = torch.Generator().manual_seed(0)
+    seens = []
+    for step in range(1, steps + 1):
+        share = min(1.0, 1.5 * step / steps)
+        noise = torch.rand(4, generator=draw)
+        # A graph hangs on the loss, as on that of a real step.
+        seens.append(Seen(torch.tensor(3 * 10 ** (-7.5 * share), requires_grad=True) * (0.5 + noise[0])))
+        if step % _STEPS_PER_EPOCH == 0:
+            shown = [torch.tensor(share), 0.2 + noise[1], (share + noise[2]) / 2]
+            seens.append(Seen(None, *(shown if step % (2 * _STEPS_PER_EPOCH) else [t.item() for t in shown])))
+    return seens
+
+
+def _require(holds: bool, rule: str) -> None:
+    # Not `assert`: python -O must not switch a contract off.
+    if not holds:
+        raise AssertionError(rule)
+
+
+def _check_state(state: Any, origin: str, like: State | None = None) -> None:
+    """Check the form of a state, and that it has the form of an earlier one.
+
+    Raises:
+        TypeError: If it is no state at all.
+    """
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise TypeError(f"{origin} must give a dict of tensors by name, got {type(state).__name__}.")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise TypeError(f"state[{name!r}] from {origin} must be a tensor, got {kind}. Wrap it in torch.tensor.")
+        _require(not value.requires_grad, f"state[{name!r}] from {origin} keeps a graph. Detach the loss.")
+    if "level" not in state:
+        raise TypeError(f'the state from {origin} must hold "level", got {sorted(state)}.')
+    level = state["level"]
+    if level.ndim or level.dtype not in {torch.float32, torch.float64}:
+        got = f"{level.dtype} {list(level.shape)}"
+        raise TypeError(f'state["level"] from {origin} must be float32 or float64 without axes, got {got}.')
+    if like is not None:
+        _require(state.keys() == like.keys(), f"update must keep the names {sorted(like)}, got {sorted(state)}.")
+        for name, value in state.items():
+            had, got = [f"{t.dtype} {list(t.shape)} on {t.device}" for t in (like[name], value)]
+            _require(had == got, f"update must keep state[{name!r}] {had}, got {got}.")
+
+
+def _check_level(state: State, when: str) -> None:
+    level = state["level"].item()
+    _require(not math.isnan(level) and level < math.inf, f"the level must be finite or -inf, got {level} {when}.")
+
+
+def _check_updates(controller: Controller, seens: list[Seen]) -> list[State]:
+    """Check every single update, and return the states."""
+    states = [controller.init()]
+    _check_level(states[0], "from init")
+    for i, seen in enumerate(seens):
+        before, shown = _cloned(states[-1]), _cloned(seen._asdict())
+        after = controller.update(states[-1], seen)
+        _check_state(after, "update", like=before)
+        _check_level(after, f"after entry {i} of the training")
+        _require(_same(states[-1], before), "update must not change the state it is given; build a new one.")
+        _require(_same(seen._asdict(), shown), "update must not change what it is shown.")
+        again = controller.update(states[-1], seen)
+        _require(_same(after, again), "update must give the same bits for the same input; keep nothing on the object.")
+        kept = _cloned(after)
+        for value in (value for value in seen if isinstance(value, Tensor)):
+            written = value.detach().clone()
+            value.detach().fill_(-1.0)
+            holds = _same(after, kept)
+            value.detach().copy_(written)
+            _require(holds, "the state must not share memory with what is shown; clone it.")
+        states.append(kept)
+    _require(_all_same(fold(controller, seens), states), "a second training must give the same states as the first.")
+    return states
+
+
+class _Waits(TorchDispatchMode):
+    """Note every operation whose result the host must wait for."""
+
+    # The four through which a tensor's values reach Python or a shape.
+    _WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self._WAITING:
+            self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _check_waiting(controller: Controller, seens: list[Seen]) -> None:
+    with _Waits() as waits:
+        fold(controller, seens)
+    fix = "Use torch.where instead of if, float() or .item() on a tensor."
+    _require(not waits.seen, f"update must not wait for the device, got {len(waits.seen)} {waits.seen[:1]}. {fix}")
+
+
+def _check_device(controller: Controller, seens: list[Seen]) -> None:
+    """Check on the meta device, which has no values: what reads one fails, and what is made elsewhere shows.
+
+    Raises:
+        AssertionError: If a value is read or devices are mixed.
+    """
+    state = _to_meta(controller.init())
+    for seen in seens:
+        try:
+            after = controller.update(state, Seen(**_to_meta(seen._asdict())))
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            rule = "update must neither read a tensor's value nor mix devices; make new tensors from those of the state"
+            raise AssertionError(f"{rule}, got {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        _check_state(after, "update", like=state)
+        state = after
+
+
+def _copies(controller: Controller) -> tuple[Controller, Controller]:
+    """Copy a controller with ``copy.deepcopy`` and with ``pickle``.
+
+    Returns:
+        The two copies, in this order.
+
+    Raises:
+        AssertionError: If one of them fails.
+    """
+    try:
+        return copy.deepcopy(controller), pickle.loads(pickle.dumps(controller))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        fix = "Define its class at the top of a module and keep plain numbers on it."
+        raise AssertionError(f"a controller must survive deepcopy and pickle, got {error}. {fix}") from error
+
+
+def _check_resume(controller: Controller, seens: list[Seen], states: list[State]) -> None:
+    """Check that a saved state continues exactly with a controller that has seen nothing before.
+
+    Raises:
+        AssertionError: If it does not.
+    """
+    for middle in range(2, len(seens), 7):  # mostly in the middle of an epoch, which is five entries long
+        file = io.BytesIO()
+        torch.save(states[middle], file)
+        file.seek(0)
+        state = torch.load(file, weights_only=True)
+        rule = f"a state saved before entry {middle} of the training must continue exactly in a new process"
+        try:
+            rest = list(itertools.accumulate(seens[middle:], controller.update, initial=state))
+        except (AttributeError, KeyError) as error:
+            raise AssertionError(
+                f"{rule}, got {type(error).__name__}: {error}. Keep all of it in the state."
+            ) from error
+        _require(_all_same(rest, states[middle:]), f"{rule}. Keep all of it in the state.")
+
+
+def _check_nan(controller: Controller, seens: list[Seen]) -> None:
+    nans = [seen._replace(**{k: v * math.nan for k, v in seen._asdict().items() if v is not None}) for seen in seens]
+    # Every third entry, so that ends of epochs (every fifth) and steps are both hit and both recover.
+    mixed = [nan if i % 3 == 2 else seen for i, (seen, nan) in enumerate(zip(seens, nans, strict=True))]
+    for shown in (mixed, nans):
+        for state in fold(controller, shown):
+            _check_level(state, "after a NaN was shown")
+
+
+def _check_compiled(controller: Controller, seens: list[Seen]) -> None:
+    """Check that update compiles without a break, and not anew as the level moves.
+
+    Raises:
+        AssertionError: If it does not.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # seconds to import
+
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    # Tensors only: a Python float is a new constant to the compiler each time.
+    tensors = [Seen(*(None if v is None else torch.as_tensor(v).detach() for v in seen)) for seen in seens]
+    torch.compiler.reset()
+    update = torch.compile(controller.update, fullgraph=True, backend=count)
+    try:
+        states = list(itertools.accumulate(tensors, update, initial=controller.init()))
+    except TorchDynamoException as error:
+        raise AssertionError(f"update must compile with fullgraph=True, got {type(error).__name__}.") from error
+    _require(_all_same(states, fold(controller, tensors)), "compiled, update must give the same bits.")
+    _require(graphs <= 2, f"update must compile to one graph for steps and one for epochs, got {graphs} graphs.")
+
+
+def _to_meta(entries: dict[str, Any]) -> dict[str, Any]:
+    return {name: v.detach().to("meta") if isinstance(v, Tensor) else v for name, v in entries.items()}
+
+
+def _cloned(entries: dict[str, Any]) -> dict[str, Any]:
+    return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in entries.items()}
+
+
+def _same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Compare bit for bit, NaN with NaN."""
+    return left.keys() == right.keys() and all(_bits(left[name]) == _bits(right[name]) for name in left)
+
+
+def _all_same(left: list[State], right: list[State]) -> bool:
+    return len(left) == len(right) and all(map(_same, left, right))
+
+
+def _bits(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.dtype, value.shape, value.detach().reshape(-1).view(torch.uint8).tolist()
