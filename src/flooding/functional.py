@@ -132,7 +132,7 @@ def adaflood_level(probability: Any, gamma: float) -> Any:
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}. 1 is plain training, 0 the raw held-out loss.")
     mixed = (1 - gamma) * _wide(probability) + gamma
-    return abs(_log(mixed))
+    return 0.0 - _log(mixed)  # a minus sign would turn the level of a sure example into -0.0
 
 
 def _log(x: Any) -> Any:
@@ -141,4 +141,6 @@ def _log(x: Any) -> Any:
         return x.log()
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__().log(x)
-    return math.log(x) if x > 0 else -math.inf
+    if x > 0:
+        return math.log(x)
+    return -math.inf if x == 0 else math.nan
