@@ -1,0 +1,316 @@
+"""The contract for controllers passes ours and catches controllers that are bad on purpose, each in one way."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from flooding.levels import Constant, Delayed, Heuristic, Plateau, Range, Warmup
+from flooding.testing import check_controller
+
+
+class Following:
+    """A good controller written by somebody else: half of a moving average of the losses seen."""
+
+    def init(self):
+        return {"level": torch.tensor(0.0), "mean": torch.tensor(1.0)}
+
+    def update(self, state, seen):
+        if seen.loss is None:
+            return state
+        loss = seen.loss.detach()
+        mean = torch.where(loss.isnan(), state["mean"], 0.9 * state["mean"] + 0.1 * loss)
+        return {"level": 0.5 * mean, "mean": mean}
+
+
+@pytest.mark.parametrize(
+    "controller",
+    [
+        Constant(0.1),
+        Constant(-math.inf),
+        Warmup(0.1, steps=20),
+        Warmup(0.1, steps=20, stairs=4),
+        Range(0.6, 0.0, steps=30),
+        Delayed(0.1, until_loss=1e-4),
+        Delayed(0.1, until_accuracy=1.0),
+        Heuristic(until_loss=1e-4),
+        Heuristic(until_accuracy=1.0),
+        Plateau(0.1),
+        Following(),
+    ],
+    ids=lambda c: c if isinstance(c, str) else str(c)[:40],
+)
+def test_good_controllers_pass(controller):
+    before = torch.get_rng_state()
+    check_controller(controller, compiled=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("controller", [Delayed(0.1, until_loss=1e-4), Delayed(0.1, until_accuracy=1.0)], ids=str)
+def test_the_made_up_training_meets_both_start_conditions(controller, monkeypatch):
+    started = []
+    update = Delayed.update
+
+    def note(self, state, seen):
+        started.append(state["started"])
+        return update(self, state, seen)
+
+    monkeypatch.setattr(Delayed, "update", note)
+    check_controller(controller)
+    assert {bool(t) for t in started if t.device.type == "cpu"} == {False, True}
+
+
+class Bad(Following):
+    """Following with one fault; each subclass breaks one rule."""
+
+
+class MutatesItsState(Bad):
+    def update(self, state, seen):
+        if seen.loss is not None:
+            state["level"] += 0.01
+        return dict(state)
+
+
+class MutatesItsDict(Bad):
+    def update(self, state, seen):
+        if seen.loss is not None:
+            state["level"] = state["level"] + 0.01
+        return state
+
+
+class MutatesWhatItSees(Bad):
+    def update(self, state, seen):
+        if seen.loss is not None:
+            seen.loss.detach().mul_(2)
+        return super().update(state, seen)
+
+
+class CountsOnItself(Bad):
+    calls = 0
+
+    def update(self, state, seen):
+        self.calls += 1
+        return state | {"level": state["level"] * 0 + self.calls}
+
+
+class Draws(Bad):
+    def update(self, state, seen):
+        return state | {"level": torch.rand_like(state["level"])}
+
+
+class SecondTrainingDiffers(Bad):
+    trainings = 0
+
+    def init(self):
+        self.trainings += 1
+        return super().init() | {"mean": torch.tensor(float(self.trainings))}
+
+
+class BranchesOnAValue(Bad):
+    def update(self, state, seen):
+        if seen.loss is not None and seen.loss < 0.1:
+            return state | {"level": state["level"] * 0 + 0.2}
+        return dict(state)
+
+
+class ComparesWholeTensors(Bad):
+    def update(self, state, seen):
+        return state | {"level": state["level"] * 0 + torch.equal(state["level"], state["mean"])}
+
+
+class ReadsThroughNumpy(Bad):
+    def update(self, state, seen):
+        return state | {"level": state["level"] * 0 + abs(state["mean"].numpy())}
+
+
+class MakesItsTensorsAnew(Bad):
+    def update(self, state, seen):
+        return state | {"level": torch.tensor(0.2)}
+
+
+class IsPoisonedByNaN(Bad):
+    def update(self, state, seen):
+        return state if seen.loss is None else state | {"level": 0.9 * state["level"] + 0.1 * seen.loss.detach()}
+
+
+class IsPoisonedByNaNAtAnEpoch(Bad):
+    def update(self, state, seen):
+        return state | {"level": state["level"] * 0 + seen.val_loss} if seen.loss is None else dict(state)
+
+
+class GrowsToInfinity(Bad):
+    def update(self, state, seen):
+        return state | {"level": (state["level"] + 1) * 1e9}
+
+
+class BeginsAtNaN(Bad):
+    def init(self):
+        return super().init() | {"level": torch.tensor(math.nan)}
+
+
+class KeepsTheGraph(Bad):
+    def update(self, state, seen):
+        return state if seen.loss is None else state | {"mean": seen.loss * 1}
+
+
+class KeepsTheLossItself(Bad):
+    def update(self, state, seen):
+        return state if seen.loss is None else state | {"mean": seen.loss.detach()}
+
+
+class KeepsAFloat(Bad):
+    def init(self):
+        return super().init() | {"count": 0}
+
+
+class HasNoLevel(Bad):
+    def init(self):
+        return {"b": torch.tensor(0.1)}
+
+
+class GivesATuple(Bad):
+    def init(self):
+        return (torch.tensor(0.1),)
+
+
+class ForgetsToReturn(Bad):
+    def update(self, state, seen):
+        return None
+
+
+class HasALevelWithAxes(Bad):
+    def init(self):
+        return super().init() | {"level": torch.zeros(1)}
+
+
+class HasAWholeLevel(Bad):
+    def init(self):
+        return super().init() | {"level": torch.tensor(0)}
+
+
+class WidensItsLevel(Bad):
+    def update(self, state, seen):
+        return state | {"level": state["level"].double()}
+
+
+class GrowsAHistory(Bad):
+    def init(self):
+        return super().init() | {"history": torch.zeros(0)}
+
+    def update(self, state, seen):
+        return state | {"history": torch.cat([state["history"], state["mean"][None]])}
+
+
+class DropsAnEntry(Bad):
+    def update(self, state, seen):
+        return {"level": state["level"]}
+
+
+class AddsAnEntry(Bad):
+    def update(self, state, seen):
+        return state | {"new": state["level"]}
+
+
+class CannotBePickled(Bad):
+    def __init__(self):
+        self.rule = lambda loss: 0.5 * loss
+
+
+class CopiesForgetfully(Bad):
+    def __init__(self, level=0.2):
+        self.level = level
+
+    def __deepcopy__(self, memo):
+        return CopiesForgetfully(level=0.3)
+
+    def update(self, state, seen):
+        return state | {"level": state["level"] * 0 + self.level}
+
+
+class PreparesInInit(Bad):
+    def init(self):
+        self.scale = 0.5
+        return super().init()
+
+    def update(self, state, seen):
+        return state | {"level": state["level"] * 0 + self.scale}
+
+
+class PreparesInInitWithADefault(PreparesInInit):
+    scale: Any = 0.25
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "rule"),
+    [
+        (MutatesItsState, AssertionError, "must not change the state it is given"),
+        (MutatesItsDict, AssertionError, "must not change the state it is given"),
+        (MutatesWhatItSees, AssertionError, "must not change what it is shown"),
+        (CountsOnItself, AssertionError, "same bits for the same input"),
+        (Draws, AssertionError, "same bits for the same input"),
+        (SecondTrainingDiffers, AssertionError, "a second training must give the same states"),
+        (BranchesOnAValue, AssertionError, r"must not wait for the device, got 40 \['_local_scalar_dense'\]"),
+        (ComparesWholeTensors, AssertionError, r"must not wait for the device, got 50 \['equal'\]"),
+        (ReadsThroughNumpy, AssertionError, "must neither read a tensor's value nor mix devices"),
+        (MakesItsTensorsAnew, AssertionError, r"must keep state\['level'\] .* on meta, got .* on cpu"),
+        (IsPoisonedByNaN, AssertionError, "got nan after a NaN was shown"),
+        (IsPoisonedByNaNAtAnEpoch, AssertionError, "got nan after a NaN was shown"),
+        (GrowsToInfinity, AssertionError, "must be finite or -inf, got inf after entry"),
+        (BeginsAtNaN, AssertionError, "must be finite or -inf, got nan from init"),
+        (KeepsTheGraph, AssertionError, r"state\['mean'\] from update keeps a graph"),
+        (KeepsTheLossItself, AssertionError, "must not share memory with what is shown"),
+        (KeepsAFloat, TypeError, r"state\['count'\] from init must be a tensor, got int"),
+        (HasNoLevel, TypeError, r"must hold \"level\", got \['b'\]"),
+        (GivesATuple, TypeError, "init must give a dict of tensors by name, got tuple"),
+        (ForgetsToReturn, TypeError, "update must give a dict of tensors by name, got NoneType"),
+        (HasALevelWithAxes, TypeError, r"float32 or float64 without axes, got torch.float32 \[1\]"),
+        (HasAWholeLevel, TypeError, r"float32 or float64 without axes, got torch.int64 \[\]"),
+        (WidensItsLevel, AssertionError, r"must keep state\['level'\] torch.float32 .* got torch.float64"),
+        (GrowsAHistory, AssertionError, r"must keep state\['history'\] torch.float32 \[0\] .* \[1\]"),
+        (DropsAnEntry, AssertionError, r"must keep the names \['level', 'mean'\], got \['level'\]"),
+        (AddsAnEntry, AssertionError, r"must keep the names .* got \['level', 'mean', 'new'\]"),
+        (CannotBePickled, AssertionError, "must survive deepcopy and pickle"),
+        (CopiesForgetfully, AssertionError, "a copied controller must give the same states"),
+        (PreparesInInit, AssertionError, "must continue exactly in a new process, got AttributeError"),
+        (PreparesInInitWithADefault, AssertionError, "must continue exactly in a new process. Keep all of it"),
+    ],
+)
+def test_bad_controllers_are_caught_by_the_rule_they_break(bad, error, rule):
+    with pytest.raises(error, match=rule):
+        check_controller(bad())
+
+
+class BreaksTheGraph(Bad):
+    def update(self, state, seen):
+        torch._dynamo.graph_break()
+        return super().update(state, seen)
+
+
+class CompilesAnew(Bad):
+    """Every call sees another value of a string, so that each needs a graph of its own."""
+
+    turn = "a"
+
+    def update(self, state, seen):
+        self.turn += "a"
+        return state | {"level": state["level"] * (1 if self.turn else 0)}
+
+
+@pytest.mark.parametrize(
+    ("bad", "rule"),
+    [
+        (BreaksTheGraph, "must compile with fullgraph=True"),
+        (CompilesAnew, "one graph for steps and one for epochs, got a third"),
+    ],
+)
+def test_what_does_not_compile_is_caught_when_asked(bad, rule):
+    check_controller(bad())
+    with pytest.raises(AssertionError, match=rule):
+        check_controller(bad(), compiled=True)
+
+
+def test_a_training_of_one_epoch_is_too_short():
+    with pytest.raises(ValueError, match="steps must be at least 8, got 7"):
+        check_controller(Constant(0.1), steps=7)
+    check_controller(Constant(0.1), steps=8)
