@@ -18,6 +18,8 @@ SIGMA_MIN = 1e-6
 
 def _wide(x: Any) -> Any:
     """Widen float16 and bfloat16 arrays to float32; leave everything else alone."""
+    if isinstance(x, (int, float)):  # torch.compile has no attributes for a number that changes between calls
+        return x
     dtype = getattr(x, "dtype", None)
     if dtype is None or dtype.itemsize >= 4 or "float" not in str(dtype):
         return x

@@ -377,7 +377,7 @@ class PerClass:
         return self.levels.index_select(0, y.reshape(-1)).reshape(y.shape)
 
     def to(self, device: torch.device | str) -> PerClass:
-        """Move the table to a device."""  # ruff: ignore[docstring-missing-returns]
+        """Move the table to a device."""
         return PerClass(self.levels.to(device))
 
 
@@ -453,7 +453,7 @@ class PerExample:
             )
 
     def to(self, device: torch.device | str) -> PerExample:
-        """Move the table to a device."""  # ruff: ignore[docstring-missing-returns]
+        """Move the table to a device."""
         return PerExample(self.levels.to(device), self.ids.to(device))
 
 
@@ -475,10 +475,14 @@ def target_entropy(target: Tensor, classes: int, label_smoothing: float = 0.0) -
     if target.is_floating_point():
         mixed = (1 - label_smoothing) * target + label_smoothing / classes
         return torch.special.entr(mixed).sum(1)
+    return torch.full(target.shape, _floor(classes, label_smoothing), device=target.device)
+
+
+def _floor(classes: int, label_smoothing: float) -> float:
+    # Entropy of a smoothed hard label, as a number: it costs no tensor and no look at the device.
     off = label_smoothing / classes
     on = 1 - label_smoothing + off
-    entropy = -on * math.log(on) - (classes - 1) * (off * math.log(off) if off else 0.0)
-    return torch.full(target.shape, entropy + 0.0, device=target.device)  # + 0.0: never -0.0
+    return 0.0 - on * math.log(on) - (classes - 1) * (off * math.log(off) if off else 0.0)
 
 
 def excess(losses: Tensor, target: Tensor, classes: int, label_smoothing: float = 0.0) -> Tensor:
@@ -564,7 +568,8 @@ class Flood(nn.Module):
     ``ignore_index`` count for nothing, and the level acts on the loss before the class weight. Other criteria of a
     per-example method give one loss per element, and each element counts as an example. A ``sum`` hidden inside a
     function cannot be detected. ``torch.func.vmap(grad(...))`` shows the criterion one example at a time, so a
-    batch-level method silently becomes IFlood there. Warnings are given outside ``torch.compile`` only.
+    batch-level :func:`objective` silently becomes IFlood there; this class keeps counts and so raises. Warnings are
+    given outside ``torch.compile`` only.
 
     Args:
         criterion: A loss module or function, called with the arguments of ``forward``, with the reduction that
@@ -739,14 +744,14 @@ class Flood(nn.Module):
         else:
             return
         smoothing = getattr(self.criterion, "label_smoothing", 0.0)
-        floor = float(target_entropy(torch.zeros((), dtype=torch.int64), classes, smoothing))
+        floor = _floor(classes, smoothing)
         if level > math.log(classes):
             self._warned = True
             warnings.warn(
                 f"the level should lie below ln {classes} = {math.log(classes):.4f}, the loss of a guess, got {level}. "
                 "Choose a level between 0 and the lowest validation loss of a plain run.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         elif smoothing > 0 and level < floor:
             self._warned = True
@@ -754,7 +759,7 @@ class Flood(nn.Module):
                 f"the level should lie above {floor:.4f}, the lowest loss that label smoothing {smoothing} allows, got "
                 f"{level}: it floods nothing. Use Excess(level, classes={classes}, label_smoothing={smoothing}).",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flood:
@@ -820,10 +825,10 @@ class Teacher(AveragedModel):
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:  # ruff: ignore[unused-method-argument]
-        """Stay in evaluation mode, also as part of a model that trains."""  # ruff: ignore[docstring-missing-returns]
+        """Stay in evaluation mode, also as part of a model that trains."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the average without gradients."""  # ruff: ignore[docstring-missing-returns]
+        """Run the average without gradients."""
         return super().forward(*args, **kwargs)
