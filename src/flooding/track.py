@@ -155,9 +155,11 @@ def mlflow_tracker(
     with _quiet("mlflow", "sqlalchemy", "alembic"):
         if missing := _missing("mlflow", "mlflow", "sqlalchemy", "alembic"):
             raise ImportError(missing)
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
         file = _database(uri)
-        mlflow = importlib.import_module("mlflow")
-        client = mlflow.MlflowClient(uri)
+        client = MlflowClient(uri)
         place = None if file is None else (file.parent / f"{file.stem}-artifacts").as_uri()
         number = _experiment(client, experiment, place)
 
@@ -165,9 +167,9 @@ def mlflow_tracker(
         told = {name: str(value) for name, value in _parameters(run, parameters).items()}
         with _quiet("mlflow", "sqlalchemy", "alembic"):
             opened = client.create_run(number, run_name=_name(run), tags=dict(tags or {}))
-            given = [mlflow.entities.Param(name, value) for name, value in told.items()]
+            given = [Param(name, value) for name, value in told.items()]
             client.log_batch(opened.info.run_id, params=given)
-        return _MlflowLog(client, opened.info.run_id, mlflow.entities.Metric)
+        return _MlflowLog(client, opened.info.run_id, Metric)
 
     return Tracker(open_log)
 
@@ -210,7 +212,7 @@ def _database(uri: str) -> Path | None:
         url = make_url(uri)
     except ArgumentError:
         raise ValueError(
-            f"uri must be sqlite:///FILE or a server's address, got {uri!r}. Try sqlite:///{uri}."
+            f"uri must be sqlite:///FILE or a server's address, got {uri!r}. Put sqlite:/// first."
         ) from None
     if url.get_backend_name() != "sqlite":
         return None
@@ -227,8 +229,9 @@ def _database(uri: str) -> Path | None:
 
 
 def _check_ours(path: Path) -> None:
+    # Immutable: merely reading a database in WAL mode would leave two files beside it.
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.DatabaseError as error:
         raise ValueError(f"uri must name a SQLite database, got {path}: {error}. Choose another file.") from None
@@ -292,10 +295,10 @@ def tensorboard_tracker(folder: str | Path, *, parameters: Mapping[str, Any] | N
     with _quiet("torch.utils.tensorboard", "tensorboard", "google.protobuf"):
         if missing := _missing("tensorboard", "tensorboard", "torch.utils.tensorboard"):
             raise ImportError(missing)
-        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter
 
     def open_log(run: Run) -> Log:
-        return _TensorboardLog(writer(str(_make_folder(folder, _name(run)))), _parameters(run, parameters))
+        return _TensorboardLog(SummaryWriter(str(_make_folder(folder, _name(run)))), _parameters(run, parameters))
 
     return Tracker(open_log)
 
