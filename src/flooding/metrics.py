@@ -2,16 +2,18 @@
 
 Logits are ``[n, classes]`` with at least two classes, labels int64 ``[n]``; a single logit ``z`` becomes
 ``torch.stack([0 * z, z], dim=1)``. Half precision is widened to float32. NaN logits give NaN, except in
-:func:`accuracy`, where NaN counts as the highest logit.
+:func:`accuracy`, where NaN counts as the highest logit. Under ``torch.vmap`` the scalar metrics of logits
+take a leading runs axis.
 """
 
+# The checks shared by the functions below raise what their docstrings promise.
+# ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 __all__ = [
     "Reliability",
@@ -102,7 +104,7 @@ def nll(logits: Tensor, y: Tensor) -> Tensor:
         >>> nll(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
         tensor(0.6931)
     """
-    return F.cross_entropy(_logits(logits, y), y)
+    return nn.functional.cross_entropy(_logits(logits, y), y)
 
 
 def brier(logits: Tensor, y: Tensor) -> Tensor:
@@ -226,7 +228,8 @@ def kl_to_posterior(logits: Tensor, posterior: Tensor) -> Tensor:
             f"posterior must have the shape of the logits, got {list(posterior.shape)} and {list(logits.shape)}. "
             "It is known for the test inputs only."
         )
-    return F.kl_div(logits.log_softmax(1), posterior.to(logits), reduction="batchmean")
+    exact = posterior.to(logits)
+    return (torch.xlogy(exact, exact) - exact * logits.log_softmax(1)).sum(1).mean()
 
 
 def bayes_accuracy(posterior: Tensor) -> Tensor:
@@ -352,14 +355,14 @@ def _bin_sums(logits: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor, Ten
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}. 15 is usual.")
     logits = _logits(logits, y)
-    confidence, predicted = logits.softmax(1).max(1)
+    confidence = logits.softmax(1).amax(1)
     # Divided, not linspace: each edge is then the nearest float to b / bins.
     edges = torch.arange(1, bins, device=logits.device, dtype=logits.dtype) / bins
     # An edge lies above as many inner edges as the confidences below it: (lo, hi]. Products with a mask, not
     # scatter: the order of the sum is fixed on every device, and NaN reaches the result.
     number = (confidence[:, None] > edges).sum(1)
     inside = number[:, None] == torch.arange(bins, device=logits.device)
-    right = (predicted == y)[:, None]
+    right = (logits.argmax(1) == y)[:, None]
     return (inside * confidence[:, None]).sum(0), (inside & right).sum(0).to(logits.dtype), inside.sum(0)
 
 
@@ -380,5 +383,5 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _one_hot(y: Tensor, like: Tensor) -> Tensor:
-    """One-hot labels in the shape and dtype of ``like``; unlike ``F.one_hot`` it never looks at the values."""
+    """One-hot labels in the shape and dtype of ``like``; unlike torch's own it never looks at the values."""
     return (y[:, None] == torch.arange(like.shape[1], device=y.device)).to(like.dtype)

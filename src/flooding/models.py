@@ -4,6 +4,8 @@ Weights are drawn from torch's global generator, as everywhere in ``torch.nn``: 
 ``torch.random.fork_rng()`` to repeat them.
 """
 
+# The checks shared by the functions below raise what their docstrings promise.
+# ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
 import itertools

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Split", "Splits", "flip_labels", "map_tensors", "sha256"]
+__all__ = ["Split", "Splits", "flip_labels", "map_tensors", "sha256", "stream"]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
@@ -69,12 +69,12 @@ class Split:
         return len(self.y)
 
     def take(self, index: Tensor | slice) -> Split:
-        """Keep the examples at ``index``, an int64 tensor or a slice."""  # noqa: DOC201
+        """Keep the examples at ``index``, an int64 tensor or a slice."""
         clean = None if self.clean is None else self.clean[index]
         return Split(map_tensors(lambda t: t[index], self.x), self.y[index], clean, self.id[index])
 
     def to(self, device: torch.device | str) -> Split:
-        """Move every tensor to a device."""  # noqa: DOC201
+        """Move every tensor to a device."""
         clean = None if self.clean is None else self.clean.to(device)
         return Split(map_tensors(lambda t: t.to(device), self.x), self.y.to(device), clean, self.id.to(device))
 
@@ -140,8 +140,8 @@ def sha256(*tensors: Any) -> str:
 def flip_labels(y: Tensor, share: float, classes: int, generator: np.random.Generator) -> Tensor:
     """Replace exactly ``round(n * share)`` distinct labels, each by a wrong class drawn uniformly.
 
-    Halves round to even, as Python's ``round`` does. The same generator state flips nested sets as ``share`` grows;
-    with two classes the labels at a given example also agree.
+    Halves round to even, as Python's ``round`` does. From one generator state, a larger share flips the examples of a
+    smaller one and more.
 
     Args:
         y: Clean labels, int64 ``[n]``, in 0 ... ``classes - 1``; left unchanged.
@@ -175,3 +175,25 @@ def flip_labels(y: Tensor, share: float, classes: int, generator: np.random.Gene
     noisy = y.numpy().copy()
     noisy[at] = (noisy[at] + generator.integers(1, classes, size=len(at))) % classes
     return torch.from_numpy(noisy)
+
+
+def stream(seed: int, *path: int) -> np.random.Generator:
+    """Open the random stream of a seed at a path; streams at different paths are independent.
+
+    Args:
+        seed: Non-negative integer.
+        *path: Non-negative integers that name the stream.
+
+    Returns:
+        A NumPy generator at the start of its stream; NumPy draws the same numbers on every machine.
+
+    Raises:
+        ValueError: If ``seed`` is not a non-negative integer.
+
+    Example:
+        >>> stream(0, 1).random() == stream(0, 1).random(), stream(0, 1).random() == stream(0, 2).random()
+        (True, False)
+    """
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a non-negative integer, got {seed!r}. Pass seed=0, 1, ...")
+    return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=path))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flooding.data import Split, Splits, flip_labels
+from flooding.data import Split, Splits, flip_labels, stream
 
 __all__ = ["digits", "split_table"]
 
@@ -62,7 +62,8 @@ def split_table(x: Any, y: Any, n_train: int, n_val: int, label_noise: float = 0
         Splits with float32 inputs ``[n, columns]`` and int64 labels; ``clean`` is None where no noise was added.
 
     Raises:
-        ValueError: If the shapes do not match, a count is out of range, or an input is not finite.
+        ValueError: If the shapes do not match, a count is out of range, an input is not finite, or a label is not
+            a class.
 
     Example:
         >>> x = torch.arange(20.0).reshape(10, 2)
@@ -75,25 +76,24 @@ def split_table(x: Any, y: Any, n_train: int, n_val: int, label_noise: float = 0
         raise ValueError(f"x must be [rows, columns] and y [rows], got {x.shape} and {y.shape}. Flatten images first.")
     if not np.isfinite(x).all():
         raise ValueError("inputs must be finite, got NaN or infinity. Impute or drop those rows first.")
+    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+        raise ValueError(f"y must be classes 0, 1, ... as integers, got {y.dtype} from {y.min()}. Number the classes.")
     if n_train < 2 or n_val < 2 or n_train + n_val >= len(x):
         raise ValueError(
             f"n_train and n_val must be at least 2 and leave a test row, got {n_train} and {n_val} of {len(x)} rows. "
             "Take fewer."
         )
-    division, *flips = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
-    parts = np.split(division.permutation(len(x)), [n_train, n_train + n_val])
+    train, val, test = np.split(stream(seed, 0).permutation(len(x)), [n_train, n_train + n_val])
 
-    fit = x[parts[0]]
+    fit = x[train]
     # Not `sd == 0`: rounding of the mean can leave a constant column a tiny positive deviation.
     scale = np.where(fit.min(0) == fit.max(0), 1.0, fit.std(0))
     inputs = torch.from_numpy((x - fit.mean(0)) / scale).float()
     labels = torch.from_numpy(y.astype(np.int64))
     classes = int(labels.max()) + 1
 
-    train, val = (_noisy(inputs[p], labels[p], label_noise, classes, g) for p, g in zip(parts, flips, strict=False))
-    return Splits(train, val, Split(inputs[parts[2]], labels[parts[2]]))
+    def noisy(rows: np.ndarray, flips: np.random.Generator) -> Split:
+        clean = labels[rows]
+        return Split(inputs[rows], flip_labels(clean, label_noise, classes, flips), clean if label_noise else None)
 
-
-def _noisy(x: torch.Tensor, clean: torch.Tensor, label_noise: float, classes: int, flips: np.random.Generator) -> Split:
-    """Build a split with noisy labels beside the clean ones."""
-    return Split(x, flip_labels(clean, label_noise, classes, flips), clean if label_noise else None)
+    return Splits(noisy(train, stream(seed, 1)), noisy(val, stream(seed, 2)), Split(inputs[test], labels[test]))
