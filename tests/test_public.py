@@ -42,9 +42,7 @@ def test_every_public_name_can_be_imported_in_any_order():
 @pytest.mark.xfail(strict=True, reason="importing flooding.train binds the module over the function")
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_a_function_is_not_hidden_by_the_module_it_lives_in(name):
-    told = python(f"import flooding.evaluate
-from flooding import {name}
-print(type({name}).__name__)")
+    told = python(f"import flooding.evaluate\nfrom flooding import {name}\nprint(type({name}).__name__)")
     assert told == ["function"]
 
 
@@ -69,7 +67,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones():
     with pytest.raises(
         AttributeError, match=r"module 'flooding' has no attribute 'flod'\. It has .*\bflood\b"
     ) as error:
-        flooding.flod  # ruff: ignore[useless-expression]
+        _ = flooding.flod
     assert all(name in str(error.value) for name in flooding.__all__)
     assert not hasattr(flooding, "__path_that_is_not__")
 
