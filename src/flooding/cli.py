@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 try:
     import typer
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 except ImportError as error:  # pragma: no cover -- the command is there even where its libraries are not
@@ -34,13 +35,10 @@ def main() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
     told = logging.getLogger("flooding")
     told.setLevel(logging.INFO)
-    told.addHandler(handler := logging.StreamHandler(sys.stderr))
+    told.handlers = [handler := logging.StreamHandler(sys.stderr)]
     handler.setFormatter(logging.Formatter("%(message)s"))
     try:
         app()
-    except KeyboardInterrupt:
-        errors.print("Interrupted. Finished runs are in the ledger: the same command goes on from there.")
-        sys.exit(130)
     except (ValueError, ImportError) as error:
         errors.print("[red]error:[/]", end=" ")
         errors.print(str(error), markup=False)
@@ -146,7 +144,7 @@ def run(
     planned = Run(assemble(task, data, **choices), level, seed=seed)
     _check(planned, device, threads, [save, tensorboard])
     tags = {name: value or "true" for name, _, value in (text.partition(":") for text in tag or [])}
-    told = {"task": task, **data, **choices, "level": level, "seed": seed, "device": device}
+    told = {"task": task, **data, **choices, "device": device}
     with ExitStack() as stack:
         trackers = []
         if mlflow is not None:
@@ -261,8 +259,8 @@ def _progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[Row], 
 
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"), TimeRemainingColumn())
     bar = Progress(*columns, TextColumn("left"), console=errors, disable=not errors.is_terminal)
-    began = spoken = time.monotonic()
     whole = done = 0
+    began = spoken = math.inf
 
     def on_start(runs: list[Run]) -> None:
         nonlocal whole
@@ -271,7 +269,8 @@ def _progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[Row], 
         bar.add_task("", total=whole)
 
     def on_row(row: Row) -> None:
-        nonlocal done, spoken
+        nonlocal done, began, spoken
+        began, spoken = min(began, time.monotonic()), min(spoken, time.monotonic())
         done += row.epoch > 0
         if not bar.disable:
             bar.update(bar.task_ids[0], completed=done)
@@ -279,8 +278,12 @@ def _progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[Row], 
             spoken = time.monotonic()
             errors.print(f"{done} of {whole} epochs, about {(spoken - began) / done * (whole - done):.0f} s left")
 
-    with bar:
-        yield on_start, on_row
+    try:
+        with bar:
+            yield on_start, on_row
+    except KeyboardInterrupt:
+        errors.print("Interrupted. Finished runs are in the ledger: the same command goes on from there.")
+        raise typer.Exit(130) from None
 
 
 def _print_task(task: Any, records: list[Record]) -> None:
@@ -288,8 +291,10 @@ def _print_task(task: Any, records: list[Record]) -> None:
     from flooding.experiments import demo as experiment
 
     rows = experiment.summary(records)
-    table = Table(title=f"{task.title}: mean ± standard deviation, n = {len(task.seeds)}", title_justify="left")
-    table.add_column("")
+    shown = "mean and standard deviation over seeds" if len(task.seeds) > 1 else "one seed, no spread"
+    title = f"{task.title}: {shown}, n = {len(task.seeds)}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("", no_wrap=True)
     for title in ("level", *experiment.COLUMNS):
         table.add_column(title, justify="right")
     for title, picks in rows.items():
@@ -297,6 +302,10 @@ def _print_task(task: Any, records: list[Record]) -> None:
     console.print()
     console.print(table)
     console.print(experiment.verdict(rows))
+    labels = "noisy" if "last.test_accuracy_clean" in records[0].finals else "clean (they carry no noise)"
+    console.print(
+        f"NLL and ECE on the test labels, {labels}. Chosen on noisy validation labels; test data choose nothing."
+    )
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -305,7 +314,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _print_record(record: Record) -> None:
     """Print the last and the best epoch side by side."""
-    table = Table(title="mean over all examples of a split")
+    table = Table(box=SIMPLE_HEAD)
     for title in ("", "last epoch", "best validation epoch"):
         table.add_column(title, justify="left" if not title else "right")
     names = [name.removeprefix("last.") for name in record.finals if name.startswith("last.")]

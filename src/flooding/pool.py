@@ -76,8 +76,7 @@ class Pool:
         waiting, busy, died = list(reversed(jobs)), {}, dict.fromkeys((job.number for job in jobs), 0)
         try:
             for worker in self._workers[: len(jobs)]:
-                busy[worker] = waiting.pop()
-                worker.send(busy[worker])
+                self._give(worker, waiting.pop(), busy)
             while busy:
                 worker, news = self._news.get()
                 if worker not in busy:
@@ -89,21 +88,23 @@ class Pool:
                         raise RuntimeError(
                             f"a worker died {_ATTEMPTS} times while training {job.run.problem}. Is there memory?"
                         )
-                    busy.pop(worker)
-                    worker = self._replace(worker)
-                    busy[worker] = job
-                    worker.send(job)
+                    self._give(worker, busy.pop(worker), busy)
                     continue
                 ended = isinstance(news, Exception)
                 yield job.number, news if ended else [replace(row, run=job.run) for row in news]
                 if ended or news[-1].record is not None:
                     busy.pop(worker)
                     if waiting:
-                        busy[worker] = waiting.pop()
-                        worker.send(busy[worker])
+                        self._give(worker, waiting.pop(), busy)
         finally:
             for worker in busy:  # left early: what these still do concerns nobody
                 self._replace(worker)
+
+    def _give(self, worker: _Worker, job: Job, busy: dict[_Worker, Job]) -> None:
+        if worker.gone:  # perhaps long ago, while it had nothing to do
+            worker = self._replace(worker)
+        busy[worker] = job
+        worker.send(job)
 
     def _replace(self, worker: _Worker) -> _Worker:
         worker.end()
@@ -131,13 +132,17 @@ class _Worker:
             stdout=subprocess.PIPE,
             env=environment,
         )
+        self.gone = False
         _write(self._process.stdin, sys.path)
         threading.Thread(target=self._listen, args=(news,), daemon=True).start()
 
     def _listen(self, news: queue.SimpleQueue) -> None:
-        with contextlib.suppress(EOFError, OSError, ValueError):
+        pipe = self._process.stdout
+        assert pipe is not None
+        with pipe, contextlib.suppress(EOFError):
             while True:
-                news.put((self, _read(self._process.stdout)))
+                news.put((self, _read(pipe)))
+        self.gone = True
         news.put((self, None))
 
     def send(self, job: Job) -> None:
@@ -158,8 +163,7 @@ def _write(pipe: IO[bytes] | None, thing: Any) -> None:
     pipe.flush()
 
 
-def _read(pipe: IO[bytes] | None) -> Any:
-    assert pipe is not None
+def _read(pipe: IO[bytes]) -> Any:
     head = pipe.read(8)
     if len(head) < 8:
         raise EOFError

@@ -266,7 +266,7 @@ class Record:
         with io.BytesIO() as file:
             np.savez_compressed(file, **self.curves, **self.arrays)  # type: ignore[arg-type]
             told = {"finals": finals, "weights": self.weights, "fingerprint": self.fingerprint}
-            return file.getvalue(), json.dumps(told, sort_keys=True)
+            return file.getvalue(), json.dumps(told)
 
     @staticmethod
     def unpack(run: Run | None, blob: bytes, rest: str, circumstances: str) -> Record:

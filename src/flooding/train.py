@@ -344,7 +344,7 @@ def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) 
     until = replace(run, problem=replace(run.problem, test_curve=None), until=1)
     with _undisturbed(threads):
         splits, state = _start(until, torch.device(device))
-    with _undisturbed(threads, state):
+    with _undisturbed(threads, state), torch.no_grad():
         index = _order(run, splits.train, 1)[0]
         state.model.train()
         output = state.model(map_tensors(lambda t: t[index], splits.train.x))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from flooding.data import synthetic
 from flooding.problem import Problem, Record, Run, choose
@@ -18,12 +18,12 @@ __all__ = ["COLUMNS", "Task", "draw", "plan", "summary", "verdict"]
 
 # Column title and the final it shows; accuracies are printed in percent.
 COLUMNS = {
-    "train loss": "train_loss",
-    "val loss": "val_loss",
-    "test acc % (clean)": "test_accuracy_clean",
-    "test acc % (noisy)": "test_accuracy",
-    "test NLL": "test_nll",
-    "ECE": "test_ece",
+    "train\nloss": "train_loss",
+    "val\nloss": "val_loss",
+    "test %\nclean": "test_accuracy_clean",
+    "test %\nnoisy": "test_accuracy",
+    "test\nNLL": "test_nll",
+    "test\nECE": "test_ece",
 }
 
 
@@ -87,10 +87,10 @@ def summary(records: Sequence[Record]) -> dict[str, list[tuple[Record, str]]]:
         plain, flooded = [r for r in ours if r.level == 0], [r for r in ours if r.level > 0]
         chosen = {
             "plain training": (choose(plain, "last"), "last"),
-            "plain, early stopping": (choose(plain, "best"), "best"),
+            "plain + early stopping": (choose(plain, "best"), "best"),
             "flooding": (choose(flooded, "last"), "last"),
-            "flooding, early stopping": (choose(flooded, "best"), "best"),
-            "flooding or plain, as validation says": (choose(ours, "last"), "last"),
+            "flooding + early stopping": (choose(flooded, "best"), "best"),
+            "chosen, 0 included": (choose(ours, "last"), "last"),
         }
         for title, pick in chosen.items():
             rows.setdefault(title, []).append(pick)
@@ -132,12 +132,12 @@ def spread(values: Sequence[float], digits: int) -> str:
         digits: Digits after the point.
 
     Returns:
-        ``mean ± sd``, the mean alone of a single value, a dash of none.
+        The mean and below it ``± sd``, the mean alone of a single value, a dash of none.
     """
     if not values:
         return "–"
     mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean}\n± {statistics.stdev(values):.{digits}f}"
 
 
 def accuracy(picks: Sequence[tuple[Record, str]]) -> list[float]:
@@ -153,26 +153,26 @@ def verdict(rows: dict[str, list[tuple[Record, str]]]) -> str:
         rows: As from :func:`summary`.
 
     Returns:
-        Two sentences: final models against each other, then early-stopped ones against all.
+        Three lines of differences in test accuracy on clean labels, paired by seed.
     """
-    names = ("plain training", "plain, early stopping", "flooding", "flooding, early stopping")
+    names = ("plain training", "plain + early stopping", "flooding", "flooding + early stopping")
     plain, stopped, flooded, both = (accuracy(rows[name]) for name in names)
     gain = [b - a for a, b in zip(plain, flooded, strict=True)]
     against = [b - a for a, b in zip(stopped, flooded, strict=True)]
     together = [b - a for a, b in zip(stopped, both, strict=True)]
     return (
-        f"At the last epoch {_compare('flooding', 'plain training', gain)}. "
-        f"Against plain early stopping {_compare('flooding', 'it', against)}; "
-        f"with early stopping on both sides {_compare('flooding', 'plain', together)}."
+        f"Last epochs: flooding {_against('plain training', gain)}.\n"
+        f"Flooding's last epoch {_against('plain early stopping', against)}.\n"
+        f"Both with early stopping: flooding {_against('plain', together)}."
     )
 
 
-def _compare(ours: str, theirs: str, gains: Sequence[float]) -> str:
+def _against(theirs: str, gains: Sequence[float]) -> str:
     mean, n = statistics.fmean(gains), len(gains)
-    size = f"{abs(mean):.1f} points" + (f" (± {statistics.stdev(gains):.1f} over {n} seeds)" if n > 1 else " (1 seed)")
+    spread_of = f"± {statistics.stdev(gains):.1f} over {n} seeds" if n > 1 else "1 seed"
     if abs(mean) < 0.05:
-        return f"{ours} and {theirs} are level"
-    return f"{ours} {'beats' if mean > 0 else 'LOSES to'} {theirs} by {size}"
+        return f"and {theirs} are level ({spread_of})"
+    return f"{'wins against' if mean > 0 else 'LOSES to'} {theirs} by {abs(mean):.1f} points ({spread_of})"
 
 
 def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Path) -> list[Path]:
@@ -202,7 +202,7 @@ def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Pat
         "synth_loss": plots.loss_curves(*sinusoid, title=tasks[0].title),
         "synth_acc": plots.accuracy_curves(*sinusoid, title=tasks[0].title),
         "digits_loss": plots.loss_curves(*digits, title=tasks[2].title),
-        "concept": plots.concept(*digits, title=tasks[2].title),
+        "concept": plots.concept(*pair(records[1])),
         "tasks": plots.scatter(data),
         "boundary": plots.decision_boundary(sinusoid[0][0], sinusoid[1][0], splits, plane(), boundary),
         "reliability": plots.reliability(*digits),
@@ -210,6 +210,6 @@ def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Pat
     return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def boundary(x: torch.Tensor) -> torch.Tensor:
-    """Give the true boundary of Sinusoid: zero where the classes meet."""
-    return 1.5 * x[..., 0] + torch.sin(1.5 * x[..., 1])
+def boundary(x1: np.ndarray, x2: np.ndarray) -> np.ndarray:
+    """Tell the classes of Sinusoid apart: zero where they meet."""
+    return 1.5 * x1 + np.sin(1.5 * x2)

@@ -1,0 +1,5 @@
+"""``python -m flooding`` is the command line."""
+
+from flooding.cli import main
+
+main()

@@ -1,0 +1,37 @@
+"""The obvious implementations that the fast ones are compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from flooding.problem import seeded, stream
+
+
+def by_hand(run):
+    """Train a Run as anybody would write it down; returns the weights and the raw batch losses."""
+    problem, losses = run.problem, []
+    split, model = problem.splits(run.seed).train, problem.build(run.seed)
+    optimizer = problem.optimizer(model.parameters())
+    schedule = problem.schedule(optimizer) if problem.schedule else None
+    with seeded(stream(run.seed, "train")):
+        for epoch in range(1, run.epochs + 1):
+            order = torch.arange(len(split))
+            if len(split) > problem.batch_size:
+                generator = torch.Generator().manual_seed(stream(run.seed, "order", epoch))
+                order = torch.randperm(len(split), generator=generator)
+            for index in order.split(problem.batch_size):
+                model.train()
+                loss = functional.cross_entropy(model(split.x[index]), split.y[index])
+                losses.append(loss.item())
+                optimizer.zero_grad()
+                if run.level is None:
+                    loss.backward()
+                else:
+                    ((loss - run.level).abs() + run.level).backward()
+                if problem.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), problem.clip)
+                optimizer.step()
+            if schedule is not None:
+                schedule.step()
+    return model.state_dict(), losses

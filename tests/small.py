@@ -1,0 +1,52 @@
+"""Small problems that train in a blink."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from flooding import Problem
+from flooding.data import Split, Splits
+from flooding.data.synthetic import sinusoid, two_gaussians
+from flooding.models import mlp
+
+adam = partial(torch.optim.Adam, lr=1e-2)
+
+
+def small(**changes):
+    """Two Gaussians with a network of 2 x 16."""
+    data = partial(two_gaussians, n_train=40, n_val=30, n_test=200)
+    return Problem(
+        **{"data": data, "model": partial(mlp, 10, 2, width=16, depth=2), "optimizer": adam, "horizon": 6} | changes
+    )
+
+
+def normed(**changes):
+    """Sinusoid in mini-batches, with batch norm and dropout."""
+    data = partial(sinusoid, n_train=50, n_val=30, n_test=200)
+    model = partial(mlp, 2, 2, width=16, depth=2, batch_norm=True, dropout=0.2)
+    return Problem(**{"data": data, "model": model, "optimizer": adam, "horizon": 6, "batch_size": 12} | changes)
+
+
+def regression(**changes):
+    """A line with noise, squared error, inputs in a dict."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(n):
+        x = torch.randn(n, 3, generator=generator)
+        return Split({"x": x}, x.sum(1, keepdim=True) + 0.1 * torch.randn(n, 1, generator=generator))
+
+    given = {"data": Splits(split(40), split(20), split(20)), "model": FromDict, "loss": torch.nn.functional.mse_loss}
+    return Problem(**given | {"optimizer": adam, "horizon": 6} | changes)
+
+
+class FromDict(torch.nn.Module):
+    """A module that takes a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(3, 1)
+
+    def forward(self, inputs):
+        return self.line(inputs["x"])

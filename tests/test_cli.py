@@ -1,0 +1,192 @@
+"""The command line: what it prints and saves, and that bad input is refused before anything is written."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from flooding import cli
+from flooding.ledger import Ledger
+from flooding.tasks import DATA
+
+TINY = ["--width", "8", "--depth", "1", "--epochs", "3", "--test-samples", "50"]
+
+
+@pytest.fixture
+def flooding(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder; give exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["flooding", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        told = capsys.readouterr()
+        return left.value.code or 0, told.out, told.err
+
+    return call
+
+
+def test_run_prints_the_last_and_the_best_epoch_and_looks_up_the_second_time(flooding, tmp_path):
+    code, first, err = flooding("run", "sinusoid", "--level", "0.2", *TINY)
+    assert code == 0
+    assert "0 of 1 runs from the ledger" in err
+    assert re.search(r"test accuracy clean +0\.\d+ +0\.\d+", first)
+    code, again, err = flooding("run", "sinusoid", "--level", "0.2", *TINY)
+    assert (code, " ".join(again.split())) == (0, " ".join(first.split()))
+    assert "1 of 1 runs from the ledger" in err
+    assert len(Ledger(tmp_path / "ledger.sqlite").starts()) == 1
+    flooding("run", "sinusoid", "--level", "0.2", *TINY, "--fresh")
+    assert len(Ledger(tmp_path / "ledger.sqlite").starts()) == 2
+
+
+@pytest.mark.parametrize("task", DATA)
+def test_every_task_runs(flooding, task):
+    samples = [] if task == "digits" else ["--test-samples", "50"]
+    assert flooding("run", task, "--width", "8", "--epochs", "1", *samples)[0] == 0
+
+
+def test_every_option_reaches_the_record(flooding, tmp_path):
+    data = "--label-noise 0.3 --negative-mean 2 --dimension 4 --train-samples 30 --val-samples 20 --test-samples 40"
+    network = "--model mlp --width 7 --depth 3"
+    training = "--optimizer sgd --learning-rate 0.05 --momentum 0.5 --weight-decay 0.01 --clip-norm 0.5 --batch-size 10"
+    rest = "--epochs 2 --seed 4 --level -1"
+    words = f"{data} {network} {training} {rest}".split()
+    assert flooding("run", "two-gaussians", *words)[0] == 0
+    [(_, record)] = Ledger(tmp_path / "ledger.sqlite").records()
+    assert record.finals["last.level"] == -1
+    assert record.finals["last.lr"] == pytest.approx(0.05)
+    assert record.finals["epochs"] == 2
+    values = [n + 1 for n in range(0, len(words), 2) if words[n] != "--optimizer"]  # the others have no momentum
+    for n in values:
+        other = "mlp-bn" if words[n] == "mlp" else "0.25" if "." in words[n] else str(int(words[n]) + 1)
+        assert flooding("run", "two-gaussians", *words[:n], other, *words[n + 1 :])[0] == 0
+    assert len(Ledger(tmp_path / "ledger.sqlite")) == 1 + len(values)  # every option made another Run of it
+
+
+def test_save_keeps_three_sets_of_weights(flooding, tmp_path):
+    code, out, _ = flooding(
+        "run", "sinusoid", "--level", "0.6", *TINY, "--epochs", "30", "--learning-rate", "0.1", "--save", "weights"
+    )
+    assert code == 0
+    saved = {path.stem: load_file(path) for path in (tmp_path / "weights").iterdir()}
+    assert set(saved) == {"first_flooded", "best", "last"}
+    assert all(f"{name}.safetensors" in out for name in saved)
+    assert not torch.equal(*(next(iter(saved[name].values())) for name in ("first_flooded", "last")))
+    code, out, _ = flooding("run", "sinusoid", *TINY, "--save", "weights2")
+    assert "no step was flooded" in out
+
+
+def test_trackers_get_every_epoch(flooding, tmp_path):
+    import mlflow
+
+    extra = ["--mlflow", "sqlite:///mlflow.db", "--tensorboard", "runs", "--tag", "team:blue", "--tag", "quick"]
+    code, _, err = flooding("run", "sinusoid", "--level", "0.2", *TINY, *extra)
+    assert code == 0, err
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    [found] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert {"team": "blue", "quick": "true"}.items() <= found.data.tags.items()
+    assert found.data.params["level"] == "0.2"
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "val_loss")] == [0, 1, 2, 3]
+    assert list((tmp_path / "runs").rglob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "sinusoidd"], "Did you mean sinusoid?"),
+        (["run", "sinusoid", "--epochs", "-3"], "at least 1, got -3"),
+        (["run", "sinusoid", "--label-noise", "1.5"], r"must lie in \[0, 1\), got 1.5"),
+        (["run", "sinusoid", "--level", "nan"], "level must be finite, got nan"),
+        (["run", "sinusoid", "--ledger", "."], "ledger must be a file, got the folder"),
+        (["run", "sinusoid", "--ledger", "plain.txt/l.sqlite"], "plain.txt is a file"),
+        (["run", "sinusoid", "--ledger", "plain.txt"], "SQLite file this tool can open"),
+        (["run", "sinusoid", "--save", "plain.txt/weights"], "plain.txt is one"),
+        (["run", "sinusoid", "--tensorboard", "plain.txt"], "plain.txt"),
+        (["run", "sinusoid", "--mlflow", "sqlite:///nowhere/m.db"], "nowhere"),
+        (["run", "sinusoid", "--batch-size", "0"], "batch_size must be a whole number of at least 1, got 0"),
+        (["run", "sinusoid", "--batch-size", "99"], "no batch may hold a single example"),
+        (["run", "sinusoid", "--device", "cuda:7"], "device must be there"),
+        (["run", "sinusoid", "--device", "toaster"], "device must be there"),
+        (["run", "sinusoid", "--optimizer", "adam", "--momentum", "0.9"], "momentum belongs to sgd"),
+        (["run", "sinusoid", "--learning-rate", "inf"], "learning_rate must"),
+        (["run", "sinusoid", "--dimension", "3"], "dimension"),
+        (["run", "digits", "--train-samples", "1797"], "1797"),
+        (["run", "sinusoid", "--seed", "-1"], "seed"),
+        (["run", "sinusoid", "--threads", "0"], "threads must be at least 1"),
+        (["run", "sinusoid", "--width", "many"], "Invalid value"),
+        (["demo", "--out", "plain.txt/pictures"], "plain.txt is one"),
+        (["demo", "--ledger", "."], "ledger must be a file"),
+        (["demo", "--workers", "-1"], "Invalid value"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_with_rule_value_and_fix_and_nothing_is_written(flooding, tmp_path, arguments, said):
+    (tmp_path / "plain.txt").write_text("mine")
+    code, out, err = flooding(*arguments)
+    assert code == 2
+    assert re.search(said, " ".join(err.split())), err
+    assert "Traceback" not in out + err
+    assert [path.name for path in tmp_path.iterdir()] == ["plain.txt"]
+    assert (tmp_path / "plain.txt").read_text() == "mine"
+
+
+NUMBERS = st.one_of(
+    st.integers(-2, 60), st.floats(-1, 2), st.sampled_from(["nan", "inf", "-inf", "1e400", "x", "", "0"])
+)
+OPTIONS = [
+    "--label-noise", "--spiral-noise", "--negative-mean", "--dimension", "--train-samples", "--val-samples", "--level",
+    "--depth", "--learning-rate", "--momentum", "--weight-decay", "--clip-norm", "--batch-size", "--eval-batch-size",
+    "--seed", "--threads",
+]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    task=st.sampled_from([*DATA, "sinusoid", "spirals"]),
+    model=st.sampled_from(["mlp", "mlp-bn", "resnet"]),
+    optimizer=st.sampled_from(["sgd", "adam", "adamw", "lion"]),
+    options=st.dictionaries(st.sampled_from(OPTIONS), NUMBERS, max_size=3),
+)
+def test_no_option_ends_in_a_traceback(flooding, task, model, optimizer, options):
+    words = [str(word) for pair in options.items() for word in pair]
+    size = ["--width", "4", "--epochs", "1", "--model", model, "--optimizer", optimizer]
+    code, out, err = flooding("run", task, *size, *words)
+    assert code in {0, 2}, err
+    assert "Traceback" not in out + err
+
+
+def test_help_does_not_import_torch(tmp_path):
+    code = (
+        "import sys; sys.argv = ['flooding', '--help']\nfrom flooding import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip().endswith("False")
+    assert "demo" in done.stdout
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    import signal
+    import time
+
+    environment = {**os.environ, "FLOODING_LEDGER": str(tmp_path / "l.sqlite")}
+    command = [sys.executable, "-m", "flooding", "run", "sinusoid", "--epochs", "100000"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "l.sqlite").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from there" in " ".join(err.split())
+    assert "Traceback" not in err

@@ -1,0 +1,207 @@
+"""Look-up, the pool and this process give the same Records, and nothing is trained twice."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from flooding import Problem, Run, evaluate
+from flooding.evaluate import trajectory
+from flooding.ledger import Ledger
+from flooding.models import mlp
+from flooding.pool import can_travel
+from small import adam, normed, regression, small
+
+LEVELS = (None, 0.0, 0.2, 0.3)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
+def starts(path):
+    book = Ledger(path)
+    found = book.starts()
+    book.close()
+    return found
+
+
+def test_measured_is_bit_identical_here_in_workers_in_a_new_process_and_looked_up(path, tmp_path):
+    runs = [Run(normed(), level, seed=seed) for level in LEVELS for seed in (0, 1)]
+    here = [r.measured for r in evaluate(runs, ledger=False, workers=0)]
+    away = [r.measured for r in evaluate(runs, ledger=path, workers=2)]
+    looked_up = [r.measured for r in evaluate(runs, ledger=path, workers=0)]
+    assert here == away == looked_up
+    assert len(set(here)) == 8
+    code = (
+        "from small import normed; from flooding import Run, evaluate;"
+        "print(evaluate([Run(normed(), 0.2, seed=1)], ledger=False, workers=0)[0].measured)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert told.stdout.strip() == here[LEVELS.index(0.2) * 2 + 1]
+
+
+def test_a_known_run_is_not_trained_again(path, caplog):
+    caplog.set_level(logging.INFO, "flooding")
+    runs = [Run(small(), level) for level in LEVELS]
+    evaluate(runs[:2], ledger=path, workers=0)
+    trained = []
+    evaluate(runs, ledger=path, workers=0, on_start=trained.extend)
+    assert trained == runs[2:]
+    assert f"2 of 4 runs from the ledger {path}" in caplog.text
+    assert len(starts(path)) == 4
+
+
+def test_fresh_trains_again_and_replaces(path):
+    run = Run(small(), 0.2)
+    first = evaluate([run], ledger=path, workers=0)[0]
+    again = evaluate([run], ledger=path, workers=0, fresh=True)[0]
+    assert again.measured == first.measured
+    assert again.circumstances["began"] > first.circumstances["began"]
+    assert evaluate([run], ledger=path, workers=0)[0].circumstances == again.circumstances
+    assert len(starts(path)) == 2
+
+
+def test_equal_runs_are_trained_once_and_each_gets_a_record(path):
+    runs = [Run(small(), 0.2), Run(small(), 0.3), Run(small(), 0.2)]
+    records = evaluate(runs, ledger=path, workers=0)
+    assert [record.run for record in records] == runs
+    assert records[0].measured == records[2].measured != records[1].measured
+    assert len(starts(path)) == 2
+
+
+def test_a_problem_without_a_key_is_trained_each_time_and_the_log_says_so(path, caplog):
+    run = Run(small(loss=lambda output, y: torch.nn.functional.cross_entropy(output, y)), 0.2)
+    one, two = (evaluate([run], ledger=path, workers=0)[0] for _ in range(2))
+    assert one.measured == two.measured
+    assert starts(path) == []
+    assert "Give the Problem a key" in caplog.text
+
+
+def test_a_user_key_finds_the_record_and_refuses_a_changed_problem(path):
+    def keyed(width):
+        return Run(small(model=lambda: mlp(10, 2, width=width, depth=1), key="mine"), 0.2)
+
+    first = evaluate([keyed(8)], ledger=path, workers=0)[0]
+    assert evaluate([keyed(8)], ledger=path, workers=0)[0].circumstances == first.circumstances
+    with pytest.raises(ValueError, match="Change its key too"):
+        evaluate([keyed(9)], ledger=path, workers=0)
+
+
+def test_an_error_in_a_worker_is_raised_here_and_the_pool_lives_on(path):
+    bad = Run(Problem(small().data, torch.nn.Linear(3, 2), adam, horizon=2), 0.2)
+    good = [Run(small(), level) for level in LEVELS]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        evaluate([bad, bad.__class__(bad.problem, 0.3)], ledger=path, workers=2)
+    assert len(evaluate(good, ledger=path, workers=2)) == 4
+
+
+def test_what_cannot_travel_trains_here(path, caplog):
+    runs = [Run(small(model=lambda: mlp(10, 2, width=8)), level) for level in LEVELS]
+    assert not can_travel(runs[0])
+    assert can_travel(Run(regression()))
+    assert len(evaluate(runs, ledger=path, workers=2)) == 4
+    assert "train in this process" in caplog.text
+
+
+SCRIPT = """
+import torch
+from flooding import Problem, Run, evaluate
+from flooding.data import Split, Splits
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(2, 2)
+    def forward(self, x):
+        return self.line(x)
+
+x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+part = lambda a, b: Split(x[a:b], (x[a:b, 0] > 0).long())
+problem = Problem(Splits(part(0, 20), part(20, 40), part(40, 60)), Net, horizon=3, {key})
+records = evaluate([Run(problem, level) for level in (None, 0.1, 0.2)], ledger={ledger!r}{workers})
+print(len(records), "records")
+"""
+
+
+@pytest.mark.parametrize("workers", ["", ", workers=2"])
+@pytest.mark.parametrize("way", ["script", "standard input", "repl"])
+def test_a_pasted_snippet_works_without_a_main_guard(tmp_path, way, workers):
+    code = SCRIPT.format(key="key='mine'", ledger=str(tmp_path / "l.sqlite"), workers=workers)
+    (tmp_path / "script.py").write_text(code)
+    command, fed = {
+        "script": ([sys.executable, "script.py"], None),
+        "standard input": ([sys.executable, "-"], code),
+        "repl": ([sys.executable, "-i", "-q", "-c", ""], "exec(open('script.py').read())\n"),
+    }[way]
+    done = subprocess.run(command, cwd=tmp_path, input=fed, capture_output=True, text=True, timeout=120)
+    assert "3 records" in done.stdout, done.stderr
+
+
+def test_a_module_of_the_users_own_goes_to_workers(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        SCRIPT.split("records =")[0].format(key="").replace("part = lambda a, b:", "def part(a, b): return")
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import mine
+
+    assert can_travel(Run(mine.problem, 0.1))
+    assert len(evaluate([Run(mine.problem, level) for level in LEVELS], ledger=False, workers=1)) == 4
+
+
+def spawn(path, epochs=100_000):
+    code = (
+        "from small import small; from flooding import Run, evaluate;"
+        f"evaluate([Run(small(horizon={epochs}), l) for l in (0.1, 0.2)], ledger={str(path)!r}, workers=2)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    return psutil.Popen([sys.executable, "-c", code], env=environment)
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def test_no_orphan_outlives_a_killed_parent(path):
+    parent = spawn(path)
+    until(lambda: path.exists() and len(starts(path)) == 2)
+    workers = parent.children()
+    assert len(workers) == 2
+    parent.send_signal(signal.SIGKILL)
+    gone, alive = psutil.wait_procs([parent, *workers], timeout=10)
+    assert (len(gone), alive) == (3, [])
+
+
+def test_a_killed_worker_is_replaced_and_its_run_done(path):
+    parent = spawn(path, epochs=1500)
+    until(lambda: path.exists() and len(starts(path)) == 2)
+    parent.children()[0].send_signal(signal.SIGKILL)
+    assert parent.wait(timeout=120) == 0
+    assert len(starts(path)) == 3
+    undisturbed = [r.measured for r in evaluate([Run(small(horizon=1500), 0.1)], ledger=False, workers=0)]
+    key = trajectory(Run(small(horizon=1500), 0.1))
+    book = Ledger(path)
+    assert [book.find(Run(small(horizon=1500), 0.1), key).measured] == undisturbed
+    book.close()
+
+
+def test_a_worker_that_died_while_idle_is_replaced(path):
+    runs = [Run(small(), level) for level in LEVELS]
+    before = {child.pid for child in psutil.Process().children()}
+    evaluate(runs[:2], ledger=path, workers=2)
+    workers = [child for child in psutil.Process().children() if child.pid not in before or len(before) == 2]
+    for worker in workers:
+        worker.kill()
+    time.sleep(0.5)
+    assert len(evaluate(runs, ledger=path, workers=2, fresh=True)) == 4

@@ -1,0 +1,48 @@
+"""A golden Record: bits that change without a new engine number would make every ledger lie."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from flooding import Run, train
+from flooding.levels import Delayed
+from flooding.losses import SoftAD
+from flooding.train import ENGINE
+from small import normed, small
+
+GOLDEN = Path(__file__).with_name("golden.json")
+RUNS = {
+    "plain": lambda: Run(small()),
+    "flooded mini-batches": lambda: Run(normed(), 0.4, seed=1),
+    "delayed": lambda: Run(small(horizon=30), Delayed(0.4, until_loss=0.3)),
+    "soft": lambda: Run(small(), 0.3, SoftAD()),
+}
+
+
+def circumstances():
+    return {"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def measure(name):
+    record = list(train(RUNS[name]()))[-1].record
+    return {"measured": record.measured, "last.val_loss": record.finals["last.val_loss"]}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_bits_change_only_with_the_engine_number(name):
+    golden = json.loads(GOLDEN.read_text())
+    assert golden["engine"] == ENGINE, "the engine was raised: run python tests/test_golden.py"
+    now = measure(name)
+    # Another processor or torch rounds differently; a few small epochs amplify that to far less than this.
+    assert now["last.val_loss"] == pytest.approx(golden["records"][name]["last.val_loss"], rel=1e-3)
+    if circumstances() != golden["circumstances"]:
+        pytest.skip(f"golden bits are from {golden['circumstances']}, this is {circumstances()}; values agree to 1e-3")
+    assert now["measured"] == golden["records"][name]["measured"], "bits changed: raise flooding.train.ENGINE"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    told = {"engine": ENGINE, "circumstances": circumstances(), "records": {name: measure(name) for name in RUNS}}
+    GOLDEN.write_text(json.dumps(told, indent=2) + "\n")

@@ -1,0 +1,186 @@
+"""The loop against the obvious implementation, and what it leaves alone."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from flooding import Problem, Run, train
+from flooding.levels import Delayed
+from flooding.losses import IFlood, PerExample, SoftAD
+from flooding.problem import TestCurve, choose
+from slow_twin import by_hand
+from small import normed, regression, small
+
+decay = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
+
+
+def last(run, **more):
+    return list(train(run, **more))[-1]
+
+
+@pytest.mark.parametrize("level", [None, 0.3, 0.65], ids=["plain", "flooded", "flooded from the start"])
+@pytest.mark.parametrize(
+    "problem", [small(), normed(), small(schedule=decay, clip=0.1)], ids=["full", "batches", "schedule and clip"]
+)
+def test_weights_and_losses_equal_the_obvious_loop_bit_for_bit(problem, level):
+    run = Run(problem, level, seed=3)
+    weights, losses = by_hand(run)
+    row = last(run)
+    assert all(torch.equal(row.weights["last"][name], weights[name]) for name in weights)
+    sizes = [len(part) for part in torch.arange(len(problem.splits(3).train)).split(problem.batch_size)]
+    epochs = np.average(np.reshape(losses, (6, -1)), axis=1, weights=sizes)
+    np.testing.assert_allclose(row.record.curves["train_loss"][1:], epochs, rtol=1e-6)
+    if problem.batch_size == 100:  # one batch an epoch: the very same numbers
+        assert row.record.curves["train_loss"][1:].tolist() == np.float32(losses).tolist()
+        assert row.record.curves["flooded"][1:].tolist() == [float(level is not None and x < level) for x in losses]
+
+
+def test_level_zero_equals_plain_training_of_a_loss_that_is_never_negative():
+    assert last(Run(small(), 0.0)).record.weights == last(Run(small(), None)).record.weights
+
+
+def test_flooding_changes_the_weights_only_after_a_loss_below_the_level():
+    rows = {level: last(Run(small(horizon=30), level)) for level in (None, 0.5)}
+    plain, flooded = (rows[level].record.curves["train_loss"] for level in (None, 0.5))
+    below = int(np.argmax(plain[1:] < 0.5)) + 1
+    assert 1 < below < 30
+    assert plain[: below + 1].tolist() == flooded[: below + 1].tolist()
+    assert plain[below + 1] != flooded[below + 1]
+    assert flooded[-5:].mean() > plain[-5:].mean()
+
+
+def test_a_row_per_epoch_from_before_training_and_a_record_at_the_end():
+    rows = list(train([Run(small(), 0.3), Run(small(), None)]))
+    assert [row.epoch for row in rows] == [*range(7), *range(7)]
+    assert [row.record is not None for row in rows] == ([False] * 6 + [True]) * 2
+    record = rows[6].record
+    assert {len(curve) for curve in record.curves.values()} == {7}
+    for name in ("val_loss", "val_accuracy", "train_loss", "flooded", "level"):
+        np.testing.assert_array_equal(record.curves[name], np.float32([row.values[name] for row in rows[:7]]))
+        assert np.float32(record.finals[f"last.{name}"]) == record.curves[name][-1]
+    best = choose_epoch(record)
+    assert record.finals["best.epoch"] == best
+    assert np.float32(record.finals["best.val_loss"]) == record.curves["val_loss"][best]
+
+
+def choose_epoch(record):
+    accuracy, loss = record.curves["val_accuracy"], record.curves["val_loss"]
+    return max(range(1, len(loss)), key=lambda e: (accuracy[e], -loss[e], -e))
+
+
+def test_send_ends_a_run_and_gives_its_record():
+    rows = train([Run(small(), 0.3), Run(small(), None, seed=1)])
+    assert [next(rows).epoch for _ in range(3)] == [0, 1, 2]
+    ended = rows.send(True)
+    assert ended.record.finals["epochs"] == 2
+    assert ended.record.weights == last(Run(small(), 0.3, until=2)).record.weights
+    assert next(rows).run.seed == 1
+
+
+def test_until_stops_on_the_way_of_the_longer_run():
+    short, whole = (last(Run(normed(), 0.3, until=until)).record for until in (3, None))
+    for name, curve in short.curves.items():
+        np.testing.assert_array_equal(curve, whole.curves[name][:4])
+
+
+def test_the_callers_generator_and_threads_stay_as_they_were_between_rows():
+    torch.set_num_threads(2)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    for _ in train(Run(normed(), 0.3)):
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+
+
+def test_two_interleaved_trainings_do_not_disturb_each_other():
+    alone = last(Run(normed(), 0.3)).record.measured
+    one, two = train(Run(normed(), 0.3)), train(Run(normed(), 0.3))
+    rows = [(next(one), torch.rand(1), next(two)) for _ in range(7)][-1]
+    assert rows[0].record.measured == rows[2].record.measured == alone
+
+
+def test_test_curves_are_measured_where_asked():
+    record = last(Run(small(horizon=7, test_curve=TestCurve(50, every=3)), None)).record
+    assert np.flatnonzero(~np.isnan(record.curves["test_loss"])).tolist() == [0, 3, 6, 7]
+    assert "test_loss" not in last(Run(small(), None)).record.curves
+    assert last(Run(small(horizon=7), None)).record.weights == record.weights
+
+
+def test_finals_are_metrics_of_the_best_and_the_last_weights():
+    run = Run(normed(horizon=20), 0.3)
+    row, test = last(run), run.problem.splits(0).test
+    model = run.problem.build(0).eval()
+    for at in ("best", "last"):
+        model.load_state_dict(row.weights[at])
+        with torch.no_grad():
+            found = model(test.x)
+        assert row.record.finals[f"{at}.test_accuracy"] == pytest.approx((found.argmax(1) == test.y).float().mean())
+        clean = (found.argmax(1) == test.clean).float().mean()
+        assert row.record.finals[f"{at}.test_accuracy_clean"] == pytest.approx(clean)
+        nll = torch.nn.functional.cross_entropy(found, test.y)
+        assert row.record.finals[f"{at}.test_nll"] == pytest.approx(float(nll), rel=1e-5)
+
+
+def test_the_probe_keeps_probabilities():
+    record = last(Run(small(probe=partial(torch.zeros, 5, 10)), None)).record
+    assert record.arrays["last.probe"].shape == (5, 2)
+    np.testing.assert_allclose(record.arrays["last.probe"].sum(1), 1, rtol=1e-6)
+
+
+def test_regression_with_inputs_in_a_dict():
+    record = last(Run(regression(horizon=50), 0.05)).record
+    assert record.finals["last.train_loss"] < record.curves["train_loss"][0] / 2
+    assert record.finals["best.epoch"] == 1 + np.argmin(record.curves["val_loss"][1:])
+    assert "last.val_accuracy" not in record.finals
+
+
+def test_a_controller_moves_the_level():
+    curves = last(Run(small(horizon=60), Delayed(0.5, until_loss=0.2))).record.curves
+    begun = int(np.argmax(curves["level"] == 0.5))
+    assert np.isneginf(curves["level"][1:begun]).all()
+    assert (curves["level"][begun:] == 0.5).all()
+    assert curves["train_loss"][begun - 1] <= 0.2 < curves["train_loss"][-1]
+
+
+def test_per_example_methods_see_their_own_levels():
+    problem = small(horizon=60)
+    ids = problem.splits(0).train.id
+    levels = torch.where(ids % 2 == 0, 0.1, 0.6)
+    run = Run(problem, PerExample(levels, ids), IFlood())
+    model, split = problem.build(0).eval(), problem.splits(0).train
+    model.load_state_dict(last(run).weights["last"])
+    losses = torch.nn.functional.cross_entropy(model(split.x), split.y, reduction="none").detach()
+    assert losses[ids % 2 == 0].mean() < 0.3 < 0.5 < losses[ids % 2 == 1].mean()
+
+
+def test_a_per_example_method_needs_a_loss_with_a_reduction():
+    problem = small(loss=lambda output, y: torch.nn.functional.cross_entropy(output, y))
+    with pytest.raises(ValueError, match="reduction='none'"):
+        last(Run(problem, 0.3, SoftAD()))
+
+
+def test_a_diverging_run_ends_and_is_never_chosen():
+    diverging = last(Run(small(optimizer=partial(torch.optim.SGD, lr=1e12)), 0.2)).record
+    assert not np.isfinite(diverging.finals["last.val_loss"])
+    sound = last(Run(small(), 0.3)).record
+    assert choose([diverging, sound], "last") is sound
+    assert choose([diverging, sound], "best") is sound
+
+
+def test_first_flooded_weights_come_from_before_the_first_step_below_the_level():
+    run = Run(small(horizon=40), 0.5)
+    row = last(run, first_flooded=True)
+    below = int(np.argmax(row.record.curves["flooded"] > 0))
+    model, split = run.problem.build(0), run.problem.splits(0).train
+    model.load_state_dict(row.weights["first_flooded"])
+    assert torch.nn.functional.cross_entropy(model(split.x), split.y).item() == row.record.curves["train_loss"][below]
+    assert "first_flooded" not in last(Run(small(), 1e-9), first_flooded=True).weights
+
+
+def test_a_frozen_model_is_refused():
+    frozen = torch.nn.Linear(10, 2).requires_grad_(requires_grad=False)
+    with pytest.raises(ValueError, match="require a gradient"):
+        last(Run(Problem(small().data, frozen, horizon=1)))
