@@ -193,6 +193,16 @@ def test_heuristic_trace_worked_by_hand():
     assert [state["reference"].item() for state in states[2:]] == pytest.approx([0, 70, 70, 70.4, 69.9, 69.9, 70.5])
 
 
+@pytest.mark.parametrize("kind", [float, torch.tensor], ids=["floats", "float32"])
+def test_heuristic_ties_do_not_hang_on_rounding(kind):
+    # One example of 250 is exactly the 0.4 points that count: enough to rise, not enough to fall.
+    for right in range(1, 250):
+        first, more, fewer = [Seen(None, 1.0, 1.0, kind(n / 250)) for n in (right, right + 1, right - 1)]
+        trained = [Seen(None, 1.0, 1.0, 0.0), first]
+        assert levels(Heuristic(until_accuracy=1.0), [*trained, more])[-2:] == pytest.approx([0.0151, 0.0301])
+        assert levels(Heuristic(until_accuracy=1.0), [*trained, fewer])[-2:] == pytest.approx([0.0151, 0.0151])
+
+
 def test_heuristic_climbs_to_its_clip_and_returns():
     up = [Seen(None, 1.0, 1.0, i / 100) for i in range(60)]
     down = up[::-1]
@@ -234,6 +244,8 @@ def test_plateau_has_the_published_constants():
     # Epoch 1 is the lowest; epochs 2 to 9 are eight without improvement; 10 to 17 are eight more.
     assert levels(Plateau(0.4), flat) == pytest.approx([0.4] * 9 + [0.35] * 8 + [0.3])
     assert levels(Plateau(0.4), [Seen(val_loss=1.0), Seen(val_loss=1.16)])[-1] == f32(0.4), "0.4 is the highest"
+    at = [Seen(val_loss=1.0), Seen(val_loss=1.25)]
+    assert levels(Plateau(0.1, worse=1.25), at)[-1] == f32(0.1), "more than the ratio, not as much"
     assert levels(Plateau(0.1), [Seen(val_loss=1.0), Seen(val_loss=1.14)])[-1] == f32(0.1)
     assert levels(Plateau(0.1), [Seen(val_loss=1.0), Seen(val_loss=1.16)])[-1] == pytest.approx(0.15)
 

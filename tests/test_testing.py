@@ -139,6 +139,30 @@ class IsPoisonedByNaNAtAnEpoch(Bad):
         return state | {"level": state["level"] * 0 + seen.val_loss} if seen.loss is None else dict(state)
 
 
+class IsPoisonedByNaNOnceFitted(Bad):
+    def init(self):
+        return super().init() | {"fitted": torch.tensor(False)}
+
+    def update(self, state, seen):
+        if seen.loss is None:
+            return dict(state)
+        level = torch.where(state["fitted"], 0.5 * seen.loss.detach(), state["level"])
+        return state | {"level": level, "fitted": state["fitted"] | (seen.loss < 0.1)}
+
+
+class AveragesNothing(Bad):
+    def init(self):
+        return super().init() | {"sum": torch.tensor(0.0), "count": torch.tensor(0)}
+
+    def update(self, state, seen):
+        if seen.loss is None:
+            return dict(state)
+        finite = seen.loss.isfinite()
+        total = state["sum"] + torch.where(finite, seen.loss.detach(), 0.0)
+        count = state["count"] + finite
+        return state | {"sum": total, "count": count, "level": total / count}
+
+
 class GrowsToInfinity(Bad):
     def update(self, state, seen):
         return state | {"level": (state["level"] + 1) * 1e9}
@@ -256,6 +280,8 @@ class PreparesInInitWithADefault(PreparesInInit):
         (MakesItsTensorsAnew, AssertionError, r"must keep state\['level'\] .* on meta, got .* on cpu"),
         (IsPoisonedByNaN, AssertionError, "got nan after a NaN was shown"),
         (IsPoisonedByNaNAtAnEpoch, AssertionError, "got nan after a NaN was shown"),
+        (IsPoisonedByNaNOnceFitted, AssertionError, "got nan after a NaN was shown"),
+        (AveragesNothing, AssertionError, "got nan after a NaN was shown"),
         (GrowsToInfinity, AssertionError, "must be finite or -inf, got inf after entry"),
         (BeginsAtNaN, AssertionError, "must be finite or -inf, got nan from init"),
         (KeepsTheGraph, AssertionError, r"state\['mean'\] from update keeps a graph"),
@@ -281,6 +307,11 @@ def test_bad_controllers_are_caught_by_the_rule_they_break(bad, error, rule):
         check_controller(bad())
 
 
+class DiffersWhenCompiled(Bad):
+    def update(self, state, seen):
+        return state | {"level": state["level"] * 0 + (0.1 if torch.compiler.is_compiling() else 0.2)}
+
+
 class BreaksTheGraph(Bad):
     def update(self, state, seen):
         torch._dynamo.graph_break()
@@ -300,6 +331,7 @@ class CompilesAnew(Bad):
 @pytest.mark.parametrize(
     ("bad", "rule"),
     [
+        (DiffersWhenCompiled, "compiled, update must give the same bits"),
         (BreaksTheGraph, "must compile with fullgraph=True"),
         (CompilesAnew, "one graph for steps and one for epochs, got a third"),
     ],
