@@ -1,0 +1,61 @@
+"""Ranks: flooding the step of 2 or 3 gloo processes equals flooding the whole batch in one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from _ranks import TOLERANCE, rank_main
+
+CASES = [
+    "ddp, 3 ranks",
+    "ddp, 3 ranks, 3 micro-batches, clipped",
+    "ddp, 2 ranks",
+    "ddp, 2 ranks, 4 micro-batches",
+    "fsdp2, 2 ranks",
+    "fsdp2, 2 ranks, 3 micro-batches, clipped",
+]
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    """One spawn for all checks: importing torch is most of the time."""
+    folder = tmp_path_factory.mktemp("ranks")
+    context = mp.spawn(rank_main, args=(3, str(folder)), nprocs=3, join=False)
+    deadline = time.monotonic() + 120
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < deadline, "the ranks hang"
+    finally:
+        for process in context.processes:
+            process.kill()
+    return torch.load(folder / "figures.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_equal_the_whole_batch(figures, case, dtype):
+    got = figures[f"{case}, {dtype}"]
+    print(f"{case}, {dtype}: exact {got['exact']:.1e}, naive {got['naive']:.1e}")
+    assert got["exact"] <= TOLERANCE[dtype]
+    # The naive wrapper decides per rank and micro-batch; 1e-4 is a tenth of one step of Adam at this learning rate.
+    assert got["naive"] > 1e-4
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ddp")])
+def test_ranks_agree_and_count_alike(figures, case):
+    got = figures[f"{case}, {torch.float64}"]
+    assert got["ranks"] == 0
+    assert got["counts"] == 0
+    assert got["loss"] < 1e-12
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ddp")])
+def test_local_is_the_naive_method_by_its_name(figures, case):
+    """Each micro-batch of each rank decides for itself: what flooding the loss before its backward does."""
+    got = figures[f"{case}, {torch.float64}"]
+    assert got["local and naive"] <= TOLERANCE[torch.float64]
+    assert got["local"] > 1e-4
