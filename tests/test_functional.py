@@ -1,4 +1,3 @@
-# ruff: file-ignore[float-equality-comparison] equality is meant wherever numbers are dyadic or a result is claimed exact
 """The formulas: one arithmetic everywhere, closed-form gradients, limits, and the facts the library leans on."""
 
 import itertools

@@ -1,4 +1,3 @@
-# ruff: file-ignore[float-equality-comparison] equality is meant wherever numbers are dyadic or a result is claimed exact
 """Criteria: flooded in training only, exact at the edges, cheap for the device, and what users trip over."""
 
 import copy
@@ -515,7 +514,7 @@ def test_excess_levels_flood_the_excess_loss(method, kind, rng):
     torch.testing.assert_close(criterion.eval()(logits, y), losses.mean(), rtol=1e-12, atol=0)
 
 
-def test_excess_of_a_batch_mean_leaves_ignored_examples_out(batch):
+def test_excess_of_a_batch_mean_with_ignored_examples(batch):
     logits, _ = batch
     y = torch.tensor([0, 1, -100, -100, 1, 0])
     criterion = Flood(nn.CrossEntropyLoss(label_smoothing=0.1), Excess(5.0, 3, 0.1))
@@ -577,6 +576,10 @@ def test_casting_a_model_does_not_round_the_level():
         assert criterion.level == torch.tensor(0.05)
         assert criterion._buffers["_scalar"] is criterion.level, "still a buffer"
     assert criterion.double().level.dtype == torch.float64
+    buffer = criterion.level
+    criterion.level = 0.1
+    assert criterion.level is buffer, "set in place: on its device, in its dtype"
+    assert buffer == 0.1
     assert Flood(nn.MSELoss(), torch.tensor(0.05, dtype=torch.float64)).level == 0.05
     assert Flood(nn.MSELoss(), torch.tensor(1)).level.dtype == torch.float32
 

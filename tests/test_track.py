@@ -12,12 +12,12 @@ import pytest
 
 from flooding import track
 from flooding.data.synthetic import two_gaussians
-from flooding.evaluate import evaluate
+from flooding.engine import evaluate
 from flooding.ledger import Ledger
 from flooding.levels import Delayed
+from flooding.loop import Row, train
 from flooding.problem import Run
 from flooding.track import Tracker, mlflow_tracker, tensorboard_tracker
-from flooding.train import Row, train
 from small import small
 
 names = map("experiment-{}".format, itertools.count())  # an experiment for each test: making a database takes seconds

@@ -9,21 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flooding.evaluate import evaluate
+    from flooding.engine import evaluate
     from flooding.functional import flood, soft_flood
     from flooding.losses import Flood
     from flooding.problem import Problem, Record, Run
-    from flooding.train import train
+    from flooding.loop import train
 
 _HOME = {
     "Flood": "flooding.losses",
     "Problem": "flooding.problem",
     "Record": "flooding.problem",
     "Run": "flooding.problem",
-    "evaluate": "flooding.evaluate",
+    "evaluate": "flooding.engine",
     "flood": "flooding.functional",
     "soft_flood": "flooding.functional",
-    "train": "flooding.train",
+    "train": "flooding.loop",
 }
 __all__ = ["Flood", "Problem", "Record", "Run", "evaluate", "flood", "soft_flood", "train"]
 __version__ = "0.1.0"

@@ -22,7 +22,7 @@ except ImportError as error:  # pragma: no cover -- the command is there even wh
 
 if TYPE_CHECKING:
     from flooding.problem import Record, Run
-    from flooding.train import Row
+    from flooding.loop import Row
 
 # torch takes 2 s to import: every import of the library is inside the function that needs it.
 
@@ -61,7 +61,7 @@ def demo(
     workers: Annotated[int | None, typer.Option(min=0, help="Worker processes.", show_default="one per core")] = None,
 ) -> None:
     """Show what flooding does: the public demo's Sinusoid and real handwritten digits."""
-    from flooding.evaluate import evaluate
+    from flooding.engine import evaluate
     from flooding.experiments import demo as experiment
 
     _writable(out)
@@ -159,7 +159,7 @@ def _one(
     run: Run, device: str, threads: int, save: Path | None, trackers: list[Any], ledger: Path | None, fresh: bool
 ) -> Record:
     """Look a Run up, unless its rows or weights are wanted; else train it here and show how far it is."""
-    from flooding.evaluate import evaluate, trajectory
+    from flooding.engine import evaluate, trajectory
     from flooding.ledger import default_path
     from flooding.pool import Job, work
 

@@ -167,8 +167,7 @@ class SoftAD:
         """
         known = _known(loss, level) & (loss < math.inf)
         # Mask before the formula too: the square root's derivative at infinity is NaN, and 0 * NaN would leak out.
-        finite = level.masked_fill(level == -math.inf, 0.0) if isinstance(level, Tensor) else level
-        soft = soft_flood(loss.masked_fill(~known, 0.0), finite, self.sigma, self.eta)
+        soft = soft_flood(loss.masked_fill(~known, 0.0), level, self.sigma, self.eta)
         return torch.where(known, soft, loss)
 
 
@@ -210,6 +209,7 @@ class WaveBound:
 
     Args:
         epsilon: How far below the teacher's loss the level lies, in the unit of the loss.
+        decay: Weight of the old average in each update of the :class:`Teacher` that the training loop keeps.
 
     Raises:
         ValueError: If ``epsilon`` is not finite.
@@ -224,6 +224,7 @@ class WaveBound:
     """
 
     epsilon: float
+    decay: float = 0.99
     reduction: ClassVar[Literal["mean", "none"]] = "none"
 
     def __post_init__(self) -> None:
@@ -690,7 +691,7 @@ class Flood(nn.Module):
         if (self.method.reduction == "mean") != (loss.dim() == 0):
             raise ValueError(_needs(self.method, f"got shape {tuple(loss.shape)}"))
         target = args[1] if len(args) > 1 else kwargs.get("target")
-        weight = _torch_weight(self.criterion, target) if self._lookup is not None or loss.dim() else None
+        weight = _torch_weight(self.criterion, target) if loss.dim() else None
         plain = loss
         if loss.dim():
             plain = loss.mean() if weight is None else loss.sum() / _or_one(weight.sum())
@@ -702,9 +703,7 @@ class Flood(nn.Module):
         if self._scalar.device != loss.device:
             self._apply(lambda t: t.to(loss.device), recurse=False)
         level = self._level_at(loss, target, id, weight)
-        if loss.dim() == 0:
-            weight = None
-        elif weight is not None:
+        if weight is not None:
             loss = loss / _or_one(weight)  # the level acts on the loss before its class weight
         flooded = objective(loss, level, self.method, weight)
         with torch.no_grad():
@@ -719,7 +718,7 @@ class Flood(nn.Module):
             target = target.masked_fill(weight == 0, 0)  # ignore_index is no class
         level = self._lookup.at(target, ids)
         if loss.dim() == 0:
-            return _mean(level, weight)
+            return level.mean()  # with ignore_index too: hard labels, alone in having it, all have one entropy
         return level.reshape(level.shape + (1,) * (loss.dim() - level.dim()))
 
     def _count(self, loss: Tensor, level: Tensor, weight: Tensor | None) -> None:

@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 
 from flooding.ledger import Ledger
 from flooding.problem import Run
-from flooding.train import Row, train
+from flooding.loop import Row, train
 
 __all__ = ["Job", "Pool", "can_travel", "serve", "work"]
 

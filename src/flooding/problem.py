@@ -78,6 +78,8 @@ class Problem:
             that draw from torch's generator find it seeded by the Run's seed.
         optimizer: A callable ``(parameters) -> Optimizer``.
         loss: Any torch loss ``(outputs, targets) -> scalar``, the mean over the batch.
+        report: The loss that curves and finals report, by default ``loss``. Name the plain one where ``loss`` has label
+            smoothing or the like.
         batch_size: Examples in a batch, at least 1. The last batch of an epoch may be smaller.
         eval_batch_size: Examples in a batch of an evaluation pass, at least 1.
         horizon: Epochs that fix the schedule, at least 1.
@@ -105,6 +107,7 @@ class Problem:
     model: nn.Module | Callable[[], nn.Module]
     optimizer: Callable[[Any], torch.optim.Optimizer] = functools.partial(torch.optim.Adam, lr=1e-3)
     loss: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
+    report: Callable[[Any, Tensor], Tensor] | None = None
     batch_size: int = 100
     horizon: int = 500
     eval_batch_size: int = 500  # the activations of a 500-unit layer then stay in a 2 MB cache
@@ -120,6 +123,11 @@ class Problem:
         _at_least("eval_batch_size", self.eval_batch_size, 1)
         if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
             raise ValueError(f"clip must be a positive norm, got {self.clip}. Leave it out for no clipping.")
+
+    @property
+    def reported(self) -> Callable[[Any, Tensor], Tensor]:
+        """The loss that curves and finals report."""
+        return self.report or self.loss
 
     def splits(self, seed: int) -> Splits:
         """Make, or look up, the data of a seed.

@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import quote
 
+from flooding.loop import Row
 from flooding.problem import Run
-from flooding.train import Row
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +29,6 @@ __all__ = ["Log", "Tracker", "mlflow_tracker", "tensorboard_tracker"]
 
 _OWN = ("level", "method", "seed", "epochs")  # parameters that each Run tells of itself
 _SECONDS = 2.0  # between two writes to MLflow: a write takes 5 ms, as long as an epoch of a small network
-_BATCH = 1000  # metrics MLflow takes at once
 
 
 class Log(Protocol):
@@ -63,7 +62,7 @@ class Tracker:
         >>> from flooding import Problem, Run
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
-        >>> from flooding.train import train
+        >>> from flooding.loop import train
         >>> class Printed:
         ...     def write(self, values, epoch):
         ...         print(epoch, sorted(values)[:2])
@@ -81,8 +80,7 @@ class Tracker:
 
     def __init__(self, open_log: Callable[[Run], Log]) -> None:
         self._open_log = open_log
-        self._logs: dict[Run, Log] = {}  # a Run is equal to itself alone
-        self._written: dict[Run, int] = {}
+        self._logs: dict[Run, tuple[Log, int]] = {}  # with the last epoch written; a Run is equal to itself alone
 
     def __call__(self, row: Row) -> None:
         """Write a row, and its Record if it is the last one.
@@ -91,15 +89,14 @@ class Tracker:
             row: What one epoch of one Run measured.
         """
         run = row.run
-        if run not in self._logs:
-            self._logs[run], self._written[run] = self._open_log(run), -1
-        if row.epoch > self._written[run]:
-            self._logs[run].write(_finite(row.values), row.epoch)
-            self._written[run] = row.epoch
+        log, written = self._logs[run] if run in self._logs else (self._open_log(run), -1)
+        self._logs[run] = log, max(row.epoch, written)
+        if row.epoch > written:
+            log.write(_finite(row.values), row.epoch)
         if row.record is not None:
-            self._logs[run].write(_finite(row.record.finals), row.epoch)
-            self._logs[run].close("FINISHED")
-            del self._logs[run], self._written[run]
+            log.write(_finite(row.record.finals), row.epoch)
+            log.close("FINISHED")
+            del self._logs[run]
 
     def __enter__(self) -> Tracker:
         return self
@@ -107,9 +104,9 @@ class Tracker:
     def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with ExitStack() as stack:  # one that cannot be closed must not keep the others open
-            for log in self._logs.values():
+            for log, _ in self._logs.values():
                 stack.callback(log.close, status)
-            self._logs, self._written = {}, {}
+            self._logs = {}
 
 
 def mlflow_tracker(
@@ -143,7 +140,7 @@ def mlflow_tracker(
         >>> from flooding import Problem, Run
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
-        >>> from flooding.train import train
+        >>> from flooding.loop import train
         >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=2)
         >>> folder = getfixture("tmp_path")
         >>> with mlflow_tracker(f"sqlite:///{folder}/mlflow.db", parameters={"task": "two-gaussians"}) as log:
@@ -165,10 +162,8 @@ def mlflow_tracker(
 
     def open_log(run: Run) -> Log:
         told = {name: str(value) for name, value in _parameters(run, parameters).items()}
-        with _quiet("mlflow", "sqlalchemy", "alembic"):
-            opened = client.create_run(number, run_name=_name(run), tags=dict(tags or {}))
-            given = [Param(name, value) for name, value in told.items()]
-            client.log_batch(opened.info.run_id, params=given)
+        opened = client.create_run(number, run_name=_name(run), tags=dict(tags or {}))
+        client.log_batch(opened.info.run_id, params=[Param(name, value) for name, value in told.items()])
         return _MlflowLog(client, opened.info.run_id, Metric)
 
     return Tracker(open_log)
@@ -185,22 +180,19 @@ class _MlflowLog:
     def write(self, values: Mapping[str, float], epoch: int) -> None:
         now = round(time.time() * 1000)
         self._waiting += [self._metric(name, value, now, epoch) for name, value in values.items()]
-        if len(self._waiting) >= _BATCH or time.monotonic() - self._flushed >= _SECONDS:
+        if time.monotonic() - self._flushed >= _SECONDS:
             self._flush()
 
     def _flush(self) -> None:
-        with _quiet("mlflow", "sqlalchemy", "alembic"):
-            while self._waiting:
-                self._client.log_batch(self._run_id, metrics=self._waiting[:_BATCH])
-                del self._waiting[:_BATCH]
+        self._client.log_batch(self._run_id, metrics=self._waiting)
+        self._waiting = []
         self._flushed = time.monotonic()
 
     def close(self, status: str) -> None:
         try:
             self._flush()
         finally:
-            with _quiet("mlflow", "sqlalchemy", "alembic"):
-                self._client.set_terminated(self._run_id, status)
+            self._client.set_terminated(self._run_id, status)
 
 
 def _database(uri: str) -> Path | None:
@@ -277,7 +269,7 @@ def tensorboard_tracker(folder: str | Path, *, parameters: Mapping[str, Any] | N
         >>> from flooding import Problem, Run
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
-        >>> from flooding.train import train
+        >>> from flooding.loop import train
         >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=2)
         >>> folder = getfixture("tmp_path")
         >>> with tensorboard_tracker(folder) as log:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flooding import Problem, Run, evaluate
-from flooding.evaluate import trajectory
+from flooding.engine import trajectory
 from flooding.ledger import Ledger
 from flooding.models import mlp
 from flooding.pool import can_travel

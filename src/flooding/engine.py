@@ -14,7 +14,7 @@ import torch
 from flooding.ledger import Ledger, default_path
 from flooding.pool import Job, Pool, can_travel, work
 from flooding.problem import Record, Run
-from flooding.train import ENGINE, Row, fingerprint
+from flooding.loop import ENGINE, Row, fingerprint
 
 __all__ = ["cores", "evaluate", "trajectory"]
 

@@ -23,7 +23,7 @@ from flooding import metrics
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
 from flooding.levels import Seen
-from flooding.losses import Flooding, objective
+from flooding.losses import PerExample, Teacher, WaveBound, objective
 from flooding.problem import Problem, Record, Run, seeded, selection_key, stream
 
 __all__ = ["ENGINE", "Row", "fingerprint", "train", "unreduced"]
@@ -91,6 +91,8 @@ class _State:
     schedule: Any
     generator: Tensor  # torch's generator state, for dropout and the like
     controller: Any = None  # the state of a level controller
+    teacher: Teacher | None = None  # WaveBound's moving average of the model
+    again: bool = False  # whether the optimiser wants a closure that computes gradients anew
     first_loss: float = math.nan
     curves: list[dict[str, float]] = field(default_factory=list)
     best: tuple[float, float] = (-math.inf, -math.inf)
@@ -125,12 +127,18 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model must have parameters that require a gradient, got none. Unfreeze some of them.")
-    optimizer = problem.optimizer(parameters)
+    wrap = getattr(run.method, "wrap", None)
+    optimizer = wrap(problem.optimizer, parameters) if wrap else problem.optimizer(parameters)
     with seeded(stream(run.seed, "train")):
         generator = torch.get_rng_state()
     state = _State(model, optimizer, problem.schedule(optimizer) if problem.schedule else None, generator)
     if hasattr(run.level, "update"):
         state.controller = {name: t.to(device) for name, t in run.level.init().items()}
+    state.again = wrap is not None or inspect.signature(optimizer.step).parameters["closure"].default is not None
+    if isinstance(run.method, WaveBound):
+        state.teacher = Teacher(model, run.method.decay)
+    if isinstance(run.level, PerExample):
+        run.level.check(splits.train.id.cpu())
     return splits, state
 
 
@@ -138,30 +146,43 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     """Train one epoch and tell what it saw."""
     problem, model, optimizer = run.problem, state.model, state.optimizer
     criterion = problem.loss if run.method.reduction == "mean" else unreduced(problem.loss)
-    plain = run.level is None and type(run.method) is Flooding
+    plain = run.level is None and state.teacher is None
+    penalty, controller = getattr(run.method, "penalty", None), run.level
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     order = _order(run, split, epoch)
     losses, levels, shares, outputs = [], [], [], []
     model.train()
     for index in order:
-        x, y = map_tensors(lambda t, i=index: t[i], split.x), split.y[index]
-        output = model(x)
-        loss = criterion(output, y)
-        level = _level(run, state, y, split.id[index])
-        optimizer.zero_grad()
-        (loss if plain else objective(loss, level, run.method)).backward()
+        x, y, ids = map_tensors(lambda t, i=index: t[i], split.x), split.y[index], split.id[index]
+
+        def differentiate(x: Any = x, y: Tensor = y, ids: Tensor = ids) -> tuple[Any, Tensor, Any]:
+            output = model(x)
+            loss = criterion(output, y)
+            level = _level(run, state, criterion, x, y, ids)
+            target = loss if plain else objective(loss, level, run.method)
+            if penalty is not None:
+                target = target + penalty(loss, parameters)
+            optimizer.zero_grad()
+            target.backward()
+            if problem.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, problem.clip)
+            return output, loss.detach(), level
+
+        output, loss, level = differentiate()
         if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
             state.weights["first_flooded"] = _copy(model)
-        if problem.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, problem.clip)
-        optimizer.step()
-        loss = loss.detach()
+        if state.again:
+            optimizer.step(lambda again=differentiate: float(again()[1]))
+        else:
+            optimizer.step()
         losses.append(loss if loss.ndim == 0 else loss.mean())
         if level is not None:
             levels.append(torch.as_tensor(level, dtype=torch.float32).mean())
             shares.append(is_flooded(loss, level).float().mean())
-        if state.controller is not None:
-            state.controller = run.level.update(state.controller, Seen(loss=losses[-1]))
+        if state.controller is not None and controller is not None:
+            state.controller = controller.update(state.controller, Seen(loss=losses[-1]))
+        if state.teacher is not None:
+            state.teacher.update_parameters(model)
         if _is_logits(output, y):
             outputs.append(output.detach())
     values = {"lr": float(optimizer.param_groups[0]["lr"])}
@@ -188,7 +209,9 @@ def _order(run: Run, split: Split, epoch: int) -> list[Any]:
     return list(torch.randperm(len(split), generator=generator).to(split.y.device).split(size))
 
 
-def _level(run: Run, state: _State, y: Tensor, ids: Tensor) -> Any:
+def _level(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor, ids: Tensor) -> Any:
+    if state.teacher is not None:
+        return criterion(state.teacher(x), y)
     if state.controller is not None:
         return state.controller["level"]
     return run.level.at(y, ids) if hasattr(run.level, "at") else run.level
@@ -241,10 +264,10 @@ def _measure(problem: Problem, model: nn.Module, split: Split, name: str) -> tup
         outputs = [model(map_tensors(lambda t, i=part: t[i], split.x)) for part in parts]
         if isinstance(outputs[0], Tensor):
             output = torch.cat(outputs)
-            values = {f"{name}_loss": float(problem.loss(output, split.y))}
+            values = {f"{name}_loss": float(problem.reported(output, split.y))}
         else:
             output = None
-            losses = [float(problem.loss(o, split.y[part])) for o, part in zip(outputs, parts, strict=True)]
+            losses = [float(problem.reported(o, split.y[part])) for o, part in zip(outputs, parts, strict=True)]
             values = {f"{name}_loss": float(np.average(losses, weights=[len(split.y[part]) for part in parts]))}
         if output is not None and _is_logits(output, split.y):
             values |= _against_labels(problem, name, output, split)
@@ -257,7 +280,7 @@ def _against_labels(problem: Problem, name: str, logits: Tensor, split: Split) -
         found = logits.argmax(1)
         values = {f"{name}_accuracy": float((found == split.y).float().mean())}
         if split.clean is not None:
-            values[f"{name}_loss_clean"] = float(problem.loss(logits, split.clean))
+            values[f"{name}_loss_clean"] = float(problem.reported(logits, split.clean))
             values[f"{name}_accuracy_clean"] = float((found == split.clean).float().mean())
     return values
 
@@ -348,7 +371,7 @@ def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) 
         index = _order(run, splits.train, 1)[0]
         state.model.train()
         output = state.model(map_tensors(lambda t: t[index], splits.train.x))
-        return _mark(state.model, float(run.problem.loss(output, splits.train.y[index])))
+        return _mark(state.model, float(run.problem.reported(output, splits.train.y[index])))
 
 
 def _mark(model: nn.Module, first_loss: float) -> str:

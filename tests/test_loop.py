@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from flooding import Problem, Run, train
+from flooding.baselines import SAM, GradientPenalty
 from flooding.levels import Delayed
-from flooding.losses import IFlood, PerExample, SoftAD
+from flooding.losses import IFlood, PerExample, SoftAD, WaveBound
 from flooding.problem import TestCurve, choose
 from slow_twin import by_hand
 from small import normed, regression, small
@@ -184,3 +185,90 @@ def test_a_frozen_model_is_refused():
     frozen = torch.nn.Linear(10, 2).requires_grad_(requires_grad=False)
     with pytest.raises(ValueError, match="require a gradient"):
         last(Run(Problem(small().data, frozen, horizon=1)))
+
+
+def test_wavebound_floods_at_its_teacher():
+    problem = regression(horizon=40, batch_size=10)
+    curves = last(Run(problem, None, WaveBound(epsilon=0.01, decay=0.9))).record.curves
+    plain = last(Run(problem, None)).record.curves
+    assert curves["flooded"][-5:].mean() > 0
+    assert np.isfinite(curves["level"][1:]).all()
+    assert (curves["level"][1:] != curves["train_loss"][1:]).any()
+    assert (plain["train_loss"] != curves["train_loss"]).any()
+
+
+def test_sam_equals_its_two_passes_by_hand_and_keeps_the_callers_optimiser():
+    problem = small(optimizer=partial(torch.optim.SGD, lr=0.1), horizon=3)
+    model, split = problem.build(0), problem.splits(0).train
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def gradient():
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(split.x), split.y).backward()
+
+    for _ in range(3):
+        gradient()
+        norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+        moves = [0.05 * p.grad / norm for p in model.parameters()]
+        with torch.no_grad():
+            [p.add_(move) for p, move in zip(model.parameters(), moves, strict=True)]
+        gradient()
+        with torch.no_grad():
+            [p.sub_(move) for p, move in zip(model.parameters(), moves, strict=True)]
+        optimizer.step()
+    weights = last(Run(problem, None, SAM(0.05))).weights["last"]
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
+    assert last(Run(problem, None)).record.weights != last(Run(problem, None, SAM(0.05))).record.weights
+
+
+def test_sam_with_a_level_holds_the_loss():
+    plain, held = (
+        last(Run(small(horizon=60), level, SAM(0.05))).record.finals["last.train_loss"] for level in (None, 0.4)
+    )
+    assert plain < 0.1 < 0.3 < held
+
+
+def test_the_gradient_penalty_equals_its_formula_and_lowers_the_gradient():
+    problem = small(optimizer=partial(torch.optim.SGD, lr=0.1), horizon=1, model=partial(torch.nn.Linear, 10, 2))
+    model, split = problem.build(0).double(), problem.splits(0).train
+    x = torch.cat([split.x, torch.ones(40, 1)], 1).double()
+    w = torch.cat([model.weight, model.bias[:, None]], 1).detach()
+    # Closed form for softmax regression: g = (p - y)^T x / n, and d(|g|^2 / 2)/dw through the softmax Jacobian.
+    p, y = (x @ w.T).softmax(1), torch.nn.functional.one_hot(split.y, 2).double()
+    g = (p - y).T @ x / 40
+    v = x @ g.T
+    hv = (p * (v - (p * v).sum(1, keepdim=True))).T @ x / 40
+    expected = w - 0.1 * (g + 0.5 * hv)
+    found = last(Run(problem, None, GradientPenalty(0.5))).weights["last"]
+    torch.testing.assert_close(
+        torch.cat([found["weight"], found["bias"][:, None]], 1).double(), expected, rtol=0, atol=1e-6
+    )
+
+
+def test_lbfgs_gets_the_closure_it_wants():
+    problem = small(optimizer=partial(torch.optim.LBFGS, lr=0.5, line_search_fn="strong_wolfe"), horizon=8)
+    record = last(Run(problem, None)).record
+    assert record.curves["train_loss"][-1] < 0.1
+    held = last(Run(problem, 0.3)).record
+    assert 0.2 < held.curves["train_loss"][-1] < 0.45
+
+
+def test_what_is_reported_is_the_plain_loss_where_training_uses_another():
+    smooth = partial(torch.nn.functional.cross_entropy, label_smoothing=0.2)
+    problem = small(loss=smooth, report=torch.nn.functional.cross_entropy)
+    row = last(Run(problem))
+    model, split = problem.build(0).eval(), problem.splits(0).val
+    model.load_state_dict(row.weights["last"])
+    with torch.no_grad():
+        plain, smoothed = (float(loss(model(split.x), split.y)) for loss in (problem.report, smooth))
+    assert row.record.finals["last.val_loss"] == pytest.approx(plain, rel=1e-5)
+    assert abs(plain - smoothed) > 1e-3
+    assert row.record.weights == last(Run(small(loss=smooth))).record.weights
+
+
+def test_a_training_example_without_a_level_is_an_error_before_training():
+    problem = small()
+    ids = problem.splits(0).train.id
+    with pytest.raises(ValueError, match="every training example needs a level"):
+        next(train(Run(problem, PerExample(torch.zeros(39), ids[:39]), IFlood())))
