@@ -140,6 +140,14 @@ def test_a_level_of_minus_infinity_is_plain_bit_for_bit(method):
     assert torch.equal(objective(loss, torch.tensor(-math.inf), method), objective(loss, None, method))
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.parametrize("method", METHODS, ids=name)
+def test_what_passes_through_leaves_no_nan_in_the_backward_pass(method):
+    with torch.autograd.detect_anomaly():  # raises where any node returns NaN, masked later or not
+        objective(raw(0.3, method), torch.tensor(-math.inf), method).backward()
+        objective(raw(math.inf, method), 0.1, method).backward()
+
+
 @pytest.mark.parametrize("method", METHODS, ids=name)
 def test_a_nan_level_poisons(method):
     assert objective(raw(0.3, method), torch.tensor(math.nan), method).isnan()

@@ -166,8 +166,9 @@ class SoftAD:
             Flooded losses of the shape of ``loss``.
         """
         known = _known(loss, level) & (loss < math.inf)
-        # Mask before the formula too: the square root's derivative at infinity is NaN, and 0 * NaN would leak out.
-        soft = soft_flood(loss.masked_fill(~known, 0.0), level, self.sigma, self.eta)
+        # Mask before the formula too: its derivative at infinity is NaN, which would leak out as 0 * NaN.
+        finite = level.masked_fill(level == -math.inf, 0.0) if isinstance(level, Tensor) else level
+        soft = soft_flood(loss.masked_fill(~known, 0.0), finite, self.sigma, self.eta)
         return torch.where(known, soft, loss)
 
 
