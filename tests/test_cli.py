@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from flooding import cli
+from flooding import cli, tasks
 from flooding.ledger import Ledger
 from flooding.tasks import DATA
 
@@ -190,3 +190,65 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert "goes on from there" in " ".join(err.split())
     assert "Traceback" not in err
+
+
+METHODS = {
+    "iflood": ["--level", "0.3"],
+    "softad": ["--level", "0.3", "--sigma", "0.5"],
+    "hinge": ["--level", "0.3"],
+    "wavebound": ["--epsilon", "0.01", "--decay", "0.9"],
+    "sam": ["--rho", "0.1"],
+    "gradient-penalty": ["--penalty", "0.1"],
+    "adaflood": ["--gamma", "0.3", "--folds", "2"],
+}
+
+
+def weights(path):
+    return [record.weights for _, record in Ledger(path).records()]
+
+
+def test_every_method_runs_and_is_another_training(flooding, tmp_path):
+    flooding("run", "sinusoid", *TINY, "--epochs", "6", "--learning-rate", "0.05")
+    for method, numbers in METHODS.items():
+        code, _, err = flooding(
+            "run", "sinusoid", *TINY, "--epochs", "6", "--learning-rate", "0.05", "--method", method, *numbers
+        )
+        assert code == 0, err
+    assert set(METHODS) == set(tasks.METHODS) - {"flooding"}
+    assert len(set(weights(tmp_path / "ledger.sqlite"))) >= len(METHODS)  # a hinge never reached equals plain training
+
+
+@pytest.mark.parametrize("schedule", tasks.SCHEDULES)
+def test_every_schedule_runs(flooding, tmp_path, schedule):
+    start = {"delayed": ["--until-loss", "0.69"], "heuristic": ["--until-accuracy", "0.5"]}.get(schedule, [])
+    code, _, err = flooding("run", "sinusoid", *TINY, "--schedule", schedule, "--level", "0.3", *start)
+    assert code == 0, err
+    [(_, record)] = Ledger(tmp_path / "ledger.sqlite").records()
+    assert record.finals["last.level"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "softadd"], "Did you mean softad?"),
+        (["--method", "sam", "--sigma", "1"], "an argument of method sam must be one of rho; got sigma"),
+        (["--method", "iflood", "--sigma", "1"], "must be one of none at all; got sigma"),
+        (["--method", "wavebound"], "needs epsilon"),
+        (["--method", "wavebound", "--epsilon", "0.1", "--level", "0.3"], "Leave it out"),
+        (["--method", "adaflood", "--level", "0.3"], "finds its own levels"),
+        (["--method", "adaflood", "--folds", "1"], "folds"),
+        (["--method", "adaflood", "--gamma", "2"], "gamma"),
+        (["--schedule", "warmup"], "needs a level"),
+        (["--schedule", "delayed", "--level", "0.3", "--warmup-steps", "4"], "an argument of schedule delayed"),
+        (["--until-loss", "0.1"], "a constant level has no until_loss"),
+        (["--dropout", "1"], r"dropout must lie in \[0, 1\)"),
+        (["--label-smoothing", "-1"], "label_smoothing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_methods_and_schedules_are_refused(flooding, tmp_path, options, said):
+    code, out, err = flooding("run", "sinusoid", *TINY, *options)
+    assert code == 2
+    assert re.search(said, " ".join(err.split())), err
+    assert "Traceback" not in out + err
+    assert list(tmp_path.iterdir()) == []

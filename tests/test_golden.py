@@ -8,8 +8,8 @@ import torch
 
 from flooding import Run, train
 from flooding.levels import Delayed
-from flooding.losses import SoftAD
 from flooding.loop import ENGINE
+from flooding.losses import SoftAD
 from small import normed, small
 
 GOLDEN = Path(__file__).with_name("golden.json")

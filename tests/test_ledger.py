@@ -138,7 +138,6 @@ def busy(tmp_path):
         pytest.param(
             "wal.db",
             "must be a SQLite file this tool can open, got {0}/wal.db: it belongs to another program.",
-            marks=pytest.mark.xfail(strict=True, reason="Ledger leaves the connection open: -wal and -shm stay"),
         ),
     ],
     ids=[
@@ -261,7 +260,6 @@ def test_a_killed_writer_leaves_whole_records_and_a_ledger_to_go_on_with(tmp_pat
     book.close()
 
 
-@pytest.mark.xfail(strict=True, reason="Ledger._prepare asks and sets up in several transactions")
 def test_a_new_ledger_can_be_opened_by_several_at_once(tmp_path):
     barrier, opened, failed = threading.Barrier(4), [], []
 

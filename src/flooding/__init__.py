@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flooding.engine import evaluate
     from flooding.functional import flood, soft_flood
+    from flooding.loop import train
     from flooding.losses import Flood
     from flooding.problem import Problem, Record, Run
-    from flooding.loop import train
+    from flooding.step import FloodStep
 
 _HOME = {
     "Flood": "flooding.losses",
+    "FloodStep": "flooding.step",
     "Problem": "flooding.problem",
     "Record": "flooding.problem",
     "Run": "flooding.problem",
@@ -25,7 +27,7 @@ _HOME = {
     "soft_flood": "flooding.functional",
     "train": "flooding.loop",
 }
-__all__ = ["Flood", "Problem", "Record", "Run", "evaluate", "flood", "soft_flood", "train"]
+__all__ = ["Flood", "FloodStep", "Problem", "Record", "Run", "evaluate", "flood", "soft_flood", "train"]
 __version__ = "0.1.0"
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,8 +22,8 @@ except ImportError as error:  # pragma: no cover -- the command is there even wh
     sys.exit(f"the command line needs typer and rich ({error}). Install them: pip install 'flooding[cli]'")
 
 if TYPE_CHECKING:
-    from flooding.problem import Record, Run
     from flooding.loop import Row
+    from flooding.problem import Record, Run
 
 # torch takes 2 s to import: every import of the library is inside the function that needs it.
 
@@ -79,7 +80,7 @@ def demo(
 
 
 Task = Annotated[str, typer.Argument(help="two-gaussians, sinusoid, sinusoid-nd, spiral or digits.", metavar="TASK")]
-_DATA, _MODEL, _TRAINING, _OUTPUT = "Data", "Model", "Training", "Output"
+_DATA, _MODEL, _FLOODING, _TRAINING, _OUTPUT = "Data", "Model", "Flooding", "Training", "Output"
 
 
 def _option(help: str, panel: str, **more: Any) -> Any:  # ruff: ignore[builtin-argument-shadowing] -- typer's own word
@@ -103,11 +104,32 @@ def run(
     model: Annotated[str, _option("mlp, or mlp-bn with batch norm.", _MODEL)] = "mlp-bn",
     width: Annotated[int, _option("Units of a hidden layer.", _MODEL)] = 500,
     depth: Annotated[int, _option("Hidden layers.", _MODEL)] = 4,
-    level: Annotated[float | None, _option("Flood level in nats [none: plain training].", _TRAINING)] = None,
+    level: Annotated[float | None, _option("Flood level in nats [none: plain training].", _FLOODING)] = None,
+    method: Annotated[
+        str,
+        _option("flooding, iflood, adaflood, softad, hinge, wavebound, sam or gradient-penalty.", _FLOODING),
+    ] = "flooding",
+    schedule: Annotated[
+        str, _option("Of the level: constant, warmup, delayed, heuristic, plateau or range.", _FLOODING)
+    ] = "constant",
+    warmup_steps: Annotated[int | None, _option("Steps of warmup, or of range [all steps].", _FLOODING)] = None,
+    until_loss: Annotated[float | None, _option("delayed, heuristic: flood after this loss [1e-4].", _FLOODING)] = None,
+    until_accuracy: Annotated[
+        float | None, _option("delayed, heuristic: flood after this training accuracy.", _FLOODING)
+    ] = None,
+    sigma: Annotated[float | None, _option("Width of softad, in nats [1].", _FLOODING)] = None,
+    epsilon: Annotated[float | None, _option("wavebound: distance below its teacher's loss.", _FLOODING)] = None,
+    decay: Annotated[float | None, _option("wavebound: memory of the teacher [0.99].", _FLOODING)] = None,
+    rho: Annotated[float | None, _option("Radius of sam [0.05].", _FLOODING)] = None,
+    penalty: Annotated[float | None, _option("Strength of gradient-penalty.", _FLOODING)] = None,
+    gamma: Annotated[float | None, _option("adaflood: trust in the labels, 0 to 1 [0.5].", _FLOODING)] = None,
+    folds: Annotated[int | None, _option("adaflood: auxiliary networks [5].", _FLOODING)] = None,
     optimizer: Annotated[str, _option("sgd, adam or adamw.", _TRAINING)] = "adam",
     learning_rate: Annotated[float, _option("Step size.", _TRAINING)] = 1e-3,
     momentum: Annotated[float | None, _option("Momentum of sgd [0].", _TRAINING)] = None,
     weight_decay: Annotated[float, _option("L2 penalty (adamw: decoupled).", _TRAINING)] = 0.0,
+    dropout: Annotated[float, _option("Share of hidden units dropped in training.", _TRAINING)] = 0.0,
+    label_smoothing: Annotated[float, _option("Share of each label spread over all classes.", _TRAINING)] = 0.0,
     clip_norm: Annotated[float | None, _option("Largest gradient norm [no clipping].", _TRAINING)] = None,
     batch_size: Annotated[int, _option("Training examples per step.", _TRAINING)] = 200,
     eval_batch_size: Annotated[int, _option("Examples per evaluation pass.", _TRAINING)] = 500,
@@ -140,9 +162,16 @@ def run(
     )
     choices = {"model": model, "width": width, "depth": depth, "optimizer": optimizer, "learning_rate": learning_rate}
     choices |= {"momentum": momentum, "weight_decay": weight_decay, "batch_size": batch_size}
+    choices |= {"dropout": dropout, "label_smoothing": label_smoothing}
     choices |= {"eval_batch_size": eval_batch_size, "horizon": epochs, "clip": clip_norm}
-    planned = Run(assemble(task, data, **choices), level, seed=seed)
+    problem = assemble(task, data, **choices)
+    steps = epochs * -(-len(problem.splits(seed).train) // batch_size)
+    start = _given(steps=warmup_steps, until_loss=until_loss, until_accuracy=until_accuracy)
+    numbers = _given(sigma=sigma, epsilon=epsilon, decay=decay, rho=rho, strength=penalty, gamma=gamma, folds=folds)
+    planned = _flooded(Run(problem, level, seed=seed), method, numbers, schedule, start, steps)
     _check(planned, device, threads, [save, tensorboard])
+    if method == "adaflood":
+        planned = _with_levels(planned, numbers)
     tags = {name: value or "true" for name, _, value in (text.partition(":") for text in tag or [])}
     told = {"task": task, **data, **choices, "device": device}
     with ExitStack() as stack:
@@ -153,6 +182,41 @@ def run(
             trackers.append(stack.enter_context(track.tensorboard_tracker(tensorboard, parameters=told)))
         record = _one(planned, device, threads, save, trackers, ledger, fresh)
     _print_record(record)
+
+
+def _flooded(run: Run, method: str, numbers: dict[str, Any], schedule: str, start: dict[str, Any], steps: int) -> Run:
+    """Give a plain Run its method and the schedule of its level."""
+    from flooding.tasks import choose_method, choose_schedule
+
+    if method == "adaflood":
+        if run.level is not None or schedule != "constant":
+            raise ValueError(
+                f"adaflood finds its own levels, got --level {run.level} --schedule {schedule}. Leave them out."
+            )
+        return replace(run, method=choose_method(method, {}))
+    made = choose_method(method, numbers)
+    if method == "wavebound" and run.level is not None:
+        raise ValueError(f"wavebound's level is its teacher's loss, got --level {run.level}. Leave it out.")
+    if schedule == "constant":
+        if start:
+            raise ValueError(f"a constant level has no {', '.join(start)}. Choose another --schedule.")
+        return replace(run, method=made)
+    if run.level is None:
+        raise ValueError(f"schedule {schedule} needs a level, got none. Add --level.")
+    if schedule == "range":
+        start = {"start": run.level, "stop": 0.0, "steps": steps} | start
+    else:
+        start = {"level": run.level} | ({"steps": steps} if schedule == "warmup" else {}) | start
+    return replace(run, level=choose_schedule(schedule, start), method=made)
+
+
+def _with_levels(run: Run, numbers: dict[str, Any]) -> Run:
+    """Train AdaFlood's auxiliary networks and give the Run its levels."""
+    from flooding.adaflood import adaflood
+
+    folds = numbers.get("folds", 5)
+    errors.print(f"training {folds} auxiliary networks of {run.epochs} epochs for the levels")
+    return replace(run, level=adaflood(run.problem, seed=run.seed, **numbers).levels)
 
 
 def _one(
@@ -304,7 +368,7 @@ def _print_task(task: Any, records: list[Record]) -> None:
     console.print(experiment.verdict(rows))
     labels = "noisy" if "last.test_accuracy_clean" in records[0].finals else "clean (they carry no noise)"
     console.print(
-        f"NLL and ECE on the test labels, {labels}. Chosen on noisy validation labels; test data choose nothing."
+        f"NLL and ECE on the test labels, {labels}.\nChosen on noisy validation labels; test data choose nothing."
     )
 
 
@@ -319,5 +383,6 @@ def _print_record(record: Record) -> None:
         table.add_column(title, justify="left" if not title else "right")
     names = [name.removeprefix("last.") for name in record.finals if name.startswith("last.")]
     for name in names:
-        table.add_row(name.replace("_", " "), *(f"{record.finals[f'{at}.{name}']:.4g}" for at in ("last", "best")))
+        values = (record.finals[f"{at}.{name}"] for at in ("last", "best"))
+        table.add_row(name.replace("_", " "), *("–" if math.isnan(v) else f"{v:.4g}" for v in values))
     console.print(table)

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 
 from flooding.ledger import Ledger, default_path
+from flooding.loop import ENGINE, Row, fingerprint
 from flooding.pool import Job, Pool, can_travel, work
 from flooding.problem import Record, Run
-from flooding.loop import ENGINE, Row, fingerprint
 
 __all__ = ["cores", "evaluate", "trajectory"]
 

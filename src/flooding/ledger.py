@@ -13,19 +13,20 @@ from flooding.problem import Record, Run
 
 __all__ = ["Ledger", "default_path"]
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS records (
+# json_extract(finals, '$.finals."last.val_loss"') reads a number; curves are numpy's .npz.
+_RECORDS = """CREATE TABLE IF NOT EXISTS records (
     trajectory TEXT NOT NULL,   -- Run.key: everything that fixes the bits but where to stop
     epochs INTEGER NOT NULL,
-    finals TEXT NOT NULL,       -- JSON; json_extract(finals, '$.finals."last.val_loss"') reads a number
-    curves BLOB NOT NULL,       -- numpy .npz
+    finals TEXT NOT NULL,
+    curves BLOB NOT NULL,
     circumstances TEXT NOT NULL,
     PRIMARY KEY (trajectory, epochs)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS starts ( -- every training that began, finished or not: shows what a crash cost
+) WITHOUT ROWID"""
+# Every training that began, finished or not: it shows what a crash cost.
+_STARTS = """CREATE TABLE IF NOT EXISTS starts (
     trajectory TEXT NOT NULL, epochs INTEGER NOT NULL, at REAL NOT NULL, pid INTEGER NOT NULL
-);
-"""
+)"""
+_PATIENCE = 60.0  # seconds to wait for another process's write
 _APPLICATION = 0x464C4F4F  # "FLOO", so that some other program's database is refused and not written to
 
 
@@ -52,22 +53,34 @@ class Ledger:
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = Path(path or default_path()).absolute()
         _check(self.path)
+        self._db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             self._prepare()
-        except (sqlite3.DatabaseError, OSError) as error:
+        except sqlite3.DatabaseError as error:
+            self._db.close()
             raise ValueError(f"a ledger must be a SQLite file this tool can open, got {self.path}: {error}.") from None
 
     def _prepare(self) -> None:
+        """Make the tables in one transaction, so that processes that open a new ledger at once wait for each other."""
+        self._db.execute("BEGIN IMMEDIATE")
         held = self._db.execute("PRAGMA application_id").fetchone()[0]
-        empty = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if held != _APPLICATION and not empty:
-            raise sqlite3.DatabaseError("it belongs to another program")
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last Records, never the file
         if held != _APPLICATION:
+            if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                raise sqlite3.DatabaseError("it belongs to another program")
             self._db.execute(f"PRAGMA application_id={_APPLICATION}")
-        self._db.executescript(_SCHEMA)
+            for table in (_RECORDS, _STARTS):
+                self._db.execute(table)
+        self._db.execute("COMMIT")
+        self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last Records, never the file
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:  # this one does not wait for a lock by itself
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def find(self, run: Run, trajectory: str) -> Record | None:
         """Look a Run up.
@@ -106,7 +119,7 @@ class Ledger:
         Returns:
             Trajectory, epochs, time and process of each, in order.
         """
-        return self._db.execute("SELECT * FROM starts ORDER BY at").fetchall()
+        return self._db.execute("SELECT * FROM starts ORDER BY rowid").fetchall()
 
     def records(self) -> Iterator[tuple[str, Record]]:
         """Go through all Records.

@@ -25,8 +25,8 @@ from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
 from flooding.ledger import Ledger
-from flooding.problem import Run
 from flooding.loop import Row, train
+from flooding.problem import Run
 
 __all__ = ["Job", "Pool", "can_travel", "serve", "work"]
 

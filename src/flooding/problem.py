@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ __all__ = [
     "stream",
 ]
 
-_OURS = ("flooding.", "torch.", "torch", "math", "builtins")
+_OURS = {"flooding", "torch", "math", "builtins"}
 
 
 class NotKeyable(TypeError):
@@ -88,8 +89,8 @@ class Problem:
         test_curve: Test curves to measure along the way, or None.
         probe: A callable that gives inputs on which a classifier's probabilities are kept, such as a grid for drawing
             its decision boundary, or None.
-        key: Name under which Records of a problem that cannot describe itself are looked up. Change it whenever the
-            code behind it changes.
+        key: Name under which Records of a problem that cannot describe itself are looked up, together with every part
+            that can. Change it whenever the code behind it changes.
 
     Raises:
         ValueError: If a number is out of range.
@@ -182,10 +183,13 @@ class Run:
     until: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.level, (int, float)) and not math.isfinite(self.level):
+        number = isinstance(self.level, (int, float)) or (isinstance(self.level, Tensor) and self.level.ndim == 0)
+        if number and not math.isfinite(self.level):
             raise ValueError(f"level must be finite, got {self.level}. Use None for plain training.")
         _at_least("seed", self.seed, 0)
-        if self.until is not None and not 1 <= self.until <= self.problem.horizon:
+        if self.until is not None:
+            _at_least("until", self.until, 1)
+        if self.until is not None and self.until > self.problem.horizon:
             raise ValueError(f"until must lie in 1 to the horizon {self.problem.horizon}, got {self.until}.")
 
     @property
@@ -206,14 +210,17 @@ class Run:
             problem has no key.
         """
         problem = self.problem
+        told: dict[str, Any] = {"seed": self.seed}
         try:
-            if problem.key is None:
-                what = {"problem": describe(dataclasses.replace(problem, data=None)), "data": _data_hash(self)}
-            else:
-                what = {"key": problem.key, "horizon": problem.horizon, "batch_size": problem.batch_size}
-            told = {**what, "level": describe(self.level), "method": describe(self.method), "seed": self.seed}
+            told |= {"level": describe(self.level), "method": describe(self.method)}
         except NotKeyable:
             return None
+        for name, value in ((f.name, value) for f, value in _fields(problem) if not _is_default(f, value)):
+            try:
+                told[name] = _data_hash(self) if name == "data" else describe(value)
+            except NotKeyable:
+                if problem.key is None:
+                    return None
         return hashlib.sha256(json.dumps({**told, **circumstances}, sort_keys=True).encode()).hexdigest()
 
 
@@ -326,13 +333,21 @@ def describe(value: Any) -> Any:
         return {"call": describe(value.func), "args": describe(value.args), "with": describe(value.keywords)}
     kind = value if isinstance(value, (type, FunctionType, BuiltinFunctionType)) else type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if not name.startswith(_OURS) or "<" in name:
+    if name.split(".")[0] not in _OURS or "<" in name or (isinstance(value, FunctionType) and not _is_found(value)):
         raise NotKeyable(f"{name} does not describe itself. Give the Problem a key='...' to look its Records up.")
     if kind is value:
         return name
     if dataclasses.is_dataclass(value):
         return {"is": name, **{f.name: describe(v) for f, v in _fields(value) if not _is_default(f, v)}}
     raise NotKeyable(f"a {name} does not describe itself. Give the Problem a key='...' to look its Records up.")
+
+
+def _is_found(function: FunctionType) -> bool:
+    """Tell whether a function is what its name says: ``functools.wraps`` gives a user's function another's name."""
+    home = sys.modules.get(function.__module__)
+    return (
+        functools.reduce(lambda at, name: getattr(at, name, None), function.__qualname__.split("."), home) is function
+    )
 
 
 def _fields(value: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
@@ -347,7 +362,7 @@ def _is_default(f: dataclasses.Field, value: Any) -> bool:
 
 
 def _at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
 
 
@@ -368,7 +383,7 @@ def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, fl
         >>> selection_key(0.4, 0.9) > selection_key(0.1, 0.8), selection_key(0.4, 0.9) > selection_key(0.5, 0.9)
         (True, True)
     """
-    if math.isnan(loss):
+    if math.isnan(loss) or (accuracy is not None and math.isnan(accuracy)):
         return (-math.inf, -math.inf)
     return (0.0 if accuracy is None else accuracy, -loss)
 

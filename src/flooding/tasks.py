@@ -11,8 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from flooding.baselines import SAM, GradientPenalty
 from flooding.data import synthetic, tables
+from flooding.levels import Constant, Controller, Delayed, Heuristic, Plateau, Range, Warmup
+from flooding.losses import Flooding, Hinge, IFlood, Method, SoftAD, WaveBound
 from flooding.models import mlp
 from flooding.problem import Problem, TestCurve
 
@@ -105,6 +109,8 @@ def assemble(
     learning_rate: float = 1e-3,
     momentum: float | None = None,
     weight_decay: float = 0.0,
+    dropout: float = 0.0,
+    label_smoothing: float = 0.0,
     **more: Any,
 ) -> Problem:
     """Put a Problem together from names and numbers: the door for the command line.
@@ -119,6 +125,9 @@ def assemble(
         learning_rate: Step size, above 0.
         momentum: Momentum of sgd in [0, 1); the other optimisers have none.
         weight_decay: L2 penalty, at least 0; decoupled for adamw.
+        dropout: Share of hidden units dropped in training, in [0, 1).
+        label_smoothing: Share of each training label spread over all classes, in [0, 1); curves and finals report the
+            plain loss.
         **more: Fields of :class:`flooding.Problem`.
 
     Returns:
@@ -139,6 +148,8 @@ def assemble(
     _within("depth", depth, 1)
     _within("learning_rate", learning_rate, math.nextafter(0, 1))
     _within("weight_decay", weight_decay, 0)
+    _within("dropout", dropout, 0, 1)
+    _within("label_smoothing", label_smoothing, 0, 1)
     numbers: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
     if momentum is not None:
         if optimizer != "sgd":
@@ -147,8 +158,70 @@ def assemble(
         numbers["momentum"] = momentum
     inputs, classes = (64, 10) if task == "digits" else (data.get("dimension", 10), 2)
     inputs = 2 if task in {"sinusoid", "spiral"} else inputs
-    network = partial(mlp, inputs, classes, width=width, depth=depth, batch_norm=normed)
+    network = partial(mlp, inputs, classes, width=width, depth=depth, batch_norm=normed, dropout=dropout)
+    if label_smoothing:
+        more |= {"loss": partial(cross_entropy, label_smoothing=label_smoothing), "report": cross_entropy}
     return Problem(partial(make, **data), network, partial(rule, **numbers, fused=True), **more)
+
+
+# What the methods and schedules of the command line are made of, and which of its numbers each takes.
+METHODS: dict[str, Callable[..., Method]] = {
+    "flooding": Flooding,
+    "iflood": IFlood,
+    "adaflood": IFlood,
+    "softad": SoftAD,
+    "hinge": Hinge,
+    "wavebound": WaveBound,
+    "sam": SAM,
+    "gradient-penalty": GradientPenalty,
+}
+SCHEDULES: dict[str, Callable[..., Controller]] = {
+    "constant": Constant,
+    "warmup": Warmup,
+    "delayed": Delayed,
+    "heuristic": Heuristic,
+    "plateau": Plateau,
+    "range": Range,
+}
+
+
+def choose_method(name: str, numbers: dict[str, float]) -> Method:
+    """Put a method together from its name and numbers.
+
+    Args:
+        name: A name of :data:`METHODS`.
+        numbers: Arguments of the method.
+
+    Returns:
+        The method.
+    """
+    return _called("method", name, METHODS, numbers)
+
+
+def choose_schedule(name: str, numbers: dict[str, float]) -> Controller:
+    """Put a level controller together from its name and numbers.
+
+    Args:
+        name: A name of :data:`SCHEDULES`.
+        numbers: Arguments of the controller; "delayed" and "heuristic" start at a batch loss of 1e-4 unless told else.
+
+    Returns:
+        The controller.
+    """
+    if name in {"delayed", "heuristic"} and not numbers.keys() & {"until_loss", "until_accuracy"}:
+        numbers = {**numbers, "until_loss": 1e-4}
+    return _called("schedule", name, SCHEDULES, numbers)
+
+
+def _called(what: str, name: str, known: dict[str, Callable[..., Any]], numbers: dict[str, float]) -> Any:
+    make = _named(what, name, known)
+    taken = inspect.signature(make).parameters
+    for number in numbers:
+        _named(f"an argument of {what} {name}", number, taken)
+    missing = [n for n, p in taken.items() if p.default is inspect.Parameter.empty and n not in numbers]
+    if missing:
+        raise ValueError(f"{what} {name} needs {', '.join(missing)}, got {', '.join(numbers) or 'nothing'}.")
+    return make(**numbers)
 
 
 def _named(what: str, name: str, known: Iterable[str]) -> Any:
@@ -156,7 +229,7 @@ def _named(what: str, name: str, known: Iterable[str]) -> Any:
     if name not in (names := list(known)):
         near = difflib.get_close_matches(name, names, 1)
         hint = f"Did you mean {near[0]}?" if near else "Choose one of these."
-        raise ValueError(f"{what} must be one of {', '.join(names)}; got {name}. {hint}")
+        raise ValueError(f"{what} must be one of {', '.join(names) or 'none at all'}; got {name}. {hint}")
     return known[name] if isinstance(known, dict) else name
 
 

@@ -107,7 +107,8 @@ class Splits:
         """Hash of every tensor of the three splits, with dtypes and shapes; computed once."""
         cached = self.__dict__.get("_sha256")
         if cached is None:
-            cached = sha256(*[t for s in (self.train, self.val, self.test) for t in (s.x, s.y, s.clean, s.id)])
+            parts = [t for s in (self.train, self.val, self.test) for t in (s.x, s.y, s.clean, s.id)]
+            cached = sha256(*parts, self.posterior)
             object.__setattr__(self, "_sha256", cached)
         return cached
 

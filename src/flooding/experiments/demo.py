@@ -112,15 +112,15 @@ def cells(picks: Sequence[tuple[Record, str]]) -> list[str]:
         Texts; a dash where nothing was measured.
     """
     levels = sorted({record.level for record, _ in picks})
-    texts = [" / ".join(f"{level:.2f}" for level in levels)]
+    texts = ["\n".join(f"{level:.2f}" for level in levels)]
     for final in COLUMNS.values():
         values = [record.finals.get(f"{at}.{final}") for record, at in picks]
         if final == "test_accuracy_clean" and None in values:  # the test labels carry no noise
             values = [record.finals.get(f"{at}.test_accuracy") for record, at in picks]
         elif final == "test_accuracy" and "last.test_accuracy_clean" not in picks[0][0].finals:
             values = [None]
-        percent = 100 if "accuracy" in final else 1
-        texts.append(spread([value * percent for value in values if value is not None], 1 if percent == 100 else 3))
+        percent, digits = (100, 1) if "accuracy" in final else (1, 2 if final in {"val_loss", "test_nll"} else 3)
+        texts.append(spread([value * percent for value in values if value is not None], digits))
     return texts
 
 
@@ -132,12 +132,12 @@ def spread(values: Sequence[float], digits: int) -> str:
         digits: Digits after the point.
 
     Returns:
-        The mean and below it ``± sd``, the mean alone of a single value, a dash of none.
+        The mean and below it ``±sd``, the mean alone of a single value, a dash of none.
     """
     if not values:
         return "–"
     mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean}\n± {statistics.stdev(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean}\n±{statistics.stdev(values):.{digits}f}"
 
 
 def accuracy(picks: Sequence[tuple[Record, str]]) -> list[float]:
@@ -161,18 +161,18 @@ def verdict(rows: dict[str, list[tuple[Record, str]]]) -> str:
     against = [b - a for a, b in zip(stopped, flooded, strict=True)]
     together = [b - a for a, b in zip(stopped, both, strict=True)]
     return (
-        f"Last epochs: flooding {_against('plain training', gain)}.\n"
-        f"Flooding's last epoch {_against('plain early stopping', against)}.\n"
-        f"Both with early stopping: flooding {_against('plain', together)}."
+        f"Against plain training, flooding's last epoch {_won(gain)}.\n"
+        f"Against plain early stopping, flooding's last epoch {_won(against)}.\n"
+        f"With early stopping on both sides, flooding {_won(together)}."
     )
 
 
-def _against(theirs: str, gains: Sequence[float]) -> str:
+def _won(gains: Sequence[float]) -> str:
     mean, n = statistics.fmean(gains), len(gains)
-    spread_of = f"± {statistics.stdev(gains):.1f} over {n} seeds" if n > 1 else "1 seed"
+    size = f"{abs(mean):.1f}" + (f" ± {statistics.stdev(gains):.1f}" if n > 1 else "") + " points"
     if abs(mean) < 0.05:
-        return f"and {theirs} are level ({spread_of})"
-    return f"{'wins against' if mean > 0 else 'LOSES to'} {theirs} by {abs(mean):.1f} points ({spread_of})"
+        return f"is level ({size})"
+    return f"{'wins' if mean > 0 else 'LOSES'} by {size}"
 
 
 def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Path) -> list[Path]:

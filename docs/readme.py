@@ -1,0 +1,54 @@
+"""Write the generated parts of README.md: `python docs/readme.py` runs the demo, from its ledger if that knows it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+
+from flooding.cli import app
+
+ROOT = Path(__file__).parents[1]
+
+
+def options() -> str:
+    """Write every option of `flooding run` as a Markdown table."""
+    lines = ["| Option | Default | What it sets |", "|---|---|---|"]
+    for parameter in typer.main.get_command(app).commands["run"].params:  # type: ignore[attr-defined]
+        name = next((name for name in parameter.opts if name.startswith("--")), None)
+        if name is None:
+            continue
+        text, _, told = (parameter.help or "").partition(" [")
+        default = told.rstrip("].") or ("" if parameter.default in {None, False} else str(parameter.default))
+        lines.append(f"| `{name}` | {default} | {text.rstrip('.')} |")
+    return "\n".join(lines)
+
+
+def demo() -> str:
+    """Run the demo and give what it prints, without the paths."""
+    command = [sys.executable, "-m", "flooding", "demo"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in ("synth_loss", "boundary"):
+        shutil.copy(ROOT / "flooding-demo" / f"{name}.png", ROOT / "docs" / "images")
+    tables = "\n".join(line.rstrip() for line in told.split("\nPictures in")[0].splitlines())
+    return f"```\n{tables.strip()}\n```"
+
+
+def put(text: str, name: str, part: str) -> str:
+    """Replace what stands between two markers."""
+    pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
+    return re.sub(pattern, lambda found: f"{found[1]}{part}\n{found[2]}", text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    page = ROOT / "README.md"
+    page.write_text(put(put(page.read_text(), "options", options()), "demo", demo()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The demo's rows are chosen by validation alone, and its words follow its numbers."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from flooding import Run, evaluate
+from flooding.data import Split, Splits
+from flooding.data.synthetic import two_gaussians
+from flooding.experiments import demo
+from flooding.problem import Record, TestCurve
+from flooding.tasks import plane
+from small import small
+
+PROBLEM = small(horizon=8)
+
+
+def record(level, seed, last, best, test=0.5):
+    """A Record with (accuracy, loss) on validation at the last and at the best epoch, and one test figure."""
+    finals = {"last.level": level}
+    for at, (accuracy, loss) in (("last", last), ("best", best)):
+        finals |= {
+            f"{at}.val_accuracy": accuracy,
+            f"{at}.val_loss": loss,
+            f"{at}.test_accuracy": test,
+            f"{at}.train_loss": 1.0,
+        }
+        finals |= {f"{at}.test_accuracy_clean": test, f"{at}.test_nll": 0.4, f"{at}.test_ece": 0.1}
+    return Record(Run(PROBLEM, level, seed=seed), {}, {}, finals, "", "", {})
+
+
+RECORDS = [
+    record(0.0, 0, last=(0.7, 1.0), best=(0.9, 0.5)),
+    record(0.1, 0, last=(0.8, 0.9), best=(0.9, 0.4)),
+    record(0.2, 0, last=(0.8, 0.6), best=(0.9, 0.4)),
+    record(0.3, 0, last=(0.75, 0.1), best=(0.8, 0.1)),
+]
+
+
+def chosen(records):
+    return {title: (pick.level, at) for title, [(pick, at)] in demo.summary(records).items()}
+
+
+def test_each_row_chooses_by_validation_accuracy_then_loss_then_the_smaller_level():
+    expected = {
+        "plain training": (0.0, "last"),
+        "plain + early stopping": (0.0, "best"),
+        "flooding": (0.2, "last"),  # 0.1 and 0.2 tie in accuracy, 0.2 has the lower loss
+        "flooding + early stopping": (0.1, "best"),  # 0.1 and 0.2 tie in both
+        "chosen, 0 included": (0.2, "last"),
+    }
+    assert chosen(RECORDS) == chosen(RECORDS[::-1]) == expected
+    better = [
+        replace(RECORDS[0], finals=RECORDS[0].finals | {"last.val_accuracy": 0.8, "last.val_loss": 0.6}),
+        *RECORDS[1:],
+    ]
+    assert chosen(better)["chosen, 0 included"] == (0.0, "last")
+    assert chosen(better)["flooding"] == (0.2, "last")
+
+
+def test_test_data_and_clean_validation_labels_choose_nothing():
+    spoilt = [
+        replace(r, finals=r.finals | {f"{at}.{name}": value for at in ("last", "best") for name in r.finals for name in
+        ("test_accuracy", "test_accuracy_clean", "test_nll", "val_accuracy_clean", "val_loss_clean")})
+        for r, value in zip(RECORDS, (0.0, 1.0, 0.3, 0.9), strict=True)
+    ]  # fmt: skip
+    assert chosen(spoilt) == chosen(RECORDS)
+
+
+def test_cells_are_mean_and_deviation_over_seeds_in_percent():
+    picks = [
+        (record(level, seed, (0.8, 0.5), (0.8, 0.5), test), "last")
+        for level, seed, test in ((0.1, 0, 0.9), (0.3, 1, 0.8))
+    ]
+    assert demo.cells(picks) == [
+        *("0.10\n0.30", "1.000\n±0.000", "0.50\n±0.00", "85.0\n±7.1"),
+        *("85.0\n±7.1", "0.40\n±0.00", "0.100\n±0.000"),
+    ]
+    assert demo.cells(picks[:1])[3] == "90.0"
+
+
+@pytest.mark.parametrize(
+    ("plain", "flooded", "said"),
+    [
+        ([0.8, 0.7], [0.9, 0.9], "Against plain training, flooding's last epoch wins by 15.0 ± 7.1 points."),
+        ([0.9], [0.8], "Against plain training, flooding's last epoch LOSES by 10.0 points."),
+        ([0.9, 0.8], [0.8, 0.9], "Against plain training, flooding's last epoch is level (0.0 ± 14.1 points)."),
+    ],
+)
+def test_the_verdict_says_who_won(plain, flooded, said):
+    records = [record(0.0, n, (0.5, 1), (0.5, 1), value) for n, value in enumerate(plain)]
+    records += [record(0.1, n, (0.5, 1), (0.5, 1), value) for n, value in enumerate(flooded)]
+    assert said in demo.verdict(demo.summary(records))
+
+
+def test_the_plan_is_the_public_demos_and_the_digits():
+    sgd, adam, digits = demo.plan()
+    assert (sgd.levels, adam.levels) == ((0.0, 0.26, 0.27, 0.28), (0.0, 0.24, 0.25, 0.26))
+    assert len(digits.levels) == 7
+    assert (digits.levels[0], digits.levels[-1]) == (0.0, 1.2)
+    assert [len(task.runs) for task in (sgd, adam, digits)] == [12, 12, 21]
+    for task in (sgd, adam):
+        splits = task.problem.splits(0)
+        assert [len(s) for s in (splits.train, splits.val, splits.test)] == [100, 100, 20_000]
+        assert int((splits.train.y != splits.train.clean).sum()) == 10
+        assert task.problem.horizon == 200
+    splits = digits.problem.splits(0)
+    assert [len(s) for s in (splits.train, splits.val, splits.test)] == [600, 300, 897]
+    assert int((splits.val.y != splits.val.clean).sum()) == 60
+    assert splits.test.clean is None
+    model = digits.problem.build(0)
+    assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in model) == 4
+    assert [task.seeds for task in demo.plan(quick=True)] == [(0,)] * 3
+    assert demo.plan(quick=True)[2].problem.horizon == 40
+
+
+def test_every_picture_is_drawn(tmp_path):
+    quick = {"horizon": 6, "test_curve": TestCurve(50, every=2)}
+    flat = partial(two_gaussians, n_train=40, n_val=30, n_test=200, dimension=2)
+    network = partial(torch.nn.Linear, 2, 2)
+    plane_problem = small(data=flat, model=network, probe=plane, **quick)
+    tasks = [demo.Task(name, plane_problem, (0.0, 0.3), (0, 1)) for name in ("one", "two")]
+    tasks.append(demo.Task("three", small(**quick), (0.0, 0.3), (0, 1)))
+    records = [evaluate(task.runs, ledger=False, workers=0) for task in tasks]
+    files = demo.draw(tasks, records, tmp_path / "pictures")
+    assert len(files) == len(set(files)) == 7
+    assert all(file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 5000 for file in files)
+    assert {"synth_loss.png", "synth_acc.png"} <= {file.name for file in files}
+
+
+def test_splits_without_clean_test_labels_show_a_dash():
+    x, y = torch.randn(30, 10, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 2
+    parts = [Split(x[:10], y[:10], 1 - y[:10]), Split(x[10:20], y[10:20], 1 - y[10:20]), Split(x[20:], y[20:])]
+    task = demo.Task("own", small(data=Splits(*parts), horizon=2), (0.0, 0.3), (0,))
+    rows = demo.summary(evaluate(task.runs, ledger=False, workers=0))
+    cells = demo.cells(rows["flooding"])
+    assert cells[4] == "–"
+    assert float(cells[3]) == pytest.approx(100 * rows["flooding"][0][0].finals["last.test_accuracy"], abs=0.05)
