@@ -23,7 +23,9 @@ def options() -> str:
         if name is None:
             continue
         text, _, told = (parameter.help or "").partition(" [")
-        default = told.rstrip("].") or ("" if parameter.default in {None, False} else str(parameter.default))
+        default = told.removesuffix(".").removesuffix("]") or (
+            "" if parameter.default in {None, False} else str(parameter.default)
+        )
         lines.append(f"| `{name}` | {default} | {text.rstrip('.')} |")
     return "\n".join(lines)
 

@@ -91,7 +91,7 @@ def test_trackers_get_every_epoch(flooding, tmp_path):
     extra = ["--mlflow", "sqlite:///mlflow.db", "--tensorboard", "runs", "--tag", "team:blue", "--tag", "quick"]
     code, _, err = flooding("run", "sinusoid", "--level", "0.2", *TINY, *extra)
     assert code == 0, err
-    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     [found] = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert {"team": "blue", "quick": "true"}.items() <= found.data.tags.items()
     assert found.data.params["level"] == "0.2"

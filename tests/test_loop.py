@@ -8,8 +8,9 @@ import torch
 
 from flooding import Problem, Run, train
 from flooding.baselines import SAM, GradientPenalty
+from flooding.data import Split, Splits
 from flooding.levels import Delayed
-from flooding.losses import IFlood, PerExample, SoftAD, WaveBound
+from flooding.losses import Excess, Flooding, IFlood, PerClass, PerExample, SoftAD, WaveBound
 from flooding.problem import TestCurve, choose
 from slow_twin import by_hand
 from small import normed, regression, small
@@ -272,3 +273,48 @@ def test_a_training_example_without_a_level_is_an_error_before_training():
     ids = problem.splits(0).train.id
     with pytest.raises(ValueError, match="every training example needs a level"):
         next(train(Run(problem, PerExample(torch.zeros(39), ids[:39]), IFlood())))
+
+
+def test_a_per_example_method_without_a_level_is_plain_training():
+    plain, each = (last(Run(small(), None, method)).record for method in (Flooding(), IFlood()))
+    np.testing.assert_allclose(each.curves["train_loss"], plain.curves["train_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0])),
+        partial(torch.nn.functional.cross_entropy, weight=torch.tensor([1.0, 5.0]), label_smoothing=0.1),
+        partial(torch.nn.functional.cross_entropy, ignore_index=0),
+    ],
+    ids=["module with class weights", "function with class weights", "ignored class"],
+)
+def test_per_example_methods_keep_torchs_weighted_mean(loss):
+    problem = small(loss=loss)
+    plain, unflooded = (last(Run(problem, level, m)).record for level, m in ((None, Flooding()), (-10.0, IFlood())))
+    np.testing.assert_allclose(unflooded.curves["train_loss"], plain.curves["train_loss"], rtol=1e-4)
+    assert (unflooded.curves["flooded"] == 0).all()
+
+
+def test_excess_levels_of_soft_targets_are_averaged_for_the_batch_mean():
+    x = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
+    soft = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).repeat(20, 1)
+    parts = [Split(x[:20], soft[:20]), Split(x[20:30], soft[20:30]), Split(x[30:], soft[30:])]
+    curves = last(Run(small(data=Splits(*parts)), Excess(0.1, classes=2))).record.curves
+    np.testing.assert_allclose(curves["level"][1:], 0.1 + np.log(2) / 2, rtol=1e-6)
+
+
+def test_what_a_run_cannot_mean_is_refused():
+    with pytest.raises(ValueError, match="Leave the level out"):
+        Run(small(), 0.3, WaveBound(epsilon=0.01))
+    with pytest.raises(ValueError, match="Use IFlood"):
+        Run(small(), PerClass(torch.tensor([0.1, 0.2])))
+
+
+def test_a_delayed_run_that_never_starts_counts_as_plain_and_is_stored_whole(tmp_path):
+    record = last(Run(small(), Delayed(0.3, until_loss=1e-9))).record
+    assert record.level == 0
+    assert record.finals["last.level"] == -np.inf
+    restored = type(record).unpack(record.run, *record.pack(), "{}")
+    assert restored.measured == record.measured
+    assert restored.finals["last.level"] == -np.inf

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 from collections.abc import Callable, Generator
@@ -359,9 +358,8 @@ def _score(problem: Problem, output: Any, y: Tensor) -> Tensor:
     )
 
 
-def _headed(problem: Problem, trained: nn.Module, variant: LastLayer, seed: int) -> nn.Module:
+def _headed(problem: Problem, model: nn.Module, variant: LastLayer, seed: int) -> nn.Module:
     """Give a trained network a fresh last layer, the only part that still trains."""
-    model = copy.deepcopy(trained)
     head = variant.layer(model)
     name = next((name for name, module in model.named_modules() if module is head), None)
     if name is None:

@@ -42,7 +42,7 @@ def main() -> None:
         app()
     except (ValueError, ImportError) as error:
         errors.print("[red]error:[/]", end=" ")
-        errors.print(str(error), markup=False)
+        errors.print(str(error), markup=False, soft_wrap=True)
         sys.exit(2)
 
 

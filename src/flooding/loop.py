@@ -23,7 +23,7 @@ from flooding import metrics
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
 from flooding.levels import Seen
-from flooding.losses import PerExample, Teacher, WaveBound, objective
+from flooding.losses import PerExample, Teacher, WaveBound, example_weight, objective
 from flooding.problem import Problem, Record, Run, seeded, selection_key, stream
 
 __all__ = ["ENGINE", "Row", "fingerprint", "train", "unreduced"]
@@ -145,8 +145,8 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
 def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dict[str, float]:
     """Train one epoch and tell what it saw."""
     problem, model, optimizer = run.problem, state.model, state.optimizer
-    criterion = problem.loss if run.method.reduction == "mean" else unreduced(problem.loss)
-    plain = run.level is None and state.teacher is None
+    each = run.method.reduction == "none"
+    criterion = unreduced(problem.loss) if each else problem.loss
     penalty, controller = getattr(run.method, "penalty", None), run.level
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     order = _order(run, split, epoch)
@@ -155,28 +155,34 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     for index in order:
         x, y, ids = map_tensors(lambda t, i=index: t[i], split.x), split.y[index], split.id[index]
 
-        def differentiate(x: Any = x, y: Tensor = y, ids: Tensor = ids) -> tuple[Any, Tensor, Any]:
+        def differentiate(x: Any = x, y: Tensor = y, ids: Tensor = ids) -> tuple[Any, Tensor, Any, Tensor]:
             output = model(x)
             loss = criterion(output, y)
+            weight = example_weight(criterion, y) if each and state.teacher is None else None
+            if weight is not None:  # the level acts on the loss before its class weight
+                loss = loss / weight.masked_fill(weight == 0, 1.0)
             level = _level(run, state, criterion, x, y, ids)
-            target = loss if plain else objective(loss, level, run.method)
+            target = objective(loss, level, run.method, weight)
             if penalty is not None:
                 target = target + penalty(loss, parameters)
             optimizer.zero_grad()
             target.backward()
             if problem.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, problem.clip)
-            return output, loss.detach(), level
+            loss = loss.detach()
+            return output, loss, level, objective(loss, None, run.method, weight)
 
-        output, loss, level = differentiate()
+        output, loss, level, mean = differentiate()
         if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
             state.weights["first_flooded"] = _copy(model)
         if state.again:
-            optimizer.step(lambda again=differentiate: float(again()[1]))
+            optimizer.step(lambda again=differentiate: float(again()[3]))
         else:
             optimizer.step()
-        losses.append(loss if loss.ndim == 0 else loss.mean())
+        losses.append(mean)
         if level is not None:
+            if isinstance(run.method, WaveBound):
+                loss, level = run.method.sides(loss, level)
             levels.append(torch.as_tensor(level, dtype=torch.float32).mean())
             shares.append(is_flooded(loss, level).float().mean())
         if state.controller is not None and controller is not None:
@@ -214,7 +220,10 @@ def _level(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y:
         return criterion(state.teacher(x), y)
     if state.controller is not None:
         return state.controller["level"]
-    return run.level.at(y, ids) if hasattr(run.level, "at") else run.level
+    if not hasattr(run.level, "at"):
+        return run.level
+    levels = run.level.at(y, ids)
+    return levels.mean() if run.method.reduction == "mean" else levels
 
 
 def unreduced(loss: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:
@@ -229,11 +238,13 @@ def unreduced(loss: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:
     Raises:
         ValueError: If the loss has no reduction to set.
     """
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    if function is nn.functional.cross_entropy:  # as a module it tells its class weights and what it ignores
+        loss = nn.CrossEntropyLoss(**getattr(loss, "keywords", {}))
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
         each = copy.copy(loss)
         each.reduction = "none"  # type: ignore[assignment]
         return each
-    function = loss.func if isinstance(loss, functools.partial) else loss
     if isinstance(loss, nn.Module) or "reduction" not in inspect.signature(function).parameters:
         raise ValueError(f"a per-example method needs a loss with reduction='none', got {loss}. Give it that argument.")
     return functools.partial(loss, reduction="none")

@@ -31,6 +31,7 @@ __all__ = [
     "SoftAD",
     "Teacher",
     "WaveBound",
+    "example_weight",
     "excess",
     "flooded_fraction",
     "objective",
@@ -241,6 +242,19 @@ class WaveBound:
 
         Returns:
             Flooded means ``[outputs...]``.
+        """
+        risk, bound = self.sides(loss, level)
+        return torch.where(_known(risk, bound), flood(risk, bound), risk)
+
+    def sides(self, loss: Tensor, level: float | Tensor) -> tuple[Tensor, float | Tensor]:
+        """Give what is compared: the student's batch means and their bounds, the teacher's less ``epsilon``.
+
+        Args:
+            loss: Raw losses ``[batch, outputs...]``.
+            level: The teacher's raw losses, of the shape of ``loss``, or a number for every output.
+
+        Returns:
+            Two tensors ``[outputs...]``.
 
         Raises:
             ValueError: If the teacher's losses differ from the student's in shape.
@@ -249,8 +263,7 @@ class WaveBound:
             if level.shape != loss.shape:
                 raise ValueError(f"the teacher's losses must have shape {tuple(loss.shape)}, got {tuple(level.shape)}.")
             level = level.detach().mean(0)
-        risk, bound = loss.mean(0), level - self.epsilon
-        return torch.where(_known(risk, bound), flood(risk, bound), risk)
+        return loss.mean(0), level - self.epsilon
 
 
 def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
@@ -692,7 +705,7 @@ class Flood(nn.Module):
         if (self.method.reduction == "mean") != (loss.dim() == 0):
             raise ValueError(_needs(self.method, f"got shape {tuple(loss.shape)}"))
         target = args[1] if len(args) > 1 else kwargs.get("target")
-        weight = _torch_weight(self.criterion, target) if loss.dim() else None
+        weight = example_weight(self.criterion, target) if loss.dim() else None
         plain = loss
         if loss.dim():
             plain = loss.mean() if weight is None else loss.sum() / _or_one(weight.sum())
@@ -782,8 +795,16 @@ def _check_reduction(criterion: Any, method: Method) -> None:
         raise ValueError(_needs(method, f"got a criterion with reduction={got!r}"))
 
 
-def _torch_weight(criterion: Any, target: Any) -> Tensor | None:
-    # Weight of each loss in torch's own mean for class targets; None where that is the plain mean.
+def example_weight(criterion: Any, target: Any) -> Tensor | None:
+    """Weight of each loss in torch's own mean: 0 for ``ignore_index``, the class weight of the others.
+
+    Args:
+        criterion: A loss.
+        target: Its target.
+
+    Returns:
+        Weights of the shape of ``target``, or None where the mean is the plain one.
+    """
     if not isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) or target.is_floating_point():
         return None
     valid = target != criterion.ignore_index

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from flooding.data import Splits, sha256
-from flooding.losses import Flooding, Method
+from flooding.losses import Flooding, Method, PerClass, PerExample, WaveBound
 
 __all__ = [
     "NotKeyable",
@@ -186,6 +186,7 @@ class Run:
         number = isinstance(self.level, (int, float)) or (isinstance(self.level, Tensor) and self.level.ndim == 0)
         if number and not math.isfinite(self.level):
             raise ValueError(f"level must be finite, got {self.level}. Use None for plain training.")
+        _check_method(self.level, self.method)
         _at_least("seed", self.seed, 0)
         if self.until is not None:
             _at_least("until", self.until, 1)
@@ -222,6 +223,16 @@ class Run:
                 if problem.key is None:
                     return None
         return hashlib.sha256(json.dumps({**told, **circumstances}, sort_keys=True).encode()).hexdigest()
+
+
+def _check_method(level: Any, method: Method) -> None:
+    if isinstance(method, WaveBound) and level is not None:
+        raise ValueError(f"WaveBound's level is its teacher's loss, got level={level}. Leave the level out.")
+    if isinstance(level, (PerClass, PerExample)) and method.reduction == "mean":
+        raise ValueError(
+            f"{type(level).__name__} needs a method on each example, got {type(method).__name__}, which floods the "
+            "batch mean. Use IFlood()."
+        )
 
 
 def _data_hash(run: Run) -> str:
@@ -266,18 +277,19 @@ class Record:
 
     @property
     def level(self) -> float:
-        """The level of the Run if it was a number, else the one in force at the end; plain training counts as 0."""
+        """The level of the Run if it was a number, else the one in force at the end; 0 where nothing is flooded."""
         level = self.finals["last.level"] if self.run is None else self.run.level
         level = level if isinstance(level, (int, float)) else self.finals["last.level"]
-        return 0.0 if math.isnan(level) else float(level)
+        return 0.0 if math.isnan(level) or level == -math.inf else float(level)
 
     def pack(self) -> tuple[bytes, str]:
         """Pack the measured part for storage.
 
         Returns:
-            Curves and arrays as compressed bytes, finals and weights as JSON; NaN is written as null.
+            Curves and arrays as compressed bytes, the rest as JSON; NaN is null there, infinities are "inf" and "-inf".
         """
-        finals = {name: None if math.isnan(value) else value for name, value in self.finals.items()}
+        odd = {name: None if math.isnan(value) else str(value) for name, value in self.finals.items()}
+        finals = {name: value if math.isfinite(value) else odd[name] for name, value in self.finals.items()}
         with io.BytesIO() as file:
             np.savez_compressed(file, **self.curves, **self.arrays)  # type: ignore[arg-type]
             told = {"finals": finals, "weights": self.weights, "fingerprint": self.fingerprint}
@@ -287,7 +299,7 @@ class Record:
     def unpack(run: Run | None, blob: bytes, rest: str, circumstances: str) -> Record:
         """Restore a Record from :meth:`pack`'s parts."""
         told = json.loads(rest)
-        finals = {name: math.nan if value is None else value for name, value in told["finals"].items()}
+        finals = {name: math.nan if value is None else float(value) for name, value in told["finals"].items()}
         with np.load(io.BytesIO(blob), allow_pickle=False) as file:
             stored = {name: file[name] for name in file.files}
         curves = {name: value for name, value in stored.items() if "." not in name}

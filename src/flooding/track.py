@@ -156,7 +156,8 @@ def mlflow_tracker(
         from mlflow.entities import Metric, Param
 
         file = _database(uri)
-        client = MlflowClient(uri)
+        # Absolute: MLflow keeps stores by their address, and would find a relative one in an earlier working directory.
+        client = MlflowClient(uri if file is None else f"sqlite:///{file}")
         place = None if file is None else (file.parent / f"{file.stem}-artifacts").as_uri()
         number = _experiment(client, experiment, place)
 
