@@ -23,9 +23,8 @@ def options() -> str:
         if name is None:
             continue
         text, _, told = (parameter.help or "").partition(" [")
-        default = told.removesuffix(".").removesuffix("]") or (
-            "" if parameter.default in {None, False} else str(parameter.default)
-        )
+        unset = parameter.default is None or parameter.default is False
+        default = told.removesuffix(".").removesuffix("]") or ("" if unset else str(parameter.default))
         lines.append(f"| `{name}` | {default} | {text.rstrip('.')} |")
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ Ledger = Annotated[
     Path | None, typer.Option(help="SQLite file of finished runs.", show_default="the user's state folder")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Train even what the ledger holds.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 
 
 @app.command()
@@ -135,7 +135,7 @@ def run(
     eval_batch_size: Annotated[int, _option("Examples per evaluation pass.", _TRAINING)] = 500,
     epochs: Annotated[int, _option("Passes over the training examples.", _TRAINING)] = 200,
     seed: Annotated[int, _option("Seed of data, weights and order.", _TRAINING)] = 0,
-    device: Annotated[str, _option("cpu, cuda, cuda:1, mps ...", _TRAINING)] = "cpu",
+    device: Annotated[str, _option("cpu, cuda, cuda:1 or mps.", _TRAINING)] = "cpu",
     threads: Annotated[int, _option("torch threads.", _TRAINING)] = 1,
     save: Annotated[
         Path | None, _option("Folder for the weights at the first flooded step, the best epoch and the end.", _OUTPUT)
