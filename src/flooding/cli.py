@@ -50,7 +50,6 @@ Ledger = Annotated[
     Path | None, typer.Option(help="SQLite file of finished runs.", show_default="the user's state folder")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Train even what the ledger holds.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 
 
 @app.command()
