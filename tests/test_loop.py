@@ -318,3 +318,19 @@ def test_a_delayed_run_that_never_starts_counts_as_plain_and_is_stored_whole(tmp
     restored = type(record).unpack(record.run, *record.pack(), "{}")
     assert restored.measured == record.measured
     assert restored.finals["last.level"] == -np.inf
+
+
+def test_a_level_per_example_meets_its_own_examples_losses_where_these_have_several_outputs():
+    problem = regression(horizon=30, optimizer=partial(torch.optim.SGD, lr=0.1))
+    ids = problem.splits(0).train.id
+    levels = torch.where(ids < 20, 0.0, 3.0)
+    split, model = problem.splits(0).train, problem.build(0)
+    optimizer = problem.optimizer(model.parameters())
+    for _ in range(30):
+        losses = (model(split.x) - split.y).square().squeeze(1)
+        optimizer.zero_grad()
+        ((losses - levels).abs() + levels).mean().backward()
+        optimizer.step()
+    found = last(Run(problem, PerExample(levels, ids), IFlood())).weights["last"]
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor)

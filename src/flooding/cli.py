@@ -170,7 +170,7 @@ def run(
     planned = _flooded(Run(problem, level, seed=seed), method, numbers, schedule, start, steps)
     _check(planned, device, threads, [save, tensorboard])
     if method == "adaflood":
-        planned = _with_levels(planned, numbers)
+        planned = _with_levels(planned, numbers, device, threads)
     tags = {name: value or "true" for name, _, value in (text.partition(":") for text in tag or [])}
     told = {"task": task, **data, **choices, "device": device}
     with ExitStack() as stack:
@@ -209,13 +209,14 @@ def _flooded(run: Run, method: str, numbers: dict[str, Any], schedule: str, star
     return replace(run, level=choose_schedule(schedule, start), method=made)
 
 
-def _with_levels(run: Run, numbers: dict[str, Any]) -> Run:
+def _with_levels(run: Run, numbers: dict[str, Any], device: str, threads: int) -> Run:
     """Train AdaFlood's auxiliary networks and give the Run its levels."""
     from flooding.adaflood import adaflood
 
-    folds = numbers.get("folds", 5)
-    errors.print(f"training {folds} auxiliary networks of {run.epochs} epochs for the levels")
-    return replace(run, level=adaflood(run.problem, seed=run.seed, **numbers).levels)
+    with _progress() as (on_start, on_row):
+        on_start([run] * numbers.get("folds", 5))
+        found = adaflood(run.problem, seed=run.seed, device=device, threads=threads, on_row=on_row, **numbers)
+    return replace(run, level=found.levels)
 
 
 def _one(

@@ -129,7 +129,7 @@ def adaflood_level(probability: Any, gamma: float) -> Any:
         (0.6931, 0.0)
 
     References:
-        Bae et al., *AdaFlood*, TMLR 2024, arXiv 2311.02891, eq. (5).
+        Bae et al., *AdaFlood*, TMLR 2024, arXiv 2311.02891.
     """
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}. 1 is plain training, 0 the raw held-out loss.")

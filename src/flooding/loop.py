@@ -23,7 +23,7 @@ from flooding import metrics
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
 from flooding.levels import Seen
-from flooding.losses import PerExample, Teacher, WaveBound, example_weight, objective
+from flooding.losses import Excess, PerClass, PerExample, Teacher, WaveBound, example_weight, objective
 from flooding.problem import Problem, Record, Run, seeded, selection_key, stream
 
 __all__ = ["ENGINE", "Row", "fingerprint", "train", "unreduced"]
@@ -91,6 +91,7 @@ class _State:
     schedule: Any
     generator: Tensor  # torch's generator state, for dropout and the like
     controller: Any = None  # the state of a level controller
+    lookup: PerClass | PerExample | Excess | None = None  # levels to look up, on the model's device
     teacher: Teacher | None = None  # WaveBound's moving average of the model
     again: bool = False  # whether the optimiser wants a closure that computes gradients anew
     first_loss: float = math.nan
@@ -137,8 +138,10 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     state.again = wrap is not None or inspect.signature(optimizer.step).parameters["closure"].default is not None
     if isinstance(run.method, WaveBound):
         state.teacher = Teacher(model, run.method.decay)
-    if isinstance(run.level, PerExample):
-        run.level.check(splits.train.id.cpu())
+    if hasattr(run.level, "at"):
+        state.lookup = run.level.to(device)
+    if isinstance(state.lookup, PerExample):
+        state.lookup.check(splits.train.id)
     return splits, state
 
 
@@ -162,6 +165,8 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
             if weight is not None:  # the level acts on the loss before its class weight
                 loss = loss / weight.masked_fill(weight == 0, 1.0)
             level = _level(run, state, criterion, x, y, ids)
+            if isinstance(level, Tensor) and 0 < level.ndim < loss.ndim:  # a level per example, several losses each
+                level = level.reshape(level.shape + (1,) * (loss.ndim - level.ndim))
             target = objective(loss, level, run.method, weight)
             if penalty is not None:
                 target = target + penalty(loss, parameters)
@@ -220,9 +225,9 @@ def _level(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y:
         return criterion(state.teacher(x), y)
     if state.controller is not None:
         return state.controller["level"]
-    if not hasattr(run.level, "at"):
+    if state.lookup is None:
         return run.level
-    levels = run.level.at(y, ids)
+    levels = state.lookup.at(y, ids)
     return levels.mean() if run.method.reduction == "mean" else levels
 
 
