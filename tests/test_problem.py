@@ -249,7 +249,7 @@ def different():
         "controller's argument": base(level=Delayed(0.3, until_loss=0.01)),
         "other controller": base(level=Warmup(0.3, steps=5)),
         "tensor": base(level=torch.tensor(0.3)),
-        "classes": base(level=PerClass(torch.tensor([0.3, 0.2]))),
+        "classes": base(level=PerClass(torch.tensor([0.3, 0.2])), method=IFlood()),
         "method": base(method=IFlood()),
         "method with arguments": base(method=SoftAD()),
         "method's argument": base(method=SoftAD(sigma=0.5)),
