@@ -238,7 +238,12 @@ def test_every_schedule_runs(flooding, tmp_path, schedule):
         (["--method", "adaflood", "--level", "0.3"], "finds its own levels"),
         (["--method", "adaflood", "--folds", "1"], "folds"),
         (["--method", "adaflood", "--gamma", "2"], "gamma"),
-        (["--schedule", "warmup"], "needs a level"),
+        (["--schedule", "warmup"], "needs one level"),
+        (["--level", "0.1,0.2"], "Use IFlood"),
+        (["--level", "0.1,0.2,0.3", "--method", "iflood"], "each of 2 classes, got 3"),
+        (["--level", "low"], "numbers with commas, got 'low'"),
+        (["--excess"], "excess needs one constant level"),
+        (["--level", "0.1", "--schedule", "plateau", "--excess"], "excess needs one constant level"),
         (["--schedule", "delayed", "--level", "0.3", "--warmup-steps", "4"], "an argument of schedule delayed"),
         (["--until-loss", "0.1"], "a constant level has no until_loss"),
         (["--dropout", "1"], r"dropout must lie in \[0, 1\)"),
@@ -252,3 +257,14 @@ def test_bad_methods_and_schedules_are_refused(flooding, tmp_path, options, said
     assert re.search(said, " ".join(err.split())), err
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_levels_per_class_and_of_the_excess(flooding, tmp_path):
+    many = [*TINY, "--epochs", "40", "--learning-rate", "0.1", "--label-smoothing", "0.1"]
+    for options in (["--method", "iflood", "--level", "0.1,0.6"], ["--level", "0.3", "--excess"], ["--level", "0.3"]):
+        code, _, err = flooding("run", "sinusoid", *many, *options)
+        assert code == 0, err
+    levels = sorted(record.finals["last.level"] for _, record in Ledger(tmp_path / "ledger.sqlite").records())
+    assert levels[0] == pytest.approx(0.3)
+    assert 0.1 < levels[1] < 0.6  # the mean of 0.1 and 0.6 over the labels
+    assert levels[2] == pytest.approx(0.3 + 0.1985, abs=1e-4)  # 0.1985: entropy of a label smoothed by 0.1, 2 classes

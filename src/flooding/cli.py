@@ -82,8 +82,8 @@ Task = Annotated[str, typer.Argument(help="two-gaussians, sinusoid, sinusoid-nd,
 _DATA, _MODEL, _FLOODING, _TRAINING, _OUTPUT = "Data", "Model", "Flooding", "Training", "Output"
 
 
-def _option(help: str, panel: str, **more: Any) -> Any:  # ruff: ignore[builtin-argument-shadowing] -- typer's own word
-    return typer.Option(help=help, rich_help_panel=panel, **more)
+def _option(help: str, panel: str, *names: str, **more: Any) -> Any:  # ruff: ignore[builtin-argument-shadowing] -- typer's own word
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
 @app.command()
@@ -103,7 +103,12 @@ def run(
     model: Annotated[str, _option("mlp, or mlp-bn with batch norm.", _MODEL)] = "mlp-bn",
     width: Annotated[int, _option("Units of a hidden layer.", _MODEL)] = 500,
     depth: Annotated[int, _option("Hidden layers.", _MODEL)] = 4,
-    level: Annotated[float | None, _option("Flood level in nats [none: plain training].", _FLOODING)] = None,
+    level: Annotated[
+        str | None, _option("Flood level in nats, or one per class: 0.1,0.3 [none: plain training].", _FLOODING)
+    ] = None,
+    excess: Annotated[
+        bool, _option("The level is that of the loss above its targets' entropy.", _FLOODING, "--excess")
+    ] = False,
     method: Annotated[
         str,
         _option("flooding, iflood, adaflood, softad, hinge, wavebound, sam or gradient-penalty.", _FLOODING),
@@ -167,7 +172,9 @@ def run(
     steps = epochs * -(-len(problem.splits(seed).train) // batch_size)
     start = _given(steps=warmup_steps, until_loss=until_loss, until_accuracy=until_accuracy)
     numbers = _given(sigma=sigma, epsilon=epsilon, decay=decay, rho=rho, strength=penalty, gamma=gamma, folds=folds)
-    planned = _flooded(Run(problem, level, seed=seed), method, numbers, schedule, start, steps)
+    planned = _flooded(Run(problem, seed=seed), _level(level), method, numbers, schedule, start, steps)
+    if excess:
+        planned = replace(planned, level=_excess(planned, label_smoothing))
     _check(planned, device, threads, [save, tensorboard])
     if method == "adaflood":
         planned = _with_levels(planned, numbers, device, threads)
@@ -183,29 +190,57 @@ def run(
     _print_record(record)
 
 
-def _flooded(run: Run, method: str, numbers: dict[str, Any], schedule: str, start: dict[str, Any], steps: int) -> Run:
+def _level(text: str | None) -> Any:
+    """Read a level, or a level for each class."""
+    import torch
+
+    from flooding.losses import PerClass
+
+    try:
+        numbers = [float(part) for part in (text or "").split(",")] if text is not None else []
+    except ValueError:
+        raise ValueError(f"level must be a number, or numbers with commas, got {text!r}. Try --level 0.1.") from None
+    if len(numbers) > 1:
+        return PerClass(torch.tensor(numbers))
+    return numbers[0] if numbers else None
+
+
+def _excess(run: Run, label_smoothing: float) -> Any:
+    """Turn a number into a level for the loss above its targets' entropy."""
+    from flooding.losses import Excess
+
+    if not isinstance(run.level, float):
+        raise ValueError(
+            f"excess needs one constant level, got {run.level}. Leave --schedule out and give --level 0.1."
+        )
+    return Excess(run.level, run.problem.splits(run.seed).classes or 0, label_smoothing)
+
+
+def _flooded(
+    run: Run, level: Any, method: str, numbers: dict[str, Any], schedule: str, start: dict[str, Any], steps: int
+) -> Run:
     """Give a plain Run its method and the schedule of its level."""
     from flooding.tasks import choose_method, choose_schedule
 
     if method == "adaflood":
-        if run.level is not None or schedule != "constant":
+        if level is not None or schedule != "constant":
             raise ValueError(
-                f"adaflood finds its own levels, got --level {run.level} --schedule {schedule}. Leave them out."
+                f"adaflood finds its own levels, got --level {level} --schedule {schedule}. Leave them out."
             )
         return replace(run, method=choose_method(method, {}))
     made = choose_method(method, numbers)
-    if method == "wavebound" and run.level is not None:
-        raise ValueError(f"wavebound's level is its teacher's loss, got --level {run.level}. Leave it out.")
+    if method == "wavebound" and level is not None:
+        raise ValueError(f"wavebound's level is its teacher's loss, got --level {level}. Leave it out.")
     if schedule == "constant":
         if start:
             raise ValueError(f"a constant level has no {', '.join(start)}. Choose another --schedule.")
-        return replace(run, method=made)
-    if run.level is None:
-        raise ValueError(f"schedule {schedule} needs a level, got none. Add --level.")
+        return replace(run, level=level, method=made)
+    if not isinstance(level, float):
+        raise ValueError(f"schedule {schedule} needs one level, got {level or 'none'}. Add --level 0.1.")
     if schedule == "range":
-        start = {"start": run.level, "stop": 0.0, "steps": steps} | start
+        start = {"start": level, "stop": 0.0, "steps": steps} | start
     else:
-        start = {"level": run.level} | ({"steps": steps} if schedule == "warmup" else {}) | start
+        start = {"level": level} | ({"steps": steps} if schedule == "warmup" else {}) | start
     return replace(run, level=choose_schedule(schedule, start), method=made)
 
 
@@ -278,6 +313,8 @@ def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> N
     """Refuse, before anything is written, what would fail later."""
     import torch
 
+    from flooding.losses import PerClass
+
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -290,6 +327,10 @@ def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> N
             _writable(folder)
     train = run.problem.splits(run.seed).train  # also checks every argument of the data
     classes = run.problem.splits(run.seed).classes
+    if isinstance(run.level, PerClass) and len(run.level.levels) != classes:
+        raise ValueError(
+            f"a level is needed for each of {classes} classes, got {len(run.level.levels)}. Give them all."
+        )
     if isinstance(run.level, float) and classes and run.level > math.log(classes):
         errors.print(f"level {run.level:g} lies above ln {classes} = {math.log(classes):.3f}: nothing can be learned.")
     if len(train) % run.problem.batch_size == 1 and _has_batch_norm(run):
