@@ -1,5 +1,5 @@
 # `make demo` is the main job, `make test` what CI runs; both do all the set-up on a fresh machine with Python 3.11.
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # The newest torch for Linux is a CUDA build of several gigabytes; constraints.txt pins every version.
 # For the small CPU build: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"

@@ -334,3 +334,14 @@ def test_a_level_per_example_meets_its_own_examples_losses_where_these_have_seve
     found = last(Run(problem, PerExample(levels, ids), IFlood())).weights["last"]
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(found[name], tensor)
+
+
+def test_the_closure_of_lbfgs_returns_what_was_differentiated():
+    told = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure):
+            told.append(closure())
+
+    raw = last(Run(small(optimizer=partial(Spy, lr=0.1), horizon=2), 2.0)).record.curves["train_loss"][1]
+    assert told[0] == pytest.approx(2 * 2.0 - raw, rel=1e-6)

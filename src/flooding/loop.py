@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flooding import metrics
+from flooding.baselines import SAM, GradientPenalty
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
 from flooding.levels import Seen
@@ -87,6 +88,7 @@ class _State:
     """Everything that changes while a Run trains."""
 
     model: nn.Module
+    parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     schedule: Any
     generator: Tensor  # torch's generator state, for dropout and the like
@@ -128,14 +130,14 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model must have parameters that require a gradient, got none. Unfreeze some of them.")
-    wrap = getattr(run.method, "wrap", None)
-    optimizer = wrap(problem.optimizer, parameters) if wrap else problem.optimizer(parameters)
+    method, make = run.method, problem.optimizer
+    optimizer = method.wrap(make, parameters) if isinstance(method, SAM) else make(parameters)
     with seeded(stream(run.seed, "train")):
         generator = torch.get_rng_state()
-    state = _State(model, optimizer, problem.schedule(optimizer) if problem.schedule else None, generator)
+    state = _State(model, parameters, optimizer, problem.schedule(optimizer) if problem.schedule else None, generator)
     if hasattr(run.level, "update"):
         state.controller = {name: t.to(device) for name, t in run.level.init().items()}
-    state.again = wrap is not None or inspect.signature(optimizer.step).parameters["closure"].default is not None
+    state.again = isinstance(method, SAM) or inspect.signature(optimizer.step).parameters["closure"].default is not None
     if isinstance(run.method, WaveBound):
         state.teacher = Teacher(model, run.method.decay)
     if hasattr(run.level, "at"):
@@ -145,53 +147,39 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     return splits, state
 
 
+class _Batch(NamedTuple):
+    """What one pass over a batch gave; its gradients are in place."""
+
+    output: Any
+    loss: Tensor  # raw: 0-d, or one per example
+    level: Any
+    mean: Tensor  # of the raw loss
+    value: Tensor  # what was differentiated
+
+
 def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dict[str, float]:
     """Train one epoch and tell what it saw."""
-    problem, model, optimizer = run.problem, state.model, state.optimizer
-    each = run.method.reduction == "none"
-    criterion = unreduced(problem.loss) if each else problem.loss
-    penalty, controller = getattr(run.method, "penalty", None), run.level
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    model, optimizer, controller = state.model, state.optimizer, run.level
+    criterion = unreduced(run.problem.loss) if run.method.reduction == "none" else run.problem.loss
     order = _order(run, split, epoch)
     losses, levels, shares, outputs = [], [], [], []
     model.train()
     for index in order:
-        x, y, ids = map_tensors(lambda t, i=index: t[i], split.x), split.y[index], split.id[index]
-
-        def differentiate(x: Any = x, y: Tensor = y, ids: Tensor = ids) -> tuple[Any, Tensor, Any, Tensor]:
-            output = model(x)
-            loss = criterion(output, y)
-            weight = example_weight(criterion, y) if each and state.teacher is None else None
-            if weight is not None:  # the level acts on the loss before its class weight
-                loss = loss / weight.masked_fill(weight == 0, 1.0)
-            level = _level(run, state, criterion, x, y, ids)
-            if isinstance(level, Tensor) and 0 < level.ndim < loss.ndim:  # a level per example, several losses each
-                level = level.reshape(level.shape + (1,) * (loss.ndim - level.ndim))
-            target = objective(loss, level, run.method, weight)
-            if penalty is not None:
-                target = target + penalty(loss, parameters)
-            optimizer.zero_grad()
-            target.backward()
-            if problem.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, problem.clip)
-            loss = loss.detach()
-            return output, loss, level, objective(loss, None, run.method, weight)
-
-        output, loss, level, mean = differentiate()
+        x, y = map_tensors(lambda t, i=index: t[i], split.x), split.y[index]
+        gradient = functools.partial(_differentiate, run, state, criterion, x, y, split.id[index])
+        output, loss, level, mean, _ = gradient()
         if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
             state.weights["first_flooded"] = _copy(model)
         if state.again:
-            optimizer.step(lambda again=differentiate: float(again()[3]))
+            optimizer.step(lambda again=gradient: float(again().value))
         else:
             optimizer.step()
         losses.append(mean)
         if level is not None:
-            if isinstance(run.method, WaveBound):
-                loss, level = run.method.sides(loss, level)
             levels.append(torch.as_tensor(level, dtype=torch.float32).mean())
             shares.append(is_flooded(loss, level).float().mean())
         if state.controller is not None and controller is not None:
-            state.controller = controller.update(state.controller, Seen(loss=losses[-1]))
+            state.controller = controller.update(state.controller, Seen(loss=mean))
         if state.teacher is not None:
             state.teacher.update_parameters(model)
         if _is_logits(output, y):
@@ -207,8 +195,35 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     values["flooded"] = float(torch.stack(shares).mean()) if shares else 0.0
     if outputs:
         seen = split if len(order) == 1 else split.take(torch.cat(order))
-        values |= _against_labels(problem, "train", torch.cat(outputs), seen)
+        values |= _against_labels(run.problem, "train", torch.cat(outputs), seen)
     return values
+
+
+def _differentiate(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor, ids: Tensor) -> _Batch:
+    """Put the gradients of one batch in place: raw loss, level, objective, penalty, clipping."""
+    problem, method, optimizer = run.problem, run.method, state.optimizer
+    output = state.model(x)
+    loss = criterion(output, y)
+    weight = None
+    if method.reduction == "none" and state.teacher is None:
+        weight = example_weight(criterion, y)
+    if weight is not None:  # the level acts on the loss before its class weight
+        loss = loss / weight.masked_fill(weight == 0, 1.0)
+    level = _level(run, state, criterion, x, y, ids)
+    if isinstance(level, Tensor) and 0 < level.ndim < loss.ndim:  # a level per example, several losses each
+        level = level.reshape(level.shape + (1,) * (loss.ndim - level.ndim))
+    value = objective(loss, level, method, weight)
+    if isinstance(method, GradientPenalty):
+        value = value + method.penalty(loss, state.parameters)
+    optimizer.zero_grad()
+    value.backward()
+    if problem.clip is not None:
+        nn.utils.clip_grad_norm_(state.parameters, problem.clip)
+    loss = loss.detach()
+    mean = objective(loss, None, method, weight)
+    if isinstance(method, WaveBound):  # what it compares are batch means, and a bound below the teacher's
+        loss, level = method.sides(loss, level)
+    return _Batch(output, loss, level, mean, value.detach())
 
 
 def _order(run: Run, split: Split, epoch: int) -> list[Any]:
