@@ -1,17 +1,21 @@
 """Look-up, the pool and this process give the same Records, and nothing is trained twice."""
 
+import importlib
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import psutil
 import pytest
 import torch
 
 from flooding import Problem, Run, evaluate
+from flooding.data import Split, Splits
 from flooding.engine import trajectory
 from flooding.ledger import Ledger
 from flooding.models import mlp
@@ -205,3 +209,162 @@ def test_a_worker_that_died_while_idle_is_replaced(path):
         worker.kill()
     time.sleep(0.5)
     assert len(evaluate(runs, ledger=path, workers=2, fresh=True)) == 4
+
+
+def test_two_threads_do_not_share_workers():
+    runs = [[Run(small(), level, seed=seed) for level in LEVELS] for seed in range(2)]
+    alone = [[r.weights for r in evaluate(each, ledger=False, workers=0)] for each in runs]
+    found = [None, None]
+
+    def go(n):
+        found[n] = [r.weights for r in evaluate(runs[n], ledger=False, workers=1)]
+
+    threads = [threading.Thread(target=go, args=(n,)) for n in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join(timeout=120) for thread in threads]
+    assert found == alone
+
+
+def test_evaluate_within_evaluate():
+    inner = []
+
+    def on_row(row):
+        if row.record is not None and not inner:
+            inner.extend(evaluate([Run(small(), level, seed=7) for level in (0.1, 0.2)], ledger=False, workers=1))
+
+    outer = evaluate([Run(small(), level) for level in (0.1, 0.2)], ledger=False, workers=1, on_row=on_row)
+    assert len(outer) == len(inner) == 2
+    assert not {r.weights for r in outer} & {r.weights for r in inner}
+
+
+USER = """
+import torch
+from flooding import Problem
+from flooding.data.synthetic import two_gaussians
+from functools import partial
+
+class Net(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(10, 2)
+    def forward(self, x):
+        return super().forward(x) * {scale}
+
+class Own(torch.optim.SGD):
+    pass
+
+def problem(lr=0.1):
+    data = partial(two_gaussians, n_train=20, n_val=20, n_test=50)
+    return Problem(data, Net, partial(Own, lr=lr), horizon=3, key="own")
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("owncode", None)
+
+    def load(scale):
+        (tmp_path / "owncode.py").write_text(USER.format(scale=scale))
+        importlib.invalidate_caches()
+        module = sys.modules.get("owncode")
+        return importlib.reload(module) if module else importlib.import_module("owncode")
+
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    yield load
+    sys.dont_write_bytecode = before
+
+
+def test_workers_see_the_code_as_it_is_now(own):
+    for scale in (1, 3):
+        module = own(scale)
+        runs = [Run(module.problem(), level) for level in (None, 0.1)]
+        here, away = ([r.weights for r in evaluate(runs, ledger=False, workers=n)] for n in (0, 1))
+        assert here == away
+
+
+def test_arguments_count_under_a_users_key(own, path):
+    module = own(1)
+    slow, fast = evaluate([Run(module.problem(lr), None) for lr in (1e-6, 0.5)], ledger=path, workers=0)
+    assert slow.weights != fast.weights
+    again = evaluate([Run(module.problem(0.5), None)], ledger=path, workers=0)[0]
+    assert again.circumstances == fast.circumstances
+
+
+def test_data_of_the_users_own_is_made_anew():
+    made = []
+
+    def data(*, seed):
+        made.append(seed)
+        return small().splits(seed + len(made) // 100)
+
+    evaluate([Run(small(data=data), None)], ledger=False, workers=0)
+    count = len(made)
+    evaluate([Run(small(data=data), None)], ledger=False, workers=0)
+    assert len(made) > count > 0
+
+
+def test_a_job_a_worker_cannot_read_is_an_error_and_not_a_wait(monkeypatch):
+    module = types.ModuleType("made_in_memory")
+    exec("import torch\nclass Net(torch.nn.Linear):\n    def __init__(self): super().__init__(10, 2)", module.__dict__)
+    module.Net.__module__ = "made_in_memory"
+    monkeypatch.setitem(sys.modules, "made_in_memory", module)
+    runs = [Run(small(model=module.Net), level) for level in (None, 0.1)]
+    assert can_travel(runs[0])
+    with pytest.raises(ModuleNotFoundError, match="made_in_memory"):
+        evaluate(runs, ledger=False, workers=1)
+
+
+def test_a_message_cut_off_in_the_middle_is_a_death_and_not_a_wait():
+    import io
+
+    from flooding.pool import _read, _write
+
+    whole = io.BytesIO()
+    _write(whole, "x" * 1000)
+    for size in (0, 4, 500):
+        with pytest.raises(EOFError):
+            _read(io.BytesIO(whole.getvalue()[:size]))
+
+
+def test_workers_take_the_callers_dtype_and_the_key_tells_it():
+    runs = [Run(small(data=small().splits(0)), level) for level in (None, 0.1)]
+    single = trajectory(runs[0])
+    torch.set_default_dtype(torch.float64)
+    try:
+        runs = [Run(small(data=double(small().splits(0))), level) for level in (None, 0.1)]
+        here, away = ([r.measured for r in evaluate(runs, ledger=False, workers=n)] for n in (0, 1))
+        assert here == away
+        assert trajectory(runs[0]) != single
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def double(splits):
+    return Splits(*(Split(s.x.double(), s.y, s.clean) for s in (splits.train, splits.val, splits.test)))
+
+
+def test_a_relative_ledger_stays_where_it_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    runs = [Run(small(), level) for level in LEVELS]
+    evaluate(runs, ledger="here.sqlite", workers=1, on_start=lambda _: os.chdir(tmp_path / "elsewhere"))
+    assert len(Ledger(tmp_path / "here.sqlite")) == 4
+
+
+def test_files_in_the_working_directory_do_not_stand_in_for_modules(tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise RuntimeError('not the queue you want')")
+    code = (
+        "from small import small; from flooding import Run, evaluate;"
+        "print(len(evaluate([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=1)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "2", done.stderr
+
+
+@pytest.mark.parametrize("options", [{"workers": -1}, {"threads": 0}])
+def test_impossible_numbers_are_refused(options):
+    with pytest.raises(ValueError, match="must be at least"):
+        evaluate([Run(small())], ledger=False, **options)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +16,7 @@ import torch
 from flooding.ledger import Ledger, default_path
 from flooding.loop import ENGINE, Row, fingerprint
 from flooding.pool import Job, Pool, can_travel, work
-from flooding.problem import Record, Run
+from flooding.problem import Record, Run, describes_itself
 
 __all__ = ["cores", "evaluate", "trajectory"]
 
@@ -52,7 +54,8 @@ def evaluate(
         Records in the order of the Runs.
 
     Raises:
-        ValueError: If a Record under a user's key has parameter shapes or a first batch loss that are not this Run's.
+        ValueError: If a Record under a user's key has parameter shapes or a first batch loss that are not this Run's,
+            or ``workers`` or ``threads`` is out of range.
 
     Example:
         >>> from flooding import Problem, Run
@@ -65,7 +68,12 @@ def evaluate(
         [2.0, 2.0]
     """
     runs = list(runs)
-    path = None if ledger is False else str(ledger or default_path())
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}. 0 trains in this process.")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}.")
+    # Absolute, since a worker and a Run may change the working directory.
+    path = None if ledger is False else str(Path(ledger or default_path()).expanduser().absolute())
     keys = [trajectory(run, device=device, threads=threads) for run in runs]
     records = {} if path is None or fresh else _found(path, runs, keys)
     for record in records.values():
@@ -82,7 +90,8 @@ def evaluate(
     for number, (run, key) in enumerate(zip(runs, keys, strict=True)):
         if number not in records:
             twins.setdefault((key or number, run.epochs), []).append(number)
-    jobs = [Job(n, runs[n], keys[n], path, fresh, device, threads) for n, *_ in twins.values()]
+    dtype = torch.get_default_dtype()
+    jobs = [Job(n, runs[n], keys[n], path, fresh, device, threads, dtype=dtype) for n, *_ in twins.values()]
     if on_start is not None:
         on_start([job.run for job in jobs])
     for number, row in _trained(jobs, workers):
@@ -142,22 +151,39 @@ def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
             "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", len(stay)
         )
     if away:
-        for number, news in _pool(min(workers or cores(), 64)).work(away):
-            if isinstance(news, Exception):
-                raise news
-            yield from ((number, row) for row in news)
+        with _pool(min(workers or cores(), 64), warm=all(describes_itself(job.run) for job in away)) as pool:
+            for number, news in pool.work(away):
+                if isinstance(news, Exception):
+                    raise news
+                yield from ((number, row) for row in news)
     for job in stay:
         yield from ((job.number, row) for row in work(job))
 
 
-_POOLS: dict[int, Pool] = {}
+_WARM: list[Pool] = []
+_LOCK = threading.Lock()
 
 
-def _pool(workers: int) -> Pool:
-    """Keep one pool warm between calls: importing torch takes a worker two seconds."""
-    if workers not in _POOLS:
-        for old in _POOLS.values():
-            old.close()
-        _POOLS.clear()
-        _POOLS[workers] = Pool(workers)
-    return _POOLS[workers]
+@contextmanager
+def _pool(workers: int, *, warm: bool) -> Generator[Pool, None, None]:
+    """Lend a pool to one caller at a time; importing torch takes a worker two seconds, so one is kept warm.
+
+    Code of a user's own may change between two calls, in a notebook say, so it gets new workers each time.
+
+    Yields:
+        A pool nobody else uses.
+    """
+    with _LOCK:
+        kept = [_WARM.pop()] if warm and _WARM else []
+    if kept and len(kept[0]) != workers:
+        kept.pop().close()
+    pool = kept[0] if kept else Pool(workers)
+    try:
+        yield pool
+    finally:
+        with _LOCK:
+            keep = warm and not _WARM
+            if keep:
+                _WARM.append(pool)
+        if not keep:
+            pool.close()

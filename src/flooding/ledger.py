@@ -51,14 +51,18 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.path = Path(path or default_path()).absolute()
-        _check(self.path)
-        self._db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+        self.path = Path(path or default_path()).expanduser().absolute()
+        refusal = f"a ledger must be a SQLite file this tool can open, got {self.path}: "
+        try:
+            _check(self.path)
+            self._db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise ValueError(f"{refusal}{error}.") from None
         try:
             self._prepare()
         except sqlite3.DatabaseError as error:
             self._db.close()
-            raise ValueError(f"a ledger must be a SQLite file this tool can open, got {self.path}: {error}.") from None
+            raise ValueError(f"{refusal}{error}.") from None
 
     def _prepare(self) -> None:
         """Make the tables in one transaction, so that processes that open a new ledger at once wait for each other."""

@@ -91,7 +91,8 @@ class _State:
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     schedule: Any
-    generator: Tensor  # torch's generator state, for dropout and the like
+    generator: tuple[Tensor, ...]  # torch's generator states on the CPU and the device, for dropout and the like
+    device: torch.device
     controller: Any = None  # the state of a level controller
     lookup: PerClass | PerExample | Excess | None = None  # levels to look up, on the model's device
     teacher: Teacher | None = None  # WaveBound's moving average of the model
@@ -114,7 +115,7 @@ def _train(run: Run, device: torch.device, threads: int, keep: bool) -> Generato
             values = _epoch(run, state, splits.train, epoch, keep) if epoch else _before(run.problem, state, splits)
             values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.epochs)
             _conclude(run, state, values, epoch)
-        if epoch == run.epochs or (yield Row(run, epoch, values)):
+        if epoch == run.epochs or (yield Row(run, epoch, dict(values))):
             break
     with _undisturbed(threads, state):
         record = _record(run, state, splits)
@@ -132,12 +133,14 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
         raise ValueError("the model must have parameters that require a gradient, got none. Unfreeze some of them.")
     method, make = run.method, problem.optimizer
     optimizer = method.wrap(make, parameters) if isinstance(method, SAM) else make(parameters)
+    schedule = problem.schedule(optimizer) if problem.schedule else None
     with seeded(stream(run.seed, "train")):
-        generator = torch.get_rng_state()
-    state = _State(model, parameters, optimizer, problem.schedule(optimizer) if problem.schedule else None, generator)
+        state = _State(model, parameters, optimizer, schedule, _generators(device), device)
     if hasattr(run.level, "update"):
         state.controller = {name: t.to(device) for name, t in run.level.init().items()}
-    state.again = isinstance(method, SAM) or inspect.signature(optimizer.step).parameters["closure"].default is not None
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    wants_closure = closure is not None and closure.default is not None
+    state.again = isinstance(method, SAM) or wants_closure
     if isinstance(run.method, WaveBound):
         state.teacher = Teacher(model, run.method.decay)
     if hasattr(run.level, "at"):
@@ -160,7 +163,7 @@ class _Batch(NamedTuple):
 def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dict[str, float]:
     """Train one epoch and tell what it saw."""
     model, optimizer, controller = state.model, state.optimizer, run.level
-    criterion = unreduced(run.problem.loss) if run.method.reduction == "none" else run.problem.loss
+    criterion = _criterion(run)
     order = _order(run, split, epoch)
     losses, levels, shares, outputs = [], [], [], []
     model.train()
@@ -185,8 +188,6 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
         if _is_logits(output, y):
             outputs.append(output.detach())
     values = {"lr": float(optimizer.param_groups[0]["lr"])}
-    if state.schedule is not None:
-        state.schedule.step()
     if epoch == 1:
         state.first_loss = float(losses[0])
     weights = torch.tensor([float(len(split.y[index])) for index in order])
@@ -202,13 +203,7 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
 def _differentiate(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor, ids: Tensor) -> _Batch:
     """Put the gradients of one batch in place: raw loss, level, objective, penalty, clipping."""
     problem, method, optimizer = run.problem, run.method, state.optimizer
-    output = state.model(x)
-    loss = criterion(output, y)
-    weight = None
-    if method.reduction == "none" and state.teacher is None:
-        weight = example_weight(criterion, y)
-    if weight is not None:  # the level acts on the loss before its class weight
-        loss = loss / weight.masked_fill(weight == 0, 1.0)
+    output, loss, weight = _raw(run, state, criterion, x, y)
     level = _level(run, state, criterion, x, y, ids)
     if isinstance(level, Tensor) and 0 < level.ndim < loss.ndim:  # a level per example, several losses each
         level = level.reshape(level.shape + (1,) * (loss.ndim - level.ndim))
@@ -224,6 +219,22 @@ def _differentiate(run: Run, state: _State, criterion: Callable[..., Tensor], x:
     if isinstance(method, WaveBound):  # what it compares are batch means, and a bound below the teacher's
         loss, level = method.sides(loss, level)
     return _Batch(output, loss, level, mean, value.detach())
+
+
+def _criterion(run: Run) -> Callable[..., Tensor]:
+    return unreduced(run.problem.loss) if run.method.reduction == "none" else run.problem.loss
+
+
+def _raw(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor) -> tuple[Any, Tensor, Any]:
+    """Give a batch's output, its raw loss as the method needs it, and the examples' weights in torch's mean."""
+    output = state.model(x)
+    loss = criterion(output, y)
+    weight = None
+    if run.method.reduction == "none" and state.teacher is None:
+        weight = example_weight(criterion, y)
+    if weight is not None:  # the level acts on the loss before its class weight
+        loss = loss / weight.masked_fill(weight == 0, 1.0)
+    return output, loss, weight
 
 
 def _order(run: Run, split: Split, epoch: int) -> list[Any]:
@@ -290,7 +301,7 @@ def _measure(problem: Problem, model: nn.Module, split: Split, name: str) -> tup
     """Pass a split through the model once, in evaluation mode, and measure against noisy and clean labels."""
     size = problem.eval_batch_size
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         parts = [slice(i, i + size) for i in range(0, len(split), size)]
         outputs = [model(map_tensors(lambda t, i=part: t[i], split.x)) for part in parts]
         if isinstance(outputs[0], Tensor):
@@ -307,7 +318,7 @@ def _measure(problem: Problem, model: nn.Module, split: Split, name: str) -> tup
 
 def _against_labels(problem: Problem, name: str, logits: Tensor, split: Split) -> dict[str, float]:
     """Measure logits against noisy and clean labels."""
-    with torch.inference_mode():
+    with torch.no_grad():
         found = logits.argmax(1)
         values = {f"{name}_accuracy": float((found == split.y).float().mean())}
         if split.clean is not None:
@@ -325,15 +336,16 @@ def _conclude(run: Run, state: _State, values: dict[str, float], epoch: int) -> 
     state.curves.append(values)
     if epoch == 0:
         return
+    if isinstance(state.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        state.schedule.step(values["val_loss"])
+    elif state.schedule is not None:
+        state.schedule.step()
     if state.controller is not None:
         seen = Seen(None, *(values.get(name) for name in ("train_accuracy", "val_loss", "val_accuracy")))
         state.controller = run.level.update(state.controller, seen)
     if (merit := selection_key(values["val_loss"], values.get("val_accuracy"))) > state.best:
         state.best, state.best_epoch = merit, epoch
-        if "best" not in state.weights:
-            state.weights["best"] = _copy(state.model)
-        for kept, now in zip(state.weights["best"].values(), state.model.state_dict().values(), strict=True):
-            kept.copy_(now)
+        state.weights["best"] = _copy(state.model)
 
 
 def _record(run: Run, state: _State, splits: Splits) -> Record:
@@ -352,7 +364,7 @@ def _record(run: Run, state: _State, splits: Splits) -> Record:
     arrays |= {f"best.{name}": view for name, view in views.items()}
     names = sorted(set().union(*state.curves))
     curves = {n: np.array([row.get(n, math.nan) for row in state.curves], np.float32) for n in names}
-    weights = sha256(*state.weights["last"].values())
+    weights = sha256(*(t for t in state.weights["last"].values() if isinstance(t, Tensor)))
     return Record(run, curves, arrays, finals, weights, _mark(state.model, state.first_loss))
 
 
@@ -368,7 +380,7 @@ def _test(problem: Problem, model: nn.Module, splits: Splits) -> tuple[dict[str,
     if not _is_logits(logits, test.y):
         return values, {}
     views = {}
-    with torch.inference_mode():
+    with torch.no_grad():
         for suffix, y in (("", test.y), ("_clean", test.clean)):
             if y is not None:
                 for metric in (metrics.nll, metrics.brier, metrics.ece, metrics.over_confidence):
@@ -401,8 +413,9 @@ def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) 
     with _undisturbed(threads, state), torch.no_grad():
         index = _order(run, splits.train, 1)[0]
         state.model.train()
-        output = state.model(map_tensors(lambda t: t[index], splits.train.x))
-        return _mark(state.model, float(run.problem.reported(output, splits.train.y[index])))
+        x, y = map_tensors(lambda t: t[index], splits.train.x), splits.train.y[index]
+        _, loss, weight = _raw(run, state, _criterion(run), x, y)
+        return _mark(state.model, float(objective(loss, None, run.method, weight)))
 
 
 def _mark(model: nn.Module, first_loss: float) -> str:
@@ -411,26 +424,39 @@ def _mark(model: nn.Module, first_loss: float) -> str:
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: t.detach().clone() for name, t in model.state_dict().items()}
+    weights = model.state_dict()
+    return {n: t.detach().clone() if isinstance(t, Tensor) else copy.deepcopy(t) for n, t in weights.items()}
 
 
 @contextmanager
 def _undisturbed(threads: int, state: _State | None = None) -> Generator[None, None, None]:
     """Work with the Run's threads and generator, then give the caller's back."""
-    before, outside, tick = torch.get_num_threads(), torch.get_rng_state(), time.perf_counter()
+    device = torch.device("cpu") if state is None else state.device
+    before, outside, tick = torch.get_num_threads(), _generators(device), time.perf_counter()
     if before != threads:
         torch.set_num_threads(threads)
     if state is not None:
-        torch.set_rng_state(state.generator)
+        _set_generators(state.generator, device)
     try:
         yield
     finally:
         if state is not None:
-            state.generator = torch.get_rng_state()
+            state.generator = _generators(device)
             state.seconds += time.perf_counter() - tick
-        torch.set_rng_state(outside)
+        _set_generators(outside, device)
         if before != threads:
             torch.set_num_threads(before)
+
+
+def _generators(device: torch.device) -> tuple[Tensor, ...]:
+    here = torch.get_rng_state()
+    return (here, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (here,)
+
+
+def _set_generators(states: tuple[Tensor, ...], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import pickle
 import queue
@@ -24,6 +25,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
+import torch
+
 from flooding.ledger import Ledger
 from flooding.loop import Row, train
 from flooding.problem import Run
@@ -31,6 +34,7 @@ from flooding.problem import Run
 __all__ = ["Job", "Pool", "can_travel", "serve", "work"]
 
 _ATTEMPTS = 3
+_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from flooding.pool import serve; serve()"
 
 
 class Job(NamedTuple):
@@ -44,6 +48,7 @@ class Job(NamedTuple):
     device: str = "cpu"
     threads: int = 1
     first_flooded: bool = False
+    dtype: torch.dtype = torch.float32
 
 
 class Pool:
@@ -86,7 +91,8 @@ class Pool:
                     died[job.number] += 1
                     if died[job.number] == _ATTEMPTS:
                         raise RuntimeError(
-                            f"a worker died {_ATTEMPTS} times while training {job.run.problem}. Is there memory?"
+                            f"a worker died {_ATTEMPTS} times on the run with level {job.run.level} and seed "
+                            f"{job.run.seed}. Look above for what it said; is there memory?"
                         )
                     self._give(worker, busy.pop(worker), busy)
                     continue
@@ -127,27 +133,30 @@ class _Worker:
         # One thread each from the start: two workers of one thread beat one of two, and OpenMP reads this only once.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from flooding.pool import serve; serve()"],
+            # -P and the path first: files in the working directory must not stand in for modules.
+            [sys.executable, "-P", "-c", _START, json.dumps(_path())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
         )
         self.gone = False
-        _write(self._process.stdin, sys.path)
         threading.Thread(target=self._listen, args=(news,), daemon=True).start()
 
     def _listen(self, news: queue.SimpleQueue) -> None:
         pipe = self._process.stdout
         assert pipe is not None
-        with pipe, contextlib.suppress(EOFError):
-            while True:
-                news.put((self, _read(pipe)))
-        self.gone = True
-        news.put((self, None))
+        try:
+            with pipe, contextlib.suppress(EOFError, OSError):
+                while True:
+                    news.put((self, pickle.loads(_read(pipe))))
+        finally:
+            self.gone = True
+            news.put((self, None))
 
     def send(self, job: Job) -> None:
         with contextlib.suppress(BrokenPipeError):  # it just died: the listening thread says so
-            _write(self._process.stdin, job)
+            # The path and the folder go along: either may have changed since the worker started.
+            _write(self._process.stdin, (_path(), os.getcwd(), pickle.dumps(job)))
 
     def end(self) -> None:
         self._process.kill()
@@ -163,12 +172,18 @@ def _write(pipe: IO[bytes] | None, thing: Any) -> None:
     pipe.flush()
 
 
-def _read(pipe: IO[bytes]) -> Any:
+def _read(pipe: IO[bytes]) -> bytes:
     head = pipe.read(8)
-    if len(head) < 8:
+    size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    body = pipe.read(size)
+    if len(head) < 8 or len(body) < size:  # whoever wrote died, perhaps in the middle
         raise EOFError
-    body = pipe.read(struct.unpack("<Q", head)[0])
-    return pickle.loads(body)
+    return body
+
+
+def _path() -> list[str]:
+    """Give the module search path, with the working directory spelled out."""
+    return [entry or os.getcwd() for entry in sys.path]
 
 
 def can_travel(run: Run) -> bool:
@@ -182,7 +197,7 @@ def can_travel(run: Run) -> bool:
     """
     try:
         return b"__main__" not in pickle.dumps(run)
-    except (pickle.PicklingError, AttributeError, TypeError):
+    except Exception:  # noqa: BLE001 -- whatever a user's object raises, it cannot travel
         return False
 
 
@@ -215,10 +230,9 @@ def work(job: Job) -> Iterator[Row]:
 def serve() -> None:
     """Take jobs from standard input until it closes, and tell rows on standard output: the life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     pipe_in, pipe_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a user's code prints must not end up in the pipe
-    sys.path[:] = _read(pipe_in)
 
     def listen() -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -228,8 +242,12 @@ def serve() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        job = jobs.get()
+        message = jobs.get()
         try:
+            sys.path[:], folder, packed = pickle.loads(message)
+            os.chdir(folder)
+            job = pickle.loads(packed)
+            torch.set_default_dtype(job.dtype)
             for rows in _gathered(work(job)):
                 _write(pipe_out, rows)
         except Exception as error:  # ruff: ignore[blind-except] -- the parent raises it, whatever it is

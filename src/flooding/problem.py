@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import numbers
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ __all__ = [
     "TestCurve",
     "choose",
     "describe",
+    "describes_itself",
     "seeded",
     "selection_key",
     "stream",
@@ -76,7 +78,7 @@ class Problem:
     Args:
         data: The splits, or a callable ``(*, seed: int) -> Splits``.
         model: A callable without arguments that builds a module, or a module, of which every Run gets a copy. Builders
-            that draw from torch's generator find it seeded by the Run's seed.
+            that draw from torch's generator find it seeded by the Run's seed; other generators are not touched.
         optimizer: A callable ``(parameters) -> Optimizer``.
         loss: Any torch loss ``(outputs, targets) -> scalar``, the mean over the batch.
         report: The loss that curves and finals report, by default ``loss``. Name the plain one where ``loss`` has label
@@ -139,7 +141,17 @@ class Problem:
         Returns:
             The splits; the same object for the same callable and seed while it is among the last few used.
         """
-        return self.data if isinstance(self.data, Splits) else _splits(self.data, seed)
+        if isinstance(self.data, Splits):
+            return self.data
+        try:
+            told = json.dumps(describe(self.data), sort_keys=True)
+        except NotKeyable:  # a callable of the user's own may read what has changed since
+            return self.data(seed=seed)
+        if (told, seed) not in _SPLITS:
+            while len(_SPLITS) >= _KEPT_SPLITS:
+                del _SPLITS[next(iter(_SPLITS))]
+            _SPLITS[told, seed] = self.data(seed=seed)
+        return _SPLITS[told, seed]
 
     def build(self, seed: int) -> nn.Module:
         """Build the model of a seed, leaving torch's generator as it was.
@@ -156,9 +168,8 @@ class Problem:
             return self.model().train()
 
 
-@functools.lru_cache(maxsize=16)
-def _splits(data: Callable[..., Splits], seed: int) -> Splits:
-    return data(seed=seed)
+_KEPT_SPLITS = 16
+_SPLITS: dict[tuple[str, int], Splits] = {}  # by description, so that a look-up does not draw the data again
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,8 +194,9 @@ class Run:
     until: int | None = None
 
     def __post_init__(self) -> None:
-        number = isinstance(self.level, (int, float)) or (isinstance(self.level, Tensor) and self.level.ndim == 0)
-        if number and not math.isfinite(self.level):
+        object.__setattr__(self, "level", _check_level(self.level))
+        object.__setattr__(self, "seed", self.seed if isinstance(self.seed, bool) else _whole(self.seed))
+        if isinstance(self.level, (float, Tensor)) and not math.isfinite(self.level):
             raise ValueError(f"level must be finite, got {self.level}. Use None for plain training.")
         _check_method(self.level, self.method)
         _at_least("seed", self.seed, 0)
@@ -212,17 +224,34 @@ class Run:
         """
         problem = self.problem
         told: dict[str, Any] = {"seed": self.seed}
+        tell = describe if problem.key is None else functools.partial(describe, named=True)
         try:
-            told |= {"level": describe(self.level), "method": describe(self.method)}
+            told |= {"level": describe(self.level), "method": describe(self.method)}  # the key answers for neither
+            for name, value in ((f.name, value) for f, value in _fields(problem) if not _is_default(f, value)):
+                told[name] = problem.splits(self.seed).sha256 if name == "data" else tell(value)
+            if problem.key is None:
+                describe(problem.data)  # equal bytes may come from code that will change
         except NotKeyable:
             return None
-        for name, value in ((f.name, value) for f, value in _fields(problem) if not _is_default(f, value)):
-            try:
-                told[name] = _data_hash(self) if name == "data" else describe(value)
-            except NotKeyable:
-                if problem.key is None:
-                    return None
         return hashlib.sha256(json.dumps({**told, **circumstances}, sort_keys=True).encode()).hexdigest()
+
+
+def _check_level(level: Any) -> Any:
+    """Make numbers floats, and refuse what is no level."""
+    if isinstance(level, numbers.Real) and not isinstance(level, (bool, np.bool_)):
+        return float(level)
+    scalar = isinstance(level, Tensor) and level.ndim == 0
+    if level is None or scalar or hasattr(level, "at") or (hasattr(level, "update") and hasattr(level, "init")):
+        return level
+    got = f"a tensor of shape {tuple(level.shape)}" if isinstance(level, Tensor) else repr(level)
+    raise ValueError(
+        f"level must be a number, a 0-d tensor, PerClass, PerExample, Excess, a controller or None, got {got}. "
+        "Wrap a level for each class or example in PerClass or PerExample."
+    )
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _check_method(level: Any, method: Method) -> None:
@@ -233,20 +262,6 @@ def _check_method(level: Any, method: Method) -> None:
             f"{type(level).__name__} needs a method on each example, got {type(method).__name__}, which floods the "
             "batch mean. Use IFlood()."
         )
-
-
-def _data_hash(run: Run) -> str:
-    """Hash the data of a Run by its bytes, remembered by description so that a look-up need not make it again."""
-    data = run.problem.data
-    if isinstance(data, Splits):
-        return data.sha256
-    return _data_sha256(json.dumps(describe(data), sort_keys=True), data, run.seed)
-
-
-def _data_sha256(told: str, data: Callable[..., Splits], seed: int, known: dict[tuple[str, int], str] = {}) -> str:  # ruff: ignore[mutable-argument-default]
-    if (told, seed) not in known:
-        known[told, seed] = _splits(data, seed).sha256
-    return known[told, seed]
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,9 +283,9 @@ class Record:
     """
 
     run: Run | None
-    curves: Mapping[str, np.ndarray]
-    arrays: Mapping[str, np.ndarray]
-    finals: Mapping[str, float]
+    curves: Mapping[str, np.ndarray] = field(repr=False)
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
+    finals: Mapping[str, float] = field(repr=False)
     weights: str
     fingerprint: str
     circumstances: Mapping[str, Any] = field(default_factory=dict)
@@ -315,13 +330,14 @@ class Record:
         return digest.hexdigest()
 
 
-def describe(value: Any) -> Any:
+def describe(value: Any, *, named: bool = False) -> Any:
     """Describe a value in JSON such that equal descriptions mean equal behaviour, in every process.
 
     Fields equal to their default are left out, so that a new field does not change old keys.
 
     Args:
         value: Numbers, strings, tensors, dataclasses and functions of this library or torch, partials of them.
+        named: Describe everything else by its name alone, whose behaviour a user's key answers for.
 
     Returns:
         Something ``json.dumps`` takes.
@@ -329,29 +345,51 @@ def describe(value: Any) -> Any:
     Raises:
         NotKeyable: If the value has no such description, as a lambda or a user's own class.
     """
+    tell = functools.partial(describe, named=named)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
     if isinstance(value, (tuple, list)):
-        return [describe(item) for item in value]
+        return [tell(item) for item in value]
     if isinstance(value, dict):
-        return {str(name): describe(item) for name, item in value.items()}
+        return {str(name): tell(item) for name, item in value.items()}
     if isinstance(value, Tensor):
         return {"tensor": sha256(value)}
     if isinstance(value, Splits):
         return {"splits": value.sha256}
     if isinstance(value, functools.partial):
-        return {"call": describe(value.func), "args": describe(value.args), "with": describe(value.keywords)}
+        return {"call": tell(value.func), "args": tell(value.args), "with": tell(value.keywords)}
     kind = value if isinstance(value, (type, FunctionType, BuiltinFunctionType)) else type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if name.split(".")[0] not in _OURS or "<" in name or (isinstance(value, FunctionType) and not _is_found(value)):
-        raise NotKeyable(f"{name} does not describe itself. Give the Problem a key='...' to look its Records up.")
-    if kind is value:
+    ours = name.split(".")[0] in _OURS and "<" not in name
+    if isinstance(value, FunctionType):
+        ours = ours and _is_found(value)
+    if kind is value and (ours or named):
         return name
-    if dataclasses.is_dataclass(value):
-        return {"is": name, **{f.name: describe(v) for f, v in _fields(value) if not _is_default(f, v)}}
-    raise NotKeyable(f"a {name} does not describe itself. Give the Problem a key='...' to look its Records up.")
+    if dataclasses.is_dataclass(value) and (ours or named):
+        return {"is": name, **{f.name: tell(v) for f, v in _fields(value) if not _is_default(f, v)}}
+    if named:
+        return {"a": name}
+    raise NotKeyable(f"{name} does not describe itself. Give the Problem a key='...' to look its Records up.")
+
+
+def describes_itself(run: Run) -> bool:
+    """Tell whether nothing of a Run is a user's own code.
+
+    Args:
+        run: The Run.
+
+    Returns:
+        Whether every part has a description that is the same in every process.
+    """
+    try:
+        describe(run)
+    except NotKeyable:
+        return False
+    return True
 
 
 def _is_found(function: FunctionType) -> bool:

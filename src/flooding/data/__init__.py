@@ -30,13 +30,14 @@ def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
     if isinstance(x, Tensor):
         return function(x)
     if isinstance(x, dict):
-        return {name: map_tensors(function, value) for name, value in x.items()}
+        return type(x)((name, map_tensors(function, value)) for name, value in x.items())
     if isinstance(x, (tuple, list)):
-        return type(x)(map_tensors(function, value) for value in x)
+        parts = [map_tensors(function, value) for value in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     raise TypeError(f"inputs must be tensors, or tuples, lists and dicts of tensors, got {type(x).__name__}.")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Examples of one split; every field has the examples on its first axis.
 
@@ -67,6 +68,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def __repr__(self) -> str:
+        return f"<Split of {len(self)} examples>"
 
     def take(self, index: Tensor | slice) -> Split:
         """Keep the examples at ``index``, an int64 tensor or a slice."""
