@@ -112,6 +112,8 @@ def test_trackers_get_every_epoch(flooding, tmp_path):
         (["run", "sinusoid", "--save", "plain.txt/weights"], "plain.txt is one"),
         (["run", "sinusoid", "--tensorboard", "plain.txt"], "plain.txt"),
         (["run", "sinusoid", "--mlflow", "sqlite:///nowhere/m.db"], "nowhere"),
+        (["run", "sinusoid", "--mlflow", "foo://bar"], "a store MLflow can open"),
+        (["run", "sinusoid", "--ledger", "/proc/nowhere/l.sqlite"], "SQLite file this tool can open"),
         (["run", "sinusoid", "--batch-size", "0"], "batch_size must be a whole number of at least 1, got 0"),
         (["run", "sinusoid", "--batch-size", "99"], "no batch may hold a single example"),
         (["run", "sinusoid", "--device", "cuda:7"], "device must be there"),

@@ -86,7 +86,7 @@ def test_cells_are_mean_and_deviation_over_seeds_in_percent():
     [
         ([0.8, 0.7], [0.9, 0.9], "Against plain training, flooding's last epoch wins by 15.0 ± 7.1 points."),
         ([0.9], [0.8], "Against plain training, flooding's last epoch LOSES by 10.0 points."),
-        ([0.9, 0.8], [0.8, 0.9], "Against plain training, flooding's last epoch is level (0.0 ± 14.1 points)."),
+        ([0.9, 0.8], [0.8, 0.9], "Against plain training, flooding's last epoch ties (0.0 ± 14.1 points)."),
     ],
 )
 def test_the_verdict_says_who_won(plain, flooded, said):

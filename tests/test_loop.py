@@ -1,6 +1,7 @@
 """The loop against the obvious implementation, and what it leaves alone."""
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from flooding import Problem, Run, train
 from flooding.baselines import SAM, GradientPenalty
 from flooding.data import Split, Splits
 from flooding.levels import Delayed
+from flooding.loop import fingerprint
 from flooding.losses import Excess, Flooding, IFlood, PerClass, PerExample, SoftAD, WaveBound
 from flooding.problem import TestCurve, choose
 from slow_twin import by_hand
@@ -345,3 +347,91 @@ def test_the_closure_of_lbfgs_returns_what_was_differentiated():
 
     raw = last(Run(small(optimizer=partial(Spy, lr=0.1), horizon=2), 2.0)).record.curves["train_loss"][1]
     assert told[0] == pytest.approx(2 * 2.0 - raw, rel=1e-6)
+
+
+class NoClosure(torch.optim.SGD):
+    def step(self):
+        super().step()
+
+
+class Caching(torch.nn.Linear):
+    """Keeps a tensor of its first forward pass, and something else in its state dict."""
+
+    def __init__(self):
+        super().__init__(10, 2)
+        self.scale = None
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = x.new_ones(2) * 2
+        return super().forward(x) * self.scale
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        assert state == {"version": 1}
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+class OfPair(torch.nn.Linear):
+    def forward(self, pair):
+        return super().forward(pair.left + pair.right)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": partial(NoClosure, lr=0.1)},
+        {"model": Caching},
+        {"schedule": partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=10.0)},
+        {"model": partial(torch.nn.utils.parametrizations.weight_norm, torch.nn.Linear(10, 2))},
+    ],
+    ids=["an optimiser without closure", "a module that caches", "a schedule that wants the loss", "weight norm"],
+)
+def test_users_modules_optimisers_and_schedules_train(changes):
+    record = last(Run(small(horizon=5, **changes), 0.3)).record
+    assert record.curves["train_loss"][-1] < record.curves["train_loss"][0]
+    if "schedule" in changes:
+        assert record.curves["lr"][-1] < record.curves["lr"][0]
+
+
+def test_inputs_in_a_named_tuple():
+    def split(n, seed):
+        x = torch.randn(n, 10, generator=torch.Generator().manual_seed(seed))
+        return Split(Pair(x, 2 * x), (x[:, 0] > 0).long())
+
+    problem = small(data=Splits(*(split(20, n) for n in range(3))), model=partial(OfPair, 10, 2))
+    assert np.isfinite(last(Run(problem, 0.3)).record.finals["last.val_loss"])
+
+
+def test_a_consumer_cannot_change_the_record():
+    rows = train(Run(small(), 0.3))
+    for row in rows:
+        row.values["val_loss"] = -1.0
+    assert (row.record.curves["val_loss"] > 0).all()
+
+
+@pytest.mark.parametrize("method", [Flooding(), IFlood()])
+def test_the_fingerprint_is_that_of_the_first_batch(method):
+    loss = partial(torch.nn.functional.cross_entropy, label_smoothing=0.1)
+    for problem in (small(loss=loss, report=torch.nn.functional.cross_entropy), normed()):
+        run = Run(problem, 0.3, method)
+        assert fingerprint(run) == last(run).record.fingerprint
+    assert fingerprint(run) != fingerprint(Run(normed(batch_size=10), 0.3, method))
+
+
+@pytest.mark.parametrize("level", ["0.3", True, float("nan"), torch.tensor([0.1, 0.5]), torch.tensor(torch.nan), {}])
+def test_what_is_no_level_is_refused(level):
+    with pytest.raises(ValueError, match="level must be"):
+        Run(small(), level)
+
+
+def test_numpy_numbers_are_levels_and_seeds():
+    run = Run(small(), np.float32(0.25), seed=np.int64(3))
+    assert (run.level, run.seed) == (0.25, 3)
+    assert run.key() == Run(small(), 0.25, seed=3).key()

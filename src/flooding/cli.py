@@ -99,7 +99,7 @@ def run(
     dimension: Annotated[int | None, _option("Inputs of two-gaussians or sinusoid-nd [10].", _DATA)] = None,
     train_samples: Annotated[int | None, _option("Training examples in all [100; digits 600].", _DATA)] = None,
     val_samples: Annotated[int | None, _option("Validation examples in all [100; digits 300].", _DATA)] = None,
-    test_samples: Annotated[int | None, _option("Test examples in all [20000; digits: the rest].", _DATA)] = None,
+    test_samples: Annotated[int | None, _option("Test examples in all [20000; digits: what is left].", _DATA)] = None,
     model: Annotated[str, _option("mlp, or mlp-bn with batch norm.", _MODEL)] = "mlp-bn",
     width: Annotated[int, _option("Units of a hidden layer.", _MODEL)] = 500,
     depth: Annotated[int, _option("Hidden layers.", _MODEL)] = 4,
@@ -142,10 +142,11 @@ def run(
     device: Annotated[str, _option("cpu, cuda, cuda:1 or mps.", _TRAINING)] = "cpu",
     threads: Annotated[int, _option("torch threads.", _TRAINING)] = 1,
     save: Annotated[
-        Path | None, _option("Folder for the weights at the first flooded step, the best epoch and the end.", _OUTPUT)
+        Path | None,
+        _option("Folder for the weights at the first flooded step, best epoch and end; trains anew.", _OUTPUT),
     ] = None,
-    mlflow: Annotated[str | None, _option("MLflow store, such as sqlite:///mlflow.db.", _OUTPUT)] = None,
-    tensorboard: Annotated[Path | None, _option("TensorBoard folder, such as runs/.", _OUTPUT)] = None,
+    mlflow: Annotated[str | None, _option("MLflow store, such as sqlite:///mlflow.db; trains anew.", _OUTPUT)] = None,
+    tensorboard: Annotated[Path | None, _option("TensorBoard folder, such as runs/; trains anew.", _OUTPUT)] = None,
     tag: Annotated[list[str] | None, _option("key:value, or a bare word; repeatable (MLflow).", _OUTPUT)] = None,
     ledger: Ledger = None,
     fresh: Fresh = False,

@@ -114,8 +114,8 @@ def trajectory(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None
     Returns:
         64 hexadecimal digits, or None if the Run cannot describe itself.
     """
-    dtype = str(torch.get_default_dtype())
-    return run.key(engine=ENGINE, device=str(device), dtype=dtype, threads=threads, kernel="single")
+    dtype, version = str(torch.get_default_dtype()), torch.__version__
+    return run.key(engine=ENGINE, torch=version, device=str(device), dtype=dtype, threads=threads, kernel="single")
 
 
 def cores() -> int:

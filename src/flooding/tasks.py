@@ -146,7 +146,8 @@ def assemble(
     )
     _within("width", width, 1)
     _within("depth", depth, 1)
-    _within("learning_rate", learning_rate, math.nextafter(0, 1))
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be finite and above 0, got {learning_rate}.")
     _within("weight_decay", weight_decay, 0)
     _within("dropout", dropout, 0, 1)
     _within("label_smoothing", label_smoothing, 0, 1)

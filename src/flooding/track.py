@@ -154,12 +154,16 @@ def mlflow_tracker(
             raise ImportError(missing)
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
+        from mlflow.exceptions import MlflowException
 
         file = _database(uri)
         # Absolute: MLflow keeps stores by their address, and would find a relative one in an earlier working directory.
-        client = MlflowClient(uri if file is None else f"sqlite:///{file}")
         place = None if file is None else (file.parent / f"{file.stem}-artifacts").as_uri()
-        number = _experiment(client, experiment, place)
+        try:
+            client = MlflowClient(uri if file is None else f"sqlite:///{file}")
+            number = _experiment(client, experiment, place)
+        except MlflowException as error:
+            raise ValueError(f"uri must be a store MLflow can open, got {uri!r}: {error}.") from None
 
     def open_log(run: Run) -> Log:
         told = {name: str(value) for name, value in _parameters(run, parameters).items()}

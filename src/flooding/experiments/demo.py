@@ -171,7 +171,7 @@ def _won(gains: Sequence[float]) -> str:
     mean, n = statistics.fmean(gains), len(gains)
     size = f"{abs(mean):.1f}" + (f" ± {statistics.stdev(gains):.1f}" if n > 1 else "") + " points"
     if abs(mean) < 0.05:
-        return f"is level ({size})"
+        return f"ties ({size})"
     return f"{'wins' if mean > 0 else 'LOSES'} by {size}"
 
 
