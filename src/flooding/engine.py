@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -144,15 +144,19 @@ def _is_own(record: Record, device: str, threads: int) -> bool:
 
 def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
     """Train jobs in worker processes where they can go there, else here."""
-    away = [job for job in jobs if workers != 0 and len(jobs) > 1 and job.threads == 1 and can_travel(job.run)]
-    stay = [job for job in jobs if job not in away]
-    if stay and workers != 0 and len(jobs) > 1:
+    spread = workers != 0 and len(jobs) > 1
+    away, stay = [], []
+    for job in jobs:
+        (away if spread and job.threads == 1 and can_travel(job.run) else stay).append(job)
+    if stay and spread:
         log.warning(
             "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", len(stay)
         )
     if away:
-        with _pool(min(workers or cores(), 64), warm=all(describes_itself(job.run) for job in away)) as pool:
-            for number, news in pool.work(away):
+        warm = all(describes_itself(job.run) for job in away)
+        # Closed before the pool is given back: whatever its workers still do must have ended by then.
+        with _pool(min(workers or cores(), 64), warm=warm) as pool, closing(pool.work(away)) as told:
+            for number, news in told:
                 if isinstance(news, Exception):
                     raise news
                 yield from ((number, row) for row in news)

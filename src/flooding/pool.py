@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
@@ -66,7 +66,7 @@ class Pool:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def work(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
+    def work(self, jobs: Sequence[Job]) -> Generator[tuple[int, Any], None, None]:
         """Train Runs on all workers and pass on what they tell, in the order it happens.
 
         Args:

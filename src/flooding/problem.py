@@ -195,7 +195,8 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "level", _check_level(self.level))
-        object.__setattr__(self, "seed", self.seed if isinstance(self.seed, bool) else _whole(self.seed))
+        if isinstance(self.seed, np.integer):
+            object.__setattr__(self, "seed", int(self.seed))
         if isinstance(self.level, (float, Tensor)) and not math.isfinite(self.level):
             raise ValueError(f"level must be finite, got {self.level}. Use None for plain training.")
         _check_method(self.level, self.method)
@@ -250,10 +251,6 @@ def _check_level(level: Any) -> Any:
     )
 
 
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, np.integer) else value
-
-
 def _check_method(level: Any, method: Method) -> None:
     if isinstance(method, WaveBound) and level is not None:
         raise ValueError(f"WaveBound's level is its teacher's loss, got level={level}. Leave the level out.")
@@ -303,12 +300,15 @@ class Record:
         Returns:
             Curves and arrays as compressed bytes, the rest as JSON; NaN is null there, infinities are "inf" and "-inf".
         """
-        odd = {name: None if math.isnan(value) else str(value) for name, value in self.finals.items()}
-        finals = {name: value if math.isfinite(value) else odd[name] for name, value in self.finals.items()}
         with io.BytesIO() as file:
             np.savez_compressed(file, **self.curves, **self.arrays)  # type: ignore[arg-type]
-            told = {"finals": finals, "weights": self.weights, "fingerprint": self.fingerprint}
-            return file.getvalue(), json.dumps(told)
+            return file.getvalue(), self._told()
+
+    def _told(self) -> str:
+        """Write what is measured and no array as JSON."""
+        odd = {name: None if math.isnan(value) else str(value) for name, value in self.finals.items()}
+        finals = {name: value if math.isfinite(value) else odd[name] for name, value in self.finals.items()}
+        return json.dumps({"finals": finals, "weights": self.weights, "fingerprint": self.fingerprint})
 
     @staticmethod
     def unpack(run: Run | None, blob: bytes, rest: str, circumstances: str) -> Record:
@@ -324,7 +324,7 @@ class Record:
     @property
     def measured(self) -> str:
         """Hash of everything measured; equal for bit-identical trainings."""
-        digest = hashlib.sha256(self.pack()[1].encode())
+        digest = hashlib.sha256(self._told().encode())
         for name, values in sorted({**self.curves, **self.arrays}.items()):
             digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
