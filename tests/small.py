@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import torch
@@ -39,6 +40,17 @@ def regression(**changes):
 
     given = {"data": Splits(split(40), split(20), split(20)), "model": FromDict, "loss": torch.nn.functional.mse_loss}
     return Problem(**given | {"optimizer": adam, "horizon": 6} | changes)
+
+
+class Slow(torch.nn.Linear):
+    """A module whose every pass takes a minute."""
+
+    def __init__(self):
+        super().__init__(10, 2)
+
+    def forward(self, x):
+        time.sleep(60)
+        return super().forward(x)
 
 
 class FromDict(torch.nn.Module):

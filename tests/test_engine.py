@@ -187,6 +187,21 @@ def test_no_orphan_outlives_a_killed_parent(path):
     assert (len(gone), alive) == (3, [])
 
 
+def test_no_orphan_stays_in_the_middle_of_a_long_step(path):
+    code = (
+        "from small import Slow, small; from flooding import Run, evaluate;"
+        f"evaluate([Run(small(model=Slow, key='slow'), l) for l in (0.1, 0.2)], ledger={str(path)!r}, workers=2)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    parent = psutil.Popen([sys.executable, "-c", code], env=environment)
+    until(lambda: path.exists() and len(starts(path)) == 2)
+    workers = parent.children()
+    parent.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs([parent, *workers], timeout=10)
+    [process.kill() for process in alive]
+    assert alive == []
+
+
 def test_a_killed_worker_is_replaced_and_its_run_done(path):
     parent = spawn(path, epochs=1500)
     until(lambda: path.exists() and len(starts(path)) == 2)
@@ -353,7 +368,8 @@ def test_a_relative_ledger_stays_where_it_was_named(tmp_path, monkeypatch):
 
 
 def test_files_in_the_working_directory_do_not_stand_in_for_modules(tmp_path, monkeypatch):
-    (tmp_path / "queue.py").write_text("raise RuntimeError('not the queue you want')")
+    for name in ("queue", "json"):  # one that the library imports, one that a worker needs before its path is set
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not the module you want')")
     code = (
         "from small import small; from flooding import Run, evaluate;"
         "print(len(evaluate([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=1)))"

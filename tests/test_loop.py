@@ -302,8 +302,11 @@ def test_excess_levels_of_soft_targets_are_averaged_for_the_batch_mean():
     x = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
     soft = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).repeat(20, 1)
     parts = [Split(x[:20], soft[:20]), Split(x[20:30], soft[20:30]), Split(x[30:], soft[30:])]
-    curves = last(Run(small(data=Splits(*parts)), Excess(0.1, classes=2))).record.curves
-    np.testing.assert_allclose(curves["level"][1:], 0.1 + np.log(2) / 2, rtol=1e-6)
+    problem, mean = small(data=Splits(*parts)), 0.1 + np.log(2) / 2
+    row, constant = last(Run(problem, Excess(0.1, classes=2))), last(Run(problem, mean))
+    np.testing.assert_allclose(row.record.curves["level"][1:], mean, rtol=1e-6)
+    for name, tensor in constant.weights["last"].items():  # and the mean is what acts, not each example's level
+        torch.testing.assert_close(row.weights["last"][name], tensor)
 
 
 def test_what_a_run_cannot_mean_is_refused():
