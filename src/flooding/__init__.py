@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flooding.losses import Flood
     from flooding.problem import Problem, Record, Run
     from flooding.step import FloodStep
+    from flooding.strategies import search
 
 _HOME = {
     "Flood": "flooding.losses",
@@ -24,10 +25,11 @@ _HOME = {
     "Run": "flooding.problem",
     "evaluate": "flooding.engine",
     "flood": "flooding.functional",
+    "search": "flooding.strategies",
     "soft_flood": "flooding.functional",
     "train": "flooding.loop",
 }
-__all__ = ["Flood", "FloodStep", "Problem", "Record", "Run", "evaluate", "flood", "soft_flood", "train"]
+__all__ = ["Flood", "FloodStep", "Problem", "Record", "Run", "evaluate", "flood", "search", "soft_flood", "train"]
 __version__ = "0.1.0"
 
 

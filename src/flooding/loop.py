@@ -25,7 +25,7 @@ from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
 from flooding.levels import Seen
 from flooding.losses import Excess, PerClass, PerExample, Teacher, WaveBound, example_weight, objective
-from flooding.problem import Problem, Record, Run, seeded, selection_key, stream
+from flooding.problem import Problem, Record, Run, merit, seeded, stream
 
 __all__ = ["ENGINE", "Row", "fingerprint", "train", "unreduced"]
 
@@ -126,7 +126,8 @@ def _train(run: Run, device: torch.device, threads: int, keep: bool) -> Generato
 def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     problem = run.problem
     splits = problem.splits(run.seed)
-    splits = replace(splits, **{name: getattr(splits, name).to(device) for name in ("train", "val", "test")})
+    there = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    splits = replace(splits, **{name: split.to(device) for name, split in there.items() if split is not None})
     model = problem.build(run.seed).to(device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
@@ -169,6 +170,8 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     model.train()
     for index in order:
         x, y = map_tensors(lambda t, i=index: t[i], split.x), split.y[index]
+        if run.problem.augment is not None:
+            x = run.problem.augment(x)
         gradient = functools.partial(_differentiate, run, state, criterion, x, y, split.id[index])
         output, loss, level, mean, _ = gradient()
         if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
@@ -292,8 +295,10 @@ def _watch(problem: Problem, model: nn.Module, splits: Splits, epoch: int, last:
     """Measure validation, and the test subset where its curve was asked for."""
     values = _measure(problem, model, splits.val, "val")[1]
     curve = problem.test_curve
-    if curve is not None and (epoch % curve.every == 0 or last):
+    if curve is not None and splits.test is not None and (epoch % curve.every == 0 or last):
         values |= _measure(problem, model, splits.test.take(slice(curve.examples)), "test")[1]
+    if problem.watch is not None:
+        values |= {name: float(value) for name, value in problem.watch(model, problem, splits).items()}
     return values
 
 
@@ -313,6 +318,10 @@ def _measure(problem: Problem, model: nn.Module, split: Split, name: str) -> tup
             values = {f"{name}_loss": float(np.average(losses, weights=[len(split.y[part]) for part in parts]))}
         if output is not None and _is_logits(output, split.y):
             values |= _against_labels(problem, name, output, split)
+        if problem.score is not None and name != "train":
+            if output is None:
+                raise ValueError(f"a score needs outputs that are one tensor, got {type(outputs[0]).__name__}.")
+            values[f"{name}_score"] = float(problem.score.function(output, split.y))
     return output, values
 
 
@@ -343,8 +352,8 @@ def _conclude(run: Run, state: _State, values: dict[str, float], epoch: int) -> 
     if state.controller is not None:
         seen = Seen(None, *(values.get(name) for name in ("train_accuracy", "val_loss", "val_accuracy")))
         state.controller = run.level.update(state.controller, seen)
-    if (merit := selection_key(values["val_loss"], values.get("val_accuracy"))) > state.best:
-        state.best, state.best_epoch = merit, epoch
+    if (found := merit(values, run.problem)) > state.best:
+        state.best, state.best_epoch = found, epoch
         state.weights["best"] = _copy(state.model)
 
 
@@ -376,6 +385,8 @@ def _finals(name: str, epoch: int, row: dict[str, float], tested: dict[str, floa
 def _test(problem: Problem, model: nn.Module, splits: Splits) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Pass the whole test split through the model once and measure it for noisy and clean labels."""
     test = splits.test
+    if test is None:
+        return {}, {}
     logits, values = _measure(problem, model, test, "test")
     if not _is_logits(logits, test.y):
         return values, {}
@@ -414,6 +425,8 @@ def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) 
         index = _order(run, splits.train, 1)[0]
         state.model.train()
         x, y = map_tensors(lambda t: t[index], splits.train.x), splits.train.y[index]
+        if run.problem.augment is not None:
+            x = run.problem.augment(x)
         _, loss, weight = _raw(run, state, _criterion(run), x, y)
         return _mark(state.model, float(objective(loss, None, run.method, weight)))
 

@@ -29,10 +29,12 @@ __all__ = [
     "Problem",
     "Record",
     "Run",
+    "Score",
     "TestCurve",
     "choose",
     "describe",
     "describes_itself",
+    "merit",
     "seeded",
     "selection_key",
     "stream",
@@ -67,9 +69,22 @@ class TestCurve:
             _at_least(name, getattr(self, name), 1)
 
 
+@dataclass(frozen=True)
+class Score:
+    """What a search maximises, or minimises, on the validation split.
+
+    Args:
+        function: ``(outputs, targets) -> number``, such as :func:`flooding.metrics.balanced_accuracy`.
+        greater_is_better: Whether a larger number is the better one.
+    """
+
+    function: Callable[[Any, Tensor], Any]
+    greater_is_better: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is trained, without the level: five callables and three numbers.
+    """What is trained, without the level: callables and a few numbers.
 
     Callables that are ``functools.partial`` of this library's or torch's functions describe themselves, so that their
     Records can be looked up. Anything else (a lambda, your own class) works too, but is trained anew each time unless
@@ -91,6 +106,10 @@ class Problem:
         test_curve: Test curves to measure along the way, or None.
         probe: A callable that gives inputs on which a classifier's probabilities are kept, such as a grid for drawing
             its decision boundary, or None.
+        augment: A callable ``x -> x`` for the inputs of every training batch, drawing from torch's generator; or None.
+        score: What the best epoch and a search are judged by, where that is neither accuracy nor the loss.
+        watch: A callable ``(model, problem, splits) -> {name: number}`` whose numbers become curves of their own,
+            after every epoch and before the first; it sees the model in evaluation mode and must leave it as it was.
         key: Name under which Records of a problem that cannot describe itself are looked up, together with every part
             that can. Change it whenever the code behind it changes.
 
@@ -118,6 +137,9 @@ class Problem:
     clip: float | None = None
     test_curve: TestCurve | None = None
     probe: Callable[[], Any] | None = None
+    augment: Callable[[Any], Any] | None = None
+    score: Score | None = None
+    watch: Callable[[nn.Module, Problem, Splits], Mapping[str, float]] | None = None
     key: str | None = None
 
     def __post_init__(self) -> None:
@@ -424,7 +446,7 @@ def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, fl
 
     Args:
         loss: Validation loss.
-        accuracy: Validation accuracy, or None where there is none.
+        accuracy: Validation accuracy or another score of which more is better, or None where there is none.
 
     Returns:
         A tuple to compare.
@@ -436,6 +458,24 @@ def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, fl
     if math.isnan(loss) or (accuracy is not None and math.isnan(accuracy)):
         return (-math.inf, -math.inf)
     return (0.0 if accuracy is None else accuracy, -loss)
+
+
+def merit(values: Mapping[str, float], problem: Problem | None = None, prefix: str = "") -> tuple[float, float]:
+    """Order what was measured on the validation split: the problem's score, else accuracy, else loss.
+
+    Args:
+        values: Measured numbers by name.
+        problem: Where they were measured; None has no score of its own.
+        prefix: What stands before the names, such as "last.".
+
+    Returns:
+        A tuple to compare, see :func:`selection_key`.
+    """
+    score = values.get(f"{prefix}val_accuracy")
+    own = getattr(problem, "score", None)
+    if own is not None:
+        score = values[f"{prefix}val_score"] * (1 if own.greater_is_better else -1)
+    return selection_key(values[f"{prefix}val_loss"], score)
 
 
 def choose(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
@@ -456,7 +496,7 @@ def choose(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
     ordered = sorted(records, key=lambda record: record.level)
     if not ordered:
         raise ValueError("records must hold at least one Record, got none.")
-    return max(ordered, key=lambda r: selection_key(r.finals[f"{at}.val_loss"], r.finals.get(f"{at}.val_accuracy")))
+    return max(ordered, key=lambda r: merit(r.finals, None if r.run is None else r.run.problem, f"{at}."))
 
 
 def stream(seed: int, purpose: str, *more: int) -> int:

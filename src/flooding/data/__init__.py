@@ -90,20 +90,20 @@ class Splits:
     Args:
         train: Examples to fit.
         val: Examples to choose on.
-        test: Examples to report on; nothing is ever chosen on them.
+        test: Examples to report on; nothing is ever chosen on them. None where there are none.
         posterior: Exact probability of each class for the test inputs and noisy labels, ``[test, classes]``, where
             it is known.
     """
 
     train: Split
     val: Split
-    test: Split
+    test: Split | None = None
     posterior: Tensor | None = None
 
     @property
     def classes(self) -> int | None:
         """Number of classes, or None for real-valued targets."""
-        labels = (self.train.y, self.val.y, self.test.y)
+        labels = [split.y for split in (self.train, self.val, self.test) if split is not None]
         return None if labels[0].is_floating_point() else int(max(y.max() for y in labels)) + 1
 
     @property
@@ -111,7 +111,8 @@ class Splits:
         """Hash of every tensor of the three splits, with dtypes and shapes; computed once."""
         cached = self.__dict__.get("_sha256")
         if cached is None:
-            parts = [t for s in (self.train, self.val, self.test) for t in (s.x, s.y, s.clean, s.id)]
+            splits = [s for s in (self.train, self.val, self.test) if s is not None]
+            parts = [t for s in splits for t in (s.x, s.y, s.clean, s.id)]
             cached = sha256(*parts, self.posterior)
             object.__setattr__(self, "_sha256", cached)
         return cached

@@ -79,9 +79,8 @@ def two_gaussians(
         y = generator.permutation(np.arange(n) < n // 2)
         return generator.standard_normal((n, dimension)) + negative_mean * y[:, None], y
 
-    splits = _draw_splits(draw, (n_train, n_val, n_test), label_noise, seed)
-    posterior = two_gaussians_posterior(splits.test.x, label_noise, negative_mean)
-    return Splits(splits.train, splits.val, splits.test, posterior)
+    train, val, test = _draw_splits(draw, (n_train, n_val, n_test), label_noise, seed)
+    return Splits(train, val, test, two_gaussians_posterior(test.x, label_noise, negative_mean))
 
 
 def sinusoid(
@@ -211,7 +210,8 @@ def spiral(
         order = generator.permutation(n)
         return x[order] + spiral_noise * generator.standard_normal((n, 2)), y[order]
 
-    return _draw_splits(draw, (n_train, n_val, n_test), label_noise, seed)
+    train, val, test = _draw_splits(draw, (n_train, n_val, n_test), label_noise, seed)
+    return Splits(train, val, test)
 
 
 def two_gaussians_posterior(x: Tensor, label_noise: float = 0.0, negative_mean: float = 1.0) -> Tensor:
@@ -321,7 +321,7 @@ def flip_entropy(label_noise: float, classes: int = 2) -> float:
     return h + label_noise * math.log(classes - 1)
 
 
-def _draw_splits(draw: Draw, counts: tuple[int, int, int], label_noise: float, seed: int) -> Splits:
+def _draw_splits(draw: Draw, counts: tuple[int, int, int], label_noise: float, seed: int) -> list[Split]:
     """Draw the three splits and flip labels, each from a stream of its own."""
     for name, n in zip(("n_train", "n_val", "n_test"), counts, strict=True):
         _at_least(name, n, 2)
@@ -332,14 +332,14 @@ def _draw_splits(draw: Draw, counts: tuple[int, int, int], label_noise: float, s
         clean = torch.from_numpy(labels).long()
         y = flip_labels(clean, label_noise, 2, stream(seed, position, 1))
         splits.append(Split(torch.from_numpy(x).float(), y, clean if label_noise else None))
-    return Splits(*splits)
+    return splits
 
 
-def _with_flip_posterior(splits: Splits, label_noise: float) -> Splits:
+def _with_flip_posterior(splits: list[Split], label_noise: float) -> Splits:
     """Add the posterior of a task in which nothing but the flips is random."""
-    clean = splits.test.y if splits.test.clean is None else splits.test.clean
-    posterior = _flip(torch.nn.functional.one_hot(clean, 2).float(), label_noise)
-    return Splits(splits.train, splits.val, splits.test, posterior)
+    train, val, test = splits
+    clean = test.y if test.clean is None else test.clean
+    return Splits(train, val, test, _flip(torch.nn.functional.one_hot(clean, 2).float(), label_noise))
 
 
 def _flip(probabilities: Tensor, label_noise: float) -> Tensor:

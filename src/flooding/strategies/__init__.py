@@ -1,0 +1,220 @@
+"""Strategies: generators that yield Runs, receive their Records and return a Found; ``search`` drives any of them.
+
+A strategy is deterministic given its Records, so that a search that was killed repeats itself exactly from the ledger.
+It asks in lists: the Runs of one list are independent of each other, and their Records come back in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from flooding.problem import Record, Run, merit
+
+__all__ = ["Cost", "Found", "Strategy", "Suggestion", "best_level", "check_levels", "cost", "late", "search"]
+
+Evaluate: TypeAlias = Callable[[list[Run]], Sequence[Record]]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What one way of estimating says.
+
+    Args:
+        name: The way, such as "range test".
+        level: Flood level in the unit of the loss, or None: do not flood.
+        low: Lower end of the interval the level lies in, as far as this way can tell.
+        high: Upper end of it.
+        note: What the reader should know, in a few words.
+    """
+
+    name: str
+    level: float | None
+    low: float = 0.0
+    high: float = math.inf
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a search trained.
+
+    Args:
+        trainings: Epochs over those of one full training; a Run that goes on from a shorter one counts once.
+        steps: The same for the optimiser steps that were really taken: with shared prefixes they are fewer.
+        epochs: Number of epochs.
+        hours: Hours of processor time, of all workers together.
+    """
+
+    trainings: float
+    steps: float
+    epochs: int
+    hours: float
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The answer of a search.
+
+    Args:
+        strategy: Name of the strategy.
+        run: The Run to train for use: the level that was found, a controller that goes with it, or no level.
+        suggestions: Every estimate there is, with an interval.
+        warnings: What the reader should know before trusting it.
+        records: Everything that was measured, in the order asked; :func:`search` fills it in.
+    """
+
+    strategy: str
+    run: Run
+    suggestions: tuple[Suggestion, ...] = ()
+    warnings: tuple[str, ...] = ()
+    records: tuple[Record, ...] = field(default=(), repr=False)
+
+    @property
+    def level(self) -> float | None:
+        """The level, in the unit of the loss; None is "train without flooding"."""
+        level = getattr(self.run.level, "level", self.run.level)
+        return None if level is None else float(level)
+
+    @property
+    def cost(self) -> Cost:
+        """What the search trained."""
+        return cost(self.records)
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """One row per Record: level, seed, epochs, and what its last epoch measured on training and validation data."""
+        names = ("val_score", "val_accuracy", "val_loss", "train_accuracy", "train_loss", "flooded")
+        rows = []
+        for record in self.records:
+            run = record.run
+            assert run is not None
+            told: dict[str, Any] = {"level": _told(run.level), "seed": run.seed, "epochs": run.epochs}
+            rows.append(told | {n: record.finals[f"last.{n}"] for n in names if f"last.{n}" in record.finals})
+        return rows
+
+
+Strategy: TypeAlias = Generator[list[Run], list[Record], Found]
+
+
+def search(strategy: Strategy, evaluate: Evaluate) -> Found:
+    """Drive a strategy: pass what it asks to ``evaluate``, and what that measured back.
+
+    Args:
+        strategy: A fresh generator, such as ``grid(problem)``.
+        evaluate: Runs to Records in the same order: :func:`flooding.evaluate`, or your own function.
+
+    Returns:
+        What the strategy found, with all Records.
+
+    Raises:
+        ValueError: If ``evaluate`` gives another number of Records than Runs.
+
+    Example:
+        >>> from functools import partial
+        >>> from flooding import Problem, evaluate
+        >>> from flooding.data.synthetic import two_gaussians
+        >>> from flooding.models import mlp
+        >>> from flooding.strategies.grid import grid
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=3)
+        >>> found = search(grid(problem, [0.0, 0.2]), partial(evaluate, ledger=False, workers=0))
+        >>> found.cost.trainings
+        2.0
+    """
+    told: list[Record] = []
+    try:
+        runs = next(strategy)
+        while True:
+            records = list(evaluate(runs))
+            if len(records) != len(runs):
+                raise ValueError(f"evaluate must give a Record for each Run, got {len(records)} for {len(runs)}.")
+            told += records
+            runs = strategy.send(records)
+    except StopIteration as end:
+        return replace(end.value, records=tuple(told))
+    finally:
+        strategy.close()
+
+
+def cost(records: Iterable[Record]) -> Cost:
+    """Add up what Records cost; a Run that went on from a shorter one of its own is counted once.
+
+    Args:
+        records: Records with their Runs.
+
+    Returns:
+        The cost.
+    """
+    longest: dict[Any, tuple[int, int]] = {}
+    steps, seconds = 0.0, 0.0
+    for record in records:
+        run = record.run
+        assert run is not None
+        same = (id(run.problem), run.seed, repr(run.level), repr(run.method))
+        longest[same] = max(longest.get(same, (0, 0)), (run.epochs, run.problem.horizon))
+        steps += float(record.circumstances.get("epochs_trained", run.epochs)) / run.problem.horizon
+        seconds += float(record.circumstances.get("seconds", 0.0))
+    trainings = sum(epochs / horizon for epochs, horizon in longest.values())
+    return Cost(trainings, steps, sum(epochs for epochs, _ in longest.values()), seconds / 3600)
+
+
+def late(record: Record, share: float = 0.0) -> tuple[float, float]:
+    """Judge a Record on its validation split over its last epochs: the larger, the better.
+
+    Averaging late epochs takes away part of the noise of a small validation split.
+
+    Args:
+        record: A Record.
+        share: Share of its epochs to average, in [0, 1]; 0 is the last epoch alone.
+
+    Returns:
+        A tuple to compare: the mean score (accuracy, where there is none of the user's), then minus the mean loss.
+    """
+    if not record.curves:
+        return merit(record.finals, record.run and record.run.problem, "last.")
+    since = -max(1, round(share * (len(next(iter(record.curves.values()))) - 1)))
+    means = {n: float(np.mean(curve[since:], dtype=np.float64)) for n, curve in record.curves.items()}
+    return merit(means, record.run and record.run.problem)
+
+
+def best_level(records: Iterable[Record], share: float = 0.0) -> float:
+    """Choose the level with the best validation result, averaged over seeds; ties go to the smaller level.
+
+    Args:
+        records: Records of constant levels.
+        share: Share of late epochs to average, see :func:`late`.
+
+    Returns:
+        A level; 0.0 stands for plain training.
+    """
+    by_level: dict[float, list[tuple[float, float]]] = {}
+    for record in records:
+        by_level.setdefault(record.level, []).append(late(record, share))
+    means = {level: tuple(np.mean(judged, axis=0)) for level, judged in sorted(by_level.items())}
+    return max(means, key=lambda level: means[level])
+
+
+def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
+    """Check the levels of a search.
+
+    Args:
+        levels: Levels, at least one, none twice.
+
+    Returns:
+        The levels as floats, smallest first.
+
+    Raises:
+        ValueError: If there are none, or one is not finite or there twice.
+    """
+    given = tuple(float(level) for level in levels)
+    if not given or len(set(given)) < len(given) or not all(math.isfinite(level) for level in given):
+        raise ValueError(f"levels must be finite, different and at least one, got {list(levels)}.")
+    return tuple(sorted(given))
+
+
+def _told(level: Any) -> Any:
+    return level if level is None or isinstance(level, float) else repr(level)

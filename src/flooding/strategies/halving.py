@@ -1,0 +1,62 @@
+"""Successive halving: many levels for a short while, the better ones for longer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flooding.problem import Run
+from flooding.strategies import Found, Strategy, Suggestion, best_level, check_levels
+
+__all__ = ["halving"]
+
+
+def halving(
+    problem: Any,
+    levels: Sequence[float] = tuple(n / 20 for n in range(11)),
+    *,
+    eta: int = 3,
+    least: float = 1 / 9,
+    seeds: Sequence[int] = (0,),
+    share: float = 0.1,
+) -> Strategy:
+    """Train every level for a share of the epochs, keep the best part of them, train those longer, and so on.
+
+    Each rung goes on where the shorter one stopped. Synchronous: a rung waits for all its Runs.
+
+    Args:
+        problem: The Problem.
+        levels: Levels in the unit of the loss; 0 is plain training.
+        eta: One in ``eta`` goes on, for ``eta`` times as many epochs; at least 2.
+        least: Share of the epochs of the first rung, above 0 and at most 1.
+        seeds: Seeds to average.
+        share: Share of each rung's epochs, its last, to average.
+
+    Yields:
+        One list of Runs per rung.
+
+    Returns:
+        The best level of the last rung.
+
+    Raises:
+        ValueError: If ``eta`` or ``least`` is out of range.
+
+    References:
+        Jamieson & Talwalkar, AISTATS 2016.
+    """
+    if eta < 2 or not 0 < least <= 1:
+        raise ValueError(f"eta must be at least 2 and least lie in (0, 1], got {eta} and {least}. Try 3 and 1/9.")
+    left, until = check_levels(levels), least
+    while True:
+        epochs = min(problem.horizon, max(1, round(until * problem.horizon)))
+        runs = [Run(problem, level, seed=seed, until=epochs) for level in left for seed in seeds]
+        records = yield runs
+        if epochs == problem.horizon:
+            break
+        kept = []
+        for _ in range(max(1, len(left) // eta)):
+            kept.append(best_level([r for r in records if r.level not in kept], share))
+        left, until = tuple(sorted(kept)), until * eta
+    level = best_level(records, share)
+    run = Run(problem, level or None, seed=seeds[0])
+    return Found("halving", run, (Suggestion("halving", level or None, left[0], left[-1]),))
