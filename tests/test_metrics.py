@@ -10,6 +10,7 @@ from torch import nn
 
 from flooding.metrics import (
     accuracy,
+    balanced_accuracy,
     bayes_accuracy,
     brier,
     ece,
@@ -33,6 +34,14 @@ def softmax(row):
 
 def slow_accuracy(rows, y):
     return sum(row.index(max(row)) == label for row, label in zip(rows, y, strict=True)) / len(y)
+
+
+def slow_balanced_accuracy(rows, y):
+    recalls = []
+    for c in set(y):
+        own = [row for row, label in zip(rows, y, strict=True) if label == c]
+        recalls.append(slow_accuracy(own, [c] * len(own)))
+    return sum(recalls) / len(recalls)
 
 
 def slow_nll(rows, y):
@@ -91,6 +100,7 @@ def test_metrics_agree_with_their_twins(batch):
     for found, row in zip(probabilities(logits).tolist(), rows, strict=True):
         assert found == pytest.approx(softmax(row), **near)
     assert accuracy(logits, labels).item() == pytest.approx(slow_accuracy(rows, y), **near)
+    assert balanced_accuracy(logits, labels).item() == pytest.approx(slow_balanced_accuracy(rows, y), **near)
     assert nll(logits, labels).item() == pytest.approx(slow_nll(rows, y), **near)
     assert brier(logits, labels).item() == pytest.approx(slow_brier(rows, y), **near)
     mean_confidence = sum(max(softmax(row)) for row in rows) / len(y)
@@ -155,10 +165,16 @@ def test_of_equal_logits_the_first_counts():
     assert accuracy(torch.zeros(3, 3), torch.tensor([0, 0, 2])).item() == pytest.approx(2 / 3)
 
 
+def test_balanced_accuracy_counts_every_class_alike_and_leaves_absent_ones_out():
+    # Class 0: 3 of 4 right. Class 2: 0 of 1. Class 1 does not occur, though one row is taken for it.
+    logits = torch.eye(3)[[0, 0, 0, 1, 0]]
+    assert balanced_accuracy(logits, torch.tensor([0, 0, 0, 0, 2])) == 0.375
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened(dtype):
     logits, y = torch.tensor([[0.25, 1.5], [2.0, -1.0]], dtype=dtype), torch.tensor([0, 0])  # exact in both
-    for metric in (accuracy, nll, brier, ece, over_confidence):
+    for metric in (accuracy, balanced_accuracy, nll, brier, ece, over_confidence):
         assert metric(logits, y).dtype == torch.float32
         assert torch.equal(metric(logits, y), metric(logits.float(), y))
 
@@ -201,7 +217,7 @@ def test_loss_variance_agrees_with_its_twin(losses):
     assert loss_variance(torch.tensor(losses, dtype=torch.float64)).item() == pytest.approx(expected, abs=1e-9)
 
 
-LABELLED = [accuracy, nll, brier, ece, over_confidence]
+LABELLED = [accuracy, balanced_accuracy, nll, brier, ece, over_confidence]
 
 
 @pytest.mark.parametrize("metric", LABELLED)

@@ -2,8 +2,8 @@
 
 Logits are ``[n, classes]`` with at least two classes, labels int64 ``[n]``; a single logit ``z`` becomes
 ``torch.stack([0 * z, z], dim=1)``. Half precision is widened to float32. NaN logits give NaN, except in
-:func:`accuracy`, where NaN counts as the highest logit. Under ``torch.vmap`` the scalar metrics of logits
-take a leading runs axis.
+:func:`accuracy` and :func:`balanced_accuracy`, where NaN counts as the highest logit. Under ``torch.vmap`` the scalar
+metrics of logits take a leading runs axis.
 """
 
 # The checks shared by the functions below raise what their docstrings promise.
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 __all__ = [
     "Reliability",
     "accuracy",
+    "balanced_accuracy",
     "bayes_accuracy",
     "brier",
     "ece",
@@ -85,6 +86,32 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
     """
     logits = _logits(logits, y)
     return (logits.argmax(1) == y).to(logits.dtype).mean()
+
+
+def balanced_accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Accuracy within each class, averaged over the classes that occur in ``y``; of equal logits the first counts.
+
+    A guess that ignores the inputs scores 1 / classes, however unequal the classes are.
+
+    Args:
+        logits: Logits ``[n, classes]``.
+        y: Labels, int64 ``[n]``.
+
+    Returns:
+        Balanced accuracy in [0, 1], 0-d.
+
+    Raises:
+        ValueError: If the shapes do not match.
+
+    Example:
+        >>> balanced_accuracy(torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
+        tensor(0.5000)
+    """
+    logits = _logits(logits, y)
+    member = _one_hot(y, logits)
+    right = member * (logits.argmax(1) == y)[:, None]
+    count = member.sum(0)
+    return (right.sum(0) / count.clamp(min=1)).sum() / (count > 0).sum()
 
 
 def nll(logits: Tensor, y: Tensor) -> Tensor:
