@@ -42,6 +42,11 @@ def regression(**changes):
     return Problem(**given | {"optimizer": adam, "horizon": 6} | changes)
 
 
+def noisy(x):
+    """Augment with torch's generator."""
+    return x + 0.1 * torch.randn_like(x)
+
+
 class Slow(torch.nn.Linear):
     """A module whose every pass takes a minute."""
 

@@ -190,7 +190,7 @@ def test_no_orphan_outlives_a_killed_parent(path):
 def test_no_orphan_stays_in_the_middle_of_a_long_step(path):
     code = (
         "from small import Slow, small; from flooding import Run, evaluate;"
-        f"evaluate([Run(small(model=Slow, key='slow'), l) for l in (0.1, 0.2)], ledger={str(path)!r}, workers=2)"
+        f"evaluate([Run(small(model=Slow, key='slow'), seed=s) for s in (0, 1)], ledger={str(path)!r}, workers=2)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     parent = psutil.Popen([sys.executable, "-c", code], env=environment)

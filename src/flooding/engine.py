@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -13,10 +14,12 @@ from typing import Literal
 
 import torch
 
+from flooding.checkpoints import Checkpoints
 from flooding.ledger import Ledger, default_path
 from flooding.loop import ENGINE, Row, fingerprint
-from flooding.pool import Job, Pool, can_travel, work
+from flooding.pool import Job, Pool, Ready, can_travel, lead, work
 from flooding.problem import Record, Run, describes_itself
+from flooding.sharing import can_share, trunk_of
 
 __all__ = ["cores", "evaluate", "trajectory"]
 
@@ -90,17 +93,62 @@ def evaluate(
     for number, (run, key) in enumerate(zip(runs, keys, strict=True)):
         if number not in records:
             twins.setdefault((key or number, run.epochs), []).append(number)
-    dtype = torch.get_default_dtype()
-    jobs = [Job(n, runs[n], keys[n], path, fresh, device, threads, dtype=dtype) for n, *_ in twins.values()]
+    wanted = [numbers[0] for numbers in twins.values()]
     if on_start is not None:
-        on_start([job.run for job in jobs])
-    for number, row in _trained(jobs, workers):
-        if on_row is not None:
-            on_row(row)
-        if row.record is not None:
-            key = (keys[number] or number, runs[number].epochs)
-            records |= {n: replace(row.record, run=runs[n]) for n in twins[key]}
+        on_start([runs[n] for n in wanted])
+    with _folder(path, wanted) as folder:
+        how = {"fresh": fresh, "device": device, "threads": threads, "folder": folder}
+        how["dtype"] = torch.get_default_dtype()
+        jobs = [Job(n, runs[n], keys[n], path, **how) for n in wanted]
+        trained = 0
+        for number, row in _trained(_grouped(jobs), workers):
+            if on_row is not None:
+                on_row(row)
+            if row.record is not None:
+                key = (keys[number] or number, runs[number].epochs)
+                records |= {n: replace(row.record, run=runs[n]) for n in twins[key]}
+                trained += row.record.circumstances["epochs_trained"]
+    if trained < (epochs := sum(runs[n].epochs for n in wanted)):
+        log.info("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
     return [records[number] for number in range(len(runs))]
+
+
+@contextmanager
+def _folder(path: str | None, wanted: list[int]) -> Generator[str | None, None, None]:
+    """Give the folder for checkpoints: beside the ledger, else one that lives as long as the call.
+
+    Yields:
+        Its path, or None if there is nothing to train.
+    """
+    if not wanted:
+        yield None
+    elif path is not None:
+        folder = f"{path}.checkpoints"
+        Checkpoints(folder).tidy()
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="flooding-") as folder:
+            yield folder
+
+
+def _grouped(jobs: list[Job]) -> list[Job]:
+    """Put Runs that share a beginning under a trunk of theirs."""
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        files, trunk = Checkpoints(job.folder or ""), trunk_of(job.run)
+        if job.fresh:
+            files.drop(job.name, job.run.epochs + 1)
+        alone = not can_share(job.run) or files.holds(job.name, job.run.epochs)
+        key = trajectory(trunk, device=job.device, threads=job.threads) or (id(job.run.problem), job.run.seed)
+        groups.setdefault(("alone", job.number) if alone else key, []).append(job)
+    grouped = []
+    for key, group in groups.items():
+        if len(group) == 1:
+            grouped += group
+            continue
+        named = key if isinstance(key, str) else None
+        grouped.append(group[0]._replace(run=trunk_of(group[0].run), trajectory=named, forks=tuple(group)))
+    return grouped
 
 
 def trajectory(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
@@ -144,24 +192,31 @@ def _is_own(record: Record, device: str, threads: int) -> bool:
 
 def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
     """Train jobs in worker processes where they can go there, else here."""
-    spread = workers != 0 and len(jobs) > 1
+    runs = [job.run for head in jobs for job in (head, *head.forks)]
+    spread = workers != 0 and len(runs) > 1
     away, stay = [], []
     for job in jobs:
-        (away if spread and job.threads == 1 and can_travel(job.run) else stay).append(job)
+        travels = spread and job.threads == 1 and all(can_travel(j.run) for j in (job, *job.forks))
+        (away if travels else stay).append(job)
     if stay and spread:
+        count = sum(len(job.forks) or 1 for job in stay)
         log.warning(
-            "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", len(stay)
+            "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", count
         )
     if away:
-        warm = all(describes_itself(job.run) for job in away)
+        warm = all(describes_itself(run) for run in runs)
         # Closed before the pool is given back: whatever its workers still do must have ended by then.
         with _pool(min(workers or cores(), 64), warm=warm) as pool, closing(pool.work(away)) as told:
             for number, news in told:
                 if isinstance(news, Exception):
                     raise news
                 yield from ((number, row) for row in news)
-    for job in stay:
-        yield from ((job.number, row) for row in work(job))
+    for head in stay:
+        ready = lead(head) if head.forks else [Ready(head.number)]
+        for number in [told.number for told in ready]:
+            for job in head.forks or (head,):
+                if job.number == number:
+                    yield from ((job.number, row) for row in work(job))
 
 
 _WARM: list[Pool] = []

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from flooding.levels import Seen
 from flooding.losses import Excess, PerClass, PerExample, Teacher, WaveBound, example_weight, objective
 from flooding.problem import Problem, Record, Run, merit, seeded, stream
 
-__all__ = ["ENGINE", "Row", "fingerprint", "train", "unreduced"]
+__all__ = ["ENGINE", "Row", "fingerprint", "mean_level", "train", "unreduced"]
 
 ENGINE = 1  # raised whenever the same Run gives other bits; a golden Record in the tests watches over it
 
@@ -43,6 +43,9 @@ class Row:
         record: The Record, on the last row of a Run only.
         weights: State dicts by name, on the last row only: ``best``, ``last``, and ``first_flooded`` if it was asked
             for and happened.
+        losses: Raw losses of the epoch's steps, ``[steps]``, where the Run is plain and takes one pass a step.
+        snapshot: Gives the state to go on from after this epoch, for ``resume``. It refers to tensors that the next
+            row will have changed; ``snapshot(copied=True)`` does not. None where there is nothing to go on to.
     """
 
     run: Run
@@ -50,10 +53,18 @@ class Row:
     values: dict[str, float]
     record: Record | None = None
     weights: dict[str, dict[str, Tensor]] | None = None
+    losses: Tensor | None = field(default=None, repr=False)
+    snapshot: Callable[..., dict[str, Any]] | None = field(default=None, repr=False)
 
 
 def train(
-    runs: Run | Iterable[Run], *, device: str | torch.device = "cpu", threads: int = 1, first_flooded: bool = False
+    runs: Run | Iterable[Run],
+    *,
+    device: str | torch.device = "cpu",
+    threads: int = 1,
+    first_flooded: bool = False,
+    resume: Mapping[str, Any] | None = None,
+    conclude: bool = True,
 ) -> Generator[Row, bool | None, None]:
     """Train Runs one after another and yield a row per epoch, the first before training.
 
@@ -66,6 +77,9 @@ def train(
         threads: torch threads to train with; one and two give different bits.
         first_flooded: Keep the weights from before the first step whose loss lies below the level. Costs a host sync
             per step until then.
+        resume: A :attr:`Row.snapshot` of the same Run, or of a shorter one: what follows is bit-identical to what
+            would have followed. The rows up to there are told again.
+        conclude: Whether the last row has a Record, which takes passes over the test split.
 
     Yields:
         A row per epoch.
@@ -80,7 +94,7 @@ def train(
         [0, 1, 2]
     """
     for run in [runs] if isinstance(runs, Run) else runs:
-        yield from _train(run, torch.device(device), threads, first_flooded)
+        yield from _train(run, torch.device(device), threads, first_flooded, resume, conclude)
 
 
 @dataclass
@@ -102,25 +116,80 @@ class _State:
     best: tuple[float, float] = (-math.inf, -math.inf)
     best_epoch: int = 0
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)  # of every step of a plain Run, an epoch each
+    trained: int = 0  # epochs that this Run paid for
     seconds: float = 0.0
 
 
-def _train(run: Run, device: torch.device, threads: int, keep: bool) -> Generator[Row, bool | None, None]:
+def _train(
+    run: Run, device: torch.device, threads: int, keep: bool, resume: Mapping[str, Any] | None, conclude: bool
+) -> Generator[Row, bool | None, None]:
     began = time.time()
     with _undisturbed(threads):
         splits, state = _start(run, device)
-    epoch, values = 0, {}
+    if resume is not None:
+        _restore(run, state, resume)
+    past = list(state.curves)
+    epoch, values, losses = 0, {}, None
     for epoch in range(run.epochs + 1):
-        with _undisturbed(threads, state):
-            values = _epoch(run, state, splits.train, epoch, keep) if epoch else _before(run.problem, state, splits)
-            values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.epochs)
-            _conclude(run, state, values, epoch)
-        if epoch == run.epochs or (yield Row(run, epoch, dict(values))):
+        if epoch < len(past):
+            values = past[epoch]
+        else:
+            with _undisturbed(threads, state):
+                values = _epoch(run, state, splits.train, epoch, keep) if epoch else _before(run.problem, state, splits)
+                values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.epochs)
+                _conclude(run, state, values, epoch)
+        losses = state.losses[epoch - 1] if 0 < epoch <= len(state.losses) else None
+        if epoch == run.epochs and conclude:
             break
+        if (yield Row(run, epoch, dict(values), None, None, losses, _snapshot(state, epoch))):
+            break
+    if not conclude:
+        return
+    end = None if _snapshot(state, epoch) is None or epoch == run.problem.horizon else _state(state, copied=True)
     with _undisturbed(threads, state):
         record = _record(run, state, splits)
-    told = {"began": began, "seconds": round(state.seconds, 3), "pid": os.getpid(), **_versions()}
-    yield Row(run, epoch, values, replace(record, circumstances=told), state.weights)
+    told = {"began": began, "seconds": round(state.seconds, 3), "epochs_trained": state.trained}
+    record = replace(record, circumstances={**told, "pid": os.getpid(), **_versions()})
+    yield Row(run, epoch, values, record, state.weights, losses, None if end is None else lambda **_: end)
+
+
+def _snapshot(state: _State, epoch: int) -> Callable[..., dict[str, Any]] | None:
+    """Give what takes a snapshot after an epoch, unless the state is already beyond it."""
+    return functools.partial(_state, state) if epoch == len(state.curves) - 1 else None
+
+
+def _state(state: _State, *, copied: bool = False) -> dict[str, Any]:
+    """Give all that changes while a Run trains, in types that a checkpoint may hold."""
+    told: dict[str, Any] = {"generator": list(state.generator), "controller": state.controller}
+    for name in ("model", "optimizer", "schedule", "teacher"):
+        part = getattr(state, name)
+        told[name] = None if part is None else part.state_dict()
+    told = copy.deepcopy(told) if copied else told
+    for name in ("first_loss", "best_epoch", "trained", "seconds"):
+        told[name] = getattr(state, name)
+    told |= {"curves": list(state.curves), "weights": dict(state.weights), "best": list(state.best)}  # never changed
+    told["losses"] = torch.stack(state.losses) if state.losses else None
+    return told | {"mark": _mark(state.model, state.first_loss)}
+
+
+def _restore(run: Run, state: _State, told: Mapping[str, Any]) -> None:
+    """Put a fresh state where a snapshot was taken."""
+    if told["mark"] != _mark(state.model, told["first_loss"]):
+        raise ValueError("a checkpoint must have this model's parameter shapes, got others. Train afresh.")
+    for name in ("model", "optimizer", "schedule", "teacher"):
+        if told[name] is not None:
+            getattr(state, name).load_state_dict(copy.deepcopy(told[name]))
+    state.generator = tuple(t.cpu() for t in told["generator"])
+    if told["controller"] is not None:
+        state.controller = {name: t.to(state.device) for name, t in told["controller"].items()}
+    state.curves = [dict(row) for row in told["curves"]]
+    state.losses = [] if told["losses"] is None else list(told["losses"].to(state.device))
+    state.best, state.weights = tuple(told["best"]), dict(told["weights"])
+    for name in ("first_loss", "best_epoch", "trained", "seconds"):
+        setattr(state, name, told[name])
+    if len(state.curves) > run.epochs + 1:
+        raise ValueError(f"a Run of {run.epochs} epochs cannot go on from epoch {len(state.curves) - 1}.")
 
 
 def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
@@ -182,7 +251,7 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
             optimizer.step()
         losses.append(mean)
         if level is not None:
-            levels.append(torch.as_tensor(level, dtype=torch.float32).mean())
+            levels.append(level)
             shares.append(is_flooded(loss, level).float().mean())
         if state.controller is not None and controller is not None:
             state.controller = controller.update(state.controller, Seen(loss=mean))
@@ -195,12 +264,29 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
         state.first_loss = float(losses[0])
     weights = torch.tensor([float(len(split.y[index])) for index in order])
     values["train_loss"] = float((torch.stack(losses).float().cpu() * weights).sum() / weights.sum())
-    values["level"] = float(torch.stack(levels).mean()) if levels else math.nan
+    if run.level is None and not state.again:
+        state.losses.append(torch.stack(losses))
+    state.trained += 1
+    values["level"] = mean_level(levels)
     values["flooded"] = float(torch.stack(shares).mean()) if shares else 0.0
     if outputs:
         seen = split if len(order) == 1 else split.take(torch.cat(order))
         values |= _against_labels(run.problem, "train", torch.cat(outputs), seen)
     return values
+
+
+def mean_level(levels: Sequence[Any]) -> float:
+    """Average the levels in force over the steps of an epoch.
+
+    Args:
+        levels: A number or tensor for each step.
+
+    Returns:
+        Their mean, as curves hold it; NaN where there are none.
+    """
+    if not levels:
+        return math.nan
+    return float(torch.stack([torch.as_tensor(level, dtype=torch.float32).mean() for level in levels]).mean())
 
 
 def _differentiate(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor, ids: Tensor) -> _Batch:

@@ -9,6 +9,7 @@ and its pool hangs. Here a worker is a plain Python process that calls
 from __future__ import annotations
 
 import atexit
+import collections
 import contextlib
 import json
 import os
@@ -27,18 +28,20 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
+from flooding.checkpoints import Checkpoints, Pace
 from flooding.ledger import Ledger
-from flooding.loop import Row, train
+from flooding.loop import Row, fingerprint, train
 from flooding.problem import Run
+from flooding.sharing import Trunk, past
 
-__all__ = ["Job", "Pool", "can_travel", "serve", "work"]
+__all__ = ["Job", "Pool", "Ready", "can_travel", "lead", "serve", "work"]
 
 _ATTEMPTS = 3
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from flooding.pool import serve; serve()"
 
 
 class Job(NamedTuple):
-    """What a worker needs to train one Run."""
+    """What a worker needs to train one Run, or the trunk that several share."""
 
     number: int
     run: Run
@@ -49,6 +52,19 @@ class Job(NamedTuple):
     threads: int = 1
     first_flooded: bool = False
     dtype: torch.dtype = torch.float32
+    folder: str | None = None  # of checkpoints
+    forks: tuple[Job, ...] = ()  # if there are any, the Run is their trunk and has no Record of its own
+
+    @property
+    def name(self) -> str:
+        """Name of its checkpoints."""
+        return ("trunk-" if self.forks else "") + (self.trajectory or f"run-{abs(self.number)}")
+
+
+class Ready(NamedTuple):
+    """Told by a trunk: the Run of this number can go on alone; None is the end of the trunk."""
+
+    number: int | None
 
 
 class Pool:
@@ -73,15 +89,15 @@ class Pool:
             jobs: The Runs, longest first if they differ.
 
         Yields:
-            The number of a job, and a list of rows or an exception. The last row of a job carries its Record.
+            The number of a job, and a list of rows or an exception. The last row of a job carries its Record; trunks
+            have no rows.
 
         Raises:
             RuntimeError: If a Run's worker died three times, as it does when memory runs out.
         """
-        waiting, busy, died = list(reversed(jobs)), {}, dict.fromkeys((job.number for job in jobs), 0)
+        waiting, busy, died = list(reversed(jobs)), {}, collections.Counter()
         try:
-            for worker in self._workers[: len(jobs)]:
-                self._give(worker, waiting.pop(), busy)
+            self._deal(waiting, busy)
             while busy:
                 worker, news = self._news.get()
                 if worker not in busy:
@@ -97,14 +113,30 @@ class Pool:
                     self._give(worker, busy.pop(worker), busy)
                     continue
                 ended = isinstance(news, Exception)
-                yield job.number, news if ended else [replace(row, run=job.run) for row in news]
-                if ended or news[-1].record is not None:
+                if ended:
+                    yield job.number, news
+                for item in [] if ended else news:
+                    if not isinstance(item, Ready):
+                        yield job.number, [replace(item, run=job.run)]
+                        ended = item.record is not None
+                    elif item.number is None:
+                        ended = True
+                    else:
+                        waiting += [fork for fork in job.forks if fork.number == item.number]
+                        job = job._replace(forks=tuple(f for f in job.forks if f.number != item.number))
+                        busy[worker] = job
+                if ended:
                     busy.pop(worker)
-                    if waiting:
-                        self._give(worker, waiting.pop(), busy)
+                self._deal(waiting, busy)
         finally:
             for worker in busy:  # left early: what these still do concerns nobody
                 self._replace(worker)
+
+    def _deal(self, waiting: list[Job], busy: dict[_Worker, Job]) -> None:
+        """Give what waits to whoever has nothing to do."""
+        for worker in list(self._workers):
+            if waiting and worker not in busy:
+                self._give(worker, waiting.pop(), busy)
 
     def _give(self, worker: _Worker, job: Job, busy: dict[_Worker, Job]) -> None:
         if worker.gone:  # perhaps long ago, while it had nothing to do
@@ -202,29 +234,83 @@ def can_travel(run: Run) -> bool:
 
 
 def work(job: Job) -> Iterator[Row]:
-    """Train one Run and store its Record.
+    """Train one Run and store its Record, from its checkpoint if there is one.
 
     Args:
         job: The Run and where its Record goes.
 
     Yields:
         Rows.
+
+    Raises:
+        ValueError: If a checkpoint under a user's key is not this Run's.
     """
-    rows = train(job.run, device=job.device, threads=job.threads, first_flooded=job.first_flooded)
-    if job.ledger is None or job.trajectory is None:
-        yield from rows
-        return
-    ledger = Ledger(job.ledger)
+    files = None if job.folder is None or job.first_flooded else Checkpoints(job.folder)
+    resume = None if files is None else files.find(job.name, job.run.epochs)
+    promised = resume is not None and job.run.problem.key is not None and len(resume["curves"]) > 1
+    if resume is not None and promised and resume["mark"] != fingerprint(job.run, job.device, job.threads):
+        raise ValueError(
+            f"a checkpoint must have this problem's parameter shapes and first batch loss, but one in {job.folder} "
+            "has others: the problem changed. Change its key too."
+        )
+    first = job.first_flooded
+    rows = train(job.run, device=job.device, threads=job.threads, first_flooded=first, resume=resume)
+    pace = None if files is None else Pace(files, job.name)
+    ledger = None if job.ledger is None or job.trajectory is None else Ledger(job.ledger)
     try:
-        ledger.start(job.trajectory, job.run.epochs)
+        if ledger is not None:
+            ledger.start(job.name, job.run.epochs)
         for row in rows:
-            if row.record is not None:
-                ledger.add(
-                    job.trajectory, row.record, replace=job.fresh
-                )  # before anybody is told: a killed parent loses nothing
+            if row.record is None:
+                if pace is not None:
+                    pace.see(row)
+            else:
+                if ledger is not None:  # before anybody is told: a killed parent loses nothing
+                    ledger.add(job.name, row.record, replace=job.fresh)
+                if files is not None:
+                    _leave(files, job, row)
             yield row
     finally:
-        ledger.close()
+        if ledger is not None:
+            ledger.close()
+
+
+def _leave(files: Checkpoints, job: Job, row: Row) -> None:
+    """Remove the checkpoints of a Run that ended; leave one where a longer Run may go on."""
+    if row.snapshot is not None and job.trajectory is not None:
+        files.save(job.name, row.epoch, {**row.snapshot(), "trained": 0, "seconds": 0.0})
+    else:
+        files.drop(job.name, row.epoch + 1)
+
+
+def lead(job: Job) -> Iterator[Ready]:
+    """Train a trunk, and leave a checkpoint for each Run that parts from it.
+
+    Args:
+        job: The trunk and its forks.
+
+    Yields:
+        Who can go on, and when the trunk has ended.
+    """
+    assert job.folder is not None
+    files, forks = Checkpoints(job.folder), {fork.number: fork for fork in job.forks}
+    runs = {number: fork.run for number, fork in forks.items()}
+    trunk = Trunk(runs)
+    run = replace(job.run, until=trunk.epochs)
+    resume = files.find(job.name, trunk.epochs)
+    if resume is not None and any(True for row in past(run, resume) for _ in Trunk(runs).follow(row)):
+        resume = None  # somebody new leaves before it
+    pace = Pace(files, job.name)
+    for row in train(run, device=job.device, threads=job.threads, resume=resume, conclude=False):
+        for number, epoch, state in trunk.follow(row):
+            if state is not None:
+                files.save(forks[number].name, epoch, state)
+            yield Ready(number)
+        if not len(trunk):
+            break
+        pace.see(row)
+    files.drop(job.name, run.epochs + 1)
+    yield Ready(None)
 
 
 def serve() -> None:
@@ -248,19 +334,22 @@ def serve() -> None:
             os.chdir(folder)
             job = pickle.loads(packed)
             torch.set_default_dtype(job.dtype)
-            for rows in _gathered(work(job)):
+            for rows in _gathered(lead(job) if job.forks else work(job)):
                 _write(pipe_out, rows)
         except Exception as error:  # ruff: ignore[blind-except] -- the parent raises it, whatever it is
             _write(pipe_out, _portable(error))
 
 
-def _gathered(rows: Iterator[Row], seconds: float = 0.1) -> Iterator[list[Row]]:
+def _gathered(rows: Iterator[Row] | Iterator[Ready], seconds: float = 0.1) -> Iterator[list[Row | Ready]]:
     """Bundle rows, without what the parent has or does not need, so that telling costs next to nothing."""
     bundle, told = [], time.monotonic()
     for row in rows:
-        record = None if row.record is None else replace(row.record, run=None)
-        bundle.append(replace(row, run=None, record=record, weights=None))
-        if record is not None or time.monotonic() - told > seconds:
+        urgent = isinstance(row, Ready) or row.record is not None
+        if isinstance(row, Row):
+            record = None if row.record is None else replace(row.record, run=None)
+            row = Row(None, row.epoch, row.values, record)  # type: ignore[arg-type]
+        bundle.append(row)
+        if urgent or time.monotonic() - told > seconds:
             yield bundle
             bundle, told = [], time.monotonic()
 

@@ -1,0 +1,240 @@
+"""Runs that share a beginning, and Runs that go on from a checkpoint, are bit-identical to training alone."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
+
+from flooding import Run, evaluate, train
+from flooding.baselines import SAM
+from flooding.checkpoints import Checkpoints, Pace
+from flooding.levels import Delayed, Heuristic, Plateau, Range, Warmup
+from flooding.loop import Row
+from flooding.losses import Hinge, IFlood, SoftAD, WaveBound
+from flooding.sharing import Trunk, can_share
+from small import noisy, normed, regression, small
+
+GRID = [0.05 * n for n in range(26)]
+CONTROLLERS = [
+    Delayed(0.2, until_loss=0.4),
+    Delayed(0.2, until_accuracy=0.9),
+    Warmup(0.4, 12),
+    Heuristic(until_loss=0.5),
+    Plateau(0.2),
+    Range(0.7, 0.0, 40),
+]
+
+
+def alone(run):
+    *_, row = train(run)
+    return row
+
+
+def check(runs, **how):
+    """Compare shared Runs with Runs alone, bit for bit; return the share of steps that was taken."""
+    weights = {}
+
+    def on_row(row):
+        if row.weights is not None:
+            weights[id(row.run)] = row.weights["last"]
+
+    records = evaluate(runs, on_row=on_row, **{"ledger": False, "workers": 0} | how)
+    for run, record in zip(runs, records, strict=True):
+        row = alone(run)
+        assert record.measured == row.record.measured, run.level
+        if id(run) in weights:
+            assert all(torch.equal(t, row.weights["last"][name]) for name, t in weights[id(run)].items())
+    return sum(r.circumstances["epochs_trained"] for r in records) / sum(r.epochs for r in runs)
+
+
+PROBLEMS = {
+    "full batch": partial(small, horizon=25),
+    "mini-batches, batch norm, dropout, augmentation, schedule": partial(
+        normed, horizon=12, augment=noisy, schedule=partial(StepLR, step_size=3), key="noisy"
+    ),
+    "plateau schedule": partial(normed, horizon=12, schedule=partial(ReduceLROnPlateau, patience=1)),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_level_of_a_grid_of_26_is_bit_identical_and_steps_are_saved(name, workers):
+    share = check([Run(PROBLEMS[name](), level) for level in [None, *GRID]], workers=workers)
+    assert share < 1
+
+
+@pytest.mark.parametrize("make", [partial(small, horizon=25), partial(normed, horizon=12)])
+def test_controllers_share_too(make):
+    assert check([Run(make(), level) for level in [*CONTROLLERS, 0.1, None]]) < 1
+
+
+def test_hinge_shares_and_methods_that_act_from_the_first_step_do_not():
+    runs = [Run(small(horizon=25), 0.2, method=Hinge()), Run(small(horizon=25), 0.2), Run(small(horizon=25))]
+    assert all(can_share(run) for run in runs)
+    assert check(runs) < 1
+    others = [Run(small(), 0.2, method=m) for m in (IFlood(), SoftAD(), SAM())] + [Run(small(), method=WaveBound(0.01))]
+    assert not any(can_share(run) for run in others)
+    assert check(others) == 1
+
+
+def test_runs_that_stop_early_share():
+    problem = small(horizon=30)
+    runs = [Run(problem, level, until=until) for level in (None, 0.0, 0.3) for until in (5, 17, 30)]
+    assert check(runs) < 1
+
+
+def test_a_regression_shares():
+    problem = regression(horizon=20)
+    assert check([Run(problem, level) for level in (None, 0.05, 0.2, 1.0)]) < 1
+
+
+def test_an_optimizer_with_several_passes_a_step_does_not_share():
+    problem = small(optimizer=torch.optim.LBFGS, horizon=3)
+    assert check([Run(problem, level) for level in (None, 0.2)]) == 1
+
+
+def test_the_last_to_leave_pays_for_the_trunk_and_nobody_else():
+    problem = small(horizon=25)
+    levels = [0.25, 0.3, 0.5]
+    records = evaluate([Run(problem, level) for level in levels], ledger=False, workers=0)
+    left = [int((record.curves["train_loss"][1:] <= record.level).argmax()) for record in records]
+    assert [r.circumstances["epochs_trained"] for r in records] == [25 + 1, 25 - left[1], 25 - left[2]], left
+
+
+def test_a_stale_snapshot_is_as_good():
+    problem = small(horizon=25)
+    trunk, seen = Trunk({0: Run(problem, 0.5)}), []
+    for row in train(Run(problem), conclude=False):
+        late = row.epoch > 2
+        for _, epoch, state in trunk.follow(Row(row.run, row.epoch, row.values, losses=row.losses) if late else row):
+            seen.append((epoch, state))
+    [(epoch, state)] = seen
+    assert epoch == 2
+    *_, resumed = train(Run(problem, 0.5), resume=state)
+    assert resumed.record.measured == alone(Run(problem, 0.5)).record.measured
+
+
+RESUMED = {
+    "plain": Run(normed(horizon=9)),
+    "flooded": Run(normed(horizon=9), 0.4),
+    "controller": Run(normed(horizon=9), Heuristic(until_loss=0.6)),
+    "schedule": Run(normed(horizon=9, schedule=partial(CosineAnnealingLR, T_max=9)), 0.4),
+    "plateau schedule": Run(normed(horizon=9, schedule=partial(ReduceLROnPlateau, patience=1)), 0.4),
+    "teacher": Run(normed(horizon=9), method=WaveBound(0.01)),
+    "sam": Run(normed(horizon=9), method=SAM()),
+    "lbfgs": Run(small(horizon=9, optimizer=torch.optim.LBFGS)),
+    "momentum": Run(normed(horizon=9, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9)), 0.4),
+    "augmented": Run(normed(horizon=9, augment=noisy), 0.4),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("at", [0, 1, 5, 9])
+def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
+    run, files = RESUMED[name], Checkpoints(tmp_path)
+    for row in train(run, conclude=False):
+        if row.epoch == at:
+            assert files.save("run", at, row.snapshot())
+            break
+    rows = list(train(run, resume=files.find("run", 9)))
+    whole = list(train(run))
+    assert [row.epoch for row in rows] == list(range(10))
+    assert [str(row.values) for row in rows] == [str(row.values) for row in whole]
+    assert rows[-1].record.measured == whole[-1].record.measured
+    assert all(torch.equal(t, rows[-1].weights["last"][n]) for n, t in whole[-1].weights["last"].items())
+
+
+def test_a_longer_run_goes_on_where_a_shorter_one_stopped(tmp_path):
+    problem, told = small(horizon=30), []
+    for until in (5, 15, 30):
+        run = Run(problem, 0.3, until=until)
+        [record] = evaluate([run], ledger=tmp_path / "ledger.sqlite", workers=0)
+        assert record.measured == alone(run).record.measured
+        told.append(record.circumstances["epochs_trained"])
+    assert told == [5, 10, 15]
+    assert not list((tmp_path / "ledger.sqlite.checkpoints").iterdir())  # nobody can go on from the horizon
+
+
+def test_fresh_ignores_checkpoints(tmp_path):
+    problem = small(horizon=30)
+    for until, fresh in ((5, False), (15, True)):
+        run = Run(problem, 0.3, until=until)
+        [record] = evaluate([run], ledger=tmp_path / "ledger.sqlite", workers=0, fresh=fresh)
+    assert record.circumstances["epochs_trained"] == 15
+
+
+FACTOR = {"by": 1.0}
+
+
+def scaled(output, y):
+    """Change its behaviour under the same name, as edited code does."""
+    return FACTOR["by"] * torch.nn.functional.cross_entropy(output, y)
+
+
+def test_a_checkpoint_under_a_users_key_must_be_the_problems_own(tmp_path, monkeypatch):
+    path, problem = tmp_path / "ledger.sqlite", small(horizon=9, key="mine", loss=scaled)
+    evaluate([Run(problem, 0.3, until=5)], ledger=path, workers=0)
+    monkeypatch.setitem(FACTOR, "by", 2.0)
+    with pytest.raises(ValueError, match="Change its key too"):
+        evaluate([Run(problem, 0.3)], ledger=path, workers=0)
+
+
+def test_a_broken_checkpoint_costs_time_and_no_result(tmp_path, caplog):
+    path, run = tmp_path / "ledger.sqlite", Run(small(horizon=9), 0.3)
+    evaluate([Run(small(horizon=9), 0.3, until=5)], ledger=path, workers=0)
+    [file] = (tmp_path / "ledger.sqlite.checkpoints").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    [record] = evaluate([run], ledger=path, workers=0)
+    assert record.measured == alone(run).record.measured
+    assert "cannot be read" in caplog.text
+    assert not file.exists()
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    files = Checkpoints(tmp_path / "file" / "folder")
+    assert not files.save("run", 3, {"x": torch.zeros(2)})
+    assert "goes on without one" in caplog.text
+    assert files.find("run", 9) is None
+
+
+def test_a_disk_that_fills_up_leaves_no_half_written_file(tmp_path, monkeypatch, caplog):
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert not Checkpoints(tmp_path).save("run", 3, {})
+    assert list(tmp_path.iterdir()) == []
+    assert "No space left" in caplog.text
+
+
+def test_tidying_removes_the_oldest(tmp_path):
+    files = Checkpoints(tmp_path)
+    for epoch in (1, 2, 3):
+        files.save("run", epoch, {"x": torch.zeros(1000)}, only=False)
+        path = tmp_path / f"run-{epoch}.pt"
+        import os
+
+        os.utime(path, (epoch, epoch))
+    size = path.stat().st_size
+    files.tidy(limit=2 * size)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run-2.pt", "run-3.pt"]
+
+
+def test_a_run_is_due_after_thirty_seconds_and_rarely_where_writing_is_slow(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("flooding.checkpoints.time.monotonic", lambda: now[0])
+    files, written = Checkpoints(tmp_path), []
+
+    def save(name, epoch, state):
+        written.append((epoch, now[0]))
+        now[0] += 2.0  # slow: 2 % of the time is one in 100 s
+
+    monkeypatch.setattr(files, "save", save)
+    pace = Pace(files, "run")
+    for epoch in range(300):
+        pace.see(Row(None, epoch, {}, snapshot=dict))
+        now[0] += 1.0
+    assert [at for _, at in written] == [30.0, 132.0, 234.0]
