@@ -1,5 +1,7 @@
 """Tables are divided without overlap, standardised on training rows alone, and noisy only where they should be."""
 
+import gzip
+import hashlib
 import statistics
 import sys
 
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from flooding.data.tables import digits, split_table
+from flooding.data import files
+from flooding.data.tables import digits, higgs7k, letter, spambase, split_table, twonorm
 
 
 def numbered(rows=40, columns=3):
@@ -84,6 +87,21 @@ def test_the_seed_decides_the_division():
     assert set(first.test.y.tolist()) != set(other.test.y.tolist())
 
 
+def test_rows_of_a_test_set_elsewhere_are_in_every_test_split_and_scale_nothing():
+    x, y = numbered()
+    more = np.full((5, 3), 1e6), np.arange(5) + 100
+    for seed in (0, 1):
+        plain = split_table(x, y, 20, 12, seed=seed)
+        splits = split_table(x, y, 20, 12, more_test=more, seed=seed)
+        assert splits.test.y.tolist() == [*plain.test.y.tolist(), 100, 101, 102, 103, 104]
+        assert torch.equal(splits.train.x, plain.train.x)
+        assert torch.equal(splits.val.x, plain.val.x)
+        assert torch.equal(splits.test.x[:8], plain.test.x)
+        expected = (1e6 - x[plain.train.y].mean(0)) / x[plain.train.y].std(0)
+        assert torch.allclose(splits.test.x[8:].double(), torch.from_numpy(expected), rtol=1e-6)
+    assert len(split_table(x, y, 20, 20, more_test=more, seed=0).test) == 5  # then no row need be left
+
+
 def test_tensors_and_arrays_give_the_same_splits():
     x, y = numbered()
     from_arrays = split_table(x, y, 20, 12, seed=0)
@@ -99,6 +117,9 @@ def test_tensors_and_arrays_give_the_same_splits():
         ({"n_train": 1}, "at least 2 and leave a test row, got 1 and 3 of 10"),
         ({"n_val": 1}, "at least 2 and leave a test row, got 6 and 1 of 10"),
         ({"n_val": 4}, "leave a test row, got 6 and 4 of 10"),
+        ({"n_val": 5, "more_test": (np.zeros((1, 2)), np.zeros(1, int))}, "at least 2, got 6 and 5 of 10"),
+        ({"more_test": (np.zeros((1, 3)), np.zeros(1, int))}, "more_test must have the 2 columns of x, got 3"),
+        ({"more_test": (np.full((1, 2), np.inf), np.zeros(1, int))}, "inputs must be finite"),
         ({"label_noise": 1.0}, r"\[0, 1\), got 1.0"),
         ({"y": np.arange(10) / 2}, "y must be classes"),
         ({"y": np.arange(10) - 1}, "y must be classes"),
@@ -137,3 +158,63 @@ def test_digits_without_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'flooding\[experiments\]'"):
         digits(seed=0)
+
+
+def serve(folder, monkeypatch, name, content):
+    """Put a file into FLOODING_DATA and take it for the official one."""
+    (folder / "tables").mkdir(exist_ok=True)
+    (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setenv("FLOODING_DATA", str(folder))
+    monkeypatch.setitem(files.FILES, name, ("https://example.invalid", hashlib.sha256(content).hexdigest()))
+
+
+def written(x, y, label_first):
+    rows = ([label, *row] if label_first else [*row, label] for row, label in zip(x.tolist(), y.tolist(), strict=True))
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize("load", [spambase, letter, twonorm], ids=lambda load: load.__name__)
+def test_the_tables_of_pmlb_are_read_and_their_classes_counted_from_0(load, tmp_path, monkeypatch):
+    x, y = numbered()[0], np.arange(40) % 3
+    content = b"one\ttwo words\tthree\ttarget\n" + written(x, y + 1, label_first=False)
+    serve(tmp_path, monkeypatch, f"tables/{load.__name__}.tsv", content)
+    found = load(0.2, n_train=20, n_val=12, seed=3)
+    assert found.sha256 == split_table(x, y, 20, 12, 0.2, seed=3).sha256
+
+
+def test_the_two_parts_of_higgs_are_read_and_its_test_rows_stay_test_rows(tmp_path, monkeypatch):
+    (x, _), y = numbered(), np.arange(40) % 2
+    for part, rows in {"train": slice(0, 30), "test": slice(30, 40)}.items():
+        serve(tmp_path, monkeypatch, f"tables/higgs7k.{part}", written(x[rows], y[rows], label_first=True))
+    found = higgs7k(0.2, n_train=15, n_val=10, seed=3)
+    more = x[30:], y[30:]
+    assert found.sha256 == split_table(x[:30], y[:30], 15, 10, 0.2, more_test=more, seed=3).sha256
+
+
+@pytest.mark.parametrize(
+    ("load", "sizes", "flips", "columns", "classes", "least"),
+    [
+        (spambase, [1000, 500, 3101], [100, 50], 57, 2, 0.8),
+        (letter, [4000, 1000, 15_000], [400, 100], 16, 26, 0.5),
+        (higgs7k, [3500, 1500, 2500], [0, 0], 28, 2, 0.56),
+        (twonorm, [4000, 1000, 2400], [0, 0], 20, 2, 0.96),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_the_official_tables_as_the_settings_table_says(load, sizes, flips, columns, classes, least):
+    if any(files.find(name) is None for name in files.FILES if name.startswith(f"tables/{load.__name__}.")):
+        pytest.skip(f"tables/{load.__name__} is neither in FLOODING_DATA nor in the cache")
+    splits = load(seed=0)
+    assert [len(s) for s in (splits.train, splits.val, splits.test)] == sizes
+    assert splits.train.x.shape[1] == columns
+    assert splits.classes == classes
+    clean = [s.y if s.clean is None else s.clean for s in (splits.train, splits.val)]
+    assert [int((s.y != c).sum()) for s, c in zip((splits.train, splits.val), clean, strict=True)] == flips
+    assert splits.test.clean is None
+    fit = splits.train.x.double()
+    assert torch.allclose(fit.mean(0), torch.zeros(1, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(fit.std(0, correction=0), torch.ones(1, dtype=torch.float64), atol=1e-6)
+    # The nearest class mean, far above what inputs and labels out of step would give.
+    centres = torch.stack([splits.train.x[clean[0] == c].mean(0) for c in range(classes)])
+    found = torch.cdist(splits.test.x, centres).argmin(1) == splits.test.y
+    assert float(found.double().mean()) > least
