@@ -15,6 +15,7 @@ from flooding.metrics import (
     brier,
     ece,
     filter_normalized_gradient_norm,
+    gradient_accordance,
     gradient_norm,
     kl_to_posterior,
     loss_variance,
@@ -286,6 +287,8 @@ def test_shapes_that_do_not_match_are_refused(metric, logits, y, message):
         (lambda: gradient_norm(nn.ReLU()), "trainable parameters, got none"),
         (lambda: gradient_norm(nn.Linear(1, 1), torch.zeros(2)), r"scalar, got shape \[2\]"),
         (lambda: filter_normalized_gradient_norm(nn.LayerNorm(2)), "two or more axes, got none"),
+        (lambda: gradient_accordance(nn.Linear(1, 1), []), "at least two batches, got 0"),
+        (lambda: gradient_accordance(nn.Linear(1, 1), [torch.zeros(2)]), r"scalar, got shape \[2\]"),
     ],
 )
 def test_wrong_arguments_are_refused(call, message):
@@ -382,3 +385,35 @@ def test_filter_normalised_norm_is_the_slope_along_normalised_directions():
             model.weight.copy_(weight + h * direction)
             values.append(loss().item())
     assert norm.item() == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_gradient_accordance_agrees_with_its_twin(kind):
+    model, loss = a_network(kind)
+    losses = [loss, -loss + sum(w.square().sum() for w in model.parameters()), loss.sin()]
+    gradients = []
+    for each in losses:
+        model.zero_grad()
+        each.backward(retain_graph=True)
+        gradients.append([g for w in model.parameters() for g in w.grad.flatten().tolist()])
+    kept = [w.grad.clone() for w in model.parameters()]
+    cosines = [
+        sum(a * b for a, b in zip(gradients[i], gradients[j], strict=True))
+        / math.sqrt(sum(a * a for a in gradients[i]) * sum(b * b for b in gradients[j]))
+        for i in range(3)
+        for j in range(3)
+        if i != j
+    ]
+    found = gradient_accordance(model, losses)
+    assert found.item() == pytest.approx(sum(cosines) / 6, rel=1e-9)
+    assert not found.requires_grad
+    assert all(torch.equal(w.grad, g) for w, g in zip(model.parameters(), kept, strict=True))
+
+
+def test_gradient_accordance_at_its_ends():
+    model = nn.Linear(2, 1, bias=False)
+    loss = model(torch.tensor([3.0, 4.0])).sum()
+    assert gradient_accordance(model, [loss, 2 * loss]).item() == pytest.approx(1)
+    assert gradient_accordance(model, [loss, -loss]).item() == pytest.approx(-1)
+    assert gradient_accordance(model, [loss, 0 * loss]).item() == 0
+    assert gradient_accordance(model, [loss, math.nan * loss]).isnan()

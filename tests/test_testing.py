@@ -1,13 +1,20 @@
-"""The contract for controllers passes ours and catches controllers that are bad on purpose, each in one way."""
+"""The contracts pass ours, and catch controllers and strategies that are bad on purpose, each in one way."""
 
 import math
+import random
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from flooding.levels import Constant, Delayed, Heuristic, Plateau, Range, Warmup
-from flooding.testing import check_controller
+from flooding.metrics import balanced_accuracy
+from flooding.problem import Run, Score
+from flooding.strategies import Found, Suggestion, best_level, late
+from flooding.testing import check_controller, check_strategy, make_up
+from small import regression, small
 
 
 class Following:
@@ -346,3 +353,127 @@ def test_a_training_of_one_epoch_is_too_short():
     with pytest.raises(ValueError, match="steps must be at least 8, got 7"):
         check_controller(Constant(0.1), steps=7)
     check_controller(Constant(0.1), steps=8)
+
+
+PROBLEM = small(horizon=10)
+
+
+def good(levels=(0.0, 0.1, 0.2), ask=None, finish=None):
+    """A grid with a fault to be put in."""
+    records = yield [Run(PROBLEM, level) for level in levels] if ask is None else ask()
+    level = best_level(records)
+    found = Found("good", Run(PROBLEM, level or None), (Suggestion("good", level),))
+    return found if finish is None else finish(records)  # ruff: ignore[return-in-generator]
+
+
+def told(level, *suggestions):
+    return Found("bad", Run(PROBLEM, level), suggestions)
+
+
+def asks_nothing():
+    yield from ()
+    return told(None)  # ruff: ignore[return-in-generator]
+
+
+def test_good_strategies_pass():
+    check_strategy(good)
+    check_strategy(asks_nothing)
+
+
+def asks_for_ever():
+    while True:
+        yield [Run(PROBLEM)]
+
+
+def ignores_nan(records):
+    return told(max(records, key=lambda r: r.finals.get("last.val_accuracy", 0)).level)
+
+
+def trusts_the_last(records):
+    return told(records[-1].level)
+
+
+def trusts_the_first(records):  # level 0, which is found as None
+    return told(records[0].level or None)
+
+
+def needs_accuracy(records):
+    return told(max(records, key=lambda r: (late(r), r.finals["last.val_accuracy"])).level or None)
+
+
+def needs_one_that_is_sound(records):
+    return told(next(r.level for r in records if late(r) > (-math.inf, -math.inf)) or None)
+
+
+calls = []
+
+
+def changes_its_mind():
+    calls.append(0)
+    return told(None, Suggestion("bad", None, note=str(len(calls))))
+
+
+def other_runs():
+    calls.append(0)
+    return [Run(PROBLEM, 0.1, seed=len(calls))]
+
+
+def draws(generator):
+    generator()
+    return [Run(PROBLEM, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "rule"),
+    [
+        (lambda: good(ask=lambda: Run(PROBLEM)), TypeError, "must yield lists of Runs, got Run"),
+        (lambda: good(ask=lambda: [0.1]), TypeError, r"must yield lists of Runs, got \[0.1\]"),
+        (lambda: good(ask=list), AssertionError, "must not yield an empty list"),
+        (lambda: good(levels=(0.1, 0.2, 0.1)), AssertionError, "must not hold the same Run twice"),
+        (asks_for_ever, AssertionError, "a strategy must end, got 1000 lists"),
+        (lambda: good(finish=lambda _: None), TypeError, "must return a Found with a Run, got None"),
+        (lambda: good(finish=lambda _: Found("bad", 0.1)), TypeError, "must return a Found with a Run"),
+        (lambda: good(finish=lambda _: told(0.1, Suggestion("bad", 0.1, 0.2, 0.3))), AssertionError, "low <= level"),
+        (lambda: good(finish=lambda _: told(0.1, Suggestion("bad", None, 0.4, 0.3))), AssertionError, "low <= level"),
+        (lambda: good(finish=lambda _: changes_its_mind()), AssertionError, "make a strategy find the same, got"),
+        (lambda: good(ask=other_runs), AssertionError, "make a strategy ask the same Runs"),
+        (lambda: good(finish=ignores_nan), AssertionError, "whose validation loss is NaN must not be chosen"),
+        (lambda: good(finish=trusts_the_last), AssertionError, "is NaN must not be chosen .*, got 0.2"),
+        (lambda: good(finish=trusts_the_first), AssertionError, "is NaN must not be chosen .*, got 0.0"),
+        (lambda: good(finish=needs_accuracy), KeyError, "last.val_accuracy"),
+        (lambda: good(finish=needs_one_that_is_sound), RuntimeError, "StopIteration"),
+        (lambda: good(ask=lambda: draws(lambda: torch.rand(1))), AssertionError, "generators must be left alone"),
+        (lambda: good(ask=lambda: draws(np.random.rand)), AssertionError, "generators must be left alone"),
+        (lambda: good(ask=lambda: draws(random.random)), AssertionError, "generators must be left alone"),
+    ],
+)
+def test_bad_strategies_are_caught_by_the_rule_they_break(bad, error, rule):
+    with pytest.raises(error, match=rule):
+        check_strategy(bad)
+
+
+def test_a_made_up_record_is_one():
+    problem = replace(PROBLEM, horizon=40)
+    record = make_up(Run(problem, Delayed(0.1, until_loss=0.01), until=20))
+    curve = record.curves["level"]
+    assert math.isnan(curve[0])
+    assert curve[1] == -math.inf
+    assert curve[-1] == np.float32(0.1)
+    assert record.curves["train_loss"].min() < 0.01 < record.finals["last.train_loss"]
+    assert {len(values) for values in record.curves.values()} == {21}
+    assert record.finals["epochs"] == 20
+    assert record.finals["best.val_accuracy"] == pytest.approx(record.curves["val_accuracy"][1:].max())
+    assert make_up(record.run).measured == record.measured
+    best = best_level(make_up(Run(problem, level)) for level in (0.0, 0.02, 0.1, 0.3, 0.5))
+    assert best == 0.1
+    sick = make_up(Run(problem, 0.1), diverges=True)
+    assert late(sick) == late(sick, 0.5) == (-math.inf, -math.inf)
+
+
+def test_a_made_up_record_measures_what_the_problem_does():
+    watched = replace(PROBLEM, watch=lambda model, problem, splits: {"norm": 3.0})
+    assert make_up(Run(watched)).curves["norm"].tolist() == pytest.approx(np.linspace(1, -1, 11).tolist())
+    scored = replace(PROBLEM, score=Score(balanced_accuracy, greater_is_better=False))
+    finals = make_up(Run(scored)).finals
+    assert finals["last.val_score"] == -finals["last.val_accuracy"]
+    assert not any("accuracy" in name for name in make_up(Run(regression()), accuracy=False).finals)

@@ -10,6 +10,7 @@ metrics of logits take a leading runs axis.
 # ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "brier",
     "ece",
     "filter_normalized_gradient_norm",
+    "gradient_accordance",
     "gradient_norm",
     "kl_to_posterior",
     "loss_variance",
@@ -356,6 +358,42 @@ def filter_normalized_gradient_norm(model: nn.Module, loss: Tensor | None = None
     if not filters:
         raise ValueError("the model must have a weight of two or more axes, got none. Use gradient_norm.")
     return _norm([w.flatten(1).norm(dim=1) * g.flatten(1).norm(dim=1) for w, g in filters])
+
+
+def gradient_accordance(model: nn.Module, losses: Iterable[Tensor]) -> Tensor:
+    """Mean cosine between the gradients of different batches: ``mean over i != j of cos(g_i, g_j)``.
+
+    Near 1 the batches pull the same way; below 0 a step for one batch undoes, on average, what another learnt. A
+    gradient of 0 has cosine 0 with every other. The gradients are taken afresh and ``.grad`` is left alone.
+
+    Args:
+        model: Network with at least one trainable parameter.
+        losses: Scalar losses of at least two batches; a generator keeps one graph at a time.
+
+    Returns:
+        Accordance in [-1 / (batches - 1), 1], 0-d.
+
+    Raises:
+        ValueError: If the model has nothing to train, there are fewer than two losses, or one is not a scalar.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> inputs = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+        >>> gradient_accordance(model, (model(x).sum() for x in inputs))
+        tensor(0.3333)
+
+    References:
+        Liu et al., *Flooding-X*, ACL 2022, section 3.
+    """
+    units = []
+    for loss in losses:
+        gradient = torch.cat([_wide(g).flatten() for _, g in _gradients(model, loss)])
+        units.append(nn.functional.normalize(gradient, dim=0))
+    if len(units) < 2:
+        raise ValueError(f"accordance needs the losses of at least two batches, got {len(units)}. Use smaller batches.")
+    among = torch.stack(units)
+    cosines = among @ among.T
+    return (cosines.sum() - cosines.trace()) / (len(units) * (len(units) - 1))
 
 
 def _gradients(model: nn.Module, loss: Tensor | None) -> list[tuple[Tensor, Tensor]]:

@@ -7,15 +7,20 @@ import io
 import itertools
 import math
 import pickle
+import random
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flooding.levels import Controller, Seen, State, fold
+from flooding.levels import Controller, Seen, State, as_controller, fold
+from flooding.problem import Record, Run, merit
+from flooding.strategies import Found, Strategy
 
-__all__ = ["check_controller"]
+__all__ = ["check_controller", "check_strategy", "make_up"]
 
 _STEPS_PER_EPOCH = 4
 
@@ -61,6 +66,175 @@ def check_controller(controller: Controller, *, steps: int = 40, compiled: bool 
     _check_nan(controller, seens)
     if compiled:
         _check_compiled(controller, seens)
+
+
+def check_strategy(make: Callable[[], Strategy]) -> None:
+    """Check that a strategy keeps the protocol of :mod:`flooding.strategies`.
+
+    It is driven with made-up Records (see :func:`make_up`), each time twice: with accuracies and with losses alone,
+    with NaN validation losses for half of the levels, for the other half, and for all. Checked are: that it
+    yields non-empty lists of Runs, none twice in a list, and ends; that the same Records make it ask the same Runs and
+    find the same; that it ends with a Found whose ``run`` is a Run and whose suggestions have ``low <= level <= high``;
+    that it never finds a level whose validation loss was NaN while there are others; that torch's, NumPy's and
+    Python's global generators are left alone. It may ask nothing at all.
+
+    Args:
+        make: A callable that gives a fresh generator each time.
+
+    Raises:
+        TypeError: If it yields or returns something of the wrong kind.
+        AssertionError: If any other rule is broken; the message names it.
+
+    Example:
+        >>> from functools import partial
+        >>> from flooding import Problem
+        >>> from flooding.data.synthetic import two_gaussians
+        >>> from flooding.models import mlp
+        >>> from flooding.strategies.grid import grid
+        >>> problem = Problem(data=two_gaussians, model=partial(mlp, 10, 2, width=20), horizon=10)
+        >>> check_strategy(lambda: grid(problem, [0.0, 0.1, 0.2]))
+    """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
+    before = _global_generators()
+    for accuracy in (True, False):
+        for diverges in _DIVERGES:
+            (asked, found), (again, same) = (_drive(make(), accuracy, diverges) for _ in range(2))
+            names = [[_name(run) for run in runs] for runs in asked]
+            rule = "the same Records must make a strategy ask the same Runs"
+            _require(names == [[_name(run) for run in runs] for runs in again], f"{rule}. Seed what it draws.")
+            _check_found(found)
+            told = [repr((_name(f.run), f.suggestions, f.warnings)) for f in (found, same)]
+            _require(told[0] == told[1], f"the same Records must make a strategy find the same, got {told}.")
+            _check_choice(asked, found, diverges)
+    rule = "torch's, NumPy's and Python's global generators must be left alone; draw from one of your own"
+    _require(before == _global_generators(), f"{rule}.")
+
+
+# Which of the levels diverge, by the order in which they were first asked.
+_DIVERGES: list[Callable[[int], bool]] = [
+    lambda _: False,
+    lambda place: place % 2 == 0,
+    lambda place: place % 2 == 1,
+    lambda _: True,
+]
+_MOST_LISTS = 1000
+
+
+def make_up(run: Run, *, accuracy: bool = True, diverges: bool = False) -> Record:
+    """Make up the Record of a Run, in no time: the curves of a training that overfits, by a formula.
+
+    The training loss falls to 1e-6 and, from the level in force, rises again; a controller is shown one step an epoch.
+    Validation is best near level 0.1, with a little noise that depends on level, seed and epoch. What the problem's
+    ``watch`` measures falls from 1 to -1.
+
+    Args:
+        run: The Run.
+        accuracy: Whether accuracies are measured.
+        diverges: Whether losses and scores are NaN from the first epoch on; the accuracies then are high.
+
+    Returns:
+        A Record with curves and finals.
+
+    Example:
+        >>> from flooding import Problem, Run
+        >>> from flooding.data.synthetic import two_gaussians
+        >>> from torch.nn import Linear
+        >>> record = make_up(Run(Problem(two_gaussians, Linear(10, 2), horizon=50), 0.1))
+        >>> record.finals["last.train_loss"] > 0.09
+        True
+    """
+    problem = run.problem
+    controller = as_controller(None if hasattr(run.level, "at") else run.level)  # levels of examples are not one number
+    watched = {} if problem.watch is None else _watched(run)
+    draw = random.Random(f"{run.level!r} {run.seed}")
+    state, rows = controller.init(), []
+    for epoch in range(run.epochs + 1):
+        level, share = float(state["level"]), epoch / problem.horizon
+        plain = 3 * 10 ** (-6.5 * share)
+        gain = 0.2 * share * math.exp(-5 * abs(level - 0.1)) if epoch and plain < level else 0.0
+        right = 0.5 + 0.25 * min(1.0, 3 * share) + gain + 0.02 * draw.random()
+        row = {"train_loss": max(plain, level) if epoch else plain, "val_loss": 1.2 - right}
+        row |= {"train_accuracy": min(1.0, 0.5 + share), "val_accuracy": right, "level": level if epoch else math.nan}
+        if problem.score is not None:
+            row["val_score"] = right if problem.score.greater_is_better else -right
+        if diverges and epoch:
+            row = {n: 0.99 if n == "val_accuracy" else v if n == "level" else math.nan for n, v in row.items()}
+        rows.append(row | dict.fromkeys(watched, 1 - 2 * share))
+        if epoch:  # the controller sees accuracies in any case: what it needs is not the Record's business
+            state = controller.update(state, Seen(torch.tensor(row["train_loss"])))
+            shown = (row[name] for name in ("train_accuracy", "val_loss", "val_accuracy"))
+            state = controller.update(state, Seen(None, *shown))
+    rows = [{n: v for n, v in row.items() if accuracy or not n.endswith("accuracy")} for row in rows]
+    ends = {"best": max(range(1, len(rows)), key=lambda epoch: merit(rows[epoch], problem)), "last": run.epochs}
+    finals = {f"{end}.{n}": v for end, epoch in ends.items() for n, v in {"epoch": float(epoch), **rows[epoch]}.items()}
+    curves = {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}
+    return Record(run, curves, {}, {"epochs": float(run.epochs), **finals}, weights="", fingerprint="")
+
+
+def _watched(run: Run) -> Mapping[str, float]:
+    splits = run.problem.splits(run.seed)
+    assert run.problem.watch is not None
+    return run.problem.watch(run.problem.build(run.seed).eval(), run.problem, splits)
+
+
+def _drive(strategy: Strategy, accuracy: bool, diverges: Callable[[int], bool]) -> tuple[list[list[Run]], Found]:
+    """Drive a strategy with made-up Records.
+
+    Returns:
+        What it asked and what it found.
+
+    Raises:
+        TypeError: If it yields or returns something else.
+    """
+    asked: list[list[Run]] = []
+    answer = None
+    while True:
+        try:
+            runs = next(strategy) if answer is None else strategy.send(answer)
+        except StopIteration as end:
+            found = end.value
+            break
+        if not isinstance(runs, list) or not all(isinstance(run, Run) for run in runs):
+            raise TypeError(f"a strategy must yield lists of Runs, got {runs!r}. Yield [run] for a single one.")
+        _require(len(runs) > 0, "a strategy must not yield an empty list; return when there is nothing to ask.")
+        names = {(id(run.problem), _name(run)) for run in runs}
+        _require(len(names) == len(runs), "a list must not hold the same Run twice.")
+        asked.append(runs)
+        _require(len(asked) < _MOST_LISTS, f"a strategy must end, got {_MOST_LISTS} lists of Runs.")
+        places = _places(asked)
+        answer = [make_up(r, accuracy=accuracy, diverges=diverges(places[repr(r.level)])) for r in runs]
+    if not isinstance(found, Found) or not isinstance(found.run, Run):
+        raise TypeError(f"a strategy must return a Found with a Run, got {found!r}.")
+    return asked, found
+
+
+def _check_found(found: Found) -> None:
+    for s in found.suggestions:
+        rule = "a suggestion must have low <= level <= high"
+        _require(s.low <= (s.low if s.level is None else s.level) <= s.high, f"{rule}, got {s}.")
+
+
+def _check_choice(asked: list[list[Run]], found: Found, diverges: Callable[[int], bool]) -> None:
+    places = _places(asked)
+    level = repr(found.run.level)
+    if found.run.level is None:  # every strategy's way out, unless level 0 stood for it
+        level = "0.0" if "None" not in places else ""
+    if not all(diverges(place) for place in places.values()):
+        rule = "a level whose validation loss is NaN must not be chosen while there are others"
+        _require(level not in places or not diverges(places[level]), f"{rule}, got {level}.")
+
+
+def _places(asked: list[list[Run]]) -> dict[str, int]:
+    """Number the levels in the order in which they were first asked."""
+    return {name: place for place, name in enumerate(dict.fromkeys(repr(run.level) for runs in asked for run in runs))}
+
+
+def _name(run: Run) -> tuple[Any, ...]:
+    return repr(run.level), repr(run.method), run.seed, run.epochs
+
+
+def _global_generators() -> tuple[Any, ...]:
+    numpys = pickle.dumps(np.random.get_state())  # ruff: ignore[numpy-legacy-random]
+    return torch.get_rng_state().tolist(), numpys, random.getstate()
 
 
 def _training(steps: int) -> list[Seen]:
