@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flooding.engine import evaluate
+    from flooding.find import find_level, search
     from flooding.functional import flood, soft_flood
     from flooding.loop import train
     from flooding.losses import Flood
     from flooding.problem import Problem, Record, Run
     from flooding.step import FloodStep
-    from flooding.strategies import search
 
 _HOME = {
     "Flood": "flooding.losses",
@@ -24,12 +24,25 @@ _HOME = {
     "Record": "flooding.problem",
     "Run": "flooding.problem",
     "evaluate": "flooding.engine",
+    "find_level": "flooding.find",
     "flood": "flooding.functional",
-    "search": "flooding.strategies",
+    "search": "flooding.find",
     "soft_flood": "flooding.functional",
     "train": "flooding.loop",
 }
-__all__ = ["Flood", "FloodStep", "Problem", "Record", "Run", "evaluate", "flood", "search", "soft_flood", "train"]
+__all__ = [
+    "Flood",
+    "FloodStep",
+    "Problem",
+    "Record",
+    "Run",
+    "evaluate",
+    "find_level",
+    "flood",
+    "search",
+    "soft_flood",
+    "train",
+]
 __version__ = "0.1.0"
 
 

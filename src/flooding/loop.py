@@ -299,6 +299,8 @@ def _differentiate(run: Run, state: _State, criterion: Callable[..., Tensor], x:
     value = objective(loss, level, method, weight)
     if isinstance(method, GradientPenalty):
         value = value + method.penalty(loss, state.parameters)
+    if not value.requires_grad:
+        raise ValueError("the loss must have a gradient, got a constant. Compute it from the outputs, in torch.")
     optimizer.zero_grad()
     value.backward()
     if problem.clip is not None:

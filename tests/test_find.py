@@ -1,0 +1,308 @@
+"""find_level answers, touches nothing, goes on where it stopped, and refuses what cannot be judged."""
+
+import json
+import logging
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flooding import Problem, Run, evaluate, find_level, search
+from flooding.data import Split, Splits
+from flooding.data.synthetic import two_gaussians
+from flooding.engine import trajectory
+from flooding.find import Elsewhere, FoundLevel, Lifted
+from flooding.ledger import Ledger
+from flooding.loop import ENGINE
+from flooding.models import mlp
+from flooding.problem import Score
+from flooding.strategies.finder import finder
+from flooding.strategies.grid import grid
+from flooding.strategies.halving import halving
+from small import FromDict, adam, regression
+
+assert ENGINE  # the trajectories below carry it
+
+
+def noisy(**changes):
+    """Overfits within its 40 epochs."""
+    data = partial(two_gaussians, n_train=40, n_val=30, n_test=50, label_noise=0.1)
+    given = {"data": data, "model": partial(mlp, 10, 2, width=32, depth=2), "optimizer": adam, "horizon": 40}
+    return Problem(**given | changes)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
+def test_a_level_below_the_cap_at_the_stated_cost(path):
+    found = find_level(noisy(), ledger=path, workers=0)
+    cap = next(s.level for s in found.suggestions if s.name == "cap")
+    plain = found.records[0]
+    assert plain.run.level is None
+    assert 0 < cap <= 1.05 * plain.curves["val_loss"][1:].min() + 0.05
+    assert found.level is None or 0 < found.level <= cap
+    assert 1 < found.cost.steps <= 3.05
+    assert {"race", "irreducible loss", "cap"} <= {s.name for s in found.suggestions}
+    assert all(s.level is None or s.low <= s.level <= s.high for s in found.suggestions)
+
+
+def test_more_budget_races_longer_and_more_seeds_cost_as_many_times_more(path):
+    for budget in (2.0, 3.0, 5.0, 9.0):
+        found = find_level(noisy(), budget=budget, ledger=path.with_name(f"{budget}.sqlite"), workers=0)
+        assert 0.7 * budget < found.cost.steps <= 1.05 * budget
+    found = find_level(noisy(), seeds=3, ledger=path, workers=0)
+    assert 5 < found.cost.steps <= 9.15
+    assert {record.run.seed for record in found.records} == {0, 1, 2}
+
+
+def test_the_same_call_trains_nothing_again(path):
+    first = find_level(noisy(), ledger=path, workers=0)
+    started = []
+    second = find_level(noisy(), ledger=path, workers=0, on_start=started.extend)
+    assert started == []
+    assert (first.level, first.suggestions) == (second.level, second.suggestions)
+
+
+def test_an_interrupted_search_goes_on(path):
+    whole = find_level(noisy(), ledger=False or path.with_name("other.sqlite"), workers=0)
+    rows = []
+
+    def interrupt(row):
+        rows.append(row)
+        if len(rows) == 60:  # in the race
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_level(noisy(), ledger=path, workers=0, on_row=interrupt)
+    trained = []
+    again = find_level(noisy(), ledger=path, workers=0, on_start=trained.extend)
+    assert len(trained) < len(whole.records)
+    assert again.level == whole.level
+    assert [r.measured for r in again.records] == [r.measured for r in whole.records]
+
+
+class Counted(nn.Module):
+    """A user's module that fails at its third training and draws from every generator."""
+
+    made = 0
+    fail = 3
+
+    def __init__(self):
+        super().__init__()
+        Counted.made += 1
+        self.line = mlp(10, 2, width=32, depth=2)
+
+    def forward(self, x):
+        if self.training and Counted.made == Counted.fail:
+            raise RuntimeError("out of luck")
+        return self.line(x)
+
+
+def test_state_is_never_touched_also_after_an_exception(path):
+    model = mlp(10, 2, width=8)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    threads = torch.get_num_threads()
+    find_level(noisy(model=model), ledger=path, workers=0)
+    Counted.made, Counted.fail = 0, 3
+    with pytest.raises(RuntimeError, match="out of luck"):
+        find_level(noisy(model=Counted, key="counted"), ledger=path, workers=0)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert states[2] == random.getstate()
+    assert torch.get_num_threads() == threads
+
+
+def test_a_function_that_raises_on_its_third_call_loses_nothing(path):
+    calls = []
+
+    def train(level, seed, epochs):
+        calls.append(level)
+        if len(calls) == 3:
+            raise RuntimeError("the machine went away")
+        return 1 - abs(level - 0.2)
+
+    levels = [0.0, 0.1, 0.2, 0.3]
+    with pytest.raises(RuntimeError, match="went away"):
+        search(grid(Elsewhere(), levels), Lifted(train, key="mine", ledger=path))
+    found = search(grid(Elsewhere(), levels), Lifted(train, key="mine", ledger=path))  # as a new process would
+    assert calls == [0.0, 0.1, 0.2, 0.2, 0.3]
+    assert found.level == 0.2
+
+
+def test_a_lifted_function_remembers_without_a_ledger_too():
+    calls = []
+
+    def train(level, seed, epochs):
+        calls.append((level, epochs))
+        return abs(level - 0.2)
+
+    lifted = Lifted(train)
+    problem = Elsewhere(horizon=9, greater_is_better=False)
+    assert search(halving(problem, [0.1, 0.2, 0.3], eta=3, least=1 / 3), lifted).level == 0.2
+    assert calls == [(0.1, 3), (0.2, 3), (0.3, 3), (0.2, 9)]
+    search(halving(problem, [0.1, 0.2, 0.3], eta=3, least=1 / 3), lifted)
+    assert len(calls) == 4
+
+
+def test_a_lifted_function_with_curves_can_use_the_finder():
+    def train(level, seed, epochs):
+        *_, row = __import__("flooding").train(Run(noisy(), level, seed=seed, until=epochs))
+        curves = row.record.curves
+        return {"score": curves["val_accuracy"], "val_loss": curves["val_loss"], "train_loss": curves["train_loss"]}
+
+    lifted = search(finder(Elsewhere(horizon=40), shared=False), train)
+    own = search(finder(noisy(), shared=False), partial(evaluate, ledger=False, workers=0))
+    assert lifted.level == own.level
+    assert lifted.cost.trainings == own.cost.trainings == pytest.approx(3.0)
+
+
+def test_a_lifted_function_must_return_a_score():
+    with pytest.raises(ValueError, match="must return a score"):
+        search(grid(Elsewhere(), [0.1]), lambda level, seed, epochs: {"loss": 0.3})
+
+
+def test_a_problem_that_cannot_describe_itself_is_found_and_leaves_no_trace(path, monkeypatch):
+    monkeypatch.setenv("FLOODING_LEDGER", str(path))
+    problem = noisy(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2))
+    found = find_level(problem, workers=0)
+    assert found.run.problem.key is None
+    assert not path.exists()
+    assert found.level == find_level(noisy(), workers=0).level
+
+
+def test_regression_is_judged_by_its_loss(path):
+    found = find_level(regression(horizon=30), ledger=path, workers=0)
+    assert "val_accuracy" not in found.table[0]
+    assert found.level is None or found.level > 0
+
+
+def recall(logits, y):
+    """Score by the recall of class 1."""
+    return (logits.argmax(1)[y == 1] == 1).float().mean()
+
+
+def test_a_score_of_the_users_decides(path):
+    problem = noisy(score=Score(recall))
+    found = search(grid(problem, [0.0, 0.2, 0.6]), partial(evaluate, ledger=path, workers=0))
+    scores = {row["level"]: (row["val_score"], -row["val_loss"]) for row in found.table}
+    assert (found.level or 0.0) == max(scores, key=lambda level: scores[level])
+    worst = replaced(problem, score=Score(recall, greater_is_better=False))
+    found = search(grid(worst, [0.0, 0.2, 0.6]), partial(evaluate, ledger=path, workers=0))
+    assert (found.level or 0.0) == min(scores, key=lambda level: (scores[level][0], -scores[level][1]))
+
+
+def replaced(problem, **changes):
+    from dataclasses import replace
+
+    return replace(problem, **changes)
+
+
+def test_dict_inputs_and_no_test_split(path):
+    given = regression().data
+    found = find_level(regression(data=Splits(given.train, given.val), model=FromDict), ledger=path, workers=0)
+    assert isinstance(found, FoundLevel)
+    assert not any("test" in name for record in found.records for name in record.finals)
+
+
+def test_where_nothing_overfits_the_answer_is_none(path):
+    data = partial(two_gaussians, n_train=400, n_val=400, n_test=50)
+    problem = noisy(data=data, model=partial(nn.Linear, 10, 2), optimizer=partial(torch.optim.SGD, lr=1e-3), horizon=5)
+    found = find_level(problem, ledger=path, workers=0)
+    assert found.level is None
+    assert len(found.records) == 1
+    assert "nothing to flood" in found.warnings[0]
+
+
+def test_a_training_that_diverges_is_said_so(path):
+    found = find_level(regression(optimizer=partial(torch.optim.SGD, lr=1e30)), ledger=path, workers=0)
+    assert found.level is None
+    assert "not finite" in found.warnings[0]
+
+
+def splits(y_train, y_val):
+    x = torch.randn(20, 10, generator=torch.Generator().manual_seed(0))
+    return Splits(Split(x, torch.as_tensor(y_train)), Split(x, torch.as_tensor(y_val)))
+
+
+BOTH = [0, 1] * 10
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data": splits([1] * 20, BOTH)}, "train split must hold at least two classes, got only class 1"),
+        ({"data": splits(BOTH, [0] * 20)}, "val split must hold at least two classes"),
+        ({"data": splits([0.0] * 19 + [float("nan")], [0.5] * 20)}, "targets must be finite"),
+    ],
+)
+def test_data_that_cannot_be_judged_is_refused_before_training(given, message, path):
+    with pytest.raises(ValueError, match=message):
+        find_level(noisy(**given), ledger=path, workers=0)
+    assert not path.exists()
+
+
+def detached(output, y):
+    return nn.functional.cross_entropy(output, y).detach()
+
+
+def test_other_bad_input(path):
+    with pytest.raises(ValueError, match="budget must be above 1"):
+        find_level(noisy(), budget=1.0, ledger=path, workers=0)
+    with pytest.raises(ValueError, match="seeds must be at least one"):
+        find_level(noisy(), seeds=0, ledger=path, workers=0)
+    with pytest.raises(ValueError, match="loss must have a gradient"):
+        find_level(noisy(loss=detached), ledger=path, workers=0)
+    with pytest.raises(ValueError, match="at least one example"):
+        find_level(
+            noisy(
+                data=Splits(Split(torch.zeros(2, 10), torch.tensor([0, 1])), Split(torch.zeros(0, 10), torch.zeros(0)))
+            )
+        )
+
+
+def test_what_is_saved_can_be_read_again(path, tmp_path):
+    found = find_level(noisy(), ledger=path, workers=0)
+    folder = found.save(tmp_path / "search")
+    told = json.loads((folder / "found.json").read_text())
+    assert told["level"] == found.level
+    assert told["cost"]["steps"] == found.cost.steps
+    lines = (folder / "table.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(found.records)
+    with np.load(folder / "curves.npz") as curves:
+        assert np.array_equal(curves["0/val_loss"], found.records[0].curves["val_loss"])
+    assert (folder / "search.png").stat().st_size > 10_000
+    assert sorted(p.name for p in folder.iterdir()) == ["curves.npz", "found.json", "search.png", "table.csv"]
+
+
+def test_the_model_is_the_runs_own(path):
+    found = find_level(noisy(), ledger=path, workers=0)
+    model = found.model()
+    assert not model.training
+    [record] = evaluate([found.run], ledger=path, workers=0)
+    splits = found.run.problem.splits(0)
+    accuracy = float((model(splits.val.x).argmax(1) == splits.val.y).float().mean())
+    assert accuracy == pytest.approx(record.finals["last.val_accuracy"])
+    with pytest.raises(ValueError, match="last or best"):
+        found.model("first")
+
+
+def test_two_searches_on_one_ledger_share_its_runs(path, caplog):
+    caplog.set_level(logging.INFO, "flooding")
+    find_level(noisy(), ledger=path, workers=0)
+    started = []
+    find_level(noisy(), strategy=partial(grid, levels=[0.0]), ledger=path, workers=0, on_start=started.extend)
+    find_level(noisy(), budget=4.0, ledger=path, workers=0, on_start=started.extend)
+    assert None not in [run.level for run in started]  # the plain run is known
+    book = Ledger(path)
+    assert book.find(Run(noisy()), trajectory(Run(noisy()))) is not None
+    book.close()
