@@ -1,6 +1,7 @@
 """Every strategy keeps the contract; and what each one alone promises."""
 
 import itertools
+import logging.handlers
 import math
 import sys
 from dataclasses import replace
@@ -15,10 +16,11 @@ from flooding.data.synthetic import two_gaussians
 from flooding.levels import Delayed, Heuristic, Seen
 from flooding.metrics import balanced_accuracy
 from flooding.problem import Run, Score
-from flooding.strategies import search
+from flooding.strategies import Suggestion, search
 from flooding.strategies.accordance import accordance, crossing, watch_accordance
 from flooding.strategies.advisor import advise, advisor, bayes_error, entropy, flip_entropy
 from flooding.strategies.backward import backward, has_started
+from flooding.strategies.finder import finder
 from flooding.strategies.grid import grid
 from flooding.strategies.halving import halving
 from flooding.strategies.heuristic import heuristic
@@ -57,6 +59,7 @@ def altered(record, *, curves=None, finals=None):
         partial(policy_gradient, trainings=3),
         partial(tpe, trainings=13, batch=3),
         advisor,
+        finder,
     ],
     ids=lambda make: str(getattr(make, "keywords", ""))[:30] + getattr(make, "func", make).__name__,
 )
@@ -87,6 +90,11 @@ def test_backward_counts_the_runs_that_were_never_flooded():
         "2 of 4 runs never reached accuracy 0.6: those levels are plain training: 0.1 (seed 1), 0.2 (seed 1)",
     )
     assert found.suggestions[0].note == "1 of 2 runs at this level reached accuracy 0.6"
+
+
+def test_backward_warns_at_the_end_of_its_grid():
+    found = search(backward(PROBLEM, [0.0, 0.05, 0.1], until_loss=0.05), made_up)
+    assert found.warnings == ("the best level 0.1 is the largest of the grid: a larger one may be better",)
 
 
 def test_backward_without_flooding_is_plain_training():
@@ -176,6 +184,13 @@ def test_a_policy_learns_by_the_gradient_of_the_log_probability():
     learnt = torch.tensor(WEIGHTS) + 0.7 * (0.65 - 0.6) * weights.grad
     assert torch.allclose(state["weights"], learnt, atol=1e-6)
     assert not torch.equal(state["weights"], torch.tensor(WEIGHTS))
+    assert state["features"] == pytest.approx(torch.tensor([1.0, 0.45, 0.7, 0.7, 0.65]))
+
+
+def test_a_greedy_policy_takes_the_most_probable_level():
+    weights = tuple((w, 0.0, 0.0, 0.0, 0.0) for w in (0.0, 0.01, -0.01))
+    policies = [Policy((0.0, 0.1, 0.2), epochs=3, weights=weights, greedy=True, seed=seed) for seed in range(20)]
+    assert {round(policy.init()["level"].item(), 6) for policy in policies} == {0.1}
 
 
 def test_states_of_policies_may_be_stacked():
@@ -195,7 +210,8 @@ def test_an_unbounded_loss_leaves_a_policy_finite():
     state = policy.init()
     for loss in (1e30, math.inf, 1.0):
         state = policy.update(policy.update(state, Seen(torch.tensor(loss))), Seen(val_loss=loss))
-    assert state["weights"].isfinite().all()
+    assert state["weights"].abs().max() <= 3 * policy.rate * 10  # three rewards, each at most 1 from the mean
+    assert state["mean_reward"].isfinite()
     assert state["features"].abs().max() <= 10
 
 
@@ -234,12 +250,17 @@ def test_a_policy_is_credited_with_the_level_that_was_played():
     def evaluate(runs):
         [record] = made_up(runs)
         n = len(record.curves["level"])
-        return [altered(record, curves={"level": np.full(n, 0.02), "val_accuracy": np.linspace(0.2, 0.9, n)})]
+        level = np.full(n, 0.02)
+        if runs[0].level.greedy:
+            level[[1, -1]] = 0.0, 0.1
+        return [altered(record, curves={"level": level, "val_accuracy": np.linspace(0.2, 0.9, n)})]
 
     found = search(policy_gradient(PROBLEM, [0.0, 0.02, 0.1], trainings=2), evaluate)
     bias = np.array(found.run.level.weights)[:, 0]
     assert bias[1] > 0 > max(bias[0], bias[2])
-    assert found.suggestions[0].level == 0.02
+    assert found.suggestions == (
+        Suggestion("policy gradient", 0.02, 0.0, 0.1, "chosen in 10 of 12 epochs of the last training"),
+    )
 
 
 def test_a_policy_folded_over_a_record_goes_the_way_it_went_in_training():
@@ -309,6 +330,7 @@ def test_accordance_trains_plainly_and_reads_off_the_loss():
     assert record.weights == trained([Run(problem)])[0].weights
     assert np.isfinite(record.curves["accordance"]).all()
     assert record.run.key() is not None
+    assert record.run.level is None
     assert found.run.problem is problem
 
 
@@ -420,7 +442,7 @@ def test_tpe_is_told_that_nan_is_worst_and_that_the_loss_breaks_ties(tmp_path):
     assert values[:2] == pytest.approx([0.5, 0.5], abs=1e-5)
 
 
-def test_a_killed_tpe_repeats_itself_and_its_copy_is_whole(tmp_path, capfd):
+def test_a_killed_tpe_repeats_itself_and_its_copy_is_whole(tmp_path):
     optuna = pytest.importorskip("optuna")
     make = partial(tpe, PROBLEM, trainings=14, seed=3)
     whole = [record.level for record in search(make(), near(0.3)).records]
@@ -437,9 +459,38 @@ def test_a_killed_tpe_repeats_itself_and_its_copy_is_whole(tmp_path, capfd):
     study = optuna.load_study(study_name="flooding", storage=f"sqlite:///{path}")
     assert [trial.params["level"] for trial in study.trials] == whole
     assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)
-    assert capfd.readouterr().err == ""
     with pytest.raises(ValueError, match="the storage must hold this search or nothing"):
         search(make(storage=path), near(0.1))
+
+
+def test_a_killed_search_trains_only_what_its_ledger_lacks(tmp_path):
+    started = []
+    ledger = partial(flooding.evaluate, ledger=tmp_path / "runs.sqlite", workers=0, on_start=started.extend)
+    make = partial(tpe, small(horizon=2), trainings=6, storage=tmp_path / "study.sqlite")
+
+    def killed(runs):
+        if len(started) == 4:
+            raise KeyboardInterrupt
+        return ledger(runs)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(make(), killed)
+    found = search(make(), ledger)
+    assert [run.level for run in started] == [record.level for record in found.records]
+    assert len(started) == 6
+
+
+def test_tpe_logs_nothing_and_leaves_optunas_verbosity_alone():
+    optuna = pytest.importorskip("optuna")
+    told = logging.handlers.BufferingHandler(100)
+    logging.getLogger("optuna").addHandler(told)
+    before = optuna.logging.get_verbosity()
+    try:
+        search(tpe(PROBLEM, trainings=2), made_up)
+    finally:
+        logging.getLogger("optuna").removeHandler(told)
+    assert told.buffer == []
+    assert optuna.logging.get_verbosity() == before
 
 
 def test_tpe_without_optuna_says_what_to_install(monkeypatch):

@@ -438,7 +438,7 @@ def draws(generator):
         (lambda: good(finish=lambda _: changes_its_mind()), AssertionError, "make a strategy find the same, got"),
         (lambda: good(ask=other_runs), AssertionError, "make a strategy ask the same Runs"),
         (lambda: good(finish=ignores_nan), AssertionError, "whose validation loss is NaN must not be chosen"),
-        (lambda: good(finish=trusts_the_last), AssertionError, "is NaN must not be chosen .*, got 0.2"),
+        (lambda: good((0.0, 0.2), finish=trusts_the_last), AssertionError, "is NaN must not be chosen .*, got 0.2"),
         (lambda: good(finish=trusts_the_first), AssertionError, "is NaN must not be chosen .*, got 0.0"),
         (lambda: good(finish=needs_accuracy), KeyError, "last.val_accuracy"),
         (lambda: good(finish=needs_one_that_is_sound), RuntimeError, "StopIteration"),

@@ -122,7 +122,7 @@ _MOST_LISTS = 1000
 def make_up(run: Run, *, accuracy: bool = True, diverges: bool = False) -> Record:
     """Make up the Record of a Run, in no time: the curves of a training that overfits, by a formula.
 
-    The training loss falls to 1e-6 and, from the level in force, rises again; a controller is shown one step an epoch.
+    The training loss falls to 1e-6 or the level in force, whichever is higher; a controller is shown a step an epoch.
     Validation is best near level 0.1, with a little noise that depends on level, seed and epoch. What the problem's
     ``watch`` measures falls from 1 to -1.
 
@@ -157,7 +157,7 @@ def make_up(run: Run, *, accuracy: bool = True, diverges: bool = False) -> Recor
         if problem.score is not None:
             row["val_score"] = right if problem.score.greater_is_better else -right
         if diverges and epoch:
-            row = {n: 0.99 if n == "val_accuracy" else v if n == "level" else math.nan for n, v in row.items()}
+            row = {n: 0.99 if n.endswith("accuracy") else v if n == "level" else math.nan for n, v in row.items()}
         rows.append(row | dict.fromkeys(watched, 1 - 2 * share))
         if epoch:  # the controller sees accuracies in any case: what it needs is not the Record's business
             state = controller.update(state, Seen(torch.tensor(row["train_loss"])))

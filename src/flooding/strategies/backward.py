@@ -59,12 +59,15 @@ def backward(
     condition = start_condition(controllers[level])
     place = levels.index(level)
     low, high = levels[max(place - 1, 0)], levels[min(place + 1, len(levels) - 1)]
+    warnings = _warnings(began, condition)
+    if here and place == len(levels) - 1 > 0:
+        warnings += (f"the best level {level:g} is the largest of the grid: a larger one may be better",)
     note = f"{here} of {len(seeds)} runs at this level reached {condition}" if level else "plain training"
     return Found(
         "backward",
         Run(problem, controllers[level] if here else None, seed=seeds[0]),
         (Suggestion("backward", level if here else None, low, high, note),),
-        _warnings(began, condition),
+        warnings,
     )
 
 
