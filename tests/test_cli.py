@@ -189,7 +189,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # A shell shows 130 for both: Python ends by the signal itself where it came in the middle of an exec().
+    assert process.returncode in {130, -signal.SIGINT}
     assert "goes on from there" in " ".join(err.split())
     assert "Traceback" not in err
 

@@ -109,7 +109,7 @@ def evaluate(
                 records |= {n: replace(row.record, run=runs[n]) for n in twins[key]}
                 trained += row.record.circumstances["epochs_trained"]
     if trained < (epochs := sum(runs[n].epochs for n in wanted)):
-        log.info("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
+        log.debug("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
     return [records[number] for number in range(len(runs))]
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "assemble",
     "demo_digits",
     "demo_sinusoid",
+    "named",
     "paper",
     "plane",
     "real",
@@ -181,6 +182,35 @@ def real(name: str, *, augment: bool = False, horizon: int | None = None) -> Pro
     if augment:
         problem = replace(problem, augment=_SHIFTS.get(name, partial(jitter, sd=0.1)))
     return problem if horizon is None else replace(problem, horizon=horizon)
+
+
+def named(name: str, **data: Any) -> Problem:
+    """Give a built-in task in its published setting.
+
+    Args:
+        name: ``two-gaussians``, ``sinusoid``, ``sinusoid-nd`` or ``spiral`` in the setting of :func:`paper`, or a name
+            of :data:`REAL`.
+        **data: Arguments of its data, such as ``label_noise``.
+
+    Returns:
+        The Problem.
+
+    Raises:
+        ValueError: If there is no such task, or it has no such argument.
+
+    Example:
+        >>> named("spiral", label_noise=0.05).horizon, named("digits").horizon
+        (500, 100)
+    """
+    synthetic_ones = {task: make for task, make in DATA.items() if task not in REAL}
+    _named("task", name, {**synthetic_ones, **REAL})
+    make: Any = synthetic_ones.get(name) or REAL[name].data
+    known = [argument for argument in inspect.signature(make).parameters if argument != "seed"]
+    for argument in data:
+        _named(f"an argument of {name}", argument, known)
+    if name in REAL:
+        return replace(REAL[name], data=partial(make, **data)) if data else REAL[name]
+    return paper(partial(make, **data), data.get("dimension", 2 if name in _SIZES else 10))
 
 
 def assemble(

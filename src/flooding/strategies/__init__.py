@@ -7,7 +7,7 @@ It asks in lists: the Runs of one list are independent of each other, and their 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -77,7 +77,9 @@ class Found:
     @property
     def level(self) -> float | None:
         """The level, in the unit of the loss; None is "train without flooding"."""
-        level = getattr(self.run.level, "level", self.run.level)
+        level = self.run.level
+        if hasattr(level, "update"):  # a controller moves its level: the suggestion says where it ended
+            level = self.suggestions[0].level if self.suggestions else None
         return None if level is None else float(level)
 
     @property
@@ -135,7 +137,10 @@ def search(strategy: Strategy, evaluate: Evaluate) -> Found:
             told += records
             runs = strategy.send(records)
     except StopIteration as end:
-        return replace(end.value, records=tuple(told))
+        told_so = any("not finite" in warning or "NaN" in warning for warning in end.value.warnings)
+        lost = 0 if told_so else sum(not math.isfinite(record.finals.get("last.val_loss", math.nan)) for record in told)
+        warnings = (f"{lost} of {len(told)} trainings ended with a loss that is not finite",) if lost else ()
+        return replace(end.value, records=tuple(told), warnings=end.value.warnings + warnings)
     finally:
         strategy.close()
 

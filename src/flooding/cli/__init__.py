@@ -1,0 +1,33 @@
+"""The command line: ``flooding demo``, ``find``, ``predict`` and ``run``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from flooding.cli._demo import demo
+from flooding.cli._find import find, predict
+from flooding.cli._run import run
+from flooding.cli._shown import errors  # first: it says what to install
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+for command in (demo, find, predict, run):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one sentence and exit code 2."""
+    told = logging.getLogger("flooding")
+    told.setLevel(logging.INFO)
+    told.handlers = [handler := logging.StreamHandler(sys.stderr)]
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    try:
+        app()
+    except (ValueError, ImportError) as error:
+        errors.print("[red]error:[/]", end=" ")
+        errors.print(str(error), markup=False, soft_wrap=True)
+        sys.exit(2)

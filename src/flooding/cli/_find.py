@@ -1,0 +1,268 @@
+"""``flooding find``: which level; ``flooding predict``: use what was found."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from flooding.cli._shown import Fresh, Ledger, Workers, console, errors, given, option, progress, writable
+
+if TYPE_CHECKING:
+    from flooding.find import FoundLevel
+    from flooding.problem import Problem
+    from flooding.tabular import TableProblem
+
+__all__ = ["find", "predict"]
+
+What = Annotated[
+    str,
+    typer.Argument(
+        help="A built-in task (two-gaussians, sinusoid, sinusoid-nd, spiral, digits, spambase, letter, higgs7k, "
+        "fashion-mnist-5k, twonorm), module:problem of your own, or a table: a CSV, TSV or .npz file, also compressed.",
+        metavar="WHAT",
+    ),
+]
+_DATA, _SEARCH, _OUTPUT = "Data", "Search", "Output"
+
+
+def find(
+    what: What,
+    target: Annotated[str | None, option("A table's column to predict: its name or position.", _DATA)] = None,
+    kind: Annotated[str | None, option("A table's target: classification or regression.", _DATA)] = None,
+    label_noise: Annotated[float | None, option("A task's share of flipped labels, 0 to below 1.", _DATA)] = None,
+    epochs: Annotated[int | None, option("Epochs of a full training.", _DATA)] = None,
+    strategy: Annotated[
+        str,
+        option("finder, grid, halving, backward, heuristic, policy-gradient, accordance or tpe.", _SEARCH),
+    ] = "finder",
+    budget: Annotated[float, option("finder: trainings to spend for each seed, above 1.", _SEARCH)] = 3.0,
+    trainings: Annotated[int, option("policy-gradient, tpe: trainings to spend.", _SEARCH)] = 20,
+    levels: Annotated[
+        str | None, option("grid, halving, backward: levels with commas, such as 0,0.1,0.2.", _SEARCH)
+    ] = None,
+    seeds: Annotated[int, option("Seeds to average.", _SEARCH, min=1)] = 1,
+    score: Annotated[
+        str | None, option("accuracy, balanced-accuracy or loss [accuracy for classes, else loss].", _SEARCH)
+    ] = None,
+    device: Annotated[str, option("cpu, cuda, cuda:1 or mps.", _SEARCH)] = "cpu",
+    out: Annotated[Path, option("Folder for table, curves and picture.", _OUTPUT)] = Path("flooding-find"),
+    save: Annotated[
+        Path | None, option("Tables: folder for the trained model and its preprocessing, for predict.", _OUTPUT)
+    ] = None,
+    ledger: Ledger = None,
+    fresh: Fresh = False,
+    workers: Workers = None,
+) -> None:
+    """Find the flood level of a task, a table, or a problem of your own."""
+    from flooding.find import find_level
+
+    for folder in (out, *([] if save is None else [save.parent])):
+        writable(folder)
+    problem, table = _problem(what, target, given(label_noise=label_noise), epochs, kind)
+    if save is not None and table is None:
+        raise ValueError(f"save needs a table, got {what}. A model of your own is found.model() in Python.")
+    problem = _scored(problem, score)
+    search = _strategy(strategy, budget, trainings, _numbers(levels))
+    with progress() as (on_start, on_row):
+        how: dict[str, Any] = {"ledger": ledger, "fresh": fresh, "workers": workers}
+        how |= {"on_start": on_start, "on_row": on_row}
+        found = find_level(problem, seeds=seeds, device=device, strategy=search, **how)
+    _print(found)
+    found.save(out)
+    console.print(f"\nTable, curves and picture in {out.absolute()}")
+    if save is not None and table is not None:
+        _save(found, replace(table, problem=problem), save, device)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder that find --save wrote.")],
+    table: Annotated[Path, typer.Argument(help="A table with the same columns.")],
+    out: Annotated[Path | None, option("CSV file to write.", _OUTPUT, show_default="printed")] = None,
+) -> None:
+    """Predict the target of new rows with a saved model."""
+    from flooding.tabular import predict as predictions
+
+    if out is not None:
+        writable(out.parent)
+    found = predictions(model, table)
+    if out is None:
+        found.to_csv(sys.stdout, index=False)
+        return
+    part = out.with_name(out.name + ".part")
+    found.to_csv(part, index=False)
+    part.replace(out)
+    console.print(f"{len(found)} rows in {out.absolute()}")
+
+
+def _problem(
+    what: str, target: str | None, data: dict[str, Any], epochs: int | None, kind: str | None
+) -> tuple[Problem, TableProblem | None]:
+    """Make the Problem of a task, a module or a table."""
+    module, colon, name = what.rpartition(":")
+    is_file = Path(what).exists() or Path(what).suffix in {".csv", ".tsv", ".npz", ".gz", ".bz2", ".xz", ".txt"}
+    for option_name, value in (("--target", target), ("--kind", kind)):
+        if value is not None and not is_file:
+            raise ValueError(f"{option_name} belongs to a table, got {what}. Name a CSV, TSV or .npz file.")
+    if is_file:
+        return _of_table(what, target, data, epochs, kind)
+    if colon and module:
+        problem = _imported(module, name)
+    else:
+        from flooding.tasks import named
+
+        problem = named(what, **data)
+        data = {}
+    if data:
+        raise ValueError(f"{', '.join(data)} belongs to a built-in task, got {what}. Leave it out.")
+    return (problem if epochs is None else replace(problem, horizon=epochs)), None
+
+
+def _of_table(
+    what: str, target: str | None, data: dict[str, Any], epochs: int | None, kind: str | None
+) -> tuple[Problem, TableProblem]:
+    """Make the Problem of a table, and say what was assumed."""
+    from flooding.tabular import table_problem
+
+    if target is None:
+        raise ValueError(f"a table needs the column to predict, got {what} alone. Add --target NAME, or --target -1.")
+    if data:
+        raise ValueError(f"{', '.join(data)} belongs to a built-in task, got the table {what}. Leave it out.")
+    if kind not in {None, "classification", "regression"}:
+        raise ValueError(f"kind must be classification or regression, got {kind}.")
+    table = table_problem(what, target, kind=kind, **given(horizon=epochs))  # type: ignore[arg-type]
+    console.print(f"Assumed of {what}:")
+    for sentence in table.assumptions:
+        console.print(f"  - {sentence}", markup=False)
+    return table.problem, table
+
+
+def _imported(module: str, name: str) -> Problem:
+    """Import a Problem of the user's own."""
+    from flooding.problem import Problem
+
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"module:problem must name a Problem that can be imported, got {module}:{name}: {error}."
+        ) from None
+    finally:
+        sys.path.remove(os.getcwd())
+    found = found() if callable(found) and not isinstance(found, Problem) else found
+    if not isinstance(found, Problem):
+        raise ValueError(f"{module}:{name} must be a flooding.Problem, or a function that gives one, got {found!r}.")
+    return found
+
+
+def _scored(problem: Problem, score: str | None) -> Problem:
+    """Give a Problem the score that was asked for."""
+    from flooding.metrics import balanced_accuracy
+    from flooding.problem import Score
+
+    if score in {None, "accuracy"}:
+        return problem
+    if score == "balanced-accuracy":
+        return replace(problem, score=Score(balanced_accuracy))
+    if score == "loss":
+        return replace(problem, score=Score(problem.loss, greater_is_better=False))
+    raise ValueError(f"score must be accuracy, balanced-accuracy or loss, got {score}.")
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"levels must be numbers with commas, got {text!r}. Try --levels 0,0.1,0.2.") from None
+
+
+def _strategy(name: str, budget: float, trainings: int, levels: list[float] | None) -> Callable[..., Any]:
+    """Give what find_level asks for a generator."""
+    from flooding.strategies.accordance import accordance
+    from flooding.strategies.backward import backward
+    from flooding.strategies.finder import finder
+    from flooding.strategies.grid import grid
+    from flooding.strategies.halving import halving
+    from flooding.strategies.heuristic import heuristic
+    from flooding.strategies.policy_gradient import policy_gradient
+    from flooding.strategies.tpe import tpe
+
+    at = given(levels=levels)
+    known: dict[str, Callable[..., Any]] = {
+        "finder": partial(finder, budget=budget),
+        "grid": partial(grid, **at),
+        "halving": partial(halving, **at),
+        "backward": partial(backward, until_loss=1e-4, **at),
+        "heuristic": heuristic,
+        "policy-gradient": lambda problem, seeds: policy_gradient(problem, trainings=trainings, seed=seeds[0]),
+        "accordance": lambda problem, seeds: accordance(problem, seed=seeds[0]),
+        "tpe": lambda problem, seeds: tpe(problem, trainings=trainings, seed=seeds[0]),
+    }
+    if name not in known:
+        raise ValueError(f"strategy must be one of {', '.join(known)}; got {name}.")
+    if levels is not None and name not in {"grid", "halving", "backward"}:
+        raise ValueError(f"levels belong to grid, halving and backward, got --strategy {name}. Leave them out.")
+    return known[name]
+
+
+def _print(found: FoundLevel) -> None:
+    """Print the trainings, the estimates, the answer and its price."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    names = list(dict.fromkeys(name for row in found.table for name in row))
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in found.table:
+        table.add_row(*(_cell(row.get(name), name) for name in names))
+    console.print(table)
+    told = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("estimate", "level", "from", "to", ""):
+        told.add_column(title, justify="right" if title in {"level", "from", "to"} else "left")
+    for s in found.suggestions:
+        numbers = ("none" if s.level is None else f"{s.level:.3g}", f"{s.low:.3g}", f"{s.high:.3g}")
+        told.add_row(s.name, *numbers, s.note)
+    console.print(told)
+    for warning in found.warnings:
+        errors.print(f"note: {warning}", markup=False)
+    cost = found.cost
+    price = f"{cost.steps:.2f} trainings' steps, {cost.epochs} epochs, {3600 * cost.hours:.0f} s of processor time"
+    answer = "train without flooding" if found.level is None else f"flood level {found.level:.4g}"
+    console.print(f"[bold]{answer}[/] ({found.strategy}; {price})")
+
+
+def _cell(value: Any, name: str) -> str:
+    if name == "level" and value is None:
+        return "none"
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _save(found: FoundLevel, table: TableProblem, folder: Path, device: str) -> None:
+    """Train what was found in full and save it."""
+    from flooding.loop import train
+    from flooding.tabular import save_model
+
+    row = None
+    with progress() as (on_start, on_row):
+        on_start([found.run])
+        for row in train(found.run, device=device):
+            on_row(row)
+    assert row is not None
+    assert row.weights is not None
+    save_model(folder, {name: t.cpu() for name, t in row.weights["last"].items()}, table)
+    finals = row.record.finals if row.record is not None else {}
+    for name in ("last.test_accuracy", "last.test_loss"):
+        if name in finals:
+            console.print(f"{name.removeprefix('last.').replace('_', ' ')} of the saved model: {finals[name]:.4g}")
+    console.print(f"Model in {folder.absolute()}: flooding predict {folder} new.csv")

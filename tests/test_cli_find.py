@@ -1,0 +1,149 @@
+"""``flooding find`` and ``flooding predict``: tasks, modules and tables, and clear words for bad input."""
+
+import csv
+import json
+import shlex
+import sys
+
+import pytest
+
+from flooding import cli
+
+MODULE = """
+from functools import partial
+from flooding import Problem
+from flooding.data.synthetic import two_gaussians
+from flooding.models import mlp
+problem = Problem(partial(two_gaussians, n_test=50, label_noise=0.1), partial(mlp, 10, 2, width=16), horizon=10)
+def make():
+    return problem
+other = 3
+"""
+
+
+@pytest.fixture
+def flooding(tmp_path, monkeypatch, capsys):
+    """Run the command line in a folder of its own; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", ["flooding", *shlex.split(line)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        return ended.value.code or 0, " ".join(told.out.split()), " ".join(told.err.split())
+
+    return run
+
+
+def table(path, rows=60, target=lambda i: "yes" if i % 2 else "no"):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["size", "colour", "income"])
+        for i in range(rows):
+            writer.writerow([(i * 7) % 11 + 2 * (i % 2), ["red", "blue", ""][i % 3], target(i)])
+
+
+def test_a_task(flooding, tmp_path):
+    code, out, err = flooding("find two-gaussians --label-noise 0.05 --epochs 5 --workers 0 --out here")
+    assert code == 0, err
+    assert "flood level" in out or "train without flooding" in out
+    assert "epochs" in err
+    told = json.loads((tmp_path / "here" / "found.json").read_text())
+    assert told["strategy"] == "finder"
+    assert {"found.json", "table.csv", "curves.npz", "search.png"} == {p.name for p in (tmp_path / "here").iterdir()}
+    code, _, err = flooding("find two-gaussians --label-noise 0.05 --epochs 5 --workers 0 --out here")
+    assert code == 0
+    assert "training" not in err  # everything is in the ledger
+
+
+@pytest.mark.parametrize("name", ["problem", "make"])
+def test_a_problem_of_the_users(flooding, tmp_path, name):
+    (tmp_path / f"mine_{name}.py").write_text(MODULE)
+    code, out, err = flooding(f"find mine_{name}:{name} --strategy grid --levels 0,0.2 --workers 0")
+    assert code == 0, err
+    assert "(grid; 2" in out or "(grid; 1" in out
+
+
+def test_a_table_its_model_and_predictions(flooding, tmp_path):
+    table(tmp_path / "people.csv")
+    code, out, err = flooding(
+        "find people.csv --target income --epochs 8 --workers 0 --save model --score balanced-accuracy"
+    )
+    assert code == 0, err
+    assert "Assumed of people.csv" in out
+    assert "income" in out
+    assert "score" in out
+    assert "test accuracy of the saved model" in out
+    code, out, err = flooding("predict model people.csv --out answers.csv")
+    assert code == 0, err
+    with (tmp_path / "answers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 60
+    assert {row["class"] for row in rows} <= {"yes", "no"}
+    code, out, _ = flooding("predict model people.csv")
+    assert code == 0
+    assert out.startswith("class,")
+
+
+def test_a_number_is_found_by_its_squared_error(flooding, tmp_path):
+    table(tmp_path / "people.csv", target=lambda i: i * 1.5 + 0.25)
+    code, out, err = flooding("find people.csv --target income --epochs 5 --workers 0 --save model")
+    assert code == 0, err
+    assert "accuracy" not in out.split("estimate")[0].split("Assumed")[-1].split("level")[-1]
+    code, out, _ = flooding("predict model people.csv")
+    assert out.startswith("value")
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["halving --levels 0,0.2,0.4", "backward --levels 0.1,0.2", "heuristic", "accordance", "tpe --trainings 2"]
+    + ["policy-gradient --trainings 2"],
+)
+def test_every_strategy(flooding, strategy):
+    code, out, err = flooding(f"find spiral --epochs 4 --workers 0 --strategy {strategy}")
+    assert code == 0, err
+    assert strategy.split()[0].replace("-", " ") in out.replace("-", " ")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("find two-gaussian", "Did you mean two-gaussians?"),
+        ("find digits --target x", "--target belongs to a table"),
+        ("find people.csv", "Add --target NAME"),
+        ("find people.csv --target incme", "income"),
+        ("find people.csv --target income --label-noise 0.1", "belongs to a built-in task"),
+        ("find people.csv --target income --kind ranking", "classification or regression"),
+        ("find missing.csv --target income", "missing.csv"),
+        ("find mine:nothing", "must name a Problem that can be imported"),
+        ("find nowhere:problem", "must name a Problem that can be imported"),
+        ("find mine:other", "must be a flooding.Problem"),
+        ("find mine:problem --label-noise 0.1", "belongs to a built-in task"),
+        ("find digits --save model", "save needs a table"),
+        ("find digits --score recall", "accuracy, balanced-accuracy or loss"),
+        ("find digits --strategy magic", "strategy must be one of"),
+        ("find digits --levels 0,x", "levels must be numbers"),
+        ("find digits --levels 0,1", "levels belong to grid"),
+        ("find digits --budget 1", "budget must be above 1"),
+        ("find spiral --label-noise 2", "label_noise must lie in"),
+        ("find digits --out people.csv/x", "must not be, or lie below, a file"),
+        ("predict nothing people.csv", "nothing"),
+        ("find constant.csv --target income", "must vary"),
+        ("find one.csv --target income", "at least 2 classes"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_and_writes_nothing(flooding, tmp_path, line, message):
+    table(tmp_path / "people.csv")
+    table(tmp_path / "one.csv", target=lambda i: "yes")
+    (tmp_path / "constant.csv").write_text("size,income\n" + "1,yes\n1,no\n" * 30)
+    (tmp_path / "mine.py").write_text(MODULE)
+    sys.modules.pop("mine", None)
+    before = {path.name for path in tmp_path.iterdir()}
+    code, _, err = flooding(f"{line} --workers 0" if line.startswith("find") else line)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    left = {path.name for path in tmp_path.iterdir()} - before - {"__pycache__"}
+    assert not left or left <= {"ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"}
