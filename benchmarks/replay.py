@@ -52,6 +52,7 @@ class Cell:
 
     @property
     def problem(self):
+        """Give the Problem of the cell."""
         data, inputs = TASKS[self.task]
         return paper(partial(data, label_noise=self.noise), inputs)
 

@@ -1,0 +1,278 @@
+"""Every search beside the exhaustive one: what its choice is worth, and what it cost.
+
+    python benchmarks/searches.py run synthetic --seeds 0 1 2 [--strategies finder halving]
+    python benchmarks/searches.py run real --seeds 0 1 2 3 4
+    python benchmarks/searches.py table synthetic --seeds 0 1 2
+    python benchmarks/searches.py verify --share 0.01
+
+A search is judged by the model of the last epoch of a full training with the level it chose (a controller: with the
+controller it chose), and beside it by the model of that training's best validation epoch (early stopping). Test data
+choose nothing. Searches that ask for constant levels only replay the level benchmark (replay.py), levels rounded to
+0.01; the finder and those that move the level train live. Results go to searches/<set>.jsonl, one line for each
+search of each problem and seed, and are not computed twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from flooding import Run, evaluate
+from flooding.levels import Heuristic
+from flooding.strategies import Found, search
+from flooding.strategies.accordance import accordance
+from flooding.strategies.advisor import advise
+from flooding.strategies.backward import backward
+from flooding.strategies.finder import finder
+from flooding.strategies.grid import grid
+from flooding.strategies.halving import halving
+from flooding.strategies.heuristic import heuristic
+from flooding.strategies.policy_gradient import policy_gradient
+from flooding.strategies.tpe import tpe
+from flooding.tasks import paper, real
+from levels import LEVELS, NOISES, TASKS
+
+HERE = Path(__file__).with_suffix("")
+LEDGER = HERE / "ledger.sqlite"
+COARSE = tuple(n / 20 for n in range(11))
+REAL = ("digits", "spambase", "letter", "higgs7k", "fashion-mnist-5k")
+HARD = tuple(f"{task} 0.1" for task in TASKS)
+
+
+def irreducible(problem, *, seeds):
+    """Train once and take 0.7 times the lowest validation loss."""
+    [record] = yield [Run(problem, seed=seeds[0])]
+    [guess] = advise(lowest_val_loss=float(record.curves["val_loss"][1:].min()))
+    return Found("irreducible loss", Run(problem, guess.level, seed=seeds[0]), (guess,))
+
+
+def longer(problem, *, seeds):
+    """Run the heuristic for the 1,000 epochs of its source."""
+    return heuristic(replace(problem, horizon=1000), Heuristic(until_loss=1e-4), seeds=seeds)
+
+
+# Name: strategy, whether it replays, which problems (None: all), seeds at most.
+SYNTHETIC = {
+    "plain": (partial(grid, levels=[0.0]), True, None, 10),
+    "exhaustive, 51 levels": (partial(grid, levels=LEVELS), True, None, 10),
+    "exhaustive, early stopping": (partial(grid, levels=LEVELS, at="best"), True, None, 10),
+    "grid, 11 levels": (partial(grid, levels=COARSE), True, None, 10),
+    "halving, 11 levels": (partial(halving, levels=COARSE), True, None, 10),
+    "TPE, 20 trainings": (lambda problem, seeds: tpe(problem, trainings=20, seed=seeds[0]), True, None, 10),
+    "irreducible loss": (irreducible, True, None, 10),
+    "finder": (finder, False, None, 10),
+    "accordance": (lambda problem, seeds: accordance(problem, seed=seeds[0]), False, HARD, 3),
+    "backward, 11 levels": (partial(backward, levels=COARSE, until_loss=1e-4), False, HARD, 10),
+    "heuristic, 1,000 epochs": (longer, False, None, 10),
+    "policy gradient, 20 trainings": (lambda problem, seeds: policy_gradient(problem, seed=seeds[0]), False, HARD, 3),
+}
+# Eleven levels spread up to 0.7 of ln C would miss the small ones: the paper's for images, and larger ones.
+LEVELS_11 = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+REAL_SEARCHES = {
+    "plain": (partial(grid, levels=[0.0]), False, None, 5),
+    "grid, 11 levels": (partial(grid, levels=LEVELS_11), False, None, 5),
+    "halving, 11 levels": (partial(halving, levels=LEVELS_11), False, None, 5),
+    "irreducible loss": (irreducible, False, None, 5),
+    "finder": (finder, False, None, 5),
+}
+SETS = {"synthetic": SYNTHETIC, "real": REAL_SEARCHES}
+
+
+def problems(name):
+    """Give the Problems of a set by name."""
+    if name == "real":
+        return {task: real(task) for task in (*REAL, "twonorm")}
+    return {
+        f"{task} {noise}": paper(partial(data, label_noise=noise), inputs)
+        for task, (data, inputs) in TASKS.items()
+        for noise in NOISES
+    }
+
+
+def rounded(cell):
+    """Give an evaluate that replays, with levels rounded to 0.01."""
+    inner = cell.evaluator()
+
+    def replay(runs):
+        asked = [replace(run, level=None if run.level is None else min(0.5, round(run.level, 2))) for run in runs]
+        return [replace(record, run=run) for record, run in zip(inner(asked), runs, strict=True)]
+
+    return replay
+
+
+def judge(found, cell):
+    """Measure what a choice is worth in a full training."""
+    if cell is not None and not hasattr(found.run.level, "update"):
+        level = min(0.5, round(found.level or 0.0, 2))
+        names = {
+            "accuracy": "last_test_accuracy_clean",
+            "accuracy_best": "best_test_accuracy_clean",
+            "nll": "last_test_nll",
+        }
+        return {name: cell.final(level, array) for name, array in names.items()}
+    [record] = evaluate([found.run], ledger=LEDGER)
+    clean = {
+        at: record.finals.get(f"{at}.test_accuracy_clean", record.finals[f"{at}.test_accuracy"])
+        for at in ("last", "best")
+    }
+    return {"accuracy": clean["last"], "accuracy_best": clean["best"], "nll": record.finals["last.test_nll"]}
+
+
+def cells(seeds):
+    """Give the cells of the level benchmark by name and seed; none where a seed is not computed yet."""
+    from replay import HERE as TABLES
+    from replay import Table
+
+    known = [seed for seed in seeds if (TABLES / f"seed{seed}.npz").exists()]
+    return {(f"{cell.task} {cell.noise}", cell.seed): cell for cell in Table(known).cells()} if known else {}
+
+
+def commit():
+    """Name the code version, with a plus if the library differs from it."""
+    said = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE.parent)
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "../src"], capture_output=True, text=True, cwd=HERE.parent
+    )
+    return said.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def results(name):
+    """Read the results of a set."""
+    path = HERE / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(name, seeds, strategies):
+    """Run searches and append their results."""
+    HERE.mkdir(exist_ok=True)
+    done = {(row["problem"], row["seed"], row["strategy"]) for row in results(name)}
+    tables = cells(seeds) if name == "synthetic" else {}
+    for seed in seeds:
+        for problem_name, problem in problems(name).items():
+            for strategy, (make, replays, only, most) in SETS[name].items():
+                where = (problem_name, seed, strategy)
+                wanted = (
+                    strategy in (strategies or SETS[name]) and seed < most and (only is None or problem_name in only)
+                )
+                cell = tables.get((problem_name, seed))
+                if not wanted or where in done or (replays and cell is None):
+                    continue
+                ask = rounded(cell) if replays else partial(evaluate, ledger=LEDGER)
+                found = search(make(problem, seeds=[seed]), ask)
+                row = dict(zip(("problem", "seed", "strategy"), where, strict=True))
+                row |= {"level": found.level, "cost": found.cost.steps, "hours": found.cost.hours}
+                live = cell is None or hasattr(found.run.level, "update") or (not replays and not on_grid(found.level))
+                row |= judge(found, None if live else cell) | {"warnings": list(found.warnings), "commit": commit()}
+                with (HERE / f"{name}.jsonl").open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{where}: level {found.level}, cost {found.cost.steps:.2f}", flush=True)
+
+
+def on_grid(level):
+    """Tell whether the level benchmark has a level."""
+    return level is None or (level <= 0.5 and abs(round(level, 2) - level) < 1e-9)
+
+
+def interval(differences):
+    """Give a mean with its 95 % interval."""
+    values = np.asarray(differences, float)
+    half = (
+        stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+        if len(values) > 1
+        else math.nan
+    )
+    return values.mean(), values.mean() - half, values.mean() + half
+
+
+def table(name, seeds):
+    """Print all searches beside the exhaustive one, paired by problem and seed."""
+    rows = {(r["strategy"], r["problem"], r["seed"]): r for r in results(name) if r["seed"] in seeds}
+    against = "exhaustive, 51 levels" if name == "synthetic" else "grid, 11 levels"
+    best = best_levels(seeds) if name == "synthetic" else {}
+    print("| Search | n | Accuracy | early stopped | NLL | Cost | minus exhaustive, points | level off by |")
+    print("|---|---|---|---|---|---|---|---|")
+    for strategy in SETS[name]:
+        mine = {(p, s): r for (n, p, s), r in rows.items() if n == strategy and p != "twonorm"}
+        pairs = [(r, rows[against, p, s]) for (p, s), r in mine.items() if (against, p, s) in rows]
+        if not pairs:
+            continue
+        mean, low, high = interval([100 * (a["accuracy"] - b["accuracy"]) for a, b in pairs])
+        off = [abs((r["level"] or 0.0) - best[p]) for (p, _), r in mine.items() if p in best]
+        values = {n: np.mean([r[n] for r in mine.values()]) for n in ("accuracy", "accuracy_best", "nll", "cost")}
+        print(
+            f"| {strategy} | {len(mine)} | {100 * values['accuracy']:.2f} | {100 * values['accuracy_best']:.2f} | "
+            f"{values['nll']:.3f} | {values['cost']:.2f} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | "
+            f"{np.mean(off) if off else math.nan:.3f} |"
+        )
+    print(f"\nThe finder beside plain training, by {'cell' if name == 'synthetic' else 'problem'}:\n")
+    print("| Problem | n | finder | plain | difference, points | levels |")
+    print("|---|---|---|---|---|---|")
+    for problem in problems(name):
+        both = [(rows.get(("finder", problem, s)), rows.get(("plain", problem, s))) for s in seeds]
+        both = [(a, b) for a, b in both if a and b]
+        if both:
+            mean, low, high = interval([100 * (a["accuracy"] - b["accuracy"]) for a, b in both])
+            levels = ", ".join("none" if a["level"] is None else f"{a['level']:g}" for a, _ in both)
+            finder_mean, plain_mean = (100 * np.mean([pair[i]["accuracy"] for pair in both]) for i in (0, 1))
+            told = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+            print(f"| {problem} | {len(both)} | {finder_mean:.2f} | {plain_mean:.2f} | {told} | {levels} |")
+
+
+def best_levels(seeds):
+    """Give the best fixed level of each cell: by clean test accuracy, averaged over seeds. Only to measure distance."""
+    found = cells(seeds)
+    by_cell = {}
+    for (name, _), cell in found.items():
+        by_cell.setdefault(name, []).append(cell.arrays["last_test_accuracy_clean"][cell.place])
+    return {name: LEVELS[int(np.mean(curves, axis=0).argmax())] for name, curves in by_cell.items()}
+
+
+def verify(share):
+    """Train a random share of the level benchmark again and compare it with what is stored."""
+    tables = cells(range(10))
+    drawn = [(where, cell, level) for where, cell in sorted(tables.items()) for level in LEVELS]
+    chosen = np.random.default_rng(0).permutation(len(drawn))[: max(1, round(share * len(drawn)))]
+    records = evaluate([Run(drawn[i][1].problem, drawn[i][2], seed=drawn[i][1].seed) for i in chosen], ledger=LEDGER)
+    same = 0
+    for i, record in zip(chosen, records, strict=True):
+        _, cell, level = drawn[i]
+        index = round(100 * level)
+        loss = np.minimum(record.curves["val_loss"], 65504).astype(np.float16)
+        equal = np.array_equal(loss, cell.arrays["val_loss"][*cell.place, index])
+        right = np.array_equal(
+            (100 * record.curves["val_accuracy"]).round(), cell.arrays["val_right"][*cell.place, index]
+        )
+        final = (
+            np.float32(record.finals["last.test_accuracy_clean"])
+            == cell.arrays["last_test_accuracy_clean"][*cell.place, index]
+        )
+        same += bool(equal and right and final)
+    print(f"{same} of {len(chosen)} runs, drawn from {len(drawn)}, are as stored")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("do", choices=["run", "table", "verify"])
+    parser.add_argument("set", nargs="?", choices=list(SETS), default="synthetic")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--strategies", nargs="+")
+    parser.add_argument("--share", type=float, default=0.01)
+    given = parser.parse_args()
+    if given.do == "run":
+        run(given.set, given.seeds, given.strategies)
+    elif given.do == "table":
+        table(given.set, given.seeds)
+    else:
+        verify(given.share)
+
+
+if __name__ == "__main__":
+    main()
