@@ -1,7 +1,14 @@
-"""The generated parts of the README are those of the code."""
+"""The generated parts of the README are those of the code, and its searches run as written."""
 
 import importlib.util
+import re
+import shlex
+import sys
 from pathlib import Path
+
+import pytest
+
+from flooding import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,3 +30,22 @@ def test_the_table_of_options_is_that_of_the_command_line():
 def test_only_the_marked_part_is_replaced():
     put = readme().put
     assert put("a<!-- x:begin -->\nold\n<!-- x:end -->b", "x", r"n\ew") == "a<!-- x:begin -->\nn\\ew\n<!-- x:end -->b"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/choosing-a-level.md"])
+def test_documented_searches_run(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
+    rows = [f"{7 * i % 11 + 2 * (i % 2)},{['yes', 'no'][i % 2]}" for i in range(60)]
+    (tmp_path / "table.csv").write_text("\n".join(["size,income", *rows]))
+    (tmp_path / "new.csv").write_text("size\n3\n9\n")
+    lines = re.findall(r"^flooding (?:find|predict) .*", (ROOT / page).read_text(), re.MULTILINE)
+    assert len(lines) >= 2
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        monkeypatch.setattr(sys, "argv", words + ["--epochs", "2", "--workers", "0"] * (words[1] == "find"))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code, f"{line}: {capsys.readouterr().err}"
+    answers = capsys.readouterr().out if page == "README.md" else (tmp_path / "predictions.csv").read_text()
+    assert re.search(r"^class,.*\n(yes|no),.*\n(yes|no),", answers, re.MULTILINE)
