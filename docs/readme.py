@@ -22,7 +22,7 @@ def options() -> str:
         name = next((name for name in parameter.opts if name.startswith("--")), None)
         if name is None:
             continue
-        text, _, told = (parameter.help or "").partition(" [")
+        text, _, told = (parameter.help or "").replace("\\[", "[").partition(" [")
         unset = parameter.default is None or parameter.default is False
         default = told.removesuffix(".").removesuffix("]") or ("" if unset else str(parameter.default))
         lines.append(f"| `{name}` | {default} | {text.rstrip('.')} |")

@@ -166,6 +166,20 @@ def test_a_lifted_function_with_curves_can_use_the_finder():
     assert lifted.cost.trainings == own.cost.trainings <= 3.05
 
 
+def test_a_lifted_function_may_give_a_score_beside_curves():
+    def train(level, seed, epochs):
+        *_, row = __import__("flooding").train(Run(noisy(), level, seed=seed, until=epochs))
+        curves = {name: row.record.curves[name] for name in ("val_loss", "train_loss")}
+        return {"score": row.record.finals["last.val_accuracy"], **curves}
+
+    problem = Elsewhere(horizon=40)
+    own = search(grid(noisy(), [0.0, 0.1, 0.3]), partial(evaluate, ledger=False, workers=0))
+    assert search(grid(problem, [0.0, 0.1, 0.3]), train).level == own.level
+    assert search(finder(problem, shared=False), train).cost.trainings <= 3.05
+    with pytest.raises(ValueError, match="the finder needs the curve val_loss"):
+        search(finder(problem), lambda level, seed, epochs: 0.5)
+
+
 def test_a_lifted_function_must_return_a_score():
     with pytest.raises(ValueError, match="must return a score"):
         search(grid(Elsewhere(), [0.1]), lambda level, seed, epochs: {"loss": 0.3})

@@ -280,8 +280,6 @@ def _recorded(run: Run, told: Any) -> Record:
     finals = {f"last.{name}": float(np.asarray(value).reshape(-1)[-1]) for name, value in values.items()}
     sign = 1 if getattr(run.problem.score, "greater_is_better", True) else -1
     finals.setdefault("last.val_loss", -sign * finals["last.val_score"])
-    if curves and "val_score" not in curves:
-        curves = {name: curve for name, curve in curves.items() if name in {"val_loss", "train_loss"}}
     return Record(run, curves, {}, finals | {"epochs": float(run.epochs)}, "", "")
 
 

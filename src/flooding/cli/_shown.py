@@ -38,7 +38,9 @@ Workers = Annotated[int | None, typer.Option(min=0, help="Worker processes.", sh
 
 
 def option(help: str, panel: str, *names: str, **more: Any) -> Any:  # ruff: ignore[builtin-argument-shadowing] -- typer's own word
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+    return typer.Option(
+        *names, help=help.replace("[", "\\["), rich_help_panel=panel, **more
+    )  # else rich takes it for a style
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -15,7 +15,18 @@ import numpy as np
 
 from flooding.problem import Record, Run, merit
 
-__all__ = ["Cost", "Found", "Strategy", "Suggestion", "best_level", "check_levels", "cost", "late", "search"]
+__all__ = [
+    "Cost",
+    "Found",
+    "Strategy",
+    "Suggestion",
+    "best_level",
+    "check_levels",
+    "cost",
+    "late",
+    "late_means",
+    "search",
+]
 
 Evaluate: TypeAlias = Callable[[list[Run]], Sequence[Record]]
 
@@ -179,11 +190,22 @@ def late(record: Record, share: float = 0.0) -> tuple[float, float]:
     Returns:
         A tuple to compare: the mean score (accuracy, where there is none of the user's), then minus the mean loss.
     """
-    if not record.curves:
-        return merit(record.finals, record.run and record.run.problem, "last.")
-    since = -max(1, round(share * (len(next(iter(record.curves.values()))) - 1)))
-    means = {n: float(np.mean(curve[since:], dtype=np.float64)) for n, curve in record.curves.items()}
-    return merit(means, record.run and record.run.problem)
+    epochs = max((len(curve) - 1 for curve in record.curves.values()), default=0)
+    return merit(late_means(record, max(1, round(share * epochs))), record.run and record.run.problem)
+
+
+def late_means(record: Record, epochs: int) -> dict[str, float]:
+    """Average every curve of a Record over its last epochs; what has no curve counts with its last value.
+
+    Args:
+        record: A Record.
+        epochs: How many epochs, at least 1.
+
+    Returns:
+        Means by name.
+    """
+    last = {name.removeprefix("last."): value for name, value in record.finals.items() if name.startswith("last.")}
+    return last | {n: float(np.mean(curve[-epochs:], dtype=np.float64)) for n, curve in record.curves.items()}
 
 
 def best_level(records: Iterable[Record], share: float = 0.0) -> float:
