@@ -3,8 +3,9 @@
     python benchmarks/search.py [--rounds 3]
 
 Both sides use every core: the engine its warm pool, the loops as many processes, each with every second level. Both
-measure the validation split after every epoch and the test split at the end. They take turns; the figure is the ratio
-of the mean times. Start-up (importing torch) is reported apart. "share" is the share of the steps that the engine took.
+keep the same curves (loss, accuracy, labels noisy and clean, share of flooded steps) and the best weights, and test at
+the end. They take turns; the figure is the ratio of the mean times. Start-up (importing torch) is reported apart.
+"share" is the share of the steps that the engine took.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import psutil
 import torch
 
 from flooding import Run, checkpoints, evaluate
-from flooding.data import tables
+from flooding.data import Split, tables
 from flooding.data.synthetic import two_gaussians
 from flooding.engine import cores
 from flooding.models import mlp
@@ -46,30 +47,46 @@ CASES = {
 }
 
 
+def judge(logits, split):
+    """Measure logits against the labels there are, noisy and clean."""
+    found, told = logits.argmax(1), []
+    for y in (split.y, split.clean):
+        if y is not None:
+            told += [float(torch.nn.functional.cross_entropy(logits, y)), float((found == y).float().mean())]
+    return told
+
+
 def measure(model, split, size=500):
-    """Give loss and accuracy of a split, as tightly as plain torch can."""
+    """Pass a split through the model, as tightly as plain torch can."""
     model.eval()
     with torch.inference_mode():
-        logits = torch.cat([model(x) for x in split.x.split(size)])
-        loss = float(torch.nn.functional.cross_entropy(logits, split.y))
-        return loss, float((logits.argmax(1) == split.y).float().mean())
+        return judge(torch.cat([model(x) for x in split.x.split(size)]), split)
 
 
 def tight(problem, level):
-    """Train one level by hand."""
+    """Train one level by hand, with the curves that a Record has."""
     splits, model = problem.splits(0), problem.build(0)
-    x, y = splits.train.x, splits.train.y
+    x, y, clean = splits.train.x, splits.train.y, splits.train.clean
     optimizer = problem.optimizer(model.parameters())
-    best, kept = (-float("inf"), -float("inf")), None
+    best, kept, curves = (-float("inf"), -float("inf")), None, []
     for epoch in range(problem.horizon):
         model.train()
         order = [slice(None)] if len(x) <= problem.batch_size else torch.randperm(len(x)).split(problem.batch_size)
+        losses, outputs = [], []
         for index in order:
-            loss = torch.nn.functional.cross_entropy(model(x[index]), y[index])
+            output = model(x[index])
+            loss = torch.nn.functional.cross_entropy(output, y[index])
             optimizer.zero_grad()
             ((loss - level).abs() + level).backward()
             optimizer.step()
-        found = selection_key(*measure(model, splits.val))
+            losses.append(loss.detach()), outputs.append(output.detach())
+        losses = torch.stack(losses)
+        every = order[0] if len(order) == 1 else torch.cat(order)
+        seen = Split(y[every], y[every], None if clean is None else clean[every])
+        row = [float(losses.mean()), float((losses < level).float().mean()), *judge(torch.cat(outputs), seen)]
+        val = measure(model, splits.val)
+        curves.append(row + val)
+        found = selection_key(*val[:2])
         if found > best:
             best, kept = found, copy.deepcopy(model.state_dict())
         if problem.test_curve and (epoch + 1) % problem.test_curve.every == 0:

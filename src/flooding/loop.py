@@ -24,7 +24,7 @@ from flooding.baselines import SAM, GradientPenalty
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
 from flooding.levels import Seen
-from flooding.losses import Excess, PerClass, PerExample, Teacher, WaveBound, example_weight, objective
+from flooding.losses import Excess, Flooding, PerClass, PerExample, Teacher, WaveBound, example_weight, objective
 from flooding.problem import Problem, Record, Run, merit, seeded, stream
 
 __all__ = ["ENGINE", "Row", "fingerprint", "mean_level", "train", "unreduced"]
@@ -236,12 +236,14 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     criterion = _criterion(run)
     order = _order(run, split, epoch)
     losses, levels, shares, outputs = [], [], [], []
+    constant = isinstance(run.level, float) and run.method.reduction == "mean"
     model.train()
     for index in order:
         x, y = map_tensors(lambda t, i=index: t[i], split.x), split.y[index]
         if run.problem.augment is not None:
             x = run.problem.augment(x)
-        gradient = functools.partial(_differentiate, run, state, criterion, x, y, split.id[index])
+        ids = None if state.lookup is None else split.id[index]
+        gradient = functools.partial(_differentiate, run, state, criterion, x, y, ids)
         output, loss, level, mean, _ = gradient()
         if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
             state.weights["first_flooded"] = _copy(model)
@@ -252,7 +254,8 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
         losses.append(mean)
         if level is not None:
             levels.append(level)
-            shares.append(is_flooded(loss, level).float().mean())
+            if not constant:
+                shares.append(is_flooded(loss, level).float().mean())
         if state.controller is not None and controller is not None:
             state.controller = controller.update(state.controller, Seen(loss=mean))
         if state.teacher is not None:
@@ -268,11 +271,19 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
         state.losses.append(torch.stack(losses))
     state.trained += 1
     values["level"] = mean_level(levels)
+    if constant and state.teacher is None:
+        shares = list(is_flooded(torch.stack(losses), run.level).float())
     values["flooded"] = float(torch.stack(shares).mean()) if shares else 0.0
     if outputs:
-        seen = split if len(order) == 1 else split.take(torch.cat(order))
+        seen = split if len(order) == 1 else _labels(split, torch.cat(order))
         values |= _against_labels(run.problem, "train", torch.cat(outputs), seen)
     return values
+
+
+def _labels(split: Split, index: Tensor) -> Split:
+    """Take the labels of examples, and leave the inputs where they are."""
+    y = split.y[index]
+    return Split(y, y, None if split.clean is None else split.clean[index])
 
 
 def mean_level(levels: Sequence[Any]) -> float:
@@ -286,23 +297,29 @@ def mean_level(levels: Sequence[Any]) -> float:
     """
     if not levels:
         return math.nan
+    if isinstance(levels[0], float) and all(level is levels[0] for level in levels):
+        return float(torch.full((len(levels),), levels[0], dtype=torch.float32).mean())
     return float(torch.stack([torch.as_tensor(level, dtype=torch.float32).mean() for level in levels]).mean())
 
 
-def _differentiate(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor, ids: Tensor) -> _Batch:
+def _differentiate(
+    run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor, ids: Tensor | None
+) -> _Batch:
     """Put the gradients of one batch in place: raw loss, level, objective, penalty, clipping."""
     problem, method, optimizer = run.problem, run.method, state.optimizer
     output, loss, weight = _raw(run, state, criterion, x, y)
     level = _level(run, state, criterion, x, y, ids)
     if isinstance(level, Tensor) and 0 < level.ndim < loss.ndim:  # a level per example, several losses each
         level = level.reshape(level.shape + (1,) * (loss.ndim - level.ndim))
-    value = objective(loss, level, method, weight)
+    # Flooding's gradient is the raw one times a sign; an optimiser that asks for the value itself gets that.
+    signed = level if type(method) is Flooding and not state.again else None
+    value = objective(loss, level if signed is None else None, method, weight)
     if isinstance(method, GradientPenalty):
         value = value + method.penalty(loss, state.parameters)
     if not value.requires_grad:
         raise ValueError("the loss must have a gradient, got a constant. Compute it from the outputs, in torch.")
     optimizer.zero_grad()
-    value.backward()
+    value.backward(None if signed is None else Flooding.slope(loss, signed))
     if problem.clip is not None:
         nn.utils.clip_grad_norm_(state.parameters, problem.clip)
     loss = loss.detach()
@@ -337,13 +354,14 @@ def _order(run: Run, split: Split, epoch: int) -> list[Any]:
     return list(torch.randperm(len(split), generator=generator).to(split.y.device).split(size))
 
 
-def _level(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor, ids: Tensor) -> Any:
+def _level(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor, ids: Tensor | None) -> Any:
     if state.teacher is not None:
         return criterion(state.teacher(x), y)
     if state.controller is not None:
         return state.controller["level"]
     if state.lookup is None:
         return run.level
+    assert ids is not None
     levels = state.lookup.at(y, ids)
     return levels.mean() if run.method.reduction == "mean" else levels
 

@@ -88,6 +88,21 @@ class Flooding:
         """
         return torch.where(_known(loss, level), flood(loss, level), loss)
 
+    @staticmethod
+    @torch.no_grad()
+    def slope(loss: Tensor, level: float | Tensor) -> Tensor:
+        """Give what flooding multiplies the gradient of the raw loss by: ``loss.backward(slope)`` is all it does.
+
+        Args:
+            loss: Batch mean, 0-d.
+            level: Level in the unit of ``loss``, a number or a 0-d tensor.
+
+        Returns:
+            -1, 0 or 1, a tensor of the type of ``loss``.
+        """
+        sign = is_flooded(level, loss).to(loss.dtype) - is_flooded(loss, level).to(loss.dtype)
+        return torch.where(_known(loss, level), sign, 1.0)
+
 
 @dataclass(frozen=True)
 class IFlood:
