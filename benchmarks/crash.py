@@ -4,8 +4,8 @@
     python benchmarks/crash.py --search [--kills 100] [--seed 0]
 
 The demo: each kill is a SIGKILL of the parent or of one worker (a coin decides), at a moment uniform over 1 to 9 s
-after the start. After a worker's death the parent must go on, so it is killed too, 1 to 4 s later. Then the demo runs to
-its end and is compared with an undisturbed one: tables, the measured part of every Record, and what was started when.
+after the start. After a worker's death the parent must go on, so it is killed too, 1 to 4 s later. Then the demo runs
+to its end and is compared with an undisturbed one: tables, the measured part of every Record, what was started when.
 
 The search: a grid of 51 levels and 5 seeds with two workers. Each kill waits for the first Record since the last one,
 and for a time drawn from an exponential distribution with mean 0.7 s. A coin decides between the parent, which is then
