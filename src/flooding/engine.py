@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -96,12 +96,13 @@ def evaluate(
     wanted = [numbers[0] for numbers in twins.values()]
     if on_start is not None:
         on_start([runs[n] for n in wanted])
-    with _folder(path, wanted) as folder:
-        how = {"fresh": fresh, "device": device, "threads": threads, "folder": folder}
+    with _folder(path, wanted) as folder, _held(path if wanted else None):
+        how: dict[str, Any] = {"fresh": fresh, "device": device, "threads": threads, "folder": folder}
+        how["quiet"] = on_row is None
         how["dtype"] = torch.get_default_dtype()
         jobs = [Job(n, runs[n], keys[n], path, **how) for n in wanted]
         trained = 0
-        for number, row in _trained(_grouped(jobs), workers):
+        for number, row in _trained(_grouped(jobs, cores() if workers is None else workers), workers):
             if on_row is not None:
                 on_row(row)
             if row.record is not None:
@@ -111,6 +112,17 @@ def evaluate(
     if trained < (epochs := sum(runs[n].epochs for n in wanted)):
         log.debug("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
     return [records[number] for number in range(len(runs))]
+
+
+@contextmanager
+def _held(path: str | None) -> Generator[None, None, None]:
+    """Keep the ledger open: else SQLite folds its log into the file whenever a worker closes it."""
+    book = None if path is None else Ledger(path)
+    try:
+        yield
+    finally:
+        if book is not None:
+            book.close()
 
 
 @contextmanager
@@ -131,8 +143,9 @@ def _folder(path: str | None, wanted: list[int]) -> Generator[str | None, None, 
             yield folder
 
 
-def _grouped(jobs: list[Job]) -> list[Job]:
+def _grouped(jobs: list[Job], workers: int) -> list[Job]:
     """Put Runs that share a beginning under a trunk of theirs."""
+    # In a large group some begin alone, so that no worker waits for the trunk: those that would leave it first.
     groups: dict[object, list[Job]] = {}
     for job in jobs:
         files, trunk = Checkpoints(job.folder or ""), trunk_of(job.run)
@@ -143,11 +156,15 @@ def _grouped(jobs: list[Job]) -> list[Job]:
         groups.setdefault(("alone", job.number) if alone else key, []).append(job)
     grouped = []
     for key, group in groups.items():
+        early = sorted((job for job in group if isinstance(job.run.level, float)), key=lambda job: -job.run.level)
+        early = early[: max(0, min(workers - 1, len(group) // 8))]
+        group = [job for job in group if job not in early]
         if len(group) == 1:
             grouped += group
             continue
         named = key if isinstance(key, str) else None
         grouped.append(group[0]._replace(run=trunk_of(group[0].run), trajectory=named, forks=tuple(group)))
+        grouped += early
     return grouped
 
 

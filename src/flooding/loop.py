@@ -265,7 +265,7 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     values = {"lr": float(optimizer.param_groups[0]["lr"])}
     if epoch == 1:
         state.first_loss = float(losses[0])
-    weights = torch.tensor([float(len(split.y[index])) for index in order])
+    weights = torch.tensor([float(len(split.y if isinstance(index, slice) else index)) for index in order])
     values["train_loss"] = float((torch.stack(losses).float().cpu() * weights).sum() / weights.sum())
     if run.level is None and not state.again:
         state.losses.append(torch.stack(losses))

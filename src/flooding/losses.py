@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -90,7 +91,7 @@ class Flooding:
 
     @staticmethod
     @torch.no_grad()
-    def slope(loss: Tensor, level: float | Tensor) -> Tensor:
+    def slope(loss: Tensor, level: float | Tensor) -> Tensor | None:
         """Give what flooding multiplies the gradient of the raw loss by: ``loss.backward(slope)`` is all it does.
 
         Args:
@@ -98,8 +99,13 @@ class Flooding:
             level: Level in the unit of ``loss``, a number or a 0-d tensor.
 
         Returns:
-            -1, 0 or 1, a tensor of the type of ``loss``.
+            -1, 0 or 1, a tensor of the type of ``loss``; None is 1.
         """
+        if isinstance(level, float) and loss.device.type == "cpu":  # there is no device to wait for
+            value = loss.item()
+            at = level if loss.dtype == torch.float64 else float(np.float32(level))
+            sign = (value > at) - (value < at)
+            return None if sign == 1 or not value > -math.inf else loss.new_full((), sign)
         sign = is_flooded(level, loss).to(loss.dtype) - is_flooded(loss, level).to(loss.dtype)
         return torch.where(_known(loss, level), sign, 1.0)
 

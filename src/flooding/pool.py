@@ -53,6 +53,7 @@ class Job(NamedTuple):
     first_flooded: bool = False
     dtype: torch.dtype = torch.float32
     folder: str | None = None  # of checkpoints
+    quiet: bool = False  # nobody wants rows but the last
     forks: tuple[Job, ...] = ()  # if there are any, the Run is their trunk and has no Record of its own
 
     @property
@@ -334,17 +335,19 @@ def serve() -> None:
             os.chdir(folder)
             job = pickle.loads(packed)
             torch.set_default_dtype(job.dtype)
-            for rows in _gathered(lead(job) if job.forks else work(job)):
+            for rows in _gathered(lead(job) if job.forks else work(job), job.quiet):
                 _write(pipe_out, rows)
         except Exception as error:  # ruff: ignore[blind-except] -- the parent raises it, whatever it is
             _write(pipe_out, _portable(error))
 
 
-def _gathered(rows: Iterator[Row] | Iterator[Ready], seconds: float = 0.1) -> Iterator[list[Row | Ready]]:
+def _gathered(rows: Iterator[Row] | Iterator[Ready], quiet: bool, seconds: float = 0.1) -> Iterator[list[Row | Ready]]:
     """Bundle rows, without what the parent has or does not need, so that telling costs next to nothing."""
     bundle, told = [], time.monotonic()
     for row in rows:
         urgent = isinstance(row, Ready) or row.record is not None
+        if quiet and not urgent:
+            continue
         if isinstance(row, Row):
             record = None if row.record is None else replace(row.record, run=None)
             row = Row(None, row.epoch, row.values, record)  # type: ignore[arg-type]
