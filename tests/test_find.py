@@ -321,3 +321,13 @@ def test_two_searches_on_one_ledger_share_its_runs(path, caplog):
     book = Ledger(path)
     assert book.find(Run(noisy()), trajectory(Run(noisy()))) is not None
     book.close()
+
+
+def test_where_the_loss_falls_slowly_the_race_reaches_further_for_the_same_price(path):
+    slow = noisy(optimizer=partial(torch.optim.Adam, lr=1.5e-3), horizon=80)
+    shared = search(finder(slow), partial(evaluate, ledger=path, workers=0))
+    alone = search(finder(slow, shared=False), partial(evaluate, ledger=path.with_name("b.sqlite"), workers=0))
+    until = [max(r.run.epochs for r in found.records if r.run.level is not None) for found in (shared, alone)]
+    assert until[0] > 1.3 * until[1] >= 0.39 * 80
+    assert shared.cost.steps <= 3.05
+    assert alone.cost.trainings <= 3.05

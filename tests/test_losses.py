@@ -790,3 +790,13 @@ def test_wavebound_holds_each_output_at_its_teachers_risk_less_epsilon(rng):
     for _ in range(100):
         plain = step(None, IFlood())
     assert (plain < bound - one_step).all(), "without it both risks fall further"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("level", [0.3, 0.0, -0.5, torch.tensor(0.3), torch.tensor(-math.inf)])
+@pytest.mark.parametrize("value", [0.31, 0.3, 0.29, 0.0, -0.5, math.nan, math.inf, -math.inf])
+def test_slope_is_what_the_objective_multiplies_the_gradient_by(value, level, dtype):
+    loss = torch.tensor(value, dtype=dtype, requires_grad=True)
+    objective(loss, level).backward()
+    slope = Flooding.slope(loss.detach(), level)
+    assert loss.grad.item() == (1.0 if slope is None else slope.item())

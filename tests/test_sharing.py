@@ -238,3 +238,12 @@ def test_a_run_is_due_after_thirty_seconds_and_rarely_where_writing_is_slow(tmp_
         pace.see(Row(None, epoch, {}, snapshot=dict))
         now[0] += 1.0
     assert [at for _, at in written] == [30.0, 132.0, 234.0]
+
+
+def test_in_a_large_group_the_first_to_leave_begins_at_once_where_there_are_workers():
+    runs = [Run(small(horizon=25), 0.02 * n) for n in range(20)]
+    for workers in (1, 2):
+        records = evaluate(runs, ledger=False, workers=workers)
+        whole = [r.run.level for r in records if r.circumstances["epochs_trained"] == 25]
+        assert (runs[-1].level in whole) == (workers == 2)
+        assert [r.measured for r in records] == [alone(run).record.measured for run in runs]
