@@ -19,7 +19,7 @@ from flooding.data import Split, Splits
 from flooding.engine import trajectory
 from flooding.ledger import Ledger
 from flooding.models import mlp
-from flooding.pool import can_travel
+from flooding.pool import Job, can_travel, work
 from small import adam, normed, regression, small
 
 LEVELS = (None, 0.0, 0.2, 0.3)
@@ -384,3 +384,29 @@ def test_files_in_the_working_directory_do_not_stand_in_for_modules(tmp_path, mo
 def test_impossible_numbers_are_refused(options):
     with pytest.raises(ValueError, match="must be at least"):
         evaluate([Run(small())], ledger=False, **options)
+
+
+def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
+    code = (
+        "from small import small; from flooding import Run, evaluate;"
+        "print(*[r.measured for r in evaluate([Run(small(horizon=40), 0.02 * n, seed=s) for s in (0, 1)"
+        f" for n in range(12)], ledger={str(path)!r}, workers=2)])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    pipes = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    both = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
+    told = [process.communicate(timeout=120)[0].split() for process in both]
+    runs = [Run(small(horizon=40), 0.02 * n, seed=seed) for seed in (0, 1) for n in range(12)]
+    assert told[0] == told[1] == [r.measured for r in evaluate(runs, ledger=False, workers=0)]
+    book = Ledger(path)
+    assert sorted(record.measured for _, record in book.records()) == sorted(told[0])
+    book.close()
+
+
+def test_what_another_search_trained_meanwhile_is_not_trained_again(path):
+    job = Job(0, Run(small(), 0.2), trajectory(Run(small(), 0.2)), str(path))
+    *_, first = work(job)
+    rows = list(work(job))
+    assert [row.record.measured for row in rows] == [first.record.measured]
+    assert len(starts(path)) == 1
+    assert len(list(work(job._replace(fresh=True)))) == 7

@@ -243,9 +243,11 @@ def test_a_training_that_diverges_is_said_so(path):
     assert "not finite" in found.warnings[0]
 
 
-def splits(y_train, y_val):
-    x = torch.randn(20, 10, generator=torch.Generator().manual_seed(0))
-    return Splits(Split(x, torch.as_tensor(y_train)), Split(x, torch.as_tensor(y_val)))
+X = torch.randn(20, 10, generator=torch.Generator().manual_seed(0))
+
+
+def splits(y_train, y_val, x=X):
+    return Splits(Split(x, torch.as_tensor(y_train)), Split(X, torch.as_tensor(y_val)))
 
 
 BOTH = [0, 1] * 10
@@ -256,6 +258,8 @@ BOTH = [0, 1] * 10
     [
         ({"data": splits([1] * 20, BOTH)}, "train split must hold at least two classes, got only class 1"),
         ({"data": splits(BOTH, [0] * 20)}, "val split must hold at least two classes"),
+        ({"data": splits(BOTH, BOTH, X.where(X < 2, float("nan")))}, "inputs must be finite"),
+        ({"data": splits(BOTH, BOTH, torch.ones(20, 10))}, "inputs must vary"),
         ({"data": splits([0.0] * 19 + [float("nan")], [0.5] * 20)}, "targets must be finite"),
     ],
 )

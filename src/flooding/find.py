@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from flooding import strategies
+from flooding.data import map_tensors
 from flooding.engine import evaluate as engine
 from flooding.engine import trajectory
 from flooding.ledger import Ledger
@@ -188,6 +189,14 @@ def _check(problem: Problem, seed: int) -> None:
             )
         if y.is_floating_point() and not bool(y.isfinite().all()):
             raise ValueError(f"targets must be finite, got NaN or infinity in the {name} split. Drop those examples.")
+        inputs: list[Tensor] = []
+        map_tensors(lambda t, kept=inputs: (kept.append(t), t)[1], getattr(splits, name).x)
+        if not all(bool(t.isfinite().all()) for t in inputs if t.is_floating_point()):
+            raise ValueError(f"inputs must be finite, got NaN or infinity in the {name} split. Impute or drop them.")
+        if all(bool((t == t[:1]).all()) for t in inputs):
+            raise ValueError(
+                f"inputs must vary, but all {len(y)} examples of the {name} split are the same. Check them."
+            )
 
 
 @contextmanager

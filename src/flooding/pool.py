@@ -246,6 +246,9 @@ def work(job: Job) -> Iterator[Row]:
     Raises:
         ValueError: If a checkpoint under a user's key is not this Run's.
     """
+    if (row := _known(job)) is not None:
+        yield row
+        return
     files = None if job.folder is None or job.first_flooded else Checkpoints(job.folder)
     resume = None if files is None else files.find(job.name, job.run.epochs)
     promised = resume is not None and job.run.problem.key is not None and len(resume["curves"]) > 1
@@ -274,6 +277,24 @@ def work(job: Job) -> Iterator[Row]:
     finally:
         if ledger is not None:
             ledger.close()
+
+
+def _known(job: Job) -> Row | None:
+    """Look a Run up once more: another search may have trained it while this one waited for a worker."""
+    if (
+        job.ledger is None
+        or job.trajectory is None
+        or job.fresh
+        or job.first_flooded
+        or job.run.problem.key is not None
+    ):
+        return None
+    ledger = Ledger(job.ledger)
+    try:
+        record = ledger.find(job.run, job.trajectory)
+    finally:
+        ledger.close()
+    return None if record is None else Row(job.run, job.run.epochs, {}, record)
 
 
 def _leave(files: Checkpoints, job: Job, row: Row) -> None:
