@@ -40,7 +40,9 @@ def evaluate(
     """Look Runs up in the ledger and train those that are not there, on all cores.
 
     The same Run, on the same machine, has bit-identical measurements whether it is trained here, in a worker process
-    or looked up. Equal Runs are trained once. A Run that cannot describe itself is trained anew each time, and one
+    or looked up. Equal Runs are trained once; Runs that differ in their level alone take the steps before the first
+    flooded one together; a Run that was cut off, or a longer one, goes on from its checkpoint beside the ledger. None
+    of this changes a bit. A Run that cannot describe itself is trained anew each time, and one
     that cannot be pickled (a class of a notebook or of the script itself) in this process; the log says so.
 
     Args:

@@ -208,6 +208,8 @@ def _drive(strategy: Strategy, accuracy: bool, diverges: Callable[[int], bool]) 
 
 
 def _check_found(found: Found) -> None:
+    rule = "found.level must be a number or None"
+    _require(found.level is None or math.isfinite(found.level), f"{rule}, got {found.level}.")
     for s in found.suggestions:
         rule = "a suggestion must have low <= level <= high"
         _require(s.low <= (s.low if s.level is None else s.level) <= s.high, f"{rule}, got {s}.")
