@@ -23,9 +23,9 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
     1. Train plainly, in full. The lowest validation loss caps the level: it estimates the irreducible loss from
        above. Where the training loss never falls below it, nothing overfits and the answer is None.
     2. Race five levels, at a tenth, three tenths ... nine tenths of the way from the lowest training loss to the cap,
-       for as many epochs as the budget leaves. A level is judged by the validation score averaged over late epochs,
-       seeds, and its neighbours: a good level has good neighbours, luck has none.
-    3. The best of them wins if it beats the end of the plain training.
+       for as many epochs as the budget leaves. A level, and plain training at its end as level 0, is judged by the
+       validation score averaged over late epochs, seeds, and its neighbours: a good level has good neighbours, luck
+       has none.
 
     Args:
         problem: The Problem.
@@ -61,7 +61,7 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
     raced = yield [Run(problem, level, seed=seed, until=stop) for level in levels for seed in seeds]
     late = max(1, round(_LATE * until))
     judged = [_judge(raced[i : i + len(seeds)], late) for i in range(0, len(raced), len(seeds))]
-    scores = np.concatenate([[_judge(plain, late)], _smoothed(np.array(judged))])
+    scores = _smoothed(np.array([_judge(plain, late), *judged]))
     best = max(range(len(scores)), key=lambda i: (*scores[i], -i))
     level = [None, *levels][best]
     known, chance = [0.0, *levels], _chance(problem, seeds, scores[best][0])
