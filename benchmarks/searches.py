@@ -2,7 +2,7 @@
 
     python benchmarks/searches.py run synthetic --seeds 0 1 2 [--strategies finder halving]
     python benchmarks/searches.py run real --seeds 0 1 2 3 4
-    python benchmarks/searches.py table synthetic --seeds 0 1 2
+    python benchmarks/searches.py table synthetic --seeds 0 1 2 [--write]
     python benchmarks/searches.py verify --share 0.01
 
 A search is judged by the model of the last epoch of a full training with the level it chose (a controller: with the
@@ -15,6 +15,8 @@ search of each problem and seed, and are not computed twice.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import subprocess
@@ -258,6 +260,14 @@ def verify(share):
     print(f"{same} of {len(chosen)} runs, drawn from {len(drawn)}, are as stored")
 
 
+def write(text, name):
+    """Put tables between the page's markers of a set."""
+    page = HERE.parents[1] / "docs" / "choosing-a-level.md"
+    begin, end = f"<!-- searches-{name}:begin -->", f"<!-- searches-{name}:end -->"
+    head, _, rest = page.read_text().partition(begin)
+    page.write_text(f"{head}{begin}\n{text.strip()}\n{end}{rest.partition(end)[2]}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("do", choices=["run", "table", "verify"])
@@ -265,11 +275,16 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--strategies", nargs="+")
     parser.add_argument("--share", type=float, default=0.01)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/choosing-a-level.md")
     given = parser.parse_args()
     if given.do == "run":
         run(given.set, given.seeds, given.strategies)
     elif given.do == "table":
-        table(given.set, given.seeds)
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            table(given.set, given.seeds)
+        print(told.getvalue())
+        if given.write:
+            write(told.getvalue(), given.set)
     else:
         verify(given.share)
 
