@@ -19,6 +19,17 @@ def make():
     return problem
 other = 3
 """
+OWN = """
+from functools import partial
+from torch import nn
+from flooding import Problem
+from flooding.data.synthetic import two_gaussians
+class Net(nn.Linear):
+    pass
+problem = Problem(partial(two_gaussians, n_test=50), partial(Net, 10, 2), horizon=10)
+def make():
+    return problem
+"""
 
 
 @pytest.fixture
@@ -55,13 +66,17 @@ def test_a_task(flooding, tmp_path):
     assert {"found.json", "table.csv", "curves.npz", "search.png"} == {p.name for p in (tmp_path / "here").iterdir()}
     code, _, err = flooding("find two-gaussians --label-noise 0.05 --epochs 5 --workers 0 --out here")
     assert code == 0
-    assert "training" not in err  # everything is in the ledger
+    assert "training 1 runs" not in err  # everything is in the ledger
+    assert "1 of 1 runs from the ledger" in err
 
 
-@pytest.mark.parametrize("name", ["problem", "make"])
-def test_a_problem_of_the_users(flooding, tmp_path, name):
-    (tmp_path / f"mine_{name}.py").write_text(MODULE)
-    code, out, err = flooding(f"find mine_{name}:{name} --strategy grid --levels 0,0.2 --workers 0")
+@pytest.mark.parametrize("name", ["mine_a:problem", "mine_b:make", "folder/mine_c.py:problem"])
+def test_a_problem_of_the_users(flooding, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = tmp_path / (name.partition(":")[0].removesuffix(".py") + ".py")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(OWN)
+    code, out, err = flooding(f"find {name} --strategy grid --levels 0,0.2 --workers 2")
     assert code == 0, err
     assert "(grid; 2" in out or "(grid; 1" in out
 
@@ -125,8 +140,14 @@ def test_every_strategy(flooding, strategy):
         ("find digits --score recall", "accuracy, balanced-accuracy or loss"),
         ("find digits --strategy magic", "strategy must be one of"),
         ("find digits --levels 0,x", "levels must be numbers"),
-        ("find digits --levels 0,1", "levels belong to grid"),
+        ("find digits --levels 0,1", "--levels belongs to backward and grid and halving"),
         ("find digits --budget 1", "budget must be above 1"),
+        ("find digits --trainings 5", "--trainings belongs to policy-gradient and tpe"),
+        ("find digits --strategy grid --budget 5", "--budget belongs to finder"),
+        ("find digits --device cuda:77", "device must be there"),
+        ("find numbers.csv --target income --score accuracy", "accuracy needs classes"),
+        ("find people.csv --target income --save full", "folder must be new or hold a saved model alone"),
+        ("find people.csv --target income --save x --out x", "must be different folders"),
         ("find spiral --label-noise 2", "label_noise must lie in"),
         ("find digits --out people.csv/x", "must not be, or lie below, a file"),
         ("predict nothing people.csv", "nothing"),
@@ -137,6 +158,9 @@ def test_every_strategy(flooding, strategy):
 def test_bad_input_ends_with_one_sentence_and_writes_nothing(flooding, tmp_path, line, message):
     table(tmp_path / "people.csv")
     table(tmp_path / "one.csv", target=lambda i: "yes")
+    table(tmp_path / "numbers.csv", target=lambda i: i + 0.5)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "constant.csv").write_text("size,income\n" + "1,yes\n1,no\n" * 30)
     (tmp_path / "mine.py").write_text(MODULE)
     sys.modules.pop("mine", None)

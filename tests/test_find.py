@@ -133,8 +133,8 @@ def test_a_function_that_raises_on_its_third_call_loses_nothing(path):
 
     levels = [0.0, 0.1, 0.2, 0.3]
     with pytest.raises(RuntimeError, match="went away"):
-        search(grid(Elsewhere(), levels), Lifted(train, key="mine", ledger=path))
-    found = search(grid(Elsewhere(), levels), Lifted(train, key="mine", ledger=path))  # as a new process would
+        search(grid(Elsewhere(100), levels), Lifted(train, key="mine", ledger=path))
+    found = search(grid(Elsewhere(100), levels), Lifted(train, key="mine", ledger=path))  # as a new process would
     assert calls == [0.0, 0.1, 0.2, 0.2, 0.3]
     assert found.level == 0.2
 
@@ -182,7 +182,7 @@ def test_a_lifted_function_may_give_a_score_beside_curves():
 
 def test_a_lifted_function_must_return_a_score():
     with pytest.raises(ValueError, match="must return a score"):
-        search(grid(Elsewhere(), [0.1]), lambda level, seed, epochs: {"loss": 0.3})
+        search(grid(Elsewhere(100), [0.1]), lambda level, seed, epochs: {"loss": 0.3})
 
 
 def test_a_problem_that_cannot_describe_itself_is_found_and_leaves_no_trace(path, monkeypatch):
@@ -335,3 +335,37 @@ def test_where_the_loss_falls_slowly_the_race_reaches_further_for_the_same_price
     assert until[0] > 1.3 * until[1] >= 0.39 * 80
     assert shared.cost.steps <= 3.05
     assert alone.cost.trainings <= 3.05
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3])
+def test_a_short_training_stays_within_its_budget_or_says_so(path, horizon):
+    found = find_level(noisy(horizon=horizon, batch_size=4), budget=1.01, ledger=path, workers=0)
+    assert found.level is None
+    assert len(found.records) == 1
+    assert "leaves no epoch" in found.warnings[0] or "nothing to flood" in found.warnings[0]
+
+
+def test_a_level_that_was_not_reached_cannot_win(path):
+    found = find_level(noisy(horizon=8), ledger=path, workers=0)
+    flooded = {r.run.level: r.curves["flooded"].sum() for r in found.records if r.run.level is not None}
+    assert found.level is None or flooded[found.level] > 0
+    lazy = noisy(horizon=30, optimizer=partial(torch.optim.SGD, lr=1e-4))
+    found = search(grid(lazy, [0.0, 0.1, 0.2]), partial(evaluate, ledger=path, workers=0))
+    assert "no training came down to its level" in found.warnings[-1]
+
+
+def test_ignored_labels_are_no_class(path):
+    data = two_gaussians(n_train=40, n_val=30, n_test=50, label_noise=0.1, seed=0)
+    data.train.y[:3] = -100
+    assert find_level(noisy(data=data), ledger=path, workers=0).suggestions
+
+
+def test_what_a_users_function_raises_is_what_one_sees():
+    with pytest.raises(StopIteration):
+        search(grid(Elsewhere(3), [0.1]), lambda level, seed, epochs: next(iter([])))
+    with pytest.raises(ValueError, match="a strategy that was called"):
+        search(grid, lambda level, seed, epochs: 0.0)
+    with pytest.raises(ValueError, match="got None"):
+        search(grid(Elsewhere(3), [0.1]), lambda level, seed, epochs: None)
+    with pytest.raises(ValueError, match="at least 1"):
+        Elsewhere(0)

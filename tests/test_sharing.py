@@ -9,9 +9,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepL
 from flooding import Run, evaluate, train
 from flooding.baselines import SAM
 from flooding.checkpoints import Checkpoints, Pace
+from flooding.engine import trajectory
 from flooding.levels import Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.loop import Row
 from flooding.losses import Hinge, IFlood, SoftAD, WaveBound
+from flooding.pool import Job, lead
+from flooding.problem import TestCurve
 from flooding.sharing import Trunk, can_share
 from small import noisy, normed, regression, small
 
@@ -247,3 +250,44 @@ def test_in_a_large_group_the_first_to_leave_begins_at_once_where_there_are_work
         whole = [r.run.level for r in records if r.circumstances["epochs_trained"] == 25]
         assert (runs[-1].level in whole) == (workers == 2)
         assert [r.measured for r in records] == [alone(run).record.measured for run in runs]
+
+
+def test_a_run_without_a_name_never_goes_on_from_another_ones_checkpoint(tmp_path):
+    path, problems = (
+        tmp_path / "ledger.sqlite",
+        [small(horizon=9, optimizer=lambda p, lr=lr: torch.optim.Adam(p, lr=lr)) for lr in (0.01, 0.03)],
+    )
+    rows = []
+
+    def stop(row):
+        rows.append(row)
+        if len(rows) > 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([Run(problems[0], level) for level in (None, 0.0, 0.6)], ledger=path, workers=0, on_row=stop)
+    run = Run(problems[1], 0.3, until=5)
+    [record] = evaluate([run], ledger=path, workers=0)
+    [longer] = evaluate([Run(problems[1], 0.3)], ledger=path, workers=0)
+    assert record.measured == alone(run).record.measured
+    assert longer.measured == alone(Run(problems[1], 0.3)).record.measured
+    assert not (tmp_path / "ledger.sqlite.checkpoints").exists()
+
+
+def test_test_curves_do_not_depend_on_where_a_run_stopped(tmp_path):
+    problem = small(horizon=8, test_curve=TestCurve(50, 4))
+    for until in (3, None):
+        [record] = evaluate([Run(problem, 0.1, until=until)], ledger=tmp_path / "ledger.sqlite", workers=0)
+    assert record.measured == alone(Run(problem, 0.1)).record.measured
+    assert check([Run(problem, 0.01, until=3), Run(problem)]) < 1
+
+
+def test_a_trunk_ends_with_its_last_fork_and_leaves_no_file(tmp_path):
+    runs = [Run(small(horizon=9), level) for level in (None, 0.3, 0.6)]
+    keys = [trajectory(run) for run in runs]
+    forks = tuple(
+        Job(n, run, key, None, folder=str(tmp_path)) for n, (run, key) in enumerate(zip(runs, keys, strict=True))
+    )
+    trunk = forks[0]._replace(forks=forks)
+    assert sorted(ready.number for ready in lead(trunk)) == [0, 1, 2]
+    assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == sorted(keys)

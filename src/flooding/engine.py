@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import tempfile
@@ -18,7 +19,7 @@ from flooding.checkpoints import Checkpoints
 from flooding.ledger import Ledger, default_path
 from flooding.loop import ENGINE, Row, fingerprint
 from flooding.pool import Job, Pool, Ready, can_travel, lead, work
-from flooding.problem import Record, Run, describes_itself
+from flooding.problem import Record, Run, describes_itself, is_promised
 from flooding.sharing import can_share, trunk_of
 
 __all__ = ["cores", "evaluate", "trajectory"]
@@ -98,11 +99,14 @@ def evaluate(
     wanted = [numbers[0] for numbers in twins.values()]
     if on_start is not None:
         on_start([runs[n] for n in wanted])
-    with _folder(path, wanted) as folder, _held(path if wanted else None):
-        how: dict[str, Any] = {"fresh": fresh, "device": device, "threads": threads, "folder": folder}
+    with tempfile.TemporaryDirectory(prefix="flooding-") as scratch, _held(path if wanted else None):
+        lasting = scratch if path is None else f"{path}.checkpoints"
+        Checkpoints(lasting).tidy()
+        how: dict[str, Any] = {"fresh": fresh, "device": device, "threads": threads}
         how["quiet"] = on_row is None
         how["dtype"] = torch.get_default_dtype()
-        jobs = [Job(n, runs[n], keys[n], path, **how) for n in wanted]
+        # A Run that cannot describe itself has no name that lasts: its checkpoints end with the call.
+        jobs = [Job(n, runs[n], keys[n], path, folder=lasting if keys[n] else scratch, **how) for n in wanted]
         trained = 0
         for number, row in _trained(_grouped(jobs, cores() if workers is None else workers), workers):
             if on_row is not None:
@@ -127,24 +131,6 @@ def _held(path: str | None) -> Generator[None, None, None]:
             book.close()
 
 
-@contextmanager
-def _folder(path: str | None, wanted: list[int]) -> Generator[str | None, None, None]:
-    """Give the folder for checkpoints: beside the ledger, else one that lives as long as the call.
-
-    Yields:
-        Its path, or None if there is nothing to train.
-    """
-    if not wanted:
-        yield None
-    elif path is not None:
-        folder = f"{path}.checkpoints"
-        Checkpoints(folder).tidy()
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory(prefix="flooding-") as folder:
-            yield folder
-
-
 def _grouped(jobs: list[Job], workers: int) -> list[Job]:
     """Put Runs that share a beginning under a trunk of theirs."""
     # In a large group some begin alone, so that no worker waits for the trunk: those that would leave it first.
@@ -165,7 +151,10 @@ def _grouped(jobs: list[Job], workers: int) -> list[Job]:
             grouped += group
             continue
         named = key if isinstance(key, str) else None
-        grouped.append(group[0]._replace(run=trunk_of(group[0].run), trajectory=named, forks=tuple(group)))
+        trunk = group[0]._replace(run=trunk_of(group[0].run), trajectory=named, forks=tuple(group))
+        if trunk.fresh:
+            Checkpoints(trunk.folder or "").drop(trunk.name, trunk.run.epochs + 1)
+        grouped.append(trunk)
         grouped += early
     return grouped
 
@@ -206,19 +195,20 @@ def _found(path: str, runs: list[Run], keys: list[str | None]) -> dict[int, Reco
 def _is_own(record: Record, device: str, threads: int) -> bool:
     """Tell whether a Record is the Run's: a user's key promises that, but says nothing of the code behind it."""
     run = record.run
-    return run is None or run.problem.key is None or record.fingerprint == fingerprint(run, device, threads)
+    return run is None or not is_promised(run.problem) or record.fingerprint == fingerprint(run, device, threads)
 
 
 def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
     """Train jobs in worker processes where they can go there, else here."""
     runs = [job.run for head in jobs for job in (head, *head.forks)]
     spread = workers != 0 and len(runs) > 1
-    away, stay = [], []
+    away, stay, tied = [], [], []
     for job in jobs:
-        travels = spread and job.threads == 1 and all(can_travel(j.run) for j in (job, *job.forks))
-        (away if travels else stay).append(job)
-    if stay and spread:
-        count = sum(len(job.forks) or 1 for job in stay)
+        travels = spread and all(can_travel(j.run) for j in (job, *job.forks))
+        (away if travels and job.threads == 1 else stay).append(job)
+        tied += [] if travels or not spread else [job]
+    if tied:
+        count = sum(len(job.forks) or 1 for job in tied)
         log.warning(
             "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", count
         )
@@ -240,6 +230,17 @@ def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
 
 _WARM: list[Pool] = []
 _LOCK = threading.Lock()
+
+
+def _forget() -> None:
+    """Leave the workers to the parent, in a process that was forked from it."""
+    for pool in _WARM:
+        atexit.unregister(pool.close)
+    _WARM.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager

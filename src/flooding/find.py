@@ -23,7 +23,7 @@ from flooding.engine import evaluate as engine
 from flooding.engine import trajectory
 from flooding.ledger import Ledger
 from flooding.loop import Row, train
-from flooding.problem import Problem, Record, Run, Score
+from flooding.problem import SESSION, Problem, Record, Run, Score
 from flooding.strategies import Found, Strategy
 from flooding.strategies.advisor import advise
 from flooding.strategies.finder import finder
@@ -173,7 +173,7 @@ def find_level(
         found = strategies.search(make(known, seeds=chosen), evaluate)
     found = replace(found, run=replace(found.run, problem=problem))
     labels = problem.splits(chosen[0]).train.y
-    limits = () if labels.is_floating_point() else advise(labels=labels.flatten())
+    limits = () if labels.is_floating_point() else advise(labels=labels[labels >= 0])
     given = {f.name: getattr(found, f.name) for f in fields(found)}
     return FoundLevel(**given | {"suggestions": (*found.suggestions, *limits), "device": device})
 
@@ -210,7 +210,7 @@ def _session(problem: Problem, seed: int, ledger: str | Path | None) -> Generato
         yield problem, ledger
         return
     with tempfile.TemporaryDirectory(prefix="flooding-") as folder:
-        yield replace(problem, key=f"session {uuid.uuid4()}"), Path(folder) / "ledger.sqlite"
+        yield replace(problem, key=f"{SESSION}{uuid.uuid4()}"), Path(folder) / "ledger.sqlite"
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,12 @@ class Elsewhere:
         greater_is_better: Whether a larger score is the better one.
     """
 
-    horizon: int = 1
+    horizon: int
     greater_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.horizon, int) or self.horizon < 1:
+            raise ValueError(f"horizon must be the epochs of a full training, at least 1, got {self.horizon!r}.")
 
     @property
     def score(self) -> Score:
@@ -245,7 +249,7 @@ class Lifted:
 
     Example:
         >>> from flooding.strategies.grid import grid
-        >>> found = search(grid(Elsewhere(), [0.0, 0.1, 0.2]), lambda level, seed, epochs: -abs(level - 0.1))
+        >>> found = search(grid(Elsewhere(100), [0.0, 0.1, 0.2]), lambda level, seed, epochs: -abs(level - 0.1))
         >>> found.level
         0.1
     """
@@ -284,6 +288,8 @@ def _recorded(run: Run, told: Any) -> Record:
     values = dict(told) if isinstance(told, Mapping) else {"score": told}
     if "score" not in values:
         raise ValueError(f"a training function must return a score, or a mapping with one, got {sorted(values)}.")
+    if values["score"] is None:
+        raise ValueError("a training function must return a score, got None. Return the validation score.")
     values = {("val_score" if name == "score" else name): value for name, value in values.items()}
     curves = {name: np.asarray(value, np.float32) for name, value in values.items() if np.ndim(value)}
     finals = {f"last.{name}": float(np.asarray(value).reshape(-1)[-1]) for name, value in values.items()}
@@ -302,7 +308,12 @@ def search(strategy: Strategy, evaluate: Callable[..., Any] | None = None) -> Fo
 
     Returns:
         What the strategy found.
+
+    Raises:
+        ValueError: If ``strategy`` is a function that was not called.
     """
+    if not isinstance(strategy, Generator):
+        raise ValueError(f"a search needs a strategy that was called, such as grid(problem), got {strategy!r}.")
     if evaluate is None:
         evaluate = engine
     elif not isinstance(evaluate, Lifted) and "level" in inspect.signature(evaluate).parameters:

@@ -107,11 +107,18 @@ class Ledger:
             trajectory: Key of its Run.
             record: What was measured.
             replace: Whether it takes the place of one already there; by default the first one stays.
+
+        Raises:
+            OSError: If the disk is full; what the file holds stays whole.
         """
         curves, finals = record.pack()
         row = (trajectory, int(record.finals["epochs"]), finals, curves, json.dumps(dict(record.circumstances)))
         verb = "REPLACE" if replace else "IGNORE"
-        self._db.execute(f"INSERT OR {verb} INTO records VALUES (?, ?, ?, ?, ?)", row)
+        try:
+            self._db.execute(f"INSERT OR {verb} INTO records VALUES (?, ?, ?, ?, ?)", row)
+        except sqlite3.OperationalError as error:
+            hint = "Free some space there; the same call goes on from what it holds."
+            raise OSError(f"the ledger {self.path} must be writable: {error}. {hint}") from None
 
     def start(self, trajectory: str, epochs: int) -> None:
         """Note that a training begins."""

@@ -31,13 +31,17 @@ import torch
 from flooding.checkpoints import Checkpoints, Pace
 from flooding.ledger import Ledger
 from flooding.loop import Row, fingerprint, train
-from flooding.problem import Run
+from flooding.problem import Run, is_promised
 from flooding.sharing import Trunk, past
 
 __all__ = ["Job", "Pool", "Ready", "can_travel", "lead", "serve", "work"]
 
 _ATTEMPTS = 3
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from flooding.pool import serve; serve()"
+# Ctrl-C is the parent's to handle, also while a worker still imports.
+_START = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from flooding.pool import serve; serve()"
+)
 
 
 class Job(NamedTuple):
@@ -59,13 +63,13 @@ class Job(NamedTuple):
     @property
     def name(self) -> str:
         """Name of its checkpoints."""
-        return ("trunk-" if self.forks else "") + (self.trajectory or f"run-{abs(self.number)}")
+        return ("trunk-" if self.forks else "") + (self.trajectory or f"run-{self.number}")
 
 
 class Ready(NamedTuple):
-    """Told by a trunk: the Run of this number can go on alone; None is the end of the trunk."""
+    """Told by a trunk: the Run of this number can go on alone. After the last one the trunk has ended."""
 
-    number: int | None
+    number: int
 
 
 class Pool:
@@ -105,8 +109,8 @@ class Pool:
                     continue
                 job = busy[worker]
                 if news is None:  # the worker died
-                    died[job.number] += 1
-                    if died[job.number] == _ATTEMPTS:
+                    died[job.name] += 1
+                    if died[job.name] == _ATTEMPTS:
                         raise RuntimeError(
                             f"a worker died {_ATTEMPTS} times on the run with level {job.run.level} and seed "
                             f"{job.run.seed}. Look above for what it said; is there memory?"
@@ -120,12 +124,10 @@ class Pool:
                     if not isinstance(item, Ready):
                         yield job.number, [replace(item, run=job.run)]
                         ended = item.record is not None
-                    elif item.number is None:
-                        ended = True
                     else:
                         waiting += [fork for fork in job.forks if fork.number == item.number]
                         job = job._replace(forks=tuple(f for f in job.forks if f.number != item.number))
-                        busy[worker] = job
+                        busy[worker], ended = job, not job.forks
                 if ended:
                     busy.pop(worker)
                 self._deal(waiting, busy)
@@ -251,7 +253,7 @@ def work(job: Job) -> Iterator[Row]:
         return
     files = None if job.folder is None or job.first_flooded else Checkpoints(job.folder)
     resume = None if files is None else files.find(job.name, job.run.epochs)
-    promised = resume is not None and job.run.problem.key is not None and len(resume["curves"]) > 1
+    promised = resume is not None and is_promised(job.run.problem) and len(resume["curves"]) > 1
     if resume is not None and promised and resume["mark"] != fingerprint(job.run, job.device, job.threads):
         raise ValueError(
             f"a checkpoint must have this problem's parameter shapes and first batch loss, but one in {job.folder} "
@@ -281,13 +283,8 @@ def work(job: Job) -> Iterator[Row]:
 
 def _known(job: Job) -> Row | None:
     """Look a Run up once more: another search may have trained it while this one waited for a worker."""
-    if (
-        job.ledger is None
-        or job.trajectory is None
-        or job.fresh
-        or job.first_flooded
-        or job.run.problem.key is not None
-    ):
+    asked = job.fresh or job.first_flooded or is_promised(job.run.problem)
+    if job.ledger is None or job.trajectory is None or asked:
         return None
     ledger = Ledger(job.ledger)
     try:
@@ -312,7 +309,7 @@ def lead(job: Job) -> Iterator[Ready]:
         job: The trunk and its forks.
 
     Yields:
-        Who can go on, and when the trunk has ended.
+        Who can go on.
     """
     assert job.folder is not None
     files, forks = Checkpoints(job.folder), {fork.number: fork for fork in job.forks}
@@ -320,24 +317,27 @@ def lead(job: Job) -> Iterator[Ready]:
     trunk = Trunk(runs)
     run = replace(job.run, until=trunk.epochs)
     resume = files.find(job.name, trunk.epochs)
-    if resume is not None and any(True for row in past(run, resume) for _ in Trunk(runs).follow(row)):
-        resume = None  # somebody new leaves before it
+    if resume is not None:
+        again = Trunk(runs)
+        if any(True for row in past(run, resume) for _ in again.follow(row)):
+            resume = None  # somebody new leaves before it
     pace = Pace(files, job.name)
     for row in train(run, device=job.device, threads=job.threads, resume=resume, conclude=False):
-        for number, epoch, state in trunk.follow(row):
+        parting = list(trunk.follow(row))
+        for number, epoch, state in parting:
             if state is not None:
-                files.save(forks[number].name, epoch, state)
-            yield Ready(number)
+                files.save(forks[number].name, epoch, state, only=False)  # a Run of another length may need its own
+        if not len(trunk):
+            files.drop(job.name, run.epochs + 1)
+        yield from (Ready(number) for number, _, _ in parting)
         if not len(trunk):
             break
         pace.see(row)
-    files.drop(job.name, run.epochs + 1)
-    yield Ready(None)
 
 
 def serve() -> None:
     """Take jobs from standard input until it closes, and tell rows on standard output: the life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     pipe_in, pipe_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a user's code prints must not end up in the pipe

@@ -34,6 +34,7 @@ __all__ = [
     "choose",
     "describe",
     "describes_itself",
+    "is_promised",
     "merit",
     "seeded",
     "selection_key",
@@ -313,7 +314,7 @@ class Record:
     def level(self) -> float:
         """The level of the Run if it was a number, else the one in force at the end; 0 where nothing is flooded."""
         level = self.finals["last.level"] if self.run is None else self.run.level
-        level = level if isinstance(level, (int, float)) else self.finals["last.level"]
+        level = level if isinstance(level, (int, float)) else self.finals.get("last.level", math.nan)
         return 0.0 if math.isnan(level) or level == -math.inf else float(level)
 
     def pack(self) -> tuple[bytes, str]:
@@ -396,6 +397,21 @@ def describe(value: Any, *, named: bool = False) -> Any:
     if named:
         return {"a": name}
     raise NotKeyable(f"{name} does not describe itself. Give the Problem a key='...' to look its Records up.")
+
+
+SESSION = "session "  # begins the key of a problem that is looked up in one process only
+
+
+def is_promised(problem: Problem) -> bool:
+    """Tell whether Records of a problem are looked up on a user's word, who may have changed the code meanwhile.
+
+    Args:
+        problem: The problem.
+
+    Returns:
+        Whether it has a key of the user's.
+    """
+    return problem.key is not None and not problem.key.startswith(SESSION)
 
 
 def describes_itself(run: Run) -> bool:

@@ -73,7 +73,7 @@ class _Follower:
             self.levels.append(mean_level([]))
             return False
         if self.state is None:
-            if not bool((losses > level).all()):  # NaN leaves too: its slope is 0
+            if not bool((losses > level).all()):  # NaN leaves too, to be sure
                 return True
             self.levels.append(mean_level([level] * len(losses)))
             return False
@@ -94,7 +94,8 @@ class _Follower:
         """Tell whether the Run may leave within the next few epochs."""
         if not isinstance(self.run.level, float):
             return self.run.level is not None
-        return row.losses is None or self.run.level >= 0.5 * float(row.losses.min())
+        lowest = 0.0 if row.losses is None else float(row.losses.min())
+        return row.losses is None or self.run.level >= lowest - 0.5 * abs(lowest)
 
     def fork(self, snapshot: Mapping[str, Any]) -> dict[str, Any]:
         """Turn the trunk's state into this Run's own."""

@@ -49,6 +49,7 @@ __all__ = [
     "TableModel",
     "TableProblem",
     "Target",
+    "check_folder",
     "load_model",
     "predict",
     "read_table",
@@ -387,6 +388,20 @@ def table_problem(
     return TableProblem(problem, preprocessing, found, header, tuple(sentence for sentence in told if sentence))
 
 
+def check_folder(folder: str | Path) -> None:
+    """Refuse a folder that :func:`save_model` would refuse.
+
+    Args:
+        folder: Where to save.
+
+    Raises:
+        ValueError: If it holds anything but a saved model.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= _FILES):
+        raise ValueError(f"folder must be new or hold a saved model alone, got {folder}. Choose another place.")
+
+
 def save_model(folder: str | Path, weights: dict[str, Tensor], table: TableProblem) -> None:
     """Save weights with all that predictions need: at any moment the folder is whole or not there.
 
@@ -400,8 +415,7 @@ def save_model(folder: str | Path, weights: dict[str, Tensor], table: TableProbl
             :func:`flooding.models.mlp`, or the weights do not fit it.
     """
     folder, build = Path(folder).absolute(), table.problem.model
-    if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= _FILES):
-        raise ValueError(f"folder must be new or hold a saved model alone, got {folder}. Choose another place.")
+    check_folder(folder)
     if not isinstance(build, partial) or build.func is not mlp:
         raise ValueError(f"only networks made by partial(flooding.models.mlp, ...) can be saved, got {build}.")
     network = inspect.signature(mlp).bind(*build.args, **build.keywords).arguments

@@ -27,7 +27,7 @@ def main() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     try:
         app()
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         errors.print("[red]error:[/]", end=" ")
         errors.print(str(error), markup=False, soft_wrap=True)
         sys.exit(2)

@@ -16,7 +16,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._shown import Fresh, Ledger, Workers, console, errors, given, option, progress, writable
+from flooding.cli._shown import Fresh, Ledger, Workers, console, errors, given, option, progress, usable, writable
 
 if TYPE_CHECKING:
     from flooding.find import FoundLevel
@@ -46,8 +46,8 @@ def find(
         str,
         option("finder, grid, halving, backward, heuristic, policy-gradient, accordance or tpe.", _SEARCH),
     ] = "finder",
-    budget: Annotated[float, option("finder: trainings to spend for each seed, above 1.", _SEARCH)] = 3.0,
-    trainings: Annotated[int, option("policy-gradient, tpe: trainings to spend.", _SEARCH)] = 20,
+    budget: Annotated[float | None, option("finder: trainings to spend for each seed, above 1 [3].", _SEARCH)] = None,
+    trainings: Annotated[int | None, option("policy-gradient, tpe: trainings to spend [20].", _SEARCH)] = None,
     levels: Annotated[
         str | None, option("grid, halving, backward: levels with commas, such as 0,0.1,0.2.", _SEARCH)
     ] = None,
@@ -69,9 +69,16 @@ def find(
 
     for folder in (out, *([] if save is None else [save.parent])):
         writable(folder)
+    usable(device)
     problem, table = _problem(what, target, given(label_noise=label_noise), epochs, kind)
     if save is not None and table is None:
         raise ValueError(f"save needs a table, got {what}. A model of your own is found.model() in Python.")
+    if save is not None:
+        from flooding.tabular import check_folder
+
+        check_folder(save)
+        if save.absolute() == out.absolute():
+            raise ValueError(f"save and out must be different folders, got {save} twice. Change one.")
     problem = _scored(problem, score)
     search = _strategy(strategy, budget, trainings, _numbers(levels))
     with progress() as (on_start, on_row):
@@ -99,6 +106,7 @@ def predict(
     if out is None:
         found.to_csv(sys.stdout, index=False)
         return
+    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
     found.to_csv(part, index=False)
     part.replace(out)
@@ -151,15 +159,15 @@ def _imported(module: str, name: str) -> Problem:
     """Import a Problem of the user's own."""
     from flooding.problem import Problem
 
-    sys.path.insert(0, os.getcwd())
+    place = Path(module)
+    folder, module = (str(place.parent.absolute()), place.stem) if place.suffix == ".py" else (os.getcwd(), module)
+    sys.path.insert(0, folder)  # for good: workers import it too
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"module:problem must name a Problem that can be imported, got {module}:{name}: {error}."
+            f"module:problem must name a Problem that can be imported, got {module}:{name}: {error}. Check the names."
         ) from None
-    finally:
-        sys.path.remove(os.getcwd())
     found = found() if callable(found) and not isinstance(found, Problem) else found
     if not isinstance(found, Problem):
         raise ValueError(f"{module}:{name} must be a flooding.Problem, or a function that gives one, got {found!r}.")
@@ -171,7 +179,11 @@ def _scored(problem: Problem, score: str | None) -> Problem:
     from flooding.metrics import balanced_accuracy
     from flooding.problem import Score
 
-    if score in {None, "accuracy"}:
+    if score is None:
+        return problem
+    if score != "loss" and problem.splits(0).classes is None:
+        raise ValueError(f"{score} needs classes, but the targets are numbers. Use --score loss, or leave it out.")
+    if score == "accuracy":
         return problem
     if score == "balanced-accuracy":
         return replace(problem, score=Score(balanced_accuracy))
@@ -187,7 +199,7 @@ def _numbers(text: str | None) -> list[float] | None:
         raise ValueError(f"levels must be numbers with commas, got {text!r}. Try --levels 0,0.1,0.2.") from None
 
 
-def _strategy(name: str, budget: float, trainings: int, levels: list[float] | None) -> Callable[..., Any]:
+def _strategy(name: str, budget: float | None, trainings: int | None, levels: list[float] | None) -> Callable[..., Any]:
     """Give what find_level asks for a generator."""
     from flooding.strategies.accordance import accordance
     from flooding.strategies.backward import backward
@@ -198,21 +210,24 @@ def _strategy(name: str, budget: float, trainings: int, levels: list[float] | No
     from flooding.strategies.policy_gradient import policy_gradient
     from flooding.strategies.tpe import tpe
 
-    at = given(levels=levels)
+    at, spend, count = given(levels=levels), given(budget=budget), given(trainings=trainings)
     known: dict[str, Callable[..., Any]] = {
-        "finder": partial(finder, budget=budget),
+        "finder": partial(finder, **spend),
         "grid": partial(grid, **at),
         "halving": partial(halving, **at),
         "backward": partial(backward, until_loss=1e-4, **at),
         "heuristic": heuristic,
-        "policy-gradient": lambda problem, seeds: policy_gradient(problem, trainings=trainings, seed=seeds[0]),
+        "policy-gradient": lambda problem, seeds: policy_gradient(problem, seed=seeds[0], **count),
         "accordance": lambda problem, seeds: accordance(problem, seed=seeds[0]),
-        "tpe": lambda problem, seeds: tpe(problem, trainings=trainings, seed=seeds[0]),
+        "tpe": lambda problem, seeds: tpe(problem, seed=seeds[0], **count),
     }
     if name not in known:
         raise ValueError(f"strategy must be one of {', '.join(known)}; got {name}.")
-    if levels is not None and name not in {"grid", "halving", "backward"}:
-        raise ValueError(f"levels belong to grid, halving and backward, got --strategy {name}. Leave them out.")
+    takes = {"levels": {"grid", "halving", "backward"}, "budget": {"finder"}, "trainings": {"policy-gradient", "tpe"}}
+    for option_name in (*at, *spend, *count):
+        if name not in takes[option_name]:
+            who = " and ".join(sorted(takes[option_name]))
+            raise ValueError(f"--{option_name} belongs to {who}, got --strategy {name}. Leave it out.")
     return known[name]
 
 
@@ -238,6 +253,8 @@ def _print(found: FoundLevel) -> None:
     price = f"{cost.steps:.2f} trainings' steps, {cost.epochs} epochs, {3600 * cost.hours:.0f} s of processor time"
     answer = "train without flooding" if found.level is None else f"flood level {found.level:.4g}"
     console.print(f"[bold]{answer}[/] ({found.strategy}; {price})")
+    if found.level is not None and not hasattr(found.run.level, "update"):
+        console.print(f"Use it: criterion = flooding.Flood(criterion, {found.level:.4g})")
 
 
 def _cell(value: Any, name: str) -> str:

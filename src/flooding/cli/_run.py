@@ -12,7 +12,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._shown import Fresh, Ledger, console, errors, given, option, progress, writable
+from flooding.cli._shown import Fresh, Ledger, console, errors, given, option, progress, usable, writable
 
 if TYPE_CHECKING:
     from flooding.problem import Record, Run
@@ -248,15 +248,9 @@ def _save(weights: dict[str, dict[str, Any]], folder: Path) -> None:
 
 def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> None:
     """Refuse, before anything is written, what would fail later."""
-    import torch
-
     from flooding.losses import PerClass
 
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be there, got {device!r}: {reason}. Try --device cpu.") from None
+    usable(device)
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
     for folder in folders:

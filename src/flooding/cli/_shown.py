@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from flooding.loop import Row
     from flooding.problem import Run
 
-__all__ = ["Fresh", "Ledger", "Workers", "console", "errors", "given", "option", "progress", "writable"]
+__all__ = ["Fresh", "Ledger", "Workers", "console", "errors", "given", "option", "progress", "usable", "writable"]
 
 # torch takes 2 s to import: every import of the library is inside the function that needs it.
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, emoji=False)
+errors = Console(stderr=True, highlight=False, emoji=False)
 
 Ledger = Annotated[
     Path | None, typer.Option(help="SQLite file of finished runs.", show_default="the user's state folder")
@@ -45,6 +45,17 @@ def option(help: str, panel: str, *names: str, **more: Any) -> Any:  # ruff: ign
 
 def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def usable(device: str) -> None:
+    """Refuse a device that is not there."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be there, got {device!r}: {reason}. Try --device cpu.") from None
 
 
 def writable(folder: Path) -> None:

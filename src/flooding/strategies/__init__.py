@@ -139,21 +139,41 @@ def search(strategy: Strategy, evaluate: Evaluate) -> Found:
         2.0
     """
     told: list[Record] = []
+    records: list[Record] | None = None
     try:
-        runs = next(strategy)
         while True:
+            try:
+                runs = next(strategy) if records is None else strategy.send(records)
+            except StopIteration as end:
+                return _finished(end.value, told)
             records = list(evaluate(runs))
             if len(records) != len(runs):
                 raise ValueError(f"evaluate must give a Record for each Run, got {len(records)} for {len(runs)}.")
             told += records
-            runs = strategy.send(records)
-    except StopIteration as end:
-        told_so = any("not finite" in warning or "NaN" in warning for warning in end.value.warnings)
-        lost = 0 if told_so else sum(not math.isfinite(record.finals.get("last.val_loss", math.nan)) for record in told)
-        warnings = (f"{lost} of {len(told)} trainings ended with a loss that is not finite",) if lost else ()
-        return replace(end.value, records=tuple(told), warnings=end.value.warnings + warnings)
     finally:
         strategy.close()
+
+
+def _finished(found: Found, told: list[Record]) -> Found:
+    """Put all Records into what was found, and warn of what looks wrong in them."""
+    warnings = found.warnings
+    lost = sum(not math.isfinite(record.finals.get("last.val_loss", math.nan)) for record in told)
+    if lost and not any("not finite" in warning or "NaN" in warning for warning in warnings):
+        warnings += (f"{lost} of {len(told)} trainings ended with a loss that is not finite",)
+    meant = [r for r in told if r.run is None or r.level > 0 or hasattr(r.run.level, "update")]
+    if meant and not any(_came_down(record) for record in meant):
+        losses = np.concatenate([r.curves["train_loss"] for r in told])
+        lowest = min(losses[np.isfinite(losses)], default=math.nan)
+        warnings += (f"no training came down to its level: the lowest training loss was {lowest:.3g}",)
+    return replace(found, records=tuple(told), warnings=warnings)
+
+
+def _came_down(record: Record) -> bool:
+    """Tell whether a Run was flooded at all; True where that is not known, or nothing was to be flooded."""
+    run, flooded = record.run, record.curves.get("flooded")
+    if run is None or flooded is None or "train_loss" not in record.curves:
+        return True
+    return bool(np.nansum(flooded) > 0)
 
 
 def cost(records: Iterable[Record]) -> Cost:

@@ -29,7 +29,8 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
 
     Args:
         problem: The Problem.
-        budget: Trainings to spend for each seed, above 1. More of it races for longer, then races more levels.
+        budget: About how many trainings to spend for each seed, above 1. More of it races for longer, then races more
+            levels.
         seeds: Seeds to average.
         shared: Whether the steps before a level is reached are taken once for all levels, as :func:`flooding.evaluate`
             does. The race then reaches further for the same price.
@@ -57,50 +58,67 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
         return Found("finder", nowhere, (ceiling,), (warning,))
 
     levels, until = _race(plain, floor, cap, (budget - 1) * len(seeds), shared)
+    if not levels:
+        warning = f"a budget of {budget:g} leaves no epoch for a race: spend more, or give the training more epochs"
+        return Found("finder", nowhere, (ceiling,), (warning,))
     stop = None if until == problem.horizon else until
     raced = yield [Run(problem, level, seed=seed, until=stop) for level in levels for seed in seeds]
     late = max(1, round(_LATE * until))
-    judged = [_judge(raced[i : i + len(seeds)], late) for i in range(0, len(raced), len(seeds))]
+    rows = [raced[i : i + len(seeds)] for i in range(0, len(raced), len(seeds))]
+    reached = [(level, row) for level, row in zip(levels, rows, strict=True) if any(map(_floods, row))]
+    warnings = ()
+    if not reached:
+        warnings = (f"no level was reached within the {until} epochs of the race: give it more epochs or budget",)
+    levels, judged = [level for level, _ in reached], [_judge(row, late) for _, row in reached]
     scores = _smoothed(np.array([_judge(plain, late), *judged]))
     best = max(range(len(scores)), key=lambda i: (*scores[i], -i))
     level = [None, *levels][best]
     known, chance = [0.0, *levels], _chance(problem, seeds, scores[best][0])
-    alike = [known[i] for i in range(len(known)) if scores[i][0] >= scores[best][0] - chance]
-    race = Suggestion("race", level, min(alike), max(alike), f"{until} of {problem.horizon} epochs")
+    if chance:
+        alike = [known[i] for i in range(len(known)) if scores[i][0] >= scores[best][0] - chance]
+    else:
+        alike = known[max(0, best - 1) : best + 2]
+    how = f"judged by the last {late} of {until} epochs, out of {problem.horizon}, with its neighbours"
+    race = Suggestion("race", level, min(alike), max(alike), how)
     guess = _rounded(floor + 0.7 * (cap - floor), cap)
     irreducible = Suggestion("irreducible loss", guess, min(floor, guess), max(cap, guess), "0.7 of the way to the cap")
-    return Found("finder", Run(problem, level, seed=seeds[0]), (race, irreducible, ceiling))
+    return Found("finder", Run(problem, level, seed=seeds[0]), (race, irreducible, ceiling), warnings)
+
+
+def _floods(record: Record) -> bool:
+    """Tell whether a Run came down to its level; before that it is plain training, cut short."""
+    if "flooded" in record.curves:
+        return bool(np.nansum(record.curves["flooded"]) > 0)
+    return bool((record.curves["train_loss"][1:] <= record.level).any())
 
 
 def _race(plain: Sequence[Record], floor: float, cap: float, budget: float, shared: bool) -> tuple[list[float], int]:
-    """Choose levels and epochs: five levels, and more where there is budget for full trainings."""
+    """Choose levels and epochs: five levels if they can be paid, and more if they can be trained in full."""
     horizon = plain[0].run.problem.horizon  # type: ignore[union-attr]
     chosen: tuple[list[float], int] = ([], 0)
-    for count in range(_PLACES, 10 * _PLACES):
+    for count in (1, 2, 3, *range(_PLACES, 10 * _PLACES)):
         levels = sorted({_rounded(floor + (place + 0.5) / count * (cap - floor), cap) for place in range(count)})
         starts = [[_reached(record, level) if shared else 0 for level in levels] for record in plain]
         until = _affordable(starts, budget * horizon, horizon)
-        if chosen[0] and until < horizon:
+        if until == 0 or (count > _PLACES and until < horizon):
             break
         chosen = levels, until
-        if until < horizon:
-            break
     return chosen
 
 
 def _reached(record: Record, level: float) -> int:
     """Tell how many epochs pass before a level is near; batches fall below it a little before their mean does."""
-    below = np.asarray(record.curves["train_loss"])[1:] <= max(1.2 * level, level)
+    below = np.asarray(record.curves["train_loss"])[1:] <= max(2 * level, level)
     return int(below.argmax()) if below.any() else len(below)
 
 
 def _affordable(starts: Sequence[Sequence[int]], epochs: float, horizon: int) -> int:
     """Find how far Runs can go that part from each seed's trunk after ``starts`` epochs, for ``epochs`` in all."""
-    for until in range(horizon, 1, -1):
+    for until in range(horizon, 0, -1):
         branches = sum(max(0, until - start) for seed in starts for start in seed)
         if branches + sum(min(until, max(seed)) for seed in starts) <= epochs:
             return until
-    return 1
+    return 0
 
 
 def _lowest(records: Sequence[Record], name: str) -> float:

@@ -46,9 +46,10 @@ def halving(
     """
     if eta < 2 or not 0 < least <= 1:
         raise ValueError(f"eta must be at least 2 and least lie in (0, 1], got {eta} and {least}. Try 3 and 1/9.")
-    left, until = check_levels(levels), least
+    left, until, before = check_levels(levels), least, 0
     while True:
-        epochs = min(problem.horizon, max(1, round(until * problem.horizon)))
+        epochs = min(problem.horizon, max(1, before + 1, round(until * problem.horizon)))
+        before = epochs
         runs = [Run(problem, level, seed=seed, until=epochs) for level in left for seed in seeds]
         records = yield runs
         if epochs == problem.horizon:
