@@ -340,7 +340,7 @@ def test_a_tensor_is_a_level_like_a_number():
 
 
 def lifted(train, seeds=(0,)):
-    return search_anywhere(grid(Elsewhere(), [0.0, 0.1, 0.2], seeds=seeds), train)
+    return search_anywhere(grid(Elsewhere(100), [0.0, 0.1, 0.2], seeds=seeds), train)
 
 
 def test_a_function_without_curves_has_the_left_panels_side_by_side():
@@ -352,7 +352,7 @@ def test_a_function_without_curves_has_the_left_panels_side_by_side():
     np.testing.assert_allclose([y for _, y, _ in marks(score)], [0.9, 1.0, 0.9])
     np.testing.assert_allclose([y for _, y, _ in marks(loss)], [0.5, 0.6, 0.7])
     assert not [a for a in figure.axes if a.get_xlabel() == "Epoch"]
-    assert {"Run, in full", "plain training, in full"} == set(legend(figure))
+    assert {"Run, 100 epochs", "plain training, 100 epochs"} == set(legend(figure))
 
 
 def test_a_score_without_a_curve_leaves_its_panel_to_the_loss():
