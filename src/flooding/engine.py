@@ -43,8 +43,8 @@ def evaluate(
     The same Run, on the same machine, has bit-identical measurements whether it is trained here, in a worker process
     or looked up. Equal Runs are trained once; Runs that differ in their level alone take the steps before the first
     flooded one together; a Run that was cut off, or a longer one, goes on from its checkpoint beside the ledger. None
-    of this changes a bit. A Run that cannot describe itself is trained anew each time, and one
-    that cannot be pickled (a class of a notebook or of the script itself) in this process; the log says so.
+    of this changes a bit. A Run that cannot describe itself is trained anew each time, and one that cannot be pickled
+    (a class of a notebook or of the script itself) in this process; the log says so.
 
     Args:
         runs: The Runs.
@@ -99,7 +99,9 @@ def evaluate(
     wanted = [numbers[0] for numbers in twins.values()]
     if on_start is not None:
         on_start([runs[n] for n in wanted])
-    with tempfile.TemporaryDirectory(prefix="flooding-") as scratch, _held(path if wanted else None):
+    if not wanted:
+        return [records[number] for number in range(len(runs))]
+    with tempfile.TemporaryDirectory(prefix="flooding-") as scratch, _held(path):
         lasting = scratch if path is None else f"{path}.checkpoints"
         Checkpoints(lasting).tidy()
         how: dict[str, Any] = {"fresh": fresh, "device": device, "threads": threads}
@@ -133,7 +135,6 @@ def _held(path: str | None) -> Generator[None, None, None]:
 
 def _grouped(jobs: list[Job], workers: int) -> list[Job]:
     """Put Runs that share a beginning under a trunk of theirs."""
-    # In a large group some begin alone, so that no worker waits for the trunk: those that would leave it first.
     groups: dict[object, list[Job]] = {}
     for job in jobs:
         files, trunk = Checkpoints(job.folder or ""), trunk_of(job.run)
@@ -144,6 +145,7 @@ def _grouped(jobs: list[Job], workers: int) -> list[Job]:
         groups.setdefault(("alone", job.number) if alone else key, []).append(job)
     grouped = []
     for key, group in groups.items():
+        # In a large group some begin alone, so that no worker waits for the trunk: those that would leave it first.
         early = sorted((job for job in group if isinstance(job.run.level, float)), key=lambda job: -job.run.level)
         early = early[: max(0, min(workers - 1, len(group) // 8))]
         group = [job for job in group if job not in early]
@@ -219,13 +221,11 @@ def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
             for number, news in told:
                 if isinstance(news, Exception):
                     raise news
-                yield from ((number, row) for row in news)
+                yield number, news
     for head in stay:
-        ready = lead(head) if head.forks else [Ready(head.number)]
-        for number in [told.number for told in ready]:
-            for job in head.forks or (head,):
-                if job.number == number:
-                    yield from ((job.number, row) for row in work(job))
+        waiting = {job.number: job for job in head.forks or (head,)}
+        for ready in list(lead(head)) if head.forks else [Ready(head.number)]:
+            yield from ((ready.number, row) for row in work(waiting[ready.number]))
 
 
 _WARM: list[Pool] = []

@@ -87,15 +87,15 @@ class Pool:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def work(self, jobs: Sequence[Job]) -> Generator[tuple[int, Any], None, None]:
+    def work(self, jobs: Sequence[Job]) -> Generator[tuple[int, Row | Exception], None, None]:
         """Train Runs on all workers and pass on what they tell, in the order it happens.
 
         Args:
             jobs: The Runs, longest first if they differ.
 
         Yields:
-            The number of a job, and a list of rows or an exception. The last row of a job carries its Record; trunks
-            have no rows.
+            The number of a job, and a row or an exception. The last row of a job carries its Record; trunks have no
+            rows.
 
         Raises:
             RuntimeError: If a Run's worker died three times, as it does when memory runs out.
@@ -122,7 +122,7 @@ class Pool:
                     yield job.number, news
                 for item in [] if ended else news:
                     if not isinstance(item, Ready):
-                        yield job.number, [replace(item, run=job.run)]
+                        yield job.number, replace(item, run=job.run)
                         ended = item.record is not None
                     else:
                         waiting += [fork for fork in job.forks if fork.number == item.number]
@@ -237,20 +237,30 @@ def can_travel(run: Run) -> bool:
 
 
 def work(job: Job) -> Iterator[Row]:
-    """Train one Run and store its Record, from its checkpoint if there is one.
+    """Train one Run and store its Record, from its checkpoint if there is one; or look it up.
 
     Args:
         job: The Run and where its Record goes.
 
     Yields:
-        Rows.
-
-    Raises:
-        ValueError: If a checkpoint under a user's key is not this Run's.
+        Rows; of a Run that was looked up, the last one alone.
     """
-    if (row := _known(job)) is not None:
-        yield row
-        return
+    ledger = None if job.ledger is None or job.trajectory is None else Ledger(job.ledger)
+    try:
+        # Once more: another search may have trained it while this one waited for a worker.
+        anew = job.fresh or job.first_flooded or is_promised(job.run.problem)
+        record = None if ledger is None or anew else ledger.find(job.run, job.name)
+        if record is None:
+            yield from _trained(job, ledger)
+        else:
+            yield Row(job.run, job.run.epochs, {}, record)
+    finally:
+        if ledger is not None:
+            ledger.close()
+
+
+def _trained(job: Job, ledger: Ledger | None) -> Iterator[Row]:
+    """Train one Run, from its checkpoint if there is one, and store its Record."""
     files = None if job.folder is None or job.first_flooded else Checkpoints(job.folder)
     resume = None if files is None else files.find(job.name, job.run.epochs)
     promised = resume is not None and is_promised(job.run.problem) and len(resume["curves"]) > 1
@@ -262,36 +272,18 @@ def work(job: Job) -> Iterator[Row]:
     first = job.first_flooded
     rows = train(job.run, device=job.device, threads=job.threads, first_flooded=first, resume=resume)
     pace = None if files is None else Pace(files, job.name)
-    ledger = None if job.ledger is None or job.trajectory is None else Ledger(job.ledger)
-    try:
-        if ledger is not None:
-            ledger.start(job.name, job.run.epochs)
-        for row in rows:
-            if row.record is None:
-                if pace is not None:
-                    pace.see(row)
-            else:
-                if ledger is not None:  # before anybody is told: a killed parent loses nothing
-                    ledger.add(job.name, row.record, replace=job.fresh)
-                if files is not None:
-                    _leave(files, job, row)
-            yield row
-    finally:
-        if ledger is not None:
-            ledger.close()
-
-
-def _known(job: Job) -> Row | None:
-    """Look a Run up once more: another search may have trained it while this one waited for a worker."""
-    asked = job.fresh or job.first_flooded or is_promised(job.run.problem)
-    if job.ledger is None or job.trajectory is None or asked:
-        return None
-    ledger = Ledger(job.ledger)
-    try:
-        record = ledger.find(job.run, job.trajectory)
-    finally:
-        ledger.close()
-    return None if record is None else Row(job.run, job.run.epochs, {}, record)
+    if ledger is not None:
+        ledger.start(job.name, job.run.epochs)
+    for row in rows:
+        if row.record is None:
+            if pace is not None:
+                pace.see(row)
+        else:
+            if ledger is not None:  # before anybody is told: a killed parent loses nothing
+                ledger.add(job.name, row.record, replace=job.fresh)
+            if files is not None:
+                _leave(files, job, row)
+        yield row
 
 
 def _leave(files: Checkpoints, job: Job, row: Row) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 
-import typer
+try:
+    import rich  # noqa: F401 -- both are an extra, and this is where anybody misses them first
+    import typer
+except ImportError as error:  # pragma: no cover -- the command is there even where its libraries are not
+    sys.exit(f"the command line needs typer and rich ({error}). Install them: pip install 'flooding[cli]'")
 
 from flooding.cli._demo import demo
 from flooding.cli._find import find, predict
 from flooding.cli._run import run
-from flooding.cli._shown import errors  # first: it says what to install
+from flooding.cli._shown import errors
 
 __all__ = ["app", "main"]
 

@@ -122,30 +122,23 @@ def _problem(
     for option_name, value in (("--target", target), ("--kind", kind)):
         if value is not None and not is_file:
             raise ValueError(f"{option_name} belongs to a table, got {what}. Name a CSV, TSV or .npz file.")
-    if is_file:
-        return _of_table(what, target, data, epochs, kind)
-    if colon and module:
-        problem = _imported(module, name)
-    else:
-        from flooding.tasks import named
-
-        problem = named(what, **data)
-        data = {}
-    if data:
+    is_own = bool(colon and module) and not is_file
+    if data and (is_file or is_own):
         raise ValueError(f"{', '.join(data)} belongs to a built-in task, got {what}. Leave it out.")
+    if is_file:
+        return _of_table(what, target, epochs, kind)
+    from flooding.tasks import named
+
+    problem = _imported(module, name) if is_own else named(what, **data)
     return (problem if epochs is None else replace(problem, horizon=epochs)), None
 
 
-def _of_table(
-    what: str, target: str | None, data: dict[str, Any], epochs: int | None, kind: str | None
-) -> tuple[Problem, TableProblem]:
+def _of_table(what: str, target: str | None, epochs: int | None, kind: str | None) -> tuple[Problem, TableProblem]:
     """Make the Problem of a table, and say what was assumed."""
     from flooding.tabular import table_problem
 
     if target is None:
         raise ValueError(f"a table needs the column to predict, got {what} alone. Add --target NAME, or --target -1.")
-    if data:
-        raise ValueError(f"{', '.join(data)} belongs to a built-in task, got the table {what}. Leave it out.")
     if kind not in {None, "classification", "regression"}:
         raise ValueError(f"kind must be classification or regression, got {kind}.")
     table = table_problem(what, target, kind=kind, **given(horizon=epochs))  # type: ignore[arg-type]

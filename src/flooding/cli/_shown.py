@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-try:
-    import typer
-    from rich.console import Console
-except ImportError as error:  # pragma: no cover -- the command is there even where its libraries are not
-    sys.exit(f"the command line needs typer and rich ({error}). Install them: pip install 'flooding[cli]'")
+import typer
+from rich.console import Console
 
 if TYPE_CHECKING:
     from flooding.loop import Row

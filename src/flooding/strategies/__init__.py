@@ -21,10 +21,12 @@ __all__ = [
     "Strategy",
     "Suggestion",
     "best_level",
+    "came_down",
     "check_levels",
     "cost",
     "late",
     "late_means",
+    "neighbours",
     "search",
 ]
 
@@ -161,19 +163,28 @@ def _finished(found: Found, told: list[Record]) -> Found:
     if lost and not any("not finite" in warning or "NaN" in warning for warning in warnings):
         warnings += (f"{lost} of {len(told)} trainings ended with a loss that is not finite",)
     meant = [r for r in told if r.run is None or r.level > 0 or hasattr(r.run.level, "update")]
-    if meant and not any(_came_down(record) for record in meant):
-        losses = np.concatenate([r.curves["train_loss"] for r in told])
+    known = all({"flooded", "train_loss"} <= record.curves.keys() for record in meant)
+    if meant and known and not any(came_down(record) for record in meant):
+        losses = np.concatenate([record.curves["train_loss"] for record in meant])
         lowest = min(losses[np.isfinite(losses)], default=math.nan)
         warnings += (f"no training came down to its level: the lowest training loss was {lowest:.3g}",)
     return replace(found, records=tuple(told), warnings=warnings)
 
 
-def _came_down(record: Record) -> bool:
-    """Tell whether a Run was flooded at all; True where that is not known, or nothing was to be flooded."""
-    run, flooded = record.run, record.curves.get("flooded")
-    if run is None or flooded is None or "train_loss" not in record.curves:
-        return True
-    return bool(np.nansum(flooded) > 0)
+def came_down(record: Record) -> bool:
+    """Tell whether a Run came down to its level; before that it is plain training.
+
+    Args:
+        record: A Record.
+
+    Returns:
+        Whether a step was flooded; where that was not measured, whether the training loss reached the level; True
+        where neither is known.
+    """
+    curves = record.curves
+    if "flooded" in curves:
+        return bool(np.nansum(curves["flooded"]) > 0)
+    return "train_loss" not in curves or bool((curves["train_loss"][1:] <= record.level).any())
 
 
 def cost(records: Iterable[Record]) -> Cost:
@@ -243,6 +254,20 @@ def best_level(records: Iterable[Record], share: float = 0.0) -> float:
         by_level.setdefault(record.level, []).append(late(record, share))
     means = {level: tuple(np.mean(judged, axis=0)) for level, judged in sorted(by_level.items())}
     return max(means, key=lambda level: means[level])
+
+
+def neighbours(levels: Sequence[float], level: float) -> tuple[float, float]:
+    """Give the levels next to one of them, on either side; at an end the level itself.
+
+    Args:
+        levels: Levels, smallest first.
+        level: One of them.
+
+    Returns:
+        The lower and the higher neighbour.
+    """
+    place = levels.index(level)
+    return levels[max(place - 1, 0)], levels[min(place + 1, len(levels) - 1)]
 
 
 def check_levels(levels: Sequence[float]) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flooding.levels import Delayed
 from flooding.problem import Record, Run
-from flooding.strategies import Found, Strategy, Suggestion, best_level, check_levels
+from flooding.strategies import Found, Strategy, Suggestion, best_level, check_levels, neighbours
 
 __all__ = ["backward", "has_started", "start_condition"]
 
@@ -57,10 +57,9 @@ def backward(
     began = {place: has_started(record) for place, record in zip(asked, records, strict=True) if place[0]}
     here = sum(began.get((level, seed), False) for seed in seeds)
     condition = start_condition(controllers[level])
-    place = levels.index(level)
-    low, high = levels[max(place - 1, 0)], levels[min(place + 1, len(levels) - 1)]
+    low, high = neighbours(levels, level)
     warnings = _warnings(began, condition)
-    if here and place == len(levels) - 1 > 0:
+    if here and len(levels) > 1 and level == levels[-1]:
         warnings += (f"the best level {level:g} is the largest of the grid: a larger one may be better",)
     note = f"{here} of {len(seeds)} runs at this level reached {condition}" if level else "plain training"
     return Found(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flooding.problem import Record, Run, merit
-from flooding.strategies import Found, Strategy, Suggestion, late_means
+from flooding.strategies import Found, Strategy, Suggestion, came_down, late_means
 
 __all__ = ["finder"]
 
@@ -65,7 +65,7 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
     raced = yield [Run(problem, level, seed=seed, until=stop) for level in levels for seed in seeds]
     late = max(1, round(_LATE * until))
     rows = [raced[i : i + len(seeds)] for i in range(0, len(raced), len(seeds))]
-    reached = [(level, row) for level, row in zip(levels, rows, strict=True) if any(map(_floods, row))]
+    reached = [(level, row) for level, row in zip(levels, rows, strict=True) if any(map(came_down, row))]
     warnings = ()
     if not reached:
         warnings = (f"no level was reached within the {until} epochs of the race: give it more epochs or budget",)
@@ -83,13 +83,6 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
     guess = _rounded(floor + 0.7 * (cap - floor), cap)
     irreducible = Suggestion("irreducible loss", guess, min(floor, guess), max(cap, guess), "0.7 of the way to the cap")
     return Found("finder", Run(problem, level, seed=seeds[0]), (race, irreducible, ceiling), warnings)
-
-
-def _floods(record: Record) -> bool:
-    """Tell whether a Run came down to its level; before that it is plain training, cut short."""
-    if "flooded" in record.curves:
-        return bool(np.nansum(record.curves["flooded"]) > 0)
-    return bool((record.curves["train_loss"][1:] <= record.level).any())
 
 
 def _race(plain: Sequence[Record], floor: float, cap: float, budget: float, shared: bool) -> tuple[list[float], int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from flooding.problem import Run, choose
-from flooding.strategies import Found, Strategy, Suggestion, best_level, check_levels
+from flooding.strategies import Found, Strategy, Suggestion, best_level, check_levels, neighbours
 
 __all__ = ["grid"]
 
@@ -43,10 +43,9 @@ def grid(
     else:
         picks = [choose(records[i :: len(seeds)], "best").level for i in range(len(seeds))]
         level = sorted(picks)[len(picks) // 2]
-    place = levels.index(level)
-    low, high = levels[max(place - 1, 0)], levels[min(place + 1, len(levels) - 1)]
+    low, high = neighbours(levels, level)
     warnings = ()
-    if len(levels) > 1 and place == len(levels) - 1:
+    if len(levels) > 1 and level == levels[-1]:
         warnings = (f"the best level {level:g} is the largest of the grid: a larger one may be better",)
     run = Run(problem, level or None, seed=seeds[0])
     return Found("grid", run, (Suggestion("grid", level or None, low, high),), warnings)

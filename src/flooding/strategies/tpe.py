@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flooding.problem import Record, Run, stream
-from flooding.strategies import Found, Strategy, Suggestion, best_level, late
+from flooding.strategies import Found, Strategy, Suggestion, best_level, late, neighbours
 
 __all__ = ["tpe"]
 
@@ -79,8 +79,7 @@ def tpe(
             records += told
     level = best_level(records, share)
     levels = sorted({low, high, *(record.level for record in records)})
-    place = levels.index(level)
-    suggestion = Suggestion("TPE", level or None, levels[max(place - 1, 0)], levels[min(place + 1, len(levels) - 1)])
+    suggestion = Suggestion("TPE", level or None, *neighbours(levels, level))
     warnings = ()
     if level == max(record.level for record in records):
         warnings = (f"the best level {level:g} is the largest tried: a larger one may be better",)
