@@ -16,9 +16,9 @@ import time
 from dataclasses import replace
 
 from flooding import Run, evaluate
+from flooding.experiments import machine
 from flooding.problem import TestCurve
 from flooding.tasks import demo_sinusoid, sgd
-from machine import machine
 
 JOB = "from demo import job; job({})"
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from flooding import Problem, Run, train
 from flooding.data.synthetic import two_gaussians
+from flooding.experiments import machine
 from flooding.ledger import Ledger
 from flooding.models import mlp
-from machine import machine
 
 
 def record():

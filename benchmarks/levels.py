@@ -10,35 +10,25 @@ from __future__ import annotations
 
 import argparse
 import time
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from flooding import Run, evaluate
-from flooding.data import synthetic
+from flooding import evaluate
+from flooding.experiments import machine
+from flooding.experiments.archive import to_half
+from flooding.experiments.ishida2020 import LEVELS, NOISES, TASKS, cells
 from flooding.loop import ENGINE
-from flooding.tasks import paper
-from machine import machine
 
 HERE = Path(__file__).with_suffix("")
-TASKS = {
-    "two-gaussians": (synthetic.two_gaussians, 10),
-    "sinusoid": (synthetic.sinusoid, 2),
-    "spiral": (synthetic.spiral, 2),
-}
-NOISES = (0.01, 0.05, 0.1)
-LEVELS = tuple(round(0.01 * n, 2) for n in range(51))
 FINALS = ("epoch", "test_accuracy", "test_accuracy_clean", "test_nll", "test_nll_clean", "test_ece")
 
 
 def runs(seed):
     """Give the Runs of a seed: tasks, then noises, then levels."""
-    for data, inputs in TASKS.values():
-        for noise in NOISES:
-            problem = paper(partial(data, label_noise=noise), inputs)
-            yield from (Run(problem, level, seed=seed) for level in LEVELS)
+    return [run for cell in cells() for run in replace(cell, seeds=(seed,)).runs]
 
 
 def pack(records, told):
@@ -49,10 +39,7 @@ def pack(records, told):
     }
     right = np.stack([r.curves["val_accuracy"] for r in records]).reshape(*shape, -1) * 100
     assert np.abs(right - right.round()).max() < 1e-3, "validation accuracy must be a whole number of 100 examples"
-    packed = {name: np.minimum(curve, np.finfo(np.float16).max).astype(np.float16) for name, curve in curves.items()}
-    for name, curve in curves.items():  # half a unit in the 11th bit: 2^-11 of the value, 2^-25 near zero
-        error = np.abs(packed[name].astype(np.float64) - np.minimum(curve, 65504))
-        assert (error <= 2.0**-11 * np.abs(curve) + 2.0**-25).all(), f"{name} is rounded by more than stated"
+    packed = {name: to_half(curve) for name, curve in curves.items()}
     packed["val_right"] = right.round().astype(np.uint8)
     for at in ("last", "best"):
         for name in FINALS:

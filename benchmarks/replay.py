@@ -11,14 +11,13 @@ Only constant levels on the grid 0, .01 ... .50 can be asked, with the seed of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from flooding.experiments import ishida2020
+from flooding.experiments.ishida2020 import LEVELS
 from flooding.problem import Record
-from flooding.tasks import paper
-from levels import LEVELS, TASKS
 
 HERE = Path(__file__).parent / "levels"
 EPOCHS = 500
@@ -53,8 +52,7 @@ class Cell:
     @property
     def problem(self):
         """Give the Problem of the cell."""
-        data, inputs = TASKS[self.task]
-        return paper(partial(data, label_noise=self.noise), inputs)
+        return ishida2020.Cell(self.task, self.noise).problem
 
     def evaluator(self):
         """Give an ``evaluate`` for one search: it counts what sharing beginnings, and going on, would have cost."""

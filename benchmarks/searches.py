@@ -28,6 +28,8 @@ import numpy as np
 from scipy import stats
 
 from flooding import Run, evaluate
+from flooding.experiments.ishida2020 import LEVELS, TASKS
+from flooding.experiments.ishida2020 import cells as synthetic_cells
 from flooding.levels import Heuristic
 from flooding.strategies import Found, search
 from flooding.strategies.accordance import accordance
@@ -39,8 +41,7 @@ from flooding.strategies.halving import halving
 from flooding.strategies.heuristic import heuristic
 from flooding.strategies.policy_gradient import policy_gradient
 from flooding.strategies.tpe import tpe
-from flooding.tasks import paper, real
-from levels import LEVELS, NOISES, TASKS
+from flooding.tasks import real
 
 HERE = Path(__file__).with_suffix("")
 LEDGER = HERE / "ledger.sqlite"
@@ -92,11 +93,7 @@ def problems(name):
     """Give the Problems of a set by name."""
     if name == "real":
         return {task: real(task) for task in (*REAL, "twonorm")}
-    return {
-        f"{task} {noise}": paper(partial(data, label_noise=noise), inputs)
-        for task, (data, inputs) in TASKS.items()
-        for noise in NOISES
-    }
+    return {f"{cell.task} {cell.noise}": cell.problem for cell in synthetic_cells()}
 
 
 def rounded(cell):

@@ -19,9 +19,9 @@ import torch
 
 from flooding import Problem, Run, train
 from flooding.data.synthetic import two_gaussians
+from flooding.experiments import machine
 from flooding.models import mlp
 from flooding.tasks import adam
-from machine import machine
 
 LEVEL = 0.3
 

@@ -17,9 +17,9 @@ import time
 import torch
 from torch import nn
 
+from flooding.experiments import machine
 from flooding.losses import Flood
 from flooding.models import resnet_cifar
-from machine import machine
 
 TARGET = 0.01
 

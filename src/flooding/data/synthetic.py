@@ -9,6 +9,7 @@ streams of its own, so one split's size or the label noise changes nothing else.
 # ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ __all__ = [
     "sinusoid",
     "sinusoid_nd",
     "spiral",
+    "spiral_best_accuracy",
     "two_gaussians",
     "two_gaussians_best_accuracy",
     "two_gaussians_irreducible_nll",
@@ -212,6 +214,50 @@ def spiral(
 
     train, val, test = _draw_splits(draw, (n_train, n_val, n_test), label_noise, seed)
     return Splits(train, val, test)
+
+
+def spiral_best_accuracy(label_noise: float = 0.0, spiral_noise: float = 1.0) -> float:
+    """Integrate the best reachable accuracy on noisy labels of Spiral, for angles drawn uniformly.
+
+    The clean classes overlap, since their points are jittered: ``A`` is the integral of ``max(p0(x), p1(x)) / 2`` over
+    the plane, with ``p_y`` the density of class y; noisy as in :func:`two_gaussians_best_accuracy`.
+
+    Args:
+        label_noise: Probability of a flip, in [0, 1).
+        spiral_noise: Standard deviation of the jitter, above 0.
+
+    Returns:
+        Accuracy in [0.5, 1], to about three digits.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> round(spiral_best_accuracy(), 3), round(spiral_best_accuracy(0.1), 3)
+        (0.905, 0.824)
+    """
+    _noise(label_noise)
+    _finite("spiral_noise", spiral_noise)
+    if spiral_noise <= 0:
+        raise ValueError(f"spiral_noise must be above 0, got {spiral_noise}. Without it the classes do not overlap.")
+    clean, p = _spiral_best(spiral_noise), min(label_noise, 1 - label_noise)
+    return (1 - p) * clean + p * (1 - clean)
+
+
+@functools.cache
+def _spiral_best(spiral_noise: float) -> float:
+    step = spiral_noise / 5
+    reach = 5 * math.pi + 5 * spiral_noise
+    side = torch.arange(-reach, reach + step, step, dtype=torch.float64)
+    plane = torch.cartesian_prod(side, side)
+    angle = torch.linspace(0, 4 * math.pi, max(400, math.ceil(100 / spiral_noise)), dtype=torch.float64)
+    arms = [radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1) for radius in (angle + math.pi, angle)]
+    scale = 2 * math.pi * spiral_noise**2 * len(angle)
+    kernel = -0.5 / spiral_noise**2
+    density = [
+        torch.cat([(kernel * torch.cdist(part, arm) ** 2).exp().sum(1) for part in plane.split(4096)]) for arm in arms
+    ]
+    return float(torch.maximum(*density).sum()) / scale * step**2 / 2
 
 
 def two_gaussians_posterior(x: Tensor, label_noise: float = 0.0, negative_mean: float = 1.0) -> Tensor:

@@ -1,1 +1,101 @@
-"""Experiments: each a function that returns Runs and a function that draws Records."""
+"""Experiments: each a generator that yields Runs, receives their Records and returns a Report; one file per source."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
+
+from flooding.problem import Record, Run
+
+if TYPE_CHECKING:
+    from flooding.report.document import Report
+
+__all__ = ["NAMES", "Experiment", "circumstances", "estimate", "find", "machine"]
+
+Experiment: TypeAlias = "Generator[list[Run], list[Record], Report]"
+
+# What `flooding reproduce --list` prints. Each name is a module here, with `experiment(quick) -> Experiment`, the
+# curves it keeps in an archive (CURVES), and perhaps a reader of its own for archives (load).
+NAMES = {
+    "ishida2020": "the paper's synthetic table: three tasks, three noises, 51 levels, with and without early stopping",
+}
+
+
+def find(name: str) -> ModuleType:
+    """Import an experiment by name.
+
+    Args:
+        name: A name of :data:`NAMES`.
+
+    Returns:
+        Its module.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in NAMES:
+        raise ValueError(f"an experiment must be one of {', '.join(NAMES)}; got {name}. See --list.")
+    return import_module(f"flooding.experiments.{name}")
+
+
+def circumstances(records: Sequence[Record]) -> str:
+    """Say on what, and for how long, Records were trained.
+
+    Args:
+        records: The Records, at least one.
+
+    Returns:
+        A sentence.
+    """
+    told = [record.circumstances for record in records]
+    hours = sum(float(t.get("seconds", 0.0)) for t in told) / 3600
+    places = sorted({str(t["on"]) if "on" in t else machine() for t in told})
+    return f"{len(records)} trainings, {hours:.1f} CPU hours; {' and '.join(places)}."
+
+
+def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
+    """Estimate how long Runs will take, from three epochs of one Run of each problem and method.
+
+    Args:
+        runs: The Runs; beginnings that will be shared are not subtracted.
+        workers: Worker processes; None is one per core.
+
+    Returns:
+        Seconds, without the last passes over the test split.
+    """
+    from flooding.engine import cores
+    from flooding.loop import train
+
+    known: dict[tuple[int, type], float] = {}
+    for run in runs:
+        kind = (id(run.problem), type(run.method))
+        if kind not in known:
+            ticks = [
+                time.perf_counter() for _ in train(replace(run, until=min(4, run.problem.horizon)), conclude=False)
+            ]
+            known[kind] = (ticks[-1] - ticks[1]) / max(len(ticks) - 2, 1)
+    whole = sum(known[id(run.problem), type(run.method)] * run.epochs for run in runs)
+    return whole / max(workers if workers is not None else cores(), 1)
+
+
+def machine() -> str:
+    """Describe processor, cores, memory and versions in one line.
+
+    Returns:
+        Such as ``AMD EPYC, 2 cores, 24 GiB, Linux; Python 3.11.7, torch 2.13.0+cpu``.
+    """
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}; {versions}"

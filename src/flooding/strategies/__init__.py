@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -24,10 +24,12 @@ __all__ = [
     "came_down",
     "check_levels",
     "cost",
+    "drive",
     "late",
     "late_means",
     "neighbours",
     "search",
+    "together",
 ]
 
 Evaluate: TypeAlias = Callable[[list[Run]], Sequence[Record]]
@@ -126,9 +128,6 @@ def search(strategy: Strategy, evaluate: Evaluate) -> Found:
     Returns:
         What the strategy found, with all Records.
 
-    Raises:
-        ValueError: If ``evaluate`` gives another number of Records than Runs.
-
     Example:
         >>> from functools import partial
         >>> from flooding import Problem, evaluate
@@ -140,20 +139,77 @@ def search(strategy: Strategy, evaluate: Evaluate) -> Found:
         >>> found.cost.trainings
         2.0
     """
+    return _finished(*drive(strategy, evaluate))
+
+
+T = TypeVar("T")
+
+
+def drive(generator: Generator[list[Run], list[Record], T], evaluate: Evaluate) -> tuple[T, list[Record]]:
+    """Drive any generator that yields Runs and receives Records: a strategy, or an experiment.
+
+    Args:
+        generator: A fresh generator.
+        evaluate: As for :func:`search`.
+
+    Returns:
+        What it returned, and all Records in the order asked.
+
+    Raises:
+        ValueError: If ``evaluate`` gives another number of Records than Runs.
+    """
     told: list[Record] = []
     records: list[Record] | None = None
     try:
         while True:
             try:
-                runs = next(strategy) if records is None else strategy.send(records)
+                runs = next(generator) if records is None else generator.send(records)
             except StopIteration as end:
-                return _finished(end.value, told)
+                return end.value, told
             records = list(evaluate(runs))
             if len(records) != len(runs):
                 raise ValueError(f"evaluate must give a Record for each Run, got {len(records)} for {len(runs)}.")
             told += records
     finally:
-        strategy.close()
+        generator.close()
+
+
+def together(strategies: Sequence[Strategy]) -> Generator[list[Run], list[Record], list[Found]]:
+    """Drive several strategies side by side, so that what they ask is trained at once.
+
+    Args:
+        strategies: Fresh generators, independent of each other.
+
+    Yields:
+        What all those that are not finished ask next.
+
+    Returns:
+        What each of them found, with its own Records.
+    """
+    told: list[list[Record]] = [[] for _ in strategies]
+    ended: dict[int, Found] = {}
+    asked: dict[int, list[Run]] = {}
+
+    def step(number: int, records: list[Record] | None) -> None:
+        try:
+            asked[number] = next(strategies[number]) if records is None else strategies[number].send(records)
+        except StopIteration as end:
+            asked.pop(number, None)
+            ended[number] = _finished(end.value, told[number])
+
+    try:
+        for number in range(len(strategies)):
+            step(number, None)
+        while asked:
+            records = iter((yield [run for runs in asked.values() for run in runs]))
+            for number, runs in list(asked.items()):
+                mine = [next(records) for _ in runs]
+                told[number] += mine
+                step(number, mine)
+    finally:
+        for strategy in strategies:
+            strategy.close()
+    return [ended[number] for number in range(len(strategies))]
 
 
 def _finished(found: Found, told: list[Record]) -> Found:

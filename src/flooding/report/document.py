@@ -1,0 +1,128 @@
+"""A report: sentences, tables and figures, written as markdown, CSV and PNG."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Report", "Table"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of results.
+
+    Args:
+        name: What its file is called, in letters, digits and dashes.
+        title: What it shows, with n and the statistic.
+        columns: Titles of the columns.
+        rows: Texts or numbers, as many in each row as there are columns.
+        note: What the reader should know, or nothing.
+
+    Raises:
+        ValueError: If a row has another number of cells than there are columns.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"a row must have {len(self.columns)} cells, got {len(row)}: {list(row)}.")
+
+    def markdown(self) -> str:
+        """Write it as GitHub's markdown, title above and note below."""
+        lines = [f"**{self.title}**", "", _line(self.columns), _line(["---"] * len(self.columns))]
+        lines += [_line(row) for row in self.rows]
+        return "\n".join([*lines, *(["", self.note] if self.note else [])]) + "\n"
+
+    def csv(self) -> str:
+        """Write it as CSV, without title and note."""
+        with io.StringIO() as text:
+            csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+            return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an experiment found.
+
+    Args:
+        title: A heading.
+        about: What was done, in a paragraph of markdown.
+        failures: Claims or figures that could not be reproduced; these come first.
+        findings: What was found, a sentence each, with n and spread.
+        tables: Tables.
+        figures: For each figure's name in letters, digits and dashes, its caption and what draws it.
+        told: Circumstances: n, machine, versions, commit, hours.
+    """
+
+    title: str
+    about: str
+    failures: Sequence[str] = ()
+    findings: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    figures: Mapping[str, tuple[str, Callable[[], Figure]]] = field(default_factory=dict)
+    told: str = ""
+
+    def markdown(self, name: str) -> str:
+        """Write it as one page.
+
+        Args:
+            name: What its figures' files begin with.
+
+        Returns:
+            Markdown with the failures first.
+        """
+        parts = [f"# {self.title}", self.about]
+        for heading, sentences in (("Not reproduced", self.failures), ("Found", self.findings)):
+            if sentences:
+                parts += [f"## {heading}", "\n".join(f"- {sentence}" for sentence in sentences)]
+        if self.tables:
+            parts += ["## Tables", *(table.markdown().rstrip("\n") for table in self.tables)]
+        if self.figures:
+            parts += ["## Figures", *(f"![{c}]({name}-{n}.png)\n\n{c}" for n, (c, _) in self.figures.items())]
+        if self.told:
+            parts += ["## Circumstances", self.told]
+        return "\n\n".join(parts) + "\n"
+
+    def save(self, folder: str | Path, name: str) -> list[Path]:
+        """Write ``NAME.md``, ``NAME-TABLE.csv`` and ``NAME-FIGURE.png``, each whole or not at all.
+
+        Args:
+            folder: Made if it is missing; files of the same names are replaced.
+            name: What the files begin with.
+
+        Returns:
+            The files, the page first.
+        """
+        from flooding.report.plots import save
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [_write(folder / f"{name}.md", self.markdown(name))]
+        files += [_write(folder / f"{name}-{table.name}.csv", table.csv()) for table in self.tables]
+        return files + [save(draw(), folder / f"{name}-{n}.png") for n, (_, draw) in self.figures.items()]
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _write(path: Path, text: str) -> Path:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+    return path

@@ -1,0 +1,160 @@
+"""How sure a difference is: paired tests, Holm's correction, ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Difference", "average_ranks", "critical_difference", "holm", "paired", "spread"]
+
+
+class Difference(NamedTuple):
+    """A mean of paired differences and how sure it is.
+
+    Args:
+        mean: Mean difference.
+        sd: Standard deviation of the differences (n - 1); NaN for fewer than two.
+        low: Lower end of the 95 % interval of the mean by Student's t; NaN for fewer than two.
+        high: Upper end of it.
+        p: Two-sided p of Student's paired t test; NaN for fewer than two, 1 where no pair differs.
+        n: Number of pairs.
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    def __str__(self) -> str:
+        """Write it as ``+1.2 [+0.4, +2.0]``."""
+        return f"{self.mean:+.1f}" + (f" [{self.low:+.1f}, {self.high:+.1f}]" if self.n > 1 else "")
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """Compare two lists of results, pair by pair.
+
+    Args:
+        ours: Results, one for each seed.
+        theirs: Results of the same seeds.
+
+    Returns:
+        ``ours`` minus ``theirs``.
+
+    Raises:
+        ValueError: If the lists differ in length or are empty.
+
+    Example:
+        >>> str(paired([3.0, 4.0, 5.0], [2.0, 2.0, 2.0]))
+        '+2.0 [-0.5, +4.5]'
+    """
+    stats = _stats()
+    if len(ours) != len(theirs) or len(ours) == 0:
+        raise ValueError(f"pairs must be as many on both sides, at least one, got {len(ours)} and {len(theirs)}.")
+    gains = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    mean, n = float(gains.mean()), len(gains)
+    if n < 2:
+        return Difference(mean, math.nan, math.nan, math.nan, math.nan, n)
+    sd = float(gains.std(ddof=1))
+    error = sd / math.sqrt(n)
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+    return Difference(mean, sd, mean - half, mean + half, p, n)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Correct p values for their number.
+
+    Args:
+        ps: p values of tests that were planned together; NaN was not tested and does not count.
+
+    Returns:
+        Adjusted p values in the same order.
+
+    References:
+        Holm, *A simple sequentially rejective multiple test procedure*, 1979.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    tested = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
+    adjusted, least = [math.nan] * len(ps), 0.0
+    for place, i in enumerate(tested):
+        least = max(least, min(1.0, (len(tested) - place) * ps[i]))
+        adjusted[i] = least
+    return adjusted
+
+
+def average_ranks(results: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Rank methods on each problem, the best first, and average.
+
+    Args:
+        results: For each method a result on each problem, the larger the better.
+
+    Returns:
+        For each method its mean rank; those that tie share the mean of their ranks.
+
+    References:
+        Demšar, *Statistical comparisons of classifiers over multiple data sets*, JMLR 2006, section 3.2.2.
+
+    Example:
+        >>> average_ranks({"a": [0.9, 0.8], "b": [0.7, 0.8]})
+        {'a': 1.25, 'b': 1.75}
+    """
+    table = np.array([list(values) for values in results.values()], np.float64)
+    ranks = _stats().rankdata(-table, axis=0)
+    return dict(zip(results, ranks.mean(1).tolist(), strict=True))
+
+
+def critical_difference(methods: int, problems: int) -> float:
+    """Give the difference of mean ranks from which on two methods differ, at 5 %, by Nemenyi's test.
+
+    Args:
+        methods: Number of methods, at least 2.
+        problems: Number of problems, at least 1.
+
+    Returns:
+        A difference of ranks.
+
+    References:
+        Demšar, JMLR 2006, section 3.2.2 and table 5 (q of 10 methods: 3.164).
+
+    Example:
+        >>> round(critical_difference(4, 14), 2)  # the paper's own example: 1.25
+        1.25
+    """
+    q = float(_stats().studentized_range.ppf(0.95, methods, np.inf)) / math.sqrt(2)
+    return q * math.sqrt(methods * (methods + 1) / (6 * problems))
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Write mean and standard deviation.
+
+    Args:
+        values: One number for each seed.
+        digits: Digits after the point.
+
+    Returns:
+        ``mean ± sd``, the mean alone of a single value, a dash of none.
+
+    Example:
+        >>> spread([1.0, 2.0, 3.0]), spread([1.0]), spread([])
+        ('2.0 ± 1.0', '1.0', '–')
+    """
+    if len(values) == 0:
+        return "–"
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def _stats():
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ImportError("tests of differences need scipy. Run: pip install 'flooding[experiments]'") from error
+    return stats
