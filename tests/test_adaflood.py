@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flooding import Flood, Problem, Run, train
-from flooding.adaflood import AdaFloodLevels, LastLayer, adaflood, held_out
+from flooding.adaflood import AdaFlood, AdaFloodLevels, LastLayer, adaflood, held_out
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
 from flooding.losses import IFlood, PerExample
@@ -541,3 +541,52 @@ def test_exactly_one_kind_of_result():
             AdaFloodLevels(torch.tensor([0]), torch.tensor([0]), 0.5, 0, "", **more)
     with pytest.raises(ValueError, match="gamma must lie in"):
         AdaFloodLevels(torch.tensor([0]), torch.tensor([0]), 2.0, 0, "", error=half)
+
+
+def record_of(run):
+    *_, row = train(run)
+    return row.record
+
+
+def test_a_level_that_describes_itself_trains_as_the_levels_it_finds():
+    problem = small(horizon=8)
+    level = AdaFlood(gamma=0.3, folds=3, epochs=4)
+    found = adaflood(problem, gamma=0.3, folds=3, epochs=4, seed=1)
+    given, by_itself = record_of(Run(problem, found.levels, IFlood(), 1)), record_of(Run(problem, level, IFlood(), 1))
+    assert by_itself.weights == given.weights
+    assert by_itself.measured == given.measured
+    assert Run(problem, level, IFlood()).key() is not None
+    keys = {Run(problem, AdaFlood(*arguments), IFlood()).key() for arguments in [(0.3,), (0.4,), (0.3, 4), (0.3, 5, 2)]}
+    assert len(keys) == 4
+
+
+def test_auxiliary_networks_are_trained_once_whatever_gamma(monkeypatch):
+    problem, trained = small(horizon=3, batch_size=17), []
+    original = adaflood
+    monkeypatch.setattr("flooding.adaflood.adaflood", lambda *a, **k: trained.append(k["seed"]) or original(*a, **k))
+    first = record_of(Run(problem, AdaFlood(0.2, 2), IFlood()))
+    second = record_of(Run(problem, AdaFlood(0.7, 2), IFlood()))
+    assert trained == [0]
+    assert (first.circumstances["epochs_trained"], second.circumstances["epochs_trained"]) == (2 * 3 + 3, 3)
+    record_of(Run(problem, AdaFlood(0.2, 2), IFlood(), seed=1))
+    record_of(Run(replace(problem, batch_size=18), AdaFlood(0.2, 2), IFlood()))
+    record_of(Run(problem, AdaFlood(0.2, 3), IFlood()))
+    assert trained == [0, 1, 0, 0]
+    own = small(horizon=2, model=lambda: mlp(10, 2, width=4, depth=1))
+    for _ in range(2):
+        record_of(Run(own, AdaFlood(0.2, 2), IFlood()))
+    assert trained == [0, 1, 0, 0, 0, 0], "code of the user's own may have changed"
+
+
+def test_a_level_that_describes_itself_is_refused_like_one_for_each_example():
+    with pytest.raises(ValueError, match="needs a method on each example"):
+        Run(small(), AdaFlood())
+    with pytest.raises(ValueError, match="gamma"):
+        AdaFlood(1.5)
+
+
+def test_it_goes_on_from_a_checkpoint():
+    run = Run(small(horizon=6), AdaFlood(0.4, 2), IFlood())
+    rows = list(train(replace(run, until=3)))
+    *_, row = train(run, resume=rows[-1].snapshot(copied=True))
+    assert row.record.weights == record_of(run).weights

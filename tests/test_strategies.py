@@ -16,7 +16,7 @@ from flooding.data.synthetic import two_gaussians
 from flooding.levels import Delayed, Heuristic, Seen
 from flooding.metrics import balanced_accuracy
 from flooding.problem import Run, Score
-from flooding.strategies import Suggestion, search
+from flooding.strategies import Found, Suggestion, drive, search, together
 from flooding.strategies.accordance import accordance, crossing, watch_accordance
 from flooding.strategies.advisor import advise, advisor, bayes_error, entropy, flip_entropy
 from flooding.strategies.backward import backward, has_started
@@ -626,3 +626,54 @@ def test_accordance_needs_a_workable_number_of_batches(batches):
 def test_weights_of_a_policy_must_fit_its_levels():
     with pytest.raises(ValueError, match=r"weights must be 5 for each of 2 levels, got rows of \[5, 5, 5\]"):
         Policy((0.0, 0.1), epochs=3, weights=WEIGHTS)
+
+
+def test_side_by_side_each_finds_what_it_finds_alone():
+    makes = [partial(finder, seeds=[0]), partial(halving, seeds=[1]), partial(tpe, trainings=13, batch=3), grid]
+    alone = [search(make(PROBLEM), made_up) for make in makes]
+    asked = []
+
+    def ask(runs):
+        asked.append(len(runs))
+        return made_up(runs)
+
+    found, records = drive(together([make(PROBLEM) for make in makes]), ask)
+    for one, other in zip(alone, found, strict=True):
+        assert repr(one.run) == repr(other.run)
+        assert one.suggestions == other.suggestions
+        assert [r.measured for r in one.records] == [r.measured for r in other.records]
+    assert len(asked) < sum(map(len, ([1, 1], [1] * 3, [1] * 5, [1]))), "rounds are shared"
+    assert len(records) == sum(len(one.records) for one in alone)
+    assert drive(together([]), ask) == ([], [])
+
+
+def test_side_by_side_a_failure_closes_all():
+    closed = []
+
+    def waits(name):
+        try:
+            yield [Run(PROBLEM, 0.1)]
+            yield [Run(PROBLEM, 0.2)]
+        finally:
+            closed.append(name)
+
+    def fails(runs):
+        raise RuntimeError("the cluster is gone")
+
+    with pytest.raises(RuntimeError, match="cluster"):
+        drive(together([waits("a"), waits("b")]), fails)
+    assert sorted(closed) == ["a", "b"]
+
+
+def test_drive_gives_what_a_generator_returns_and_counts_its_records():
+    def two_rounds():
+        first = yield [Run(PROBLEM, 0.1)]
+        second = yield [Run(PROBLEM, 0.2), Run(PROBLEM, 0.3)]
+        return len(first) + len(second)
+
+    value, records = drive(two_rounds(), made_up)
+    assert value == 3
+    assert [record.level for record in records] == [0.1, 0.2, 0.3]
+    with pytest.raises(ValueError, match="a Record for each Run, got 0 for 1"):
+        drive(two_rounds(), lambda runs: [])
+    assert isinstance(search(grid(PROBLEM, [0.0, 0.1]), made_up), Found)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -21,9 +22,9 @@ from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import adaflood_level
 from flooding.loop import Row, train
 from flooding.losses import PerExample
-from flooding.problem import Problem, Run, seeded, stream
+from flooding.problem import NotKeyable, Problem, Run, describe, seeded, stream
 
-__all__ = ["AdaFloodLevels", "LastLayer", "adaflood", "held_out", "last_layer"]
+__all__ = ["AdaFlood", "AdaFloodLevels", "LastLayer", "adaflood", "held_out", "last_layer"]
 
 Predict = Callable[[Tensor], Any]
 
@@ -130,6 +131,66 @@ class AdaFloodLevels:
 
 
 _STORED = tuple(f.name for f in fields(AdaFloodLevels) if f.init)
+
+
+@dataclass(frozen=True)
+class AdaFlood:
+    """A level for each example, found when the Run is trained: it describes itself, so its Record can be looked up.
+
+    The auxiliary networks of equal arguments are trained once in a process, whatever gamma.
+
+    Args:
+        gamma: Trust in the labels, in [0, 1].
+        folds: Number of folds, at least 2.
+        epochs: Epochs of each auxiliary network; None is the problem's horizon.
+        at: Weights to score with: ``best`` on the validation split, or ``last``.
+
+    Example:
+        >>> from functools import partial
+        >>> from flooding.data.synthetic import two_gaussians
+        >>> from flooding.losses import IFlood
+        >>> from flooding.models import mlp
+        >>> problem = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=20), horizon=3)
+        >>> [row.epoch for row in train(Run(problem, AdaFlood(gamma=0.5, folds=2), IFlood()))]
+        [0, 1, 2, 3]
+    """
+
+    gamma: float = 0.5
+    folds: int = 5
+    epochs: int | None = None
+    at: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        adaflood_level(1.0, self.gamma)  # refuses a gamma outside [0, 1]
+
+    def resolve(self, problem: Problem, seed: int, device: torch.device) -> AdaFloodLevels:
+        """Train the auxiliary networks, or take the levels from those that were trained.
+
+        Args:
+            problem: The Problem of the Run.
+            seed: Its seed.
+            device: Where it trains.
+
+        Returns:
+            The levels; ``cost`` is 0 where nothing was trained.
+        """
+        how: dict[str, Any] = {"folds": self.folds, "epochs": self.epochs, "at": self.at, "seed": seed}
+        try:
+            told = json.dumps(describe(problem), sort_keys=True)
+        except NotKeyable:  # code of the user's own may have changed since
+            return adaflood(problem, gamma=self.gamma, device=device, threads=torch.get_num_threads(), **how)
+        key = (told, str(device), torch.get_num_threads(), *how.values())
+        if key in _SCORED:
+            return replace(_SCORED[key].with_gamma(self.gamma), cost=0)
+        while len(_SCORED) >= _KEPT:
+            del _SCORED[next(iter(_SCORED))]
+        found = adaflood(problem, gamma=self.gamma, device=device, threads=torch.get_num_threads(), **how)
+        _SCORED[key] = found
+        return found
+
+
+_KEPT = 32
+_SCORED: dict[tuple[Any, ...], AdaFloodLevels] = {}
 
 
 def held_out(

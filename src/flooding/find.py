@@ -24,6 +24,7 @@ from flooding.engine import trajectory
 from flooding.ledger import Ledger
 from flooding.loop import Row, train
 from flooding.problem import SESSION, Problem, Record, Run, Score
+from flooding.report.document import write
 from flooding.strategies import Found, Strategy
 from flooding.strategies.advisor import advise
 from flooding.strategies.finder import finder
@@ -70,18 +71,18 @@ class FoundLevel(Found):
             "cost": {f.name: getattr(self.cost, f.name) for f in fields(self.cost)},
             "warnings": list(self.warnings),
         }
-        _write(folder / "found.json", (json.dumps(told, indent=1) + "\n").encode())
+        write(folder / "found.json", json.dumps(told, indent=1) + "\n")
         rows = self.table
         names = list(dict.fromkeys(name for row in rows for name in row))
         with io.StringIO() as text:
             table = csv.DictWriter(text, names)
             table.writeheader()
             table.writerows(rows)
-            _write(folder / "table.csv", text.getvalue().encode())
+            write(folder / "table.csv", text.getvalue())
         curves = {f"{n}/{name}": curve for n, r in enumerate(self.records) for name, curve in r.curves.items()}
         with io.BytesIO() as file:
             np.savez_compressed(file, **curves)  # type: ignore[arg-type]
-            _write(folder / "curves.npz", file.getvalue())
+            write(folder / "curves.npz", file.getvalue())
         from flooding.report.plots import save
 
         save(self.plot(), folder / "search.png")
@@ -324,9 +325,3 @@ def search(strategy: Strategy, evaluate: Callable[..., Any] | None = None) -> Fo
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(content)
-    part.replace(path)

@@ -124,9 +124,10 @@ class _State:
 def _train(
     run: Run, device: torch.device, threads: int, keep: bool, resume: Mapping[str, Any] | None, conclude: bool
 ) -> Generator[Row, bool | None, None]:
-    began = time.time()
+    began, tick = time.time(), time.perf_counter()
     with _undisturbed(threads):
         splits, state = _start(run, device)
+    state.seconds = time.perf_counter() - tick
     if resume is not None:
         _restore(run, state, resume)
     past = list(state.curves)
@@ -213,8 +214,12 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     state.again = isinstance(method, SAM) or wants_closure
     if isinstance(run.method, WaveBound):
         state.teacher = Teacher(model, run.method.decay)
-    if hasattr(run.level, "at"):
-        state.lookup = run.level.to(device)
+    level = run.level
+    if hasattr(level, "resolve"):
+        found = level.resolve(problem, run.seed, device)
+        level, state.trained = found.levels, found.cost or 0
+    if hasattr(level, "at"):
+        state.lookup = level.to(device)
     if isinstance(state.lookup, PerExample):
         state.lookup.check(splits.train.id)
     return splits, state

@@ -265,7 +265,8 @@ def _check_level(level: Any) -> Any:
     if isinstance(level, numbers.Real) and not isinstance(level, (bool, np.bool_)):
         return float(level)
     scalar = isinstance(level, Tensor) and level.ndim == 0
-    if level is None or scalar or hasattr(level, "at") or (hasattr(level, "update") and hasattr(level, "init")):
+    looked_up = hasattr(level, "at") or hasattr(level, "resolve")
+    if level is None or scalar or looked_up or (hasattr(level, "update") and hasattr(level, "init")):
         return level
     got = f"a tensor of shape {tuple(level.shape)}" if isinstance(level, Tensor) else repr(level)
     raise ValueError(
@@ -277,7 +278,7 @@ def _check_level(level: Any) -> Any:
 def _check_method(level: Any, method: Method) -> None:
     if isinstance(method, WaveBound) and level is not None:
         raise ValueError(f"WaveBound's level is its teacher's loss, got level={level}. Leave the level out.")
-    if isinstance(level, (PerClass, PerExample)) and method.reduction == "mean":
+    if (isinstance(level, (PerClass, PerExample)) or hasattr(level, "resolve")) and method.reduction == "mean":
         raise ValueError(
             f"{type(level).__name__} needs a method on each example, got {type(method).__name__}, which floods the "
             "batch mean. Use IFlood()."

@@ -1,4 +1,4 @@
-"""The command line: ``flooding demo``, ``find``, ``predict``, ``reproduce`` and ``run``."""
+"""The command line: ``flooding demo``, ``find``, ``predict``, ``compare``, ``reproduce`` and ``run``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ except ImportError as error:  # pragma: no cover -- the command is there even wh
 
 from flooding.cli._demo import demo
 from flooding.cli._find import find, predict
-from flooding.cli._reproduce import reproduce
+from flooding.cli._reproduce import compare, reproduce
 from flooding.cli._run import run
 from flooding.cli._shown import errors
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-for command in (demo, find, predict, reproduce, run):
+for command in (demo, find, predict, compare, reproduce, run):
     app.command()(command)
 
 

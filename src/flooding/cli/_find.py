@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flooding.problem import Problem
     from flooding.tabular import TableProblem
 
-__all__ = ["find", "predict"]
+__all__ = ["What", "find", "predict", "problem_of"]
 
 What = Annotated[
     str,
@@ -70,7 +70,7 @@ def find(
     for folder in (out, *([] if save is None else [save.parent])):
         writable(folder)
     usable(device)
-    problem, table = _problem(what, target, given(label_noise=label_noise), epochs, kind)
+    problem, table = problem_of(what, target, given(label_noise=label_noise), epochs, kind)
     if save is not None and table is None:
         raise ValueError(f"save needs a table, got {what}. A model of your own is found.model() in Python.")
     if save is not None:
@@ -98,6 +98,7 @@ def predict(
     out: Annotated[Path | None, option("CSV file to write.", _OUTPUT, show_default="printed")] = None,
 ) -> None:
     """Predict the target of new rows with a saved model."""
+    from flooding.report.document import write
     from flooding.tabular import predict as predictions
 
     if out is not None:
@@ -107,13 +108,11 @@ def predict(
         found.to_csv(sys.stdout, index=False)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    found.to_csv(part, index=False)
-    part.replace(out)
+    write(out, found.to_csv(index=False))
     console.print(f"{len(found)} rows in {out.absolute()}")
 
 
-def _problem(
+def problem_of(
     what: str, target: str | None, data: dict[str, Any], epochs: int | None, kind: str | None
 ) -> tuple[Problem, TableProblem | None]:
     """Make the Problem of a task, a module or a table."""

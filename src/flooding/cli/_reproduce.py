@@ -1,18 +1,23 @@
-"""``flooding reproduce``: an experiment of a source again, as tables and figures."""
+"""``flooding reproduce``: an experiment again, as tables and figures; ``flooding compare``: methods side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flooding.cli._shown import Fresh, Ledger, Workers, console, errors, progress, writable
+from flooding.cli._find import What, problem_of
+from flooding.cli._shown import Fresh, Ledger, Workers, console, errors, given, option, progress, writable
 
 if TYPE_CHECKING:
+    from flooding.experiments import Experiment
     from flooding.problem import Record, Run
+    from flooding.report.document import Report
 
-__all__ = ["reproduce"]
+__all__ = ["compare", "reproduce"]
 
 
 def reproduce(
@@ -40,31 +45,87 @@ def reproduce(
         raise ValueError(f"reproduce needs an experiment: {', '.join(experiments.NAMES)}. See --list.")
     module = experiments.find(name)
     writable(out)
-    from flooding.engine import evaluate
-    from flooding.experiments.archive import Archive, pack
-    from flooding.strategies import drive
+    if source is None:
+        chosen = None if seeds is None else range(seeds)
+        _train(partial(module.experiment, quick, chosen), module, out, name, ledger, fresh, workers)
+    else:
+        from flooding.experiments.archive import Archive
 
-    trained: list[Record] = []
-    if source is not None:
         archive: Any = getattr(module, "load", Archive)(source)
         chosen = range(seeds) if seeds is not None else getattr(archive, "seeds", None)
-        report, _ = drive(module.experiment(quick, chosen), archive)
+        _write(module.experiment(quick, chosen), archive, out, name)
+
+
+def compare(
+    what: What,
+    target: Annotated[str | None, option("A table's column to predict: its name or position.", "Data")] = None,
+    label_noise: Annotated[float | None, option("A task's share of flipped labels, 0 to below 1.", "Data")] = None,
+    epochs: Annotated[int | None, option("Epochs of a full training.", "Data")] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Number of seeds.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for page, tables and archive.")] = Path("flooding-results"),
+    ledger: Ledger = None,
+    fresh: Fresh = False,
+    workers: Workers = None,
+) -> None:
+    """Compare flooding with the usual regularisers on your problem, each with four trainings to choose its settings."""
+    from flooding.experiments import bakeoff
+
+    writable(out)
+    problem, _ = problem_of(what, target, given(label_noise=label_noise), epochs, None)
+    classes = problem.splits(0).classes
+    if classes is None:
+        raise ValueError(f"compare needs classes, but the targets of {what} are numbers. Use flooding find.")
+    running = partial(bakeoff.compare, {what: (problem, classes)}, range(seeds))
+    _train(running, bakeoff, out, "compare", ledger, fresh, workers)
+
+
+def _train(
+    start: Callable[[], Experiment],
+    module: Any,
+    out: Path,
+    name: str,
+    ledger: Path | None,
+    fresh: bool,
+    workers: int | None,
+) -> None:
+    """Train what an experiment asks, say beforehand how long it will take, pack it, and report on what was packed."""
+    from flooding.engine import evaluate
+    from flooding.experiments import estimate, machine
+    from flooding.experiments.archive import Archive, pack
+    from flooding.problem import describes_itself
+    from flooding.strategies import drive
+
+    with progress() as (on_start, on_row):
+
+        def told(runs: list[Run]) -> None:
+            if runs:
+                seconds = estimate(runs, workers)
+                errors.print(f"about {_time(seconds)} for {len(runs)} trainings, {seconds / len(runs):.1f} s each")
+            on_start(runs)
+
+        def ask(runs: list[Run]) -> list[Record]:
+            return evaluate(runs, ledger=ledger, fresh=fresh, workers=workers, on_start=told, on_row=on_row)
+
+        report, records = drive(start(), ask)
+    if all(describes_itself(record.run) for record in records if record.run is not None):
+        out.mkdir(parents=True, exist_ok=True)
+        exact = {"exact": module.exact} if hasattr(module, "exact") else {}
+        path = pack(out / f"{name}.npz", records, module.CURVES, machine(), **exact)
+        _write(start(), Archive(path), out, name, path)
     else:
-        with progress() as (on_start, on_row):
+        _show(report, out, name)
 
-            def told(runs: list[Run]) -> None:
-                if runs:
-                    seconds = experiments.estimate(runs, workers)
-                    errors.print(f"about {_time(seconds)} for {len(runs)} trainings, {seconds / len(runs):.1f} s each")
-                on_start(runs)
 
-            def ask(runs: list[Run]) -> list[Record]:
-                return evaluate(runs, ledger=ledger, fresh=fresh, workers=workers, on_start=told, on_row=on_row)
+def _write(running: Experiment, archive: Callable[..., Any], out: Path, name: str, *more: Path) -> None:
+    """Report on an archive, so that the same file always gives the same page."""
+    from flooding.strategies import drive
 
-            report, trained = drive(module.experiment(quick, None if seeds is None else range(seeds)), ask)
-    files = report.save(out, name)
-    if trained:
-        files.append(pack(out / f"{name}.npz", trained, module.CURVES, experiments.machine()))
+    _show(drive(running, archive)[0], out, name, *more)
+
+
+def _show(report: Report, out: Path, name: str, *more: Path) -> None:
+    """Write page, tables and figures, and print what was found."""
+    files = [*report.save(out, name), *more]
     for heading, sentences in (("Not reproduced:", report.failures), ("Found:", report.findings)):
         for number, sentence in enumerate(sentences):
             console.print(f"{heading + chr(10) if number == 0 else ''}- {sentence}", markup=False, soft_wrap=True)

@@ -1,7 +1,8 @@
 """Archives: Records in a compact file, kept beside the figures that were drawn from them.
 
-Numbers at the last and best epoch are float32, curves float16: rounded by at most 2^-11 of the value, 2^-25 near zero,
-and cut off at 65,504. Both are checked when a file is written. A Record is found by a hash of what describes its Run.
+Numbers at the last and best epoch are exact. So are curves where they are asked for, else they are float16: rounded by
+at most 2^-11 of the value, 2^-25 near zero, and finite ones cut off at 65,504, which is checked when a file is written.
+A Record is found by a hash of what describes its Run.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-from collections.abc import Collection, Sequence
+import zipfile
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from flooding.problem import Record, Run, describe
+from flooding.report.document import write
 
-__all__ = ["Archive", "pack", "to_half"]
+__all__ = ["Archive", "name_of", "pack", "to_half"]
 
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -37,13 +39,17 @@ class Archive:
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 held = {name: file[name] for name in file.files}
-            self._places = {str(name): place for place, name in enumerate(held.pop("runs"))}
-            self._names = [str(name) for name in held.pop("finals_names")]
-            self._finals, self._seconds = held.pop("finals"), held.pop("seconds")
-            self.told = {"on": str(held.pop("on"))}
-        except (OSError, ValueError, KeyError) as error:
+            self._places = {str(name): place for place, name in enumerate(held["runs"])}
+            self._names = [str(name) for name in held["finals_names"]]
+            self._finals, self._seconds, self._on = held["finals"], held["seconds"], str(held["on"])
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"an archive must be a file of flooding reproduce, got {path}: {error}.") from None
-        self._curves = held
+        # Every kind of curve lies in one row, with its ends.
+        self._curves = {
+            name.removeprefix("curve/"): (values, np.concatenate([[0], held[f"ends/{name.removeprefix('curve/')}"]]))
+            for name, values in held.items()
+            if name.startswith("curve/")
+        }
 
     def __len__(self) -> int:
         return len(self._places)
@@ -71,72 +77,90 @@ class Archive:
 
     def _record(self, run: Run, place: int) -> Record:
         finals = dict(zip(self._names, self._finals[place].tolist(), strict=True))
-        finals = {name: value for name, value in finals.items() if not np.isnan(value)}
-        curves = {name: held[place, : run.epochs + 1].astype(np.float32) for name, held in self._curves.items()}
-        told = {**self.told, "seconds": float(self._seconds[place])}
-        return Record(run, {n: c for n, c in curves.items() if not np.isnan(c).all()}, {}, finals, "", "", told)
+        curves = {}
+        for name, (values, ends) in self._curves.items():
+            if ends[place] < ends[place + 1]:
+                curves[name.partition("/")[0]] = values[ends[place] : ends[place + 1]].astype(np.float32)
+        told = {"seconds": float(self._seconds[place]), "on": self._on}
+        return Record(run, curves, {}, {n: v for n, v in finals.items() if not np.isnan(v)}, "", "", told)
 
 
-def pack(path: str | Path, records: Sequence[Record], keep: Collection[str], on: str) -> Path:
+def pack(
+    path: str | Path,
+    records: Sequence[Record],
+    keep: Collection[str],
+    on: str,
+    exact: Callable[[Run], bool] = lambda run: False,  # noqa: ARG005
+) -> Path:
     """Write an archive, whole or not at all.
 
     Args:
         path: The file, ending in ``.npz``.
         records: Records with Runs that describe themselves; of equal ones the first is kept.
-        keep: Curves to keep; those that a Record lacks are left out.
+        keep: Curves to keep; a Record may lack some.
         on: What they were trained on, see :func:`flooding.experiments.machine`.
+        exact: Tells whose curves to keep in float32: those on which a search decides what to ask next.
 
     Returns:
         The path.
     """
-    by_name = {}
+    by_name: dict[str, Record] = {}
     for record in records:
         assert record.run is not None
         by_name.setdefault(name_of(record.run), record)
     kept = list(by_name.values())
     names = sorted({name for record in kept for name in record.finals})
-    finals = [[record.finals.get(name, np.nan) for name in names] for record in kept]
-    longest = max(len(curve) for record in kept for curve in record.curves.values())
-    curves = {}
+    wide = [record.run is not None and exact(record.run) for record in kept]
+    packed = {
+        "runs": np.array(list(by_name)),
+        "finals_names": np.array(names),
+        "finals": np.array([[r.finals.get(name, np.nan) for name in names] for r in kept], np.float64),
+        "seconds": np.array([r.circumstances.get("seconds", np.nan) for r in kept], np.float32),
+        "on": np.array(on),
+    }
     for name in sorted(keep):
-        curve = np.full((len(kept), longest), np.nan, np.float32)
-        for place, record in enumerate(kept):
-            if name in record.curves:
-                curve[place, : len(record.curves[name])] = record.curves[name]
-        curves[name] = to_half(curve)
+        for kind in {False, True} & set(wide):
+            curves = [r.curves.get(name, _NONE) if w == kind else _NONE for r, w in zip(kept, wide, strict=True)]
+            label, row = f"{name}/{'float32' if kind else 'float16'}", np.concatenate(curves)
+            if len(row):
+                packed[f"curve/{label}"] = row if kind else to_half(row)
+                packed[f"ends/{label}"] = np.cumsum([len(curve) for curve in curves])
     with io.BytesIO() as file:
-        np.savez_compressed(
-            file,
-            runs=np.array(list(by_name)),
-            finals_names=np.array(names),
-            finals=np.array(finals, np.float32),
-            seconds=np.array([record.circumstances.get("seconds", np.nan) for record in kept], np.float32),
-            on=np.array(on),
-            **curves,  # type: ignore[arg-type]
-        )
-        path = Path(path)
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(file.getvalue())
-        os.replace(part, path)
-    return path
+        np.savez_compressed(file, **packed)  # type: ignore[arg-type]
+        return write(Path(path), file.getvalue())
+
+
+_NONE = np.empty(0, np.float32)
 
 
 def to_half(curve: np.ndarray) -> np.ndarray:
     """Round to float16, and check that no value is further off than stated above.
 
     Args:
-        curve: Values of any shape; NaN stays.
+        curve: Values of any shape; NaN and infinities stay.
 
     Returns:
         The same shape in float16.
+
+    Raises:
+        ValueError: If a value is.
     """
-    cut = np.clip(curve.astype(np.float64), -_LARGEST, _LARGEST)
+    known = np.isfinite(curve)
+    cut = np.where(known, np.clip(curve.astype(np.float64), -_LARGEST, _LARGEST), curve)
     half = cut.astype(np.float16)
-    off = np.abs(half.astype(np.float64) - cut)
-    assert (np.isnan(cut) | (off <= 2.0**-11 * np.abs(cut) + 2.0**-25)).all(), "rounded by more than stated"
+    off = np.abs(half[known].astype(np.float64) - cut[known])
+    if not (off <= 2.0**-11 * np.abs(cut[known]) + 2.0**-25).all():
+        raise ValueError("a curve is rounded by more than this format states. Report this.")
     return half
 
 
 def name_of(run: Run) -> str:
-    """Name a Run by what describes it, the data by its function and arguments."""
+    """Name a Run by what describes it, the data by its function and arguments.
+
+    Args:
+        run: The Run.
+
+    Returns:
+        20 hexadecimal digits.
+    """
     return hashlib.sha256(json.dumps(describe(run), sort_keys=True).encode()).hexdigest()[:20]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Report", "Table"]
+__all__ = ["Report", "Table", "write"]
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Report:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        files = [_write(folder / f"{name}.md", self.markdown(name))]
-        files += [_write(folder / f"{name}-{table.name}.csv", table.csv()) for table in self.tables]
+        files = [write(folder / f"{name}.md", self.markdown(name))]
+        files += [write(folder / f"{name}-{table.name}.csv", table.csv()) for table in self.tables]
         return files + [save(draw(), folder / f"{name}-{n}.png") for n, (_, draw) in self.figures.items()]
 
 
@@ -121,8 +121,17 @@ def _line(cells: Sequence[Any]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def _write(path: Path, text: str) -> Path:
+def write(path: Path, content: str | bytes) -> Path:
+    """Write a file whole or not at all.
+
+    Args:
+        path: The file, in a folder that exists.
+        content: Its bytes, or its text in UTF-8.
+
+    Returns:
+        The path.
+    """
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(part, path)
     return path

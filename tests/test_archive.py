@@ -1,0 +1,102 @@
+"""An archive gives Records back: finals exactly, curves in float16 or exactly, found by what describes the Run."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from flooding import Run
+from flooding.experiments.archive import Archive, name_of, pack, to_half
+from flooding.levels import Delayed
+from flooding.testing import make_up
+from small import small
+
+PROBLEM = small(horizon=30)
+RUNS = [Run(PROBLEM, 0.1), Run(PROBLEM, None, seed=1), Run(PROBLEM, 0.2, until=10), Run(PROBLEM, Delayed(0.1, 1e-4))]
+KEEP = ("train_loss", "val_loss", "level", "nobody_has_it")
+
+
+@pytest.fixture
+def archive(tmp_path):
+    records = [make_up(run) for run in RUNS]
+    path = pack(tmp_path / "a.npz", records, KEEP, "a machine", exact=lambda run: run.until is not None)
+    return records, Archive(path)
+
+
+def test_records_come_back_in_any_order(archive):
+    records, held = archive
+    assert len(held) == 4
+    for order in ([0, 1, 2, 3], [3, 1], [2, 2]):
+        for place, found in zip(order, held([RUNS[i] for i in order]), strict=True):
+            assert found.run is RUNS[place]
+            known = {n: v for n, v in records[place].finals.items() if not np.isnan(v)}
+            assert found.finals == known
+            assert found.circumstances["on"] == "a machine"
+            assert found.curves.keys() == records[place].curves.keys() & set(KEEP)
+
+
+def test_curves_are_rounded_unless_they_are_wanted_exactly(archive):
+    records, held = archive
+    for record, found in zip(records, held(RUNS), strict=True):
+        for name, curve in found.curves.items():
+            assert curve.dtype == np.float32
+            assert len(curve) == found.run.epochs + 1
+            if found.run.until is not None:
+                np.testing.assert_array_equal(curve, record.curves[name])
+            else:
+                np.testing.assert_allclose(curve, record.curves[name], rtol=2**-11, atol=2**-25)
+    rounded = held([RUNS[0]])[0].curves["train_loss"]
+    assert (rounded != records[0].curves["train_loss"]).any(), "the other kind is really rounded"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Run(PROBLEM, 0.3),
+        Run(PROBLEM, 0.1, seed=2),
+        Run(replace(PROBLEM, batch_size=7), 0.1),
+        Run(PROBLEM, 0.2),
+        Run(PROBLEM, Delayed(0.1, 1e-3)),
+    ],
+    ids=["level", "seed", "problem", "until", "controller"],
+)
+def test_another_run_is_missing(archive, other):
+    with pytest.raises(ValueError, match="lacks 1 of 2 runs"):
+        archive[1]([RUNS[0], other])
+
+
+def test_equal_runs_have_one_name_and_one_place(tmp_path):
+    twin = Run(small(horizon=30), 0.1)
+    assert name_of(twin) == name_of(RUNS[0])
+    assert len(Archive(pack(tmp_path / "a.npz", [make_up(RUNS[0]), make_up(twin)], KEEP, ""))) == 1
+
+
+def test_what_is_no_archive_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    for content in (b"", b"not a zip"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="an archive must be a file of flooding reproduce"):
+            Archive(path)
+    np.savez(path, something=np.ones(3))
+    with pytest.raises(ValueError, match="an archive must be"):
+        Archive(path)
+    with pytest.raises(ValueError, match="an archive must be"):
+        Archive(tmp_path / "nowhere.npz")
+
+
+@given(arrays(np.float32, 8, elements=st.floats(width=32, allow_infinity=True, allow_nan=True)))
+def test_rounding_keeps_what_is_stated(curve):
+    half, known = to_half(curve), np.isfinite(curve)
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half[~known], curve[~known])
+    cut = np.clip(curve[known].astype(np.float64), -65504, 65504)
+    assert (np.abs(half[known] - cut) <= 2.0**-11 * np.abs(cut) + 2.0**-25).all()
+
+
+def test_a_run_that_cannot_describe_itself_has_no_name():
+    with pytest.raises(TypeError, match="does not describe itself"):
+        name_of(Run(small(model=partial(lambda: None))))

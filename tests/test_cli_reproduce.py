@@ -1,0 +1,123 @@
+"""``flooding reproduce`` and ``flooding compare`` end to end, small; bad input ends with one sentence."""
+
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from typer.testing import CliRunner
+
+from flooding import cli, experiments
+from flooding.experiments import ishida2020
+from flooding.experiments.ishida2020 import TASKS
+from flooding.models import mlp
+from small import small
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
+
+
+def call(*words, code=0):
+    told = RUNNER.invoke(cli.app, [str(word) for word in words])
+    assert told.exit_code == code, (told.output, told.exception)
+    return told
+
+
+@pytest.fixture
+def _tiny(monkeypatch):
+    """A plan of two levels, two seeds and two epochs, of a small network."""
+
+    class Tiny(ishida2020.Cell):
+        @property
+        def problem(self):
+            return replace(super().problem, model=partial(mlp, TASKS[self.task][1], 2, width=8, depth=1))
+
+    plan = [Tiny(task, noise, (0.0, 0.3), (0, 1), 2) for task in TASKS for noise in ishida2020.NOISES]
+    monkeypatch.setattr(ishida2020, "cells", lambda quick=False: plan)
+
+
+def test_list_names_every_experiment_and_each_is_one():
+    told = call("reproduce", "--list").output
+    for name in experiments.NAMES:
+        assert f"{name}: " in told
+        module = experiments.find(name)
+        assert callable(module.experiment)
+        assert module.CURVES
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_an_experiment_is_estimated_trained_written_looked_up_and_drawn_again(tmp_path):
+    told = call("reproduce", "ishida2020", "--out", "first", "--workers", "0")
+    assert re.search(r"about \d+ s for 36 trainings, \d+\.\d s each", told.stderr)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
+    assert {"ishida2020.md", "ishida2020.npz", "ishida2020-levels.png", "ishida2020-clean.csv"} <= first.keys()
+    assert "Found:" in told.stdout
+    told = call("reproduce", "ishida2020", "--out", "second", "--workers", "0")
+    assert "about" not in told.stderr, "nothing is left to train"
+    second = {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
+    assert {n: b for n, b in first.items() if n[-4:] != ".npz"} == {n: b for n, b in second.items() if n[-4:] != ".npz"}
+
+
+def test_from_the_level_benchmark_without_a_training(tmp_path, request):
+    levels = request.path.parents[1] / "benchmarks" / "levels"
+    told = call("reproduce", "ishida2020", "--seeds", 2, "--from", levels, "--out", "out")
+    assert "training" not in told.stderr
+    page = (tmp_path / "out" / "ishida2020.md").read_text()
+    assert "n = 2" in page
+    assert not (tmp_path / "out" / "ishida2020.npz").exists()
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
+def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from functools import partial\n"
+        "from flooding import Problem\n"
+        "from flooding.data.synthetic import two_gaussians\n"
+        "from flooding.models import mlp\n"
+        "data = partial(two_gaussians, n_train=40, n_val=30, n_test=100)\n"
+        "problem = Problem(data, lambda: mlp(10, 2, width=8, depth=1), horizon=3)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told = call("compare", "mine:problem", "--seeds", 2, "--workers", "0", "--out", "out")
+    page = (tmp_path / "out" / "compare.md").read_text()
+    assert "AdaFlood" in page
+    assert "dropout" not in page, "nobody knows where to put it in a network of the user's"
+    assert "flooding against plain" in told.stdout
+    assert not (tmp_path / "out" / "compare.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reproduce"], "needs an experiment: ishida2020"),
+        (["reproduce", "nothing"], "must be one of ishida2020"),
+        (["reproduce", "ishida2020", "--from", "."], "which has none"),
+        (["reproduce", "bakeoff", "--from", "nowhere.npz"], "must be a file of flooding reproduce"),
+        (["reproduce", "bakeoff", "--from", "mine.npz"], "lacks"),
+        (["compare", "nothing"], "task must be one of"),
+        (["compare", "numbers.csv", "--target", "y"], "compare needs classes"),
+        (["compare", "digits", "--target", "y"], "belongs to a table"),
+    ],
+)
+def test_bad_input_ends_with_a_sentence(words, message, tmp_path, monkeypatch, capsys):
+    from flooding import Run
+    from flooding.experiments.archive import pack
+    from flooding.testing import make_up
+
+    pack(tmp_path / "mine.npz", [make_up(Run(small(), 0.1))], ("train_loss",), "here")
+    rows = "\n".join(f"{n / 7},{n * n / 11}" for n in range(60))
+    (tmp_path / "numbers.csv").write_text(f"x,y\n{rows}\n")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr("sys.argv", ["flooding", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert message in told
+    assert "Traceback" not in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -1,0 +1,39 @@
+"""docs/results holds what its archives give: a wrong figure there fails here. Nothing is trained."""
+
+from pathlib import Path
+
+import pytest
+
+from flooding import experiments
+from flooding.experiments.archive import Archive
+from flooding.strategies import drive
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+SOURCES = {"ishida2020": ROOT / "benchmarks" / "levels"}  # the others lie beside their page
+NAMES = sorted(path.stem for path in RESULTS.glob("*.md") if path.stem != "README")
+
+
+def regenerated(name):
+    module = experiments.find(name)
+    archive = getattr(module, "load", Archive)(SOURCES.get(name, RESULTS / f"{name}.npz"))
+    return drive(module.experiment(False, getattr(archive, "seeds", None)), archive)[0]
+
+
+def test_there_are_results_and_each_is_an_experiment():
+    assert NAMES
+    assert set(NAMES) <= set(experiments.NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_is_what_its_archive_gives(name):
+    report = regenerated(name)
+    assert (RESULTS / f"{name}.md").read_text() == report.markdown(name)
+    tables = {path.name: path.read_text() for path in RESULTS.glob(f"{name}-*.csv")}
+    assert tables == {f"{name}-{table.name}.csv": table.csv() for table in report.tables}
+    assert {path.name for path in RESULTS.glob(f"{name}-*.png")} == {f"{name}-{n}.png" for n in report.figures}
+
+
+def test_archives_are_small():
+    sizes = [path.stat().st_size for path in RESULTS.glob("*.npz")]
+    assert sum(sizes) <= 20 << 20
