@@ -24,7 +24,7 @@ from flooding.losses import Flooding, IFlood, Method, SoftAD
 from flooding.models import mlp
 from flooding.problem import Problem, Record, Run, merit
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, average_ranks, critical_difference, holm, paired, spread
+from flooding.report.evidence import Difference, average_ranks, critical_difference, holm, p_value, paired, spread
 from flooding.strategies import together
 from flooding.strategies.finder import finder
 from flooding.tasks import adamw, real
@@ -304,7 +304,7 @@ def _overall(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: 
             f"{_values(picks, method, names, seeds, 'accuracy').mean():.1f}",
             f"{ranks[method]:.1f}",
             *(
-                "–" if method == against else f"{gains[i]} p {_p(ps[i])}"
+                "–" if method == against else f"{gains[i]} p {p_value(ps[i])}"
                 for against, gains, ps in (("plain", plain, adjusted[0]), ("early stopping", stopped, adjusted[1]))
             ),
             *metrics,
@@ -383,13 +383,9 @@ def _words(
         for other, gain, p in zip(others, gains, ps, strict=True):
             verdict = "wins" if gain.mean > 0 else "LOSES"
             sure = "at 5 %" if p < 0.05 else "not at 5 %"
-            sentence = f"{row} against {other}: {verdict} by {gain} points over {unit} (p {_p(p)}, {sure})."
+            sentence = f"{row} against {other}: {verdict} by {gain} points over {unit} (p {p_value(p)}, {sure})."
             (failures if gain.mean < 0 and p < 0.05 else findings).append(sentence)
     return failures, findings
-
-
-def _p(p: float) -> str:
-    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _draw_ranks(ranks: Mapping[str, float], problems: int) -> Figure:

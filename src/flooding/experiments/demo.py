@@ -12,6 +12,7 @@ import numpy as np
 from flooding.data import synthetic
 from flooding.problem import Problem, Record, Run, choose
 from flooding.report import plots
+from flooding.report.evidence import spread
 from flooding.tasks import adam, demo_digits, demo_sinusoid, plane, sgd
 
 __all__ = ["COLUMNS", "Task", "draw", "plan", "summary", "verdict"]
@@ -120,24 +121,9 @@ def cells(picks: Sequence[tuple[Record, str]]) -> list[str]:
         elif final == "test_accuracy" and "last.test_accuracy_clean" not in picks[0][0].finals:
             values = [None]
         percent, digits = (100, 1) if "accuracy" in final else (1, 2 if final in {"val_loss", "test_nll"} else 3)
-        texts.append(spread([value * percent for value in values if value is not None], digits))
+        told = spread([value * percent for value in values if value is not None], digits)
+        texts.append(told.replace(" ± ", "\n±"))
     return texts
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Write mean and standard deviation.
-
-    Args:
-        values: One number per seed.
-        digits: Digits after the point.
-
-    Returns:
-        The mean and below it ``±sd``, the mean alone of a single value, a dash of none.
-    """
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean}\n±{statistics.stdev(values):.{digits}f}"
 
 
 def accuracy(picks: Sequence[tuple[Record, str]]) -> list[float]:

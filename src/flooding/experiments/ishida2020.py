@@ -18,7 +18,7 @@ from flooding.data import synthetic
 from flooding.experiments import Experiment, circumstances
 from flooding.problem import Problem, Record, Run, choose
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, holm, paired, spread
+from flooding.report.evidence import Difference, holm, p_value, paired, spread
 from flooding.tasks import paper
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _accuracies(results: Sequence[_Result], labels: str, rows: tuple[str, str], 
     for result, gain, p in zip(results, gains, holm([gain.p for gain in gains]), strict=True):
         cell = result.cell
         top = ceiling(cell.task, cell.noise if labels == "noisy" else 0.0)
-        row = [cell.title, *(spread(result.accuracy(r, labels)) for r in reversed(rows)), str(gain), _p(p)]
+        row = [cell.title, *(spread(result.accuracy(r, labels)) for r in reversed(rows)), str(gain), p_value(p)]
         row += [result.levels(rows[0]), f"{top:.1f}"]
         if published:
             known = PUBLISHED.get((cell.task, cell.noise), ())
@@ -266,10 +266,6 @@ def _words(results: Sequence[_Result]) -> tuple[list[str], list[str]]:
 
 def _named(verb: str, titles: Sequence[str]) -> str:
     return f"; {verb} {'; '.join(titles)}" if titles else ""
-
-
-def _p(p: float) -> str:
-    return "–" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _draw(results: Sequence[_Result]) -> Figure:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Difference", "average_ranks", "critical_difference", "holm", "paired", "spread"]
+__all__ = ["Difference", "average_ranks", "critical_difference", "holm", "p_value", "paired", "spread"]
 
 
 class Difference(NamedTuple):
@@ -130,6 +130,22 @@ def critical_difference(methods: int, problems: int) -> float:
     """
     q = float(_stats().studentized_range.ppf(0.95, methods, np.inf)) / math.sqrt(2)
     return q * math.sqrt(methods * (methods + 1) / (6 * problems))
+
+
+def p_value(p: float) -> str:
+    """Write a p value.
+
+    Args:
+        p: In [0, 1]; NaN was not tested.
+
+    Returns:
+        Three digits, ``< 0.001``, or a dash.
+
+    Example:
+        >>> p_value(0.0123), p_value(1e-5), p_value(math.nan)
+        ('0.012', '< 0.001', '–')
+    """
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
