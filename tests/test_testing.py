@@ -363,7 +363,7 @@ def good(levels=(0.0, 0.1, 0.2), ask=None, finish=None):
     records = yield [Run(PROBLEM, level) for level in levels] if ask is None else ask()
     level = best_level(records)
     found = Found("good", Run(PROBLEM, level or None), (Suggestion("good", level),))
-    return found if finish is None else finish(records)  # ruff: ignore[return-in-generator]
+    return found if finish is None else finish(records)
 
 
 def told(level, *suggestions):
@@ -372,7 +372,7 @@ def told(level, *suggestions):
 
 def asks_nothing():
     yield from ()
-    return told(None)  # ruff: ignore[return-in-generator]
+    return told(None)
 
 
 def test_good_strategies_pass():
