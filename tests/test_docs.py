@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from flooding import baselines, cli, levels, losses
+from flooding import adaflood, baselines, cli, levels, losses
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -162,7 +162,7 @@ def test_every_public_class_has_a_card_that_runs_it(name):
 
 
 def test_the_index_names_nothing_that_is_not_there():
-    known = {name for module in (losses, levels, baselines) for name in module.__all__}
+    known = {name for module in (adaflood, losses, levels, baselines) for name in module.__all__}
     assert {name for classes in _index().values() for name in classes} <= known
 
 

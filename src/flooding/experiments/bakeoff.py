@@ -390,11 +390,11 @@ def _words(
 
 def _draw_ranks(ranks: Mapping[str, float], problems: int) -> Figure:
     """Draw mean ranks on a line, and bars over those that do not differ."""
-    from flooding.report.plots import PALETTE, _drawn
+    from flooding.report.plots import PALETTE, drawn
 
     ordered = sorted(ranks.items(), key=lambda item: item[1])
     distance = critical_difference(len(ordered), problems)
-    with _drawn(7.5, 0.32 * len(ordered) + 1.2) as figure:
+    with drawn(7.5, 0.32 * len(ordered) + 1.2) as figure:
         axes = figure.subplots()
         for place, (name, rank) in enumerate(ordered):
             colour = PALETTE["flooded" if "flooding" in name else "plain"] if name != "plain" else "black"

@@ -596,11 +596,11 @@ def _caption(group: str, measure: _Measure) -> str:
 
 def _draw(panels: Sequence[_Panel], measure: _Measure, columns: int) -> Figure:
     """Draw the mean curve of each level, a panel for each condition."""
-    from flooding.report.plots import _drawn, _unique
+    from flooding.report.plots import drawn, unique
 
     columns = min(columns, len(panels))
     lines = math.ceil(len(panels) / columns)
-    with _drawn(1.5 + 2.6 * columns, 1.2 + 2.4 * lines) as figure:
+    with drawn(1.5 + 2.6 * columns, 1.2 + 2.4 * lines) as figure:
         grid = figure.subplots(lines, columns, sharex=True, sharey="row", squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
             _lines(axes, panel, measure)
@@ -611,7 +611,7 @@ def _draw(panels: Sequence[_Panel], measure: _Measure, columns: int) -> Figure:
             line[0].set_ylabel(f"Test {measure.name} ({measure.unit})")
             if measure.name == "loss":
                 _logarithmic(line)
-        figure.legend(*_unique(list(grid.flat)), loc="outside lower center", ncols=4)
+        figure.legend(*unique(list(grid.flat)), loc="outside lower center", ncols=4)
     return figure
 
 

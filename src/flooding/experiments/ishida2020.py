@@ -270,9 +270,9 @@ def _named(verb: str, titles: Sequence[str]) -> str:
 
 def _draw(results: Sequence[_Result]) -> Figure:
     """Draw clean accuracy against the level, a panel for each cell."""
-    from flooding.report.plots import PALETTE, _drawn, _unique
+    from flooding.report.plots import PALETTE, drawn, unique
 
-    with _drawn(9.0, 8.0) as figure:
+    with drawn(9.0, 8.0) as figure:
         panels = figure.subplots(len(TASKS), len(NOISES), sharex=True, sharey="row")
         for axes, result in zip(panels.flat, results, strict=True):
             cell = result.cell
@@ -295,7 +295,7 @@ def _draw(results: Sequence[_Result]) -> Figure:
             axes.set_xlabel("Flood level (nats)")
         for axes in panels[:, 0]:
             axes.set_ylabel("Clean test accuracy (%)")
-        figure.legend(*_unique(list(panels.flat)), loc="outside lower center", ncols=3)
+        figure.legend(*unique(list(panels.flat)), loc="outside lower center", ncols=3)
     return figure
 
 

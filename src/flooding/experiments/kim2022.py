@@ -612,9 +612,9 @@ _PANELS = (_TRAIN_LOSS, _TRAIN_ACCURACY, _TEST_LOSS, _Curve("test_accuracy", "Te
 
 def _draw_search(search: Search) -> Figure:
     """Draw losses and accuracies against the epoch, a line for each level."""
-    from flooding.report.plots import _drawn, _unique
+    from flooding.report.plots import drawn, unique
 
-    with _drawn(9.0, 6.5) as figure:
+    with drawn(9.0, 6.5) as figure:
         panels = list(figure.subplots(2, 2, sharex=True).flat)
         colours = _colours(figure, panels, search)
         for axes, curve in zip(panels, _PANELS, strict=True):
@@ -622,15 +622,15 @@ def _draw_search(search: Search) -> Figure:
             axes.set_ylabel(curve.label)
         for axes in panels[2:]:
             axes.set_xlabel("Epoch")
-        figure.legend(*_unique(panels), loc="outside lower center", ncols=2)
+        figure.legend(*unique(panels), loc="outside lower center", ncols=2)
     return figure
 
 
 def _draw_both(forward: Search, backward: Search) -> Figure:
     """Draw training accuracy of both against the epoch, and at the last epoch against the level."""
-    from flooding.report.plots import PALETTE, _drawn
+    from flooding.report.plots import PALETTE, drawn
 
-    with _drawn(11.0, 4.2) as figure:
+    with drawn(11.0, 4.2) as figure:
         *panels, last = figure.subplots(1, 3)
         panels[1].sharey(panels[0])
         colours = _colours(figure, panels, forward)
@@ -650,9 +650,9 @@ def _draw_both(forward: Search, backward: Search) -> Figure:
 
 def _draw_heuristic(records: Sequence[Record]) -> Figure:
     """Draw level, training loss and test loss one above the other, epochs counted from where flooding begins."""
-    from flooding.report.plots import PALETTE, _drawn, _unique
+    from flooding.report.plots import PALETTE, drawn, unique
 
-    with _drawn(7.5, 7.5) as figure:
+    with drawn(7.5, 7.5) as figure:
         panels = list(figure.subplots(3, 1, sharex=True))
         for axes, curve in zip(panels, (_Curve("level", "Flood level (nats)"), _TRAIN_LOSS, _TEST_LOSS), strict=True):
             lines = [_aligned(record, curve.name) for record in records]
@@ -663,7 +663,7 @@ def _draw_heuristic(records: Sequence[Record]) -> Figure:
             axes.axvline(0, color="0.5", ls=":", label="flooding begins")
             axes.set_ylabel(curve.label)
         panels[-1].set_xlabel("Epochs since flooding began")
-        figure.legend(*_unique(panels), loc="outside lower center", ncols=3)
+        figure.legend(*unique(panels), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -700,14 +700,11 @@ def _smooth(at: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _colours(figure: Figure, panels: Sequence[Axes], levels: Search) -> ScalarMappable:
     """Give each level its colour, and draw the bar."""
-    import matplotlib
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.ticker import MaxNLocator
 
-    # Without its palest end, which would be lost on white.
-    shades = LinearSegmentedColormap.from_list("levels", matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, 256)))
-    colours = ScalarMappable(Normalize(0.0, max(levels)), shades)
+    from flooding.report.plots import level_colours
+
+    colours = level_colours(0.0, max(levels))
     ticks = MaxNLocator(6, steps=[1, 2, 5, 10])  # as many as fit would not let the layout settle
     figure.colorbar(colours, ax=list(panels), label="Flood level (nats)", ticks=ticks)
     return colours

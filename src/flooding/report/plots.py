@@ -23,6 +23,7 @@ from flooding.problem import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -31,11 +32,14 @@ __all__ = [
     "accuracy_curves",
     "concept",
     "decision_boundary",
+    "drawn",
+    "level_colours",
     "loss_curves",
     "reliability",
     "save",
     "scatter",
     "stages",
+    "unique",
 ]
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers. Markers and dashes tell the lines apart too.
@@ -152,7 +156,7 @@ def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
     Returns:
         A figure of 7 x 5.5 inches.
     """
-    with _drawn(7.0, 5.5) as figure:
+    with drawn(7.0, 5.5) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, letter, group, records in zip(panels, "ab", _GROUPS, (plain, flooded), strict=True):
             _shade(axes, stages(_mean(records, "train_loss")[0], _mean(records, _test_name(records, "loss"))[0]))
@@ -184,7 +188,7 @@ def scatter(splits_by_name: Mapping[str, Splits]) -> Figure:
         >>> scatter({"Spiral": spiral(n_test=2, seed=0)}).axes[0].get_title().splitlines()
         ['Spiral', '10 of 100 flipped']
     """
-    with _drawn(max(2.35 * len(splits_by_name), 3.5), 3.3) as figure:
+    with drawn(max(2.35 * len(splits_by_name), 3.5), 3.3) as figure:
         panels = figure.subplots(1, len(splits_by_name), squeeze=False)[0]
         for axes, (name, splits) in zip(panels, splits_by_name.items(), strict=True):
             points, labels = _two_dimensions(splits.train)
@@ -192,7 +196,7 @@ def scatter(splits_by_name: Mapping[str, Splits]) -> Figure:
             axes.set(title=f"{name}\n{flipped} of {len(points)} flipped", xlabel=labels[0], ylabel=labels[1])
             axes.margins(0.1)
             axes.set_aspect("equal", adjustable="datalim")
-        figure.legend(*_unique(panels), loc="outside lower center", ncols=3)
+        figure.legend(*unique(panels), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -219,7 +223,7 @@ def decision_boundary(
     side = round(len(probe) ** 0.5)
     x1, x2 = (probe[:, axis].numpy().reshape(side, side) for axis in (0, 1))
     points, labels = _two_dimensions(splits.train)
-    with _drawn(7.0, 4.3) as figure:
+    with drawn(7.0, 4.3) as figure:
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
@@ -238,7 +242,7 @@ def decision_boundary(
             axes.set(title=name, xlabel=labels[0], aspect="equal")
         panels[0].set_ylabel(labels[1])
         figure.colorbar(ScalarMappable(cmap=colours), ax=list(panels), label="P(class 1)", shrink=0.8)
-        figure.legend(*_unique(panels), loc="outside lower center", ncols=3)
+        figure.legend(*unique(panels), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -255,7 +259,7 @@ def reliability(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
     Returns:
         A figure of 6 x 6.8 inches.
     """
-    with _drawn(6.0, 6.8) as figure:
+    with drawn(6.0, 6.8) as figure:
         diagram, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         diagram.plot([0, 1], [0, 1], color="0.5", ls=":", label="perfectly calibrated")
         for side, group, records in zip((0, 1), _GROUPS, (plain, flooded), strict=True):
@@ -271,7 +275,7 @@ def reliability(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
             histogram.bar(left, count / count.sum(), 0.45 * width, align="edge", color=PALETTE[group], label=name)
         diagram.set(ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1), title="Reliability on the test split, seeds pooled")
         histogram.set(xlabel="Confidence (highest probability)", ylabel="Share of examples")
-        figure.legend(*_unique([diagram]), loc="outside lower center")
+        figure.legend(*unique([diagram]), loc="outside lower center")
     return figure
 
 
@@ -317,8 +321,16 @@ def _style() -> Generator[None]:
 
 
 @contextmanager
-def _drawn(width: float, height: float) -> Generator[Figure]:
-    """Lend a figure of this many inches to draw on, and lay it out."""
+def drawn(width: float, height: float) -> Generator[Figure]:
+    """Lend a figure of this many inches to draw on, in the style of all pictures here, and lay it out.
+
+    Args:
+        width: Inches.
+        height: Inches.
+
+    Yields:
+        The figure.
+    """
     with _style():
         from matplotlib.figure import Figure
 
@@ -330,8 +342,27 @@ def _drawn(width: float, height: float) -> Generator[Figure]:
         figure.set_layout_engine("none")
 
 
+def level_colours(low: float, high: float) -> ScalarMappable:
+    """Give each flood level its colour.
+
+    Args:
+        low: Lowest level.
+        high: Highest level.
+
+    Returns:
+        What ``figure.colorbar`` takes, and whose ``to_rgba(level)`` is the colour.
+    """
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    # Without its palest end, which would be lost on white.
+    shades = LinearSegmentedColormap.from_list("levels", matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, 256)))
+    return ScalarMappable(Normalize(low, high), shades)
+
+
 def _curves(plain: Sequence[Record], flooded: Sequence[Record], what: str, label: str, title: str) -> Figure:
-    with _drawn(7.0, 5.0) as figure:
+    with drawn(7.0, 5.0) as figure:
         axes = figure.subplots()
         _lines(axes, plain, "plain", what, ", without flooding")
         if what == "loss":
@@ -344,7 +375,7 @@ def _curves(plain: Sequence[Record], flooded: Sequence[Record], what: str, label
             axes.set_ylim(bottom=_bottom([axes]))
         note = [_spread_of(plain), _spread_of(flooded)]
         note = note[0] if note[0] == note[1] else f"without flooding: {note[0]}; with: {note[1]}"
-        figure.legend(*_unique([axes]), loc="outside lower center", ncols=2, title=note)
+        figure.legend(*unique([axes]), loc="outside lower center", ncols=2, title=note)
     return figure
 
 
@@ -469,7 +500,14 @@ def _zero_line(axes: Axes, x1: np.ndarray, x2: np.ndarray, height: np.ndarray, d
     axes.plot([], [], color="black", ls=dashes, lw=1.5, label=label)  # a contour has no legend entry
 
 
-def _unique(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """Handles and labels of a legend shared by several panels."""
+def unique(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
+    """Give handles and labels of a legend shared by several panels.
+
+    Args:
+        panels: The panels.
+
+    Returns:
+        What ``figure.legend`` takes; of equal labels the last counts.
+    """
     known = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     return list(known.values()), list(known)

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from flooding.problem import Record, Run
-from flooding.report.plots import PALETTE, _drawn, _unique
+from flooding.report.plots import PALETTE, drawn, level_colours, unique
 from flooding.strategies import Found, Suggestion
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def found(found: Found) -> Figure:
     by_level = measures if any(_place(r) is not None and not _is_plain(r) for r in records) else []
     by_epoch = _traced(records, [train]) + _traced(records, measures)[:1]
     rows = _rows([f"{m.name} by level" for m in by_level], [f"{m.name} by epoch" for m in by_epoch])
-    with _drawn(9.0, 9.0) as figure:
+    with drawn(9.0, 9.0) as figure:
         from matplotlib.ticker import MaxNLocator
 
         panels = figure.subplot_mosaic(rows)
@@ -102,7 +102,7 @@ def found(found: Found) -> Figure:
             figure.colorbar(colours, ax=beside, label=label, ticks=ticks, aspect=20 * (len(rows) - 1))
         key = panels.pop("key")
         key.set_axis_off()
-        handles, names = _unique(list(panels.values()))
+        handles, names = unique(list(panels.values()))
         title = "Left: mean of each Run's last quarter" if by_level and by_epoch else None
         legend = key.legend(handles, names, loc="upper left", borderaxespad=0.0, title=title, alignment="left")
         legend.set_in_layout(False)  # it may reach below the colour bar
@@ -270,15 +270,9 @@ def _colours(records: Sequence[Record]) -> ScalarMappable | None:
     levels = [level for level in levels if math.isfinite(level)]
     if not levels:
         return None
-    import matplotlib
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-
-    # Without its palest end, which would be lost on white.
-    shades = LinearSegmentedColormap.from_list("levels", matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, 256)))
     if min(levels) == max(levels):
         levels.append(0.0)
-    return ScalarMappable(Normalize(min(levels), max(levels)), shades)
+    return level_colours(min(levels), max(levels))
 
 
 def _colour(record: Record, colours: ScalarMappable | None) -> Any:
