@@ -73,8 +73,8 @@ SYNTHETIC = {
     "irreducible loss": (irreducible, True, None, 10),
     "finder": (finder, False, None, 10),
     "accordance": (lambda problem, seeds: accordance(problem, seed=seeds[0]), False, HARD, 3),
-    "backward, 11 levels": (partial(backward, levels=COARSE, until_loss=1e-4), False, HARD, 10),
-    "heuristic, 1,000 epochs": (longer, False, None, 10),
+    "backward, 11 levels": (partial(backward, levels=COARSE, until_loss=1e-4), False, HARD, 5),
+    "heuristic, 1,000 epochs": (longer, False, None, 5),
     "policy gradient, 20 trainings": (lambda problem, seeds: policy_gradient(problem, seed=seeds[0]), False, HARD, 3),
 }
 # Eleven levels spread up to 0.7 of ln C would miss the small ones: the paper's for images, and larger ones.

@@ -25,6 +25,7 @@ Experiment: TypeAlias = "Generator[list[Run], list[Record], Report]"
 # curves it keeps in an archive (CURVES), and perhaps a reader of its own for archives (load).
 NAMES = {
     "ishida2020": "the paper's synthetic table: three tasks, three noises, 51 levels, with and without early stopping",
+    "ishida2020_settings": "what the paper leaves open: plain training on Two Gaussians in six settings",
     "kim2022": "the published reproduction: forward, backward, heuristic, policy gradient; its claims as tests",
     "double_descent": "do test loss and error descend a second time: nine synthetic cells, digits in eight ways",
     "bakeoff": "twelve regularisers on thirteen problems, each with four trainings to choose its settings",
