@@ -31,7 +31,7 @@ from flooding import Run, evaluate
 from flooding.experiments.ishida2020 import LEVELS, TASKS
 from flooding.experiments.ishida2020 import cells as synthetic_cells
 from flooding.levels import Heuristic
-from flooding.strategies import Found, search
+from flooding.strategies import Found, drive, search, together
 from flooding.strategies.accordance import accordance
 from flooding.strategies.advisor import advise
 from flooding.strategies.backward import backward
@@ -155,24 +155,30 @@ def run(name, seeds, strategies):
     done = {(row["problem"], row["seed"], row["strategy"]) for row in results(name)}
     tables = cells(seeds) if name == "synthetic" else {}
     for seed in seeds:
-        for problem_name, problem in problems(name).items():
-            for strategy, (make, replays, only, most) in SETS[name].items():
-                where = (problem_name, seed, strategy)
-                wanted = (
-                    strategy in (strategies or SETS[name]) and seed < most and (only is None or problem_name in only)
-                )
-                cell = tables.get((problem_name, seed))
-                if not wanted or where in done or (replays and cell is None):
-                    continue
-                ask = rounded(cell) if replays else partial(evaluate, ledger=LEDGER)
-                found = search(make(problem, seeds=[seed]), ask)
-                row = dict(zip(("problem", "seed", "strategy"), where, strict=True))
+        for strategy, (make, replays, only, most) in SETS[name].items():
+            wanted = {
+                problem_name: problem
+                for problem_name, problem in problems(name).items()
+                if strategy in (strategies or SETS[name])
+                and seed < most
+                and (only is None or problem_name in only)
+                and (problem_name, seed, strategy) not in done
+                and not (replays and (problem_name, seed) not in tables)
+            }
+            places = {problem_name: tables.get((problem_name, seed)) for problem_name in wanted}
+            searching = [make(problem, seeds=[seed]) for problem in wanted.values()]
+            if replays:
+                told = [search(one, rounded(cell)) for one, cell in zip(searching, places.values(), strict=True)]
+            else:  # side by side, so that no core waits
+                told, _ = drive(together(searching), partial(evaluate, ledger=LEDGER))
+            for (problem_name, cell), found in zip(places.items(), told, strict=True):
+                row = {"problem": problem_name, "seed": seed, "strategy": strategy}
                 row |= {"level": found.level, "cost": found.cost.steps, "hours": found.cost.hours}
                 live = cell is None or hasattr(found.run.level, "update") or (not replays and not on_grid(found.level))
                 row |= judge(found, None if live else cell) | {"warnings": list(found.warnings), "commit": commit()}
                 with (HERE / f"{name}.jsonl").open("a") as file:
                     file.write(json.dumps(row) + "\n")
-                print(f"{where}: level {found.level}, cost {found.cost.steps:.2f}", flush=True)
+                print(f"{(problem_name, seed, strategy)}: level {found.level}, cost {found.cost.steps:.2f}", flush=True)
 
 
 def on_grid(level):
