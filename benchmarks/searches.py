@@ -219,10 +219,8 @@ def table(name, seeds):
             f"{np.mean(off) if off else math.nan:.3f} |"
         )
     for what, some in (("designed on", DESIGN), ("confirmed on, nothing was chosen there", CONFIRM)):
-        both = [
-            (r, rows[against, p, s]) for (n, p, s), r in rows.items() if n == "finder" and s in some and p != "twonorm"
-        ]
-        if both:
+        both = [(r, rows[against, p, s]) for (n, p, s), r in rows.items() if n == "finder" and s in some]
+        if name == "synthetic" and both:
             mean, low, high = interval([100 * (a["accuracy"] - b["accuracy"]) for a, b in both])
             used, cost = sorted({a["seed"] for a, _ in both}), np.mean([a["cost"] for a, _ in both])
             print(
