@@ -58,9 +58,9 @@ def circumstances(records: Sequence[Record]) -> str:
     Returns:
         A sentence.
     """
-    told = [record.circumstances for record in records]
+    told, here = [record.circumstances for record in records], machine()
     hours = sum(float(t.get("seconds", 0.0)) for t in told) / 3600
-    places = sorted({str(t["on"]) if "on" in t else machine() for t in told})
+    places = sorted({str(t.get("on", here)) for t in told})
     return f"{len(records)} trainings, {hours:.1f} CPU hours; {' and '.join(places)}."
 
 

@@ -165,7 +165,7 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
 
 def exact(run: Run) -> bool:
     """Tell whose curves an archive must not round: those the finder reads."""
-    return isinstance(run.method, Flooding) and type(run.method) is Flooding and not hasattr(run.level, "resolve")
+    return type(run.method) is Flooding
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,19 @@ def compare(
     Returns:
         The report.
     """
+    # Once for all seeds, so that the estimate times each setting once.
+    settings = {
+        (name, method): make(problem, classes)
+        for name, (problem, classes) in by_name.items()
+        for method, (make, _) in METHODS.items()
+        if make is not None
+    }
     plan = [
         (method, name, seed, setting)
-        for name, (problem, classes) in by_name.items()
+        for name in by_name
         for seed in seeds
-        for method, (settings, _) in METHODS.items()
-        if settings is not None
-        for setting in settings(problem, classes)
+        for method in METHODS
+        for setting in settings.get((name, method), [])
     ]
     records = yield [setting.run(seed) for _, _, seed, setting in plan]
     everything = list(records)
@@ -281,8 +287,7 @@ def _gap(pick: _Pick) -> float:
 
 def _band(record: Record) -> float:
     """Highest minus lowest training loss of the late epochs."""
-    curve = record.curves["train_loss"]
-    late = curve[-max(2, round(_LATE * (len(curve) - 1))) :]
+    late = _late_losses(record)
     return float(late.max() - late.min())
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from flooding.data import synthetic
 from flooding.experiments import Experiment, circumstances
+from flooding.experiments.archive import name_of
 from flooding.problem import Problem, Record, Run, choose
 from flooding.report.document import Report, Table
 from flooding.report.evidence import Difference, holm, p_value, paired, spread
@@ -320,14 +321,14 @@ class _Levels:
             raise ValueError(f"the level benchmark is a folder of files seed0.npz ..., got {folder}, which has none.")
         self.tables = {int(path.stem.removeprefix("seed")): dict(_read(path)) for path in files}
         self.seeds = tuple(self.tables)
-        self._cells = {_problem_name(cell.problem): cell for cell in cells()}
+        self._cells = {name_of(Run(cell.problem)): cell for cell in cells()}
 
     def __call__(self, runs: Sequence[Run]) -> list[Record]:
         """Look Runs of full length up."""
         return [self._record(run) for run in runs]
 
     def _record(self, run: Run) -> Record:
-        cell = self._cells.get(_problem_name(run.problem))
+        cell = self._cells.get(name_of(Run(run.problem)))
         index = round(100 * (run.level or 0.0))
         if cell is None or run.seed not in self.tables or LEVELS[index] != (run.level or 0.0):
             raise ValueError(f"the level benchmark has no seed {run.seed}, level {run.level} of this problem.")
@@ -350,9 +351,3 @@ class _Levels:
 def _read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     with np.load(path, allow_pickle=False) as file:
         yield from ((name, file[name]) for name in file.files)
-
-
-def _problem_name(problem: Problem) -> str:
-    from flooding.experiments.archive import name_of
-
-    return name_of(Run(problem))
