@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from flooding import Run
-from flooding.experiments.archive import Archive, name_of, pack, to_half
+from flooding.experiments.archive import Archive, beside, name_of, pack, to_half
 from flooding.levels import Delayed
 from flooding.testing import make_up
 from small import small
@@ -65,8 +65,32 @@ def test_curves_are_rounded_unless_they_are_wanted_exactly(archive):
     ids=["level", "seed", "problem", "until", "controller"],
 )
 def test_another_run_is_missing(archive, other):
+    assert RUNS[0] in archive[1]
+    assert other not in archive[1]
     with pytest.raises(ValueError, match="lacks 1 of 2 runs"):
         archive[1]([RUNS[0], other])
+
+
+def test_an_archive_grows_by_what_it_lacks_and_each_run_keeps_where_it_was_trained(archive, tmp_path):
+    _, held = archive
+    assert held.seeds == (0, 1)
+    asked, wanted = [], [Run(PROBLEM, 0.3, seed=4), RUNS[1], Run(PROBLEM, 0.4, seed=2), RUNS[0]]
+
+    def train(runs):
+        asked.append(runs)
+        return [make_up(run) for run in runs]
+
+    records = beside(held, train)(wanted)
+    assert asked == [[wanted[0], wanted[2]]]
+    assert [record.run for record in records] == wanted
+    grown = Archive(pack(tmp_path / "b.npz", records, KEEP, "another machine"))
+    assert grown.seeds == (0, 1, 2, 4)
+    told = [record.circumstances["on"] for record in grown(wanted)]
+    assert told == ["another machine", "a machine", "another machine", "a machine"]
+    for before, after in zip(held(RUNS[:2]), grown(RUNS[:2]), strict=True):
+        assert before.finals == after.finals
+        for name, curve in before.curves.items():
+            np.testing.assert_array_equal(after.curves[name], curve)  # rounding twice is rounding once
 
 
 def test_equal_runs_have_one_name_and_one_place(tmp_path):

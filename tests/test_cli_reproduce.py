@@ -63,6 +63,21 @@ def test_an_experiment_is_estimated_trained_written_looked_up_and_drawn_again(tm
     assert {n: b for n, b in first.items() if n[-4:] != ".npz"} == {n: b for n, b in second.items() if n[-4:] != ".npz"}
 
 
+@pytest.mark.usefixtures("_tiny")
+def test_an_archive_is_continued_without_its_ledger(tmp_path):
+    told = call("reproduce", "ishida2020", "--seeds", 1, "--out", "first", "--workers", "0")
+    assert " for 18 trainings" in told.stderr
+    (tmp_path / "ledger.sqlite").unlink()
+    archive = tmp_path / "first" / "ishida2020.npz"
+    told = call("reproduce", "ishida2020", "--from", archive, "--more", "--out", "second", "--workers", "0")
+    assert " for 18 trainings" in told.stderr, "one of two seeds was in the archive"
+    call("reproduce", "ishida2020", "--fresh", "--out", "whole", "--workers", "0")
+    tables = [(tmp_path / folder / "ishida2020-clean.csv").read_text() for folder in ("second", "whole", "first")]
+    assert tables[0] == tables[1] != tables[2]
+    call("reproduce", "ishida2020", "--from", tmp_path / "second" / "ishida2020.npz", "--out", "third")
+    assert (tmp_path / "third" / "ishida2020.md").read_text() == (tmp_path / "second" / "ishida2020.md").read_text()
+
+
 def test_from_the_level_benchmark_without_a_training(tmp_path, request):
     levels = request.path.parents[1] / "benchmarks" / "levels"
     told = call("reproduce", "ishida2020", "--seeds", 2, "--from", levels, "--out", "out")
@@ -96,6 +111,7 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
     [
         (["reproduce"], "needs an experiment: ishida2020"),
         (["reproduce", "nothing"], "must be one of ishida2020"),
+        (["reproduce", "bakeoff", "--more"], "Name it: --from NAME.npz"),
         (["reproduce", "ishida2020", "--from", "."], "which has none"),
         (["reproduce", "bakeoff", "--from", "nowhere.npz"], "must be a file of flooding reproduce"),
         (["reproduce", "bakeoff", "--from", "mine.npz"], "lacks"),

@@ -29,6 +29,7 @@ def reproduce(
         Path | None,
         typer.Option("--from", help="An archive in place of trainings: a NAME.npz, or the level benchmark."),
     ] = None,
+    more: Annotated[bool, typer.Option("--more", help="Train what the archive of --from lacks.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for page, tables, figures and archive.")] = Path("flooding-results"),
     ledger: Ledger = None,
     fresh: Fresh = False,
@@ -43,17 +44,20 @@ def reproduce(
         return
     if name is None:
         raise ValueError(f"reproduce needs an experiment: {', '.join(experiments.NAMES)}. See --list.")
+    if more and source is None:
+        raise ValueError("--more adds to an archive. Name it: --from NAME.npz.")
     module = experiments.find(name)
     writable(out)
-    if source is None:
-        chosen = None if seeds is None else range(seeds)
-        _train(partial(module.experiment, quick, chosen), module, out, name, ledger, fresh, workers)
-    else:
+    archive: Any = None
+    if source is not None:
         from flooding.experiments.archive import Archive
 
-        archive: Any = getattr(module, "load", Archive)(source)
-        chosen = range(seeds) if seeds is not None else getattr(archive, "seeds", None)
-        _write(module.experiment(quick, chosen), archive, out, name)
+        archive = getattr(module, "load", Archive)(source)
+    chosen = None if seeds is None else range(seeds)
+    if archive is None or more:
+        _train(partial(module.experiment, quick, chosen), module, out, name, ledger, fresh, workers, archive)
+    else:
+        _write(module.experiment(quick, archive.seeds if chosen is None else chosen), archive, out, name)
 
 
 def compare(
@@ -87,11 +91,12 @@ def _train(
     ledger: Path | None,
     fresh: bool,
     workers: int | None,
+    held: Any = None,
 ) -> None:
     """Train what an experiment asks, say beforehand how long it will take, pack it, and report on what was packed."""
     from flooding.engine import evaluate
     from flooding.experiments import estimate, machine
-    from flooding.experiments.archive import Archive, pack
+    from flooding.experiments.archive import Archive, beside, pack
     from flooding.problem import describes_itself
     from flooding.strategies import drive
 
@@ -106,7 +111,7 @@ def _train(
         def ask(runs: list[Run]) -> list[Record]:
             return evaluate(runs, ledger=ledger, fresh=fresh, workers=workers, on_start=told, on_row=on_row)
 
-        report, records = drive(start(), ask)
+        report, records = drive(start(), ask if held is None else beside(held, ask))
     if all(describes_itself(record.run) for record in records if record.run is not None):
         out.mkdir(parents=True, exist_ok=True)
         exact = {"exact": module.exact} if hasattr(module, "exact") else {}

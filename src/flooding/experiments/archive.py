@@ -13,13 +13,14 @@ import json
 import zipfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flooding.problem import Record, Run, describe
 from flooding.report.document import write
 
-__all__ = ["Archive", "name_of", "pack", "to_half"]
+__all__ = ["Archive", "beside", "name_of", "pack", "to_half"]
 
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -29,6 +30,9 @@ class Archive:
 
     Args:
         path: A file that :func:`pack` wrote.
+
+    Attributes:
+        seeds: Seeds of its Runs, smallest first.
 
     Raises:
         ValueError: If the file is no archive.
@@ -41,7 +45,8 @@ class Archive:
                 held = {name: file[name] for name in file.files}
             self._places = {str(name): place for place, name in enumerate(held["runs"])}
             self._names = [str(name) for name in held["finals_names"]]
-            self._finals, self._seconds, self._on = held["finals"], held["seconds"], str(held["on"])
+            self._finals, self._seconds, self._on = held["finals"], held["seconds"], held["on"].tolist()
+            self.seeds = tuple(sorted(set(held["seeds"].tolist())))
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"an archive must be a file of flooding reproduce, got {path}: {error}.") from None
         # Every kind of curve lies in one row, with its ends.
@@ -53,6 +58,9 @@ class Archive:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def __contains__(self, run: Run) -> bool:
+        return name_of(run) in self._places
 
     def __call__(self, runs: Sequence[Run]) -> list[Record]:
         """Look Runs up.
@@ -71,7 +79,7 @@ class Archive:
             missing = places.count(None)
             raise ValueError(
                 f"{self.path} lacks {missing} of {len(runs)} runs: it was written by other code, or only a part of the "
-                "experiment was trained. Run it without --from."
+                "experiment was trained. Add --more, which trains them, or run it without --from."
             )
         return [self._record(run, place) for run, place in zip(runs, places, strict=True) if place is not None]
 
@@ -81,7 +89,7 @@ class Archive:
         for name, (values, ends) in self._curves.items():
             if ends[place] < ends[place + 1]:
                 curves[name.partition("/")[0]] = values[ends[place] : ends[place + 1]].astype(np.float32)
-        told = {"seconds": float(self._seconds[place]), "on": self._on}
+        told = {"seconds": float(self._seconds[place]), "on": self._on[place]}
         return Record(run, curves, {}, {n: v for n, v in finals.items() if not np.isnan(v)}, "", "", told)
 
 
@@ -98,7 +106,7 @@ def pack(
         path: The file, ending in ``.npz``.
         records: Records with Runs that describe themselves; of equal ones the first is kept.
         keep: Curves to keep; a Record may lack some.
-        on: What they were trained on, see :func:`flooding.experiments.machine`.
+        on: What they were trained on, see :func:`flooding.experiments.machine`, where they do not say it themselves.
         exact: Tells whose curves to keep in float32: those on which a search decides what to ask next.
 
     Returns:
@@ -116,7 +124,8 @@ def pack(
         "finals_names": np.array(names),
         "finals": np.array([[r.finals.get(name, np.nan) for name in names] for r in kept], np.float64),
         "seconds": np.array([r.circumstances.get("seconds", np.nan) for r in kept], np.float32),
-        "on": np.array(on),
+        "seeds": np.array([record.run.seed for record in kept if record.run is not None]),
+        "on": np.array([str(r.circumstances.get("on", on)) for r in kept]),
     }
     for name in sorted(keep):
         for kind in {False, True} & set(wide):
@@ -131,6 +140,25 @@ def pack(
 
 
 _NONE = np.empty(0, np.float32)
+
+
+def beside(held: Any, train: Callable[[list[Run]], list[Record]]) -> Callable[[list[Run]], list[Record]]:
+    """Look up what an archive has, and train the rest.
+
+    Args:
+        held: An :class:`Archive`, or another ``evaluate`` with ``in``.
+        train: An ``evaluate`` that trains.
+
+    Returns:
+        An ``evaluate`` of both.
+    """
+
+    def ask(runs: list[Run]) -> list[Record]:
+        known = [run in held for run in runs]
+        trained = iter(train([run for run, there in zip(runs, known, strict=True) if not there]))
+        return [held([run])[0] if there else next(trained) for run, there in zip(runs, known, strict=True)]
+
+    return ask
 
 
 def to_half(curve: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from flooding.data import synthetic
 from flooding.experiments import Experiment, circumstances
-from flooding.experiments.archive import name_of
+from flooding.experiments.archive import Archive, name_of
 from flooding.problem import Problem, Record, Run, choose
 from flooding.report.document import Report, Table
 from flooding.report.evidence import Difference, holm, p_value, paired, spread
@@ -300,16 +300,16 @@ def _draw(results: Sequence[_Result]) -> Figure:
     return figure
 
 
-def load(folder: str | Path) -> _Levels:
-    """Read the level benchmark in place of trainings.
+def load(path: str | Path) -> _Levels | Archive:
+    """Read the level benchmark, or an archive of this experiment, in place of trainings.
 
     Args:
-        folder: ``benchmarks/levels`` of the repository.
+        path: ``benchmarks/levels`` of the repository, or an archive's file.
 
     Returns:
         An ``evaluate`` for Runs of the nine cells, which has ``seeds``.
     """
-    return _Levels(folder)
+    return Archive(path) if Path(path).is_file() else _Levels(path)
 
 
 class _Levels:
@@ -327,11 +327,15 @@ class _Levels:
         """Look Runs of full length up."""
         return [self._record(run) for run in runs]
 
+    def __contains__(self, run: Run) -> bool:
+        whole = name_of(replace(run, level=None, seed=0)) in self._cells  # of full length, by flooding
+        return whole and run.seed in self.tables and (run.level or 0.0) in LEVELS
+
     def _record(self, run: Run) -> Record:
-        cell = self._cells.get(name_of(Run(run.problem)))
-        index = round(100 * (run.level or 0.0))
-        if cell is None or run.seed not in self.tables or LEVELS[index] != (run.level or 0.0):
+        if run not in self:
             raise ValueError(f"the level benchmark has no seed {run.seed}, level {run.level} of this problem.")
+        cell = self._cells[name_of(replace(run, level=None, seed=0))]
+        index = round(100 * (run.level or 0.0))
         table = self.tables[run.seed]
         place = (list(TASKS).index(cell.task), NOISES.index(cell.noise), index)
         curves = {name: table[name][place].astype(np.float32) for name in ("train_loss", "val_loss")}

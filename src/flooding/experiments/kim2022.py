@@ -748,6 +748,9 @@ class _Archive(Archive):
             return super().__call__(runs)
         return [self._record(run, self._turns[run.seed][self._turn(run)]) for run in runs]
 
+    def __contains__(self, run: Run) -> bool:
+        return run.seed in self._turns if isinstance(run.level, Policy) else super().__contains__(run)
+
     def _turn(self, run: Run) -> int:
         """Tell which of its trainings an agent asks for; the last one draws nothing."""
         draws = [stream(run.seed, "policy", number) for number in range(len(self._turns[run.seed]) - 1)]
