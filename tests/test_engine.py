@@ -400,7 +400,9 @@ def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
     assert told[0] == told[1] == [r.measured for r in evaluate(runs, ledger=False, workers=0)]
     book = Ledger(path)
     assert sorted(record.measured for _, record in book.records()) == sorted(told[0])
+    assert len(book.starts()) == 24, "each run was trained by one of them, and looked up by the other"
     book.close()
+    assert not list(path.with_name("ledger.sqlite.checkpoints").iterdir())
 
 
 def test_what_another_search_trained_meanwhile_is_not_trained_again(path):

@@ -86,18 +86,38 @@ def test_an_interrupted_search_goes_on(path):
     assert [r.measured for r in again.records] == [r.measured for r in whole.records]
 
 
+def draw(*_, **__):
+    """Seed and draw as users' code does, from every generator."""
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(7)
+    torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+
+
+def drawn_data(seed):
+    draw()
+    return two_gaussians(seed=seed, n_train=40, n_val=30, n_test=50, label_noise=0.1)
+
+
+def drawn_augment(x):
+    draw()
+    return x
+
+
 class Counted(nn.Module):
-    """A user's module that fails at its third training and draws from every generator."""
+    """A user's module that fails at its third training, draws from every generator and works in place."""
 
     made = 0
     fail = 3
 
     def __init__(self):
         super().__init__()
+        draw()
         Counted.made += 1
         self.line = mlp(10, 2, width=32, depth=2)
 
     def forward(self, x):
+        draw()
+        x -= 0.1
         if self.training and Counted.made == Counted.fail:
             raise RuntimeError("out of luck")
         return self.line(x)
@@ -105,21 +125,51 @@ class Counted(nn.Module):
 
 def test_state_is_never_touched_also_after_an_exception(path):
     model = mlp(10, 2, width=8)
+    data = drawn_data(0)
     before = {name: t.clone() for name, t in model.state_dict().items()}
+    inputs = [split.x.clone() for split in (data.train, data.val, data.test)]
     torch.manual_seed(3), np.random.seed(3), random.seed(3)  # noqa: NPY002
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     threads = torch.get_num_threads()
-    find_level(noisy(model=model), ledger=path, workers=0)
+
+    def untouched():
+        assert torch.equal(states[0], torch.get_rng_state())
+        assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+        assert states[2] == random.getstate()
+        assert torch.get_num_threads() == threads
+        assert all(torch.equal(split.x, x) for split, x in zip((data.train, data.val, data.test), inputs, strict=True))
+
+    found = find_level(noisy(model=model, data=drawn_data, augment=drawn_augment), ledger=path, workers=0)
+    untouched()
+    found.model()
+    untouched()
     Counted.made, Counted.fail = 0, 3
     with pytest.raises(RuntimeError, match="out of luck"):
-        find_level(noisy(model=Counted, key="counted"), ledger=path, workers=0)
+        find_level(noisy(model=Counted, data=data, key="counted"), ledger=path, workers=0)
+    assert Counted.made == 3
+    untouched()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("epoch", [0, 2, 45])
+def test_state_is_not_touched_by_an_interrupt(epoch, path):
+    def interrupt(row):
+        nonlocal epoch
+        epoch -= 1
+        if epoch < 0:
+            raise KeyboardInterrupt
+
+    model = mlp(10, 2, width=8)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    with pytest.raises(KeyboardInterrupt):
+        find_level(noisy(model=model, data=drawn_data), ledger=path, workers=0, on_row=interrupt)
     assert torch.equal(states[0], torch.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert states[2] == random.getstate()
-    assert torch.get_num_threads() == threads
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
 def test_a_function_that_raises_on_its_third_call_loses_nothing(path):

@@ -280,3 +280,27 @@ def test_a_new_ledger_can_be_opened_by_several_at_once(tmp_path):
         book.close()
     assert failed == []
     assert len(opened) == 160
+
+
+@pytest.mark.parametrize("write", ["add", "start"])
+def test_a_full_disk_ends_with_a_sentence_and_keeps_what_the_file_holds(write, tmp_path):
+    def act(book, n):
+        return book.add(f"run {n}", record()) if write == "add" else book.start("x" * 3000, n)
+
+    def count(book):
+        return len(book if write == "add" else book.starts())
+
+    book = Ledger(tmp_path / "ledger.sqlite")
+    pages = book._db.execute("PRAGMA page_count").fetchone()[0]
+    book._db.execute(f"PRAGMA max_page_count={pages + 3}")
+    act(book, 0)
+    with pytest.raises(OSError, match=r"must be writable: .* full\. Free some space there"):
+        [act(book, n) for n in range(1, 1000)]
+    kept = count(book)
+    assert 0 < kept < 1000
+    book.close()
+    again = Ledger(tmp_path / "ledger.sqlite")
+    assert count(again) == kept
+    act(again, 1000)
+    assert count(again) == kept + 1
+    again.close()

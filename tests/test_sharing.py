@@ -1,12 +1,13 @@
 """Runs that share a beginning, and Runs that go on from a checkpoint, are bit-identical to training alone."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 
-from flooding import Run, evaluate, train
+from flooding import Run, evaluate, loop, train
 from flooding.baselines import SAM
 from flooding.checkpoints import Checkpoints, Pace
 from flooding.engine import trajectory
@@ -146,6 +147,35 @@ def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
     assert [str(row.values) for row in rows] == [str(row.values) for row in whole]
     assert rows[-1].record.measured == whole[-1].record.measured
     assert all(torch.equal(t, rows[-1].weights["last"][n]) for n, t in whole[-1].weights["last"].items())
+
+
+@pytest.mark.parametrize("where", ["trunk", "run"])
+def test_what_was_interrupted_goes_on_from_its_last_epoch(where, tmp_path, monkeypatch):
+    monkeypatch.setattr("flooding.checkpoints._SECONDS", 0.0)
+    monkeypatch.setattr("flooding.checkpoints._SHARE", math.inf)
+    path, problem, stepped = tmp_path / "ledger.sqlite", normed(horizon=12), []
+    runs = [Run(problem, level) for level in (None, 0.2, 0.25, 0.3)]
+    whole = [alone(run).record.measured for run in runs]
+    one = loop._epoch
+    monkeypatch.setattr(loop, "_epoch", lambda *given: (stepped.append(0), one(*given))[1])
+    evaluate(runs, ledger=False, workers=0)
+    undisturbed = len(stepped)
+    assert undisturbed < 4 * 12, "they share a beginning"
+    stepped.clear()
+
+    def interrupt(*_):
+        if len(stepped) == (3 if where == "trunk" else undisturbed - 3):
+            raise KeyboardInterrupt
+
+    follow = Trunk.follow
+    with monkeypatch.context() as patch:
+        patch.setattr(Trunk, "follow", lambda trunk, row: (interrupt(), follow(trunk, row))[1])
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(runs, ledger=path, workers=0, on_row=interrupt)
+    assert 0 < len(stepped) < undisturbed
+    records = evaluate(runs, ledger=path, workers=0)
+    assert [record.measured for record in records] == whole
+    assert len(stepped) <= undisturbed + 1
 
 
 def test_a_longer_run_goes_on_where_a_shorter_one_stopped(tmp_path):

@@ -7,11 +7,13 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from flooding.loop import Row
 
@@ -86,6 +88,37 @@ class Checkpoints:
                         path.unlink(missing_ok=True)
         return None
 
+    @contextmanager
+    def claimed(self, name: str) -> Generator[bool, None, None]:
+        """Hold a trajectory while it trains, so that other processes wait for it and then look it up.
+
+        A claim ends with its process, however that ends. Where locks do not work, both train: the result is the same.
+
+        Args:
+            name: The trajectory.
+
+        Yields:
+            Whether another process held it until now.
+        """
+        lock, waited = FileLock(self.folder / f"{name}.lock", thread_local=False), False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                waited = True
+                log.info("another process trains %s; waiting for it.", lock.lock_file)
+                lock.acquire(poll_interval=0.1)
+        except (OSError, NotImplementedError) as error:
+            log.debug("no claim on %s: %s", lock.lock_file, error)
+        try:
+            yield waited
+        finally:
+            if lock.is_locked:  # whoever waits has it open, and whoever comes later finds what was trained
+                with contextlib.suppress(OSError):
+                    Path(lock.lock_file).unlink(missing_ok=True)
+                lock.release()
+
     def holds(self, name: str, until: int) -> bool:
         """Tell whether :meth:`find` would look at a file."""
         return any(epoch <= until for epoch, _ in self._files(name))
@@ -104,9 +137,10 @@ class Checkpoints:
             limit: Bytes.
         """
         with contextlib.suppress(OSError):
-            for part in self.folder.glob("*.part"):
-                if time.time() - part.stat().st_mtime > 3600:
-                    part.unlink(missing_ok=True)
+            for pattern, hours in (("*.part", 1), ("*.lock", 24 * 7)):
+                for part in self.folder.glob(pattern):
+                    if time.time() - part.stat().st_mtime > 3600 * hours:
+                        part.unlink(missing_ok=True)
             files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.pt"))
             held = sum(size for _, size, _ in files)
             for _, size, path in files:

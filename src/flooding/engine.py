@@ -19,7 +19,7 @@ from flooding.checkpoints import Checkpoints
 from flooding.ledger import Ledger, default_path
 from flooding.loop import ENGINE, Row, fingerprint
 from flooding.pool import Job, Pool, Ready, can_travel, lead, work
-from flooding.problem import Record, Run, describes_itself, is_promised
+from flooding.problem import Record, Run, describes_itself, is_promised, unchanged
 from flooding.sharing import can_share, trunk_of
 
 __all__ = ["cores", "evaluate", "trajectory"]
@@ -27,6 +27,7 @@ __all__ = ["cores", "evaluate", "trajectory"]
 log = logging.getLogger("flooding")
 
 
+@unchanged()
 def evaluate(
     runs: Iterable[Run],
     *,

@@ -23,7 +23,7 @@ from flooding.engine import evaluate as engine
 from flooding.engine import trajectory
 from flooding.ledger import Ledger
 from flooding.loop import Row, train
-from flooding.problem import SESSION, Problem, Record, Run, Score
+from flooding.problem import SESSION, Problem, Record, Run, Score, unchanged
 from flooding.report.document import write
 from flooding.strategies import Found, Strategy
 from flooding.strategies.advisor import advise
@@ -88,6 +88,7 @@ class FoundLevel(Found):
         save(self.plot(), folder / "search.png")
         return folder
 
+    @unchanged()
     def model(self, at: str = "last") -> nn.Module:
         """Train the Run that was found in full, and give its model.
 
@@ -109,6 +110,7 @@ class FoundLevel(Found):
         return model.eval()
 
 
+@unchanged()
 def find_level(
     problem: Problem,
     *,

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from flooding.problem import Record, Run
 
@@ -108,21 +109,23 @@ class Ledger:
             record: What was measured.
             replace: Whether it takes the place of one already there; by default the first one stays.
 
-        Raises:
-            OSError: If the disk is full; what the file holds stays whole.
+        A full disk raises an OSError; what the file holds stays whole.
         """
         curves, finals = record.pack()
         row = (trajectory, int(record.finals["epochs"]), finals, curves, json.dumps(dict(record.circumstances)))
         verb = "REPLACE" if replace else "IGNORE"
+        self._write(f"INSERT OR {verb} INTO records VALUES (?, ?, ?, ?, ?)", row)
+
+    def start(self, trajectory: str, epochs: int) -> None:
+        """Note that a training begins; a full disk as in :meth:`add`."""
+        self._write("INSERT INTO starts VALUES (?, ?, ?, ?)", (trajectory, epochs, time.time(), os.getpid()))
+
+    def _write(self, order: str, row: tuple[Any, ...]) -> None:
         try:
-            self._db.execute(f"INSERT OR {verb} INTO records VALUES (?, ?, ?, ?, ?)", row)
+            self._db.execute(order, row)
         except sqlite3.OperationalError as error:
             hint = "Free some space there; the same call goes on from what it holds."
             raise OSError(f"the ledger {self.path} must be writable: {error}. {hint}") from None
-
-    def start(self, trajectory: str, epochs: int) -> None:
-        """Note that a training begins."""
-        self._db.execute("INSERT INTO starts VALUES (?, ?, ?, ?)", (trajectory, epochs, time.time(), os.getpid()))
 
     def starts(self) -> list[tuple[str, int, float, int]]:
         """List the trainings that began.

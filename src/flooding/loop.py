@@ -25,7 +25,7 @@ from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
 from flooding.levels import Seen
 from flooding.losses import Excess, Flooding, PerClass, PerExample, Teacher, WaveBound, example_weight, objective
-from flooding.problem import Problem, Record, Run, merit, seeded, stream
+from flooding.problem import Problem, Record, Run, merit, seeded, stream, unchanged
 
 __all__ = ["ENGINE", "Row", "fingerprint", "mean_level", "train", "unreduced"]
 
@@ -125,7 +125,7 @@ def _train(
     run: Run, device: torch.device, threads: int, keep: bool, resume: Mapping[str, Any] | None, conclude: bool
 ) -> Generator[Row, bool | None, None]:
     began, tick = time.time(), time.perf_counter()
-    with _undisturbed(threads):
+    with unchanged(), _undisturbed(threads):
         splits, state = _start(run, device)
     state.seconds = time.perf_counter() - tick
     if resume is not None:
@@ -244,7 +244,7 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     constant = isinstance(run.level, float) and run.method.reduction == "mean"
     model.train()
     for index in order:
-        x, y = map_tensors(lambda t, i=index: t[i], split.x), split.y[index]
+        x, y = map_tensors(lambda t, i=index: _taken(t, i), split.x), _taken(split.y, index)
         if run.problem.augment is not None:
             x = run.problem.augment(x)
         ids = None if state.lookup is None else split.id[index]
@@ -283,6 +283,11 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
         seen = split if len(order) == 1 else _labels(split, torch.cat(order))
         values |= _against_labels(run.problem, "train", torch.cat(outputs), seen)
     return values
+
+
+def _taken(t: Tensor, index: Any) -> Tensor:
+    """Take examples as a copy: a model or a loss may work in place, and the data are the caller's."""
+    return t[index].clone() if isinstance(index, slice) else t[index]
 
 
 def _labels(split: Split, index: Tensor) -> Split:
@@ -419,7 +424,7 @@ def _measure(problem: Problem, model: nn.Module, split: Split, name: str) -> tup
     model.eval()
     with torch.no_grad():
         parts = [slice(i, i + size) for i in range(0, len(split), size)]
-        outputs = [model(map_tensors(lambda t, i=part: t[i], split.x)) for part in parts]
+        outputs = [model(map_tensors(lambda t, i=part: _taken(t, i), split.x)) for part in parts]
         if isinstance(outputs[0], Tensor):
             output = torch.cat(outputs)
             values = {f"{name}_loss": float(problem.reported(output, split.y))}
@@ -530,12 +535,12 @@ def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) 
         What the Run's Record carries as ``fingerprint``.
     """
     until = replace(run, problem=replace(run.problem, test_curve=None), until=1)
-    with _undisturbed(threads):
+    with unchanged(), _undisturbed(threads):
         splits, state = _start(until, torch.device(device))
     with _undisturbed(threads, state), torch.no_grad():
         index = _order(run, splits.train, 1)[0]
         state.model.train()
-        x, y = map_tensors(lambda t: t[index], splits.train.x), splits.train.y[index]
+        x, y = map_tensors(lambda t: _taken(t, index), splits.train.x), _taken(splits.train.y, index)
         if run.problem.augment is not None:
             x = run.problem.augment(x)
         _, loss, weight = _raw(run, state, _criterion(run), x, y)

@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
@@ -31,7 +32,7 @@ import torch
 from flooding.checkpoints import Checkpoints, Pace
 from flooding.ledger import Ledger
 from flooding.loop import Row, fingerprint, train
-from flooding.problem import Run, is_promised
+from flooding.problem import Record, Run, is_promised
 from flooding.sharing import Trunk, past
 
 __all__ = ["Job", "Pool", "Ready", "can_travel", "lead", "serve", "work"]
@@ -245,18 +246,27 @@ def work(job: Job) -> Iterator[Row]:
     Yields:
         Rows; of a Run that was looked up, the last one alone.
     """
-    ledger = None if job.ledger is None or job.trajectory is None else Ledger(job.ledger)
-    try:
-        # Once more: another search may have trained it while this one waited for a worker.
-        anew = job.fresh or job.first_flooded or is_promised(job.run.problem)
-        record = None if ledger is None or anew else ledger.find(job.run, job.name)
+    if job.ledger is None or job.trajectory is None:
+        yield from _trained(job, None)
+        return
+    with contextlib.closing(Ledger(job.ledger)) as ledger, _claimed(job):
+        # Once more: another search may have trained it while this one waited.
+        record = _known(job, ledger)
         if record is None:
             yield from _trained(job, ledger)
         else:
             yield Row(job.run, job.run.epochs, {}, record)
-    finally:
-        if ledger is not None:
-            ledger.close()
+
+
+def _claimed(job: Job) -> AbstractContextManager[bool]:
+    return contextlib.nullcontext(False) if job.folder is None else Checkpoints(job.folder).claimed(job.name)
+
+
+def _known(job: Job, ledger: Ledger) -> Record | None:
+    record = None if job.fresh or job.first_flooded else ledger.find(job.run, job.name)
+    if record is not None and is_promised(job.run.problem):
+        return record if record.fingerprint == fingerprint(job.run, job.device, job.threads) else None
+    return record
 
 
 def _trained(job: Job, ledger: Ledger | None) -> Iterator[Row]:
@@ -304,7 +314,27 @@ def lead(job: Job) -> Iterator[Ready]:
         Who can go on.
     """
     assert job.folder is not None
-    files, forks = Checkpoints(job.folder), {fork.number: fork for fork in job.forks}
+    files = Checkpoints(job.folder)
+    with files.claimed(job.name) as waited:
+        known = [fork.number for fork in job.forks if waited and not job.fresh and _is_past(fork, files)]
+        yield from map(Ready, known)
+        forks = tuple(fork for fork in job.forks if fork.number not in known)
+        if forks:
+            yield from _lead(job._replace(forks=forks), files)
+
+
+def _is_past(fork: Job, files: Checkpoints) -> bool:
+    """Tell whether another search led a Run beyond its trunk."""
+    if files.holds(fork.name, fork.run.epochs):
+        return True
+    if fork.ledger is None or fork.trajectory is None:
+        return False
+    with contextlib.closing(Ledger(fork.ledger)) as ledger:
+        return _known(fork, ledger) is not None
+
+
+def _lead(job: Job, files: Checkpoints) -> Iterator[Ready]:
+    forks = {fork.number: fork for fork in job.forks}
     runs = {number: fork.run for number, fork in forks.items()}
     trunk = Trunk(runs)
     run = replace(job.run, until=trunk.epochs)

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import numbers
+import random
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ __all__ = [
     "seeded",
     "selection_key",
     "stream",
+    "unchanged",
 ]
 
 _OURS = {"flooding", "torch", "math", "builtins"}
@@ -545,3 +547,20 @@ def seeded(seed: int) -> Generator[None, None, None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def unchanged() -> Generator[None, None, None]:
+    """Give the generators of torch, NumPy and Python back as they were, whatever a user's code draws in a block.
+
+    Yields:
+        Nothing.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    drawn, python = np.random.get_state(), random.getstate()  # noqa: NPY002 -- users' code draws from it
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(drawn)  # noqa: NPY002
+        random.setstate(python)
