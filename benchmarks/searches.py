@@ -40,6 +40,7 @@ from flooding.strategies.grid import grid
 from flooding.strategies.halving import halving
 from flooding.strategies.heuristic import heuristic
 from flooding.strategies.policy_gradient import policy_gradient
+from flooding.strategies.range_test import range_test
 from flooding.strategies.tpe import tpe
 from flooding.tasks import real
 
@@ -72,6 +73,7 @@ SYNTHETIC = {
     "TPE, 20 trainings": (lambda problem, seeds: tpe(problem, trainings=20, seed=seeds[0]), True, None, 10),
     "irreducible loss": (irreducible, True, None, 10),
     "finder": (finder, False, None, 10),
+    "range test": (lambda problem, seeds: range_test(problem, seed=seeds[0]), False, None, 3),
     "accordance": (lambda problem, seeds: accordance(problem, seed=seeds[0]), False, HARD, 3),
     "backward, 11 levels": (partial(backward, levels=COARSE, until_loss=1e-4), False, HARD, 5),
     "heuristic, 1,000 epochs": (longer, False, None, 5),
@@ -203,8 +205,8 @@ def table(name, seeds):
     rows = {(r["strategy"], r["problem"], r["seed"]): r for r in results(name) if r["seed"] in seeds}
     against = "exhaustive, 51 levels" if name == "synthetic" else "grid, 11 levels"
     best = best_levels(seeds) if name == "synthetic" else {}
-    print("| Search | n | Accuracy | early stopped | NLL | Cost | minus exhaustive, points | level off by |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| Search | n | Accuracy | early stopped | NLL | Cost | core s | minus exhaustive, points | level off by |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for strategy in SETS[name]:
         mine = {(p, s): r for (n, p, s), r in rows.items() if n == strategy and p != "twonorm"}
         pairs = [(r, rows[against, p, s]) for (p, s), r in mine.items() if (against, p, s) in rows]
@@ -213,9 +215,11 @@ def table(name, seeds):
         mean, low, high = interval([100 * (a["accuracy"] - b["accuracy"]) for a, b in pairs])
         off = [abs((r["level"] or 0.0) - best[p]) for (p, _), r in mine.items() if p in best]
         values = {n: np.mean([r[n] for r in mine.values()]) for n in ("accuracy", "accuracy_best", "nll", "cost")}
+        hours = np.mean([r["hours"] for r in mine.values()])
+        spent = f"{3600 * hours:.0f}" if hours else "–"
         print(
             f"| {strategy} | {len(mine)} | {100 * values['accuracy']:.2f} | {100 * values['accuracy_best']:.2f} | "
-            f"{values['nll']:.3f} | {values['cost']:.2f} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | "
+            f"{values['nll']:.3f} | {values['cost']:.2f} | {spent} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | "
             f"{np.mean(off) if off else math.nan:.3f} |"
         )
     for what, some in (("designed on", DESIGN), ("confirmed on, nothing was chosen there", CONFIRM)):

@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from flooding import cli, tasks
+from flooding import Run, cli, tasks
 from flooding.ledger import Ledger
+from flooding.loop import Row
 from flooding.tasks import DATA
+from small import small
 
 TINY = ["--width", "8", "--depth", "1", "--epochs", "3", "--test-samples", "50"]
 
@@ -271,3 +273,20 @@ def test_levels_per_class_and_of_the_excess(flooding, tmp_path):
     assert levels[0] == pytest.approx(0.3)
     assert 0.1 < levels[1] < 0.6  # the mean of 0.1 and 0.6 over the labels
     assert levels[2] == pytest.approx(0.3 + 0.1985, abs=1e-4)  # 0.1985: entropy of a label smoothed by 0.1, 2 classes
+
+
+def test_progress_estimates_what_is_left(monkeypatch, capsys):
+    from flooding.cli import _shown
+
+    now = [0.0]
+    monkeypatch.setattr(_shown.time, "monotonic", lambda: now[0])
+    run = Run(small(horizon=10))
+    with _shown.progress() as (on_start, on_row):
+        on_start([run, run])
+        for epoch in [0, 0, 1, *range(2, 6)]:  # two begin; the first epoch comes late
+            now[0] += 11.0
+            on_row(Row(run, epoch, {}))
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "training 2 runs, 20 epochs"
+    assert told[1] == "1 of 20 epochs, about 418 s left"  # 22 s for one epoch
+    assert told[-1] == "5 of 20 epochs, about 198 s left"

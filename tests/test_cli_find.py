@@ -107,6 +107,8 @@ def test_a_number_is_found_by_its_squared_error(flooding, tmp_path):
     code, out, err = flooding("find people.csv --target income --epochs 5 --workers 0 --save model")
     assert code == 0, err
     assert "accuracy" not in out.split("estimate")[0].split("Assumed")[-1].split("level")[-1]
+    assert "standardised target; for squared errors of income itself" in out or "train without flooding" in out
+    assert "a root mean squared error of" in out
     code, out, _ = flooding("predict model people.csv")
     assert out.startswith("value")
 
@@ -114,7 +116,7 @@ def test_a_number_is_found_by_its_squared_error(flooding, tmp_path):
 @pytest.mark.parametrize(
     "strategy",
     ["halving --levels 0,0.2,0.4", "backward --levels 0.1,0.2", "heuristic", "accordance", "tpe --trainings 2"]
-    + ["policy-gradient --trainings 2"],
+    + ["policy-gradient --trainings 2", "range-test"],
 )
 def test_every_strategy(flooding, strategy):
     code, out, err = flooding(f"find spiral --epochs 4 --workers 0 --strategy {strategy}")
@@ -150,7 +152,9 @@ def test_every_strategy(flooding, strategy):
         ("find people.csv --target income --save x --out x", "must be different folders"),
         ("find spiral --label-noise 2", "label_noise must lie in"),
         ("find digits --out people.csv/x", "must not be, or lie below, a file"),
-        ("predict nothing people.csv", "nothing"),
+        ("find digits --strategy tpe --seeds 3", "takes one seed, got 3"),
+        ("predict nothing people.csv", "Give the folder that flooding find --save wrote"),
+        ("predict nothing people.csv --out full", "out must be a file, got the folder"),
         ("find constant.csv --target income", "must vary"),
         ("find one.csv --target income", "at least 2 classes"),
     ],

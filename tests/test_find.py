@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import time
 from functools import partial
 
 import numpy as np
@@ -19,9 +20,11 @@ from flooding.ledger import Ledger
 from flooding.loop import ENGINE
 from flooding.models import mlp
 from flooding.problem import Score
+from flooding.strategies.accordance import accordance
 from flooding.strategies.finder import finder
 from flooding.strategies.grid import grid
 from flooding.strategies.halving import halving
+from flooding.strategies.range_test import range_test
 from small import FromDict, adam, regression
 
 assert ENGINE  # the trajectories below carry it
@@ -419,3 +422,65 @@ def test_what_a_users_function_raises_is_what_one_sees():
         search(grid(Elsewhere(3), [0.1]), lambda level, seed, epochs: None)
     with pytest.raises(ValueError, match="at least 1"):
         Elsewhere(0)
+
+
+def test_range_test_takes_the_level_of_the_best_stretch(path):
+    found = find_level(noisy(), strategy=range_test, ledger=path, workers=0)
+    plain, swept = found.records
+    cap = plain.curves["val_loss"][1:].min()
+    assert swept.curves["level"][1] <= cap
+    assert swept.curves["level"][-1] < swept.curves["level"][1]
+    assert found.level is None or 0 < found.level <= cap
+    assert found.cost.steps == pytest.approx(2, abs=0.05)
+    with pytest.raises(ValueError, match="takes one seed, got 2"):
+        find_level(noisy(), strategy=range_test, seeds=2, ledger=path, workers=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: find_level(mlp(10, 2)), "find_level needs a Problem, .* got Sequential|got MLP"),
+        (lambda: find_level(Elsewhere(30)), "find_level needs a Problem, .* search.strategy, train"),
+        (lambda: find_level(noisy(), strategy="halving"), "strategy must be a function, .* got 'halving'"),
+        (lambda: find_level(noisy(), device="cuda:77"), "device must be there, got 'cuda:77'"),
+        (lambda: Problem(torch.utils.data.DataLoader([1]), mlp), "data must be Splits .*loaders.splits"),
+        (lambda: noisy(optimizer=torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)), "optimizer must be .* got SGD"),
+        (lambda: noisy(loss=nn.CrossEntropyLoss(reduction="none")), "mean, got reduction='none'"),
+        (lambda: search(grid(Elsewhere(3), [0.1])), "Pass it: search.strategy, train"),
+        (lambda: search(accordance(Elsewhere(3)), lambda runs: runs), "needs a Problem, got Elsewhere"),
+        (lambda: search(grid(Elsewhere(3), [0.1]), lambda b, seed, epochs: 1.0), "got .b, seed, epochs.* Name"),
+        (lambda: search(grid(Elsewhere(3), [0.1]), lambda level, **_: "0.9"), "must return numbers, got '0.9'"),
+        (lambda: search(grid(Elsewhere(3), [0.1]), lambda level, **_: (0.9, 3.0)), "one score, or a mapping"),
+        (lambda: search(grid(Elsewhere(3), [0.1]), lambda **_: {"score": [1.0] * 3}), "after each of 3 epochs, got 3"),
+        (lambda: search(grid(Elsewhere(3), [0.1]), lambda **_: 1.0).model(), "Train your own at level"),
+    ],
+)
+def test_what_cannot_be_searched_is_told_in_a_sentence(call, message, path, monkeypatch):
+    monkeypatch.setenv("FLOODING_LEDGER", str(path))
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_strategy_is_driven_once_and_lost_trainings_are_told():
+    def train(level, seed, epochs):
+        if level > 0.1:
+            raise RuntimeError("the machine went away")
+        return 1 - level
+
+    strategy = grid(Elsewhere(9), [0.05, 0.1, 0.2])
+    with pytest.raises(RuntimeError, match="went away") as caught:
+        search(strategy, train)
+    assert "2 finished trainings are lost" in caught.value.__notes__[0]
+    with pytest.raises(ValueError, match="driven once"):
+        search(strategy, train)
+
+
+def test_a_tensor_is_a_score_and_hours_are_counted():
+    def train(**given):
+        time.sleep(0.01)
+        return torch.tensor(1.0 - given["level"], requires_grad=True)
+
+    found = search(grid(Elsewhere(9), [0.1, 0.2]), train)
+    assert found.level == 0.1
+    assert found.cost.hours > 0.02 / 3600
+    assert found.cost.epochs == 18

@@ -25,6 +25,7 @@ from flooding.strategies.grid import grid
 from flooding.strategies.halving import halving
 from flooding.strategies.heuristic import heuristic
 from flooding.strategies.policy_gradient import Policy, policy_gradient
+from flooding.strategies.range_test import range_test
 from flooding.strategies.tpe import tpe
 from flooding.testing import check_controller, check_strategy, make_up
 from small import normed, regression, small
@@ -60,6 +61,7 @@ def altered(record, *, curves=None, finals=None):
         partial(tpe, trainings=13, batch=3),
         advisor,
         finder,
+        range_test,
     ],
     ids=lambda make: str(getattr(make, "keywords", ""))[:30] + getattr(make, "func", make).__name__,
 )

@@ -463,6 +463,19 @@ def test_columns_are_matched_by_name(tmp_path, fruit, caplog):
     assert "2 columns that training had not seen are ignored: price, shop" in caplog.text
 
 
+def test_values_unknown_to_training_are_told_and_mute_columns_too(tmp_path, caplog):
+    prices = ["" if i % 5 == 0 else f'"{i},5"' for i in range(60)]
+    rows = "".join(f"{i},{prices[i]},{'rgb'[i % 3]},{'no' if i % 4 else 'yes'}\n" for i in range(60))
+    found = table_problem(written(tmp_path, f"a,b,c,y\n{rows}"), "y", horizon=2)
+    assert any("tell nothing, since no value occurs twice; numbers written oddly? b." in s for s in found.assumptions)
+    network = found.problem.build(0)
+    save_model(tmp_path / "model", network.state_dict(), found)
+    predict(tmp_path / "model", written(tmp_path, 'a,b,c\n1,"1,5",r\n2,"2,5",R\n3,"3,5",violet\n'))
+    assert (
+        "2 values of 'c' were rare or absent in training and count as none of its categories: R, violet" in caplog.text
+    )
+
+
 def test_unseen_and_missing_values_are_predicted(tmp_path, fruit):
     _, folder = fruit
     found = predict(folder, written(tmp_path, "grams,colour\n150,pink\n?,red\n160,\n", "new.csv"))
@@ -642,7 +655,11 @@ def test_a_broken_model_is_refused_and_nothing_in_it_is_run(tmp_path, fruit, mon
         ("a,y\n", "y", "must have rows, got the header alone"),
         ("a,y\n1,no\n2,no\n3,no\n", "y", "at least 2 classes, got 'no' in every row"),
         (FRUIT + "plum,60,blue\n", "kind", "got 1 of class 'plum', of which 1 and 1 .* merge the class with another"),
-        ("a,y\n" + "1,0\n2,1\n" * 10 + "3,2\n", "y", "got 1 of class '2', .* or say kind='regression'"),
+        (
+            "a,y\n" + "1,0\n2,1\n" * 10 + "3,2\n",
+            "y",
+            "of class '2', .* predict it as a number: kind='regression'",
+        ),
         ("a,y\n1,1.5\n2,2.5\n3,3.5\n", "y", "got 3 with a target, of which 1 and 1 .* Give more rows"),
         ("a,y\n" + "1,no\n1,yes\n" * 10, "y", "at least one column must vary on the training rows, got a"),
         ("y\n" + "no\nyes\n" * 10, "y", "at least one column must vary on the training rows, got none"),

@@ -22,7 +22,7 @@ from flooding.pool import Job, Pool, Ready, can_travel, lead, work
 from flooding.problem import Record, Run, describes_itself, is_promised, unchanged
 from flooding.sharing import can_share, trunk_of
 
-__all__ = ["cores", "evaluate", "trajectory"]
+__all__ = ["cores", "evaluate", "trajectory", "usable"]
 
 log = logging.getLogger("flooding")
 
@@ -62,7 +62,7 @@ def evaluate(
 
     Raises:
         ValueError: If a Record under a user's key has parameter shapes or a first batch loss that are not this Run's,
-            or ``workers`` or ``threads`` is out of range.
+            ``workers`` or ``threads`` is out of range, or the device is not there.
 
     Example:
         >>> from flooding import Problem, Run
@@ -79,6 +79,7 @@ def evaluate(
         raise ValueError(f"workers must be at least 0, got {workers}. 0 trains in this process.")
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
+    usable(device)
     # Absolute, since a worker and a Run may change the working directory.
     path = None if ledger is False else str(Path(ledger or default_path()).expanduser().absolute())
     keys = [trajectory(run, device=device, threads=threads) for run in runs]
@@ -121,6 +122,22 @@ def evaluate(
     if trained < (epochs := sum(runs[n].epochs for n in wanted)):
         log.debug("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
     return [records[number] for number in range(len(runs))]
+
+
+def usable(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Args:
+        device: Its name.
+
+    Raises:
+        ValueError: If nothing can be put there.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be there, got {device!r}: {reason}. Try cpu.") from None
 
 
 @contextmanager

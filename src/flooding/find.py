@@ -7,10 +7,12 @@ import inspect
 import io
 import json
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +101,10 @@ class FoundLevel(Found):
             A new module in evaluation mode, on the device of the search.
 
         Raises:
-            ValueError: If ``at`` is neither.
+            ValueError: If ``at`` is neither, or the training code is the caller's own.
         """
+        if not isinstance(self.run.problem, Problem):
+            raise ValueError(f"only a Problem's model can be trained here. Train your own at level {self.level}.")
         if at not in {"last", "best"}:
             raise ValueError(f"at must be last or best, got {at!r}.")
         *_, row = train(self.run, device=self.device)
@@ -136,7 +140,7 @@ def find_level(
         budget: Trainings to spend for each seed, above 1.
         seeds: How many seeds to average, or which. With fixed data a seed changes weights and order alone.
         device: Where to train.
-        strategy: Another search, ``(problem, *, seeds) -> generator``, such as
+        strategy: Another search, ``(problem, *, seeds) -> generator`` (or ``seed``, for one seed), such as
             ``partial(flooding.strategies.grid.grid, levels=[0.0, 0.1, 0.2])``; it has a budget of its own.
         ledger: SQLite file of Records; None is the default place.
         fresh: Train even what the ledger holds.
@@ -164,9 +168,17 @@ def find_level(
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not chosen:
         raise ValueError(f"seeds must be at least one, got {seeds}. Try seeds=1.")
+    if not isinstance(problem, Problem):
+        got = f"got {type(problem).__name__}. For training code of your own there is search(strategy, train)."
+        raise ValueError(f"find_level needs a Problem, such as Problem(data, model), {got}")
     problem = replace(problem, report=None)  # levels are in the unit of the loss that is trained
     _check(problem, chosen[0])
-    make = strategy or (lambda problem, seeds: finder(problem, budget=budget, seeds=seeds))
+    make = strategy or partial(finder, budget=budget)
+    if not callable(make):
+        raise ValueError(f"strategy must be a function, such as flooding.strategies.halving.halving, got {strategy!r}.")
+    names = inspect.signature(make).parameters
+    if "seeds" not in names and "seed" in names:
+        make = _of_one_seed(make)
     with _session(problem, chosen[0], ledger) as (known, path):
 
         def evaluate(runs: list[Run]) -> list[Record]:
@@ -179,6 +191,15 @@ def find_level(
     limits = () if labels.is_floating_point() else advise(labels=labels[labels >= 0])
     given = {f.name: getattr(found, f.name) for f in fields(found)}
     return FoundLevel(**given | {"suggestions": (*found.suggestions, *limits), "device": device})
+
+
+def _of_one_seed(strategy: Callable[..., Strategy]) -> Callable[..., Strategy]:
+    def make(problem: Problem, seeds: Sequence[int]) -> Strategy:
+        if len(seeds) > 1:
+            raise ValueError(f"this strategy takes one seed, got {len(seeds)}. Try seeds=1.")
+        return strategy(problem, seed=seeds[0])
+
+    return make
 
 
 def _check(problem: Problem, seed: int) -> None:
@@ -266,6 +287,13 @@ class Lifted:
         book = None if self._key is None else Ledger(self._path)
         try:
             return [self._one(run, book) for run in runs]
+        except Exception as error:
+            if book is None and self._known:
+                error.add_note(
+                    f"{len(self._known)} finished trainings are lost with this process. To keep them, and to go on "
+                    "from there: search(strategy, Lifted(train, key='a name'))."
+                )
+            raise
         finally:
             if book is not None:
                 book.close()
@@ -278,8 +306,9 @@ class Lifted:
         name = f"lifted {self._key} {level} {run.seed}"
         record = self._known.get(place) or (None if book is None else book.find(run, name))
         if record is None:
+            tick = time.perf_counter()
             told = self._train(level=level, seed=run.seed, epochs=run.epochs)
-            record = _recorded(run, told)
+            record = replace(_recorded(run, told), circumstances={"seconds": time.perf_counter() - tick})
             if book is not None:
                 book.add(name, record)
         self._known[place] = record
@@ -289,16 +318,32 @@ class Lifted:
 def _recorded(run: Run, told: Any) -> Record:
     """Make a Record of what a training function returned."""
     values = dict(told) if isinstance(told, Mapping) else {"score": told}
+    if not isinstance(told, Mapping) and np.ndim(_number(told)) > 0:
+        raise ValueError(f"a training function must return one score, or a mapping, got {told!r}.")
     if "score" not in values:
         raise ValueError(f"a training function must return a score, or a mapping with one, got {sorted(values)}.")
     if values["score"] is None:
         raise ValueError("a training function must return a score, got None. Return the validation score.")
-    values = {("val_score" if name == "score" else name): value for name, value in values.items()}
+    values = {("val_score" if name == "score" else name): _number(value) for name, value in values.items()}
+    for name, value in values.items():
+        if np.ndim(value) and len(value) != run.epochs + 1:
+            raise ValueError(
+                f"a curve must have a value before training and one after each of {run.epochs} epochs, got "
+                f"{len(value)} of {name}."
+            )
     curves = {name: np.asarray(value, np.float32) for name, value in values.items() if np.ndim(value)}
     finals = {f"last.{name}": float(np.asarray(value).reshape(-1)[-1]) for name, value in values.items()}
     sign = 1 if getattr(run.problem.score, "greater_is_better", True) else -1
     finals.setdefault("last.val_loss", -sign * finals["last.val_score"])
     return Record(run, curves, {}, finals | {"epochs": float(run.epochs)}, "", "")
+
+
+def _number(value: Any) -> Any:
+    """Take a tensor out of its graph, and refuse what is neither numbers nor curves of them."""
+    value = value.detach().cpu() if isinstance(value, Tensor) else value
+    if value is not None and not np.issubdtype(np.asarray(value).dtype, np.number):
+        raise ValueError(f"a training function must return numbers, got {value!r}.")
+    return value
 
 
 def search(strategy: Strategy, evaluate: Callable[..., Any] | None = None) -> FoundLevel:
@@ -313,16 +358,38 @@ def search(strategy: Strategy, evaluate: Callable[..., Any] | None = None) -> Fo
         What the strategy found.
 
     Raises:
-        ValueError: If ``strategy`` is a function that was not called.
+        ValueError: If ``strategy`` is a function that was not called, or a generator that has begun, or ``evaluate``
+            cannot be called as either of the two.
     """
     if not isinstance(strategy, Generator):
         raise ValueError(f"a search needs a strategy that was called, such as grid(problem), got {strategy!r}.")
+    if inspect.getgeneratorstate(strategy) != inspect.GEN_CREATED:
+        raise ValueError("a strategy can be driven once. Make a new one: search(grid(problem), ...).")
     if evaluate is None:
-        evaluate = engine
-    elif not isinstance(evaluate, Lifted) and "level" in inspect.signature(evaluate).parameters:
-        evaluate = Lifted(evaluate)
+        evaluate = _trained
+    elif not isinstance(evaluate, Lifted):
+        evaluate = _lifted(evaluate)
     found = strategies.search(strategy, evaluate)
     return FoundLevel(**{f.name: getattr(found, f.name) for f in fields(found)})
+
+
+def _trained(runs: list[Run]) -> list[Record]:
+    if not all(isinstance(run.problem, Problem) for run in runs):
+        raise ValueError("Elsewhere stands for training code of your own. Pass it: search(strategy, train).")
+    return engine(runs)
+
+
+def _lifted(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """Lift a training function, and leave an evaluate as it is."""
+    given = inspect.signature(evaluate).parameters.values()
+    names = {p.name for p in given}
+    if "level" in names or ("runs" not in names and any(p.kind is p.VAR_KEYWORD for p in given)):
+        return Lifted(evaluate)
+    needed = [p.name for p in given if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    if len(needed) > 1:
+        told = f"train(level, seed, epochs) or evaluate(runs), got ({', '.join(needed)})"
+        raise ValueError(f"a search calls {told}. Name the arguments so.")
+    return evaluate
 
 
 def _plain(value: Any) -> Any:

@@ -146,6 +146,13 @@ class Problem:
     key: str | None = None
 
     def __post_init__(self) -> None:
+        for name, fix in _CALLED.items():
+            value = getattr(self, name)
+            ready = isinstance(value, {"data": Splits, "model": nn.Module}.get(name, ()))
+            if not ready and not callable(value):
+                raise ValueError(f"{name} must be {fix}, got {type(value).__name__}.")
+        if getattr(self.loss, "reduction", None) == "none":
+            raise ValueError("the loss must be a batch's mean, got reduction='none'. Per-example methods find theirs.")
         _at_least("batch_size", self.batch_size, 1)
         _at_least("horizon", self.horizon, 1)
         _at_least("eval_batch_size", self.eval_batch_size, 1)
@@ -193,6 +200,12 @@ class Problem:
             return self.model().train()
 
 
+_CALLED = {  # what each part of a Problem must be
+    "data": "Splits or a callable seed -> Splits (flooding.data.loaders.splits reads datasets and loaders)",
+    "model": "a module or a callable that builds one",
+    "optimizer": "a callable parameters -> optimizer, such as partial(torch.optim.SGD, lr=0.1)",
+    "loss": "a callable (outputs, targets) -> mean loss",
+}
 _KEPT_SPLITS = 16
 _SPLITS: dict[tuple[str, int], Splits] = {}  # by description, so that a look-up does not draw the data again
 

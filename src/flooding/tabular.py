@@ -464,7 +464,8 @@ def load_model(folder: str | Path) -> TableModel:
         return TableModel(_fitted(told["network"], weights), preprocessing, target, told["header"])
     except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         what = str(error).split("\n")[0].rstrip(".")
-        raise ValueError(f"folder must hold a saved model, got {folder}: {what}. Save it again.") from error
+        fix = "Give the folder that flooding find --save wrote"
+        raise ValueError(f"folder must hold a saved model, got {folder}: {what}. {fix}.") from error
 
 
 def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
@@ -494,6 +495,12 @@ def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
     known = {target.name, *model.preprocessing.dropped, *(column.name for column in columns)}
     if new := [str(name) for name in table if name not in known]:
         log.warning("%d columns that training had not seen are ignored: %s", len(new), _some(new))
+    for column in columns:
+        if column.categories is not None:
+            other = set(table[column.name].dropna()) - set(column.categories)
+            if other:
+                told = f"values of {column.name!r} were rare or absent in training and count as none of its categories"
+                log.warning("%d %s: %s", len(other), told, _some(sorted(other)))
     with torch.inference_mode():
         output = torch.cat([model.network(part) for part in x.split(10_000)]).double()
     if target.classes is None:
@@ -717,7 +724,7 @@ def _divide(
         if len(rows) - sum(sizes) < 2:
             what = f"of class {name!r}" if classes else "with a target"
             fix = "Drop those rows or merge the class with another" if classes else "Give more rows"
-            fix += ", or say kind='regression'" if classes and numeric else ""
+            fix += ", or predict it as a number: kind='regression' (--kind regression)" if classes and numeric else ""
             raise ValueError(
                 f"2 training rows and 1 for every other split are needed at least, got {len(rows)} {what}, of which "
                 f"{' and '.join(map(str, sizes))} would not be trained on. {fix}."
@@ -731,13 +738,21 @@ def _told(preprocessing: Preprocessing) -> Iterable[str]:
     """Sentences about the columns."""
     numbers = [c.name for c in preprocessing.columns if c.categories is None]
     texts = [f"{c.name} ({len(c.categories)})" for c in preprocessing.columns if c.categories is not None]
-    gaps = [c.name for c in preprocessing.columns if c.missing]
+    gaps, blanks = (
+        [c.name for c in preprocessing.columns if c.missing and (c.categories is not None) == text]
+        for text in (False, True)
+    )
     if numbers:
         yield f"{len(numbers)} numeric columns, standardised on the training rows: {_some(numbers)}."
     if texts:
         yield f"{len(texts)} columns of categories, with how many are told apart: {_some(texts)}."
+    mute = [c.name for c in preprocessing.columns if c.categories == ()]
+    if mute:
+        yield f"{len(mute)} of them tell nothing, since no value occurs twice; numbers written oddly? {_some(mute)}."
     if gaps:
         yield f"{len(gaps)} columns have missing values; the training median stands in for numbers: {_some(gaps)}."
+    if blanks:
+        yield f"{len(blanks)} columns of categories have missing values, which belong to none: {_some(blanks)}."
     if preprocessing.dropped:
         dropped = preprocessing.dropped
         yield f"Dropped {len(dropped)} columns that are constant, or text that never repeats: {_some(dropped)}."

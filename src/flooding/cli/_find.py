@@ -16,7 +16,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._shown import Fresh, Ledger, Workers, console, errors, given, option, progress, usable, writable
+from flooding.cli._shown import Fresh, Ledger, Workers, console, errors, given, option, progress, writable
 
 if TYPE_CHECKING:
     from flooding.find import FoundLevel
@@ -44,7 +44,7 @@ def find(
     epochs: Annotated[int | None, option("Epochs of a full training.", _DATA)] = None,
     strategy: Annotated[
         str,
-        option("finder, grid, halving, backward, heuristic, policy-gradient, accordance or tpe.", _SEARCH),
+        option("finder, grid, halving, backward, heuristic, policy-gradient, accordance, range-test or tpe.", _SEARCH),
     ] = "finder",
     budget: Annotated[float | None, option("finder: trainings to spend for each seed, above 1 [3].", _SEARCH)] = None,
     trainings: Annotated[int | None, option("policy-gradient, tpe: trainings to spend [20].", _SEARCH)] = None,
@@ -65,11 +65,13 @@ def find(
     workers: Workers = None,
 ) -> None:
     """Find the flood level of a task, a table, or a problem of your own."""
+    from flooding.engine import usable
     from flooding.find import find_level
 
     for folder in (out, *([] if save is None else [save.parent])):
         writable(folder)
     usable(device)
+    search = _strategy(strategy, budget, trainings, _numbers(levels))
     problem, table = problem_of(what, target, given(label_noise=label_noise), epochs, kind)
     if save is not None and table is None:
         raise ValueError(f"save needs a table, got {what}. A model of your own is found.model() in Python.")
@@ -80,12 +82,14 @@ def find(
         if save.absolute() == out.absolute():
             raise ValueError(f"save and out must be different folders, got {save} twice. Change one.")
     problem = _scored(problem, score)
-    search = _strategy(strategy, budget, trainings, _numbers(levels))
     with progress() as (on_start, on_row):
         how: dict[str, Any] = {"ledger": ledger, "fresh": fresh, "workers": workers}
         how |= {"on_start": on_start, "on_row": on_row}
         found = find_level(problem, seeds=seeds, device=device, strategy=search, **how)
     _print(found)
+    if table is not None and table.target.classes is None and found.level is not None:
+        raw = f"for squared errors of {table.target.name} itself {found.level * table.target.sd**2:.4g}"
+        console.print(f"That is in the unit of the standardised target; {raw}", markup=False)
     found.save(out)
     console.print(f"\nTable, curves and picture in {out.absolute()}")
     if save is not None and table is not None:
@@ -103,6 +107,8 @@ def predict(
 
     if out is not None:
         writable(out.parent)
+        if out.is_dir():
+            raise ValueError(f"out must be a file, got the folder {out}. Name a file: {out / 'predictions.csv'}.")
     found = predictions(model, table)
     if out is None:
         found.to_csv(sys.stdout, index=False)
@@ -117,7 +123,7 @@ def problem_of(
 ) -> tuple[Problem, TableProblem | None]:
     """Make the Problem of a task, a module or a table."""
     module, colon, name = what.rpartition(":")
-    is_file = Path(what).exists() or Path(what).suffix in {".csv", ".tsv", ".npz", ".gz", ".bz2", ".xz", ".txt"}
+    is_file = Path(what).is_file() or Path(what).suffix in {".csv", ".tsv", ".npz", ".gz", ".bz2", ".xz", ".txt"}
     for option_name, value in (("--target", target), ("--kind", kind)):
         if value is not None and not is_file:
             raise ValueError(f"{option_name} belongs to a table, got {what}. Name a CSV, TSV or .npz file.")
@@ -200,6 +206,7 @@ def _strategy(name: str, budget: float | None, trainings: int | None, levels: li
     from flooding.strategies.halving import halving
     from flooding.strategies.heuristic import heuristic
     from flooding.strategies.policy_gradient import policy_gradient
+    from flooding.strategies.range_test import range_test
     from flooding.strategies.tpe import tpe
 
     at, spend, count = given(levels=levels), given(budget=budget), given(trainings=trainings)
@@ -209,9 +216,10 @@ def _strategy(name: str, budget: float | None, trainings: int | None, levels: li
         "halving": partial(halving, **at),
         "backward": partial(backward, until_loss=1e-4, **at),
         "heuristic": heuristic,
-        "policy-gradient": lambda problem, seeds: policy_gradient(problem, seed=seeds[0], **count),
-        "accordance": lambda problem, seeds: accordance(problem, seed=seeds[0]),
-        "tpe": lambda problem, seeds: tpe(problem, seed=seeds[0], **count),
+        "policy-gradient": partial(policy_gradient, **count),
+        "accordance": accordance,
+        "range-test": range_test,
+        "tpe": partial(tpe, **count),
     }
     if name not in known:
         raise ValueError(f"strategy must be one of {', '.join(known)}; got {name}.")
@@ -242,7 +250,10 @@ def _print(found: FoundLevel) -> None:
     for warning in found.warnings:
         errors.print(f"note: {warning}", markup=False)
     cost = found.cost
-    price = f"{cost.steps:.2f} trainings' steps, {cost.epochs} epochs, {3600 * cost.hours:.0f} s of processor time"
+    saved = (
+        "" if cost.steps >= cost.trainings else f" ({1 - cost.steps / cost.trainings:.0%} saved by shared beginnings)"
+    )
+    price = f"{cost.steps:.2f} trainings' steps{saved}, {cost.epochs} epochs, {3600 * cost.hours:.0f} s of training"
     answer = "train without flooding" if found.level is None else f"flood level {found.level:.4g}"
     console.print(f"[bold]{answer}[/] ({found.strategy}; {price})")
     if found.level is not None and not hasattr(found.run.level, "update"):
@@ -274,4 +285,7 @@ def _save(found: FoundLevel, table: TableProblem, folder: Path, device: str) -> 
     for name in ("last.test_accuracy", "last.test_loss"):
         if name in finals:
             console.print(f"{name.removeprefix('last.').replace('_', ' ')} of the saved model: {finals[name]:.4g}")
+    if table.target.classes is None and "last.test_loss" in finals:
+        error = math.sqrt(finals["last.test_loss"]) * table.target.sd
+        console.print(f"that is a root mean squared error of {error:.4g} in the unit of {table.target.name}")
     console.print(f"Model in {folder.absolute()}: flooding predict {folder} new.csv")

@@ -12,7 +12,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._shown import Fresh, Ledger, console, errors, given, option, progress, usable, writable
+from flooding.cli._shown import Fresh, Ledger, console, errors, given, option, progress, writable
 
 if TYPE_CHECKING:
     from flooding.problem import Record, Run
@@ -248,6 +248,7 @@ def _save(weights: dict[str, dict[str, Any]], folder: Path) -> None:
 
 def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> None:
     """Refuse, before anything is written, what would fail later."""
+    from flooding.engine import usable
     from flooding.losses import PerClass
 
     usable(device)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flooding.loop import Row
     from flooding.problem import Run
 
-__all__ = ["Fresh", "Ledger", "Workers", "console", "errors", "given", "option", "progress", "usable", "writable"]
+__all__ = ["Fresh", "Ledger", "Workers", "console", "errors", "given", "option", "progress", "writable"]
 
 # torch takes 2 s to import: every import of the library is inside the function that needs it.
 
@@ -41,17 +41,6 @@ def option(help: str, panel: str, *names: str, **more: Any) -> Any:  # ruff: ign
 
 def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def usable(device: str) -> None:
-    """Refuse a device that is not there."""
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be there, got {device!r}: {reason}. Try --device cpu.") from None
 
 
 def writable(folder: Path) -> None:
@@ -93,7 +82,7 @@ def progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[Row], N
         done += row.epoch > 0
         if not bar.disable:
             bar.update(bar.task_ids[0], completed=done)
-        elif time.monotonic() - spoken > 10:
+        elif done and time.monotonic() - spoken > 10:
             spoken = time.monotonic()
             errors.print(f"{done} of {whole} epochs, about {(spoken - began) / done * (whole - done):.0f} s left")
 

@@ -61,8 +61,8 @@ class Cost:
     Args:
         trainings: Epochs over those of one full training; a Run that goes on from a shorter one counts once.
         steps: The same for the optimiser steps that were really taken: with shared prefixes they are fewer.
-        epochs: Number of epochs.
-        hours: Hours of processor time, of all workers together.
+        epochs: Number of epochs that were really trained.
+        hours: Hours of training, of all workers together; on a busy machine more than it took of the processor.
     """
 
     trainings: float
@@ -253,16 +253,17 @@ def cost(records: Iterable[Record]) -> Cost:
         The cost.
     """
     longest: dict[Any, tuple[int, int]] = {}
-    steps, seconds = 0.0, 0.0
+    steps, epochs, seconds = 0.0, 0, 0.0
     for record in records:
         run = record.run
         assert run is not None
         same = (id(run.problem), run.seed, repr(run.level), repr(run.method))
         longest[same] = max(longest.get(same, (0, 0)), (run.epochs, run.problem.horizon))
-        steps += float(record.circumstances.get("epochs_trained", run.epochs)) / run.problem.horizon
+        trained = record.circumstances.get("epochs_trained", run.epochs)
+        steps, epochs = steps + float(trained) / run.problem.horizon, epochs + round(trained)
         seconds += float(record.circumstances.get("seconds", 0.0))
     trainings = sum(epochs / horizon for epochs, horizon in longest.values())
-    return Cost(trainings, steps, sum(epochs for epochs, _ in longest.values()), seconds / 3600)
+    return Cost(trainings, steps, epochs, seconds / 3600)
 
 
 def late(record: Record, share: float = 0.0) -> tuple[float, float]:

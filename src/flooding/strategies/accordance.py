@@ -50,7 +50,7 @@ def accordance(
         warning, where the accordance never crosses.
 
     Raises:
-        ValueError: If ``direction`` is neither word or ``smoothing`` is below 1.
+        ValueError: If ``direction`` is neither word, ``smoothing`` is below 1, or ``problem`` is no Problem.
 
     References:
         Liu et al., *Flooding-X: Improving BERT's Resistance to Adversarial Attacks via Loss-Restricted Fine-Tuning*,
@@ -60,6 +60,8 @@ def accordance(
         raise ValueError(f"direction must be 'down' or 'up', got {direction!r}. The source's text says 'down'.")
     if smoothing < 1:
         raise ValueError(f"smoothing must be at least 1 epoch, got {smoothing}. 1 does not smooth.")
+    if not isinstance(problem, Problem):
+        raise ValueError(f"accordance looks into the model: it needs a Problem, got {type(problem).__name__}.")
     watch = partial(watch_accordance, batches=batches, seed=seed)
     [record] = yield [Run(replace(problem, watch=watch), seed=seed)]
     curve = record.curves["accordance"]

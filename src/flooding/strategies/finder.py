@@ -79,6 +79,10 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
     else:
         alike = known[max(0, best - 1) : best + 2]
     how = f"judged by the last {late} of {until} epochs, out of {problem.horizon}, with its neighbours"
+    if chance:
+        how += f": validation accuracy {scores[best][0]:.3f}, {scores[0][0]:.3f} without flooding"
+    if level is not None and chance and 0.0 in alike:
+        warnings += ("plain training lies within chance of it: more seeds, or more validation data, would tell",)
     race = Suggestion("race", level, min(alike), max(alike), how)
     guess = _rounded(floor + 0.7 * (cap - floor), cap)
     irreducible = Suggestion("irreducible loss", guess, min(floor, guess), max(cap, guess), "0.7 of the way to the cap")
