@@ -3,17 +3,19 @@
 import math
 import random
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from flooding import evaluate
 from flooding.levels import Constant, Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.metrics import balanced_accuracy
 from flooding.problem import Run, Score
 from flooding.strategies import Found, Suggestion, best_level, late
-from flooding.testing import check_controller, check_strategy, make_up
+from flooding.testing import check_controller, check_evaluate, check_strategy, make_up
 from small import regression, small
 
 
@@ -477,3 +479,66 @@ def test_a_made_up_record_measures_what_the_problem_does():
     finals = make_up(Run(scored)).finals
     assert finals["last.val_score"] == -finals["last.val_accuracy"]
     assert not any("accuracy" in name for name in make_up(Run(regression()), accuracy=False).finals)
+
+
+# Evaluators
+
+
+def trained(runs):
+    return evaluate(runs, ledger=False, workers=0)
+
+
+def shuffled(runs):
+    return trained(runs)[::-1]
+
+
+def short(runs):
+    return trained(runs)[:-1]
+
+
+def strangers(runs):
+    return [replace(record, run=None) for record in trained(runs)]
+
+
+def blind(runs):
+    return [replace(r, finals={n: v for n, v in r.finals.items() if n != "last.val_loss"}) for r in trained(runs)]
+
+
+def without_a_beginning(runs):
+    return [replace(r, curves={n: c[1:] for n, c in r.curves.items()}) for r in trained(runs)]
+
+
+def by_place(runs):
+    """Measure by where a Run stands in the list."""
+    told = enumerate(trained(runs))
+    return [replace(r, finals={**r.finals, "last.val_loss": r.finals["last.val_loss"] + place}) for place, r in told]
+
+
+def ignores_until(runs):
+    longer = trained([replace(run, until=None) for run in runs])
+    cut = zip(runs, longer, strict=True)
+    return [replace(r, run=run, curves={n: c[-run.epochs - 1 :] for n, c in r.curves.items()}) for run, r in cut]
+
+
+def test_an_evaluate_that_keeps_the_rules_passes():
+    check_evaluate(trained, small(horizon=3))
+    check_evaluate(partial(evaluate, ledger=False, workers=2), small(horizon=3))
+    check_evaluate(lambda runs: [make_up(run) for run in runs], small(horizon=3))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (shuffled, "in the order asked"),
+        (short, "got 3 for 4"),
+        (strangers, "each with the Run it was asked for"),
+        (blind, "last.val_loss"),
+        (without_a_beginning, "curves must have 4 values"),
+        (by_place, "measured alike whatever else is asked"),
+        (ignores_until, "a shorter Run must see"),
+        (lambda runs: trained(runs) or [None], "no Runs must give no Records"),
+    ],
+)
+def test_an_evaluate_that_breaks_one_is_told_which(bad, message):
+    with pytest.raises(AssertionError, match=message):
+        check_evaluate(bad, small(horizon=3))

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flooding.levels import Controller, Seen, State, as_controller, fold
 from flooding.problem import Record, Run, merit
-from flooding.strategies import Found, Strategy
+from flooding.strategies import Evaluate, Found, Strategy
 
-__all__ = ["check_controller", "check_strategy", "make_up"]
+__all__ = ["check_controller", "check_evaluate", "check_strategy", "make_up"]
 
 _STEPS_PER_EPOCH = 4
 
@@ -107,6 +107,52 @@ def check_strategy(make: Callable[[], Strategy]) -> None:
             _check_choice(asked, found, diverges)
     rule = "torch's, NumPy's and Python's global generators must be left alone; draw from one of your own"
     _require(before == _global_generators(), f"{rule}.")
+
+
+def check_evaluate(evaluate: Evaluate, problem: Any) -> None:
+    """Check that an ``evaluate`` of your own, a cluster's say, keeps the protocol that strategies count on.
+
+    Four short Runs of the problem are trained twice, in different orders. Checked are: a Record for each Run, in the
+    order asked, that carries this Run; a validation loss at the end; curves with a value before training and one after
+    each epoch; the same measurements again, whatever else is asked and in whatever order; that a Run of fewer epochs
+    sees what a longer one saw until then; that no Runs give no Records.
+
+    Args:
+        evaluate: Runs to Records.
+        problem: A small Problem of two epochs or more whose data, model and loss are reproducible.
+
+    Raises:
+        AssertionError: If a rule is broken; the message names it.
+
+    Example:
+        >>> from functools import partial
+        >>> from flooding import Problem, evaluate
+        >>> from flooding.data.synthetic import two_gaussians
+        >>> from flooding.models import mlp
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=3)
+        >>> check_evaluate(partial(evaluate, ledger=False, workers=0), problem)
+    """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
+    asked = [(None, 0, None), (0.3, 1, None), (0.3, 0, problem.horizon - 1), (0.3, 0, None)]
+    runs = [Run(problem, level, seed=seed, until=until) for level, seed, until in asked]
+    _require(list(evaluate([])) == [], "no Runs must give no Records.")
+    told = list(evaluate(runs))
+    _require(len(told) == len(runs), f"there must be a Record for each Run, got {len(told)} for {len(runs)}.")
+    for run, record in zip(runs, told, strict=True):
+        _require(record.run is run, "Records must come in the order asked, each with the Run it was asked for.")
+        _require("last.val_loss" in record.finals, "finals must have the validation loss at the end: last.val_loss.")
+        lengths = {name: len(curve) for name, curve in record.curves.items()}
+        rule = f"curves must have {run.epochs + 1} values, from before training to the last of {run.epochs} epochs"
+        _require(set(lengths.values()) <= {run.epochs + 1}, f"{rule}, got {lengths}.")
+    again = list(evaluate(runs[::-1]))[::-1]
+    same = all(_measured(a) == _measured(b) for a, b in zip(told, again, strict=True))
+    _require(same, "the same Run must be measured alike whatever else is asked, in whatever order. Seed what it draws.")
+    short, whole = told[2].curves, told[3].curves
+    same = all(np.array_equal(curve, whole[name][: len(curve)], equal_nan=True) for name, curve in short.items())
+    _require(same and short.keys() == whole.keys(), "a shorter Run must see what a longer one saw until then.")
+
+
+def _measured(record: Record) -> dict[str, Any]:
+    return {name: np.asarray(value).tobytes() for name, value in {**record.curves, **record.finals}.items()}
 
 
 # Which of the levels diverge, by the order in which they were first asked.
