@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flooding.data.augment import jitter, shift
+from flooding.data.augment import crop_and_flip, flip, jitter, shift
 
 
 def moved(image, down, right):
@@ -90,3 +90,29 @@ def test_the_global_generator_decides(function):
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_cropping_and_flipping_equals_its_image_by_image_twin():
+    x = torch.randn(40, 3, 8, 7, generator=torch.Generator().manual_seed(4))
+    torch.manual_seed(5)
+    found = crop_and_flip(x, padding=3)
+    torch.manual_seed(5)
+    top, left = torch.randint(7, (2, 40, 1))
+    mirrored = torch.rand(40) < 0.5
+    for image, result, row, column, mirror in zip(x, found, top, left, mirrored, strict=True):
+        window = moved(image, 3 - int(row), 3 - int(column))
+        twin = torch.stack([window[:, :, 6 - c] for c in range(7)], 2) if mirror else window
+        assert torch.equal(result, twin)
+    assert 10 < int(mirrored.sum()) < 30
+    assert len({(int(r), int(c)) for r, c in zip(top, left, strict=True)}) > 15
+
+
+def test_half_of_the_images_are_mirrored_and_the_input_is_kept():
+    torch.manual_seed(6)
+    x = torch.arange(3.0).expand(2000, 1, 2, 3).clone()
+    found = flip(x)
+    mirrored = (found[:, 0, 0, 0] == 2).double()
+    assert float(mirrored.mean()) == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(2000))
+    assert torch.equal(x, torch.arange(3.0).expand(2000, 1, 2, 3))
+    with pytest.raises(ValueError, match=r"images must be \[n, channels, height, width\], got \[4, 9\]"):
+        flip(torch.zeros(4, 9))

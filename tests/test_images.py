@@ -2,14 +2,34 @@
 
 import gzip
 import hashlib
+import io
+import logging
+import os
+import pickle
 import struct
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from flooding.data import files
-from flooding.data.images import fashion_mnist, mnist, read_idx, split_images
+from flooding.data.images import (
+    IMAGENET,
+    SETS,
+    cifar10,
+    cifar100,
+    fashion_mnist,
+    kuzushiji_mnist,
+    load,
+    mnist,
+    read_batch,
+    read_idx,
+    read_mat,
+    split_images,
+    svhn,
+)
 
 
 def idx(array):
@@ -141,23 +161,253 @@ def test_wrong_images_are_refused(change, message):
         split_images(**(good | change))
 
 
-@pytest.mark.parametrize(("load", "name"), [(fashion_mnist, "fashion-mnist"), (mnist, "mnist")])
-def test_the_official_training_and_test_files_are_read(load, name, tmp_path, monkeypatch):
-    (tmp_path / name).mkdir()
-    monkeypatch.setenv("FLOODING_DATA", str(tmp_path))
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Set FLOODING_DATA to an empty folder, beside an empty cache, and give it."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("FLOODING_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "data"
+
+
+def put(data, monkeypatch, path, stored, known=None):
+    """Store a file, and make it the official one."""
+    (data / path).parent.mkdir(exist_ok=True)
+    (data / path).write_bytes(stored)
+    known = known or "md5:" + hashlib.md5(stored, usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(files.FILES, path.removesuffix(".gz"), ("https://example.invalid/x.gz", known))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "known"),
+    [
+        (fashion_mnist, "fashion-mnist", lambda content: hashlib.sha256(content).hexdigest()),
+        (mnist, "mnist", lambda content: hashlib.sha256(content).hexdigest()),
+        (kuzushiji_mnist, "kuzushiji-mnist", lambda content: None),
+    ],
+)
+def test_the_official_training_and_test_files_are_read(make, name, known, data, monkeypatch):
     for part, (x, y) in {"train": numbered(), "t10k": numbered(20, seed=1)}.items():
         for kind, array in {"images-idx3": x, "labels-idx1": y}.items():
-            path, content = f"{name}/{part}-{kind}-ubyte", idx(array)
-            (tmp_path / f"{path}.gz").write_bytes(gzip.compress(content))
-            monkeypatch.setitem(files.FILES, path, ("https://example.invalid", hashlib.sha256(content).hexdigest()))
-    found = load(0.2, n_train=30, n_val=20, seed=4)
+            content = idx(array)
+            put(data, monkeypatch, f"{name}/{part}-{kind}-ubyte.gz", gzip.compress(content), known(content))
+    found = make(0.2, n_train=30, n_val=20, seed=4)
     assert found.sha256 == split_images(*numbered(), *numbered(20, seed=1), 30, 20, 0.2, seed=4).sha256
 
 
-@pytest.mark.parametrize(("load", "name", "least"), [(fashion_mnist, "fashion-mnist", 0.62), (mnist, "mnist", 0.75)])
-def test_the_official_images_as_the_settings_table_says(load, name, least):
+def coloured(n=60, seed=0):
+    """Colour images of 32 x 32 and their classes."""
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
+
+
+def mat(x, y):
+    from scipy.io import savemat
+
+    with io.BytesIO() as file:
+        savemat(file, {"X": x.transpose(2, 3, 1, 0), "y": np.where(y == 0, 10, y).reshape(-1, 1)})
+        return file.getvalue()
+
+
+def test_svhn_is_read_and_its_class_10_is_the_digit_0(data, monkeypatch):
+    for part, (x, y) in {"train": coloured(), "test": coloured(20, seed=1)}.items():
+        put(data, monkeypatch, f"svhn/{part}_32x32.mat", mat(x, y))
+    assert all(np.array_equal(*pair) for pair in zip(load("svhn"), (*coloured(), *coloured(20, seed=1)), strict=True))
+    assert svhn(0.2, 30, 20, seed=4).sha256 == split_images(*load("svhn"), 30, 20, 0.2, seed=4).sha256
+
+
+class _Python2(pickle._Pickler):
+    """Pickles bytes as the strings of Python 2, which wrote the official batches."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_string(self, content):
+        size = len(content)
+        head = pickle.SHORT_BINSTRING + bytes([size]) if size < 256 else pickle.BINSTRING + struct.pack("<i", size)
+        self.write(head + content)
+        self.memoize(content)
+
+    dispatch[bytes] = save_string
+
+
+def pickled(thing):
+    with io.BytesIO() as file:
+        _Python2(file, protocol=2).dump(thing)
+        return file.getvalue()
+
+
+def batch(x, y, labels=b"labels"):
+    """Pickle a batch: bytes for names, a list of classes, the colours of an image one after another."""
+    flat = x.reshape(len(x), -1)
+    return pickled({b"batch_label": b"part", labels: y.tolist(), b"data": flat, b"filenames": [b"a.png"] * len(x)})
+
+
+def tar(contents, mode):
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode=mode) as archive:
+            for name, content in contents.items():
+                entry = tarfile.TarInfo(f"inner/{name}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        return file.getvalue()
+
+
+def cifar(monkeypatch, name):
+    """Make small official batches; give their contents and the images in them."""
+    x, y = coloured()
+    test = coloured(20, seed=1)
+    if name == "cifar10":
+        parts = {f"data_batch_{n + 1}": batch(x[12 * n : 12 * n + 12], y[12 * n : 12 * n + 12]) for n in range(5)}
+        parts["test_batch"] = batch(*test)
+    else:
+        parts = {"train": batch(x, y, b"fine_labels"), "test": batch(*test, b"fine_labels")}
+    known = {part: hashlib.md5(content, usedforsecurity=False).hexdigest() for part, content in parts.items()}
+    monkeypatch.setitem(files.ARCHIVES, name, (f"file:///nowhere/{name}.tar.gz", known))
+    return parts, (x, y, *test)
+
+
+@pytest.mark.parametrize("stored", ["unpacked", "below", "tar", "tar.gz", "tar.xz", "fetched"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_read_however_it_is_stored(name, stored, data, monkeypatch, tmp_path):
+    parts, images = cifar(monkeypatch, name)
+    folder = data / name / ("inner" if stored == "below" else "")
+    folder.mkdir(parents=True)
+    if stored in {"unpacked", "below"}:
+        for part, content in parts.items():
+            (folder / part).write_bytes(content)
+    elif stored == "fetched":
+        served = tmp_path / "official.tar.gz"
+        served.write_bytes(tar(parts, "w:gz"))
+        monkeypatch.setitem(files.ARCHIVES, name, (served.as_uri(), files.ARCHIVES[name][1]))
+    else:
+        (folder / f"anything.{stored}").write_bytes(tar(parts, f"w:{stored.partition('.')[2]}"))
+    found = load(name)
+    assert all(a.dtype == np.uint8 and np.array_equal(a, b) for a, b in zip(found, images, strict=True))
+    if stored == "fetched":
+        assert (files.cache() / name / "official.tar.gz").read_bytes() == served.read_bytes()
+
+
+@pytest.mark.parametrize("make", [cifar10, cifar100])
+def test_colours_are_standardised_channel_by_channel_or_as_told(make, data, monkeypatch):
+    name = make.__name__
+    parts, (_, _, test_x, _) = cifar(monkeypatch, name)
+    (data / name).mkdir()
+    (data / name / "a.tar").write_bytes(tar(parts, "w"))
+    splits = make(n_train=40, n_val=20, seed=1)
+    assert splits.train.x.shape == (40, 3, 32, 32)
+    channels = splits.train.x.double().transpose(0, 1).flatten(1)
+    assert torch.allclose(channels.mean(1), torch.zeros_like(channels[:, 0]), atol=1e-6)
+    assert torch.allclose(channels.std(1, correction=0), torch.ones_like(channels[:, 0]), atol=1e-6)
+    usual = make(n_train=40, n_val=20, scale=IMAGENET, seed=1)
+    mean, sd = (torch.tensor(part)[:, None, None] for part in IMAGENET)
+    assert torch.allclose(usual.test.x, (torch.from_numpy(test_x) / 255 - mean) / sd, atol=1e-6)
+    with pytest.raises(ValueError, match="scale must be a mean and a deviation above 0 for each channel"):
+        make(n_train=40, n_val=20, scale=((0.5,), (0.5,)), seed=1)
+
+
+class Evil:
+    """Would call something if it were unpickled."""
+
+    def __reduce__(self):
+        return (print, ("called",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickled({b"data": Evil()}), "builtin.*print, which is not an array of numbers"),
+        (batch(*coloured(4))[:-20], "a batch must hold images and labels of CIFAR"),
+        (pickled({b"data": np.zeros((2, 3072), np.uint8)}), "b'labels'"),
+        (batch(coloured(4)[0], np.zeros(3, np.uint8)), r"images uint8 \(4, 3072\) and labels \(3,\)"),
+        (b"", "Fetch it anew"),
+    ],
+)
+def test_a_batch_that_is_none_is_refused_and_nothing_is_called(content, message, capsys):
+    with pytest.raises(ValueError, match=message):
+        read_batch(content)
+    assert "called" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must hold X and y"),
+        (mat(*coloured(4))[:-50], "must hold X and y"),
+        (mat(coloured(4)[0], np.full(4, 12)), "with digits y"),
+        (mat(coloured(4)[0], np.zeros(3)), r"and \(3,\)"),
+    ],
+)
+def test_a_matlab_file_of_another_kind_is_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        read_mat(content)
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+@pytest.mark.parametrize("damage", ["cut off", "another file", "missing"])
+def test_a_damaged_file_is_refused_and_nothing_is_cached(name, damage, data, monkeypatch):
+    if name.startswith("cifar"):
+        parts, _ = cifar(monkeypatch, name)
+        first = next(iter(parts))
+        parts[first] = parts[first][:-9] if damage == "cut off" else b"nothing"
+        if damage == "missing":
+            del parts[first]
+        (data / name).mkdir()
+        (data / name / "a.tar.gz").write_bytes(tar(parts, "w:gz"))
+    else:
+        for part, test in (("train", "train"), ("t10k", "test")):
+            x, y = coloured() if name == "svhn" else numbered()
+            held = {f"{part}-images-idx3-ubyte.gz": gzip.compress(idx(x)), f"{part}-labels-idx1-ubyte.gz": idx(y)}
+            for file, content in ({f"{test}_32x32.mat": mat(x, y)} if name == "svhn" else held).items():
+                put(data, monkeypatch, f"{name}/{file}", content)
+        path = sorted((data / name).iterdir())[0]
+        if damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-9] if damage == "cut off" else b"nothing")
+    told = "is missing" if damage == "missing" and name.startswith("cifar") else "must be in the folder|must have md5"
+    with pytest.raises(ValueError, match=told):
+        load(name)
+    assert not (files.cache() / "decoded").exists()
+
+
+def test_a_broken_archive_is_refused(data, monkeypatch):
+    parts, _ = cifar(monkeypatch, "cifar100")
+    (data / "cifar100").mkdir()
+    (data / "cifar100" / "a.tar.xz").write_bytes(tar(parts, "w:xz")[:2000])
+    with pytest.raises(ValueError, match=r"got a broken archive.*Delete it"):
+        load("cifar100")
+
+
+def test_images_are_decoded_once_and_a_damaged_cache_is_replaced(data, monkeypatch, caplog):
+    parts, images = cifar(monkeypatch, "cifar100")
+    (data / "cifar100").mkdir()
+    (data / "cifar100" / "a.tar").write_bytes(tar(parts, "w"))
+    load("cifar100")
+    (data / "cifar100" / "a.tar").rename(data / "away.tar")
+    assert all(np.array_equal(a, b) for a, b in zip(load("cifar100"), images, strict=True))
+    [kept] = (files.cache() / "decoded").iterdir()
+    content = bytearray(kept.read_bytes())
+    content[5000] ^= 1
+    kept.write_bytes(content)
+    (data / "away.tar").rename(data / "cifar100" / "a.tar")
+    assert all(np.array_equal(a, b) for a, b in zip(load("cifar100"), images, strict=True))
+    assert "cannot be read" in caplog.text
+    monkeypatch.setenv("XDG_CACHE_HOME", str(data / "away"))
+    (data / "away").write_text("a file")
+    caplog.set_level(logging.WARNING, "flooding")
+    assert len(load("cifar100").y) == 60
+    assert "cache must be a folder that can be written" in caplog.text
+
+
+def test_an_unknown_set_is_refused():
+    with pytest.raises(ValueError, match=r"must be one of mnist, fashion-mnist.*; got 'imagenet'"):
+        load("imagenet")
+
+
+@pytest.mark.parametrize(("make", "name", "least"), [(fashion_mnist, "fashion-mnist", 0.62), (mnist, "mnist", 0.75)])
+def test_the_official_images_as_the_settings_table_says(make, name, least):
     official(name)
-    splits = load(seed=0)
+    splits = make(seed=0)
     assert [tuple(s.x.shape) for s in (splits.train, splits.val, splits.test)] == [
         (4000, 1, 28, 28),
         (1000, 1, 28, 28),
@@ -174,3 +424,30 @@ def test_the_official_images_as_the_settings_table_says(load, name, least):
     centres = torch.stack([flat[splits.train.clean == c].mean(0) for c in range(10)])
     found = torch.cdist(splits.test.x.flatten(1), centres).argmin(1)
     assert float((found == splits.test.y).double().mean()) > least
+
+
+# sha256 of training images, their classes, test images and theirs, one after another. The channels of CIFAR-10 have the
+# means and deviations that are published everywhere: .4914, .4822, .4465 and .2470, .2435, .2616.
+DECODED = {
+    "mnist": "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",
+    "fashion-mnist": "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f",
+    "cifar10": "32e5966899bde482c0ef7d076bf69809b4b1488c806f657a814cfca4646ec493",
+}
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_the_decoded_images_are_the_official_ones(name, tmp_path, monkeypatch):
+    if name in files.ARCHIVES:
+        folder = os.environ.get("FLOODING_DATA")
+        if folder is None or not (Path(folder) / name).is_dir():
+            pytest.skip(f"{name} is not in FLOODING_DATA")
+    else:
+        official(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):  # decoded, and looked up
+        found = load(name)
+        assert hashlib.sha256(b"".join(a.tobytes() for a in found)).hexdigest() == DECODED[name]
+    if name == "cifar10":
+        means = [round(float(found.x[:, c].mean()) / 255, 4) for c in range(3)]
+        assert means == [0.4914, 0.4822, 0.4465]
+        assert (np.bincount(found.y) == 5000).all()

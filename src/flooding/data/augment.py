@@ -4,6 +4,8 @@ They draw from torch's global generator, which a Run seeds. Give their numbers w
 Problem describes itself: ``Problem(..., augment=partial(jitter, sd=0.1))``.
 """
 
+# The checks shared by the functions below raise what their docstrings promise.
+# ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
 import math
@@ -11,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["jitter", "shift"]
+__all__ = ["crop_and_flip", "flip", "jitter", "shift"]
 
 
 def jitter(x: Tensor, sd: float = 0.1) -> Tensor:
@@ -75,3 +77,47 @@ def shift(x: Tensor, pixels: int = 1, size: int | None = None) -> Tensor:
     columns = (left + torch.arange(width, device=x.device))[:, None, None, :]
     images, channels = (torch.arange(k, device=x.device) for k in x.shape[:2])
     return padded[images[:, None, None, None], channels[None, :, None, None], rows, columns]
+
+
+def flip(x: Tensor) -> Tensor:
+    """Mirror each image left to right with probability 1/2; all channels of an image together.
+
+    Args:
+        x: Images ``[n, channels, height, width]``; left unchanged.
+
+    Returns:
+        Images of the same shape.
+
+    Raises:
+        ValueError: If the shape is not as above.
+
+    Example:
+        >>> flip(torch.ones(2, 1, 3, 3)).shape
+        torch.Size([2, 1, 3, 3])
+    """
+    if x.ndim != 4:
+        raise ValueError(f"images must be [n, channels, height, width], got {list(x.shape)}. Add the missing axes.")
+    mirrored = torch.rand(len(x), device=x.device) < 0.5
+    return torch.where(mirrored[:, None, None, None], x.flip(3), x)
+
+
+def crop_and_flip(x: Tensor, padding: int = 4) -> Tensor:
+    """Pad each image with zeros, cut out a window of its size at random, and mirror it with probability 1/2.
+
+    The usual augmentation of CIFAR. What is padded is 0, the mean of standardised images.
+
+    Args:
+        x: Images ``[n, channels, height, width]``; left unchanged.
+        padding: Pixels on each side, from 0 to below the height and width.
+
+    Returns:
+        Images of the same shape.
+
+    Raises:
+        ValueError: If the shape or ``padding`` is not as above.
+
+    Example:
+        >>> crop_and_flip(torch.ones(2, 3, 8, 8), padding=0).mean()
+        tensor(1.)
+    """
+    return flip(shift(x, padding))

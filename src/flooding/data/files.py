@@ -1,18 +1,24 @@
 """Files of real data sets: in ``$FLOODING_DATA`` or the user's cache, else fetched once; verified at each use."""
 
+# The checks shared by the functions below raise what their docstrings promise.
+# ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import logging
+import lzma
 import os
+import tarfile
 import tempfile
 import zlib
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO
 from urllib.request import urlopen
 
-__all__ = ["FILES", "cache", "find", "read"]
+__all__ = ["ARCHIVES", "FILES", "cache", "find", "keep", "members", "read"]
 
 log = logging.getLogger("flooding")
 
@@ -20,9 +26,13 @@ _PMLB = "https://github.com/EpistasisLab/pmlb/raw/master/datasets"
 _LIGHTGBM = "https://github.com/microsoft/LightGBM/raw/v4.5.0/examples/binary_classification"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
+_KUZUSHIJI = "http://codh.rois.ac.jp/kmnist/dataset/kmnist"
+_SVHN = "http://ufldl.stanford.edu/housenumbers"
+_CIFAR = "https://www.cs.toronto.edu/~kriz"
 _GZIP = b"\x1f\x8b"
 
-# Address and sha256 of each file. The hash is that of the content: a file may be compressed anew, or not at all.
+# Address and sha256 of each file. The hash is that of the content: a file may be compressed anew, or not at all. Where
+# only the md5 of the file as it is served is published ("md5:..."), it must be kept as it is.
 FILES: dict[str, tuple[str, str]] = {
     "tables/spambase.tsv": (
         f"{_PMLB}/spambase/spambase.tsv.gz",
@@ -76,7 +86,45 @@ FILES: dict[str, tuple[str, str]] = {
         f"{_MNIST}/t10k-labels-idx1-ubyte.gz",
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
+    "kuzushiji-mnist/train-images-idx3-ubyte": (
+        f"{_KUZUSHIJI}/train-images-idx3-ubyte.gz",
+        "md5:bdb82020997e1d708af4cf47b453dcf7",
+    ),
+    "kuzushiji-mnist/train-labels-idx1-ubyte": (
+        f"{_KUZUSHIJI}/train-labels-idx1-ubyte.gz",
+        "md5:e144d726b3acfaa3e44228e80efcd344",
+    ),
+    "kuzushiji-mnist/t10k-images-idx3-ubyte": (
+        f"{_KUZUSHIJI}/t10k-images-idx3-ubyte.gz",
+        "md5:5c965bf0a639b31b8f53240b1b52f4d7",
+    ),
+    "kuzushiji-mnist/t10k-labels-idx1-ubyte": (
+        f"{_KUZUSHIJI}/t10k-labels-idx1-ubyte.gz",
+        "md5:7320c461ea6c1c855c0b718fb2a4b134",
+    ),
+    "svhn/train_32x32.mat": (f"{_SVHN}/train_32x32.mat", "md5:e26dedcc434d2e4c54c9b2d4a06d8373"),
+    "svhn/test_32x32.mat": (f"{_SVHN}/test_32x32.mat", "md5:eb5a983be6a315427106f1b164d9cef3"),
 }
+
+# Address of an archive, and the published md5 of each of its files that is used.
+ARCHIVES: dict[str, tuple[str, dict[str, str]]] = {
+    "cifar10": (
+        f"{_CIFAR}/cifar-10-python.tar.gz",
+        {
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+        },
+    ),
+    "cifar100": (
+        f"{_CIFAR}/cifar-100-python.tar.gz",
+        {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+    ),
+}
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def cache() -> Path:
@@ -100,13 +148,15 @@ def find(name: str) -> Path | None:
     Raises:
         ValueError: If ``FLOODING_DATA`` is set and not a folder.
     """
-    folders = [cache()]
-    if own := os.environ.get("FLOODING_DATA"):
-        if not Path(own).is_dir():
-            raise ValueError(f"FLOODING_DATA must be a folder of data sets, got {own!r}. Correct or unset it.")
-        folders.insert(0, Path(own))
-    paths = (folder / f"{name}{ending}" for folder in folders for ending in (".gz", ""))
+    paths = (folder / f"{name}{ending}" for folder in _folders() for ending in (".gz", ""))
     return next((path for path in paths if path.is_file()), None)
+
+
+def _folders() -> list[Path]:
+    own = os.environ.get("FLOODING_DATA")
+    if own and not Path(own).is_dir():
+        raise ValueError(f"FLOODING_DATA must be a folder of data sets, got {own!r}. Correct or unset it.")
+    return [*([Path(own)] if own else []), cache()]
 
 
 def read(name: str) -> bytes:
@@ -124,40 +174,124 @@ def read(name: str) -> bytes:
     Raises:
         ValueError: If the file cannot be fetched, has other content than the official one, or cannot be kept.
     """
-    address, sha256 = FILES[name]
+    address, known = FILES[name]
     path = find(name)
     if path is not None:
-        return _verified(path.read_bytes(), sha256, f"{path} must be the file {address}", "Delete it")
-    own = f"download {address}, put it into a folder as {name}{'.gz' * address.endswith('.gz')}, and set FLOODING_DATA"
-    own = f"{own} to that folder"
+        return _verified(path.read_bytes(), known, f"{path} must be the file {address}", "Delete it")
+    stored_as = f"{name}{'.gz' * address.endswith('.gz')}"
+    fetched, own = _fetched(name, address, stored_as)
+    content = _verified(fetched, known, f"{address} must serve the official file", f"Try again later; or {own}")
+    keep(fetched, cache() / f"{name}{'.gz' * fetched.startswith(_GZIP)}")
+    return content
+
+
+def members(name: str) -> dict[str, bytes]:
+    """Read the files of an archive; one that is nowhere yet is fetched into the cache.
+
+    They may lie unpacked in the folder ``name`` of ``$FLOODING_DATA`` or of the cache, or below it, or there in a tar
+    file, compressed or not. Each is verified each time. Nothing is unpacked to the disk.
+
+    Args:
+        name: A name of :data:`ARCHIVES`.
+
+    Returns:
+        The official contents by file name.
+
+    Raises:
+        ValueError: If the archive cannot be fetched or read, lacks a file or has another one than the official one, or
+            cannot be kept.
+    """
+    address, known = ARCHIVES[name]
+    for folder in _folders():
+        base = folder / name
+        for place in (base, *sorted(path for path in base.glob("*") if path.is_dir())):
+            if all((place / file).is_file() for file in known):
+                rule = f"{place} must hold the files of {address}"
+                return _checked({file: (place / file).read_bytes() for file in known}, known, rule, "Delete it")
+        for path in sorted(path for path in base.glob("*") if path.name.endswith(_TARS)):
+            rule = f"{path} must hold the files of {address}"
+            with path.open("rb") as stream:
+                return _checked(_unpacked(stream, known, rule, "Delete it"), known, rule, "Delete it")
+    place = f"{name}/{address.rpartition('/')[2]}"
+    fetched, own = _fetched(name, address, place)
+    rule, fix = f"{address} must serve the official archive", f"Try again later; or {own}"
+    found = _checked(_unpacked(io.BytesIO(fetched), known, rule, fix), known, rule, fix)
+    keep(fetched, cache() / place)
+    return found
+
+
+def _unpacked(stream: IO[bytes], wanted: dict[str, str], rule: str, fix: str) -> dict[str, bytes]:
+    """Read files from a tar file as it passes by."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name).name
+                content = archive.extractfile(member) if member.isfile() and name in wanted else None
+                if content is not None:
+                    found[name] = content.read()
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{rule}, got a broken archive: {error}. {fix}.") from None
+    return found
+
+
+def _checked(found: dict[str, bytes], known: dict[str, str], rule: str, fix: str) -> dict[str, bytes]:
+    """Compare contents with their published md5, as a checksum against damage."""
+    for name, md5 in known.items():
+        if name not in found:
+            raise ValueError(f"{rule}, but {name} is missing. {fix}.")
+        got = hashlib.md5(found[name], usedforsecurity=False).hexdigest()
+        if got != md5:
+            raise ValueError(f"{rule}, but {name} must have md5 {md5}, got {len(found[name])} bytes with {got}. {fix}.")
+    return found
+
+
+def _fetched(name: str, address: str, place: str) -> tuple[bytes, str]:
+    """Fetch a file and tell how far it is; give its bytes, and what a user can do if it is not the right one."""
+    own = f"download {address}, put it into a folder as {place}, and set FLOODING_DATA to that folder"
     log.info("fetching %s", address)
     try:
-        with urlopen(address, timeout=30) as answer:
-            fetched = answer.read()
+        with urlopen(address, timeout=30) as answer, io.BytesIO() as content:
+            whole, told = int(answer.headers.get("Content-Length") or 0), 0
+            while part := answer.read(1 << 20):
+                content.write(part)
+                if whole and (done := 10 * content.tell() // whole) > told:
+                    told = done
+                    log.info("fetched %d %% of %.0f MB", 10 * done, whole / 1e6)
+            return content.getvalue(), own
     except (OSError, HTTPException) as error:
         raise ValueError(
             f"{name} must be in the folder $FLOODING_DATA, in {cache()} or at {address}, got {error}. Try again with a "
             f"network; or {own}."
         ) from None
-    content = _verified(fetched, sha256, f"{address} must serve the official file", f"Try again later; or {own}")
-    _keep(fetched, cache() / f"{name}{'.gz' * fetched.startswith(_GZIP)}")
-    return content
 
 
-def _verified(stored: bytes, sha256: str, rule: str, fix: str) -> bytes:
+def _verified(stored: bytes, known: str, rule: str, fix: str) -> bytes:
+    if known.startswith("md5:"):
+        _checked({"it": stored}, {"it": known.removeprefix("md5:")}, rule, fix)
     try:
         content = gzip.decompress(stored) if stored.startswith(_GZIP) else stored
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{rule}, got a broken gzip file: {error}. {fix}.") from None
+    if known.startswith("md5:"):
+        return content
     for text in (content, content.replace(b"\r\n", b"\n")):
-        if hashlib.sha256(text).hexdigest() == sha256:
+        if hashlib.sha256(text).hexdigest() == known:
             return text
     found = hashlib.sha256(content).hexdigest()
-    raise ValueError(f"{rule} with sha256 {sha256}, got {len(content)} bytes with {found}. {fix}.")
+    raise ValueError(f"{rule} with sha256 {known}, got {len(content)} bytes with {found}. {fix}.")
 
 
-def _keep(content: bytes, path: Path) -> None:
-    """Write a file whole or not at all, so that no other process reads half of it."""
+def keep(content: bytes, path: Path) -> None:
+    """Write a file of the cache whole or not at all, so that no other process reads half of it.
+
+    Args:
+        content: Its bytes.
+        path: Where; folders are made.
+
+    Raises:
+        ValueError: If it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
