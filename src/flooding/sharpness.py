@@ -1,0 +1,310 @@
+"""How sharp a minimum is: Hessian eigenvalues and trace without the matrix, and loss landscapes around the weights.
+
+The loss is given as ``losses``, a function without arguments that yields scalars: their sum is the loss. So a data set
+goes through the network in parts, ``lambda: (len(y) / n * loss(model(x), y) for x, y in batches)``, and no more memory
+is needed than for one. The network is in evaluation mode meanwhile; modes, weights and gradients are as before
+afterwards, also after an exception. Vectors hold all trainable parameters, in the order of ``model.parameters()``.
+"""
+
+# The checks shared by the functions below raise what their docstrings promise.
+# ruff: file-ignore[docstring-extraneous-exception]
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "Losses",
+    "filter_direction",
+    "hessian_eigenvalues",
+    "hessian_product",
+    "hessian_trace",
+    "landscape",
+    "principal_directions",
+    "project",
+    "weights",
+]
+
+Losses: TypeAlias = Callable[[], Iterable[Tensor]]
+
+
+def weights(model: nn.Module) -> Tensor:
+    """Copy all trainable parameters into a vector.
+
+    Args:
+        model: Network with at least one trainable parameter.
+
+    Returns:
+        Parameters ``[n]``, in their precision and on their device.
+
+    Raises:
+        ValueError: If there is nothing to train.
+
+    Example:
+        >>> weights(nn.Linear(2, 1)).shape
+        torch.Size([3])
+    """
+    return _vector(p.detach() for p in _trainable(model))
+
+
+def hessian_product(model: nn.Module, losses: Losses, vector: Tensor) -> Tensor:
+    """Multiply the Hessian of the loss by a vector, by differentiating the gradient along it.
+
+    Args:
+        model: The network; see this module's docstring.
+        losses: The loss in parts.
+        vector: ``[n]``.
+
+    Returns:
+        The product, ``[n]``.
+
+    Raises:
+        ValueError: If the model has nothing to train, there are no losses, or the vector has another length.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> hessian_product(model, lambda: [3 * model.weight.square().sum()], torch.ones(1))
+        tensor([6.])
+
+    References:
+        Pearlmutter, *Fast Exact Multiplication by the Hessian*, Neural Computation 1994.
+    """
+    parameters = _trainable(model)
+    if vector.shape != (size := sum(p.numel() for p in parameters),):
+        raise ValueError(f"a vector must hold the {size} trainable parameters, got {list(vector.shape)}.")
+    found: Tensor | None = None
+    with _evaluating(model), torch.enable_grad():
+        for loss in losses():
+            slopes = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+            along = torch.dot(_vector(slopes), vector)
+            if along.requires_grad:
+                rows = torch.autograd.grad(along, parameters, materialize_grads=True)
+                found = _vector(rows) if found is None else found + _vector(rows)
+            else:  # a loss that is linear in the parameters
+                found = torch.zeros_like(vector) if found is None else found
+    if found is None:
+        raise ValueError("losses must yield at least one scalar, got none. Give it data.")
+    return found
+
+
+def hessian_eigenvalues(
+    model: nn.Module, losses: Losses, k: int = 1, *, tolerance: float = 1e-4, seed: int = 0
+) -> np.ndarray:
+    """Find the largest eigenvalues of the Hessian by the Lanczos method (ARPACK, through SciPy).
+
+    Args:
+        model: The network; see this module's docstring.
+        losses: The loss in parts.
+        k: How many, at least 1 and below the number of parameters.
+        tolerance: Relative accuracy.
+        seed: Seed of the first vector.
+
+    Returns:
+        Eigenvalues ``[k]``, largest first, in the unit of the loss over that of the weights squared.
+
+    Raises:
+        ImportError: If SciPy is not installed.
+        ValueError: If ``k`` is out of range, the model has nothing to train, or there are no losses.
+
+    Example:
+        >>> model = nn.Linear(3, 1, bias=False)
+        >>> scale = torch.tensor([1.0, 2.0, 3.0])
+        >>> hessian_eigenvalues(model, lambda: [(scale * model.weight.square()).sum()]).round(3)
+        array([6.])
+    """
+    try:
+        from scipy.sparse.linalg import LinearOperator, eigsh
+    except ImportError as error:
+        raise ImportError("eigenvalues need SciPy. Install it: pip install 'flooding[experiments]'") from error
+    here = weights(model)
+    if not 1 <= k < len(here):
+        raise ValueError(f"k must lie in 1 to below the {len(here)} parameters, got {k}. 1 is the sharpness.")
+
+    def times(vector: np.ndarray) -> np.ndarray:
+        along = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(here.device, here.dtype)
+        return hessian_product(model, losses, along).double().cpu().numpy()
+
+    first = np.random.default_rng(seed).standard_normal(len(here))
+    operator = LinearOperator((len(here), len(here)), matvec=times, dtype=np.float64)  # type: ignore[call-arg]
+    how: dict[str, Any] = {"which": "LA", "v0": first, "tol": tolerance, "return_eigenvectors": False}
+    found = eigsh(operator, k=k, **how)
+    return np.sort(found)[::-1]
+
+
+def hessian_trace(model: nn.Module, losses: Losses, probes: int = 20, *, seed: int = 0) -> tuple[float, float]:
+    """Estimate the trace of the Hessian by Hutchinson's method: the mean of ``v @ H @ v`` over random signs.
+
+    Args:
+        model: The network; see this module's docstring.
+        losses: The loss in parts.
+        probes: Random vectors, at least 2.
+        seed: Seed of the signs.
+
+    Returns:
+        The trace and its standard error.
+
+    Raises:
+        ValueError: If there are fewer than 2 probes, the model has nothing to train, or there are no losses.
+
+    Example:
+        >>> model = nn.Linear(3, 1, bias=False)
+        >>> hessian_trace(model, lambda: [model.weight.square().sum()])
+        (6.0, 0.0)
+
+    References:
+        Hutchinson, *A Stochastic Estimator of the Trace of the Influence Matrix*, 1990.
+    """
+    if probes < 2:
+        raise ValueError(f"probes must be at least 2, got {probes}: one has no standard error.")
+    here = weights(model)
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(probes):
+        signs = (2 * torch.randint(2, (len(here),), generator=generator) - 1).to(here)
+        found.append(float(torch.dot(signs, hessian_product(model, losses, signs))))
+    return float(np.mean(found)), float(np.std(found, ddof=1) / np.sqrt(probes))
+
+
+def filter_direction(model: nn.Module, *, seed: int) -> Tensor:
+    """Draw a random direction whose filters are as long as the network's: a step of 1 changes each by its own length.
+
+    A filter is what produces one output: a row of a linear weight, the kernel of one output channel. Parameters with
+    fewer than two axes (biases, batch norm) do not move.
+
+    Args:
+        model: Network with at least one trainable parameter.
+        seed: Seed.
+
+    Returns:
+        The direction, ``[n]``.
+
+    Raises:
+        ValueError: If there is nothing to train.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> bool((filter_direction(model, seed=0).norm() - model.weight.norm()).abs() < 1e-6)
+        True
+
+    References:
+        Li et al., *Visualizing the Loss Landscape of Neural Nets*, NeurIPS 2018, section 4.
+    """
+    generator, parts = torch.Generator().manual_seed(seed), []
+    for p in _trainable(model):
+        drawn = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+        if p.ndim < 2:
+            parts.append(torch.zeros_like(p))
+            continue
+        axes = tuple(range(1, p.ndim))
+        lengths = p.detach().square().sum(axes, keepdim=True).sqrt()
+        parts.append(drawn / drawn.square().sum(axes, keepdim=True).sqrt() * lengths)
+    return _vector(parts)
+
+
+def landscape(
+    model: nn.Module, losses: Losses, directions: Sequence[Tensor], steps: Sequence[Sequence[float]]
+) -> np.ndarray:
+    """Measure the loss on a grid around the weights: on a line for one direction, on a plane for two.
+
+    Args:
+        model: The network; see this module's docstring.
+        losses: The loss in parts.
+        directions: Vectors ``[n]``, one or more.
+        steps: For each direction the steps to take along it.
+
+    Returns:
+        Losses, float64, an axis for each direction.
+
+    Raises:
+        ValueError: If there is not a list of steps for each direction, or the model has nothing to train.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.ones_(model.weight)
+        >>> landscape(model, lambda: [model.weight.square().sum()], [torch.ones(1)], [(-1.0, 0.0, 1.0)])
+        array([0., 1., 4.])
+    """
+    if not directions or len(directions) != len(steps):
+        raise ValueError(f"there must be steps for each direction, got {len(directions)} and {len(steps)} lists.")
+    parameters, here = _trainable(model), weights(model)
+    found = np.empty([len(s) for s in steps])
+    with _evaluating(model), torch.no_grad():
+        try:
+            for place in np.ndindex(*found.shape):
+                moved = here.clone()
+                for direction, along, index in zip(directions, steps, place, strict=True):
+                    moved += along[index] * direction
+                nn.utils.vector_to_parameters(moved, parameters)
+                found[place] = sum(float(loss) for loss in losses())
+        finally:
+            nn.utils.vector_to_parameters(here, parameters)
+    return found
+
+
+def principal_directions(iterates: Sequence[Tensor], origin: Tensor, count: int = 2) -> list[Tensor]:
+    """Find the directions in which iterates spread most, seen from an origin.
+
+    Args:
+        iterates: Vectors ``[n]``, at least as many as ``count``.
+        origin: Vector ``[n]``, such as the last of them.
+        count: How many directions.
+
+    Returns:
+        Orthonormal vectors ``[n]``, the one with the largest spread first.
+
+    Raises:
+        ValueError: If there are fewer iterates than directions.
+    """
+    if len(iterates) < count:
+        raise ValueError(f"there must be at least {count} iterates for {count} directions, got {len(iterates)}.")
+    away = torch.stack([iterate - origin for iterate in iterates]).double()
+    rows = torch.linalg.svd(away, full_matrices=False).Vh[:count]
+    return [row.to(origin.dtype) for row in rows]
+
+
+def project(iterates: Sequence[Tensor], origin: Tensor, directions: Sequence[Tensor]) -> np.ndarray:
+    """Project iterates onto a plane through an origin, by least squares.
+
+    Args:
+        iterates: Vectors ``[n]``.
+        origin: Vector ``[n]``: the point with coordinates 0.
+        directions: Vectors ``[n]``, linearly independent; they need not be orthogonal.
+
+    Returns:
+        Coordinates, float64 ``[iterates, directions]``.
+
+    Example:
+        >>> axes = [torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 0.0])]
+        >>> project([torch.tensor([3.0, 4.0, 5.0])], torch.zeros(3), axes)
+        array([[-1.,  4.]])
+    """
+    base = torch.stack(list(directions), 1).double()
+    away = torch.stack([iterate - origin for iterate in iterates], 1).double()
+    return torch.linalg.lstsq(base, away).solution.T.cpu().numpy()
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("the model must have parameters that require a gradient, got none. Unfreeze some of them.")
+    return parameters
+
+
+def _vector(parts: Iterable[Tensor]) -> Tensor:
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Generator[None, None, None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
