@@ -29,6 +29,7 @@ NAMES = {
     "kim2022": "the published reproduction: forward, backward, heuristic, policy gradient; its claims as tests",
     "double_descent": "do test loss and error descend a second time: nine synthetic cells, digits in eight ways",
     "bakeoff": "twelve regularisers on thirteen problems, each with four trainings to choose its settings",
+    "images5k": "4,000 real images: MNIST, Fashion-MNIST, CIFAR-10, six levels, with and without early stopping",
 }
 
 

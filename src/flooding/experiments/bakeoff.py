@@ -386,7 +386,7 @@ def _words(
         gains = [_gain(picks, row, other, names, seeds) for other in others]
         ps = holm([gain.p for gain in gains])
         for other, gain, p in zip(others, gains, ps, strict=True):
-            verdict = "wins" if gain.mean > 0 else "LOSES"
+            verdict = "wins" if gain.mean > 0 else "LOSES" if gain.mean < 0 else "ties"
             sure = "at 5 %" if p < 0.05 else "not at 5 %"
             sentence = f"{row} against {other}: {verdict} by {gain} points over {unit} (p {p_value(p)}, {sure})."
             (failures if gain.mean < 0 and p < 0.05 else findings).append(sentence)
