@@ -30,6 +30,7 @@ NAMES = {
     "double_descent": "do test loss and error descend a second time: nine synthetic cells, digits in eight ways",
     "bakeoff": "twelve regularisers on thirteen problems, each with four trainings to choose its settings",
     "images5k": "4,000 real images: MNIST, Fashion-MNIST, CIFAR-10, six levels, with and without early stopping",
+    "kim2022_cifar10": "CIFAR-10 with a residual network at two learning rates, reduced for a CPU",
 }
 
 

@@ -1,57 +1,24 @@
 """Real images at reduced scale: 4,000 training images, small networks, six levels, with and without early stopping.
 
 The full protocols of the sources need a GPU for days. This is not them: it shows on a CPU whether flooding helps where
-images, labels and networks are real. A level that the training never reached says nothing of flooding; its cell reads
-"not tested".
+images, labels and networks are real.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from flooding.data import images
-from flooding.experiments import Experiment, circumstances
+from flooding.experiments import Experiment
+from flooding.experiments.grids import CURVES, Cell, compare_levels
 from flooding.models import small_cnn
-from flooding.problem import Problem, Record, Run, choose
-from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, holm, p_value, paired, spread
+from flooding.problem import Problem
 from flooding.tasks import adam
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = ["CURVES", "LEVELS", "cells", "experiment"]
 
-__all__ = ["CURVES", "LEVELS", "Cell", "cells", "experiment"]
-
-CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
 LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # nats; fixed beforehand
-_ROWS = ("plain", "flooding", "plain, stopped", "flooding, stopped")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One data set in one setting.
-
-    Args:
-        title: Name it for a reader.
-        problem: What is trained.
-        levels: Flood levels in nats, 0 first.
-        seeds: Seeds.
-    """
-
-    title: str
-    problem: Problem
-    levels: tuple[float, ...] = LEVELS
-    seeds: tuple[int, ...] = (0, 1, 2)
-
-    @property
-    def runs(self) -> list[Run]:
-        """Every level of every seed, seeds first."""
-        return [Run(self.problem, level, seed=seed) for seed in self.seeds for level in self.levels]
 
 
 def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]:
@@ -94,166 +61,9 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
         The report.
     """
     plan = cells(quick, seeds)
-    records = yield [run for cell in plan for run in cell.runs]
-    told = iter(records)
-    results = [_Result(cell, [[next(told) for _ in cell.levels] for _ in cell.seeds]) for cell in plan]
-    return _report(results, records)
-
-
-@dataclass(frozen=True)
-class _Result:
-    """The Records of a cell, by seed and level."""
-
-    cell: Cell
-    table: list[list[Record]]
-
-    def picks(self, row: str) -> list[Record]:
-        """What validation chose, seed by seed."""
-        at = "best" if row.endswith("stopped") else "last"
-        return [choose(records[:1] if row.startswith("plain") else records[1:], at) for records in self.table]
-
-    def values(self, row: str, name: str, times: float = 1.0) -> list[float]:
-        at = "best" if row.endswith("stopped") else "last"
-        return [times * record.finals[f"{at}.{name}"] for record in self.picks(row)]
-
-    def gain(self, row: str, against: str) -> Difference:
-        ours, theirs = (self.values(r, "test_accuracy", 100.0) for r in (row, against))
-        return paired(ours, theirs)
-
-    def reached(self) -> list[float]:
-        """Share of the epochs after which the plain Run is below the largest level, for each seed; 1 is never."""
-        shares = []
-        for plain, *_ in self.table:
-            below = plain.curves["train_loss"][1:] < self.cell.levels[-1]
-            shares.append(float(below.argmax() + 1) / len(below) if below.any() else 1.0)
-        return shares
-
-
-def _flooded(record: Record) -> float:
-    """Share of all steps that were flooded, in percent."""
-    return 100 * float(np.mean(record.curves["flooded"][1:], dtype=float))
-
-
-def _report(results: Sequence[_Result], records: Sequence[Record]) -> Report:
-    n = len(results[0].cell.seeds)
     about = (
-        f"**Reduced protocol, not the sources'**: {len(results[0].cell.problem.splits(0).train):,} training and "
-        f"{len(results[0].cell.problem.splits(0).val):,} validation images drawn for each seed, the official test "
-        "images, a convolutional network of two layers, Adam at 0.001, batches of 100, no augmentation; "
-        f"{results[0].cell.problem.horizon} epochs, {results[-1].cell.problem.horizon} for CIFAR-10; {n} seeds. For "
-        "each seed the level is chosen by validation accuracy, ties to the lower validation loss, then to the smaller "
-        "level; flooding chooses among levels above 0. Test data choose nothing. Mean ± standard deviation; "
-        "differences paired by seed, with the 95 % interval of Student's t and p after Holm's correction over the "
-        "cells. Stopped: the best validation epoch. Flooded: share of all steps of the training that were below the "
-        "level."
+        "**Reduced protocol, not the sources'**: 4,000 training and 1,000 validation images drawn for each seed, the "
+        "official test images, a convolutional network of two layers, Adam at 0.001, batches of 100, no augmentation; "
+        f"{plan[0].problem.horizon} epochs, {plan[-1].problem.horizon} for CIFAR-10."
     )
-    tables = [
-        _compared(results, "flooding", "plain", "last"),
-        _compared(results, "flooding, stopped", "plain, stopped", "stopped"),
-        _compared(results, "flooding", "plain, stopped", "against-stopping"),
-        _losses(results),
-        _levels(results),
-    ]
-    failures, findings = _words(results)
-    caption = (
-        "Test accuracy and NLL at the last epoch against the flood level: mean and standard deviation over seeds. "
-        "Dashed: plain training with early stopping. Open marks: levels that were never reached."
-    )
-    figures = {"levels": (caption, partial(_draw, results))}
-    title = "Real images at reduced scale"
-    return Report(title, about, failures, findings, tables, figures, circumstances(records))
-
-
-def _compared(results: Sequence[_Result], row: str, against: str, name: str) -> Table:
-    """Tabulate two rows."""
-    gains = [result.gain(row, against) for result in results]
-    lines = []
-    for result, gain, p in zip(results, gains, holm([gain.p for gain in gains]), strict=True):
-        accuracies = [spread(result.values(r, "test_accuracy", 100.0)) for r in (against, row)]
-        levels = ", ".join(f"{record.level:g}" for record in result.picks(row))
-        shares = [_flooded(record) for record in result.picks(row)]
-        lines.append([result.cell.title, *accuracies, str(gain), p_value(p), levels, _share(shares)])
-    columns = ["data", against, row, "difference", "p", "levels", "flooded %"]
-    return Table(name, f"Test accuracy in %, n = {len(results[0].cell.seeds)}: {against} and {row}", columns, lines)
-
-
-def _share(shares: Sequence[float]) -> str:
-    return spread(shares) if max(shares) > 0 else "0: not tested"
-
-
-def _losses(results: Sequence[_Result]) -> Table:
-    columns = ["data", *(f"{row}: {what}" for what in ("NLL", "ECE") for row in _ROWS)]
-    lines = [
-        [r.cell.title, *(spread(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS)]
-        for r in results
-    ]
-    return Table("losses", f"Test NLL (nats) and ECE, n = {len(results[0].cell.seeds)}", columns, lines)
-
-
-def _levels(results: Sequence[_Result]) -> Table:
-    """Tabulate every level, with the share of flooded steps beside it."""
-    lines = []
-    for result in results:
-        line = [result.cell.title]
-        for place in range(len(result.cell.levels)):
-            told = [records[place] for records in result.table]
-            accuracy = spread([100 * record.finals["last.test_accuracy"] for record in told])
-            line.append(accuracy if place == 0 else f"{accuracy} ({_share([_flooded(r) for r in told])})")
-        lines.append(line)
-    columns = ["data", *(f"b = {level:g}" if level else "plain" for level in results[0].cell.levels)]
-    title = f"Test accuracy in % at the last epoch (share of steps flooded in %), n = {len(results[0].cell.seeds)}"
-    return Table("levels", title, columns, lines)
-
-
-def _words(results: Sequence[_Result]) -> tuple[list[str], list[str]]:
-    """Say what holds, and first whether the levels were tested at all."""
-    failures, findings = [], []
-    for result in results:
-        shares, top = result.reached(), result.cell.levels[-1]
-        when = f"below {top:g} after {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the epochs"
-        if max(shares) < 0.5:
-            findings.append(f"{result.cell.title}: plain training is {when}, so every level is reached.")
-        else:
-            failures.append(f"{result.cell.title}: plain training is {when}: not before half of the training.")
-    for row, against, what in (
-        ("flooding", "plain", "last epoch"),
-        ("flooding, stopped", "plain, stopped", "early stopping on both sides"),
-        ("flooding", "plain, stopped", "flooding's last epoch against plain early stopping"),
-    ):
-        gains = [result.gain(row, against) for result in results]
-        for result, gain, p in zip(results, gains, holm([gain.p for gain in gains]), strict=True):
-            sure = "at 5 %" if p < 0.05 else "not at 5 %"
-            verdict = "wins" if gain.mean > 0 else "LOSES" if gain.mean < 0 else "ties"
-            sentence = f"{result.cell.title}, {what}: flooding {verdict} by {gain} points, n = {gain.n}, p {p_value(p)}"
-            (failures if gain.mean < 0 and p < 0.05 else findings).append(f"{sentence} ({sure}).")
-    return failures, findings
-
-
-def _draw(results: Sequence[_Result]) -> Figure:
-    """Draw accuracy and NLL against the level, a column for each cell."""
-    from flooding.report.plots import PALETTE, drawn, unique
-
-    with drawn(2.6 * len(results) + 0.6, 4.6) as figure:
-        panels = figure.subplots(2, len(results), sharex=True, squeeze=False)
-        for column, result in zip(panels.T, results, strict=True):
-            places = np.arange(len(result.cell.levels))
-            tested = [any(_flooded(records[p]) > 0 for records in result.table) or p == 0 for p in places]
-            for axes, (name, times) in zip(column, (("test_accuracy", 100.0), ("test_nll", 1.0)), strict=True):
-                seen = np.array([[times * r.finals[f"last.{name}"] for r in records] for records in result.table])
-                mean = seen.mean(0)
-                axes.plot(places, mean, color=PALETTE["flooded"], label="last epoch")
-                for place, full in zip(places, tested, strict=True):
-                    face = PALETTE["flooded"] if full else "white"
-                    axes.plot([place], mean[place], "o", color=PALETTE["flooded"], mfc=face, ms=5)
-                if len(seen) > 1:
-                    sd = seen.std(0, ddof=1)
-                    axes.fill_between(places, mean - sd, mean + sd, color=PALETTE["flooded"], alpha=0.2, lw=0)
-                stopped = np.mean(result.values("plain, stopped", name, times))
-                axes.axhline(stopped, color=PALETTE["plain"], ls="--", label="plain, early stopping")
-            column[0].set_title(result.cell.title.replace(", ", ",\n"))
-            column[1].set_xticks(places, [f"{level:g}" for level in result.cell.levels], fontsize=8)
-            column[1].set_xlabel("Flood level (nats)")
-        panels[0, 0].set_ylabel("Test accuracy (%)")
-        panels[1, 0].set_ylabel("Test NLL (nats)")
-        figure.legend(*unique(list(panels.flat)), loc="outside lower center", ncols=2)
-    return figure
+    return (yield from compare_levels(plan, "Real images at reduced scale", about))

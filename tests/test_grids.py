@@ -1,12 +1,16 @@
 """Images at reduced scale: validation alone chooses, levels that were not reached are not called tested."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
-from flooding.experiments import images5k
-from flooding.experiments.images5k import LEVELS, Cell, cells, experiment
+from flooding.data.augment import crop_and_flip
+from flooding.data.images import IMAGENET
+from flooding.experiments import images5k, kim2022_cifar10
+from flooding.experiments.grids import Cell
+from flooding.experiments.images5k import LEVELS, cells, experiment
 from flooding.problem import Record
 from flooding.strategies import drive
 from small import small
@@ -15,7 +19,7 @@ from small import small
 @pytest.fixture(autouse=True)
 def _without_files(monkeypatch):
     """Plan with small problems in place of images."""
-    plan = [Cell("A", small(horizon=10)), Cell("B", small(horizon=20))]
+    plan = [Cell(name, small(horizon=horizon), LEVELS, (0, 1, 2)) for name, horizon in (("A", 10), ("B", 20))]
     monkeypatch.setattr(images5k, "cells", lambda quick=False, seeds=None: plan)
 
 
@@ -91,3 +95,38 @@ def test_the_page_and_its_picture_are_written(tmp_path):
     names = {path.name for path in told.save(tmp_path, "images5k")}
     assert {"images5k.md", "images5k-levels.png", "images5k-last.csv"} <= names
     assert "Reduced protocol, not the sources'" in (tmp_path / "images5k.md").read_text()
+
+
+def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
+    full, reduced = kim2022_cifar10.setting(0.1, full=True), kim2022_cifar10.setting(0.001)
+    model = full.build(0)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.66e6, rel=0.01)
+    assert (full.batch_size, full.horizon, full.augment) == (128, 500, crop_and_flip)
+    sizes = {"n_train": 42_500, "n_val": 7_500, "label_noise": 0.0, "scale": IMAGENET}
+    assert full.data.keywords == sizes
+    optimizer = full.optimizer(model.parameters())
+    schedule = full.schedule(optimizer)
+    rates = []
+    for _ in range(500):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert [round(rates[epoch], 6) for epoch in (0, 249, 250, 399, 400)] == [0.1, 0.1, 0.01, 0.01, 0.001]
+    assert optimizer.param_groups[0]["weight_decay"] == 0
+    assert (reduced.horizon, reduced.augment) == (80, None)
+    assert [cell.levels[-2:] for cell in kim2022_cifar10.cells(full=True)] == [(0.1, 0.2)] * 2
+    assert [cell.problem.optimizer.keywords["lr"] for cell in kim2022_cifar10.cells()] == [0.1, 0.001]
+
+
+def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
+    plan = [Cell(f"learning rate {rate}", small(horizon=10), (0.0, 0.1, 0.4), (0, 1)) for rate in (0.1, 0.001)]
+    monkeypatch.setattr(kim2022_cifar10, "cells", lambda quick=False, seeds=None: plan)
+
+    def curved(runs):
+        told = answer(runs)
+        falling = {name: np.linspace(2.3, 0.1, 11) for name in ("test_loss",)}
+        return [replace(r, curves={**r.curves, **falling, "level": np.full(11, r.run.level or np.nan)}) for r in told]
+
+    told = drive(kim2022_cifar10.experiment(), curved)[0]
+    names = {path.name for path in told.save(tmp_path, "kim2022_cifar10")}
+    assert {"kim2022_cifar10-losses.png", "kim2022_cifar10-levels.png"} <= names

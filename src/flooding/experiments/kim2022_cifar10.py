@@ -1,0 +1,114 @@
+"""CIFAR-10 with a residual network, the setting of the published reproduction, at its two learning rates.
+
+The full protocol (ResNet-44, 500 epochs, 12 levels) needs a GPU: ``benchmarks/gpu/cifar10.py`` trains it in pieces.
+Reduced, on a CPU: ResNet-8, 4,250 images, 80 epochs and no augmentation, without which this network's training loss
+never falls below the levels on so few images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch.optim.lr_scheduler import MultiStepLR
+
+from flooding.data import images
+from flooding.data.augment import crop_and_flip
+from flooding.experiments import Experiment
+from flooding.experiments.grids import CURVES as GRID_CURVES
+from flooding.experiments.grids import Cell, Result, compare_levels
+from flooding.models import resnet_cifar
+from flooding.problem import Problem, TestCurve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["CURVES", "FULL_LEVELS", "LEVELS", "RATES", "cells", "experiment", "setting"]
+
+CURVES = (*GRID_CURVES, "test_accuracy", "test_loss")
+RATES = (0.1, 0.001)  # the source's code, and its text
+LEVELS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)  # nats; fixed beforehand
+FULL_LEVELS = (*(round(0.01 * n, 2) for n in range(11)), 0.2)
+
+
+def setting(rate: float, *, full: bool = False, horizon: int | None = None) -> Problem:
+    """Give the reproduction's setting.
+
+    Args:
+        rate: Learning rate; a tenth of it after half of the epochs, a hundredth after four fifths.
+        full: Its full protocol: ResNet-44, 42,500 images with random crops and mirrors, 500 epochs.
+        horizon: Other epochs; those of the decay go along.
+
+    Returns:
+        CIFAR-10, scaled as ImageNet is, 85 : 15 training to validation images (validation is not augmented, unlike in
+        the source's code, where it is by mistake); SGD with momentum 0.9, batches of 128, no weight decay.
+    """
+    epochs = horizon or (500 if full else 80)
+    sizes = {"n_train": 42_500, "n_val": 7_500} if full else {"n_train": 4_250, "n_val": 750}
+    return Problem(
+        partial(images.cifar10, label_noise=0.0, scale=images.IMAGENET, **sizes),
+        partial(resnet_cifar, 44 if full else 8),
+        partial(torch.optim.SGD, lr=rate, momentum=0.9),
+        batch_size=128,
+        horizon=epochs,
+        schedule=partial(MultiStepLR, milestones=(epochs // 2, epochs * 4 // 5), gamma=0.1),
+        test_curve=TestCurve(2000, every=1),
+        augment=crop_and_flip if full else None,
+    )
+
+
+def cells(quick: bool = False, seeds: Sequence[int] | None = None, *, full: bool = False) -> list[Cell]:
+    """Plan a cell for each learning rate.
+
+    Args:
+        quick: Two seeds, three levels, 4 epochs: the shape of a result.
+        seeds: Other seeds than the three; the full protocol has one.
+        full: The full protocol.
+
+    Returns:
+        The cells.
+    """
+    chosen = tuple(seeds) if seeds is not None else (0,) if full else (0, 1) if quick else (0, 1, 2)
+    levels = FULL_LEVELS if full else (0.0, 0.1, 0.2) if quick else LEVELS
+    return [
+        Cell(f"learning rate {rate:g}", setting(rate, full=full, horizon=4 if quick else None), levels, chosen)
+        for rate in RATES
+    ]
+
+
+def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
+    """Train all levels at both learning rates, reduced, and compare what validation chooses.
+
+    Args:
+        quick: See :func:`cells`.
+        seeds: Other seeds than the three.
+
+    Yields:
+        The Runs.
+
+    Returns:
+        The report.
+    """
+    plan = cells(quick, seeds)
+    about = (
+        "**Reduced protocol, not the source's**: CIFAR-10, 4,250 training and 750 validation images drawn for each "
+        "seed, the 10,000 official test images (2,000 of them for curves), ResNet-8, no augmentation, SGD with "
+        f"momentum 0.9, batches of 128, {plan[0].problem.horizon} epochs, the learning rate divided by 10 after half "
+        "and after four fifths of them, no weight decay. The source: ResNet-44, 42,500 images with crops and mirrors, "
+        "500 epochs."
+    )
+    caption = (
+        "Loss over the epochs at learning rate 0.1 without flooding and at the level that validation chose: mean and "
+        "standard deviation over seeds. The band reaches from 0 to the level."
+    )
+    figures = {"losses": (caption, _draw_losses)}
+    return (yield from compare_levels(plan, "CIFAR-10 with a residual network, reduced", about, figures))
+
+
+def _draw_losses(results: Sequence[Result]) -> Figure:
+    """Draw training and test loss without flooding and with it, figure F1 (c) and (d)."""
+    from flooding.report.plots import concept
+
+    return concept(results[0].picks("plain"), results[0].picks("flooding"))
