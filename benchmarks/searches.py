@@ -176,7 +176,9 @@ def run(name, seeds, strategies):
                 told, _ = drive(together(searching), partial(evaluate, ledger=LEDGER))
             for (problem_name, cell), found in zip(places.items(), told, strict=True):
                 row = {"problem": problem_name, "seed": seed, "strategy": strategy}
-                row |= {"level": found.level, "cost": found.cost.steps, "hours": found.cost.hours}
+                # In trainings of the problem's length, also where a search trains longer.
+                cost = found.cost.steps * found.run.problem.horizon / wanted[problem_name].horizon
+                row |= {"level": found.level, "cost": cost, "hours": found.cost.hours}
                 live = cell is None or hasattr(found.run.level, "update") or (not replays and not on_grid(found.level))
                 row |= judge(found, None if live else cell) | {"warnings": list(found.warnings), "commit": commit()}
                 with (HERE / f"{name}.jsonl").open("a") as file:
