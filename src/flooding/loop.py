@@ -413,7 +413,7 @@ def _watch(problem: Problem, model: nn.Module, splits: Splits, epoch: int, last:
     curve = problem.test_curve
     if curve is not None and splits.test is not None and (epoch % curve.every == 0 or last):
         values |= _measure(problem, model, splits.test.take(slice(curve.examples)), "test")[1]
-    if problem.watch is not None:
+    if problem.watch is not None and (epoch % getattr(problem.watch, "every", 1) == 0 or last):
         values |= {name: float(value) for name, value in problem.watch(model, problem, splits).items()}
     return values
 

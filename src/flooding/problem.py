@@ -32,6 +32,7 @@ __all__ = [
     "Run",
     "Score",
     "TestCurve",
+    "Watch",
     "choose",
     "describe",
     "describes_itself",
@@ -112,7 +113,8 @@ class Problem:
         augment: A callable ``x -> x`` for the inputs of every training batch, drawing from torch's generator; or None.
         score: What the best epoch and a search are judged by, where that is neither accuracy nor the loss.
         watch: A callable ``(model, problem, splits) -> {name: number}`` whose numbers become curves of their own,
-            after every epoch and before the first; it sees the model in evaluation mode and must leave it as it was.
+            after every epoch and before the first (more rarely as a :class:`Watch`); it sees the model in evaluation
+            mode and must leave it as it was.
         key: Name under which Records of a problem that cannot describe itself are looked up, together with every part
             that can. Change it whenever the code behind it changes.
 
@@ -198,6 +200,26 @@ class Problem:
             return copy.deepcopy(self.model).train()
         with seeded(stream(seed, "model")):
             return self.model().train()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A Problem's ``watch`` that is not asked after every epoch, since what it measures is costly.
+
+    Args:
+        function: A callable ``(model, problem, splits) -> {name: number}``.
+        every: Epochs between two measurements, at least 1; the first is before training, one more after the last.
+    """
+
+    function: Callable[[nn.Module, Problem, Splits], Mapping[str, float]]
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("every", self.every, 1)
+
+    def __call__(self, model: nn.Module, problem: Problem, splits: Splits) -> Mapping[str, float]:
+        """Measure."""
+        return self.function(model, problem, splits)
 
 
 _CALLED = {  # what each part of a Problem must be

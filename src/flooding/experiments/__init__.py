@@ -29,6 +29,7 @@ NAMES = {
     "kim2022": "the published reproduction: forward, backward, heuristic, policy gradient; its claims as tests",
     "double_descent": "do test loss and error descend a second time: nine synthetic cells, digits in eight ways",
     "bakeoff": "twelve regularisers on thirteen problems, each with four trainings to choose its settings",
+    "ishida2020_why": "why flooding works: flatter minima, a random walk, memory, over-confidence, as tests",
     "images5k": "4,000 real images: MNIST, Fashion-MNIST, CIFAR-10, six levels, with and without early stopping",
     "kim2022_cifar10": "CIFAR-10 with a residual network at two learning rates, reduced for a CPU",
 }

@@ -1,0 +1,122 @@
+"""Why flooding works: what is measured, against its plain definition, and verdicts that follow the numbers."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from flooding import evaluate, train
+from flooding.experiments import ishida2020_why as why
+from flooding.metrics import over_confidence
+from flooding.problem import Record, Watch
+from flooding.sharpness import weights
+from flooding.strategies import drive
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A short training, measured; with its weights after every epoch."""
+    run = next(run for run in why.runs(20, [3]) if run.level == 0.25)
+    run = replace(run, problem=replace(run.problem, watch=Watch(run.problem.watch.function, 5)))
+    rows, iterates = [], []
+    for row in train(run, conclude=False):
+        rows.append(row.values)
+        model = run.problem.build(3)
+        model.load_state_dict(row.snapshot()["model"])
+        iterates.append(model.eval())
+    return run, rows, iterates
+
+
+def test_what_is_measured_is_measured_rarely_and_is_what_it_says(measured):
+    run, rows, iterates = measured
+    splits = run.problem.splits(3)
+    assert [epoch for epoch, row in enumerate(rows) if "sharpness" in row] == [0, 5, 10, 15, 20]
+    flipped = splits.train.y != splits.train.clean
+    assert int(flipped.sum()) == 10
+    for epoch in (0, 10, 20):
+        model, row = iterates[epoch], rows[epoch]
+        with torch.no_grad():
+            wrong = model(splits.train.x[flipped]).argmax(1) == splits.train.y[flipped]
+            known = float(over_confidence(model(splits.val.x), splits.val.y))
+            loss = float(run.problem.loss(model(splits.train.x), splits.train.y))
+        assert row["memorised"] == pytest.approx(float(wrong.double().mean()))
+        assert row["val_over_confidence"] == pytest.approx(known)
+        assert row["moved"] == pytest.approx(float((weights(model) - weights(iterates[10])).norm()), abs=1e-6)
+        assert row[f"line_{len(why.STEPS) // 2}"] == pytest.approx(loss, rel=1e-5)
+        assert row["sharpness"] > 0
+        assert abs(row["trace"]) > row["sharpness"] / 10
+    assert rows[10]["moved"] == 0
+
+
+def test_the_same_run_is_measured_alike_in_workers():
+    runs = why.runs(10, [0])[:2]
+    here, away = (evaluate(runs, ledger=False, workers=workers) for workers in (0, 2))
+    assert [r.measured for r in here] == [r.measured for r in away]
+
+
+def made(run, sharp=1.0, fitted=30, exponent=1.0, memorised=1.0, band=1.0, flooded=0.5):
+    """Make up a Record: the flooded ones ``sharp`` times as sharp as the plain ones."""
+    epochs, b, jitter = run.epochs, run.level, 1 + 0.01 * run.seed
+    at = np.arange(epochs + 1)
+    half = epochs // 2
+    curves = {
+        "train_loss": np.full(epochs + 1, 0.001 if b is None else band * b * jitter),
+        "train_accuracy": np.where(at >= fitted, 1.0, 0.9),
+        "flooded": np.full(epochs + 1, 0.0 if b is None else flooded),
+        "val_over_confidence": 0.001 * at * jitter,
+        "moved": np.abs(at - half).astype(float) ** (exponent / 2) * (jitter if b is None else 2 * jitter),
+    }
+    seen = (at % max(1, epochs // 20) == 0) | (at == epochs)
+    curves |= {"sharpness": 1.0 + at, "memorised": at / epochs}
+    curves |= {
+        n: np.where(seen, curves[n], math.nan) for n in ("val_over_confidence", "moved", "sharpness", "memorised")
+    }
+    finals = {f"last.{name}": float(curve[-1]) for name, curve in curves.items()}
+    sharpness = jitter * (1.0 if b is None else sharp)
+    finals |= {"last.sharpness": sharpness, "last.trace": 3 * sharpness, "last.gradient_norm": 0.1}
+    finals |= {"last.memorised": memorised - 0.001 * run.seed}
+    finals |= {f"last.line_{i}": sharpness * step**2 for i, step in enumerate(why.STEPS)}
+    return Record(run, curves, {}, finals, "", "", {"seconds": 3.0, "on": "a machine"})
+
+
+def verdicts(**how):
+    told = drive(why.experiment(seeds=range(4)), lambda runs: [made(run, **how) for run in runs])[0]
+    return {row[0]: row[1] for row in told.tables[0].rows}, told
+
+
+def test_statements_hold_where_the_numbers_say_so():
+    found, told = verdicts(sharp=0.1)
+    assert all(text.startswith("holds") for text in found.values()), found
+    assert not told.failures
+    assert len(told.findings) == 3 * len(found)
+
+
+@pytest.mark.parametrize(
+    ("how", "which", "verdict"),
+    [
+        ({"sharp": 10.0}, "largest Hessian eigenvalue", "opposite"),
+        ({"sharp": 10.0}, "trace of the Hessian", "opposite"),
+        ({"sharp": 10.0}, "a filter's length away", "opposite"),
+        ({"band": 1.5}, "within 10 % of the level", "opposite"),
+        ({"exponent": 2.0}, "walk at random", "opposite"),
+        ({"memorised": 0.2}, "still memorises", "opposite"),
+        ({"fitted": 501}, "from zero training error on", "not tested"),
+        ({"flooded": 0.1}, "largest Hessian eigenvalue", "not tested"),
+        ({"sharp": 1.0}, "largest Hessian eigenvalue", "not shown"),
+    ],
+)
+def test_statements_fail_where_the_numbers_say_so(how, which, verdict):
+    found, told = verdicts(**({"sharp": 0.1} | how))
+    [text] = [said for statement, said in found.items() if which in statement]
+    assert text.startswith(verdict)
+    assert verdict == "not tested" or any(which in sentence for sentence in told.failures)
+
+
+def test_the_page_and_its_pictures_are_written(tmp_path, monkeypatch):
+    draw = why._draw_surface
+    monkeypatch.setattr(why, "_draw_surface", lambda horizon: draw(40))  # it trains
+    told = drive(why.experiment(seeds=range(2)), lambda runs: [made(run, sharp=0.1) for run in runs])[0]
+    names = {path.name for path in told.save(tmp_path, "ishida2020_why")}
+    assert {f"ishida2020_why-{name}.png" for name in ("along", "lines", "surface")} <= names
