@@ -107,11 +107,12 @@ def count(ledger):
 
 def storm(ledger, out, kills, dice):
     """Kill parents and workers until there were enough kills or nothing is left to do."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    said = ledger.with_suffix(".log").open("a")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": said}
     told, orphans, parent, known = {"parent": 0, "worker": 0}, 0, None, count(ledger)
     while sum(told.values()) < kills:
         if parent is None or parent.poll() is not None:
-            assert parent is None or parent.returncode == 0, f"the search ended with {parent.returncode}"
+            assert parent is None or parent.returncode == 0, ledger.with_suffix(".log").read_text()
             if parent is not None:
                 print("the search finished before the last kill")
                 break

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -67,3 +69,22 @@ class FromDict(torch.nn.Module):
 
     def forward(self, inputs):
         return self.line(inputs["x"])
+
+
+class Dying(torch.nn.Linear):
+    """A module whose process dies, with each of its first trainings a step later; ``spared`` is how many of them."""
+
+    def __init__(self, path, spared):
+        super().__init__(10, 2)
+        self.path, self.spared, self.steps = path, spared, 0
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.15)  # long enough to tell the epoch before
+            self.steps += 1
+            deaths = len(Path(self.path).read_text()) if Path(self.path).exists() else 0
+            if deaths < self.spared and self.steps > deaths + 1:
+                with Path(self.path).open("a") as file:
+                    file.write("x")
+                os._exit(1)
+        return super().forward(x)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import types
+from functools import partial
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ from flooding.engine import trajectory
 from flooding.ledger import Ledger
 from flooding.models import mlp
 from flooding.pool import Job, can_travel, work
-from small import adam, normed, regression, small
+from small import Dying, adam, normed, regression, small
 
 LEVELS = (None, 0.0, 0.2, 0.3)
 
@@ -213,6 +214,22 @@ def test_a_killed_worker_is_replaced_and_its_run_done(path):
     book = Ledger(path)
     assert [book.find(Run(small(horizon=1500), 0.1), key).measured] == undisturbed
     book.close()
+
+
+@pytest.mark.parametrize("gets_further", [True, False])
+def test_a_run_is_given_up_only_if_its_workers_die_without_getting_further(gets_further, path, tmp_path, monkeypatch):
+    monkeypatch.setattr("flooding.pool._ATTEMPTS", 2)
+    deaths = tmp_path / "deaths"
+    # The second one can never count its deaths, and dies at the same step each time.
+    model = partial(Dying, str(deaths) if gets_further else "/dev/null", 3)
+    runs = [Run(small(model=model, horizon=8), 0.1), Run(small(), 0.2)]
+    if gets_further:
+        records = evaluate(runs, ledger=path, workers=2, on_row=lambda row: None)
+        assert [len(record.curves["train_loss"]) for record in records] == [9, 7]
+        assert deaths.read_text() == "xxx"
+    else:
+        with pytest.raises(RuntimeError, match=r"a worker died 2 times on the run with level 0\.1"):
+            evaluate(runs, ledger=path, workers=2, on_row=lambda row: None)
 
 
 def test_a_worker_that_died_while_idle_is_replaced(path):

@@ -37,7 +37,7 @@ from flooding.sharing import Trunk, past
 
 __all__ = ["Job", "Pool", "Ready", "can_travel", "lead", "serve", "work"]
 
-_ATTEMPTS = 3
+_ATTEMPTS = 5  # deaths in a row without getting any further than before
 # Ctrl-C is the parent's to handle, also while a worker still imports.
 _START = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
@@ -99,9 +99,10 @@ class Pool:
             rows.
 
         Raises:
-            RuntimeError: If a Run's worker died three times, as it does when memory runs out.
+            RuntimeError: If a Run's worker died five times and the Run got no further, as when memory runs out.
         """
         waiting, busy, died = list(reversed(jobs)), {}, collections.Counter()
+        furthest: dict[str, int] = {}
         try:
             self._deal(waiting, busy)
             while busy:
@@ -122,6 +123,9 @@ class Pool:
                 if ended:
                     yield job.number, news
                 for item in [] if ended else news:
+                    reached = -len(job.forks) if isinstance(item, Ready) else item.epoch
+                    if reached > furthest.get(job.name, -(1 << 30)):
+                        furthest[job.name], died[job.name] = reached, 0
                     if not isinstance(item, Ready):
                         yield job.number, replace(item, run=job.run)
                         ended = item.record is not None
