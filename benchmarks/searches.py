@@ -3,6 +3,7 @@
     python benchmarks/searches.py run synthetic --seeds 0 1 2 [--strategies finder halving]
     python benchmarks/searches.py run real --seeds 0 1 2 3 4
     python benchmarks/searches.py table synthetic --seeds 0 1 2 [--write]
+    python benchmarks/searches.py luck real --seeds 1 2 3 4
     python benchmarks/searches.py verify --share 0.01
 
 A search is judged by the model of the last epoch of a full training with the level it chose (a controller: with the
@@ -28,6 +29,8 @@ import numpy as np
 from scipy import stats
 
 from flooding import Run, evaluate
+from flooding.experiments import machine
+from flooding.experiments.archive import Archive, pack
 from flooding.experiments.ishida2020 import LEVELS, TASKS
 from flooding.experiments.ishida2020 import cells as synthetic_cells
 from flooding.levels import Heuristic
@@ -207,7 +210,8 @@ def table(name, seeds):
     rows = {(r["strategy"], r["problem"], r["seed"]): r for r in results(name) if r["seed"] in seeds}
     against = "exhaustive, 51 levels" if name == "synthetic" else "grid, 11 levels"
     best = best_levels(seeds) if name == "synthetic" else {}
-    print("| Search | n | Accuracy | early stopped | NLL | Cost | core s | minus exhaustive, points | level off by |")
+    what = "exhaustive" if name == "synthetic" else "the grid"
+    print(f"| Search | n | Accuracy | early stopped | NLL | Cost | core s | minus {what}, points | level off by |")
     print("|---|---|---|---|---|---|---|---|---|")
     for strategy in SETS[name]:
         mine = {(p, s): r for (n, p, s), r in rows.items() if n == strategy and p != "twonorm"}
@@ -222,7 +226,7 @@ def table(name, seeds):
         print(
             f"| {strategy} | {len(mine)} | {100 * values['accuracy']:.2f} | {100 * values['accuracy_best']:.2f} | "
             f"{values['nll']:.3f} | {values['cost']:.2f} | {spent} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | "
-            f"{np.mean(off) if off else math.nan:.3f} |"
+            f"{f'{np.mean(off):.3f}' if off else '–'} |"
         )
     for what, some in (("designed on", DESIGN), ("confirmed on, nothing was chosen there", CONFIRM)):
         both = [(r, rows[against, p, s]) for (n, p, s), r in rows.items() if n == "finder" and s in some]
@@ -254,6 +258,65 @@ def best_levels(seeds):
     for (name, _), cell in found.items():
         by_cell.setdefault(name, []).append(cell.arrays["last_test_accuracy_clean"][cell.place])
     return {name: LEVELS[int(np.mean(curves, axis=0).argmax())] for name, curves in by_cell.items()}
+
+
+def luck(name, seeds):
+    """Print what a grid owes to its levels, and what to choosing the epoch its training happens to end at.
+
+    The grid chooses among trainings by their last epoch's validation result, and is judged by that very epoch's test
+    result: a lucky last epoch counts twice. Judged by late averages it chooses levels instead; so does whoever knows
+    the best fixed level of a problem from the test data of the other seeds.
+    """
+    grids = grids_of(name, seeds)
+    shares = (0.02, 0.05, 0.125, 0.25)
+    gains = {f"late mean, {100 * share:g} % of the epochs": [] for share in shares}
+    gains["best fixed level, by test data of the other seeds"] = []
+    for (problem, seed), (accuracy, loss, test, _) in grids.items():
+
+        def choice(epochs, accuracy=accuracy, loss=loss):
+            judged = list(zip(accuracy[:, -epochs:].mean(1), -loss[:, -epochs:].mean(1), strict=True))
+            return max(range(len(judged)), key=lambda i: (*judged[i], -i))
+
+        grid_choice = test[choice(1)]
+        for share, told in zip(shares, gains.values(), strict=False):
+            told.append(100 * (test[choice(max(1, round(share * (accuracy.shape[1] - 1))))] - grid_choice))
+        others = [grids[where][2] for where in grids if where[0] == problem and where[1] != seed]
+        best = int(np.mean(others, axis=0).argmax())
+        gains["best fixed level, by test data of the other seeds"].append(100 * (test[best] - grid_choice))
+    print("| All levels trained, chosen by | n | minus the choice by the last epoch, points |")
+    print("|---|---|---|")
+    for what, told in gains.items():
+        mean, low, high = interval(told)
+        print(f"| {what} | {len(told)} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] |")
+
+
+def grids_of(name, seeds):
+    """Give, for each problem and seed, validation accuracy and loss, test accuracy, and training loss by level."""
+    if name == "synthetic":
+        found = {}
+        for where, cell in cells(seeds).items():
+            names = ("val_right", "val_loss", "last_test_accuracy_clean", "train_loss")
+            accuracy, loss, test, train = (cell.arrays[n][cell.place].astype(float) for n in names)
+            found[where] = accuracy / 100, loss, test, train
+        return found
+    places = [(problem, seed) for problem in REAL for seed in seeds]
+    runs = [Run(real(problem), level or None, seed=seed) for problem, seed in places for level in LEVELS_11]
+    kept = HERE / "real-grid.npz"
+    if kept.exists():
+        records = iter(Archive(kept)(runs))
+    else:
+        told = evaluate(runs, ledger=LEDGER)
+        pack(kept, told, ("train_loss", "val_accuracy", "val_loss"), machine(), exact=lambda _: True)
+        records = iter(told)
+    found = {}
+    for where in places:
+        told = [next(records) for _ in LEVELS_11]
+        accuracy, loss, train = (
+            np.array([r.curves[n] for r in told], float) for n in ("val_accuracy", "val_loss", "train_loss")
+        )
+        test = [r.finals.get("last.test_accuracy_clean", r.finals["last.test_accuracy"]) for r in told]
+        found[where] = accuracy, loss, np.array(test), train
+    return found
 
 
 def verify(share):
@@ -289,7 +352,7 @@ def write(text, name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("do", choices=["run", "table", "verify"])
+    parser.add_argument("do", choices=["run", "table", "luck", "verify"])
     parser.add_argument("set", nargs="?", choices=list(SETS), default="synthetic")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--strategies", nargs="+")
@@ -304,6 +367,8 @@ def main():
         print(told.getvalue())
         if given.write:
             write(told.getvalue(), given.set)
+    elif given.do == "luck":
+        luck(given.set, given.seeds)
     else:
         verify(given.share)
 
