@@ -510,9 +510,10 @@ def _test(problem: Problem, model: nn.Module, splits: Splits) -> tuple[dict[str,
     with torch.no_grad():
         for suffix, y in (("", test.y), ("_clean", test.clean)):
             if y is not None:
-                for metric in (metrics.nll, metrics.brier, metrics.ece, metrics.over_confidence):
-                    values[f"test_{metric.__name__}{suffix}"] = float(metric(logits, y))
-                bins = metrics.reliability(logits, y)
+                error, bins = metrics.calibration(logits, y)
+                told = {"nll": metrics.nll(logits, y), "brier": metrics.brier(logits, y), "ece": error}
+                told["over_confidence"] = metrics.over_confidence(logits, y)
+                values |= {f"test_{n}{suffix}": float(value) for n, value in told.items()}
                 parts = [part.float() for part in (bins.confidence, bins.accuracy, bins.count)]
                 views[f"reliability{suffix}"] = torch.stack(parts).cpu().numpy()
         if splits.posterior is not None:

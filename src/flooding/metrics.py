@@ -22,6 +22,7 @@ __all__ = [
     "balanced_accuracy",
     "bayes_accuracy",
     "brier",
+    "calibration",
     "ece",
     "filter_normalized_gradient_norm",
     "gradient_accordance",
@@ -186,8 +187,7 @@ def ece(logits: Tensor, y: Tensor, bins: int = 15) -> Tensor:
     References:
         Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017, eq. (3).
     """
-    confidence, correct, _ = _bin_sums(logits, y, bins)
-    return (correct - confidence).abs().sum() / len(y)
+    return calibration(logits, y, bins)[0]
 
 
 def reliability(logits: Tensor, y: Tensor, bins: int = 15) -> Reliability:
@@ -208,8 +208,31 @@ def reliability(logits: Tensor, y: Tensor, bins: int = 15) -> Reliability:
         >>> reliability(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]), bins=2)
         Reliability(confidence=tensor([0.5000,    nan]), accuracy=tensor([0.7500,    nan]), count=tensor([4, 0]))
     """
+    return calibration(logits, y, bins)[1]
+
+
+def calibration(logits: Tensor, y: Tensor, bins: int = 15) -> tuple[Tensor, Reliability]:
+    """Both :func:`ece` and :func:`reliability`, in one pass.
+
+    Args:
+        logits: Logits ``[n, classes]``.
+        y: Labels, int64 ``[n]``.
+        bins: Number of bins, at least 1.
+
+    Returns:
+        The calibration error, 0-d, and the bins.
+
+    Raises:
+        ValueError: If the shapes do not match or ``bins`` is not positive.
+
+    Example:
+        >>> error, found = calibration(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]), bins=2)
+        >>> error, found.count
+        (tensor(0.2500), tensor([4, 0]))
+    """
     confidence, correct, count = _bin_sums(logits, y, bins)
-    return Reliability(confidence / count, correct / count, count)
+    error = (correct - confidence).abs().sum() / len(y)
+    return error, Reliability(confidence / count, correct / count, count)
 
 
 def over_confidence(logits: Tensor, y: Tensor) -> Tensor:
