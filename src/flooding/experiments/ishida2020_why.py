@@ -375,7 +375,10 @@ def _verdicts(statements: Sequence[_Statement], ps: Sequence[Mapping[str, float]
                 verdict += f" (p {p_value(p[title])})"
             row.append(verdict)
         rows.append(row)
-    note = "Not tested: the level was not reached; for over-confidence, no training fitted all labels."
+    note = (
+        "Not tested: in some training fewer than a quarter of the steps of the second half were flooded; for "
+        "over-confidence, no training fitted all labels."
+    )
     return Table("verdicts", "Verdicts at 5 %", ["statement", *(TITLES[task] for task in LEVELS)], rows, note)
 
 
