@@ -43,7 +43,7 @@ class Grid:
 
 
 def exhaustive(grid):
-    return grid.best(range(len(grid.levels)), grid.horizon, 1), len(grid.levels)
+    return grid.best(range(len(grid.levels)), grid.horizon, 1)
 
 
 def in_full(grid, shares, late):
@@ -97,7 +97,7 @@ def main():
         told = []
         for grids in (synthetic, real):
             chosen = [variant(grid) for grid in grids]
-            gains = [100 * (g.test[p] - g.test[exhaustive(g)[0]]) for g, (p, _) in zip(grids, chosen, strict=True)]
+            gains = [100 * (g.test[p] - g.test[exhaustive(g)]) for g, (p, _) in zip(grids, chosen, strict=True)]
             told.append((*interval(gains), np.mean([cost for _, cost in chosen])))
         rows.append((name, told))
     print(f"| Variant | synthetic, n = {len(synthetic)} | cost | real, n = {len(real)} | cost |")

@@ -4,8 +4,8 @@
 
 Trains several Runs side by side, since one of this size leaves a GPU idle, until they are finished or the time is up;
 the ledger and its checkpoints then hold what was done, but for the last half minute, and the same command goes on from
-there. Levels of one seed and rate share their beginning. What is finished is
-printed, and packed beside the ledger as cifar10.npz. Data: $FLOODING_DATA or the cache, see flooding.data.files.
+there. Levels of one seed and rate share their beginning. What is finished is printed, and packed beside the ledger as
+cifar10.npz. Data: $FLOODING_DATA or the cache, see flooding.data.files.
 """
 
 from __future__ import annotations

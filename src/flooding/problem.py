@@ -578,10 +578,13 @@ def seeded(seed: int) -> Generator[None, None, None]:
     Yields:
         Nothing.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=_cuda_in_use()):
         torch.manual_seed(seed)
         yield
+
+
+def _cuda_in_use() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 @contextmanager
@@ -591,10 +594,9 @@ def unchanged() -> Generator[None, None, None]:
     Yields:
         Nothing.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     drawn, python = np.random.get_state(), random.getstate()  # noqa: NPY002 -- users' code draws from it
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=_cuda_in_use()):
             yield
     finally:
         np.random.set_state(drawn)  # noqa: NPY002

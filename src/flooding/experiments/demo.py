@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from flooding.data import synthetic
-from flooding.problem import Problem, Record, Run, choose
+from flooding.experiments.grids import Cell as Task
+from flooding.problem import Record, Run, choose
 from flooding.report import plots
 from flooding.report.evidence import spread
 from flooding.tasks import adam, demo_digits, demo_sinusoid, plane, sgd
@@ -26,28 +26,6 @@ COLUMNS = {
     "test\nNLL": "test_nll",
     "test\nECE": "test_ece",
 }
-
-
-@dataclass(frozen=True)
-class Task:
-    """One table of the demo.
-
-    Args:
-        title: What is trained.
-        problem: The Problem.
-        levels: Flood levels in nats, 0 (plain training) first.
-        seeds: Seeds, each with its own data, weights and order of batches.
-    """
-
-    title: str
-    problem: Problem
-    levels: tuple[float, ...]
-    seeds: tuple[int, ...]
-
-    @property
-    def runs(self) -> list[Run]:
-        """Every level with every seed; the longest work is the same for all."""
-        return [Run(self.problem, level, seed=seed) for seed in self.seeds for level in self.levels]
 
 
 def plan(quick: bool = False) -> list[Task]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Cell:
 
     @property
     def runs(self) -> list[Run]:
-        """Every level of every seed, seeds first."""
+        """Every level of every seed, seeds first; the longest work is the same for all."""
         return [Run(self.problem, level, seed=seed) for seed in self.seeds for level in self.levels]
 
 
@@ -62,13 +62,12 @@ class Result:
 
     def picks(self, row: str) -> list[Record]:
         """What validation chose, seed by seed."""
-        at = "best" if row.endswith("stopped") else "last"
-        return [choose(records[:1] if row.startswith("plain") else records[1:], at) for records in self.table]
+        candidates = [records[:1] if row.startswith("plain") else records[1:] for records in self.table]
+        return [choose(records, _at(row)) for records in candidates]
 
     def values(self, row: str, name: str, times: float = 1.0) -> list[float]:
         """Give a final of what validation chose, seed by seed."""
-        at = "best" if row.endswith("stopped") else "last"
-        return [times * record.finals[f"{at}.{name}"] for record in self.picks(row)]
+        return [times * record.finals[f"{_at(row)}.{name}"] for record in self.picks(row)]
 
     def gain(self, row: str, against: str) -> Difference:
         """Compare the test accuracies of two rows, in points."""
@@ -82,6 +81,11 @@ class Result:
             below = plain.curves["train_loss"][1:] < self.cell.levels[-1]
             shares.append(float(below.argmax() + 1) / len(below) if below.any() else 1.0)
         return shares
+
+
+def _at(row: str) -> Literal["best", "last"]:
+    """Tell which epoch a row of the tables is about."""
+    return "best" if row.endswith("stopped") else "last"
 
 
 def compare_levels(

@@ -32,7 +32,7 @@ def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]
         MNIST, Fashion-MNIST without and with label noise, CIFAR-10.
     """
     size = {"n_train": 400, "n_val": 200} if quick else {}
-    grey, colour = partial(small_cnn), partial(small_cnn, channels=3, size=32)
+    grey, colour = small_cnn, partial(small_cnn, channels=3, size=32)
     plan = [
         ("MNIST", partial(images.mnist, label_noise=0.0, **size), grey, 30),
         ("Fashion-MNIST", partial(images.fashion_mnist, label_noise=0.0, **size), grey, 30),

@@ -202,11 +202,16 @@ class _Statement:
     def sentences(self, ps: Mapping[str, float]) -> list[tuple[bool, str]]:
         told = []
         for title, found in self.differences.items():
-            holds = found.mean > 0 and ps[title] < 0.05
-            verdict = "holds" if holds else "the opposite holds" if ps[title] < 0.05 else "not shown"
-            sentence = f"{self.text}. {title}: {verdict}; {_written(found)} {self.unit}, n = {found.n}, "
+            verdict = _verdict(found, ps[title])
+            holds = verdict == "holds"
+            written = "the opposite holds" if verdict == "opposite" else verdict
+            sentence = f"{self.text}. {title}: {written}; {_written(found)} {self.unit}, n = {found.n}, "
             told.append((holds, f"{sentence}p {p_value(ps[title])}; {self.note[title]}."))
         return told
+
+
+def _verdict(found: Difference, p: float) -> str:
+    return "not shown" if not p < 0.05 else "holds" if found.mean > 0 else "opposite"
 
 
 def _written(found: Difference) -> str:
@@ -370,9 +375,7 @@ def _verdicts(statements: Sequence[_Statement], ps: Sequence[Mapping[str, float]
             found = statement.differences.get(title)
             verdict = "not tested"
             if found is not None:
-                holds = found.mean > 0 and p[title] < 0.05
-                verdict = "holds" if holds else "opposite" if p[title] < 0.05 else "not shown"
-                verdict += f" (p {p_value(p[title])})"
+                verdict = f"{_verdict(found, p[title])} (p {p_value(p[title])})"
             row.append(verdict)
         rows.append(row)
     note = (
