@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flooding import evaluate
+from flooding.data.augment import crop_and_flip
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments import double_descent
+from flooding.experiments import double_descent, double_descent_cifar10
 from flooding.experiments.archive import Archive, pack
 from flooding.experiments.double_descent import Condition, descents, plan
 from flooding.models import mlp
 from flooding.problem import Record, TestCurve, describe
+from flooding.strategies import drive
 from small import small
 
 NAN = np.nan
@@ -197,7 +199,10 @@ def conditions(groups):
     """Small conditions by group: title, levels, seeds, factors."""
     problem = small(horizon=STEPS, test_curve=TestCurve(50, every=1))
     return {
-        group: [Condition(title, problem, levels, tuple(range(n)), factors) for title, levels, n, factors in some]
+        group: [
+            Condition(title, replace(problem, batch_size=10 + len(title)), levels, tuple(range(n)), factors)
+            for title, levels, n, factors in some
+        ]
         for group, some in groups.items()
     }
 
@@ -399,6 +404,32 @@ def test_the_plan_is_what_was_asked():
         ((), (0, 1), 40),
         (("weight decay",), (0, 1), 40),
     ]
+
+
+def test_images_have_the_same_eight_ways():
+    conditions_ = double_descent_cifar10.plan()
+    assert [c.factors for c in conditions_] == [c.factors for c in plan()["digits"]]
+    assert sum(len(c.runs) for c in conditions_) == 8 * 3 * 3
+    for c in conditions_:
+        (group,) = c.problem.optimizer([torch.zeros(1, requires_grad=True)]).param_groups
+        assert group["weight_decay"] == (double_descent_cifar10.WEIGHT_DECAY if "weight decay" in c.factors else 0)
+        assert ("augmentation" in c.factors) == (c.problem.augment is crop_and_flip)
+        assert ("rate decay" in c.factors) == (c.problem.schedule is not None)
+        assert (c.levels[0], c.seeds, c.problem.test_curve) == (0.0, (0, 1, 2), TestCurve(2000, 1))
+    runs = next(double_descent_cifar10.experiment(quick=True, seeds=[3]))
+    assert {(run.seed, run.epochs) for run in runs} == {(3, 6)}
+
+
+def test_images_are_judged_by_the_same_criterion():
+    def answer(runs):
+        return [record(run, RISES if run.level == 0 else FALLS, flooded=0.5, clean=False) for run in runs]
+
+    report = drive(double_descent_cifar10.experiment(), answer)[0]
+    assert [t.name for t in report.tables] == ["cifar10-loss", "cifar10-error"]
+    assert report.title == "A second descent on CIFAR-10, reduced"
+    assert "3 seeds" in report.about
+    assert "second minimum m2" in report.about
+    assert any(sentence.startswith("CIFAR-10 with weight decay (4 conditions)") for sentence in report.findings)
 
 
 def test_the_rate_falls_twice_and_other_seeds_can_be_asked():

@@ -9,6 +9,7 @@ import pytest
 from flooding.data.augment import crop_and_flip
 from flooding.data.images import IMAGENET
 from flooding.experiments import images5k, kim2022_cifar10
+from flooding.experiments.archive import name_of
 from flooding.experiments.grids import Cell
 from flooding.experiments.images5k import LEVELS, cells, experiment
 from flooding.problem import Record
@@ -127,6 +128,21 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
         falling = {name: np.linspace(2.3, 0.1, 11) for name in ("test_loss",)}
         return [replace(r, curves={**r.curves, **falling, "level": np.full(11, r.run.level or np.nan)}) for r in told]
 
-    told = drive(kim2022_cifar10.experiment(), curved)[0]
+    asked = []
+
+    def findable(runs):
+        asked.append(runs)
+        return [replace(r, curves={"val_loss": np.full(r.run.epochs + 1, 1.0), **r.curves}) for r in curved(runs)]
+
+    told = drive(kim2022_cifar10.experiment(), findable)[0]
+    for cell, row in zip(plan, rows(told, "finder"), strict=True):
+        chosen = [run for run in asked[-1] if run.problem is cell.problem]
+        assert [run.seed for run in chosen] == [0, 1]
+        assert row["levels"] == ", ".join(f"{run.level or 0:g}" for run in chosen)
+        mean = np.mean([50 + 10 * (run.level or 0) for run in chosen])  # as answer says
+        assert row["finder"].startswith(f"{mean:.1f} ±")
+    assert len(asked) > 2
+    assert [row["data"] for row in rows(told, "finder-against-all")] == [cell.title for cell in plan]
+    assert f"{len({name_of(run) for runs in asked for run in runs})} trainings" in told.told
     names = {path.name for path in told.save(tmp_path, "kim2022_cifar10")}
     assert {"kim2022_cifar10-losses.png", "kim2022_cifar10-levels.png"} <= names

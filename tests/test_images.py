@@ -19,6 +19,7 @@ from flooding.data.images import (
     IMAGENET,
     SETS,
     cifar10,
+    cifar10h,
     cifar100,
     fashion_mnist,
     kuzushiji_mnist,
@@ -30,6 +31,7 @@ from flooding.data.images import (
     split_images,
     svhn,
 )
+from flooding.data.tables import divide
 
 
 def idx(array):
@@ -303,6 +305,33 @@ def test_colours_are_standardised_channel_by_channel_or_as_told(make, data, monk
     assert torch.allclose(usual.test.x, (torch.from_numpy(test_x) / 255 - mean) / sd, atol=1e-6)
     with pytest.raises(ValueError, match="scale must be a mean and a deviation above 0 for each channel"):
         make(n_train=40, n_val=20, scale=((0.5,), (0.5,)), seed=1)
+
+
+def test_people_label_the_test_images_of_cifar_10(data, monkeypatch):
+    parts, (*_, x, y) = cifar(monkeypatch, "cifar10")
+    (data / "cifar10").mkdir()
+    (data / "cifar10" / "a.tar").write_bytes(tar(parts, "w"))
+    shares = np.random.default_rng(0).dirichlet(np.full(10, 0.3), len(y))
+    with io.BytesIO() as file:
+        np.save(file, shares)
+        put(data, monkeypatch, "cifar10h/cifar10h-probs.npy", file.getvalue())
+    n = len(y) // 3
+    drawn = np.zeros((len(y), 10))
+    for seed in range(400):
+        splits = cifar10h(n, n, seed=seed)
+        train, val, test = divide(len(y), n, n, seed=seed)
+        for rows, split in ((train, splits.train), (val, splits.val), (test, splits.test)):
+            assert split.clean.tolist() == y[rows].tolist()
+            drawn[rows, split.y.numpy()] += 1
+    assert torch.equal(splits.posterior, torch.from_numpy(shares[test]).float())
+    assert abs(float(splits.train.x.double().mean())) < 1e-6
+    first = torch.from_numpy(x[test].astype(np.float64))
+    for channel in range(3):  # images in the order of their labels
+        assert np.corrcoef(splits.test.x[:, channel].ravel(), first[:, channel].ravel())[0, 1] > 1 - 1e-9
+    assert drawn.sum() == 400 * len(y)
+    expected = 400 * shares
+    assert (np.abs(drawn - expected) < 5 * np.sqrt(400 * shares * (1 - shares)) + 1).all()
+    assert torch.equal(cifar10h(n, n, seed=3).train.y, cifar10h(n, n, seed=3).train.y)
 
 
 class Evil:

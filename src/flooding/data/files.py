@@ -29,6 +29,7 @@ _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
 _KUZUSHIJI = "http://codh.rois.ac.jp/kmnist/dataset/kmnist"
 _SVHN = "http://ufldl.stanford.edu/housenumbers"
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
+_CIFAR10H = "https://github.com/jcpeterson/cifar-10h/raw/master/data"
 _GZIP = b"\x1f\x8b"
 
 # Address and sha256 of each file. The hash is that of the content: a file may be compressed anew, or not at all. Where
@@ -104,6 +105,10 @@ FILES: dict[str, tuple[str, str]] = {
     ),
     "svhn/train_32x32.mat": (f"{_SVHN}/train_32x32.mat", "md5:e26dedcc434d2e4c54c9b2d4a06d8373"),
     "svhn/test_32x32.mat": (f"{_SVHN}/test_32x32.mat", "md5:eb5a983be6a315427106f1b164d9cef3"),
+    "cifar10h/cifar10h-probs.npy": (
+        f"{_CIFAR10H}/cifar10h-probs.npy",
+        "436ae98620e00073f9d08585ac870573b588853e7af9f54eb1647408114af77d",
+    ),
 }
 
 # Address of an archive, and the published md5 of each of its files that is used.

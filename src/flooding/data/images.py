@@ -1,4 +1,4 @@
-"""Real images as splits: MNIST and its successors, SVHN, CIFAR-10 and CIFAR-100, from their official files."""
+"""Real images as splits: MNIST and its successors, SVHN, CIFAR-10, -10H and -100, from their official files."""
 
 # The checks shared by the functions below raise what their docstrings promise.
 # ruff: file-ignore[docstring-extraneous-exception]
@@ -25,8 +25,10 @@ __all__ = [
     "SETS",
     "Images",
     "cifar10",
+    "cifar10h",
     "cifar100",
     "fashion_mnist",
+    "human_labels",
     "kuzushiji_mnist",
     "load",
     "mnist",
@@ -189,6 +191,54 @@ def cifar100(
     return split_images(*load("cifar100"), n_train, n_val, label_noise, scale=scale, seed=seed)
 
 
+def human_labels() -> np.ndarray:
+    """Give the shares of people who gave each class to each test image of CIFAR-10, about 51 people an image.
+
+    Returns:
+        Float64 ``[10000, 10]``, rows of sum 1, in the order of the official test images.
+
+    References:
+        Peterson et al., *Human uncertainty makes classification more robust*, ICCV 2019 (CIFAR-10H, CC BY-NC-SA 4.0).
+    """
+    return np.load(io.BytesIO(files.read("cifar10h/cifar10h-probs.npy")), allow_pickle=False)
+
+
+def cifar10h(n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
+    """Split the *test* images of CIFAR-10, the only ones that many people labelled; each gets one person's label.
+
+    Labels are drawn from :func:`human_labels`, so their noise is that of people: it depends on the image. Pixels are
+    standardised as by :func:`split_images`.
+
+    Args:
+        n_train: Training images, at least 2.
+        n_val: Validation images, at least 2; the test images are the rest of the 10,000.
+        seed: Non-negative integer; the same seed gives the same splits.
+
+    Returns:
+        Splits with float32 images ``[n, 3, 32, 32]``, a person's label as ``y`` in all three, the official one as
+        ``clean``, and the shares of the test images as ``posterior``, which is exact up to the number of people.
+
+    Raises:
+        ValueError: If a count is out of range, or a file is neither here nor to be fetched.
+
+    References:
+        See :func:`human_labels`.
+    """
+    _, _, x, y = load("cifar10")
+    shares = human_labels()
+    train, val, test = divide(len(x), n_train, n_val, seed=seed)
+    tables = [_standardised(x[train, channel], None, channel) for channel in range(_channels(x))]
+
+    def split(rows: np.ndarray, source: int) -> Split:
+        reached = shares[rows].cumsum(1)
+        at = stream(seed, source).random((len(rows), 1)) * reached[:, -1:]
+        told = torch.from_numpy((at < reached).argmax(1))
+        return Split(_inputs(x[rows], tables), told, _targets(y[rows]))
+
+    posterior = torch.from_numpy(shares[test]).float()
+    return Splits(split(train, 1), split(val, 2), split(test, 3), posterior)
+
+
 def load(name: str) -> Images:
     """Read a whole data set; from the cache of decoded images where it has been read before.
 
@@ -321,22 +371,24 @@ def split_images(
     # A pixel has 256 values: standardise those, not every pixel.
     tables = [_standardised(x[train] if x.ndim == 3 else x[train, c], scale, c) for c in range(_channels(x))]
     classes = int(max(y.max(), test_y.max())) + 1
-
-    def inputs(images: np.ndarray) -> Tensor:
-        images = images if images.ndim == 4 else images[:, None]
-        found = torch.empty(images.shape)
-        for channel, table in enumerate(tables):
-            np.take(table, images[:, channel], out=found[:, channel].numpy())
-        return found
-
-    def targets(labels: np.ndarray) -> Tensor:
-        return torch.from_numpy(labels.astype(np.int64))
-
     return Splits(
-        with_noise(inputs(x[train]), targets(y[train]), label_noise, classes, stream(seed, 1)),
-        with_noise(inputs(x[val]), targets(y[val]), label_noise, classes, stream(seed, 2)),
-        Split(inputs(test_x), targets(test_y)),
+        with_noise(_inputs(x[train], tables), _targets(y[train]), label_noise, classes, stream(seed, 1)),
+        with_noise(_inputs(x[val], tables), _targets(y[val]), label_noise, classes, stream(seed, 2)),
+        Split(_inputs(test_x, tables), _targets(test_y)),
     )
+
+
+def _inputs(images: np.ndarray, tables: Sequence[np.ndarray]) -> Tensor:
+    """Replace each pixel by the entry of its channel's table."""
+    images = images if images.ndim == 4 else images[:, None]
+    found = torch.empty(images.shape)
+    for channel, table in enumerate(tables):
+        np.take(table, images[:, channel], out=found[:, channel].numpy())
+    return found
+
+
+def _targets(labels: np.ndarray) -> Tensor:
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def _channels(images: np.ndarray) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
+from flooding.experiments.archive import name_of
 from flooding.problem import Record, Run
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ NAMES = {
     "ishida2020_settings": "what the paper leaves open: plain training on Two Gaussians in six settings",
     "kim2022": "the published reproduction: forward, backward, heuristic, policy gradient; its claims as tests",
     "double_descent": "do test loss and error descend a second time: nine synthetic cells, digits in eight ways",
+    "double_descent_cifar10": "the same on CIFAR-10, reduced for a CPU, in eight ways",
     "bakeoff": "twelve regularisers on thirteen problems, each with four trainings to choose its settings",
     "ishida2020_why": "why flooding works: flatter minima, a random walk, memory, over-confidence, as tests",
     "images5k": "4,000 real images: MNIST, Fashion-MNIST, CIFAR-10, six levels, with and without early stopping",
+    "peterson2019": "labels people disagree on (CIFAR-10H): what they say about the level, and which levels work",
     "kim2022_cifar10": "CIFAR-10 with a residual network at two learning rates, reduced for a CPU",
 }
 
@@ -61,10 +64,12 @@ def circumstances(records: Sequence[Record]) -> str:
     Returns:
         A sentence.
     """
-    told, here = [record.circumstances for record in records], machine()
+    # A Record that several strategies asked for was trained once.
+    each = {name_of(record.run) if record.run else id(record): record for record in records}
+    told, here = [record.circumstances for record in each.values()], machine()
     hours = sum(float(t.get("seconds", 0.0)) for t in told) / 3600
     places = sorted({str(t.get("on", here)) for t in told})
-    return f"{len(records)} trainings, {hours:.1f} CPU hours; {' and '.join(places)}."
+    return f"{len(told)} trainings, {hours:.1f} CPU hours; {' and '.join(places)}."
 
 
 def estimate(runs: Sequence[Run], workers: int | None = None) -> float:

@@ -24,7 +24,7 @@ in the validation losses of the level benchmark nearly every curve falls by d so
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
@@ -54,9 +54,13 @@ __all__ = [
     "Condition",
     "Descents",
     "Point",
+    "combinations",
+    "decayed",
     "descents",
     "experiment",
+    "listed",
     "plan",
+    "study",
 ]
 
 CURVES = ("flooded", "test_accuracy", "test_accuracy_clean", "test_loss", "test_loss_clean")
@@ -227,15 +231,15 @@ def plan(quick: bool = False) -> dict[str, list[Condition]]:
     horizon, levels = (100, (0.0, 0.15)) if quick else (500, SYNTHETIC_LEVELS)
     tasks = ["two-gaussians"] if quick else list(TASKS)
     cells = [Cell(task, noise, levels, seeds, horizon) for task in tasks for noise in NOISES]
-    chosen = [(), ("weight decay",)] if quick else _combinations()
+    chosen = [(), ("weight decay",)] if quick else combinations()
     return {
         "synthetic": [_synthetic(cell) for cell in cells],
         "digits": [_digits(factors, seeds, 40 if quick else 200) for factors in chosen],
     }
 
 
-def _combinations() -> list[tuple[str, ...]]:
-    """All subsets of the factors, those without weight decay first."""
+def combinations() -> list[tuple[str, ...]]:
+    """Give all subsets of the factors, those without weight decay first."""
     switches = (dict(zip(reversed(FACTORS), on, strict=True)) for on in product((False, True), repeat=len(FACTORS)))
     return [tuple(factor for factor in FACTORS if on[factor]) for on in switches]
 
@@ -247,14 +251,28 @@ def _synthetic(cell: Cell) -> Condition:
 
 def _digits(factors: tuple[str, ...], seeds: tuple[int, ...], horizon: int) -> Condition:
     problem = real("digits", augment="augmentation" in factors, horizon=horizon)
-    problem = replace(problem, test_curve=TestCurve(_DIGITS_TEST, every=1))
+    problem = decayed(replace(problem, test_curve=TestCurve(_DIGITS_TEST, every=1)), factors, WEIGHT_DECAY)
+    return Condition(" + ".join(["Digits", *factors]), problem, DIGITS_LEVELS, seeds, factors)
+
+
+def decayed(problem: Problem, factors: Sequence[str], weight_decay: float) -> Problem:
+    """Add the two kinds of decay to a problem.
+
+    Args:
+        problem: A Problem trained with Adam.
+        factors: Which of :data:`FACTORS` to add; augmentation is the caller's.
+        weight_decay: Decoupled, times the learning rate.
+
+    Returns:
+        The Problem with them.
+    """
     if "rate decay" in factors:
-        milestones = (horizon // 2, horizon * 4 // 5)
+        milestones = (problem.horizon // 2, problem.horizon * 4 // 5)
         schedule = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=milestones, gamma=0.1)
         problem = replace(problem, schedule=schedule)
     if "weight decay" in factors:
-        problem = replace(problem, optimizer=partial(adamw, weight_decay=WEIGHT_DECAY))
-    return Condition(" + ".join(["Digits", *factors]), problem, DIGITS_LEVELS, seeds, factors)
+        problem = replace(problem, optimizer=partial(adamw, weight_decay=weight_decay))
+    return problem
 
 
 def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
@@ -271,12 +289,35 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
         The report.
     """
     groups = plan(quick)
+    title = "A second descent of test loss and test error (Ishida et al., 2020)"
+    return (yield from study(groups, title, _about(groups), seeds))
+
+
+def study(
+    groups: Mapping[str, Sequence[Condition]], title: str, about: str, seeds: Sequence[int] | None = None
+) -> Generator[list[Run], list[Record], Report]:
+    """Train conditions and judge every test curve by the criterion of this module.
+
+    Args:
+        groups: Conditions by the group they are tabulated and drawn in: "synthetic", "digits" or "cifar10".
+        title: The report's heading.
+        about: What is trained; the criterion is added.
+        seeds: Other seeds than the conditions'.
+
+    Yields:
+        The Runs.
+
+    Returns:
+        The report.
+    """
     if seeds is not None:
         groups = {g: [replace(c, seeds=tuple(seeds)) for c in conditions] for g, conditions in groups.items()}
     records = yield [run for conditions in groups.values() for condition in conditions for run in condition.runs]
     told = iter(records)
     panels = {g: [_Panel(c, [next(told) for _ in c.runs]) for c in conditions] for g, conditions in groups.items()}
-    return _report(panels, records)
+    n = len(next(iter(panels.values()))[0].condition.seeds)
+    about = f"{about} {n} seeds. Levels were fixed beforehand, and test data choose nothing.\n\n{_CRITERION}"
+    return _report(panels, records, title, about)
 
 
 class _Measure(NamedTuple):
@@ -289,7 +330,7 @@ class _Measure(NamedTuple):
 
 
 _MEASURES = (_Measure("loss", "test_loss", "nats", 3), _Measure("error", "test_accuracy", "%", 1))
-_GROUPS = {"synthetic": "Synthetic tasks", "digits": "Digits"}
+_GROUPS = {"synthetic": "Synthetic tasks", "digits": "Digits", "cifar10": "CIFAR-10"}
 _UNTESTED = "not tested (level never reached)"
 
 
@@ -386,7 +427,7 @@ def _judge(record: Record, measure: _Measure) -> Descents:
     return descents(curve, np.arange(len(curve)))
 
 
-def _report(panels: dict[str, list[_Panel]], records: Sequence[Record]) -> Report:
+def _report(panels: dict[str, list[_Panel]], records: Sequence[Record], title: str, about: str) -> Report:
     rows = {(group, m): _rows(some, m) for group, some in panels.items() for m in _MEASURES}
     tables = [_table(group, measure, found) for (group, measure), found in rows.items()]
     failures, findings = _words(rows)
@@ -395,33 +436,36 @@ def _report(panels: dict[str, list[_Panel]], records: Sequence[Record]) -> Repor
         for group, some in panels.items()
         for m in _MEASURES
     }
-    title = "A second descent of test loss and test error (Ishida et al., 2020)"
-    return Report(title, _about(panels), failures, findings, tables, figures, circumstances(records))
+    return Report(title, about, failures, findings, tables, figures, circumstances(records))
 
 
-def _about(panels: dict[str, list[_Panel]]) -> str:
-    synthetic, digits = (panels[group][0].condition for group in ("synthetic", "digits"))
+def _about(groups: Mapping[str, Sequence[Condition]]) -> str:
+    synthetic, digits = groups["synthetic"][0], groups["digits"][0]
     return (
-        f"{len(panels['synthetic'])} synthetic cells in the paper's setting ({synthetic.problem.horizon} epochs, "
-        f"levels {_list(synthetic.levels)}; 1,000 test examples, clean labels, every second epoch). Digits with 20 % "
-        f"label noise in {len(panels['digits'])} combinations of augmentation (shifts by a pixel), learning-rate decay "
+        f"{len(groups['synthetic'])} synthetic cells in the paper's setting ({synthetic.problem.horizon} epochs, "
+        f"levels {listed(synthetic.levels)}; 1,000 test examples, clean labels, every second epoch). Digits with 20 % "
+        f"label noise in {len(groups['digits'])} combinations of augmentation (shifts by a pixel), learning-rate decay "
         f"(times 0.1 at 1/2 and 4/5 of the epochs) and weight decay (AdamW, {WEIGHT_DECAY:g}; otherwise Adam) "
-        f"({digits.problem.horizon} epochs, levels {_list(digits.levels)}; all {_DIGITS_TEST} test examples, every "
-        f"epoch). {len(synthetic.seeds)} seeds. Levels were fixed beforehand, and test data choose nothing.\n\n"
-        "Criterion, on the raw curve c of each training, with c(0) its first point and d a twentieth of its whole fall "
-        "c(0) − min c. First minimum m1: the lowest value before the curve has risen by more than d from its lowest so "
-        "far, itself more than d below c(0); without such a rise there is nothing to descend from (“no rise”). Peak p "
-        "and second minimum m2: the point after m1 and the later one with the largest p − m2. A second descent exists "
-        "if p − m2 > d; its recovery is (p − m2) / (p − m1); m1 is regained if m2 ≤ m1. End: the mean of the last ten "
-        "points, which is not chosen, while the minimum of a noisy curve is too low. Noise also makes falls: "
-        "a second descent is lasting if the mean of the ten points around p exceeds the end by more than d and more "
-        "than (p − m1) / 20. Flooding brings a second descent, in what follows, if it is lasting in at least half of "
-        "the seeds and in more of them than without flooding.\n\n"
-        "Rows are over the seeds in which the level was reached, and compared with plain training of the same seeds; a "
-        "level that no seed reached is not tested. Figures are mean ± standard deviation over seeds; recovery and "
-        "m2 − m1 over those with a second descent; differences are paired by seed, with the 95 % interval of Student's "
-        "t; both p are after Holm's correction over the tested rows of their table."
+        f"({digits.problem.horizon} epochs, levels {listed(digits.levels)}; all {_DIGITS_TEST} test examples, every "
+        "epoch)."
     )
+
+
+_CRITERION = (
+    "Criterion, on the raw curve c of each training, with c(0) its first point and d a twentieth of its whole fall "
+    "c(0) − min c. First minimum m1: the lowest value before the curve has risen by more than d from its lowest so "
+    "far, itself more than d below c(0); without such a rise there is nothing to descend from (“no rise”). Peak p "
+    "and second minimum m2: the point after m1 and the later one with the largest p − m2. A second descent exists "
+    "if p − m2 > d; its recovery is (p − m2) / (p − m1); m1 is regained if m2 ≤ m1. End: the mean of the last ten "
+    "points, which is not chosen, while the minimum of a noisy curve is too low. Noise also makes falls: "
+    "a second descent is lasting if the mean of the ten points around p exceeds the end by more than d and more "
+    "than (p − m1) / 20. Flooding brings a second descent, in what follows, if it is lasting in at least half of "
+    "the seeds and in more of them than without flooding.\n\n"
+    "Rows are over the seeds in which the level was reached, and compared with plain training of the same seeds; a "
+    "level that no seed reached is not tested. Figures are mean ± standard deviation over seeds; recovery and "
+    "m2 − m1 over those with a second descent; differences are paired by seed, with the 95 % interval of Student's "
+    "t; both p are after Holm's correction over the tested rows of their table."
+)
 
 
 _COLUMNS = (
@@ -478,7 +522,8 @@ def _difference(difference: Difference | None, digits: int) -> str:
     return mean if difference.n < 2 else f"{mean} [{low}, {high}]"
 
 
-def _list(levels: Sequence[float]) -> str:
+def listed(levels: Sequence[float]) -> str:
+    """Name levels, for a sentence."""
     return ", ".join(f"{level:g}" for level in levels)
 
 
@@ -554,8 +599,9 @@ def _parts(group: str, rows: Sequence[_Row]) -> Iterator[tuple[str, list[_Row]]]
     if group == "synthetic":
         yield _GROUPS[group], list(rows)
         return
-    parts = {f"Digits with {factor}": [row for row in rows if factor in row.condition.factors] for factor in FACTORS}
-    parts["Digits with none of these"] = [row for row in rows if not row.condition.factors]
+    name = _GROUPS[group]
+    parts = {f"{name} with {factor}": [row for row in rows if factor in row.condition.factors] for factor in FACTORS}
+    parts[f"{name} with none of these"] = [row for row in rows if not row.condition.factors]
     yield from ((title, part) for title, part in parts.items() if part)
 
 

@@ -6,7 +6,7 @@ A level that the training never reached says nothing of flooding; its cell reads
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,8 @@ from flooding.experiments import circumstances
 from flooding.problem import Problem, Record, Run, choose
 from flooding.report.document import Report, Table
 from flooding.report.evidence import Difference, holm, p_value, paired, spread
+from flooding.strategies import together
+from flooding.strategies.finder import finder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,13 +57,17 @@ class Result:
     Args:
         cell: The cell.
         table: Records by seed, then by level.
+        found: Records of what the finder chose, seed by seed, where it was asked.
     """
 
     cell: Cell
     table: list[list[Record]]
+    found: Sequence[Record] = ()
 
     def picks(self, row: str) -> list[Record]:
         """What validation chose, seed by seed."""
+        if row.startswith("finder"):
+            return list(self.found)
         candidates = [records[:1] if row.startswith("plain") else records[1:] for records in self.table]
         return [choose(records, _at(row)) for records in candidates]
 
@@ -89,7 +95,12 @@ def _at(row: str) -> Literal["best", "last"]:
 
 
 def compare_levels(
-    plan: Sequence[Cell], title: str, about: str, figures: Mapping[str, Any] | None = None
+    plan: Sequence[Cell],
+    title: str,
+    about: str,
+    figures: Mapping[str, Any] | None = None,
+    *,
+    search: bool = False,
 ) -> Generator[list[Run], list[Record], Report]:
     """Train all levels of all cells and compare, for each seed, what validation chooses.
 
@@ -98,9 +109,10 @@ def compare_levels(
         title: The report's heading.
         about: What was done; how levels are chosen and figures are to be read is added.
         figures: Further figures by name: caption, and what draws the results.
+        search: Whether to ask the finder, too, and train what it finds.
 
     Yields:
-        The Runs.
+        The Runs: levels at once, then those that the finder asks for.
 
     Returns:
         The report.
@@ -108,6 +120,18 @@ def compare_levels(
     records = yield [run for cell in plan for run in cell.runs]
     told = iter(records)
     results = [Result(cell, [[next(told) for _ in cell.levels] for _ in cell.seeds]) for cell in plan]
+    rows = [("flooding", "plain", "last"), ("flooding, stopped", "plain, stopped", "stopped")]
+    rows += [("flooding", "plain, stopped", "against-stopping")]
+    if search:
+        places = [(cell, seed) for cell in plan for seed in cell.seeds]
+        searches = yield from together([finder(cell.problem, seeds=[seed]) for cell, seed in places])
+        trained = yield [answer.run for answer in searches]
+        found = iter(trained)
+        results = [replace(result, found=[next(found) for _ in result.cell.seeds]) for result in results]
+        records = [*records, *(r for answer in searches for r in answer.records), *trained]
+        cost = np.mean([answer.cost.steps for answer in searches])
+        about = f"{about} The finder spends {cost:.1f} trainings on its level, and one more where that was not trained."
+        rows += [("finder", "plain", "finder"), ("finder", "flooding", "finder-against-all")]
     about = (
         f"{about} For each seed the level is chosen by validation accuracy, ties to the lower validation loss, then to "
         "the smaller level; flooding chooses among levels above 0. Test data choose nothing. Mean ± standard deviation "
@@ -116,9 +140,7 @@ def compare_levels(
         "the training that were below the level."
     )
     tables = [
-        _compared(results, "flooding", "plain", "last"),
-        _compared(results, "flooding, stopped", "plain, stopped", "stopped"),
-        _compared(results, "flooding", "plain, stopped", "against-stopping"),
+        *(_compared(results, *row) for row in rows),
         _losses(results),
         _levels(results),
     ]

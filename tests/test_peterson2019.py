@@ -1,0 +1,108 @@
+"""What people's labels say is compared with the levels that validation chooses, and a claim can fail."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from flooding.data import files, images
+from flooding.data.images import human_labels
+from flooding.experiments import peterson2019
+from flooding.experiments.peterson2019 import LEVELS, counts, experiment
+from flooding.problem import Record
+from flooding.strategies import drive
+from flooding.strategies.advisor import bayes_error, entropy
+
+SHARES = np.eye(10)[np.arange(200) % 10] * 46 / 50 + 4 / 50 * np.eye(10)[(np.arange(200) + 1) % 10]
+
+
+@pytest.fixture(autouse=True)
+def _without_files(monkeypatch, request):
+    if "official" not in request.node.name:
+        monkeypatch.setattr(images, "human_labels", lambda: SHARES)
+
+
+def answer(runs, accuracy=lambda level: 0.6 + level / 10, flooded=0.5):
+    """Make Records of 20 epochs whose validation follows the test accuracy."""
+    told = []
+    for run in runs:
+        level = run.level or 0.0
+        curves = {"val_loss": np.full(21, 1.0), "flooded": np.full(21, flooded if level else 0.0)}
+        found = accuracy(level) + 0.001 * (run.seed % 2) * (level > 0)
+        values = {"val_accuracy": found, "val_loss": 1.0, "test_accuracy_clean": found, "test_nll": 2.0 - level}
+        finals = {f"{at}.{k}": v for at in ("last", "best") for k, v in {**values, "test_kl_to_posterior": 1.0}.items()}
+        told.append(Record(run, curves, {}, finals, "", "", {"seconds": 36.0, "on": "a machine"}))
+    return told
+
+
+def report(**how):
+    return drive(experiment(), partial(answer, **how))[0]
+
+
+def test_counts_are_recovered_from_shares():
+    draw = np.random.default_rng(0)
+    people = draw.integers(47, 64, 300)
+    told = np.stack([draw.multinomial(n, draw.dirichlet(np.ones(10))) for n in people]).astype(float)
+    found = counts(told / people[:, None])
+    assert np.allclose(found / found.sum(1, keepdims=True), told / people[:, None])
+    assert (found.sum(1) <= people).all()
+    assert (found.sum(1) == people).mean() > 0.9
+    with pytest.raises(ValueError, match="must be those of 47 to 63 people"):
+        counts(np.array([[0.51, 0.49]]))
+
+
+def test_every_level_is_trained_with_every_seed():
+    runs = next(experiment())
+    assert [run.level or 0.0 for run in runs] == list(LEVELS) * 5
+    assert sorted({run.seed for run in runs}) == [0, 1, 2, 3, 4]
+    assert {run.seed for run in next(experiment(seeds=[7]))} == {7}
+    assert len(next(experiment(quick=True))) == 6
+
+
+def test_what_people_say_stands_beside_what_works():
+    told = report()
+    [advice, levels] = told.tables
+    limits = {row[0]: row[1:4] for row in advice.rows}
+    assert limits["soft labels"][0] == f"{entropy([0.92, 0.08]):.4f}"
+    assert limits["0.7 x lowest validation loss"] == ["0.7000", "0.2500", "1.0000"]
+    assert f"Bayes error {bayes_error(SHARES):.4f}" in told.findings[0]
+    assert [row[0] for row in levels.rows] == ["plain", *(f"{b:g}" for b in LEVELS[1:])]
+
+
+def test_a_level_above_the_irreducible_loss_that_is_better_is_a_failure_and_comes_first():
+    [failure] = report().failures  # the larger the level, the better
+    assert "No level above the irreducible loss" in failure
+    assert "WORSE" in failure
+    assert "chosen 0.2, 0.2, 0.2, 0.2, 0.2 against 0.8, 0.8, 0.8, 0.8, 0.8" in failure
+    lower = report(accuracy=lambda level: 0.7 - level / 10)
+    assert not any("irreducible loss is right" in sentence for sentence in lower.failures)
+    assert any("worth trying" in s and "WORSE" in s for s in lower.failures)
+    assert any("against plain training: WORSE" in s for s in lower.failures)
+
+
+def test_levels_that_were_never_reached_read_not_tested():
+    [_, levels] = report(flooded=0.0).tables
+    assert [row[1] for row in levels.rows] == ["–", *["0: not tested"] * 7]
+
+
+def test_the_page_and_its_picture_are_written(tmp_path):
+    names = {path.name for path in report().save(tmp_path, "peterson2019")}
+    assert {"peterson2019.md", "peterson2019-levels.png", "peterson2019-advice.csv"} <= names
+
+
+def test_the_official_shares_have_the_published_figures():
+    if files.find("cifar10h/cifar10h-probs.npy") is None:
+        pytest.skip("CIFAR-10H is neither in FLOODING_DATA nor in the cache")
+    shares = human_labels()
+    assert shares.shape == (10_000, 10)
+    assert round(bayes_error(shares), 4) == 0.0456
+    assert round(entropy(shares), 4) == 0.1545
+    people = counts(shares).sum(1)
+    assert 47 <= people.min() <= people.max() <= 63
+
+
+def test_the_setting_has_the_file_at_hand_alone():
+    problem = peterson2019.setting()
+    assert problem.data.func is images.cifar10h
+    assert replace(problem, horizon=1).batch_size == 100
