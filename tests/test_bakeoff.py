@@ -110,6 +110,32 @@ def test_what_beats_flooding_comes_first():
     assert rows(report, "overall")["AdaFlood"]["rank"] == "1.0"
 
 
+def test_the_advice_follows_from_the_numbers():
+    def worth(run, flooded, smoothed):
+        draw = 0.001 * ((7 * run.seed + run.problem.batch_size * len(repr((run.level, run.method)))) % 11)
+        better = flooded * (run.level not in {None, 0} and type(run.method).__name__ == "Flooding")
+        return 0.7 + better / 10, 0.7 + better + smoothed * (run.problem.report is not None) + draw * (better == 0)
+
+    def advice(flooded, smoothed=0.0):
+        names = {f"problem {n}": replace(PROBLEM, batch_size=12 + n) for n in range(4)}
+        many = {name: (problem, 2) for name, problem in names.items()}
+        report, _ = drive(
+            bakeoff.compare(many, (0, 1)), lambda runs: answer(runs, partial(worth, flooded=flooded, smoothed=smoothed))
+        )
+        return next(s for s in report.findings if s.startswith("When to use flooding"))
+
+    wins = advice(0.1)
+    assert "flooding is better than plain training (flooding minus it: +" in wins
+    assert "is worse (flooding minus it: +" in wins, "plain early stopping is"
+    assert "on top of early stopping adds to it" in wins
+    assert "worse than none of them" in wins
+    assert "better than weight decay, dropout" in wins
+    assert "n = 4 problems, 2 seeds each" in wins
+    loses = advice(0.0, smoothed=0.2)
+    assert "flooding is not shown to differ from plain training" in loses
+    assert "better than none of them and worse than label smoothing; the rest" in loses
+
+
 def test_flooding_is_judged_by_a_full_training_at_the_finders_level():
     report, records, asked = told(lambda run: (0.7 + 0.1 * (run.level == 0.3), 0.8), names=("a",), seeds=(0,))
     last = asked[-1][0]

@@ -378,19 +378,68 @@ def _late_losses(record: Record) -> np.ndarray:
 def _words(
     picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]
 ) -> tuple[list[str], list[str]]:
-    """Say who wins, those that beat flooding first."""
+    """Say when to use flooding, and who wins, those that beat flooding first."""
     failures, findings = [], []
     unit = f"{len(names)} problems" if len(names) > 1 else f"{len(seeds)} seeds"
-    for row in ("flooding", "flooding + early stopping"):
-        others = [m for m in methods if m not in {"flooding", "flooding + early stopping"}]
-        gains = [_gain(picks, row, other, names, seeds) for other in others]
-        ps = holm([gain.p for gain in gains])
-        for other, gain, p in zip(others, gains, ps, strict=True):
+    ours = ("flooding", "flooding + early stopping")
+    told = {row: _against(picks, row, [m for m in methods if m not in ours], names, seeds) for row in ours}
+    findings.append(_advice(picks, told, names, seeds, unit))
+    for row, others in told.items():
+        for other, (gain, p) in others.items():
             verdict = "wins" if gain.mean > 0 else "LOSES" if gain.mean < 0 else "ties"
             sure = "at 5 %" if p < 0.05 else "not at 5 %"
             sentence = f"{row} against {other}: {verdict} by {gain} points over {unit} (p {p_value(p)}, {sure})."
             (failures if gain.mean < 0 and p < 0.05 else findings).append(sentence)
     return failures, findings
+
+
+def _against(
+    picks: Picks, row: str, others: Sequence[str], names: Sequence[str], seeds: Sequence[int]
+) -> dict[str, tuple[Difference, float]]:
+    """Compare a method with others: what it gains, and p after Holm's correction."""
+    gains = [_gain(picks, row, other, names, seeds) for other in others]
+    return dict(zip(others, zip(gains, holm([gain.p for gain in gains]), strict=True), strict=True))
+
+
+def _advice(
+    picks: Picks,
+    told: Mapping[str, Mapping[str, tuple[Difference, float]]],
+    names: Sequence[str],
+    seeds: Sequence[int],
+    unit: str,
+) -> str:
+    """Say in plain words when to use flooding and when not."""
+
+    def compared(row: str, other: str, better: str, worse: str, unsure: str) -> str:
+        gain, p = told[row][other]
+        verdict = unsure if not p < 0.05 else better if gain.mean > 0 else worse
+        return f"{verdict} (flooding minus it: {gain} points, p {p_value(p)})"
+
+    last, stopped = "flooding", "flooding + early stopping"
+    others = {m: found for m, found in told[last].items() if m not in {"plain", "early stopping"}}
+    sure = {sign: [m for m, (g, p) in others.items() if p < 0.05 and sign * g.mean > 0] for sign in (1, -1)}
+    nll = {m: f"{_values(picks, m, names, seeds, 'nll').mean():.2f}" for m in ("plain", "early stopping", last)}
+    kept = compared(
+        last,
+        "plain",
+        "better than plain training",
+        "worse than plain training",
+        "not shown to differ from plain training",
+    )
+    best = compared(last, "early stopping", "worse", "better", "not shown to differ")
+    both = compared(stopped, "early stopping", "adds to it", "costs accuracy", "adds nothing that shows")
+    return (
+        f"When to use flooding: if the last epoch's network is kept, flooding is {kept}. If the best validation epoch "
+        f"can be kept, plain early stopping, one training instead of {BUDGET}, is {best}, and flooding on top of early "
+        f"stopping {both}. Of the other methods with the same budget, flooding's last epoch is better than "
+        f"{_named(sure[1])} and worse than {_named(sure[-1])}; the rest do not differ at 5 %. Test NLL: plain "
+        f"{nll['plain']}, early stopping {nll['early stopping']}, flooding {nll[last]} nats (n = {unit}, {len(seeds)} "
+        "seeds each, Holm)."
+    )
+
+
+def _named(methods: Sequence[str]) -> str:
+    return ", ".join(methods) or "none of them"
 
 
 def _draw_ranks(ranks: Mapping[str, float], problems: int) -> Figure:
