@@ -245,7 +245,7 @@ def _words(results: Sequence[_Result]) -> tuple[list[str], list[str]]:
             if abs(off := float(np.mean(ours)) - figure) > _FAR:
                 failures.append(
                     f"{result.cell.title} {source} flooding: {spread(ours)} % against the paper's {figure} %, "
-                    f"{off:+.1f} points."
+                    f"{off:+.1f} points; the experiment ishida2020_settings asks why."
                 )
     for rows, labels in (
         (("flooding", "plain"), "last epoch"),
