@@ -39,6 +39,13 @@ def demo() -> str:
     return f"```\n{tables.strip()}\n```"
 
 
+def advice() -> str:
+    """Give what the bake-off says in plain words."""
+    page = (ROOT / "docs" / "results" / "bakeoff.md").read_text()
+    [told] = re.findall(r"^- When to use flooding: (.*)$", page, re.MULTILINE)
+    return told[0].upper() + told[1:]
+
+
 def put(text: str, name: str, part: str) -> str:
     """Replace what stands between two markers."""
     pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
@@ -48,7 +55,10 @@ def put(text: str, name: str, part: str) -> str:
 def main() -> None:
     """Rewrite README.md."""
     page = ROOT / "README.md"
-    page.write_text(put(put(page.read_text(), "options", options()), "demo", demo()))
+    text = page.read_text()
+    for name, part in {"options": options(), "advice": advice(), "demo": demo()}.items():
+        text = put(text, name, part)
+    page.write_text(text)
 
 
 if __name__ == "__main__":

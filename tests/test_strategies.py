@@ -679,3 +679,20 @@ def test_drive_gives_what_a_generator_returns_and_counts_its_records():
     with pytest.raises(ValueError, match="a Record for each Run, got 0 for 1"):
         drive(two_rounds(), lambda runs: [])
     assert isinstance(search(grid(PROBLEM, [0.0, 0.1]), made_up), Found)
+
+
+def test_the_finder_says_when_plain_training_lies_within_chance():
+    def told(examples):
+        def evaluate(runs):
+            return [replace(r, circumstances={"val_examples": examples} if examples else {}) for r in made_up(runs)]
+
+        return search(finder(PROBLEM), evaluate)
+
+    few, many, unknown = told(10), told(10**9), told(None)
+    assert few.level == many.level == unknown.level
+    assert any("within chance" in warning for warning in few.warnings)
+    assert few.suggestions[0].low == 0
+    assert few.suggestions[0].high > many.suggestions[0].high
+    assert (many.suggestions[0].low, many.suggestions[0].high) == (many.level, many.level)
+    assert not any("within chance" in w for found in (many, unknown) for w in found.warnings)
+    assert unknown.suggestions[0].low < unknown.level < unknown.suggestions[0].high, "its neighbours"

@@ -151,6 +151,7 @@ def _train(
     with _undisturbed(threads, state):
         record = _record(run, state, splits)
     told = {"began": began, "seconds": round(state.seconds, 3), "epochs_trained": state.trained}
+    told["val_examples"] = len(splits.val)
     record = replace(record, circumstances={**told, "pid": os.getpid(), **_versions()})
     yield Row(run, epoch, values, record, state.weights, losses, None if end is None else lambda **_: end)
 

@@ -337,7 +337,7 @@ class Record:
         finals: Measured. Numbers named ``best.*`` (the epoch with the best validation score) and ``last.*``.
         weights: Measured. sha256 of the final weights and buffers.
         fingerprint: Measured. sha256 of the parameter shapes and the first batch loss.
-        circumstances: Time, host and versions; never compared.
+        circumstances: Time, host, versions and the number of validation examples; never compared.
     """
 
     run: Run | None

@@ -73,7 +73,7 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
     scores = _smoothed(np.array([_judge(plain, late), *judged]))
     best = max(range(len(scores)), key=lambda i: (*scores[i], -i))
     level = [None, *levels][best]
-    known, chance = [0.0, *levels], _chance(problem, seeds, scores[best][0])
+    known, chance = [0.0, *levels], _chance(plain, scores[best][0])
     if chance:
         alike = [known[i] for i in range(len(known)) if scores[i][0] >= scores[best][0] - chance]
     else:
@@ -144,11 +144,11 @@ def _smoothed(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(mixed), mixed, scores)  # a neighbour that diverged says nothing
 
 
-def _chance(problem: Any, seeds: Sequence[int], score: float) -> float:
-    """Give the standard error of a validation accuracy; 0 for other scores, whose spread nobody knows."""
-    if problem.score is not None or not 0 < score < 1 or not hasattr(problem, "splits"):
-        return 0.0
-    return math.sqrt(score * (1 - score) / (len(seeds) * len(problem.splits(seeds[0]).val)))
+def _chance(records: Sequence[Record], score: float) -> float:
+    """Give the standard error of a validation accuracy; 0 where it is none, or nobody knows of how many examples."""
+    examples = sum(record.circumstances.get("val_examples", 0) for record in records)
+    other = any(record.run is not None and record.run.problem.score is not None for record in records)
+    return 0.0 if other or not examples or not 0 < score < 1 else math.sqrt(score * (1 - score) / examples)
 
 
 def _rounded(level: float, cap: float) -> float:
