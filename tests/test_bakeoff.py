@@ -133,7 +133,39 @@ def test_the_advice_follows_from_the_numbers():
     assert "n = 4 problems, 2 seeds each" in wins
     loses = advice(0.0, smoothed=0.2)
     assert "flooding is not shown to differ from plain training" in loses
-    assert "better than none of them and worse than label smoothing; the rest" in loses
+    assert "better than none of them and worse than label smoothing; others are not shown to differ" in loses
+
+
+def test_plain_training_is_a_fifth_setting_where_that_is_asked():
+    def worth(run):
+        smoothed = run.problem.report is not None
+        return (0.6, 0.5) if smoothed and run.seed == 0 else (0.7, 0.8 if smoothed else 0.7)
+
+    report, _, _ = told(worth)
+    off = rows(report, "with-off")
+    assert off["label smoothing"]["plain chosen"] == "2 of 4"
+    assert off["label smoothing"]["accuracy %"] == "75.0"
+    assert rows(report, "accuracy")["a"]["label smoothing"] == "65.0 ± 21.2"
+    assert off["SAM"]["plain chosen"] == "0 of 4", "a setting that is as good stays"
+    assert set(off) == set(bakeoff.METHODS) - WITHOUT
+    assert rows(report, "pairs")["a"]["flooding − plain"].startswith("+0.0")
+
+
+def test_cells_of_a_task_count_once():
+    def worth(run):
+        flooded = run.level not in {None, 0} and type(run.method).__name__ == "Flooding"
+        return 0.7, 0.7 + flooded * (0.1 if run.problem.batch_size == 15 else 0.02)
+
+    many = {n: (replace(PROBLEM, batch_size=s), 2) for n, s in (("A, 1 %", 12), ("A, 5 %", 13), ("B", 15))}
+    report, _ = drive(bakeoff.compare(many, (0, 1)), lambda runs: answer(runs, worth))
+    [sentence] = [s for s in report.findings if s.startswith("Cells of one task") and "minus plain" in s]
+    assert "+6.0 [" in sentence, "the mean of 2 and 10 points"
+    assert "over 2 tasks" in sentence
+    [most] = [s for s in report.findings if s.startswith("Flooding minus plain: most")]
+    assert most.startswith("Flooding minus plain: most on B +10.0, ")
+    overall = rows(report, "overall")
+    assert overall["dropout"]["gap"] == overall["label smoothing"]["gap"] == "–"
+    assert overall["plain"]["gap"] != "–"
 
 
 def test_flooding_is_judged_by_a_full_training_at_the_finders_level():
