@@ -252,12 +252,14 @@ def test_table_numbers_follow_from_the_curves(monkeypatch):
     # end - m1 is -0.5, 0, 0.5, 2 with flooding and 2 without: differences -2.5, -2, -1.5, 0, sd 1.0801, t = -2.7775,
     # t with 3 degrees of freedom: with x = t / sqrt(3), p = 1 - 2 / pi * (x / (1 + x^2) + atan(x)) = 0.0691, times 2
     # for two tested rows; 97.5 % quantile 3.1824.
-    assert tell(1, "end − m1, flooded − plain") == "-1.500 [-3.219, +0.219]"
+    assert tell(1, "end, flooded − plain") == "-1.500 [-3.219, +0.219]"
     assert tell(1, "p (end)") == "0.138"
+    # Three of four differ, all one way: 2 / 2^3, times 2 rows.
+    assert (tell(1, "p (lasting)"), tell(0, "p (lasting)"), tell(2, "p (lasting)")) == ("0.500", "–", "1.000")
     assert (tell(1, "p (m2)"), tell(0, "p (end)"), tell(1, "flooded (%)")) == ("1.000", "–", "25.0 ± 0.0")
     # Only the seeds that reached the level: 1 and 3, as without flooding.
     assert [tell(2, c) for c in ("reached", "flooded (%)", "second descent")] == ["2 of 4", "50.0 ± 0.0", "0 of 2"]
-    assert tell(2, "end − m1, flooded − plain") == "+0.000 [+0.000, +0.000]"
+    assert tell(2, "end, flooded − plain") == "+0.000 [+0.000, +0.000]"
     assert (tell(0, "no rise"), tell(2, "no rise")) == ("0 of 4", "0 of 2")
     # Error in percent: 100, 25, 50, 37.5, the same with and without flooding.
     tell = partial(cell, report, "synthetic-error")
@@ -278,9 +280,9 @@ def test_sentences_follow_from_the_counts(monkeypatch):
     report = reported(monkeypatch, conditions(GROUPS), mixed)
     text = "\n".join(report.findings)
     assert (
-        "Synthetic tasks (1 condition), the test loss descends a second time: at level 0.1 in 3 of 4 seeds with "
-        "flooding (lasting in 3), 0 of 4 without (lasting in 0), regaining its first minimum in 2 of 3 (recovery "
-        "1.00 ± 0.25); at level 0.5 in 0 of 2 seeds with flooding (lasting in 0), 0 of 2 without (lasting in 0)."
+        "Synthetic tasks (1 condition), the test loss descends a second time: at level 0.1 in 3 of 4 trainings "
+        "with flooding (lasting in 3), 0 of 4 without (lasting in 0), regaining its first minimum in 2 of 3 (recovery "
+        "1.00 ± 0.25); at level 0.5 in 0 of 2 trainings with flooding (lasting in 0), 0 of 2 without (lasting in 0)."
     ) in text
     assert "Synthetic tasks, test loss: flooding brings a second descent in 1 of 2 tested rows (0 not tested)" in text
     assert "Synthetic tasks, test error: flooding brings a second descent in 0 of 2 tested rows" in text  # plain does
@@ -289,7 +291,7 @@ def test_sentences_follow_from_the_counts(monkeypatch):
     )
     assert "Digits with none of these (1 condition)" in text
     # Equal differences in all seeds: p = 0.
-    assert "end − m1 is smaller than in plain training in 2 and larger in 0 of them" in text
+    assert "its curve ends lower than plain training's in 2 and higher in 0 of them" in text
     assert report.failures == [
         "“No double descent with weight decay” (the reproduction) does not hold: flooding brings a second descent of "
         "the test loss in 1 of 1 rows with weight decay whose level was reached (Digits + weight decay at 0.2), "
@@ -314,6 +316,16 @@ def test_a_level_never_reached_is_not_tested(monkeypatch):
     assert any("at level 0.5 not tested (level never reached)." in text for text in report.findings)
 
 
+def test_a_stray_batch_does_not_reach_a_level(monkeypatch):
+    def stray(condition, run):
+        return record(run, DESCENDS if run.level else RISES, flooded=0.015 * (run.level > 0))  # in half of the epochs
+
+    report = reported(monkeypatch, conditions(GROUPS), stray)
+    assert all(row[2].startswith("0 of ") for table in report.tables for row in table.rows if row[1] != "0")
+    reached = reported(monkeypatch, conditions(GROUPS), lambda c, run: record(run, RISES, flooded=0.03))
+    assert cell(reached, "synthetic-loss", 1, "reached") == "4 of 4"
+
+
 def test_claims_are_judged_by_rows_whose_level_was_reached(monkeypatch):
     def nowhere(condition, run):
         return record(run, RISES, flooded=0.5 * (run.level > 0))
@@ -321,7 +333,8 @@ def test_claims_are_judged_by_rows_whose_level_was_reached(monkeypatch):
     report = reported(monkeypatch, conditions(GROUPS), nowhere)
     assert report.failures[0] == (
         "Cell: flooding brings no second descent of the test loss at any level that was reached. Lasting descents: "
-        "level 0.1: 0 of 4 seeds with flooding, 0 of 4 without; level 0.5: 0 of 4 seeds with flooding, 0 of 4 without."
+        "level 0.1: 0 of 4 seeds with flooding, 0 of 4 without, no rise in 0 with, 0 without; level 0.5: 0 of 4 seeds "
+        "with flooding, 0 of 4 without, no rise in 0 with, 0 without."
     )
     assert len(report.failures) == 3
     assert any("with weight decay” (the reproduction) holds here" in text for text in report.findings)

@@ -38,7 +38,7 @@ from flooding.experiments.archive import to_half
 from flooding.experiments.ishida2020 import NOISES, TASKS, Cell
 from flooding.problem import Problem, Record, Run, TestCurve
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, holm, p_value, paired, spread
+from flooding.report.evidence import Difference, holm, mcnemar, p_value, paired, spread
 from flooding.tasks import adamw, real
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ __all__ = [
     "study",
 ]
 
-CURVES = ("flooded", "test_accuracy", "test_accuracy_clean", "test_loss", "test_loss_clean")
+CURVES = ("flooded", "test_accuracy", "test_accuracy_clean", "test_loss", "test_loss_clean", "train_loss")
 # Fixed beforehand, not chosen.
 SYNTHETIC_LEVELS = (0.0, 0.05, 0.15, 0.3)
 DIGITS_LEVELS = (0.0, 0.2, 0.5, 0.8)
@@ -74,6 +74,7 @@ FACTORS = ("augmentation", "rate decay", "weight decay")
 WEIGHT_DECAY = 0.5
 
 _PARTS = 20  # a twentieth, 5 %: dividing is exact where multiplying by 0.05 is not
+_REACHED = 0.01  # least share of all steps below the level, for a level to count as reached; fixed beforehand
 _NEAR = 10  # points that are averaged at the end and around the peak
 _DIGITS_TEST = 897
 
@@ -365,6 +366,11 @@ def _flooded(record: Record) -> float:
     return float(np.nanmean(curve[reached[0] :])) if len(reached) else 0.0
 
 
+def _reached(record: Record) -> bool:
+    """Tell whether a level was reached by more than a stray batch."""
+    return float(np.nanmean(_kept(record, "flooded")[1:])) >= _REACHED
+
+
 @dataclass(frozen=True)
 class _Row:
     """A condition at a level, by one measure: what the curve of each seed that reached the level does.
@@ -404,10 +410,17 @@ class _Row:
 
     @cached_property
     def gain(self) -> Difference | None:
-        """``end - m1`` with flooding minus without."""
+        """The end with flooding minus the end without: from one m1, since both begin alike."""
         if not (self.level and self.found):
             return None
-        return paired([found.tail for found in self.found], [plain.tail for plain in self.plain])
+        return paired([found.end for found in self.found], [plain.end for plain in self.plain])
+
+    @property
+    def p_lasting(self) -> float:
+        """Exact p of lasting descents with flooding against without; NaN for plain training."""
+        if not (self.level and self.found):
+            return math.nan
+        return mcnemar([found.lasting for found in self.found], [plain.lasting for plain in self.plain])
 
 
 def _rows(panels: Sequence[_Panel], measure: _Measure) -> list[_Row]:
@@ -417,7 +430,7 @@ def _rows(panels: Sequence[_Panel], measure: _Measure) -> list[_Row]:
 def _row(panel: _Panel, level: float, measure: _Measure) -> _Row:
     records, plain = panel.at(level), panel.at(0.0)
     shares = [_flooded(record) for record in records]
-    seeds = [i for i, share in enumerate(shares) if level == 0 or share > 0]
+    seeds = [i for i, record in enumerate(records) if level == 0 or _reached(record)]
     found, without = ([_judge(group[i], measure) for i in seeds] for group in (records, plain))
     return _Row(panel.condition, level, [shares[i] for i in seeds], found, without)
 
@@ -443,8 +456,9 @@ def _about(groups: Mapping[str, Sequence[Condition]]) -> str:
     synthetic, digits = groups["synthetic"][0], groups["digits"][0]
     return (
         f"{len(groups['synthetic'])} synthetic cells in the paper's setting ({synthetic.problem.horizon} epochs, "
-        f"levels {listed(synthetic.levels)}; 1,000 test examples, clean labels, every second epoch). Digits with 20 % "
-        f"label noise in {len(groups['digits'])} combinations of augmentation (shifts by a pixel), learning-rate decay "
+        f"levels {listed(synthetic.levels)}, some above the irreducible loss of the cells with little noise; 1,000 "
+        "test examples, clean labels, every second epoch). Digits with 20 % label noise in "
+        f"{len(groups['digits'])} combinations of augmentation (shifts by a pixel), learning-rate decay "
         f"(times 0.1 at 1/2 and 4/5 of the epochs) and weight decay (AdamW, {WEIGHT_DECAY:g}; otherwise Adam) "
         f"({digits.problem.horizon} epochs, levels {listed(digits.levels)}; all {_DIGITS_TEST} test examples, every "
         "epoch)."
@@ -460,23 +474,34 @@ _CRITERION = (
     "points, which is not chosen, while the minimum of a noisy curve is too low. Noise also makes falls: "
     "a second descent is lasting if the mean of the ten points around p exceeds the end by more than d and more "
     "than (p − m1) / 20. Flooding brings a second descent, in what follows, if it is lasting in at least half of "
-    "the seeds and in more of them than without flooding.\n\n"
-    "Rows are over the seeds in which the level was reached, and compared with plain training of the same seeds; a "
-    "level that no seed reached is not tested. Figures are mean ± standard deviation over seeds; recovery and "
+    "the seeds and in more of them than without flooding; p (lasting) is McNemar's exact one.\n\n"
+    f"Rows are over the seeds in which the level was reached, in at least {100 * _REACHED:g} % of all steps, and "
+    "compared with plain training of the same seeds; a level that no seed reached is not tested. Figures are mean ± "
+    "standard deviation over seeds; recovery and "
     "m2 − m1 over those with a second descent; differences are paired by seed, with the 95 % interval of Student's "
-    "t; both p are after Holm's correction over the tested rows of their table."
+    "t; all p are after Holm's correction over the tested rows of their table."
 )
 
 
 _COLUMNS = (
-    *("Condition", "level", "reached", "flooded (%)", "second descent", "lasting", "no rise", "epochs of m1, p, m2"),
-    *("recovery", "regained", "m2 − m1", "p (m2)", "end − m1", "end − m1, flooded − plain", "p (end)"),
+    *("Condition", "level", "reached", "flooded (%)", "second descent", "lasting", "p (lasting)", "no rise"),
+    *(
+        "epochs of m1, p, m2",
+        "recovery",
+        "regained",
+        "m2 − m1",
+        "p (m2)",
+        "end − m1",
+        "end, flooded − plain",
+        "p (end)",
+    ),
 )
 
 
 def _table(group: str, measure: _Measure, rows: Sequence[_Row]) -> Table:
     gaps, gains = _holm([row.gap for row in rows]), _holm([row.gain for row in rows])
-    cells = [_cells(row, measure, *ps) for row, *ps in zip(rows, gaps, gains, strict=True)]
+    lasting = holm([row.p_lasting for row in rows])
+    cells = [_cells(row, measure, *ps) for row, *ps in zip(rows, lasting, gaps, gains, strict=True)]
     n = len(rows[0].condition.seeds)
     title = f"{_GROUPS[group]}: does the test {measure.name} ({measure.unit}) descend a second time? n = {n}"
     note = "Flooded: share of steps, from the first epoch with such a step on. Epochs: medians."
@@ -487,7 +512,7 @@ def _holm(differences: Sequence[Difference | None]) -> list[float]:
     return holm([math.nan if difference is None else difference.p for difference in differences])
 
 
-def _cells(row: _Row, measure: _Measure, p_gap: float, p_gain: float) -> list[str]:
+def _cells(row: _Row, measure: _Measure, p_lasting: float, p_gap: float, p_gain: float) -> list[str]:
     found, again, digits = row.found, row.again, measure.digits
     n, seeds = len(found), len(row.condition.seeds)
     begun = [row.condition.title, f"{row.level:g}", f"{n} of {seeds}" if row.level else "–"]
@@ -498,6 +523,7 @@ def _cells(row: _Row, measure: _Measure, p_gap: float, p_gain: float) -> list[st
         spread([100 * share for share in row.flooded]) if row.level else "–",
         f"{len(again)} of {n}",
         f"{row.lasting} of {n}",
+        p_value(p_lasting),
         f"{sum(f.peak is None for f in found)} of {n}",
         _epochs(again),
         spread([f.recovery for f in again], 2),
@@ -550,7 +576,7 @@ def _unseen(rows: Sequence[_Row]) -> Iterator[str]:
     for title in dict.fromkeys(row.condition.title for row in rows):
         tested = _flooding([row for row in rows if row.condition.title == title])
         if tested and not any(row.shows for row in tested):
-            counts = "; ".join(f"level {row.level:g}: {_lasting(row)}" for row in tested)
+            counts = "; ".join(f"level {row.level:g}: {_lasting(row)}, {_risen(row)}" for row in tested)
             yield (
                 f"{title}: flooding brings no second descent of the test loss at any level that was reached. "
                 f"Lasting descents: {counts}."
@@ -560,6 +586,11 @@ def _unseen(rows: Sequence[_Row]) -> Iterator[str]:
 def _lasting(row: _Row) -> str:
     n = len(row.found)
     return f"{row.lasting} of {n} seeds with flooding, {sum(plain.lasting for plain in row.plain)} of {n} without"
+
+
+def _risen(row: _Row) -> str:
+    """Say in how many seeds there is nothing to descend from."""
+    return f"no rise in {sum(f.peak is None for f in row.found)} with, {sum(f.peak is None for f in row.plain)} without"
 
 
 def _with_weight_decay(rows: Sequence[_Row]) -> tuple[bool, str]:
@@ -585,12 +616,13 @@ def _verdict(group: str, measure: _Measure, rows: Sequence[_Row]) -> str:
     tested = _flooding(rows)
     untested = sum(row.level > 0 for row in rows) - len(tested)
     gains = [(row.gain.mean, p) for row, p in zip(rows, _holm([row.gain for row in rows]), strict=True) if row.gain]
+    sure = sum(row.shows and p < 0.05 for row, p in zip(rows, holm([row.p_lasting for row in rows]), strict=True))
     lower, higher = (sum(sign * mean > 0 and p < 0.05 for mean, p in gains) for sign in (-1, 1))
     return (
         f"{_GROUPS[group]}, test {measure.name}: flooding brings a second descent in "
-        f"{sum(row.shows for row in tested)} of {len(tested)} tested rows ({untested} not tested); end − m1 is smaller "
-        f"than in plain training in {lower} and larger in {higher} of them at 5 % (Holm, n = "
-        f"{len(rows[0].condition.seeds)} seeds or as many as reached the level)."
+        f"{sum(row.shows for row in tested)} of {len(tested)} tested rows ({untested} not tested), by the numbers of "
+        f"lasting descents in {sure} of them at 5 %; its curve ends lower than plain training's in {lower} and higher "
+        f"in {higher} of them at 5 % (Holm, n = {len(rows[0].condition.seeds)} seeds or as many as reached the level)."
     )
 
 
@@ -628,8 +660,8 @@ def _count(level: float, rows: Sequence[_Row]) -> str:
     regained = sum(f.gap <= 0 for f in again)
     tail = f", regaining its first minimum in {regained} of {k} (recovery {spread([f.recovery for f in again], 2)})"
     return (
-        f"at level {level:g} in {k} of {len(found)} seeds with flooding (lasting in {lasting}), {j} of {len(plain)} "
-        f"without (lasting in {plainly})" + (tail if k else "")
+        f"at level {level:g} in {k} of {len(found)} trainings with flooding (lasting in {lasting}), {j} of "
+        f"{len(plain)} without (lasting in {plainly})" + (tail if k else "")
     )
 
 
@@ -685,7 +717,7 @@ def _lines(axes: Axes, panel: _Panel, measure: _Measure) -> None:
     dashes = ("-", "--", "-.", ":")
     for place, level in enumerate(levels):
         records = panel.at(level)
-        if level and not any(_flooded(record) for record in records):
+        if level and not any(_reached(record) for record in records):
             continue
         curves = np.stack([_curve(record, measure) for record in records])
         at = np.flatnonzero(np.isfinite(curves).all(0))

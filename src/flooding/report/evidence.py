@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Difference", "average_ranks", "critical_difference", "holm", "p_value", "paired", "spread"]
+__all__ = ["Difference", "average_ranks", "critical_difference", "holm", "mcnemar", "p_value", "paired", "spread"]
 
 
 class Difference(NamedTuple):
@@ -88,6 +88,29 @@ def holm(ps: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(tested) - place) * ps[i]))
         adjusted[i] = least
     return adjusted
+
+
+def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+    """Ask whether something happens oftener on one side of pairs than on the other.
+
+    Args:
+        ours: Whether it happens, one for each seed.
+        theirs: Whether it happens in the same seeds on the other side.
+
+    Returns:
+        Two-sided exact p of McNemar's test: that of the pairs that differ being a fair coin's; 1 where none differs.
+
+    Raises:
+        ValueError: If the lists differ in length.
+
+    Example:
+        >>> mcnemar([True] * 6 + [False], [False] * 7)
+        0.03125
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"pairs must be as many on both sides, got {len(ours)} and {len(theirs)}.")
+    only, other = (sum(a and not b for a, b in zip(*sides, strict=True)) for sides in ((ours, theirs), (theirs, ours)))
+    return float(_stats().binomtest(only, only + other).pvalue) if only + other else 1.0
 
 
 def average_ranks(results: Mapping[str, Sequence[float]]) -> dict[str, float]:
