@@ -1,7 +1,9 @@
 """An archive gives Records back: finals exactly, curves in float16 or exactly, found by what describes the Run."""
 
+import re
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from flooding import Run
+from flooding.experiments import machine
 from flooding.experiments.archive import Archive, beside, name_of, pack, to_half
 from flooding.levels import Delayed
 from flooding.testing import make_up
@@ -124,3 +127,12 @@ def test_rounding_keeps_what_is_stated(curve):
 def test_a_run_that_cannot_describe_itself_has_no_name():
     with pytest.raises(TypeError, match="does not describe itself"):
         name_of(Run(small(model=partial(lambda: None))))
+
+
+def test_the_code_is_named_with_the_machine(monkeypatch):
+    machine.cache_clear()
+    assert re.search(r", torch [^,]+, flooding [0-9a-f.]+\+?$", machine())
+    machine.cache_clear()
+    monkeypatch.setenv("PATH", "")  # no git
+    assert machine().endswith(f", flooding {version('flooding')}")
+    machine.cache_clear()

@@ -273,7 +273,7 @@ def test_table_numbers_follow_from_the_curves(monkeypatch):
     ]
     assert tell(1, "p (m2)") == "< 0.001"  # 12.5 above in every seed
     assert cell(report, "digits-loss", 1, "recovery") == "0.75 ± 0.00"  # test labels without a clean twin
-    assert report.told == "20 trainings, 0.2 CPU hours; a machine."
+    assert report.told == "20 trainings, 0.20 CPU hours; a machine."
 
 
 def test_sentences_follow_from_the_counts(monkeypatch):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
@@ -66,10 +69,10 @@ def circumstances(records: Sequence[Record]) -> str:
     """
     # A Record that several strategies asked for was trained once.
     each = {name_of(record.run) if record.run else id(record): record for record in records}
-    told, here = [record.circumstances for record in each.values()], machine()
+    told = [record.circumstances for record in each.values()]
     hours = sum(float(t.get("seconds", 0.0)) for t in told) / 3600
-    places = sorted({str(t.get("on", here)) for t in told})
-    return f"{len(told)} trainings, {hours:.1f} CPU hours; {' and '.join(places)}."
+    places = sorted({str(t["on"]) if "on" in t else machine() for t in told})
+    return f"{len(told)} trainings, {hours:.2f} CPU hours; {' and '.join(places)}."
 
 
 def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
@@ -97,11 +100,26 @@ def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
     return whole / max(workers if workers is not None else cores(), 1)
 
 
+def _commit() -> str:
+    """Name this code: the last commit that changed it, with a plus where it was changed since, or else its version."""
+    code = Path(__file__).parents[1]
+    commands = (["log", "-1", "--format=%h", "--abbrev=7", "--", "."], ["status", "--porcelain", "--", "."])
+    try:
+        commit, changes = (
+            subprocess.run(["git", *c], cwd=code, capture_output=True, text=True, check=True).stdout.strip()
+            for c in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        commit = changes = ""
+    return commit + "+" * bool(changes) if commit else version("flooding")
+
+
+@functools.cache
 def machine() -> str:
     """Describe processor, cores, memory and versions in one line.
 
     Returns:
-        Such as ``AMD EPYC, 2 cores, 24 GiB, Linux; Python 3.11.7, torch 2.13.0+cpu``.
+        Such as ``AMD EPYC, 2 cores, 24 GiB, Linux; Python 3.11.7, torch 2.13.0+cpu, flooding 1a2b3c4``.
     """
     import torch
 
@@ -109,5 +127,5 @@ def machine() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, flooding {_commit()}"
     return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}; {versions}"
