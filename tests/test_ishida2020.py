@@ -99,7 +99,7 @@ def test_what_loses_and_what_differs_from_the_paper_comes_first():
     assert any(s.startswith("Two Gaussians, 1 % without flooding: 84.9") for s in told.failures)
     assert any("Flooding loses to plain on Sinusoid, 5 %" in s for s in told.failures)
     assert "wins 0 and loses 9 of 9 cells" in told.findings[0]
-    assert "-10.0 points on average" in told.findings[0]
+    assert "by -10.0 ± 0.0 points over the cells" in told.findings[0]
     assert told.told.startswith("72 trainings, 0.72 CPU hours; a machine")
 
 

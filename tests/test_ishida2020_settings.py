@@ -61,9 +61,10 @@ def test_words_follow_the_numbers():
     report, records = drive(experiment(seeds=[0, 1]), partial(answer, worth=worth))
     assert len({name_of(record.run) for record in records}) == 6 * 3 * 2
     assert len(report.failures) == 5
-    assert report.failures[0].startswith("as in our table: -1.9, -1.9, -1.9 points")
-    [near] = report.findings
-    assert near.startswith("mini-batches of 20: +0.2, +0.2, +0.2 points")
+    assert report.failures[0].startswith("as in our table: -1.9 ± 0.1, -1.9 ± 0.1, -1.9 ± 0.1 points")
+    near, sure = report.findings
+    assert near.startswith("mini-batches of 20: 0.2 ± 0.1, 0.2 ± 0.1, 0.2 ± 0.1 points")
+    assert "sure at 5 % (n = 2): mini-batches of 20, Two Gaussians, 1 % (+2.1 [" in sure
     [table] = report.tables
     by_name = {row[0]: row for row in table.rows}
     assert by_name["mini-batches of 20"][2].startswith("+2.1 [")

@@ -187,6 +187,7 @@ def _report(cells_told: Sequence[tuple[Cell, list[Record]]], records: Sequence[R
     tables = [
         _accuracies(results, "noisy", ("flooding", "plain"), "published"),
         _accuracies(results, "clean", ("flooding", "plain"), "clean"),
+        _accuracies(results, "noisy", ("flooding, stopped", "plain, stopped"), "stopped-noisy"),
         _accuracies(results, "clean", ("flooding, stopped", "plain, stopped"), "stopped"),
         _accuracies(results, "clean", ("flooding", "plain, stopped"), "against-stopping"),
         _losses(results),
@@ -256,10 +257,11 @@ def _words(results: Sequence[_Result]) -> tuple[list[str], list[str]]:
         ps = holm([gain.p for gain in gains])
         won = [r.cell.title for r, g, p in zip(results, gains, ps, strict=True) if g.mean > 0 and p < 0.05]
         lost = [r.cell.title for r, g, p in zip(results, gains, ps, strict=True) if g.mean < 0 and p < 0.05]
-        mean = np.mean([gain.mean for gain in gains])
+        mean = spread([gain.mean for gain in gains])
         findings.append(
             f"Clean labels, {labels}: flooding wins {len(won)} and loses {len(lost)} of {len(results)} cells at 5 % "
-            f"(Holm), {mean:+.1f} points on average{_named('wins', won)}{_named('loses', lost)}."
+            f"(Holm, n = {gains[0].n} seeds), by {mean} points over the cells{_named('wins', won)}"
+            f"{_named('loses', lost)}."
         )
         failures += [f"Flooding loses to {rows[1]} on {title} ({labels})." for title in lost]
     return failures, findings
