@@ -9,7 +9,7 @@ import pytest
 from flooding.data.augment import crop_and_flip
 from flooding.data.images import IMAGENET
 from flooding.experiments import images5k, kim2022_cifar10
-from flooding.experiments.archive import name_of
+from flooding.experiments.archive import Archive, name_of, pack
 from flooding.experiments.grids import Cell
 from flooding.experiments.images5k import LEVELS, cells, experiment
 from flooding.problem import Record
@@ -36,7 +36,7 @@ def answer(runs, flooded=0.5, falls=3, val=lambda level, seed: 0.5, test=lambda 
         finals = {}
         for at in ("last", "best"):
             made = {"val_accuracy": val(level, seed), "val_loss": 1.0, "test_accuracy": test(level, seed)}
-            made |= {"test_nll": 1.0 - level, "test_ece": 0.1}
+            made |= {"test_nll": 1.0 - level, "test_ece": 0.1, "train_loss": max(level, 0.01)}
             finals |= {f"{at}.{name}": value for name, value in made.items()}
         told.append(Record(run, curves, {}, finals, "", "", {"seconds": 36.0, "on": "a machine"}))
     return told
@@ -58,6 +58,9 @@ def test_the_plan_is_that_of_the_docstring(monkeypatch):
     assert sum(len(cell.runs) for cell in plan) == 4 * 6 * 3
     assert [cell.problem.data.keywords["label_noise"] for cell in plan] == [0.0, 0.0, 0.2, 0.0]
     assert [cell.seeds for cell in cells(seeds=[5])] == [(5,)] * 4
+    assert [cell.levels[-1] for cell in plan] == [0.4, 0.4, 1.0, 0.4]
+    assert [cell.levels for cell in cells(quick=True)][1:3] == [(0.0, 0.1, 0.4), (0.0, 0.6, 1.0)]
+    assert [cell.problem.horizon for cell in plan] == [30, 30, 60, 60]
 
 
 def test_validation_chooses_a_level_above_0_and_ties_go_to_the_smaller():
@@ -70,19 +73,44 @@ def test_validation_chooses_a_level_above_0_and_ties_go_to_the_smaller():
 
 
 def test_levels_that_were_never_reached_read_not_tested():
-    told = report(flooded=0.0)
-    assert all(row["flooded %"] == "0: not tested" for row in rows(told, "last"))
-    assert all("not tested" in row[f"b = {level:g}"] for row in rows(told, "levels") for level in LEVELS[1:])
-    assert "not tested" not in rows(told, "levels")[0]["plain"]
-    assert not any("not tested" in row["b = 0.4"] for row in rows(report(), "levels"))
+    told = report(flooded=0.009)  # a stray batch
+    assert all(row["flooding"] == "not tested: no level was reached" for row in rows(told, "last"))
+    assert all(row["plain"] == "50.0 ± 0.0" for row in rows(told, "last"))
+    assert [row["reached"] for row in rows(told, "levels")] == ["–", *["0 of 3: not tested"] * 5] * 2
+    assert sum("not tested: no level was reached" in sentence for sentence in told.failures) == 6
+    assert not any("wins" in sentence for sentence in told.findings)
+    assert any("never reached: 0.02, 0.05, 0.1, 0.2, 0.4" in sentence for sentence in told.findings)
+    assert [row["reached"] for row in rows(report(), "levels")] == ["–", *["3 of 3"] * 5] * 2
+
+
+def test_a_level_that_a_seed_did_not_reach_is_no_candidate_there():
+    def some(runs):  # 0.4 alone is reached, by seeds 1 and 2
+        told = answer(runs, val=lambda level, seed: 0.9 - level)
+        low = [np.full_like(r.curves["flooded"], 0.5 * (r.run.level == 0.4 and r.run.seed > 0)) for r in told]
+        return [replace(r, curves={**r.curves, "flooded": f}) for r, f in zip(told, low, strict=True)]
+
+    told = drive(experiment(), some)[0]
+    row = rows(told, "last")[0]
+    assert row["levels"] == "0.4, 0.4"
+    assert row["difference"].endswith(", n = 2")
+    assert row["flooding"] == "54.0 ± 0.0"
+    levels = {row["level"]: row["reached"] for row in rows(told, "levels")[:6]}
+    assert levels == {
+        "plain": "–",
+        **dict.fromkeys(["0.02", "0.05", "0.1", "0.2"], "0 of 3: not tested"),
+        "0.4": "2 of 3",
+    }
 
 
 def test_plain_training_must_be_below_the_largest_level_before_half():
     assert not report(falls=3).failures
     told = report(falls=9)  # of 10 epochs in the first cell, of 20 in the second
-    when = "below 0.4 after 90 to 90 % of the epochs"
-    assert list(told.failures) == [f"A: plain training is {when}: not before half of the training."]
-    assert len(report(falls=99).failures) == 2
+    when = "not below the level 0.4 before half of the epochs (seed by seed: 90 %, 90 %, 90 %)"
+    assert list(told.failures) == [f"A: plain training is {when}."]
+    assert any(s == "B: plain training is below the level 0.4 after 45 to 45 % of the epochs." for s in told.findings)
+    never = report(falls=99).failures
+    assert len(never) == 2
+    assert "(seed by seed: never, never, never)" in never[0]
 
 
 def test_a_loss_is_called_one_and_comes_first():
@@ -120,7 +148,8 @@ def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
 
 
 def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
-    plan = [Cell(f"learning rate {rate}", small(horizon=10), (0.0, 0.1, 0.4), (0, 1)) for rate in (0.1, 0.001)]
+    problems = [small(horizon=10, batch_size=size) for size in (11, 12)]
+    plan = [Cell(f"learning rate {p.batch_size}", p, (0.0, 0.1, 0.4), (0, 1)) for p in problems]
     monkeypatch.setattr(kim2022_cifar10, "cells", lambda quick=False, seeds=None: plan)
 
     def curved(runs):
@@ -132,9 +161,11 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
 
     def findable(runs):
         asked.append(runs)
-        return [replace(r, curves={"val_loss": np.full(r.run.epochs + 1, 1.0), **r.curves}) for r in curved(runs)]
+        told = [{"val_loss": np.full(r.run.epochs + 1, 1.0), **r.curves} for r in curved(runs)]
+        told = [{name: curve.astype(np.float32) for name, curve in curves.items()} for curves in told]
+        return [replace(r, curves=curves) for r, curves in zip(curved(runs), told, strict=True)]
 
-    told = drive(kim2022_cifar10.experiment(), findable)[0]
+    told, records = drive(kim2022_cifar10.experiment(), findable)
     for cell, row in zip(plan, rows(told, "finder"), strict=True):
         chosen = [run for run in asked[-1] if run.problem is cell.problem]
         assert [run.seed for run in chosen] == [0, 1]
@@ -144,5 +175,8 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
     assert len(asked) > 2
     assert [row["data"] for row in rows(told, "finder-against-all")] == [cell.title for cell in plan]
     assert f"{len({name_of(run) for runs in asked for run in runs})} trainings" in told.told
-    names = {path.name for path in told.save(tmp_path, "kim2022_cifar10")}
+    path = pack(tmp_path / "a.npz", records, kim2022_cifar10.CURVES, "here", kim2022_cifar10.exact)
+    again = drive(kim2022_cifar10.experiment(), Archive(path))[0]
+    assert again.markdown("x") == told.markdown("x")
+    names = {path.name for path in again.save(tmp_path, "kim2022_cifar10")}
     assert {"kim2022_cifar10-losses.png", "kim2022_cifar10-levels.png"} <= names

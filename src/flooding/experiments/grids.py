@@ -5,6 +5,7 @@ A level that the training never reached says nothing of flooding; its cell reads
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,8 +23,9 @@ from flooding.strategies.finder import finder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CURVES", "Cell", "Result", "compare_levels"]
+__all__ = ["CURVES", "REACHED", "Cell", "Result", "compare_levels", "reached"]
 
+REACHED = 0.01  # least share of all steps below a level, for it to count as reached; fixed beforehand
 CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
 _ROWS = ("plain", "flooding", "plain, stopped", "flooding, stopped")
 
@@ -64,29 +66,57 @@ class Result:
     table: list[list[Record]]
     found: Sequence[Record] = ()
 
-    def picks(self, row: str) -> list[Record]:
-        """What validation chose, seed by seed."""
+    def pick(self, row: str, place: int) -> Record | None:
+        """Give what validation chose for a seed; None where no level above 0 was reached."""
         if row.startswith("finder"):
-            return list(self.found)
-        candidates = [records[:1] if row.startswith("plain") else records[1:] for records in self.table]
-        return [choose(records, _at(row)) for records in candidates]
+            return self.found[place]
+        records = self.table[place]
+        candidates = records[:1] if row.startswith("plain") else [r for r in records[1:] if reached(r)]
+        return choose(candidates, _at(row)) if candidates else None
+
+    def picks(self, row: str) -> list[Record]:
+        """Give what validation chose, seed by seed, without those in which no level was reached."""
+        chosen = (self.pick(row, place) for place in range(len(self.table)))
+        return [record for record in chosen if record is not None]
 
     def values(self, row: str, name: str, times: float = 1.0) -> list[float]:
         """Give a final of what validation chose, seed by seed."""
         return [times * record.finals[f"{_at(row)}.{name}"] for record in self.picks(row)]
 
-    def gain(self, row: str, against: str) -> Difference:
-        """Compare the test accuracies of two rows, in points."""
-        ours, theirs = (self.values(r, "test_accuracy", 100.0) for r in (row, against))
-        return paired(ours, theirs)
+    def gain(self, row: str, against: str) -> Difference | None:
+        """Compare the test accuracies of two rows, in points, in the seeds that have both; None if there are none."""
+        pairs = []
+        for place in range(len(self.table)):
+            both = [(self.pick(r, place), _at(r)) for r in (row, against)]
+            told = [100 * record.finals[f"{at}.test_accuracy"] for record, at in both if record is not None]
+            if len(told) == len(both):
+                pairs.append(told)
+        return paired(*zip(*pairs, strict=True)) if pairs else None
 
-    def reached(self) -> list[float]:
-        """Share of the epochs after which the plain Run is below the largest level, for each seed; 1 is never."""
+    def reached(self, level: float) -> int:
+        """Count the seeds in which a level was reached."""
+        at = self.cell.levels.index(level)
+        return sum(reached(records[at]) for records in self.table)
+
+    def falls(self) -> list[float]:
+        """Share of the epochs after which the plain Run is below the largest level, for each seed; NaN is never."""
         shares = []
         for plain, *_ in self.table:
             below = plain.curves["train_loss"][1:] < self.cell.levels[-1]
-            shares.append(float(below.argmax() + 1) / len(below) if below.any() else 1.0)
+            shares.append(float(below.argmax() + 1) / len(below) if below.any() else math.nan)
         return shares
+
+
+def reached(record: Record) -> bool:
+    """Tell whether a level was reached by more than a stray batch.
+
+    Args:
+        record: A Record of a constant level.
+
+    Returns:
+        Whether at least one in a hundred of all steps was below the level.
+    """
+    return _flooded(record) >= 100 * REACHED
 
 
 def _at(row: str) -> Literal["best", "last"]:
@@ -105,7 +135,7 @@ def compare_levels(
     """Train all levels of all cells and compare, for each seed, what validation chooses.
 
     Args:
-        plan: The cells, with as many levels and seeds each.
+        plan: The cells, with as many seeds each.
         title: The report's heading.
         about: What was done; how levels are chosen and figures are to be read is added.
         figures: Further figures by name: caption, and what draws the results.
@@ -134,17 +164,19 @@ def compare_levels(
         rows += [("finder", "plain", "finder"), ("finder", "flooding", "finder-against-all")]
     about = (
         f"{about} For each seed the level is chosen by validation accuracy, ties to the lower validation loss, then to "
-        "the smaller level; flooding chooses among levels above 0. Test data choose nothing. Mean ± standard deviation "
-        f"over {len(plan[0].seeds)} seeds; differences paired by seed, with the 95 % interval of Student's t and p "
-        "after Holm's correction over the cells. Stopped: the best validation epoch. Flooded: share of all steps of "
-        "the training that were below the level."
+        "the smaller level; flooding chooses among the levels above 0 that were reached, in at least "
+        f"{100 * REACHED:g} % of all steps: others are plain training. Test data choose nothing. Mean ± standard "
+        f"deviation over {len(plan[0].seeds)} seeds; differences paired by seed, with the 95 % interval of Student's t "
+        "and p after Holm's correction over the cells. Stopped: the best validation epoch. Flooded: share of all steps "
+        "of the training that were below the level. All seeds are tested on the same images: the intervals are about "
+        "training and its data."
     )
     tables = [
         *(_compared(results, *row) for row in rows),
         _losses(results),
         _levels(results),
     ]
-    failures, findings = _words(results)
+    failures, findings = _words(results, rows)
     caption = (
         "Test accuracy and NLL at the last epoch against the flood level: mean and standard deviation over seeds. "
         "Dashed: plain training with early stopping. Open marks: levels that were never reached."
@@ -163,25 +195,34 @@ def _compared(results: Sequence[Result], row: str, against: str, name: str) -> T
     """Tabulate two rows."""
     gains = [result.gain(row, against) for result in results]
     lines = []
-    for result, gain, p in zip(results, gains, holm([gain.p for gain in gains]), strict=True):
+    for result, gain, p in zip(results, gains, _holm(gains), strict=True):
+        if gain is None:
+            plain = spread(result.values(against, "test_accuracy", 100.0))
+            lines.append([result.cell.title, plain, _UNTESTED, "–", "–", "–", "–"])
+            continue
         accuracies = [spread(result.values(r, "test_accuracy", 100.0)) for r in (against, row)]
         levels = ", ".join(f"{record.level:g}" for record in result.picks(row))
-        shares = [_flooded(record) for record in result.picks(row)]
-        lines.append([result.cell.title, *accuracies, str(gain), p_value(p), levels, _share(shares)])
+        shares = spread([_flooded(record) for record in result.picks(row)])
+        lines.append([result.cell.title, *accuracies, f"{gain}, n = {gain.n}", p_value(p), levels, shares])
     columns = ["data", against, row, "difference", "p", "levels", "flooded %"]
-    return Table(name, f"Test accuracy in %, n = {len(results[0].cell.seeds)}: {against} and {row}", columns, lines)
+    note = "Level 0: the finder found none worth flooding." if row == "finder" else ""
+    return Table(name, f"Test accuracy in %, mean ± standard deviation: {against} and {row}", columns, lines, note)
 
 
-def _share(shares: Sequence[float]) -> str:
-    return spread(shares) if max(shares) > 0 else "0: not tested"
+_UNTESTED = "not tested: no level was reached"
+
+
+def _holm(gains: Sequence[Difference | None]) -> list[float]:
+    return holm([math.nan if gain is None else gain.p for gain in gains])
 
 
 def _losses(results: Sequence[Result]) -> Table:
-    columns = ["data", *(f"{row}: {what}" for what in ("NLL", "ECE") for row in _ROWS)]
-    lines = [
-        [r.cell.title, *(spread(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS)]
-        for r in results
-    ]
+    columns = ["data", *(f"{row}: {what}" for what in ("NLL", "ECE") for row in _ROWS), "flooded %"]
+    lines = []
+    for r in results:
+        told = [spread(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS]
+        shares = [_flooded(record) for record in r.picks("flooding")]
+        lines.append([r.cell.title, *told, spread(shares) if shares else _UNTESTED])
     return Table("losses", f"Test NLL (nats) and ECE, n = {len(results[0].cell.seeds)}", columns, lines)
 
 
@@ -189,38 +230,50 @@ def _levels(results: Sequence[Result]) -> Table:
     """Tabulate every level, with the share of flooded steps beside it."""
     lines = []
     for result in results:
-        line = [result.cell.title]
-        for place in range(len(result.cell.levels)):
+        for place, level in enumerate(result.cell.levels):
             told = [records[place] for records in result.table]
-            accuracy = spread([100 * record.finals["last.test_accuracy"] for record in told])
-            line.append(accuracy if place == 0 else f"{accuracy} ({_share([_flooded(r) for r in told])})")
-        lines.append(line)
-    columns = ["data", *(f"b = {level:g}" if level else "plain" for level in results[0].cell.levels)]
-    title = f"Test accuracy in % at the last epoch (share of steps flooded in %), n = {len(results[0].cell.seeds)}"
-    return Table("levels", title, columns, lines)
+            tested = sum(map(reached, told))
+            lines.append([
+                result.cell.title,
+                f"{level:g}" if level else "plain",
+                *(spread([100 * r.finals[f"{at}.test_accuracy"] for r in told]) for at in ("last", "best")),
+                spread([r.finals["last.train_loss"] for r in told], 3),
+                spread([_flooded(r) for r in told]) if level else "–",
+                f"{tested} of {len(told)}" + ("" if tested else ": not tested") if level else "–",
+            ])
+    columns = ["data", "level", "last epoch", "stopped", "training loss", "flooded %", "reached"]
+    return Table("levels", f"Test accuracy in % at each level, n = {len(results[0].cell.seeds)}", columns, lines)
 
 
-def _words(results: Sequence[Result]) -> tuple[list[str], list[str]]:
+def _words(results: Sequence[Result], rows: Sequence[tuple[str, str, str]]) -> tuple[list[str], list[str]]:
     """Say what holds, and first whether the levels were tested at all."""
     failures, findings = [], []
     for result in results:
-        shares, top = result.reached(), result.cell.levels[-1]
-        when = f"below {top:g} after {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the epochs"
-        if max(shares) < 0.5:
-            findings.append(f"{result.cell.title}: plain training is {when}, so every level is reached.")
+        falls, top = result.falls(), result.cell.levels[-1]
+        never = [b for b in result.cell.levels[1:] if not result.reached(b)]
+        missing = f"; never reached: {', '.join(f'{b:g}' for b in never)}" if never else ""
+        if all(share < 0.5 for share in falls):
+            when = f"after {100 * min(falls):.0f} to {100 * max(falls):.0f} % of the epochs"
+            findings.append(f"{result.cell.title}: plain training is below the level {top:g} {when}{missing}.")
         else:
-            failures.append(f"{result.cell.title}: plain training is {when}: not before half of the training.")
-    for row, against, what in (
-        ("flooding", "plain", "last epoch"),
-        ("flooding, stopped", "plain, stopped", "early stopping on both sides"),
-        ("flooding", "plain, stopped", "flooding's last epoch against plain early stopping"),
-    ):
+            told = ", ".join("never" if math.isnan(share) else f"{100 * share:.0f} %" for share in falls)
+            sentence = f"{result.cell.title}: plain training is not below the level {top:g} before half of the epochs"
+            failures.append(f"{sentence} (seed by seed: {told}){missing}.")
+    what = {"last": "last epoch", "stopped": "early stopping on both sides"}
+    what |= {"against-stopping": "flooding's last epoch against plain early stopping"}
+    what |= {"finder": "the finder against plain training", "finder-against-all": "the finder against all levels"}
+    for row, against, name in rows:
         gains = [result.gain(row, against) for result in results]
-        for result, gain, p in zip(results, gains, holm([gain.p for gain in gains]), strict=True):
+        for result, gain, p in zip(results, gains, _holm(gains), strict=True):
+            if gain is None:
+                failures.append(f"{result.cell.title}, {what[name]}: {_UNTESTED}.")
+                continue
             sure = "at 5 %" if p < 0.05 else "not at 5 %"
             verdict = "wins" if gain.mean > 0 else "LOSES" if gain.mean < 0 else "ties"
-            sentence = f"{result.cell.title}, {what}: flooding {verdict} by {gain} points, n = {gain.n}, p {p_value(p)}"
-            (failures if gain.mean < 0 and p < 0.05 else findings).append(f"{sentence} ({sure}).")
+            ours = "the finder" if row == "finder" else "flooding"
+            sentence = f"{result.cell.title}, {what[name]}: {ours} {verdict} by {gain} points, n = {gain.n}"
+            sentence = f"{sentence}, p {p_value(p)} ({sure})."
+            (failures if gain.mean < 0 and p < 0.05 else findings).append(sentence)
     return failures, findings
 
 
@@ -229,10 +282,10 @@ def _draw(results: Sequence[Result]) -> Figure:
     from flooding.report.plots import PALETTE, drawn, unique
 
     with drawn(2.6 * len(results) + 0.6, 4.6) as figure:
-        panels = figure.subplots(2, len(results), sharex=True, squeeze=False)
+        panels = figure.subplots(2, len(results), sharex="col", squeeze=False)
         for column, result in zip(panels.T, results, strict=True):
             places = np.arange(len(result.cell.levels))
-            tested = [any(_flooded(records[p]) > 0 for records in result.table) or p == 0 for p in places]
+            tested = [level == 0 or result.reached(level) > 0 for level in result.cell.levels]
             for axes, (name, times) in zip(column, (("test_accuracy", 100.0), ("test_nll", 1.0)), strict=True):
                 seen = np.array([[times * r.finals[f"last.{name}"] for r in records] for records in result.table])
                 mean = seen.mean(0)

@@ -16,9 +16,11 @@ from flooding.models import small_cnn
 from flooding.problem import Problem
 from flooding.tasks import adam
 
-__all__ = ["CURVES", "LEVELS", "cells", "experiment"]
+__all__ = ["CURVES", "LEVELS", "NOISY_LEVELS", "cells", "experiment"]
 
 LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # nats; fixed beforehand
+# With a fifth of the labels wrong the training loss falls slowly, and the irreducible loss is 0.94.
+NOISY_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]:
@@ -34,17 +36,19 @@ def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]
     size = {"n_train": 400, "n_val": 200} if quick else {}
     grey, colour = small_cnn, partial(small_cnn, channels=3, size=32)
     plan = [
-        ("MNIST", partial(images.mnist, label_noise=0.0, **size), grey, 30),
-        ("Fashion-MNIST", partial(images.fashion_mnist, label_noise=0.0, **size), grey, 30),
-        ("Fashion-MNIST, 20 % label noise", partial(images.fashion_mnist, label_noise=0.2, **size), grey, 30),
-        ("CIFAR-10", partial(images.cifar10, label_noise=0.0, **size), colour, 60),
+        ("MNIST", images.mnist, 0.0, grey, 30),
+        ("Fashion-MNIST", images.fashion_mnist, 0.0, grey, 30),
+        ("Fashion-MNIST, 20 % label noise", images.fashion_mnist, 0.2, grey, 60),
+        ("CIFAR-10", images.cifar10, 0.0, colour, 60),
     ]
-    levels = (0.0, 0.1, 0.4) if quick else LEVELS
     chosen = tuple(seeds) if seeds is not None else ((0, 1) if quick else (0, 1, 2))
-    return [
-        Cell(title, Problem(data, model, adam, batch_size=100, horizon=epochs // (3 if quick else 1)), levels, chosen)
-        for title, data, model, epochs in plan
-    ]
+    found = []
+    for title, source, noise, model, epochs in plan:
+        data = partial(source, label_noise=noise, **size)
+        problem = Problem(data, model, adam, batch_size=100, horizon=epochs // (3 if quick else 1))
+        levels = NOISY_LEVELS if noise else LEVELS
+        found.append(Cell(title, problem, (0.0, *levels[3::2]) if quick else levels, chosen))
+    return found
 
 
 def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
@@ -64,6 +68,6 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
     about = (
         "**Reduced protocol, not the sources'**: 4,000 training and 1,000 validation images drawn for each seed, the "
         "official test images, a convolutional network of two layers, Adam at 0.001, batches of 100, no augmentation; "
-        f"{plan[0].problem.horizon} epochs, {plan[-1].problem.horizon} for CIFAR-10."
+        f"{plan[0].problem.horizon} epochs, {plan[-1].problem.horizon} for CIFAR-10 and with label noise."
     )
     return (yield from compare_levels(plan, "Real images at reduced scale", about))
