@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from flooding import experiments
+from flooding.data import files
 from flooding.experiments.archive import Archive
 from flooding.strategies import drive
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 SOURCES = {"ishida2020": ROOT / "benchmarks" / "levels"}  # the others lie beside their page
+NEEDS = {"peterson2019": "cifar10h/cifar10h-probs.npy"}  # a file that a page is drawn from besides
 NAMES = sorted(path.stem for path in RESULTS.glob("*.md") if path.stem != "README")
 
 
@@ -27,6 +29,8 @@ def test_there_are_results_and_each_is_an_experiment():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_is_what_its_archive_gives(name):
+    if name in NEEDS and files.find(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is neither in FLOODING_DATA nor in the cache")
     report = regenerated(name)
     assert (RESULTS / f"{name}.md").read_text() == report.markdown(name)
     tables = {path.name: path.read_text() for path in RESULTS.glob(f"{name}-*.csv")}
@@ -35,5 +39,5 @@ def test_the_page_is_what_its_archive_gives(name):
 
 
 def test_archives_are_small():
-    sizes = [path.stat().st_size for path in RESULTS.glob("*.npz")]
+    sizes = [path.stat().st_size for folder in (RESULTS, SOURCES["ishida2020"]) for path in folder.glob("*.npz")]
     assert sum(sizes) <= 20 << 20
