@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -69,9 +70,10 @@ def made(run, sharp=1.0, fitted=30, exponent=1.0, memorised=1.0, band=1.0, flood
         "moved": np.abs(at - half).astype(float) ** (exponent / 2) * (jitter if b is None else 2 * jitter),
     }
     seen = (at % max(1, epochs // 20) == 0) | (at == epochs)
-    curves |= {"sharpness": 1.0 + at, "memorised": at / epochs}
+    curves |= {"sharpness": 1.0 + at, "trace": 2.0 + at, "gradient_norm": 0.1 + at, "memorised": at / epochs}
     curves |= {
-        n: np.where(seen, curves[n], math.nan) for n in ("val_over_confidence", "moved", "sharpness", "memorised")
+        n: np.where(seen, curves[n], math.nan)
+        for n in ("val_over_confidence", "moved", "sharpness", "trace", "gradient_norm", "memorised")
     }
     finals = {f"last.{name}": float(curve[-1]) for name, curve in curves.items()}
     sharpness = jitter * (1.0 if b is None else sharp)
@@ -115,8 +117,8 @@ def test_statements_fail_where_the_numbers_say_so(how, which, verdict):
 
 
 def test_the_page_and_its_pictures_are_written(tmp_path, monkeypatch):
-    draw = why._draw_surface
-    monkeypatch.setattr(why, "_draw_surface", lambda horizon: draw(40))  # it trains
+    for name in ("_draw_surface", "_draw_planes"):  # they train
+        monkeypatch.setattr(why, name, partial(lambda draw, horizon: draw(40), getattr(why, name)))
     told = drive(why.experiment(seeds=range(2)), lambda runs: [made(run, sharp=0.1) for run in runs])[0]
     names = {path.name for path in told.save(tmp_path, "ishida2020_why")}
-    assert {f"ishida2020_why-{name}.png" for name in ("along", "lines", "surface")} <= names
+    assert {f"ishida2020_why-{name}.png" for name in ("along", "lines", "planes", "surface")} <= names

@@ -53,7 +53,7 @@ STEPS = tuple(round(float(step), 2) for step in np.linspace(-1, 1, 21))  # along
 _WATCHED = ("sharpness", "trace", "gradient_norm", "moved", "memorised", "val_over_confidence")
 CURVES = ("flooded", "train_loss", "train_accuracy", "val_loss", *_WATCHED)
 _PROBES = 10
-_LOGARITHMIC = {"train_loss", "sharpness"}
+_LOGARITHMIC = {"train_loss", "sharpness", "trace", "gradient_norm"}
 
 
 def bare(task: str, horizon: int = 500) -> Problem:
@@ -362,6 +362,12 @@ def _report(results: Sequence[_Result], records: Sequence[Record]) -> Report:
             "Training loss along filter-normalised directions around the last weights: mean and standard deviation.",
             partial(_draw_lines, results),
         ),
+        "planes": (
+            "Training loss in a plane of two filter-normalised directions around the last weights (Sinusoid, seed 0), "
+            "without flooding and with it: a step of 1 changes each filter by its own length. White: where the "
+            "training loss is the level.",
+            partial(_draw_planes, horizon),
+        ),
         "surface": (
             "Training loss in the plane in which the iterates of backward flooding spread most (Two Gaussians, seed "
             "0), its contour at the level, and the iterates of flooding and of backward flooding.",
@@ -405,6 +411,7 @@ def _draw_along(results: Sequence[_Result]) -> Figure:
     from flooding.report.plots import drawn, unique
 
     shown = {"train_loss": "Training loss", "sharpness": "Largest eigenvalue", "moved": "Distance from half-way"}
+    shown |= {"trace": "Trace of the Hessian", "gradient_norm": "Gradient norm"}
     shown |= {"memorised": "Flipped labels fitted", "val_over_confidence": "Over-confidence"}
     with drawn(3.0 * len(results) + 0.5, 1.9 * len(shown)) as figure:
         panels = figure.subplots(len(shown), len(results), sharex=True, squeeze=False)
@@ -458,6 +465,34 @@ def _draw_lines(results: Sequence[_Result]) -> Figure:
             axes.set(title=r.title, xlabel="Step along the direction")
         panels[0].set_ylabel("Training loss (nats)")
         figure.legend(*unique(list(panels)), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _draw_planes(horizon: int) -> Figure:
+    """Train without and with flooding once more, and draw the loss around where they end."""
+    from flooding.report.plots import drawn
+
+    problem, level, steps = bare("sinusoid", horizon), dict(reversed(LEVELS))["sinusoid"], np.linspace(-1, 1, 31)
+    data, planes = problem.splits(0).train, []
+    for b in (None, level):
+        *_, row = train(Run(problem, b))
+        assert row.weights is not None
+        model = problem.build(0)
+        model.load_state_dict(row.weights["last"])
+        directions = [filter_direction(model, seed=seed) for seed in (0, 1)]
+        along = [steps.tolist()] * 2
+        planes.append(landscape(model, lambda m=model: [problem.loss(m(data.x), data.y)], directions, along))
+    with drawn(9.0, 4.2) as figure:
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        ticks = np.geomspace(min(p.min() for p in planes), max(p.max() for p in planes), 25)
+        filled = []
+        for axes, plane, title in zip(panels, planes, ("Without flooding", f"Flooded at {level:g}"), strict=True):
+            filled.append(axes.contourf(steps, steps, np.log10(plane.T), levels=np.log10(ticks), cmap="viridis"))
+            axes.contour(steps, steps, plane.T, levels=[level], colors="white", linewidths=1.5)
+            axes.plot(0, 0, "*", color="white", ms=12)
+            axes.set(title=title, xlabel="Step along one direction")
+        panels[0].set_ylabel("Step along another")
+        figure.colorbar(filled[0], ax=list(panels), label="Training loss (nats), common logarithm")
     return figure
 
 
