@@ -1,6 +1,6 @@
 """CIFAR-10 with a residual network, the setting of the published reproduction, at its two learning rates.
 
-The full protocol (ResNet-44, 500 epochs, 12 levels) needs a GPU: ``benchmarks/gpu/cifar10.py`` trains it in pieces.
+The full protocol (ResNet-44, 500 epochs, 12 levels) needs a GPU: ``benchmarks/gpu/pieces.py`` trains it in pieces.
 Reduced, on a CPU: ResNet-8, 4,250 images, 80 epochs and no augmentation, without which this network's training loss
 never falls below the levels on so few images.
 """
@@ -98,7 +98,7 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
         "seed, the 10,000 official test images (2,000 of them for curves), ResNet-8, no augmentation, SGD with "
         f"momentum 0.9, batches of 128, {plan[0].problem.horizon} epochs, the learning rate divided by 10 after half "
         "and after four fifths of them, no weight decay. The source: ResNet-44, 42,500 images with crops and mirrors, "
-        "500 epochs."
+        "500 epochs, levels in steps of 0.01 up to 0.1."
     )
     caption = (
         f"Loss over the epochs at learning rate {RATES[0]:g} without flooding and at the level {plan[0].levels[-1]:g}: "
