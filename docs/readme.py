@@ -43,7 +43,8 @@ def advice() -> str:
     """Give what the bake-off says in plain words."""
     page = (ROOT / "docs" / "results" / "bakeoff.md").read_text()
     [told] = re.findall(r"^- When to use flooding: (.*)$", page, re.MULTILINE)
-    return told[0].upper() + told[1:]
+    where = re.findall(r"^- (Flooding minus (?:plain|early stopping): most .*)$", page, re.MULTILINE)
+    return " ".join([told[0].upper() + told[1:], *where])
 
 
 def put(text: str, name: str, part: str) -> str:

@@ -27,6 +27,12 @@ def test_the_table_of_options_is_that_of_the_command_line():
     assert table.count("\n") > 30
 
 
+def test_when_to_use_it_is_what_the_bake_off_says():
+    told = readme().advice()
+    assert told in (ROOT / "README.md").read_text(), "run: python docs/readme.py"
+    assert told.startswith("If the last epoch's network is kept, flooding is ")
+
+
 def test_only_the_marked_part_is_replaced():
     put = readme().put
     assert put("a<!-- x:begin -->\nold\n<!-- x:end -->b", "x", r"n\ew") == "a<!-- x:begin -->\nn\\ew\n<!-- x:end -->b"

@@ -502,6 +502,9 @@ def _advice(
     others = {m: found for m, found in told[last].items() if m not in {"plain", "early stopping"}}
     sure = {sign: [m for m, (g, p) in others.items() if p < 0.05 and sign * g.mean > 0] for sign in (1, -1)}
     nll = {m: f"{_values(picks, m, names, seeds, 'nll').mean():.2f}" for m in ("plain", "early stopping", last)}
+    methods = [m for m in METHODS if (m, names[0], seeds[0]) in picks]
+    ordered = sorted(_ranks(picks, methods, names, seeds).items(), key=lambda item: item[1])
+    ranks = ", ".join(f"{m} {rank:.1f}" for m, rank in ordered)
     kept = compared(
         last,
         "plain",
@@ -514,15 +517,15 @@ def _advice(
     return (
         f"When to use flooding: if the last epoch's network is kept, flooding is {kept}. If the best validation epoch "
         f"can be kept, plain early stopping, one training instead of {BUDGET}, is {best}, and flooding on top of early "
-        f"stopping {both}. Of the other methods with as many trainings, flooding's last epoch is better than "
-        f"{_named(sure[1])} and worse than {_named(sure[-1])}; others are not shown to differ. Test NLL: plain "
-        f"{nll['plain']}, early stopping {nll['early stopping']}, flooding {nll[last]} nats (n = {unit}, {len(seeds)} "
-        "seeds each, Holm)."
+        f"stopping {both}. Of the other methods with as many trainings, {_named(sure[1])} shown to be worse than "
+        f"flooding's last epoch and {_named(sure[-1])} shown to be better. Mean ranks by accuracy: {ranks}. Test NLL: "
+        f"plain {nll['plain']}, early stopping {nll['early stopping']}, flooding {nll[last]} nats (n = {unit}, "
+        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} each, p after Holm)."
     )
 
 
 def _named(methods: Sequence[str]) -> str:
-    return ", ".join(methods) or "none of them"
+    return f"{', '.join(methods)} {'is' if len(methods) == 1 else 'are'}" if methods else "none is"
 
 
 def _draw_ranks(ranks: Mapping[str, float], problems: int) -> Figure:
