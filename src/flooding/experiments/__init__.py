@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 from flooding.experiments.archive import name_of
-from flooding.problem import Record, Run
+from flooding.problem import Record, Run, describes_itself
 
 if TYPE_CHECKING:
     from flooding.report.document import Report
@@ -68,11 +68,16 @@ def circumstances(records: Sequence[Record]) -> str:
         A sentence.
     """
     # A Record that several strategies asked for was trained once.
-    each = {name_of(record.run) if record.run else id(record): record for record in records}
+    each = {_name(record): record for record in records}
     told = [record.circumstances for record in each.values()]
     hours = sum(float(t.get("seconds", 0.0)) for t in told) / 3600
     places = sorted({str(t["on"]) if "on" in t else machine() for t in told})
     return f"{len(told)} trainings, {hours:.2f} CPU hours; {' and '.join(places)}."
+
+
+def _name(record: Record) -> str | int:
+    """Name a Record by its Run, or by itself where that does not describe itself."""
+    return name_of(record.run) if record.run is not None and describes_itself(record.run) else id(record)
 
 
 def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
