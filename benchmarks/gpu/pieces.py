@@ -35,23 +35,23 @@ from flooding.models import mlp, resnet18
 from flooding.problem import Problem, TestCurve
 
 PAPER_LEVELS = tuple(round(0.01 * n, 2) for n in range(11))
-IMAGES = {  # data, images to train on and to validate on, channels, classes, pixels
-    "mnist": (images.mnist, 48_000, 12_000, 1, 10, 784),
-    "kuzushiji-mnist": (images.kuzushiji_mnist, 48_000, 12_000, 1, 10, 784),
-    "svhn": (images.svhn, 58_606, 14_651, 3, 10, 1024),
-    "cifar10": (images.cifar10, 40_000, 10_000, 3, 10, 1024),
-    "cifar100": (images.cifar100, 40_000, 10_000, 3, 100, 1024),
+GREY = partial(mlp, 784, 10, width=1000, depth=1)
+IMAGES = {  # data, images to train on and to validate on, network
+    "mnist": (images.mnist, 48_000, 12_000, GREY),
+    "kuzushiji-mnist": (images.kuzushiji_mnist, 48_000, 12_000, GREY),
+    "svhn": (images.svhn, 58_606, 14_651, partial(resnet18, 10)),
+    "cifar10": (images.cifar10, 40_000, 10_000, partial(resnet18, 10)),
+    "cifar100": (images.cifar100, 40_000, 10_000, partial(resnet18, 100)),
 }
 PROTOCOLS = ("cifar10-resnet44", *IMAGES)
 
 
 def paper(name):
     """Give the paper's setting for a data set."""
-    load, n_train, n_val, channels, classes, pixels = IMAGES[name]
-    grey = partial(mlp, pixels, classes, width=1000, depth=1)
+    load, n_train, n_val, model = IMAGES[name]
     return Problem(
         partial(load, label_noise=0.0, n_train=n_train, n_val=n_val),
-        grey if channels == 1 else partial(resnet18, classes),
+        model,
         partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         batch_size=200,
         horizon=500,
@@ -85,17 +85,17 @@ def main():
     until = given.epochs if given.epochs < problems[0].horizon else None  # the rest can follow later
     runs = [Run(p, b, seed=s, until=until) for p in problems for s in given.seeds for b in levels]
     given.ledger.parent.mkdir(parents=True, exist_ok=True)
-    began, epochs, finished, told_at = time.monotonic(), 0, [], 30.0
+    began, epochs, finished, told_at = time.monotonic(), 0, 0, 30.0
 
     def on_row(row):
-        nonlocal epochs, told_at
+        nonlocal epochs, finished, told_at
         epochs += row.epoch > 0
         if (spent := time.monotonic() - began) > told_at:
             whole = sum(run.epochs for run in runs)
             print(f"{epochs} epochs in {spent:.0f} s: about {spent / epochs * whole / 3600:.1f} h for all {whole}")
             told_at *= 4
         if row.record is not None:
-            finished.append(row.record)
+            finished += 1
             told = {n: row.record.finals[f"last.{n}"] for n in ("train_loss", "test_loss", "test_accuracy")}
             rate = row.run.problem.optimizer.keywords["lr"]
             print(f"rate {rate:g}, level {row.record.level:g}, seed {row.run.seed}: {told}", flush=True)
@@ -111,7 +111,7 @@ def main():
         print("time is up; the same command goes on from here")
     signal.alarm(0)
     spent = time.monotonic() - began
-    print(f"{machine()}; {given.device}: {epochs} epochs in {spent:.0f} s, {len(finished)} runs finished", flush=True)
+    print(f"{machine()}; {given.device}: {epochs} epochs in {spent:.0f} s, {finished} runs finished", flush=True)
     book = Ledger(given.ledger)
     held = [book.find(run, trajectory(run, device=given.device)) for run in runs]
     book.close()

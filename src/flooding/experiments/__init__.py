@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 from flooding.experiments.archive import name_of
-from flooding.problem import Record, Run, describes_itself
+from flooding.problem import NotKeyable, Record, Run
 
 if TYPE_CHECKING:
     from flooding.report.document import Report
@@ -77,7 +77,10 @@ def circumstances(records: Sequence[Record]) -> str:
 
 def _name(record: Record) -> str | int:
     """Name a Record by its Run, or by itself where that does not describe itself."""
-    return name_of(record.run) if record.run is not None and describes_itself(record.run) else id(record)
+    try:
+        return id(record) if record.run is None else name_of(record.run)
+    except NotKeyable:
+        return id(record)
 
 
 def estimate(runs: Sequence[Run], workers: int | None = None) -> float:

@@ -271,12 +271,11 @@ def _values(picks: Picks, method: str, names: Sequence[str], seeds: Sequence[int
     return np.array([[times * picks[method, name, seed].final(metric) for seed in seeds] for name in names])
 
 
-def _gain_by_task(picks: Picks, method: str, other: str, names: Sequence[str], seeds: Sequence[int]) -> Difference:
-    """Compare accuracies over tasks: cells of one task, which share their inputs, count once."""
+def _gain_by_task(by_problem: Mapping[str, float]) -> Difference:
+    """Compare over tasks: cells of one task, which share their inputs, count once."""
     tasks: dict[str, list[float]] = {}
-    for name in names:
-        ours, theirs = (_values(picks, m, [name], seeds, "accuracy").mean() for m in (method, other))
-        tasks.setdefault(name.partition(",")[0], []).append(float(ours - theirs))
+    for name, gain in by_problem.items():
+        tasks.setdefault(name.partition(",")[0], []).append(gain)
     return paired([float(np.mean(gains)) for gains in tasks.values()], [0.0] * len(tasks))
 
 
@@ -455,14 +454,14 @@ def _words(
     unit = f"{len(names)} problems" if len(names) > 1 else f"{len(seeds)} seeds"
     ours = ("flooding", "flooding + early stopping")
     told = {row: _against(picks, row, [m for m in methods if m not in ours], names, seeds) for row in ours}
-    findings.append(_advice(picks, told, names, seeds, unit))
+    findings.append(_advice(picks, told, methods, names, seeds))
     for other in ("plain", "early stopping") if len(names) > 1 else ():
-        by_problem = {n: _values(picks, "flooding", [n], seeds, "accuracy").mean() for n in names}
-        by_problem = {n: v - _values(picks, other, [n], seeds, "accuracy").mean() for n, v in by_problem.items()}
+        flooded, theirs = (_values(picks, m, names, seeds, "accuracy").mean(1) for m in ("flooding", other))
+        by_problem = dict(zip(names, (flooded - theirs).tolist(), strict=True))
         ordered = sorted(by_problem.items(), key=lambda item: item[1])
         least, most = ([f"{n} {v:+.1f}" for n, v in part] for part in (ordered[:3], ordered[:-4:-1]))
         findings.append(f"Flooding minus {other}: most on {', '.join(most)}; least on {', '.join(least)} points.")
-        gain = _gain_by_task(picks, "flooding", other, names, seeds)
+        gain = _gain_by_task(by_problem)
         findings.append(
             f"Cells of one task share their inputs: averaged over the noises of each task, flooding minus {other} is "
             f"{gain} points over {gain.n} tasks (p {p_value(gain.p)}, uncorrected)."
@@ -487,9 +486,9 @@ def _against(
 def _advice(
     picks: Picks,
     told: Mapping[str, Mapping[str, tuple[Difference, float]]],
+    methods: Sequence[str],
     names: Sequence[str],
     seeds: Sequence[int],
-    unit: str,
 ) -> str:
     """Say in plain words when to use flooding and when not."""
 
@@ -502,7 +501,8 @@ def _advice(
     others = {m: found for m, found in told[last].items() if m not in {"plain", "early stopping"}}
     sure = {sign: [m for m, (g, p) in others.items() if p < 0.05 and sign * g.mean > 0] for sign in (1, -1)}
     nll = {m: f"{_values(picks, m, names, seeds, 'nll').mean():.2f}" for m in ("plain", "early stopping", last)}
-    methods = [m for m in METHODS if (m, names[0], seeds[0]) in picks]
+    n = f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}"
+    n = f"{len(names)} problems, {n} each" if len(names) > 1 else n
     ordered = sorted(_ranks(picks, methods, names, seeds).items(), key=lambda item: item[1])
     ranks = ", ".join(f"{m} {rank:.1f}" for m, rank in ordered)
     kept = compared(
@@ -519,8 +519,8 @@ def _advice(
         f"can be kept, plain early stopping, one training instead of {BUDGET}, is {best}, and flooding on top of early "
         f"stopping {both}. Of the other methods with as many trainings, {_named(sure[1])} shown to be worse than "
         f"flooding's last epoch and {_named(sure[-1])} shown to be better. Mean ranks by accuracy: {ranks}. Test NLL: "
-        f"plain {nll['plain']}, early stopping {nll['early stopping']}, flooding {nll[last]} nats (n = {unit}, "
-        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} each, p after Holm)."
+        f"plain {nll['plain']}, early stopping {nll['early stopping']}, flooding {nll[last]} nats (n = {n}, "
+        "p after Holm)."
     )
 
 

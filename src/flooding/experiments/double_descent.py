@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from flooding.experiments import Experiment, circumstances
+from flooding.experiments import Experiment, circumstances, grids
 from flooding.experiments.archive import to_half
 from flooding.experiments.ishida2020 import NOISES, TASKS, Cell
 from flooding.problem import Problem, Record, Run, TestCurve
@@ -74,7 +74,6 @@ FACTORS = ("augmentation", "rate decay", "weight decay")
 WEIGHT_DECAY = 0.5
 
 _PARTS = 20  # a twentieth, 5 %: dividing is exact where multiplying by 0.05 is not
-_REACHED = 0.01  # least share of all steps below the level, for a level to count as reached; fixed beforehand
 _NEAR = 10  # points that are averaged at the end and around the peak
 _DIGITS_TEST = 897
 
@@ -195,27 +194,14 @@ def _largest_fall(c: np.ndarray) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Condition:
-    """One problem with its levels and seeds.
+class Condition(grids.Cell):
+    """One problem, with a test curve, its levels and seeds.
 
     Args:
-        title: What a reader calls it.
-        problem: The Problem, with a test curve.
-        levels: Flood levels in nats, 0 (plain training) first.
-        seeds: Seeds.
         factors: Which of :data:`FACTORS` it has.
     """
 
-    title: str
-    problem: Problem
-    levels: tuple[float, ...]
-    seeds: tuple[int, ...]
     factors: tuple[str, ...] = ()
-
-    @property
-    def runs(self) -> list[Run]:
-        """Every level of every seed, seeds first."""
-        return [Run(self.problem, level, seed=seed) for seed in self.seeds for level in self.levels]
 
 
 def plan(quick: bool = False) -> dict[str, list[Condition]]:
@@ -368,7 +354,7 @@ def _flooded(record: Record) -> float:
 
 def _reached(record: Record) -> bool:
     """Tell whether a level was reached by more than a stray batch."""
-    return float(np.nanmean(_kept(record, "flooded")[1:])) >= _REACHED
+    return float(np.nanmean(_kept(record, "flooded")[1:])) >= grids.REACHED
 
 
 @dataclass(frozen=True)
@@ -475,7 +461,7 @@ _CRITERION = (
     "a second descent is lasting if the mean of the ten points around p exceeds the end by more than d and more "
     "than (p − m1) / 20. Flooding brings a second descent, in what follows, if it is lasting in at least half of "
     "the seeds and in more of them than without flooding; p (lasting) is McNemar's exact one.\n\n"
-    f"Rows are over the seeds in which the level was reached, in at least {100 * _REACHED:g} % of all steps, and "
+    f"Rows are over the seeds in which the level was reached, in at least {100 * grids.REACHED:g} % of all steps, and "
     "compared with plain training of the same seeds; a level that no seed reached is not tested. Figures are mean ± "
     "standard deviation over seeds; recovery and "
     "m2 − m1 over those with a second descent; differences are paired by seed, with the 95 % interval of Student's "

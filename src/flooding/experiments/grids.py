@@ -23,7 +23,7 @@ from flooding.strategies.finder import finder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CURVES", "REACHED", "Cell", "Result", "compare_levels", "reached"]
+__all__ = ["CURVES", "REACHED", "Cell", "Result", "compare_levels", "flooded_share", "reached"]
 
 REACHED = 0.01  # least share of all steps below a level, for it to count as reached; fixed beforehand
 CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
@@ -116,7 +116,7 @@ def reached(record: Record) -> bool:
     Returns:
         Whether at least one in a hundred of all steps was below the level.
     """
-    return _flooded(record) >= 100 * REACHED
+    return flooded_share(record) >= 100 * REACHED
 
 
 def _at(row: str) -> Literal["best", "last"]:
@@ -186,8 +186,15 @@ def compare_levels(
     return Report(title, about, failures, findings, tables, drawn, circumstances(records))
 
 
-def _flooded(record: Record) -> float:
-    """Share of all steps that were flooded, in percent."""
+def flooded_share(record: Record) -> float:
+    """Share of all steps of a training that were flooded.
+
+    Args:
+        record: A Record of a constant level, or of plain training.
+
+    Returns:
+        Percent.
+    """
     return 100 * float(np.mean(record.curves["flooded"][1:], dtype=float))
 
 
@@ -202,7 +209,7 @@ def _compared(results: Sequence[Result], row: str, against: str, name: str) -> T
             continue
         accuracies = [spread(result.values(r, "test_accuracy", 100.0)) for r in (against, row)]
         levels = ", ".join(f"{record.level:g}" for record in result.picks(row))
-        shares = spread([_flooded(record) for record in result.picks(row)])
+        shares = spread([flooded_share(record) for record in result.picks(row)])
         lines.append([result.cell.title, *accuracies, f"{gain}, n = {gain.n}", p_value(p), levels, shares])
     columns = ["data", against, row, "difference", "p", "levels", "flooded %"]
     note = "Level 0: the finder found none worth flooding." if row == "finder" else ""
@@ -221,7 +228,7 @@ def _losses(results: Sequence[Result]) -> Table:
     lines = []
     for r in results:
         told = [spread(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS]
-        shares = [_flooded(record) for record in r.picks("flooding")]
+        shares = [flooded_share(record) for record in r.picks("flooding")]
         lines.append([r.cell.title, *told, spread(shares) if shares else _UNTESTED])
     return Table("losses", f"Test NLL (nats) and ECE, n = {len(results[0].cell.seeds)}", columns, lines)
 
@@ -238,7 +245,7 @@ def _levels(results: Sequence[Result]) -> Table:
                 f"{level:g}" if level else "plain",
                 *(spread([100 * r.finals[f"{at}.test_accuracy"] for r in told]) for at in ("last", "best")),
                 spread([r.finals["last.train_loss"] for r in told], 3),
-                spread([_flooded(r) for r in told]) if level else "–",
+                spread([flooded_share(r) for r in told]) if level else "–",
                 f"{tested} of {len(told)}" + ("" if tested else ": not tested") if level else "–",
             ])
     columns = ["data", "level", "last epoch", "stopped", "training loss", "flooded %", "reached"]

@@ -170,6 +170,10 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
     return _report(results, records)
 
 
+def _first_level(task: str) -> float:
+    return next(level for name, level in LEVELS if name == task)
+
+
 def _title(task: str, level: float) -> str:
     return f"{TITLES[task]} at {level:g}"
 
@@ -452,10 +456,7 @@ def _draw_lines(results: Sequence[_Result]) -> Figure:
     with drawn(3.0 * len(results) + 0.5, 3.2) as figure:
         panels = figure.subplots(1, len(results), squeeze=False)[0]
         for axes, r in zip(panels, results, strict=True):
-            for label, records, colour in (
-                ("without flooding", r.plain, "plain"),
-                ("with flooding", r.flooded, "flooded"),
-            ):
+            for label, records, colour in _groups(r):
                 values = np.array([[rec.finals[f"last.line_{i}"] for i in range(len(STEPS))] for rec in records])
                 axes.plot(STEPS, values.mean(0), color=PALETTE[colour], label=label)
                 if len(values) > 1:
@@ -472,7 +473,7 @@ def _draw_planes(horizon: int) -> Figure:
     """Train without and with flooding once more, and draw the loss around where they end."""
     from flooding.report.plots import drawn
 
-    problem, level, steps = bare("sinusoid", horizon), dict(reversed(LEVELS))["sinusoid"], np.linspace(-1, 1, 31)
+    problem, level, steps = bare("sinusoid", horizon), _first_level("sinusoid"), np.linspace(-1, 1, 31)
     data, planes = problem.splits(0).train, []
     for b in (None, level):
         *_, row = train(Run(problem, b))
@@ -501,7 +502,7 @@ def _draw_surface(horizon: int) -> Figure:
     from flooding.levels import Delayed
     from flooding.report.plots import PALETTE, drawn
 
-    problem, level = bare("two-gaussians", horizon), dict(reversed(LEVELS))["two-gaussians"]
+    problem, level = bare("two-gaussians", horizon), _first_level("two-gaussians")
     backward = _iterates(Run(problem, Delayed(level, until_accuracy=1.0)))
     forward = _iterates(Run(problem, level))
     origin = backward[-1]

@@ -15,9 +15,9 @@ import numpy as np
 
 from flooding.data import images
 from flooding.experiments import Experiment, circumstances
-from flooding.experiments.grids import reached
+from flooding.experiments.grids import CURVES, Cell, flooded_share, reached
 from flooding.models import small_cnn
-from flooding.problem import Problem, Record, Run, choose
+from flooding.problem import Problem, Record, choose
 from flooding.report.document import Report, Table
 from flooding.report.evidence import holm, p_value, paired, spread
 from flooding.strategies import Suggestion
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CURVES", "LEVELS", "counts", "experiment", "setting"]
 
-CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
 LEVELS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.4, 0.8, 1.2, 1.6)  # nats; fixed beforehand
 PEOPLE = (47, 63)  # fewest and most labels an image has (Peterson et al., section 3)
 
@@ -93,7 +92,7 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
     problem = setting(20, n_train=400, n_val=200) if quick else setting()
     levels = (0.0, 0.1, 0.4) if quick else LEVELS
     chosen = tuple(seeds) if seeds is not None else tuple(range(2 if quick else 5))
-    records = yield [Run(problem, level, seed=seed) for seed in chosen for level in levels]
+    records = yield Cell("CIFAR-10H", problem, levels, chosen).runs
     told = iter(records)
     return _report(_Study(levels, [[next(told) for _ in levels] for _ in chosen]), images.human_labels())
 
@@ -135,10 +134,6 @@ def _values(records: Sequence[Record], name: str, times: float = 1.0, at: str = 
 def _accuracy(records: Sequence[Record], at: str = "last") -> list[float]:
     """Test accuracy in percent, against the official labels."""
     return _values(records, "test_accuracy_clean", 100.0, at)
-
-
-def _flooded(records: Sequence[Record]) -> list[float]:
-    return [100 * float(np.mean(record.curves["flooded"][1:], dtype=float)) for record in records]
 
 
 def _known(shares: np.ndarray, v: float) -> dict[str, Suggestion]:
@@ -192,7 +187,7 @@ def _levels(study: _Study) -> Table:
     rows = []
     for level in study.levels:
         told = study.at(level)
-        shares = _flooded(told)
+        shares = [flooded_share(record) for record in told]
         rows.append([
             f"{level:g}" if level else "plain",
             "–" if not level else spread(shares) + ("" if level in study.tested else ": not tested"),
