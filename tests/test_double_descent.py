@@ -316,6 +316,15 @@ def test_a_level_never_reached_is_not_tested(monkeypatch):
     assert any("at level 0.5 not tested (level never reached)." in text for text in report.findings)
 
 
+def test_ends_are_compared_and_not_distances_from_two_minima(monkeypatch):
+    def lower(condition, run):
+        return record(run, (0.5, 0.5, 0.5) if run.level else RISES, flooded=0.5 * (run.level > 0))
+
+    report = reported(monkeypatch, conditions(GROUPS), lower)
+    assert cell(report, "synthetic-loss", 1, "end, flooded − plain") == "-2.500 [-2.500, -2.500]"
+    assert cell(report, "synthetic-loss", 1, "end − m1") == "0.000 ± 0.000"
+
+
 def test_a_stray_batch_does_not_reach_a_level(monkeypatch):
     def stray(condition, run):
         return record(run, DESCENDS if run.level else RISES, flooded=0.015 * (run.level > 0))  # in half of the epochs

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from flooding.report.evidence import average_ranks, critical_difference, holm, paired, spread
+from flooding.report.evidence import average_ranks, critical_difference, holm, mcnemar, paired, spread
 
 PS = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
@@ -24,6 +24,15 @@ def test_paired_is_students_paired_t_test(n):
     assert told.mean == pytest.approx((ours - theirs).mean())
     assert told.sd == pytest.approx((ours - theirs).std(ddof=1))
     assert told.n == n
+
+
+def test_only_pairs_that_differ_count():
+    # Five one way, one the other, two alike: 2 (1 + 6) / 2^6.
+    ours, theirs = [True] * 5 + [False, True, False], [False] * 5 + [True, True, False]
+    assert mcnemar(ours, theirs) == mcnemar(theirs, ours) == pytest.approx(14 / 64)
+    assert mcnemar([True, False], [True, False]) == 1
+    with pytest.raises(ValueError, match="as many on both sides"):
+        mcnemar([True], [])
 
 
 def test_one_pair_has_no_spread_and_equal_pairs_do_not_differ():

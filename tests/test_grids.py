@@ -161,7 +161,7 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
 
     def findable(runs):
         asked.append(runs)
-        told = [{"val_loss": np.full(r.run.epochs + 1, 1.0), **r.curves} for r in curved(runs)]
+        told = [{"val_loss": np.full(r.run.epochs + 1, 1 - r.level / 2), **r.curves} for r in curved(runs)]
         told = [{name: curve.astype(np.float32) for name, curve in curves.items()} for curves in told]
         return [replace(r, curves=curves) for r, curves in zip(curved(runs), told, strict=True)]
 
@@ -173,6 +173,7 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
         mean = np.mean([50 + 10 * (run.level or 0) for run in chosen])  # as answer says
         assert row["finder"].startswith(f"{mean:.1f} ±")
     assert len(asked) > 2
+    assert all(run.level for run in asked[-1]), "the case tells a level from plain training"
     assert [row["data"] for row in rows(told, "finder-against-all")] == [cell.title for cell in plan]
     assert f"{len({name_of(run) for runs in asked for run in runs})} trainings" in told.told
     path = pack(tmp_path / "a.npz", records, kim2022_cifar10.CURVES, "here", kim2022_cifar10.exact)

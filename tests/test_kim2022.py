@@ -456,6 +456,35 @@ def test_every_flooded_model_must_be_beaten_by_early_stopping():
     assert "the hardest of 8 (backward at 0.2): the opposite holds; " in said  # 3 forward, 2 backward, 2 chosen, 1
 
 
+def test_the_pick_of_the_hardest_rival_is_paid_for():
+    def good(told, level, seed):
+        return replace(told, noisy=0.97 + seed / 500) if level == 0.2 else told
+
+    _, said = sentence(told_by(changed(forward=by(best=0.05), backward=good))[0], CLAIMS[7])
+    assert "the hardest of 8 (backward at 0.2): not shown; -2.2 " in said
+    assert "p 0.008" in said, "below 5 %, but not 8 times it"
+
+
+def test_the_heuristic_is_compared_with_plain_training_as_long_as_it():
+    def answer(runs):
+        told = [usual(*way(run), run.seed) for run in runs]
+        longer = [run.level is None and run.epochs == PLAN.heuristic_epochs for run in runs]
+        return [record(r, replace(t, noisy=0.6) if long else t) for r, t, long in zip(runs, told, longer, strict=True)]
+
+    report = drive(kim2022.study(PLAN), answer)[0]
+    rows = table(report, "published")
+    assert rows["no flooding, as long as the heuristic"]["noisy %"] == "60.0 ± 0.0"
+    assert rows["no flooding"]["noisy %"] == spread([75.0, 76.0, 77.0])
+    assert "; +18.4 " in sentence(report, CLAIMS[4])[1], "77, 78.4 and 79.9 minus 60"
+
+
+def test_late_accuracies_are_those_of_the_last_fifty_epochs():
+    run = kim2022.plan().runs[0]
+    curve = np.concatenate([np.full(451, 0.1), np.full(49, 0.8), [0.3]])
+    made = Record(run, {"test_accuracy": curve}, {}, {}, "", "")
+    assert kim2022._trained([made], "last").late == pytest.approx([(49 * 0.8 + 0.3) / 50])
+
+
 @pytest.mark.parametrize(
     ("noisy", "hardest", "verdict"),
     [(0.99, "backward at 0.2", "cannot be tested; -9.0 "), (0.5, "forward, level chosen", "holds; ")],

@@ -69,6 +69,10 @@ def test_a_row_per_epoch_from_before_training_and_a_record_at_the_end():
     assert np.float32(record.finals["best.val_loss"]) == record.curves["val_loss"][best]
 
 
+def test_a_record_tells_of_how_many_examples_its_validation_is():
+    assert last(Run(small(), until=1)).record.circumstances["val_examples"] == 30
+
+
 def choose_epoch(record):
     accuracy, loss = record.curves["val_accuracy"], record.curves["val_loss"]
     return max(range(1, len(loss)), key=lambda e: (accuracy[e], -loss[e], -e))
