@@ -422,6 +422,16 @@ def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
     assert not list(path.with_name("ledger.sqlite.checkpoints").iterdir())
 
 
+def test_who_is_told_the_end_may_kill_the_process_and_no_claim_is_left(path, tmp_path):
+    job = Job(0, Run(small(), 0.2), trajectory(Run(small(), 0.2)), str(path), folder=str(tmp_path / "claims"))
+    claims = (tmp_path / "claims").glob
+    for _ in range(2):  # trained, then looked up
+        rows = work(job)
+        while next(rows).record is None:
+            assert list(claims("*.lock"))
+        assert not list(claims("*.lock"))
+
+
 def test_what_another_search_trained_meanwhile_is_not_trained_again(path):
     job = Job(0, Run(small(), 0.2), trajectory(Run(small(), 0.2)), str(path))
     *_, first = work(job)

@@ -256,10 +256,15 @@ def work(job: Job) -> Iterator[Row]:
     with contextlib.closing(Ledger(job.ledger)) as ledger, _claimed(job):
         # Once more: another search may have trained it while this one waited.
         record = _known(job, ledger)
-        if record is None:
-            yield from _trained(job, ledger)
-        else:
-            yield Row(job.run, job.run.epochs, {}, record)
+        rows = _trained(job, ledger) if record is None else [Row(job.run, job.run.epochs, {}, record)]
+        end = None
+        for row in rows:
+            if row.record is None:
+                yield row
+            else:
+                end = row
+    assert end is not None
+    yield end  # no longer claimed: whoever is told the end may kill this process at once
 
 
 def _claimed(job: Job) -> AbstractContextManager[bool]:
