@@ -15,6 +15,7 @@ from flooding.data import images
 from flooding.data.augment import crop_and_flip
 from flooding.experiments import Experiment
 from flooding.experiments.double_descent import CURVES, FACTORS, Condition, combinations, decayed, listed, study
+from flooding.experiments.images5k import sizes
 from flooding.models import small_cnn
 from flooding.problem import Problem, TestCurve
 from flooding.tasks import adam
@@ -34,9 +35,8 @@ def plan(quick: bool = False) -> list[Condition]:
     Returns:
         The conditions.
     """
-    size = {"n_train": 400, "n_val": 200} if quick else {}
     problem = Problem(
-        partial(images.cifar10, label_noise=0.0, **size),
+        partial(images.cifar10, label_noise=0.0, **sizes(quick)),
         partial(small_cnn, channels=3, size=32),
         adam,
         batch_size=100,
@@ -66,10 +66,10 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
         The report.
     """
     conditions = plan(quick)
-    first = conditions[0]
+    first, size = conditions[0], sizes(quick)
     about = (
-        "**Reduced protocol**: CIFAR-10, 4,000 training and 1,000 validation images drawn for each seed, a "
-        f"convolutional network of two layers, batches of 100, {first.problem.horizon} epochs, levels "
+        f"**Reduced protocol**: CIFAR-10, {size['n_train']:,} training and {size['n_val']:,} validation images drawn "
+        f"for each seed, a convolutional network of two layers, batches of 100, {first.problem.horizon} epochs, levels "
         f"{listed(first.levels)}, in {len(conditions)} combinations of augmentation (crops and mirrors), learning-rate "
         f"decay (times 0.1 at 1/2 and 4/5 of the epochs) and weight decay (AdamW, {WEIGHT_DECAY:g}; otherwise Adam); "
         "2,000 of the official test images, every epoch."

@@ -16,7 +16,7 @@ from flooding.models import small_cnn
 from flooding.problem import Problem
 from flooding.tasks import adam
 
-__all__ = ["CURVES", "LEVELS", "NOISY_LEVELS", "cells", "experiment"]
+__all__ = ["CURVES", "LEVELS", "NOISY_LEVELS", "cells", "experiment", "sizes"]
 
 LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # nats; fixed beforehand
 # With a fifth of the labels wrong the training loss falls slowly, and the irreducible loss is 0.94.
@@ -33,7 +33,7 @@ def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]
     Returns:
         MNIST, Fashion-MNIST without and with label noise, CIFAR-10.
     """
-    size = {"n_train": 400, "n_val": 200} if quick else {}
+    size = sizes(quick)
     grey, colour = small_cnn, partial(small_cnn, channels=3, size=32)
     plan = [
         ("MNIST", images.mnist, 0.0, grey, 30),
@@ -51,6 +51,18 @@ def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]
     return found
 
 
+def sizes(quick: bool = False) -> dict[str, int]:
+    """Give the numbers of training and validation images.
+
+    Args:
+        quick: The smaller ones.
+
+    Returns:
+        Arguments of the loaders.
+    """
+    return {"n_train": 400, "n_val": 200} if quick else {"n_train": 4000, "n_val": 1000}
+
+
 def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
     """Train all levels of all cells and compare, for each seed, what validation chooses.
 
@@ -65,9 +77,11 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
         The report.
     """
     plan = cells(quick, seeds)
+    size = sizes(quick)
     about = (
-        "**Reduced protocol, not the sources'**: 4,000 training and 1,000 validation images drawn for each seed, the "
-        "official test images, a convolutional network of two layers, Adam at 0.001, batches of 100, no augmentation; "
+        f"**Reduced protocol, not the sources'**: {size['n_train']:,} training and {size['n_val']:,} validation "
+        "images drawn for each seed, the official test images, a convolutional network of two layers, Adam at 0.001, "
+        "batches of 100, no augmentation; "
         f"{plan[0].problem.horizon} epochs, {plan[-1].problem.horizon} for CIFAR-10 and with label noise."
     )
     return (yield from compare_levels(plan, "Real images at reduced scale", about))
