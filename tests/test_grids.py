@@ -145,6 +145,9 @@ def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
     assert (reduced.horizon, reduced.augment) == (80, None)
     assert [cell.levels[-2:] for cell in kim2022_cifar10.cells(full=True)] == [(0.1, 0.2)] * 2
     assert [cell.problem.optimizer.keywords["lr"] for cell in kim2022_cifar10.cells()] == [0.1, 0.001]
+    assert [cell.levels[-1] for cell in kim2022_cifar10.cells()] == [0.2, 1.8], "which their training losses fall below"
+    assert [cell.problem.data.keywords["n_train"] for cell in kim2022_cifar10.cells()] == [4_250] * 2
+    assert [cell.problem.data.keywords["n_train"] for cell in kim2022_cifar10.cells(quick=True)] == [850] * 2
 
 
 def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
