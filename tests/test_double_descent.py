@@ -435,7 +435,9 @@ def test_images_have_the_same_eight_ways():
     for c in conditions_:
         (group,) = c.problem.optimizer([torch.zeros(1, requires_grad=True)]).param_groups
         assert group["weight_decay"] == (double_descent_cifar10.WEIGHT_DECAY if "weight decay" in c.factors else 0)
-        assert ("augmentation" in c.factors) == (c.problem.augment is crop_and_flip)
+        augmented = "augmentation" in c.factors
+        assert augmented == (c.problem.augment is crop_and_flip)
+        assert (c.problem.horizon, c.levels[1:]) == ((100, (1.0, 1.2)) if augmented else (60, (0.3, 0.8)))
         assert ("rate decay" in c.factors) == (c.problem.schedule is not None)
         assert (c.levels[0], c.seeds, c.problem.test_curve) == (0.0, (0, 1, 2), TestCurve(2000, 1))
     runs = next(double_descent_cifar10.experiment(quick=True, seeds=[3]))
