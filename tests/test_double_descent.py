@@ -290,6 +290,10 @@ def test_sentences_follow_from_the_counts(monkeypatch):
         "Digits with weight decay (1 condition), the test loss descends a second time: at level 0.2 in 2 of 2" in text
     )
     assert "Digits with none of these (1 condition)" in text
+    # Seeds 0 to 3 have 1 of 1, 1 of 2, 1 of 1, 0 of 2 with flooding and none without: t = 62.5 / 23.936 = 2.611, and
+    # as above p = 0.0797, times 3: the differences of digits, 100 in every seed, come before it.
+    assert "with flooding minus without: +62.5 [-13.7, +138.7] points, n = 4 seeds, p 0.239." in text
+    assert "with flooding minus without: +100.0 [+100.0, +100.0] points, n = 2 seeds, p < 0.001." in text
     # Equal differences in all seeds: p = 0.
     assert "its curve ends lower than plain training's in 2 and higher in 0 of them" in text
     assert report.failures == [

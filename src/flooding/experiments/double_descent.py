@@ -367,6 +367,7 @@ class _Row:
 
     condition: Condition
     level: float
+    seeds: list[int]
     flooded: list[float]
     found: list[Descents]
     plain: list[Descents]
@@ -416,9 +417,10 @@ def _rows(panels: Sequence[_Panel], measure: _Measure) -> list[_Row]:
 def _row(panel: _Panel, level: float, measure: _Measure) -> _Row:
     records, plain = panel.at(level), panel.at(0.0)
     shares = [_flooded(record) for record in records]
-    seeds = [i for i, record in enumerate(records) if level == 0 or _reached(record)]
-    found, without = ([_judge(group[i], measure) for i in seeds] for group in (records, plain))
-    return _Row(panel.condition, level, [shares[i] for i in seeds], found, without)
+    places = [i for i, record in enumerate(records) if level == 0 or _reached(record)]
+    found, without = ([_judge(group[i], measure) for i in places] for group in (records, plain))
+    seeds = [panel.condition.seeds[i] for i in places]
+    return _Row(panel.condition, level, seeds, [shares[i] for i in places], found, without)
 
 
 def _judge(record: Record, measure: _Measure) -> Descents:
@@ -465,7 +467,7 @@ _CRITERION = (
     "compared with plain training of the same seeds; a level that no seed reached is not tested. Figures are mean ± "
     "standard deviation over seeds; recovery and "
     "m2 − m1 over those with a second descent; differences are paired by seed, with the 95 % interval of Student's "
-    "t; all p are after Holm's correction over the tested rows of their table."
+    "t; all p are after Holm's correction over the tested rows of their table, those of all rows together over tables."
 )
 
 
@@ -546,8 +548,9 @@ def _words(rows: dict[tuple[str, _Measure], list[_Row]]) -> tuple[list[str], lis
     failures += _unseen(loss)
     holds, sentence = _with_weight_decay([row for row in loss if "weight decay" in row.condition.factors])
     (findings if holds else failures).append(sentence)
-    for (group, measure), some in rows.items():
-        findings.append(_verdict(group, measure, some))
+    gains = {key: _lasting_by_seed(some) for key, some in rows.items()}
+    for ((group, measure), some), p in zip(rows.items(), _holm(list(gains.values())), strict=True):
+        findings.append(_verdict(group, measure, some, gains[group, measure], p))
         findings += [_counts(f"{title} ({_number(part)})", measure, part) for title, part in _parts(group, some)]
     return failures, findings
 
@@ -598,17 +601,36 @@ def _with_weight_decay(rows: Sequence[_Row]) -> tuple[bool, str]:
     )
 
 
-def _verdict(group: str, measure: _Measure, rows: Sequence[_Row]) -> str:
+def _lasting_by_seed(rows: Sequence[_Row]) -> Difference | None:
+    """Compare, in each seed, how many of the trainings have a lasting descent, in percent."""
+    pairs: dict[int, list[tuple[float, float]]] = {}
+    for row in _flooding(rows):
+        for seed, found, plain in zip(row.seeds, row.found, row.plain, strict=True):
+            pairs.setdefault(seed, []).append((100.0 * found.lasting, 100.0 * plain.lasting))
+    shares = [np.mean(some, axis=0).tolist() for some in pairs.values()]
+    return paired(*zip(*shares, strict=True)) if shares else None
+
+
+def _verdict(group: str, measure: _Measure, rows: Sequence[_Row], gain: Difference | None, p: float) -> str:
     tested = _flooding(rows)
     untested = sum(row.level > 0 for row in rows) - len(tested)
     gains = [(row.gain.mean, p) for row, p in zip(rows, _holm([row.gain for row in rows]), strict=True) if row.gain]
     sure = sum(row.shows and p < 0.05 for row, p in zip(rows, holm([row.p_lasting for row in rows]), strict=True))
     lower, higher = (sum(sign * mean > 0 and p < 0.05 for mean, p in gains) for sign in (-1, 1))
+    more = (
+        ""
+        if gain is None
+        else (
+            " All rows together, a seed's share of lasting descents, with flooding minus without: "
+            f"{gain} points, n = {gain.n} seeds, p {p_value(p)}."
+        )
+    )
     return (
         f"{_GROUPS[group]}, test {measure.name}: flooding brings a second descent in "
         f"{sum(row.shows for row in tested)} of {len(tested)} tested rows ({untested} not tested), by the numbers of "
         f"lasting descents in {sure} of them at 5 %; its curve ends lower than plain training's in {lower} and higher "
         f"in {higher} of them at 5 % (Holm, n = {len(rows[0].condition.seeds)} seeds or as many as reached the level)."
+        f"{more}"
     )
 
 
