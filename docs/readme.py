@@ -40,11 +40,15 @@ def demo() -> str:
 
 
 def advice() -> str:
-    """Give what the bake-off says in plain words."""
-    page = (ROOT / "docs" / "results" / "bakeoff.md").read_text()
+    """Give what the bake-off says in plain words, and what the paper's table says cell by cell."""
+    pages = ROOT / "docs" / "results"
+    page = (pages / "bakeoff.md").read_text()
     [told] = re.findall(r"^- When to use flooding: (.*)$", page, re.MULTILINE)
     where = re.findall(r"^- (Flooding minus (?:plain|early stopping): most .*)$", page, re.MULTILINE)
-    return " ".join([told[0].upper() + told[1:], *where])
+    table = (pages / "ishida2020.md").read_text()
+    cells = re.findall(r"^- Clean labels, (.*?: flooding wins \d+ and loses \d+ of .*?\))", table, re.MULTILINE)
+    where.append(f"Cell by cell, in [the paper's synthetic table](docs/results/ishida2020.md): {'; '.join(cells)}.")
+    return "\n".join([told[0].upper() + told[1:], "", *(f"- {sentence}" for sentence in where)])
 
 
 def put(text: str, name: str, part: str) -> str:

@@ -129,9 +129,9 @@ def test_the_advice_follows_from_the_numbers():
     assert "is worse (flooding minus it: +" in wins, "plain early stopping is"
     assert "on top of early stopping adds to it" in wins
     assert "and none is shown to be better" in wins
-    assert "trainings, weight decay, dropout, label smoothing" in wins
+    assert "trainings, some with dearer steps, weight decay, dropout, label smoothing" in wins
     assert "Mean ranks by accuracy: flooding 1.5, flooding + early stopping 1.5, " in wins
-    assert "n = 4 problems, 2 seeds each" in wins
+    assert "n = 4 problems, 2 seeds each, intervals are 95 % and not corrected, p is after Holm over 10" in wins
     loses = advice(0.0, smoothed=0.2)
     assert "flooding is not shown to differ from plain training" in loses
     assert "none is shown to be worse than flooding's last epoch and label smoothing is shown to be better" in loses
@@ -163,7 +163,8 @@ def test_cells_of_a_task_count_once():
     assert "+6.0 [" in sentence, "the mean of 2 and 10 points"
     assert "over 2 tasks" in sentence
     [most] = [s for s in report.findings if s.startswith("Flooding minus plain: most")]
-    assert most.startswith("Flooding minus plain: most on B +10.0, ")
+    assert most.startswith("Flooding minus plain: most on B +10.0 [+10.0, +10.0]; ")
+    assert "of the 3 problems on which the finder flooded any seed; n = 2" in most
     overall = rows(report, "overall")
     assert overall["dropout"]["gap"] == overall["label smoothing"]["gap"] == "–"
     assert overall["plain"]["gap"] != "–"

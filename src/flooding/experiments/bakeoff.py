@@ -24,7 +24,16 @@ from flooding.losses import Flooding, IFlood, Method, SoftAD
 from flooding.models import mlp
 from flooding.problem import Problem, Record, Run, merit
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, average_ranks, critical_difference, holm, p_value, paired, spread
+from flooding.report.evidence import (
+    Difference,
+    average_ranks,
+    critical_difference,
+    holm,
+    p_value,
+    paired,
+    spread,
+    verdict,
+)
 from flooding.strategies import together
 from flooding.strategies.finder import finder
 from flooding.tasks import adamw, real
@@ -455,12 +464,16 @@ def _words(
     ours = ("flooding", "flooding + early stopping")
     told = {row: _against(picks, row, [m for m in methods if m not in ours], names, seeds) for row in ours}
     findings.append(_advice(picks, told, methods, names, seeds))
+    flooded = [name for name in names if any(picks[ours[0], name, seed].record.level for seed in seeds)]
     for other in ("plain", "early stopping") if len(names) > 1 else ():
-        flooded, theirs = (_values(picks, m, names, seeds, "accuracy").mean(1) for m in ("flooding", other))
-        by_problem = dict(zip(names, (flooded - theirs).tolist(), strict=True))
-        ordered = sorted(by_problem.items(), key=lambda item: item[1])
-        least, most = ([f"{n} {v:+.1f}" for n, v in part] for part in (ordered[:3], ordered[:-4:-1]))
-        findings.append(f"Flooding minus {other}: most on {', '.join(most)}; least on {', '.join(least)} points.")
+        gains = {name: _gain(picks, ours[0], other, [name], seeds) for name in names}
+        by_problem = {name: gain.mean for name, gain in gains.items()}
+        ordered = sorted(flooded, key=by_problem.__getitem__)
+        least, most = ([f"{n} {gains[n]}" for n in part] for part in (ordered[:3], ordered[:-4:-1]))
+        findings.append(
+            f"Flooding minus {other}: most on {'; '.join(most)}; least on {'; '.join(least)} points (of the "
+            f"{len(flooded)} problems on which the finder flooded any seed; n = {len(seeds)}, 95 % intervals)."
+        )
         gain = _gain_by_task(by_problem)
         findings.append(
             f"Cells of one task share their inputs: averaged over the noises of each task, flooding minus {other} is "
@@ -468,9 +481,7 @@ def _words(
         )
     for row, others in told.items():
         for other, (gain, p) in others.items():
-            verdict = "wins" if gain.mean > 0 else "LOSES" if gain.mean < 0 else "ties"
-            sure = "at 5 %" if p < 0.05 else "not at 5 %"
-            sentence = f"{row} against {other}: {verdict} by {gain} points over {unit} (p {p_value(p)}, {sure})."
+            sentence = f"{row} against {other}: {verdict(gain, p)} points over {unit}, p {p_value(p)}."
             (failures if gain.mean < 0 and p < 0.05 else findings).append(sentence)
     return failures, findings
 
@@ -517,10 +528,11 @@ def _advice(
     return (
         f"When to use flooding: if the last epoch's network is kept, flooding is {kept}. If the best validation epoch "
         f"can be kept, plain early stopping, one training instead of {BUDGET}, is {best}, and flooding on top of early "
-        f"stopping {both}. Of the other methods with as many trainings, {_named(sure[1])} shown to be worse than "
-        f"flooding's last epoch and {_named(sure[-1])} shown to be better. Mean ranks by accuracy: {ranks}. Test NLL: "
+        f"stopping {both}. Of the other methods with as many trainings, some with dearer steps, {_named(sure[1])} "
+        f"shown to be worse than flooding's last epoch and {_named(sure[-1])} shown to be better. Mean ranks by "
+        f"accuracy: {ranks}. Test NLL: "
         f"plain {nll['plain']}, early stopping {nll['early stopping']}, flooding {nll[last]} nats (n = {n}, "
-        "p after Holm)."
+        f"intervals are 95 % and not corrected, p is after Holm over {len(told[last])} comparisons)."
     )
 
 

@@ -8,7 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Difference", "average_ranks", "critical_difference", "holm", "mcnemar", "p_value", "paired", "spread"]
+__all__ = [
+    "Difference",
+    "average_ranks",
+    "critical_difference",
+    "holm",
+    "mcnemar",
+    "p_value",
+    "paired",
+    "spread",
+    "verdict",
+]
 
 
 class Difference(NamedTuple):
@@ -64,6 +74,27 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     half = float(stats.t.ppf(0.975, n - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
     return Difference(mean, sd, mean - half, mean + half, p, n)
+
+
+def verdict(gain: Difference, p: float) -> str:
+    """Say in words how a comparison ends.
+
+    Args:
+        gain: What one side gains on the other.
+        p: Its p value, corrected where several were tested.
+
+    Returns:
+        That it ``wins``, ``LOSES`` or, where p is not below 5 %, ``is not shown to differ``; that it ``ties in every
+        pair``; the difference itself.
+
+    Example:
+        >>> verdict(paired([3.0, 4.0, 5.0], [2.0, 2.0, 2.0]), 0.07)
+        'is not shown to differ: +2.0 [-0.5, +4.5]'
+    """
+    if gain.mean == 0 and not gain.sd > 0:
+        return f"ties in every pair: {gain}"
+    word = "is not shown to differ" if not p < 0.05 else "wins" if gain.mean > 0 else "LOSES"
+    return f"{word}: {gain}"
 
 
 def holm(ps: Sequence[float]) -> list[float]:
