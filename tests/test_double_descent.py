@@ -244,9 +244,9 @@ def cell(report, table, row, column):
 def test_table_numbers_follow_from_the_curves(monkeypatch):
     report = reported(monkeypatch, conditions(GROUPS), mixed)
     tell = partial(cell, report, "synthetic-loss")
-    columns = ("second descent", "lasting", "recovery", "regained", "m2 − m1", "end − m1", "epochs of m1, p, m2")
+    columns = ("second descent", "lasting", "recovery", "regained", "m2 − m1", "end − m1", "epochs of m1, M, m2")
     assert [tell(0, c) for c in columns] == ["0 of 4", "0 of 4", "–", "–", "–", "2.000 ± 0.000", "–"]
-    # m2 = 0.5, 1, 1.5 of m1 = 1 and p = 3: recovery 1.25, 1, 0.75.
+    # m2 = 0.5, 1, 1.5 of m1 = 1 and M = 3: recovery 1.25, 1, 0.75.
     row = ["3 of 4", "3 of 4", "1.00 ± 0.25", "2 of 3", "0.000 ± 0.500", "0.500 ± 1.080", "1, 5, 13"]
     assert [tell(1, c) for c in columns] == row
     # end - m1 is -0.5, 0, 0.5, 2 with flooding and 2 without: differences -2.5, -2, -1.5, 0, sd 1.0801, t = -2.7775,
@@ -286,6 +286,10 @@ def test_sentences_follow_from_the_counts(monkeypatch):
     ) in text
     assert "Synthetic tasks, test loss: flooding brings a second descent in 1 of 2 tested rows (0 not tested)" in text
     assert "Synthetic tasks, test error: flooding brings a second descent in 0 of 2 tested rows" in text  # plain does
+    # McNemar's least p with 4 seeds is 2 / 2^4, and there are two rows.
+    assert (
+        "(0 not tested), which the lasting descents of 4 seeds cannot show at 5 % in single rows, after Holm; " in text
+    )
     assert (
         "Digits with weight decay (1 condition), the test loss descends a second time: at level 0.2 in 2 of 2" in text
     )
@@ -301,6 +305,17 @@ def test_sentences_follow_from_the_counts(monkeypatch):
         "the test loss in 1 of 1 rows with weight decay whose level was reached (Digits + weight decay at 0.2), "
         "lasting in 2 of 2 trainings with flooding, 0 of 2 without."
     ]
+
+
+def test_enough_seeds_can_show_it_in_single_rows(monkeypatch):
+    many = GROUPS | {"synthetic": [("Cell", (0.0, 0.1, 0.5), 8, ())]}
+    report = reported(
+        monkeypatch, conditions(many), lambda c, run: record(run, DESCENDS if run.level == 0.1 else RISES, flooded=0.5)
+    )
+    told = (
+        "a second descent in 1 of 2 tested rows (0 not tested), by the numbers of lasting descents in 1 of them at 5 %"
+    )
+    assert any(told in text for text in report.findings), "2 / 2^8 for each of two rows"
 
 
 def test_a_level_never_reached_is_not_tested(monkeypatch):
@@ -346,11 +361,26 @@ def test_claims_are_judged_by_rows_whose_level_was_reached(monkeypatch):
     report = reported(monkeypatch, conditions(GROUPS), nowhere)
     assert report.failures[0] == (
         "Cell: flooding brings no second descent of the test loss at any level that was reached. Lasting descents: "
-        "level 0.1: 0 of 4 seeds with flooding, 0 of 4 without, no rise in 0 with, 0 without; level 0.5: 0 of 4 seeds "
-        "with flooding, 0 of 4 without, no rise in 0 with, 0 without."
+        "level 0.1: 0 of 4 seeds with flooding, 0 of 4 without; level 0.5: 0 of 4 seeds with flooding, 0 of 4 without."
     )
     assert len(report.failures) == 3
-    assert any("with weight decay” (the reproduction) holds here" in text for text in report.findings)
+    told = (
+        "(the reproduction) is not judged, since weight decay makes no difference: flooding brings a second descent of "
+    )
+    told += "the test loss in 0 of 1 rows with weight decay whose level was reached, and in 0 of 1 without it."
+    assert any(told in text for text in report.findings)
+
+    def otherwise(condition, run):
+        shows = run.level and condition.title == "Digits"
+        turn = FALLS if condition.title == "Cell" and run.seed == 1 else DESCENDS if shows else RISES
+        return record(run, turn, flooded=0.5 * (0 < run.level < 0.5))
+
+    report = reported(monkeypatch, conditions(GROUPS), otherwise)
+    assert any("(the reproduction) holds here: flooding" in text for text in report.findings)
+    assert any("and in 1 of 1 without it." in text for text in report.findings)
+    assert report.failures[0].endswith(
+        "0 of 4 seeds with flooding, 0 of 4 without, no rise in 1 with, 1 without; never reached: 0.5."
+    )
 
     def anyway(condition, run):  # and what plain training does, flooding does not bring
         return record(run, DESCENDS, flooded=0.5 * (run.level > 0))
@@ -379,8 +409,8 @@ def test_epochs_are_medians(monkeypatch):
         )
 
     report = reported(monkeypatch, conditions(GROUPS), late)
-    # m1, p and m2 at 1, 5, 13 and 2, 10 and 4 epochs later; the level is not reached before the end in the last.
-    assert cell(report, "synthetic-loss", 0, "epochs of m1, p, m2") == "4, 8, 16"
+    # m1, M and m2 at 1, 5, 13 and 2, 10 and 4 epochs later; the level is not reached before the end in the last.
+    assert cell(report, "synthetic-loss", 0, "epochs of m1, M, m2") == "4, 8, 16"
 
 
 def test_a_monotone_curve_has_no_rise_in_the_table(monkeypatch):

@@ -456,12 +456,12 @@ def _about(groups: Mapping[str, Sequence[Condition]]) -> str:
 _CRITERION = (
     "Criterion, on the raw curve c of each training, with c(0) its first point and d a twentieth of its whole fall "
     "c(0) − min c. First minimum m1: the lowest value before the curve has risen by more than d from its lowest so "
-    "far, itself more than d below c(0); without such a rise there is nothing to descend from (“no rise”). Peak p "
-    "and second minimum m2: the point after m1 and the later one with the largest p − m2. A second descent exists "
-    "if p − m2 > d; its recovery is (p − m2) / (p − m1); m1 is regained if m2 ≤ m1. End: the mean of the last ten "
+    "far, itself more than d below c(0); without such a rise there is nothing to descend from (“no rise”). Peak M "
+    "and second minimum m2: the point after m1 and the later one with the largest M − m2. A second descent exists "
+    "if M − m2 > d; its recovery is (M − m2) / (M − m1); m1 is regained if m2 ≤ m1. End: the mean of the last ten "
     "points, which is not chosen, while the minimum of a noisy curve is too low. Noise also makes falls: "
-    "a second descent is lasting if the mean of the ten points around p exceeds the end by more than d and more "
-    "than (p − m1) / 20. Flooding brings a second descent, in what follows, if it is lasting in at least half of "
+    "a second descent is lasting if the mean of the ten points around M exceeds the end by more than d and more "
+    "than (M − m1) / 20. Flooding brings a second descent, in what follows, if it is lasting in at least half of "
     "the seeds and in more of them than without flooding; p (lasting) is McNemar's exact one.\n\n"
     f"Rows are over the seeds in which the level was reached, in at least {100 * grids.REACHED:g} % of all steps, and "
     "compared with plain training of the same seeds; a level that no seed reached is not tested. Figures are mean ± "
@@ -474,7 +474,7 @@ _CRITERION = (
 _COLUMNS = (
     *("Condition", "level", "reached", "flooded (%)", "second descent", "lasting", "p (lasting)", "no rise"),
     *(
-        "epochs of m1, p, m2",
+        "epochs of m1, M, m2",
         "recovery",
         "regained",
         "m2 − m1",
@@ -492,7 +492,10 @@ def _table(group: str, measure: _Measure, rows: Sequence[_Row]) -> Table:
     cells = [_cells(row, measure, *ps) for row, *ps in zip(rows, lasting, gaps, gains, strict=True)]
     n = len(rows[0].condition.seeds)
     title = f"{_GROUPS[group]}: does the test {measure.name} ({measure.unit}) descend a second time? n = {n}"
-    note = "Flooded: share of steps, from the first epoch with such a step on. Epochs: medians."
+    note = (
+        "Flooded: share of steps, from the first epoch with such a step on. Epochs: medians. p (lasting): McNemar, "
+        "flooded against plain; p (m2): m2 against m1; p (end): ends, flooded against plain."
+    )
     return Table(f"{group}-{measure.name}", title, _COLUMNS, cells, note)
 
 
@@ -546,7 +549,8 @@ def _words(rows: dict[tuple[str, _Measure], list[_Row]]) -> tuple[list[str], lis
     failures, findings = [], []
     loss = [row for (_, measure), some in rows.items() if measure.name == "loss" for row in some]
     failures += _unseen(loss)
-    holds, sentence = _with_weight_decay([row for row in loss if "weight decay" in row.condition.factors])
+    groups = [some for (_, m), some in rows.items() if m.name == "loss" and any(r.condition.factors for r in some)]
+    holds, sentence = _with_weight_decay([row for some in groups for row in some])
     (findings if holds else failures).append(sentence)
     gains = {key: _lasting_by_seed(some) for key, some in rows.items()}
     for ((group, measure), some), p in zip(rows.items(), _holm(list(gains.values())), strict=True):
@@ -565,10 +569,11 @@ def _unseen(rows: Sequence[_Row]) -> Iterator[str]:
     for title in dict.fromkeys(row.condition.title for row in rows):
         tested = _flooding([row for row in rows if row.condition.title == title])
         if tested and not any(row.shows for row in tested):
-            counts = "; ".join(f"level {row.level:g}: {_lasting(row)}, {_risen(row)}" for row in tested)
+            counts = "; ".join(f"level {row.level:g}: {_lasting(row)}{_risen(row)}" for row in tested)
+            never = [row.level for row in rows if row.condition.title == title and row.level and not row.found]
             yield (
                 f"{title}: flooding brings no second descent of the test loss at any level that was reached. "
-                f"Lasting descents: {counts}."
+                f"Lasting descents: {counts}{f'; never reached: {listed(never)}' if never else ''}."
             )
 
 
@@ -578,20 +583,26 @@ def _lasting(row: _Row) -> str:
 
 
 def _risen(row: _Row) -> str:
-    """Say in how many seeds there is nothing to descend from."""
-    return f"no rise in {sum(f.peak is None for f in row.found)} with, {sum(f.peak is None for f in row.plain)} without"
+    """Say in how many seeds there is nothing to descend from, if in any."""
+    ours, theirs = (sum(f.peak is None for f in some) for some in (row.found, row.plain))
+    return f", no rise in {ours} with, {theirs} without" if ours + theirs else ""
 
 
 def _with_weight_decay(rows: Sequence[_Row]) -> tuple[bool, str]:
-    """Judge the reproduction's statement by the rows with weight decay; say whether it holds, or is not judged."""
+    """Judge the reproduction's statement; say whether it holds here, or is not judged."""
     claim = "“No double descent with weight decay” (the reproduction)"
-    tested = _flooding(rows)
-    if not tested:
+    decayed = [row for row in _flooding(rows) if "weight decay" in row.condition.factors]
+    if not decayed:
         return True, f"{claim} is not judged: with weight decay no level was reached (n = 0)."
-    shown = [row for row in tested if row.shows]
-    count = f"in {len(shown)} of {len(tested)} rows with weight decay whose level was reached"
-    if not shown:
-        return True, f"{claim} holds here: flooding brings a second descent of the test loss {count}."
+    others = [row for row in _flooding(rows) if "weight decay" not in row.condition.factors]
+    shown, bare = ([row for row in some if row.shows] for some in (decayed, others))
+    count = f"in {len(shown)} of {len(decayed)} rows with weight decay whose level was reached"
+    if not shown:  # it says something where there are second descents without weight decay
+        verdict = "holds here" if bare else "is not judged, since weight decay makes no difference"
+        return True, (
+            f"{claim} {verdict}: flooding brings a second descent of the test loss {count}, and in {len(bare)} of "
+            f"{len(others)} without it."
+        )
     where = "; ".join(f"{row.condition.title} at {row.level:g}" for row in shown)
     k, n = sum(row.lasting for row in shown), sum(len(row.found) for row in shown)
     plain = sum(found.lasting for row in shown for found in row.plain)
@@ -616,6 +627,10 @@ def _verdict(group: str, measure: _Measure, rows: Sequence[_Row], gain: Differen
     untested = sum(row.level > 0 for row in rows) - len(tested)
     gains = [(row.gain.mean, p) for row, p in zip(rows, _holm([row.gain for row in rows]), strict=True) if row.gain]
     sure = sum(row.shows and p < 0.05 for row, p in zip(rows, holm([row.p_lasting for row in rows]), strict=True))
+    n = len(rows[0].condition.seeds)
+    told = f"by the numbers of lasting descents in {sure} of them at 5 %"
+    if tested and len(tested) * 2 * 0.5**n >= 0.05:  # McNemar's least p, times Holm's first factor
+        told = f"which the lasting descents of {n} seeds cannot show at 5 % in single rows, after Holm"
     lower, higher = (sum(sign * mean > 0 and p < 0.05 for mean, p in gains) for sign in (-1, 1))
     more = (
         ""
@@ -627,9 +642,9 @@ def _verdict(group: str, measure: _Measure, rows: Sequence[_Row], gain: Differen
     )
     return (
         f"{_GROUPS[group]}, test {measure.name}: flooding brings a second descent in "
-        f"{sum(row.shows for row in tested)} of {len(tested)} tested rows ({untested} not tested), by the numbers of "
-        f"lasting descents in {sure} of them at 5 %; its curve ends lower than plain training's in {lower} and higher "
-        f"in {higher} of them at 5 % (Holm, n = {len(rows[0].condition.seeds)} seeds or as many as reached the level)."
+        f"{sum(row.shows for row in tested)} of {len(tested)} tested rows ({untested} not tested), {told}; "
+        f"its curve ends lower than plain training's in {lower} and higher "
+        f"in {higher} of them at 5 % (Holm, n = {n} seeds or as many as reached the level)."
         f"{more}"
     )
 
