@@ -23,7 +23,8 @@ def readme():
 def test_the_table_of_options_is_that_of_the_command_line():
     table = readme().options()
     assert table in (ROOT / "README.md").read_text(), "run: python docs/readme.py"
-    assert "`--label-noise` | 0.1; digits 0.2 |" in table
+    assert "`--label-noise` | 0.1; digits 0.2; fetched 0 to 0.2 |" in table
+    assert "`--ledger` | the user's state folder |" in table
     assert table.count("\n") > 30
 
 

@@ -71,7 +71,7 @@ def compare(
     fresh: Fresh = False,
     workers: Workers = None,
 ) -> None:
-    """Compare flooding with the usual regularisers on your problem, each with four trainings to choose its settings."""
+    """Compare twelve methods on your classification problem, each with up to four trainings to choose its settings."""
     from flooding.experiments import bakeoff
 
     writable(out)

@@ -19,23 +19,31 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-Task = Annotated[str, typer.Argument(help="two-gaussians, sinusoid, sinusoid-nd, spiral or digits.", metavar="TASK")]
+_TASKS = (
+    "two-gaussians, sinusoid, sinusoid-nd, spiral or digits; fetched at the first use: spambase, letter, higgs7k, "
+    "twonorm, mnist or fashion-mnist."
+)
+Task = Annotated[str, typer.Argument(help=_TASKS, metavar="TASK")]
 _DATA, _MODEL, _FLOODING, _TRAINING, _OUTPUT = "Data", "Model", "Flooding", "Training", "Output"
 
 
 def run(
     task: Task,
     label_noise: Annotated[
-        float | None, option("Share of flipped labels, 0 to below 1 [0.1; digits 0.2].", _DATA)
+        float | None, option("Share of flipped labels, 0 to below 1 [0.1; digits 0.2; fetched 0 to 0.2].", _DATA)
     ] = None,
     spiral_noise: Annotated[float | None, option("Standard deviation of Spiral's points [1].", _DATA)] = None,
     negative_mean: Annotated[
         float | None, option("Mean of the shifted Gaussian class in every coordinate [1].", _DATA)
     ] = None,
     dimension: Annotated[int | None, option("Inputs of two-gaussians or sinusoid-nd [10].", _DATA)] = None,
-    train_samples: Annotated[int | None, option("Training examples in all [100; digits 600].", _DATA)] = None,
-    val_samples: Annotated[int | None, option("Validation examples in all [100; digits 300].", _DATA)] = None,
-    test_samples: Annotated[int | None, option("Test examples in all [20000; digits: what is left].", _DATA)] = None,
+    train_samples: Annotated[
+        int | None, option("Training examples in all [100; digits 600; fetched 1,000 to 4,000].", _DATA)
+    ] = None,
+    val_samples: Annotated[
+        int | None, option("Validation examples in all [100; digits 300; fetched 500 to 1,500].", _DATA)
+    ] = None,
+    test_samples: Annotated[int | None, option("Test examples in all [20000; of files: what is left].", _DATA)] = None,
     model: Annotated[str, option("mlp, or mlp-bn with batch norm.", _MODEL)] = "mlp-bn",
     width: Annotated[int, option("Units of a hidden layer.", _MODEL)] = 500,
     depth: Annotated[int, option("Hidden layers.", _MODEL)] = 4,

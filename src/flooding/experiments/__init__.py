@@ -33,7 +33,7 @@ NAMES = {
     "kim2022": "the published reproduction: forward, backward, heuristic, policy gradient; its claims as tests",
     "double_descent": "do test loss and error descend a second time: nine synthetic cells, digits in eight ways",
     "double_descent_cifar10": "the same on CIFAR-10, reduced for a CPU, in eight ways",
-    "bakeoff": "twelve regularisers on thirteen problems, each with four trainings to choose its settings",
+    "bakeoff": "twelve methods on thirteen problems, each with up to four trainings to choose its settings",
     "ishida2020_why": "why flooding works: flatter minima, a random walk, memory, over-confidence, as tests",
     "images5k": "4,000 real images: MNIST, Fashion-MNIST, CIFAR-10, six levels, with and without early stopping",
     "peterson2019": "labels people disagree on (CIFAR-10H): what they say about the level, and which levels work",
