@@ -546,3 +546,17 @@ def test_figures_show_each_level_that_was_reached(monkeypatch):
     unreached = reported(monkeypatch, conditions(GROUPS), lambda _, run: record(run, RISES))
     (axes,) = unreached.figures["synthetic-loss"][1]().axes
     assert [line.get_label() for line in axes.get_lines()] == ["without flooding"]
+
+
+def test_a_level_looks_the_same_in_every_panel(monkeypatch):
+    decayed = ("Digits + weight decay", (0.0, 0.4), 2, ("weight decay",))
+    groups = conditions(GROUPS | {"digits": [GROUPS["digits"][0], decayed]})
+    report = reported(monkeypatch, groups, lambda _, run: record(run, RISES, flooded=0.5 * (run.level > 0)))
+    drawn = [axes.get_lines() for axes in report.figures["digits-error"][1]().axes]
+    looks = [
+        {line.get_label(): (*np.atleast_1d(line.get_color()), line.get_linestyle()) for line in lines}
+        for lines in drawn
+    ]
+    assert [list(panel) for panel in looks] == [["without flooding", f"level {level}"] for level in (0.2, 0.4)]
+    assert looks[0]["without flooding"] == looks[1]["without flooding"]
+    assert looks[0]["level 0.2"] != looks[1]["level 0.4"]

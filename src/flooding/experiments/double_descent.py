@@ -303,7 +303,8 @@ def study(
     told = iter(records)
     panels = {g: [_Panel(c, [next(told) for _ in c.runs]) for c in conditions] for g, conditions in groups.items()}
     n = len(next(iter(panels.values()))[0].condition.seeds)
-    about = f"{about} {n} seeds. Levels were fixed beforehand, and test data choose nothing.\n\n{_CRITERION}"
+    counted = f"{n} {'seed' if n == 1 else 'seeds'}"
+    about = f"{about} {counted}. Levels were fixed beforehand, and test data choose nothing.\n\n{_CRITERION}"
     return _report(panels, records, title, about)
 
 
@@ -703,8 +704,9 @@ def _draw(panels: Sequence[_Panel], measure: _Measure, columns: int) -> Figure:
     lines = math.ceil(len(panels) / columns)
     with drawn(1.5 + 2.6 * columns, 1.2 + 2.4 * lines) as figure:
         grid = figure.subplots(lines, columns, sharex=True, sharey="row", squeeze=False)
+        levels = sorted({level for panel in panels for level in panel.condition.levels})
         for axes, panel in zip(grid.flat, panels, strict=False):
-            _lines(axes, panel, measure)
+            _lines(axes, panel, measure, levels)
             axes.set_title(panel.condition.title.replace(" + weight", "\n+ weight"), fontsize=9.0)
         for axes in grid[-1]:
             axes.set_xlabel("Epoch")
@@ -730,15 +732,16 @@ def _logarithmic(panels: Sequence[Axes]) -> None:
     panels[0].set_ylim(bottom=0.8 * float(min(lowest)))
 
 
-def _lines(axes: Axes, panel: _Panel, measure: _Measure) -> None:
+def _lines(axes: Axes, panel: _Panel, measure: _Measure, levels: Sequence[float]) -> None:
+    """Draw a panel; ``levels`` are those of all panels, each of which has one look everywhere."""
     from matplotlib import colormaps
 
     from flooding.report.plots import PALETTE
 
-    levels = panel.condition.levels
     shades = [PALETTE["plain"], *colormaps["viridis"](np.linspace(0.0, 0.85, max(len(levels) - 1, 1)))]
-    dashes = ("-", "--", "-.", ":")
-    for place, level in enumerate(levels):
+    dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+    for level in panel.condition.levels:
+        place = levels.index(level)
         records = panel.at(level)
         if level and not any(_reached(record) for record in records):
             continue
