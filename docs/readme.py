@@ -24,8 +24,8 @@ def options() -> str:
             continue
         text, _, told = (parameter.help or "").replace("\\[", "[").partition(" [")
         shown = parameter.show_default if isinstance(parameter.show_default, str) else ""
-        unset = shown or parameter.default is None or parameter.default is False
-        default = told.removesuffix(".").removesuffix("]") or (shown if unset else str(parameter.default))
+        unset = parameter.default is None or parameter.default is False
+        default = told.removesuffix(".").removesuffix("]") or shown or ("" if unset else str(parameter.default))
         lines.append(f"| `{name}` | {default} | {text.rstrip('.')} |")
     return "\n".join(lines)
 

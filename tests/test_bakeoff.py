@@ -170,6 +170,18 @@ def test_cells_of_a_task_count_once():
     assert overall["plain"]["gap"] != "–"
 
 
+def test_extremes_are_of_problems_that_were_flooded():
+    def worth(run):
+        flooded = run.level not in {None, 0} and type(run.method).__name__ == "Flooding"
+        return 0.7 - 0.3 * (flooded and run.problem.batch_size == 13), 0.7 + 0.02 * flooded
+
+    many = {n: (replace(PROBLEM, batch_size=s), 2) for n, s in (("A", 12), ("B", 13), ("C", 15))}
+    report, _ = drive(bakeoff.compare(many, (0, 1)), lambda runs: answer(runs, worth))
+    [most] = [s for s in report.findings if s.startswith("Flooding minus plain: most")]
+    assert "of the 2 problems on which the finder flooded any seed" in most
+    assert "B +" not in most
+
+
 def test_flooding_is_judged_by_a_full_training_at_the_finders_level():
     report, records, asked = told(lambda run: (0.7 + 0.1 * (run.level == 0.3), 0.8), names=("a",), seeds=(0,))
     last = asked[-1][0]

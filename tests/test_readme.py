@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flooding import cli
+from flooding import cli, tasks
+from flooding.cli import _run
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +27,14 @@ def test_the_table_of_options_is_that_of_the_command_line():
     assert "`--label-noise` | 0.1; digits 0.2; fetched 0 to 0.2 |" in table
     assert "`--ledger` | the user's state folder |" in table
     assert table.count("\n") > 30
+
+
+def test_every_built_in_task_is_named():
+    told = _run.Task.__metadata__[0].help
+    page = (ROOT / "README.md").read_text()
+    for name in tasks.DATA | tasks.FETCHED:
+        assert re.search(rf"\b{name}\b", told)
+        assert f"`{name}`" in page
 
 
 def test_when_to_use_it_is_what_the_bake_off_says():
