@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from flooding.data.augment import crop_and_flip
-from flooding.data.images import IMAGENET
 from flooding.experiments import images5k, kim2022_cifar10
 from flooding.experiments.archive import Archive, name_of, pack
 from flooding.experiments.grids import Cell
 from flooding.experiments.images5k import LEVELS, cells, experiment
+from flooding.models import IMAGENET
 from flooding.problem import Record
 from flooding.strategies import drive
 from small import small
@@ -142,8 +142,9 @@ def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
     model = full.build(0)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.66e6, rel=0.01)
     assert (full.batch_size, full.horizon, full.augment) == (128, 500, crop_and_flip)
-    sizes = {"n_train": 42_500, "n_val": 7_500, "label_noise": 0.0, "scale": IMAGENET}
+    sizes = {"n_train": 42_500, "n_val": 7_500, "label_noise": 0.0, "standardise": False}
     assert full.data.keywords == sizes
+    assert [tuple(value.flatten().tolist()) for value in model[0].buffers()] == [pytest.approx(v) for v in IMAGENET]
     optimizer = full.optimizer(model.parameters())
     schedule = full.schedule(optimizer)
     rates = []

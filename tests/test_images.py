@@ -16,7 +16,6 @@ import torch
 
 from flooding.data import files
 from flooding.data.images import (
-    IMAGENET,
     SETS,
     cifar10,
     cifar10h,
@@ -32,6 +31,7 @@ from flooding.data.images import (
     svhn,
 )
 from flooding.data.tables import divide
+from flooding.models import Standardise
 
 
 def idx(array):
@@ -290,7 +290,7 @@ def test_cifar_is_read_however_it_is_stored(name, stored, data, monkeypatch, tmp
 
 
 @pytest.mark.parametrize("make", [cifar10, cifar100])
-def test_colours_are_standardised_channel_by_channel_or_as_told(make, data, monkeypatch):
+def test_colours_are_standardised_channel_by_channel_or_left_as_bytes(make, data, monkeypatch):
     name = make.__name__
     parts, (_, _, test_x, _) = cifar(monkeypatch, name)
     (data / name).mkdir()
@@ -300,11 +300,15 @@ def test_colours_are_standardised_channel_by_channel_or_as_told(make, data, monk
     channels = splits.train.x.double().transpose(0, 1).flatten(1)
     assert torch.allclose(channels.mean(1), torch.zeros_like(channels[:, 0]), atol=1e-6)
     assert torch.allclose(channels.std(1, correction=0), torch.ones_like(channels[:, 0]), atol=1e-6)
-    usual = make(n_train=40, n_val=20, scale=IMAGENET, seed=1)
-    mean, sd = (torch.tensor(part)[:, None, None] for part in IMAGENET)
-    assert torch.allclose(usual.test.x, (torch.from_numpy(test_x) / 255 - mean) / sd, atol=1e-6)
-    with pytest.raises(ValueError, match="scale must be a mean and a deviation above 0 for each channel"):
-        make(n_train=40, n_val=20, scale=((0.5,), (0.5,)), seed=1)
+    raw = make(n_train=40, n_val=20, label_noise=0.5, standardise=False, seed=1)
+    assert torch.equal(raw.test.x, torch.from_numpy(test_x)), "they stay bytes"
+    noisy = make(n_train=40, n_val=20, label_noise=0.5, seed=1)
+    pixels = raw.train.x.double().transpose(0, 1).flatten(1)
+    mean, sd = (tuple((a / 255).tolist()) for a in (pixels.mean(1), pixels.std(1, correction=0)))
+    for split, other in ((raw.train, noisy.train), (raw.val, noisy.val)):
+        assert torch.equal(split.y, other.y)
+        assert split.x.dtype == torch.uint8
+        assert torch.allclose(Standardise(mean, sd)(split.x), other.x, atol=1e-4)
 
 
 def test_people_label_the_test_images_of_cifar_10(data, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase]
 
-from flooding.models import mlp, resnet18, resnet_cifar, small_cnn
+from flooding.models import Standardise, mlp, resnet18, resnet_cifar, small_cnn
 
 
 def seeded(build, seed=0):
@@ -222,6 +222,16 @@ def test_every_parameter_gets_a_gradient(name):
         (lambda: resnet18(2, channels=0), "channels must be at least 1"),
         (lambda: small_cnn(channels=0), "channels must be at least 1"),
         (lambda: small_cnn(size=3), "size must be at least 4 pixels"),
+        (lambda: Standardise((0.5,), (0.0,)), "a deviation above 0 for each channel"),
+        (lambda: Standardise((0.5, 0.5), (0.5,)), "a deviation above 0 for each channel"),
+        (
+            lambda: Standardise((0.5,), (0.5,))(torch.zeros(2, 1, 3, 3)),
+            "must be uint8 .n, 1, height, width., got torch.f",
+        ),
+        (
+            lambda: Standardise((0.5,), (0.5,))(torch.zeros(2, 3, 3, 3, dtype=torch.uint8)),
+            "got torch.uint8 .2, 3, 3, 3.",
+        ),
     ],
 )
 def test_wrong_sizes_are_refused(call, message):

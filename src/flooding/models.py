@@ -1,4 +1,4 @@
-"""The networks of the experiments, from ``torch.nn`` alone: mlp, resnet_cifar, resnet18, small_cnn.
+"""The networks of the experiments, from ``torch.nn`` alone, and a first layer for images kept as bytes.
 
 Weights are drawn from torch's global generator, as everywhere in ``torch.nn``: seed it in
 ``torch.random.fork_rng()`` to repeat them.
@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["mlp", "resnet18", "resnet_cifar", "small_cnn"]
+__all__ = ["IMAGENET", "Standardise", "mlp", "resnet18", "resnet_cifar", "small_cnn"]
+
+# Means and standard deviations of red, green and blue, of pixels from 0 to 1, that are usual for colour photographs.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def mlp(
@@ -165,6 +168,42 @@ def small_cnn(classes: int = 10, channels: int = 1, size: int = 28) -> nn.Sequen
         nn.ReLU(),
         nn.Linear(128, classes),
     )
+
+
+class Standardise(nn.Module):
+    """A first layer for images kept as bytes: each pixel becomes ``(pixel / 255 - mean) / sd`` of its channel.
+
+    Args:
+        mean: Mean of each channel, of pixels from 0 to 1.
+        sd: Its standard deviation, above 0.
+
+    Raises:
+        ValueError: If there are not as many of both, or a deviation is not above 0; in use, if images are not uint8
+            or have other channels.
+
+    Example:
+        >>> Standardise(*IMAGENET)(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)).flatten()
+        tensor([-2.1179, -2.0357, -1.8044])
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, mean: Sequence[float], sd: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(sd) or not all(value > 0 for value in sd):
+            raise ValueError(f"there must be a mean and a deviation above 0 for each channel, got {mean} and {sd}.")
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("sd", torch.tensor(sd)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise images ``[n, channels, height, width]``; they come out in the layer's own precision."""
+        if x.ndim != 4 or x.shape[1] != len(self.mean) or x.dtype != torch.uint8:
+            raise ValueError(
+                f"images must be uint8 [n, {len(self.mean)}, height, width], got {x.dtype} {list(x.shape)}. "
+                "Leave this layer out for others."
+            )
+        return (x.to(self.mean.dtype) / 255 - self.mean) / self.sd
 
 
 class _PaddedShortcut(nn.Module):

@@ -43,8 +43,8 @@ def jitter(x: Tensor, sd: float = 0.1) -> Tensor:
 def shift(x: Tensor, pixels: int = 1, size: int | None = None) -> Tensor:
     """Shift each image by whole pixels, drawn uniformly from ``-pixels`` ... ``pixels`` down and, apart, to the right.
 
-    What is shifted in is 0: the mean of standardised images, not their background. All channels of an image move
-    together.
+    What is shifted in is 0: the mean of standardised images, not their background; black where images are bytes. All
+    channels of an image move together.
 
     Args:
         x: Images ``[n, channels, height, width]``; or flat ones ``[n, size * size]``. Left unchanged.
@@ -104,7 +104,7 @@ def flip(x: Tensor) -> Tensor:
 def crop_and_flip(x: Tensor, padding: int = 4) -> Tensor:
     """Pad each image with zeros, cut out a window of its size at random, and mirror it with probability 1/2.
 
-    The usual augmentation of CIFAR. What is padded is 0, the mean of standardised images.
+    The usual augmentation of CIFAR. What is padded is 0: the mean of standardised images, black where images are bytes.
 
     Args:
         x: Images ``[n, channels, height, width]``; left unchanged.

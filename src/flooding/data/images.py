@@ -21,7 +21,6 @@ from flooding.data import Split, Splits, files, stream
 from flooding.data.tables import divide, with_noise
 
 __all__ = [
-    "IMAGENET",
     "SETS",
     "Images",
     "cifar10",
@@ -40,9 +39,6 @@ __all__ = [
 ]
 
 log = logging.getLogger("flooding")
-
-# Mean and standard deviation of red, green and blue, of pixels from 0 to 1, that are usual for colour photographs.
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Images(NamedTuple):
@@ -144,7 +140,7 @@ def cifar10(
     n_train: int = 4000,
     n_val: int = 1000,
     *,
-    scale: tuple[Sequence[float], Sequence[float]] | None = None,
+    standardise: bool = True,
     seed: int,
 ) -> Splits:
     """Split CIFAR-10: colour photographs, 32 x 32 pixels, 10 classes; see :func:`mnist`.
@@ -153,16 +149,16 @@ def cifar10(
         label_noise: Share of training and validation labels replaced.
         n_train: Training images.
         n_val: Validation images; 50,000 in all.
-        scale: See :func:`split_images`; :data:`IMAGENET` is usual.
+        standardise: See :func:`split_images`.
         seed: Non-negative integer.
 
     Returns:
-        Splits with float32 images ``[n, 3, 32, 32]``.
+        Splits with float32 images ``[n, 3, 32, 32]``, or uint8 ones.
 
     References:
         Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
     """
-    return split_images(*load("cifar10"), n_train, n_val, label_noise, scale=scale, seed=seed)
+    return split_images(*load("cifar10"), n_train, n_val, label_noise, standardise=standardise, seed=seed)
 
 
 def cifar100(
@@ -170,7 +166,7 @@ def cifar100(
     n_train: int = 4000,
     n_val: int = 1000,
     *,
-    scale: tuple[Sequence[float], Sequence[float]] | None = None,
+    standardise: bool = True,
     seed: int,
 ) -> Splits:
     """Split CIFAR-100: colour photographs, 32 x 32 pixels, its 100 fine classes; see :func:`cifar10`.
@@ -179,16 +175,16 @@ def cifar100(
         label_noise: Share of training and validation labels replaced.
         n_train: Training images.
         n_val: Validation images; 50,000 in all.
-        scale: See :func:`split_images`.
+        standardise: See :func:`split_images`.
         seed: Non-negative integer.
 
     Returns:
-        Splits with float32 images ``[n, 3, 32, 32]``.
+        Splits with float32 images ``[n, 3, 32, 32]``, or uint8 ones.
 
     References:
         Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
     """
-    return split_images(*load("cifar100"), n_train, n_val, label_noise, scale=scale, seed=seed)
+    return split_images(*load("cifar100"), n_train, n_val, label_noise, standardise=standardise, seed=seed)
 
 
 def human_labels() -> np.ndarray:
@@ -227,7 +223,7 @@ def cifar10h(n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
     _, _, x, y = load("cifar10")
     shares = human_labels()
     train, val, test = divide(len(x), n_train, n_val, seed=seed)
-    tables = [_standardised(x[train, channel], None, channel) for channel in range(_channels(x))]
+    tables = [_standardised(x[train, channel]) for channel in range(_channels(x))]
 
     def split(rows: np.ndarray, source: int) -> Split:
         reached = shares[rows].cumsum(1)
@@ -320,13 +316,13 @@ def split_images(
     n_val: int,
     label_noise: float = 0.0,
     *,
-    scale: tuple[Sequence[float], Sequence[float]] | None = None,
+    standardise: bool = True,
     seed: int,
 ) -> Splits:
     """Draw training and validation images at random, standardise all pixels alike, and make their labels noisy.
 
     Every pixel becomes ``(pixel - mean) / sd`` with one mean and one (population) standard deviation for each channel,
-    those of all its pixels in the *training* images unless they are given. Exactly ``round(n * label_noise)`` labels of
+    those of all its pixels in the *training* images. Exactly ``round(n * label_noise)`` labels of
     the training and of the validation split become a wrong class, drawn uniformly; test labels stay clean. The draw
     does not depend on ``label_noise``.
 
@@ -338,12 +334,13 @@ def split_images(
         n_train: Training images, at least 2.
         n_val: Validation images, at least 2; images that are left are not used.
         label_noise: Share of labels to replace, in [0, 1).
-        scale: Means and standard deviations of the channels, of pixels from 0 to 1; None takes the training images'.
+        standardise: False leaves pixels as bytes, a quarter of the memory, for a network that begins with
+            :class:`flooding.models.Standardise`.
         seed: Non-negative integer; the same seed gives the same splits.
 
     Returns:
-        Splits with float32 inputs ``[n, channels, height, width]`` and int64 labels; ``clean`` is None where no noise
-        was added.
+        Splits with inputs ``[n, channels, height, width]``, float32 or uint8, and int64 labels; ``clean`` is None where
+        no noise was added.
 
     Raises:
         ValueError: If the arrays do not match, or a count is out of range.
@@ -369,7 +366,8 @@ def split_images(
         raise ValueError(f"test images must be of the size of the others, got {test_x.shape[1:]} and {x.shape[1:]}.")
     train, val, _ = divide(len(x), n_train, n_val, tested=True, seed=seed)
     # A pixel has 256 values: standardise those, not every pixel.
-    tables = [_standardised(x[train] if x.ndim == 3 else x[train, c], scale, c) for c in range(_channels(x))]
+    fit = [x[train] if x.ndim == 3 else x[train, channel] for channel in range(_channels(x))] if standardise else []
+    tables = [_standardised(pixels) for pixels in fit]
     classes = int(max(y.max(), test_y.max())) + 1
     return Splits(
         with_noise(_inputs(x[train], tables), _targets(y[train]), label_noise, classes, stream(seed, 1)),
@@ -379,8 +377,10 @@ def split_images(
 
 
 def _inputs(images: np.ndarray, tables: Sequence[np.ndarray]) -> Tensor:
-    """Replace each pixel by the entry of its channel's table."""
+    """Replace each pixel by the entry of its channel's table; without tables leave it as it is."""
     images = images if images.ndim == 4 else images[:, None]
+    if not tables:
+        return torch.from_numpy(images.copy())
     found = torch.empty(images.shape)
     for channel, table in enumerate(tables):
         np.take(table, images[:, channel], out=found[:, channel].numpy())
@@ -395,14 +395,9 @@ def _channels(images: np.ndarray) -> int:
     return 1 if images.ndim == 3 else images.shape[1]
 
 
-def _standardised(fit: np.ndarray, scale: tuple[Sequence[float], Sequence[float]] | None, channel: int) -> np.ndarray:
+def _standardised(fit: np.ndarray) -> np.ndarray:
     """Give what each of the 256 values of a channel becomes."""
-    if scale is None:
-        return ((np.arange(256) - fit.mean()) / (fit.std() or 1.0)).astype(np.float32)
-    means, sds = scale
-    if not (len(means) == len(sds) > channel and all(sd > 0 for sd in sds)):
-        raise ValueError(f"scale must be a mean and a deviation above 0 for each channel, got {means} and {sds}.")
-    return ((np.arange(256) / 255 - means[channel]) / sds[channel]).astype(np.float32)
+    return ((np.arange(256) - fit.mean()) / (fit.std() or 1.0)).astype(np.float32)
 
 
 def read_idx(content: bytes) -> np.ndarray:

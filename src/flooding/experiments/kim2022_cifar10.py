@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 
 from flooding.data import images
@@ -20,13 +21,13 @@ from flooding.data.augment import crop_and_flip
 from flooding.experiments import Experiment
 from flooding.experiments.grids import CURVES as GRID_CURVES
 from flooding.experiments.grids import Cell, Result, compare_levels
-from flooding.models import resnet_cifar
+from flooding.models import IMAGENET, Standardise, resnet_cifar
 from flooding.problem import Problem, Run, TestCurve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CURVES", "FULL_LEVELS", "LEVELS", "RATES", "cells", "exact", "experiment", "setting"]
+__all__ = ["CURVES", "FULL_LEVELS", "LEVELS", "RATES", "cells", "exact", "experiment", "network", "setting"]
 
 CURVES = (*GRID_CURVES, "level", "test_accuracy", "test_loss")
 # Nats. Fixed by the training loss of one plain run at each rate, on a seed that is not used: at 0.1 it falls below 0.2
@@ -34,6 +35,18 @@ CURVES = (*GRID_CURVES, "level", "test_accuracy", "test_loss")
 LEVELS = {0.1: (0.0, 0.01, 0.02, 0.05, 0.1, 0.2), 0.001: (0.0, 1.6, 1.65, 1.7, 1.8)}
 RATES = tuple(LEVELS)  # the source's code, and its text
 FULL_LEVELS = (*(round(0.01 * n, 2) for n in range(11)), 0.2)
+
+
+def network(depth: int) -> nn.Sequential:
+    """Build the residual network for images that are kept as bytes; it scales them as is usual for ImageNet.
+
+    Args:
+        depth: See :func:`flooding.models.resnet_cifar`.
+
+    Returns:
+        A network from images ``[n, 3, 32, 32]``, uint8, to logits ``[n, 10]``.
+    """
+    return nn.Sequential(Standardise(*IMAGENET), *resnet_cifar(depth))
 
 
 def setting(rate: float, *, full: bool = False, horizon: int | None = None, **sizes: int) -> Problem:
@@ -46,15 +59,15 @@ def setting(rate: float, *, full: bool = False, horizon: int | None = None, **si
         sizes: Other numbers of images, see :func:`flooding.data.images.cifar10`.
 
     Returns:
-        CIFAR-10, scaled as ImageNet is, 85 : 15 training to validation images (validation is not augmented, unlike in
+        CIFAR-10, kept as bytes, 85 : 15 training to validation images (validation is not augmented, unlike in
         the source's code, where it is by mistake); SGD with momentum 0.9, batches of 128, no weight decay. What crops
-        add at the borders is the mean colour.
+        add at the borders is black.
     """
     epochs = horizon or (500 if full else 80)
     sizes = ({"n_train": 42_500, "n_val": 7_500} if full else {"n_train": 4_250, "n_val": 750}) | sizes
     return Problem(
-        partial(images.cifar10, label_noise=0.0, scale=images.IMAGENET, **sizes),
-        partial(resnet_cifar, 44 if full else 8),
+        partial(images.cifar10, label_noise=0.0, standardise=False, **sizes),
+        partial(network, 44 if full else 8),
         partial(torch.optim.SGD, lr=rate, momentum=0.9),
         batch_size=128,
         horizon=epochs,
