@@ -613,14 +613,16 @@ def _figures(results: _Results) -> dict:
     late = {level: records for level, records in late.items() if records}
     backward = {0.0: results.plain} | late
     flooded = [record for record in results.heuristic if has_started(record)]
-    lines = "Faint: mean over seeds; above it the same smoothed. Noisy labels; the test curves are of 500 examples."
+    lines = "Faint: mean over seeds; above it the same smoothed. Noisy labels; the test curves are of 500 examples. "
+    rise = "Accuracies below those after a twentieth of the epochs are not shown."
+    lines += rise
     figures = {"forward": (f"Forward: a line for each level. {lines}", partial(_draw_search, results.forward))}
     if late:
         figures["backward"] = (f"Backward, {count}. {lines}", partial(_draw_search, backward))
         common = {level: results.forward[level] for level in backward}
         told = "Training accuracy, forward beside backward: against the epoch, and at the last epoch against the level"
         figures["training-accuracy"] = (
-            f"{told} (mean and standard deviation; backward: {count}).",
+            f"{told} (mean and standard deviation; backward: {count}). {rise}",
             partial(_draw_both, common, backward),
         )
     if flooded:
@@ -650,6 +652,8 @@ def _draw_search(search: Search) -> Figure:
         for axes, curve in zip(panels, _PANELS, strict=True):
             _draw_lines(axes, search, curve, colours)
             axes.set_ylabel(curve.label)
+            if curve.times == 100:
+                _spread_out([axes])
         for axes in panels[2:]:
             axes.set_xlabel("Epoch")
         figure.legend(*unique(panels), loc="outside lower center", ncols=2)
@@ -672,6 +676,7 @@ def _draw_both(forward: Search, backward: Search) -> Figure:
             bars = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
             means = [np.mean(v) for v in values]
             last.errorbar(list(search), means, bars, color=PALETTE[colour], marker=marker, capsize=3, label=name)
+        _spread_out(panels)
         panels[0].set_ylabel(_TRAIN_ACCURACY.label)
         last.set(title="Last epoch", xlabel="Flood level (nats)", ylabel=_TRAIN_ACCURACY.label)
         last.legend()
@@ -708,6 +713,13 @@ def _mean_line(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
     """Average lines over the stretch that all have, straight between their points."""
     at = np.arange(max(line[0][0] for line in lines), min(line[0][-1] for line in lines) + 1)
     return at, np.mean([np.interp(at, *line) for line in lines], axis=0)
+
+
+def _spread_out(panels: Sequence[Axes]) -> None:
+    """Let accuracies begin at their least after a twentieth of the epochs: the rise would leave no room for lines."""
+    lines = [np.asarray(line.get_ydata(), dtype=float) for axes in panels for line in axes.get_lines()]
+    least, most = min(line[len(line) // 20 :].min() for line in lines), max(line.max() for line in lines)
+    panels[0].set_ylim(least - 1, most + 1)
 
 
 def _draw_lines(axes: Axes, search: Search, curve: _Curve, colours: ScalarMappable) -> None:
