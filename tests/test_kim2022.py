@@ -8,6 +8,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 
 from flooding import evaluate
@@ -649,6 +650,14 @@ def test_smoothing_averages_as_many_epochs_on_either_side():
     assert (smooth[0], smooth[-1]) == (values[0], values[-1])
     sparse = kim2022._smooth(5 * at, values)
     assert sparse[30] == pytest.approx(values[28:33].mean())
+
+
+def test_accuracies_are_drawn_without_their_first_rise():
+    panels = Figure().subplots(1, 2, sharey=True)
+    for axes, end in zip(panels, (90.0, 99.5), strict=True):
+        axes.plot(np.linspace(0, 500, 101), [50.0] * 5 + [80.0] * 95 + [end])
+    kim2022._spread_out(panels)
+    assert panels[0].get_ylim() == panels[1].get_ylim() == (79.0, 100.5)
 
 
 def test_training_accuracies_are_drawn_side_by_side():
