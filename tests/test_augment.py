@@ -107,6 +107,17 @@ def test_cropping_and_flipping_equals_its_image_by_image_twin():
     assert len({(int(r), int(c)) for r, c in zip(top, left, strict=True)}) > 15
 
 
+def test_bytes_are_cropped_and_mirrored_like_numbers_and_padded_with_black():
+    x = torch.randint(1, 256, (50, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found = []
+    for images in (x, x.float()):
+        torch.manual_seed(1)
+        found.append(crop_and_flip(images, padding=2))
+    assert found[0].dtype == torch.uint8
+    assert torch.equal(found[0].float(), found[1])
+    assert (found[0] == 0).any()
+
+
 def test_half_of_the_images_are_mirrored_and_the_input_is_kept():
     torch.manual_seed(6)
     x = torch.arange(3.0).expand(2000, 1, 2, 3).clone()

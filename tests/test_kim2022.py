@@ -633,6 +633,9 @@ def test_a_search_is_drawn_as_a_line_for_each_level():
     assert drawn[3][2] == pytest.approx(values)  # smoothed, a straight line is itself
     accuracy = lines(figure, 1)[4][2]
     assert accuracy[-1] == pytest.approx(95.0)
+    for panel in (1, 3):
+        values = np.concatenate([line[2] for line in lines(figure, panel)])
+        assert figure.axes[panel].get_ylim() == pytest.approx((values.min() - 1, values.max() + 1))
     colours = [line.get_color() for line in figure.axes[0].get_lines()]
     assert colours[0::2] == colours[1::2]
     assert len(set(colours)) == 4
@@ -665,7 +668,8 @@ def test_training_accuracies_are_drawn_side_by_side():
     forward, backward, last = figure.axes[:3]
     assert [axes.get_title() for axes in (forward, backward, last)] == ["Forward", "Backward", "Last epoch"]
     assert forward.get_ylabel() == last.get_ylabel() == "Training accuracy (%)"
-    assert forward.get_ylim() == backward.get_ylim()
+    values = np.concatenate([line.get_ydata() for axes in (forward, backward) for line in axes.get_lines()])
+    assert forward.get_ylim() == backward.get_ylim() == pytest.approx((values.min() - 1, values.max() + 1))
     assert last.get_xlabel() == "Flood level (nats)"
     assert len(forward.get_lines()) == len(backward.get_lines()) == 2 * 3
     ours, theirs = (container.lines[0].get_data() for container in last.containers)

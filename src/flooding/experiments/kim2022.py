@@ -613,9 +613,9 @@ def _figures(results: _Results) -> dict:
     late = {level: records for level, records in late.items() if records}
     backward = {0.0: results.plain} | late
     flooded = [record for record in results.heuristic if has_started(record)]
-    lines = "Faint: mean over seeds; above it the same smoothed. Noisy labels; the test curves are of 500 examples. "
     rise = "Accuracies below those after a twentieth of the epochs are not shown."
-    lines += rise
+    lines = "Faint: mean over seeds; above it the same smoothed. Noisy labels; the test curves are of 500 examples."
+    lines = f"{lines} {rise}"
     figures = {"forward": (f"Forward: a line for each level. {lines}", partial(_draw_search, results.forward))}
     if late:
         figures["backward"] = (f"Backward, {count}. {lines}", partial(_draw_search, backward))
@@ -652,7 +652,7 @@ def _draw_search(search: Search) -> Figure:
         for axes, curve in zip(panels, _PANELS, strict=True):
             _draw_lines(axes, search, curve, colours)
             axes.set_ylabel(curve.label)
-            if curve.times == 100:
+            if curve.name.endswith("accuracy"):
                 _spread_out([axes])
         for axes in panels[2:]:
             axes.set_xlabel("Epoch")
@@ -716,7 +716,10 @@ def _mean_line(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
 
 
 def _spread_out(panels: Sequence[Axes]) -> None:
-    """Let accuracies begin at their least after a twentieth of the epochs: the rise would leave no room for lines."""
+    """Let accuracies begin at their least after a twentieth of the epochs: the rise would leave no room for lines.
+
+    The panels share their vertical axis.
+    """
     lines = [np.asarray(line.get_ydata(), dtype=float) for axes in panels for line in axes.get_lines()]
     least, most = min(line[len(line) // 20 :].min() for line in lines), max(line.max() for line in lines)
     panels[0].set_ylim(least - 1, most + 1)
