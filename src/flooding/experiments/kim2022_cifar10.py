@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.optim.lr_scheduler import MultiStepLR
 
 from flooding.data import images
@@ -46,7 +47,8 @@ def network(depth: int) -> nn.Sequential:
     Returns:
         A network from images ``[n, 3, 32, 32]``, uint8, to logits ``[n, 10]``.
     """
-    return nn.Sequential(Standardise(*IMAGENET), *resnet_cifar(depth))
+    layers = nn.Sequential(Standardise(*IMAGENET), *resnet_cifar(depth))
+    return convert_conv2d_weight_memory_format(layers, torch.channels_last)  # a fifth less time on a CPU
 
 
 def setting(rate: float, *, full: bool = False, horizon: int | None = None, **sizes: int) -> Problem:
