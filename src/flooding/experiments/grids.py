@@ -163,11 +163,13 @@ def compare_levels(
         cost = np.mean([answer.cost.steps for answer in searches])
         about = f"{about} The finder spends {cost:.1f} trainings on its level, and one more where that was not trained."
         rows += [("finder", "plain", "finder"), ("finder", "flooding", "finder-against-all")]
+    n = len(plan[0].seeds)
+    seeds = "1 seed" if n == 1 else f"{n} seeds"
     about = (
         f"{about} For each seed the level is chosen by validation accuracy, ties to the lower validation loss, then to "
         "the smaller level; flooding chooses among the levels above 0 that were reached, in at least "
         f"{100 * REACHED:g} % of all steps: others are plain training. Test data choose nothing. Mean ± standard "
-        f"deviation over {len(plan[0].seeds)} seeds; differences paired by seed, with the 95 % interval of Student's t "
+        f"deviation over {seeds}; differences paired by seed, with the 95 % interval of Student's t "
         "and p after Holm's correction over the cells. Stopped: the best validation epoch. Flooded: share of all steps "
         "of the training that were below the level. All seeds are tested on the same images: the intervals are about "
         "training and its data."
