@@ -303,7 +303,8 @@ def test_sentences_follow_from_the_counts(monkeypatch):
     assert report.failures == [
         "“No double descent with weight decay” (the reproduction) does not hold: flooding brings a second descent of "
         "the test loss in 1 of 1 rows with weight decay whose level was reached (Digits + weight decay at 0.2), "
-        "lasting in 2 of 2 trainings with flooding, 0 of 2 without."
+        "lasting in 2 of 2 trainings with flooding, 0 of 2 without. All rows with weight decay: 2 of 2 trainings with "
+        "flooding, 0 of 2 without. The table has p row by row."
     ]
 
 

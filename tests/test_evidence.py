@@ -91,6 +91,7 @@ def test_a_verdict_needs_p_below_5_percent_and_a_tie_needs_every_pair():
     assert verdict(paired([1.0, 2.0], [2.0, 1.0]), 1.0).startswith("is not shown to differ: +0.0 [")
     assert verdict(paired([1.0, 2.0], [1.0, 2.0]), 1.0) == "ties in every pair: +0.0 [+0.0, +0.0]"
     assert verdict(paired([1.0], [1.0]), math.nan) == "ties in every pair: +0.0"
+    assert verdict(paired([1.0], [3.0]), math.nan) == "is not tested, by one pair: -2.0"
     gain = paired([3.0, 4.0, 5.0], [2.0, 2.0, 2.0])
     assert verdict(gain, 0.049).startswith("wins: +2.0")
     assert verdict(gain, 0.05).startswith("is not shown")

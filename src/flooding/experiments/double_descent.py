@@ -605,12 +605,17 @@ def _with_weight_decay(rows: Sequence[_Row]) -> tuple[bool, str]:
             f"{len(others)} without it."
         )
     where = "; ".join(f"{row.condition.title} at {row.level:g}" for row in shown)
-    k, n = sum(row.lasting for row in shown), sum(len(row.found) for row in shown)
-    plain = sum(found.lasting for row in shown for found in row.plain)
     return False, (
-        f"{claim} does not hold: flooding brings a second descent of the test loss {count} ({where}), lasting in {k} "
-        f"of {n} trainings with flooding, {plain} of {n} without."
+        f"{claim} does not hold: flooding brings a second descent of the test loss {count} ({where}), lasting in "
+        f"{_trainings(shown)}. All rows with weight decay: {_trainings(decayed)}. The table has p row by row."
     )
+
+
+def _trainings(rows: Sequence[_Row]) -> str:
+    """Tell in how many trainings a second descent lasts; those without flooding count once a row."""
+    k, n = sum(row.lasting for row in rows), sum(len(row.found) for row in rows)
+    plain = sum(found.lasting for row in rows for found in row.plain)
+    return f"{k} of {n} trainings with flooding, {plain} of {n} without"
 
 
 def _lasting_by_seed(rows: Sequence[_Row]) -> Difference | None:

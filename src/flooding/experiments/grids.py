@@ -272,7 +272,8 @@ def _words(results: Sequence[Result], rows: Sequence[tuple[str, str, str]]) -> t
             failures.append(f"{sentence} (seed by seed: {told}){missing}.")
     what = {"last": "last epoch", "stopped": "early stopping on both sides"}
     what |= {"against-stopping": "flooding's last epoch against plain early stopping"}
-    what |= {"finder": "the finder against plain training", "finder-against-all": "the finder against all levels"}
+    what |= {"finder": "the finder against plain training"}
+    what |= {"finder-against-all": "the finder against what validation chose of all levels above 0"}
     for row, against, name in rows:
         gains = [result.gain(row, against) for result in results]
         for result, gain, p in zip(results, gains, _holm(gains), strict=True):

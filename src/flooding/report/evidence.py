@@ -85,7 +85,7 @@ def verdict(gain: Difference, p: float) -> str:
 
     Returns:
         That it ``wins``, ``LOSES`` or, where p is not below 5 %, ``is not shown to differ``; that it ``ties in every
-        pair``; the difference itself.
+        pair`` or ``is not tested``, where there is one pair; the difference itself.
 
     Example:
         >>> verdict(paired([3.0, 4.0, 5.0], [2.0, 2.0, 2.0]), 0.07)
@@ -93,6 +93,8 @@ def verdict(gain: Difference, p: float) -> str:
     """
     if gain.mean == 0 and not gain.sd > 0:
         return f"ties in every pair: {gain}"
+    if gain.n == 1:
+        return f"is not tested, by one pair: {gain}"
     word = "is not shown to differ" if not p < 0.05 else "wins" if gain.mean > 0 else "LOSES"
     return f"{word}: {gain}"
 
