@@ -304,8 +304,22 @@ def test_sentences_follow_from_the_counts(monkeypatch):
         "“No double descent with weight decay” (the reproduction) does not hold: flooding brings a second descent of "
         "the test loss in 1 of 1 rows with weight decay whose level was reached (Digits + weight decay at 0.2), "
         "lasting in 2 of 2 trainings with flooding, 0 of 2 without. All rows with weight decay: 2 of 2 trainings with "
-        "flooding, 0 of 2 without. The table has p row by row."
+        "flooding, 0 of 2 without, each of which counts once for every level it is compared with. The table has p row "
+        "by row."
     ]
+
+
+def test_rows_with_weight_decay_that_show_nothing_are_counted_too(monkeypatch):
+    both = [(title, (0.0, 0.2, 0.4), 2, ("weight decay",)) for title in ("Digits", "Others")]
+
+    def one(condition, run):
+        shows = run.level == 0.4 and condition.title == "Others"
+        return record(run, DESCENDS if shows else RISES, flooded=0.5 * (run.level > 0))
+
+    report = reported(monkeypatch, conditions(GROUPS | {"digits": both}), one)
+    (said,) = [text for text in report.failures if "(the reproduction) does not hold" in text]
+    assert "in 1 of 4 rows with weight decay whose level was reached (Others at 0.4), lasting in 2 of 2 " in said
+    assert "All rows with weight decay: 2 of 8 trainings with flooding, 0 of 8 without, each of which counts" in said
 
 
 def test_enough_seeds_can_show_it_in_single_rows(monkeypatch):

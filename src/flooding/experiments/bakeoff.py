@@ -27,6 +27,7 @@ from flooding.report.document import Report, Table
 from flooding.report.evidence import (
     Difference,
     average_ranks,
+    counted,
     critical_difference,
     holm,
     p_value,
@@ -512,7 +513,7 @@ def _advice(
     others = {m: found for m, found in told[last].items() if m not in {"plain", "early stopping"}}
     sure = {sign: [m for m, (g, p) in others.items() if p < 0.05 and sign * g.mean > 0] for sign in (1, -1)}
     nll = {m: f"{_values(picks, m, names, seeds, 'nll').mean():.2f}" for m in ("plain", "early stopping", last)}
-    n = f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}"
+    n = counted(len(seeds), "seed")
     n = f"{len(names)} problems, {n} each" if len(names) > 1 else n
     ordered = sorted(_ranks(picks, methods, names, seeds).items(), key=lambda item: item[1])
     ranks = ", ".join(f"{m} {rank:.1f}" for m, rank in ordered)

@@ -38,7 +38,7 @@ from flooding.experiments.archive import to_half
 from flooding.experiments.ishida2020 import NOISES, TASKS, Cell
 from flooding.problem import Problem, Record, Run, TestCurve
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, holm, mcnemar, p_value, paired, spread
+from flooding.report.evidence import Difference, counted, holm, mcnemar, p_value, paired, spread
 from flooding.tasks import adamw, real
 
 if TYPE_CHECKING:
@@ -303,8 +303,7 @@ def study(
     told = iter(records)
     panels = {g: [_Panel(c, [next(told) for _ in c.runs]) for c in conditions] for g, conditions in groups.items()}
     n = len(next(iter(panels.values()))[0].condition.seeds)
-    counted = f"{n} {'seed' if n == 1 else 'seeds'}"
-    about = f"{about} {counted}. Levels were fixed beforehand, and test data choose nothing.\n\n{_CRITERION}"
+    about = f"{about} {counted(n, 'seed')}. Levels were fixed beforehand, and test data choose nothing.\n\n{_CRITERION}"
     return _report(panels, records, title, about)
 
 
@@ -607,7 +606,8 @@ def _with_weight_decay(rows: Sequence[_Row]) -> tuple[bool, str]:
     where = "; ".join(f"{row.condition.title} at {row.level:g}" for row in shown)
     return False, (
         f"{claim} does not hold: flooding brings a second descent of the test loss {count} ({where}), lasting in "
-        f"{_trainings(shown)}. All rows with weight decay: {_trainings(decayed)}. The table has p row by row."
+        f"{_trainings(shown)}. All rows with weight decay: {_trainings(decayed)}, each of which counts once for every "
+        "level it is compared with. The table has p row by row."
     )
 
 
@@ -667,8 +667,7 @@ def _parts(group: str, rows: Sequence[_Row]) -> Iterator[tuple[str, list[_Row]]]
 
 
 def _number(rows: Sequence[_Row]) -> str:
-    n = len({row.condition.title for row in rows})
-    return f"{n} condition" + ("s" if n > 1 else "")
+    return counted(len({row.condition.title for row in rows}), "condition")
 
 
 def _counts(title: str, measure: _Measure, rows: Sequence[_Row]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from flooding.experiments import circumstances
 from flooding.problem import Problem, Record, Run, choose
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, holm, p_value, paired, spread, verdict
+from flooding.report.evidence import Difference, counted, holm, p_value, paired, spread, verdict
 from flooding.strategies import together
 from flooding.strategies.finder import finder
 
@@ -163,8 +163,7 @@ def compare_levels(
         cost = np.mean([answer.cost.steps for answer in searches])
         about = f"{about} The finder spends {cost:.1f} trainings on its level, and one more where that was not trained."
         rows += [("finder", "plain", "finder"), ("finder", "flooding", "finder-against-all")]
-    n = len(plan[0].seeds)
-    seeds = "1 seed" if n == 1 else f"{n} seeds"
+    seeds = counted(len(plan[0].seeds), "seed")
     about = (
         f"{about} For each seed the level is chosen by validation accuracy, ties to the lower validation loss, then to "
         "the smaller level; flooding chooses among the levels above 0 that were reached, in at least "

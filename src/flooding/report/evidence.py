@@ -11,6 +11,7 @@ import numpy as np
 __all__ = [
     "Difference",
     "average_ranks",
+    "counted",
     "critical_difference",
     "holm",
     "mcnemar",
@@ -222,6 +223,23 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
         return "–"
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def counted(n: int, noun: str) -> str:
+    """Write how many there are of something.
+
+    Args:
+        n: How many.
+        noun: One of them; its plural ends in s.
+
+    Returns:
+        Number and noun.
+
+    Example:
+        >>> counted(1, "seed"), counted(3, "seed")
+        ('1 seed', '3 seeds')
+    """
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _stats():

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flooding.data import Split, Splits
 from flooding.problem import Record
+from flooding.report.evidence import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -482,11 +483,11 @@ def _spread(values: np.ndarray) -> str:
 
 
 def _seeds(records: Sequence[Record]) -> str:
-    return f"{len(records)} seed" + ("s" if len(records) > 1 else "")
+    return counted(len(records), "seed")
 
 
 def _spread_of(records: Sequence[Record]) -> str:
-    return f"mean ± s.d. of {_seeds(records)}" if len(records) > 1 else "1 seed"
+    return f"mean ± s.d. of {_seeds(records)}" if len(records) > 1 else _seeds(records)
 
 
 def _bottom(panels: Sequence[Axes]) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from flooding.problem import Record, Run
+from flooding.report.evidence import counted
 from flooding.report.plots import PALETTE, drawn, level_colours, unique
 from flooding.strategies import Found, Suggestion
 
@@ -130,7 +131,7 @@ def _title(found: Found, lost: int) -> str:
     if not found.records:
         return f"{found.strategy}: no level was tried"
     level = "no flooding" if found.level is None else f"flood level {found.level:.3g}"
-    runs = "1 Run" if len(found.records) == 1 else f"{len(found.records)} Runs"
+    runs = counted(len(found.records), "Run")
     end = f"; {lost} diverged" if lost else ""
     return f"{found.strategy}: {level} ({runs} for the price of {found.cost.steps:.1f} trainings{end})"
 
