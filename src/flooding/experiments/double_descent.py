@@ -707,7 +707,7 @@ def _draw(panels: Sequence[_Panel], measure: _Measure, columns: int) -> Figure:
     columns = min(columns, len(panels))
     lines = math.ceil(len(panels) / columns)
     with drawn(1.5 + 2.6 * columns, 1.2 + 2.4 * lines) as figure:
-        grid = figure.subplots(lines, columns, sharex=True, sharey="row", squeeze=False)
+        grid = figure.subplots(lines, columns, sharex="col", sharey="row", squeeze=False)
         levels = sorted({level for panel in panels for level in panel.condition.levels})
         for axes, panel in zip(grid.flat, panels, strict=False):
             _lines(axes, panel, measure, levels)
