@@ -24,16 +24,24 @@ def _without_files(monkeypatch):
     monkeypatch.setattr(images5k, "cells", lambda quick=False, seeds=None: plan)
 
 
-def answer(runs, flooded=0.5, falls=3, val=lambda level, seed: 0.5, test=lambda level, seed: 0.5 + level / 10):
-    """Make Records whose training loss falls below 0.4 after some epochs."""
+def answer(
+    runs,
+    flooded=0.5,
+    falls=3,
+    begins=1,
+    best=lambda level, seed: 10,
+    val=lambda level, seed: 0.5,
+    test=lambda level, seed: 0.5 + level / 10,
+):
+    """Make Records whose training loss falls below 0.4 after some epochs; from epoch ``begins`` on it is flooded."""
     told = []
     for run in runs:
         level, seed, epochs = run.level or 0.0, run.seed, run.epochs
         curves = {
             "train_loss": np.where(np.arange(epochs + 1) < falls, 1.0, 0.01),
-            "flooded": np.full(epochs + 1, flooded if level else 0.0),
+            "flooded": np.where(np.arange(epochs + 1) >= begins, flooded if level else 0.0, 0.0),
         }
-        finals = {}
+        finals = {"best.epoch": best(level, seed)}
         for at in ("last", "best"):
             made = {"val_accuracy": val(level, seed), "val_loss": 1.0, "test_accuracy": test(level, seed)}
             made |= {"test_nll": 1.0 - level, "test_ece": 0.1, "train_loss": max(level, 0.01)}
@@ -100,6 +108,37 @@ def test_a_level_that_a_seed_did_not_reach_is_no_candidate_there():
         **dict.fromkeys(["0.02", "0.05", "0.1", "0.2"], "0 of 3: not tested"),
         "0.4": "2 of 3",
     }
+
+
+def test_a_best_epoch_before_the_level_was_reached_tests_no_flooding():
+    # Level 0.4 is best at epoch 6, in seed 2 alone, and all others at epoch 5; flooding begins with epoch 6.
+    told = report(
+        begins=6, best=lambda level, seed: 5 + (level == 0.4 and seed == 2), val=lambda level, seed: 0.9 - level
+    )
+    last, stopped = rows(told, "last")[0], rows(told, "stopped")[0]
+    assert (last["levels"], last["flooded %"]) == ("0.02, 0.02, 0.02", "25.0 ± 0.0")
+    assert (stopped["levels"], stopped["flooded %"]) == ("0.4", "8.3")  # a half of one epoch in six
+    assert (stopped["flooding, stopped"], stopped["difference"]) == ("54.0", "+4.0, n = 1")
+    both = "A, early stopping on both sides: flooding is not tested, by one pair: +4.0 points, n = 1"
+    missing = "(2 seeds not tested: no level was reached before the best epoch), p –."
+    assert f"{both} {missing}" in told.failures
+    levels = rows(told, "levels")[1:6]
+    assert [row["reached, stopped"] for row in levels] == [*["0 of 3: not tested"] * 4, "1 of 3"]
+    assert [row["reached"] for row in levels] == ["3 of 3"] * 5
+    losses = rows(told, "losses")[0]
+    assert losses["flooding, stopped: NLL"] == "0.600"
+    assert [losses[f"flooding{end}: flooded %"] for end in ("", ", stopped")] == ["25.0 ± 0.0", "8.3"]
+    never = report(begins=6, best=lambda level, seed: 5)
+    why = "not tested: no level was reached before the best epoch"
+    assert [row["flooding, stopped"] for row in rows(never, "stopped")] == [why] * 2
+    assert f"A, early stopping on both sides: {why}." in never.failures
+    assert rows(never, "losses")[0]["flooding, stopped: flooded %"] == why
+
+
+def test_rows_are_compared_in_the_seeds_that_both_have():
+    told = report(begins=6, best=lambda level, seed: 5 + (seed == 2), test=lambda level, seed: 0.5 + 0.1 * seed)
+    assert rows(told, "stopped")[0]["plain, stopped"] == "70.0"
+    assert rows(told, "last")[0]["plain"] == "60.0 ± 10.0"
 
 
 def test_plain_training_must_be_below_the_largest_level_before_half():
@@ -196,3 +235,20 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
     assert again.markdown("x") == told.markdown("x")
     names = {path.name for path in again.save(tmp_path, "kim2022_cifar10")}
     assert {"kim2022_cifar10-losses.png", "kim2022_cifar10-levels.png"} <= names
+
+
+def test_a_finder_that_finds_nothing_worth_flooding_tests_no_flooding(monkeypatch):
+    plan = [Cell("one", small(horizon=10), (0.0, 0.1, 0.4), (0, 1))]
+    monkeypatch.setattr(kim2022_cifar10, "cells", lambda quick=False, seeds=None: plan)
+
+    def worse(runs):
+        told = answer(runs)
+        losses = [np.full(r.run.epochs + 1, 1 + (r.run.level or 0.0), np.float32) for r in told]
+        curves = [{"val_accuracy": 1 - loss / 4, "val_loss": loss} for loss in losses]
+        return [replace(r, curves={**r.curves, **c}) for r, c in zip(told, curves, strict=True)]
+
+    told = drive(kim2022_cifar10.experiment(), worse)[0]
+    assert rows(told, "finder")[0]["finder"] == "not tested: the finder chose no flooding"
+    assert "one, the finder against plain training: not tested: the finder chose no flooding." in told.findings
+    assert rows(told, "finder-against-all")[0]["levels"] == "0, 0"
+    assert rows(told, "finder-against-all")[0]["difference"].endswith(", n = 2")

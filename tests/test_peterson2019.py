@@ -23,16 +23,18 @@ def _without_files(monkeypatch, request):
         monkeypatch.setattr(images, "human_labels", lambda: SHARES)
 
 
-def answer(runs, accuracy=lambda level: 0.6 + level / 10, flooded=0.5):
-    """Make Records of 20 epochs whose validation follows the test accuracy."""
+def answer(runs, accuracy=lambda level: 0.6 + level / 10, flooded=0.5, best=20):
+    """Make Records of 20 epochs whose validation follows the test accuracy; the second half is flooded."""
     told = []
     for run in runs:
         level = run.level or 0.0
-        curves = {"val_loss": np.full(21, 1.0), "flooded": np.full(21, flooded if level else 0.0)}
+        curves = {"val_loss": np.full(21, 1.0), "flooded": np.arange(21) > 10}
+        curves["flooded"] = 2 * flooded * (level > 0) * curves["flooded"]
         found = accuracy(level) + 0.001 * (run.seed % 2) * (level > 0)
         nll = 2.0 - level + 0.01 * ((7 * run.seed + round(50 * level)) % 5)
         values = {"val_accuracy": found, "val_loss": 1.0, "test_accuracy_clean": found, "test_nll": nll}
         finals = {f"{at}.{k}": v for at in ("last", "best") for k, v in {**values, "test_kl_to_posterior": 1.0}.items()}
+        finals["best.epoch"] = best + run.seed % 2
         told.append(Record(run, curves, {}, finals, "", "", {"seconds": 36.0, "on": "a machine"}))
     return told
 
@@ -93,6 +95,15 @@ def test_levels_that_were_never_reached_read_not_tested():
     assert [row[1] for row in levels.rows] == ["–", *["0.0 ± 0.0: not tested"] * 9]
     assert not told.failures
     assert "Not reached by every seed, and so not tested: 0.02, 0.05, 0.1" in told.findings[-1]
+
+
+def test_a_best_epoch_before_the_level_was_reached_is_not_tested():
+    def shares(best):
+        return [row[1:3] for row in report(best=best).tables[1].rows[1:]]
+
+    assert shares(9) == [["50.0 ± 0.0", "0.0 ± 0.0: not tested"]] * 9
+    assert shares(10) == [["50.0 ± 0.0", "3.6 ± 5.0: 2 of 5 seeds"]] * 9  # 0, 1 of 11, 0, 1 of 11, 0
+    assert shares(20) == [["50.0 ± 0.0", "50.0 ± 0.0"]] * 9
 
 
 def test_the_page_and_its_picture_are_written(tmp_path):

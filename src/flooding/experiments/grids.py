@@ -68,12 +68,12 @@ class Result:
     found: Sequence[Record] = ()
 
     def pick(self, row: str, place: int) -> Record | None:
-        """Give what validation chose for a seed; None where no level above 0 was reached."""
+        """Give what validation chose for a seed; None where no level above 0 was reached before the row's epoch."""
         if row.startswith("finder"):
             return self.found[place]
-        records = self.table[place]
-        candidates = records[:1] if row.startswith("plain") else [r for r in records[1:] if reached(r)]
-        return choose(candidates, _at(row)) if candidates else None
+        records, at = self.table[place], _at(row)
+        candidates = records[:1] if row.startswith("plain") else [r for r in records[1:] if reached(r, at)]
+        return choose(candidates, at) if candidates else None
 
     def picks(self, row: str) -> list[Record]:
         """Give what validation chose, seed by seed, without those in which no level was reached."""
@@ -84,20 +84,25 @@ class Result:
         """Give a final of what validation chose, seed by seed."""
         return [times * record.finals[f"{_at(row)}.{name}"] for record in self.picks(row)]
 
+    def pairs(self, row: str, against: str) -> list[tuple[Record, Record]]:
+        """Give what validation chose for two rows, in the seeds that have both; none if they are the same training."""
+        if (row, against) == ("finder", "plain") and not any(record.level for record in self.found):
+            return []
+        both = ((self.pick(row, place), self.pick(against, place)) for place in range(len(self.table)))
+        return [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
+
     def gain(self, row: str, against: str) -> Difference | None:
-        """Compare the test accuracies of two rows, in points, in the seeds that have both; None if there are none."""
-        pairs = []
-        for place in range(len(self.table)):
-            both = [(self.pick(r, place), _at(r)) for r in (row, against)]
-            told = [100 * record.finals[f"{at}.test_accuracy"] for record, at in both if record is not None]
-            if len(told) == len(both):
-                pairs.append(told)
-        return paired(*zip(*pairs, strict=True)) if pairs else None
+        """Compare the test accuracies of two rows, in points; None if there is no pair."""
+        pairs = self.pairs(row, against)
+        if not pairs:
+            return None
+        sides = zip((row, against), zip(*pairs, strict=True), strict=True)
+        return paired(*(_accuracies(side, records) for side, records in sides))
 
     def reached(self, level: float) -> int:
         """Count the seeds in which a level was reached."""
-        at = self.cell.levels.index(level)
-        return sum(reached(records[at]) for records in self.table)
+        place = self.cell.levels.index(level)
+        return sum(reached(records[place]) for records in self.table)
 
     def falls(self) -> list[float]:
         """Share of the epochs after which the plain Run is below the largest level, for each seed; NaN is never."""
@@ -108,16 +113,17 @@ class Result:
         return shares
 
 
-def reached(record: Record) -> bool:
+def reached(record: Record, at: Literal["best", "last"] = "last") -> bool:
     """Tell whether a level was reached by more than a stray batch.
 
     Args:
         record: A Record of a constant level.
+        at: See :func:`flooded_share`.
 
     Returns:
-        Whether at least one in a hundred of all steps was below the level.
+        Whether at least one in a hundred of the steps was below the level.
     """
-    return flooded_share(record) >= 100 * REACHED
+    return flooded_share(record, at) >= 100 * REACHED
 
 
 def _at(row: str) -> Literal["best", "last"]:
@@ -167,11 +173,12 @@ def compare_levels(
     about = (
         f"{about} For each seed the level is chosen by validation accuracy, ties to the lower validation loss, then to "
         "the smaller level; flooding chooses among the levels above 0 that were reached, in at least "
-        f"{100 * REACHED:g} % of all steps: others are plain training. Test data choose nothing. Mean ± standard "
+        f"{100 * REACHED:g} % of the steps up to the epoch that is tested: others are plain training. Test data choose "
+        "nothing. Mean ± standard "
         f"deviation over {seeds}; differences paired by seed, with the 95 % interval of Student's t "
-        "and p after Holm's correction over the cells. Stopped: the best validation epoch. Flooded: share of all steps "
-        "of the training that were below the level. All seeds are tested on the same images: the intervals are about "
-        "training and its data."
+        "and p after Holm's correction over the cells. Stopped: the best validation epoch. Flooded: share of the steps "
+        "that were below the level, of all or, with early stopping, of those up to the best epoch. All seeds are "
+        "tested on the same images: the intervals are about training and its data."
     )
     tables = [
         *(_compared(results, *row) for row in rows),
@@ -188,16 +195,19 @@ def compare_levels(
     return Report(title, about, failures, findings, tables, drawn, circumstances(records))
 
 
-def flooded_share(record: Record) -> float:
-    """Share of all steps of a training that were flooded.
+def flooded_share(record: Record, at: Literal["best", "last"] = "last") -> float:
+    """Share of the steps of a training that were flooded.
 
     Args:
         record: A Record of a constant level, or of plain training.
+        at: Steps up to the last epoch, or up to the best: weights of a best epoch without a flooded step before it are
+            those of plain training.
 
     Returns:
         Percent.
     """
-    return 100 * float(np.mean(record.curves["flooded"][1:], dtype=float))
+    epochs = int(record.finals["best.epoch"]) if at == "best" else record.run.epochs
+    return 100 * float(np.mean(record.curves["flooded"][1 : epochs + 1], dtype=float))
 
 
 def _compared(results: Sequence[Result], row: str, against: str, name: str) -> Table:
@@ -206,19 +216,29 @@ def _compared(results: Sequence[Result], row: str, against: str, name: str) -> T
     lines = []
     for result, gain, p in zip(results, gains, _holm(gains), strict=True):
         if gain is None:
-            plain = spread(result.values(against, "test_accuracy", 100.0))
-            lines.append([result.cell.title, plain, _UNTESTED, "–", "–", "–", "–"])
+            plain = spread(_accuracies(against, result.picks(against)))
+            lines.append([result.cell.title, plain, _untested(row, against), "–", "–", "–", "–"])
             continue
-        accuracies = [spread(result.values(r, "test_accuracy", 100.0)) for r in (against, row)]
-        levels = ", ".join(f"{record.level:g}" for record in result.picks(row))
-        shares = spread([flooded_share(record) for record in result.picks(row)])
+        ours, theirs = zip(*result.pairs(row, against), strict=True)
+        accuracies = [spread(_accuracies(against, theirs)), spread(_accuracies(row, ours))]
+        levels = ", ".join(f"{record.level:g}" for record in ours)
+        shares = spread([flooded_share(record, _at(row)) for record in ours])
         lines.append([result.cell.title, *accuracies, f"{gain}, n = {gain.n}", p_value(p), levels, shares])
     columns = ["data", against, row, "difference", "p", "levels", "flooded %"]
     note = "Level 0: the finder found none worth flooding." if row == "finder" else ""
     return Table(name, f"Test accuracy in %, mean ± standard deviation: {against} and {row}", columns, lines, note)
 
 
-_UNTESTED = "not tested: no level was reached"
+def _accuracies(row: str, records: Sequence[Record]) -> list[float]:
+    """Test accuracies in percent, at the epoch that a row is about."""
+    return [100 * record.finals[f"{_at(row)}.test_accuracy"] for record in records]
+
+
+def _untested(row: str, against: str = "plain") -> str:
+    """Say why a row is not tested where it is not."""
+    if (row, against) == ("finder", "plain"):
+        return "not tested: the finder chose no flooding"
+    return "not tested: no level was reached" + (" before the best epoch" if row.endswith("stopped") else "")
 
 
 def _holm(gains: Sequence[Difference | None]) -> list[float]:
@@ -226,13 +246,16 @@ def _holm(gains: Sequence[Difference | None]) -> list[float]:
 
 
 def _losses(results: Sequence[Result]) -> Table:
-    columns = ["data", *(f"{row}: {what}" for what in ("NLL", "ECE") for row in _ROWS), "flooded %"]
+    floods = [row for row in _ROWS if row.startswith("flooding")]
+    columns = [f"{row}: {what}" for what in ("NLL", "ECE") for row in _ROWS]
+    columns = ["data", *columns, *(f"{row}: flooded %" for row in floods)]
     lines = []
     for r in results:
         told = [spread(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS]
-        shares = [flooded_share(record) for record in r.picks("flooding")]
-        lines.append([r.cell.title, *told, spread(shares) if shares else _UNTESTED])
-    return Table("losses", f"Test NLL (nats) and ECE, n = {len(results[0].cell.seeds)}", columns, lines)
+        shares = {row: [flooded_share(record, _at(row)) for record in r.picks(row)] for row in floods}
+        lines.append([r.cell.title, *told, *(spread(some) if some else _untested(row) for row, some in shares.items())])
+    note = "Flooding: over the seeds in which a level was reached before the epoch that is tested."
+    return Table("losses", f"Test NLL (nats) and ECE, n = {len(results[0].cell.seeds)}", columns, lines, note)
 
 
 def _levels(results: Sequence[Result]) -> Table:
@@ -241,16 +264,18 @@ def _levels(results: Sequence[Result]) -> Table:
     for result in results:
         for place, level in enumerate(result.cell.levels):
             told = [records[place] for records in result.table]
-            tested = sum(map(reached, told))
-            lines.append([
-                result.cell.title,
-                f"{level:g}" if level else "plain",
-                *(spread([100 * r.finals[f"{at}.test_accuracy"] for r in told]) for at in ("last", "best")),
-                spread([r.finals["last.train_loss"] for r in told], 3),
-                spread([flooded_share(r) for r in told]) if level else "–",
-                f"{tested} of {len(told)}" + ("" if tested else ": not tested") if level else "–",
-            ])
-    columns = ["data", "level", "last epoch", "stopped", "training loss", "flooded %", "reached"]
+            line = [result.cell.title, f"{level:g}" if level else "plain"]
+            line += [spread([r.finals["last.train_loss"] for r in told], 3)]
+            for at in ("last", "best"):
+                tested = sum(reached(r, at) for r in told)
+                line += [
+                    spread([100 * r.finals[f"{at}.test_accuracy"] for r in told]),
+                    spread([flooded_share(r, at) for r in told]) if level else "–",
+                    f"{tested} of {len(told)}" + ("" if tested else ": not tested") if level else "–",
+                ]
+            lines.append(line)
+    columns = ["data", "level", "training loss", "last epoch", "flooded %", "reached"]
+    columns += ["stopped", "flooded %, stopped", "reached, stopped"]
     return Table("levels", f"Test accuracy in % at each level, n = {len(results[0].cell.seeds)}", columns, lines)
 
 
@@ -277,10 +302,14 @@ def _words(results: Sequence[Result], rows: Sequence[tuple[str, str, str]]) -> t
         gains = [result.gain(row, against) for result in results]
         for result, gain, p in zip(results, gains, _holm(gains), strict=True):
             if gain is None:
-                failures.append(f"{result.cell.title}, {what[name]}: {_UNTESTED}.")
+                (findings if name == "finder" else failures).append(
+                    f"{result.cell.title}, {what[name]}: {_untested(row, against)}."
+                )
                 continue
             ours = "the finder" if row == "finder" else "flooding"
             sentence = f"{result.cell.title}, {what[name]}: {ours} {verdict(gain, p)} points, n = {gain.n}"
+            if others := len(result.table) - gain.n:
+                sentence += f" ({counted(others, 'seed')} {_untested(row, against)})"
             lost = not (p < 0.05 and gain.mean > 0) if name in _CLAIMED else p < 0.05 and gain.mean < 0
             (failures if lost else findings).append(f"{sentence}, p {p_value(p)}.")
     return failures, findings

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -187,18 +187,26 @@ def _levels(study: _Study) -> Table:
     rows = []
     for level in study.levels:
         told = study.at(level)
-        shares = [flooded_share(record) for record in told]
         rows.append([
             f"{level:g}" if level else "plain",
-            "–" if not level else spread(shares) + ("" if level in study.tested else ": not tested"),
+            *(_flooded(told, at) if level else "–" for at in ("last", "best")),
             spread(_accuracy(told)),
             spread(_accuracy(told, "best")),
             spread(_values(told, "test_nll"), 3),
             spread(_values(told, "test_nll", at="best"), 3),
             spread(_values(told, "test_kl_to_posterior"), 3),
         ])
-    columns = ["level", "flooded %", "accuracy %", "accuracy %, stopped", "NLL", "NLL, stopped", "divergence"]
-    return Table("levels", f"Test results, last epoch and best validation epoch, n = {len(study.table)}", columns, rows)
+    columns = ["level", "flooded %", "flooded %, stopped", "accuracy %", "accuracy %, stopped", "NLL", "NLL, stopped"]
+    title = f"Test results, last epoch and best validation epoch, n = {len(study.table)}"
+    note = "Flooded: share of the steps up to that epoch; weights without one before it are those of plain training."
+    return Table("levels", title, [*columns, "divergence"], rows, note)
+
+
+def _flooded(records: Sequence[Record], at: Literal["best", "last"]) -> str:
+    """Tell the share of flooded steps up to an epoch, and how many seeds reached the level before it."""
+    seeds = sum(reached(record, at) for record in records)
+    partly = f": {seeds} of {len(records)} seeds" if seeds else ": not tested"
+    return spread([flooded_share(r, at) for r in records]) + (partly if seeds < len(records) else "")
 
 
 def _words(
