@@ -57,17 +57,19 @@ def test_the_same_run_is_measured_alike_in_workers():
     assert [r.measured for r in here] == [r.measured for r in away]
 
 
-def made(run, sharp=1.0, fitted=30, exponent=1.0, memorised=1.0, band=1.0, flooded=0.5):
-    """Make up a Record: the flooded ones ``sharp`` times as sharp as the plain ones."""
+def made(
+    run, sharp=1.0, fitted=30, exponent=1.0, memorised=1.0, band=1.0, flooded=0.5, swing=0.0, moved=2.0, grows=1.0
+):
+    """Make up a Record: flooded ones are ``sharp`` times as sharp as plain ones, and ``moved`` times as far away."""
     epochs, b, jitter = run.epochs, run.level, 1 + 0.01 * run.seed
     at = np.arange(epochs + 1)
     half = epochs // 2
     curves = {
-        "train_loss": np.full(epochs + 1, 0.001 if b is None else band * b * jitter),
+        "train_loss": np.full(epochs + 1, 0.001) if b is None else band * b * jitter * (1 + swing * (-1.0) ** at),
         "train_accuracy": np.where(at >= fitted, 1.0, 0.9),
         "flooded": np.full(epochs + 1, 0.0 if b is None else flooded),
-        "val_over_confidence": 0.001 * at * jitter,
-        "moved": np.abs(at - half).astype(float) ** (exponent / 2) * (jitter if b is None else 2 * jitter),
+        "val_over_confidence": 0.001 * at * jitter * grows,
+        "moved": np.abs(at - half).astype(float) ** (exponent / 2) * (jitter if b is None else moved * jitter),
     }
     seen = (at % max(1, epochs // 20) == 0) | (at == epochs)
     curves |= {"sharpness": 1.0 + at, "trace": 2.0 + at, "gradient_norm": 0.1 + at, "memorised": at / epochs}
@@ -101,7 +103,11 @@ def test_statements_hold_where_the_numbers_say_so():
         ({"sharp": 10.0}, "largest Hessian eigenvalue", "opposite"),
         ({"sharp": 10.0}, "trace of the Hessian", "opposite"),
         ({"sharp": 10.0}, "a filter's length away", "opposite"),
-        ({"band": 1.5}, "within 10 % of the level", "opposite"),
+        ({"band": 1.5}, "within 10 % of the level (mean", "opposite"),
+        ({"band": 1.5}, "in a band", "opposite"),
+        ({"swing": 0.5}, "in a band", "opposite"),
+        ({"moved": 0.5}, "move on", "opposite"),
+        ({"grows": -1.0}, "from zero training error on", "opposite"),
         ({"exponent": 2.0}, "walk at random", "opposite"),
         ({"memorised": 0.2}, "still memorises", "opposite"),
         ({"fitted": 501}, "from zero training error on", "not tested"),
@@ -114,6 +120,31 @@ def test_statements_fail_where_the_numbers_say_so(how, which, verdict):
     [text] = [said for statement, said in found.items() if which in statement]
     assert text.startswith(verdict)
     assert verdict == "not tested" or any(which in sentence for sentence in told.failures)
+
+
+def test_a_loss_that_swings_has_its_mean_at_the_level_all_the_same():
+    found, told = verdicts(sharp=0.1, swing=0.5)
+    assert [text.split()[0] for said, text in found.items() if "holds the training loss" in said] == [
+        "holds",
+        "opposite",
+    ]
+    assert any("in a band" in text and "-50.00 [-50.00, -50.00] % above one half" in text for text in told.failures)
+
+
+def test_a_seed_that_did_not_reach_the_level_is_left_out_alone():
+    def told(some):
+        return drive(
+            why.experiment(seeds=range(4)),
+            lambda runs: [made(r, sharp=0.1, flooded=0.5 if r.seed in some else 0.1) for r in runs],
+        )[0]
+
+    three = told({0, 1, 3})
+    assert sum("Flooding ends flatter (trace" in text and "n = 3, " in text for text in three.findings) == 5
+    assert "Two Gaussians at 0.3 3 of 4" in three.tables[1].note
+    shares = [row[1] for row in three.tables[1].rows]
+    assert shares == ["–", "40.0 ± 20.0"] * 5
+    one = told({2})
+    assert {row[1] for row in one.tables[0].rows[:-1]} == {"not tested"}
 
 
 def test_the_page_and_its_pictures_are_written(tmp_path, monkeypatch):
