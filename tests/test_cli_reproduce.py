@@ -1,6 +1,7 @@
 """``flooding reproduce`` and ``flooding compare`` end to end, small; bad input ends with one sentence."""
 
 import re
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ from flooding import cli, experiments
 from flooding.experiments import ishida2020
 from flooding.experiments.ishida2020 import TASKS
 from flooding.models import mlp
+from flooding.problem import Run, Watch
 from small import small
 
 RUNNER = CliRunner()
@@ -61,6 +63,21 @@ def test_an_experiment_is_estimated_trained_written_looked_up_and_drawn_again(tm
     assert "about" not in told.stderr, "nothing is left to train"
     second = {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
     assert {n: b for n, b in first.items() if n[-4:] != ".npz"} == {n: b for n, b in second.items() if n[-4:] != ".npz"}
+
+
+def test_an_estimate_counts_what_is_measured_now_and_then():
+    asked = []
+
+    def slow(model, problem, splits, name):
+        asked.append(name)
+        time.sleep(0.05)
+        return {}
+
+    plain = small(horizon=10)
+    watched = [replace(plain, watch=Watch(partial(slow, name=name), every=4)) for name in "abc"]
+    # A sleep is at least as long as it says: at epochs 0, 4, 8 and 10 of each of the three.
+    assert experiments.estimate([Run(problem) for problem in watched], 2) >= 3 * 4 * 0.05 / 2
+    assert asked == ["a", "a"], "the others differ in their watch alone"
 
 
 @pytest.mark.usefixtures("_tiny")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from flooding.experiments.archive import name_of
-from flooding.problem import NotKeyable, Record, Run
+from flooding.problem import NotKeyable, Record, Run, Watch
 
 if TYPE_CHECKING:
     from flooding.report.document import Report
@@ -86,6 +89,8 @@ def _name(record: Record) -> str | int:
 def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
     """Estimate how long Runs will take, from three epochs of one Run of each problem and method.
 
+    Problems that differ in their watch alone are one; a :class:`~flooding.problem.Watch` is timed twice.
+
     Args:
         runs: The Runs; beginnings that will be shared are not subtracted.
         workers: Worker processes; None is one per core.
@@ -96,16 +101,42 @@ def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
     from flooding.engine import cores
     from flooding.loop import train
 
-    known: dict[tuple[int, type], float] = {}
+    known: dict[tuple[int | type, ...], tuple[float, float]] = {}
+    whole = 0.0
     for run in runs:
-        kind = (id(run.problem), type(run.method))
+        parts = (getattr(run.problem, part.name) for part in fields(run.problem) if part.name != "watch")
+        kind = (*map(id, parts), type(run.method))
         if kind not in known:
-            ticks = [
-                time.perf_counter() for _ in train(replace(run, until=min(4, run.problem.horizon)), conclude=False)
-            ]
-            known[kind] = (ticks[-1] - ticks[1]) / max(len(ticks) - 2, 1)
-    whole = sum(known[id(run.problem), type(run.method)] * run.epochs for run in runs)
+            plain = replace(run.problem, watch=None) if isinstance(run.problem.watch, Watch) else run.problem
+            first = replace(run, problem=plain, until=min(4, plain.horizon))
+            ticks = [time.perf_counter() for _ in train(first, conclude=False)]
+            known[kind] = (ticks[-1] - ticks[1]) / max(len(ticks) - 2, 1), _measuring(run)
+        epoch, measuring = known[kind]
+        whole += epoch * run.epochs + measuring
     return whole / max(workers if workers is not None else cores(), 1)
+
+
+def _measuring(run: Run) -> float:
+    """Seconds that a watch takes that is not asked after every epoch, on one thread as in a worker.
+
+    What it keeps from its first time, it has not to do again.
+    """
+    import torch
+
+    watch = run.problem.watch
+    if not isinstance(watch, Watch):
+        return 0.0
+    model, splits, threads = run.problem.build(run.seed).eval(), run.problem.splits(run.seed), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ticks = [time.perf_counter()]
+        for _ in range(2):
+            watch(model, run.problem, splits)
+            ticks.append(time.perf_counter())
+    finally:
+        torch.set_num_threads(threads)
+    first, again = np.diff(ticks)
+    return float(first + again * math.ceil(run.epochs / watch.every))
 
 
 def _commit() -> str:
