@@ -117,10 +117,7 @@ def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
 
 
 def _measuring(run: Run) -> float:
-    """Seconds that a watch takes that is not asked after every epoch, on one thread as in a worker.
-
-    What it keeps from its first time, it has not to do again.
-    """
+    # Seconds on one thread, as in a worker. What a watch keeps from its first time, it has not to do again.
     import torch
 
     watch = run.problem.watch
