@@ -204,7 +204,7 @@ def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
 def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
     problems = [small(horizon=10, batch_size=size) for size in (11, 12)]
     plan = [Cell(f"learning rate {p.batch_size}", p, (0.0, 0.1, 0.4), (0, 1)) for p in problems]
-    monkeypatch.setattr(kim2022_cifar10, "cells", lambda quick=False, seeds=None: plan)
+    monkeypatch.setattr(kim2022_cifar10, "cells", lambda quick=False, seeds=None, full=False: plan)
 
     def curved(runs):
         told = answer(runs)
@@ -239,7 +239,7 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
 
 def test_a_finder_that_finds_nothing_worth_flooding_tests_no_flooding(monkeypatch):
     plan = [Cell("one", small(horizon=10), (0.0, 0.1, 0.4), (0, 1))]
-    monkeypatch.setattr(kim2022_cifar10, "cells", lambda quick=False, seeds=None: plan)
+    monkeypatch.setattr(kim2022_cifar10, "cells", lambda quick=False, seeds=None, full=False: plan)
 
     def worse(runs):
         told = answer(runs)
@@ -252,3 +252,6 @@ def test_a_finder_that_finds_nothing_worth_flooding_tests_no_flooding(monkeypatc
     assert "one, the finder against plain training: not tested: the finder chose no flooding." in told.findings
     assert rows(told, "finder-against-all")[0]["levels"] == "0, 0"
     assert rows(told, "finder-against-all")[0]["difference"].endswith(", n = 2")
+    full = drive(kim2022_cifar10.experiment(full=True), worse)[0]
+    assert (full.title, told.title) == ("CIFAR-10 with a residual network", "CIFAR-10 with a residual network, reduced")
+    assert full.about.startswith("**The source's protocol**: CIFAR-10, 42,500 training")

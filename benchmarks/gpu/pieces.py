@@ -1,5 +1,6 @@
 """The published image experiments at full scale: on a GPU, in pieces.
 
+    python benchmarks/gpu/pieces.py cifar10-resnet44 --minutes 8
     python benchmarks/gpu/pieces.py cifar10-resnet44 --minutes 8 --epochs 80 --levels 0 0.02 0.2
     python benchmarks/gpu/pieces.py svhn --minutes 8
 
@@ -7,7 +8,9 @@ Trains several Runs side by side, since one of this size leaves a GPU idle, unti
 the ledger and its checkpoints then hold what was done, but for the last half minute, and the same command goes on from
 there. Levels of one seed and rate share their beginning, and longer Runs go on where shorter ones stopped. What is
 finished is printed, and packed beside the ledger, as PROTOCOL.npz, after every piece; an estimate follows after half a
-minute. Data: $FLOODING_DATA or the cache, see flooding.data.files.
+minute. When the last Run is finished, so are tables and figures, in the folder PROTOCOL: every level, plain training,
+early stopping, the finder. With --epochs, --levels or --rates only that part is trained, packed as PROTOCOL-part.npz.
+Data: $FLOODING_DATA or the cache, see flooding.data.files.
 
 cifar10-resnet44 is the published reproduction's setting. The others are those of Ishida et al. (ICML 2020): 80 % of the
 official training images to train on, 20 % to validate, SGD at 0.1 with momentum 0.9, batches of 200, 500 epochs, no
@@ -23,25 +26,35 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from flooding import Run, evaluate
 from flooding.data import images
 from flooding.engine import trajectory
-from flooding.experiments import machine
+from flooding.experiments import kim2022_cifar10, machine
 from flooding.experiments.archive import pack
-from flooding.experiments.kim2022_cifar10 import CURVES, FULL_LEVELS, RATES, exact, setting
+from flooding.experiments.grids import Cell, compare_levels
 from flooding.ledger import Ledger
-from flooding.models import mlp, resnet18
+from flooding.models import IMAGENET, Standardise, mlp, resnet18
 from flooding.problem import Problem, TestCurve
+from flooding.strategies import drive
 
 PAPER_LEVELS = tuple(round(0.01 * n, 2) for n in range(11))
+PAPER_EPOCHS = 500
+
+
+def colour(classes):
+    """Build ResNet-18 for images that are kept as bytes."""
+    return nn.Sequential(Standardise(*IMAGENET), resnet18(classes))
+
+
 GREY = partial(mlp, 784, 10, width=1000, depth=1)
 IMAGES = {  # data, images to train on and to validate on, network
     "mnist": (images.mnist, 48_000, 12_000, GREY),
     "kuzushiji-mnist": (images.kuzushiji_mnist, 48_000, 12_000, GREY),
     "svhn": (images.svhn, 58_606, 14_651, partial(resnet18, 10)),
-    "cifar10": (images.cifar10, 40_000, 10_000, partial(resnet18, 10)),
-    "cifar100": (images.cifar100, 40_000, 10_000, partial(resnet18, 100)),
+    "cifar10": (partial(images.cifar10, standardise=False), 40_000, 10_000, partial(colour, 10)),
+    "cifar100": (partial(images.cifar100, standardise=False), 40_000, 10_000, partial(colour, 100)),
 }
 PROTOCOLS = ("cifar10-resnet44", *IMAGES)
 
@@ -54,45 +67,74 @@ def paper(name):
         model,
         partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         batch_size=200,
-        horizon=500,
+        horizon=PAPER_EPOCHS,
         test_curve=TestCurve(2000, every=1),
     )
+
+
+def whole(given):
+    """Give a protocol's experiment."""
+    if given.protocol not in IMAGES:
+        return kim2022_cifar10.experiment(seeds=given.seeds, full=not given.reduced)
+    _, n_train, n_val, _ = IMAGES[given.protocol]
+    about = (
+        f"**The paper's protocol** where it says so: {n_train:,} training and {n_val:,} validation images, SGD at 0.1 "
+        f"with momentum 0.9, batches of 200, {PAPER_EPOCHS} epochs, no augmentation; the network is ours to choose."
+    )
+    cell = Cell(given.protocol, paper(given.protocol), PAPER_LEVELS, tuple(given.seeds))
+    return compare_levels([cell], f"{given.protocol} at full scale (Ishida et al., 2020)", about, search=True)
+
+
+def part(given):
+    """Give some levels, rates or epochs of a protocol, without a report."""
+    if given.protocol in IMAGES:
+        problems, levels = [paper(given.protocol)], PAPER_LEVELS
+    else:
+        rates = given.rates or kim2022_cifar10.RATES
+        problems = [kim2022_cifar10.setting(rate, full=not given.reduced) for rate in rates]
+        levels = kim2022_cifar10.FULL_LEVELS
+    horizon = problems[0].horizon
+    until = given.epochs if given.epochs and given.epochs < horizon else None  # the rest can follow later
+    yield [Run(p, b, seed=s, until=until) for p in problems for s in given.seeds for b in given.levels or levels]
 
 
 class TimeIsUp(Exception):
     """Ends a piece."""
 
 
-def main():
+def options():
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("protocol", choices=PROTOCOLS)
     parser.add_argument("--minutes", type=float, default=8.0, help="stop after so long; checkpoints stay")
     parser.add_argument("--ledger", type=Path, help="PROTOCOL.sqlite by default")
-    parser.add_argument("--epochs", type=int, default=500, help="those of the whole training: the first so many")
-    parser.add_argument("--levels", type=float, nargs="+", help="the protocol's by default")
-    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="of cifar10-resnet44")
+    parser.add_argument("--epochs", type=int, help="a part: the first so many of the whole training")
+    parser.add_argument("--levels", type=float, nargs="+", help="a part: these")
+    parser.add_argument("--rates", type=float, nargs="+", help="a part: these of cifar10-resnet44")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=8, help="Runs side by side")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--reduced", action="store_true", help="cifar10-resnet44 for a CPU")
     given = parser.parse_args()
-    if given.protocol in IMAGES:
-        problems, levels = [paper(given.protocol)], PAPER_LEVELS
-    else:
-        problems, levels = [setting(rate, full=not given.reduced) for rate in given.rates], FULL_LEVELS
     given.ledger = given.ledger or Path(f"{given.protocol}.sqlite")
-    levels = given.levels or levels
-    until = given.epochs if given.epochs < problems[0].horizon else None  # the rest can follow later
-    runs = [Run(p, b, seed=s, until=until) for p in problems for s in given.seeds for b in levels]
+    return given
+
+
+def main():
+    given = options()
+    is_part = bool(given.epochs or given.levels or given.rates)
     given.ledger.parent.mkdir(parents=True, exist_ok=True)
-    began, epochs, finished, told_at = time.monotonic(), 0, 0, 30.0
+    began, told_at, asked, planned, epochs, finished = time.monotonic(), 30.0, [], 0, 0, 0
+
+    def on_start(runs):
+        nonlocal planned
+        planned += sum(run.epochs for run in runs)
 
     def on_row(row):
         nonlocal epochs, finished, told_at
         epochs += row.epoch > 0
-        if (spent := time.monotonic() - began) > told_at:
-            whole = sum(run.epochs for run in runs)
-            print(f"{epochs} epochs in {spent:.0f} s: about {spent / epochs * whole / 3600:.1f} h for all {whole}")
+        if (spent := time.monotonic() - began) > told_at and epochs:
+            print(f"{epochs} epochs in {spent:.0f} s: about {spent / epochs * planned / 3600:.1f} h for {planned}")
             told_at *= 4
         if row.record is not None:
             finished += 1
@@ -100,26 +142,37 @@ def main():
             rate = row.run.problem.optimizer.keywords["lr"]
             print(f"rate {rate:g}, level {row.record.level:g}, seed {row.run.seed}: {told}", flush=True)
 
+    def ask(runs):
+        asked.extend(runs)
+        how = {"ledger": given.ledger, "device": given.device, "workers": given.workers}
+        return evaluate(runs, on_start=on_start, on_row=on_row, **how)
+
     def stop(*_):
         raise TimeIsUp
 
+    report = None
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(max(1, round(60 * given.minutes)))
     try:
-        evaluate(runs, ledger=given.ledger, device=given.device, workers=given.workers, on_row=on_row)
+        report, _ = drive(part(given) if is_part else whole(given), ask)
     except TimeIsUp:
         print("time is up; the same command goes on from here")
     signal.alarm(0)
     spent = time.monotonic() - began
     print(f"{machine()}; {given.device}: {epochs} epochs in {spent:.0f} s, {finished} runs finished", flush=True)
     book = Ledger(given.ledger)
-    held = [book.find(run, trajectory(run, device=given.device)) for run in runs]
+    held = [book.find(run, trajectory(run, device=given.device)) for run in asked]
     book.close()
     records = [record for record in held if record is not None]
-    print(f"{len(records)} of {len(runs)} runs are finished")
+    print(f"{len(records)} of {len(asked)} runs are finished, of those that were asked for so far")
     if records:
-        packed = pack(given.ledger.with_name(f"{given.protocol}.npz"), records, CURVES, machine(), exact=exact)
+        name = f"{given.protocol}-part.npz" if is_part else f"{given.protocol}.npz"
+        kept = kim2022_cifar10.CURVES, machine()
+        packed = pack(given.ledger.with_name(name), records, *kept, exact=kim2022_cifar10.exact)
         print("packed", packed)
+    if report is not None:
+        files = report.save(given.ledger.with_name(given.protocol), given.protocol)
+        print("written", *(path.name for path in files))
 
 
 if __name__ == "__main__":
