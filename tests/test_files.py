@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import io
 import socket
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -64,6 +66,24 @@ def test_a_file_that_is_nowhere_is_fetched_once(own, official, served):
     assert kept.read_bytes() == served
     assert find(NAME) == kept
     assert (kept.suffix == ".gz") == (served != CONTENT)
+
+
+def test_fetching_tells_how_far_it_is_with_and_without_logging(official, monkeypatch, capsys, caplog):
+    content = bytes(range(256)) * (20 << 12)  # 20 pieces
+
+    class Answer(io.BytesIO):
+        headers = MappingProxyType({"Content-Length": str(len(content))})
+
+    monkeypatch.setattr(files, "urlopen", lambda *_, **__: Answer(content))
+    monkeypatch.setitem(files.FILES, NAME, ("https://a.place/tiny.tsv", hashlib.sha256(content).hexdigest()))
+    told = ["fetching https://a.place/tiny.tsv", *(f"fetched {part} % of 21 MB" for part in range(10, 110, 10))]
+    assert read(NAME) == content
+    assert capsys.readouterr().err.splitlines() == told
+    find(NAME).unlink()
+    with caplog.at_level("INFO", logger="flooding"):
+        assert read(NAME) == content
+    assert caplog.messages == told
+    assert capsys.readouterr().err == ""
 
 
 def test_the_users_folder_comes_before_the_cache(own):

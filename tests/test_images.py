@@ -345,10 +345,18 @@ class Evil:
         return (print, ("called",))
 
 
+class Reader(Evil):
+    """Would read a file by a function of NumPy."""
+
+    def __reduce__(self):
+        return (np.fromfile, ("a file",))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (pickled({b"data": Evil()}), "builtin.*print, which is not an array of numbers"),
+        (pickled({b"data": Reader()}), "numpy.*fromfile, which is not an array of numbers"),
         (batch(*coloured(4))[:-20], "a batch must hold images and labels of CIFAR"),
         (pickled({b"data": np.zeros((2, 3072), np.uint8)}), "b'labels'"),
         (batch(coloured(4)[0], np.zeros(3, np.uint8)), r"images uint8 \(4, 3072\) and labels \(3,\)"),
@@ -409,6 +417,22 @@ def test_a_broken_archive_is_refused(data, monkeypatch):
     (data / "cifar100" / "a.tar.xz").write_bytes(tar(parts, "w:xz")[:2000])
     with pytest.raises(ValueError, match=r"got a broken archive.*Delete it"):
         load("cifar100")
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another file", "one is missing"])
+def test_an_archive_that_is_not_the_official_one_is_refused_when_it_is_fetched(damage, data, monkeypatch, tmp_path):
+    parts, _ = cifar(monkeypatch, "cifar10")
+    if damage == "another file":
+        parts["data_batch_3"] = parts["data_batch_2"]
+    if damage == "one is missing":
+        del parts["data_batch_3"]
+    served = tmp_path / "official.tar.gz"
+    content = tar(parts, "w:gz")
+    served.write_bytes(content[: len(content) // 2] if damage == "cut off" else content)
+    monkeypatch.setitem(files.ARCHIVES, "cifar10", (served.as_uri(), files.ARCHIVES["cifar10"][1]))
+    with pytest.raises(ValueError, match=r"must serve the official archive.*Try again later; or download file"):
+        load("cifar10")
+    assert [path for path in files.cache().rglob("*") if path.is_file()] == []
 
 
 def test_images_are_decoded_once_and_a_damaged_cache_is_replaced(data, monkeypatch, caplog):

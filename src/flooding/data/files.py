@@ -10,6 +10,7 @@ import io
 import logging
 import lzma
 import os
+import sys
 import tarfile
 import tempfile
 import zlib
@@ -254,7 +255,7 @@ def _checked(found: dict[str, bytes], known: dict[str, str], rule: str, fix: str
 def _fetched(name: str, address: str, place: str) -> tuple[bytes, str]:
     """Fetch a file and tell how far it is; give its bytes, and what a user can do if it is not the right one."""
     own = f"download {address}, put it into a folder as {place}, and set FLOODING_DATA to that folder"
-    log.info("fetching %s", address)
+    _tell(f"fetching {address}")
     try:
         with urlopen(address, timeout=30) as answer, io.BytesIO() as content:
             whole, told = int(answer.headers.get("Content-Length") or 0), 0
@@ -262,13 +263,21 @@ def _fetched(name: str, address: str, place: str) -> tuple[bytes, str]:
                 content.write(part)
                 if whole and (done := 10 * content.tell() // whole) > told:
                     told = done
-                    log.info("fetched %d %% of %.0f MB", 10 * done, whole / 1e6)
+                    _tell(f"fetched {10 * done} % of {whole / 1e6:.0f} MB")
             return content.getvalue(), own
     except (OSError, HTTPException) as error:
         raise ValueError(
             f"{name} must be in the folder $FLOODING_DATA, in {cache()} or at {address}, got {error}. Try again with a "
             f"network; or {own}."
         ) from None
+
+
+def _tell(text: str) -> None:
+    """Tell on the standard error stream, or by logging where that is on."""
+    if log.isEnabledFor(logging.INFO):
+        log.info(text)
+    else:
+        sys.stderr.write(f"{text}\n")
 
 
 def _verified(stored: bytes, known: str, rule: str, fix: str) -> bytes:
