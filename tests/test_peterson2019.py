@@ -23,12 +23,16 @@ def _without_files(monkeypatch, request):
         monkeypatch.setattr(images, "human_labels", lambda: SHARES)
 
 
-def answer(runs, accuracy=lambda level: 0.6 + level / 10, flooded=0.5, best=20):
+def answer(runs, accuracy=lambda level: 0.6 + level / 10, flooded=0.5, best=20, falls=2.0):
     """Make Records of 20 epochs whose validation follows the test accuracy; the second half is flooded."""
     told = []
     for run in runs:
         level = run.level or 0.0
-        curves = {"val_loss": np.full(21, 1.0), "flooded": np.arange(21) > 10}
+        curves = {
+            "train_loss": np.linspace(2.0, 2.0 - falls, 21),
+            "val_loss": np.full(21, 1.0),
+            "flooded": np.arange(21) > 10,
+        }
         curves["flooded"] = 2 * flooded * (level > 0) * curves["flooded"]
         found = accuracy(level) + 0.001 * (run.seed % 2) * (level > 0)
         nll = 2.0 - level + 0.01 * ((7 * run.seed + round(50 * level)) % 5)
@@ -95,6 +99,13 @@ def test_levels_that_were_never_reached_read_not_tested():
     assert [row[1] for row in levels.rows] == ["–", *["0.0 ± 0.0: not tested"] * 9]
     assert not told.failures
     assert "Not reached by every seed, and so not tested: 0.02, 0.05, 0.1" in told.findings[-1]
+
+
+def test_plain_training_must_be_below_the_largest_level_before_half():
+    assert "Plain training is below the largest level, 1.6, after 25 % of the epochs." in report().findings  # 2 to 0
+    late = "Plain training is not below the largest level, 1.6, before half of the epochs."
+    assert late in report(falls=0.8).failures
+    assert late in report(falls=0.2).failures
 
 
 def test_a_best_epoch_before_the_level_was_reached_is_not_tested():

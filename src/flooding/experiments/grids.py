@@ -23,7 +23,7 @@ from flooding.strategies.finder import finder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CURVES", "REACHED", "Cell", "Result", "compare_levels", "flooded_share", "reached"]
+__all__ = ["CURVES", "REACHED", "Cell", "Result", "compare_levels", "falls", "flooded_share", "percent", "reached"]
 
 REACHED = 0.01  # least share of all steps below a level, for it to count as reached; fixed beforehand
 CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
@@ -104,13 +104,39 @@ class Result:
         place = self.cell.levels.index(level)
         return sum(reached(records[place]) for records in self.table)
 
-    def falls(self) -> list[float]:
-        """Share of the epochs after which the plain Run is below the largest level, for each seed; NaN is never."""
-        shares = []
-        for plain, *_ in self.table:
-            below = plain.curves["train_loss"][1:] < self.cell.levels[-1]
-            shares.append(float(below.argmax() + 1) / len(below) if below.any() else math.nan)
-        return shares
+
+def falls(plain: Sequence[Record], level: float) -> list[float]:
+    """Tell when plain training is below a level, so that flooding can begin.
+
+    Args:
+        plain: Records of plain training.
+        level: The level, in nats.
+
+    Returns:
+        For each, the share of its epochs after which its training loss is below the level first; NaN is never.
+    """
+    shares = []
+    for record in plain:
+        below = record.curves["train_loss"][1:] < level
+        shares.append(float(below.argmax() + 1) / len(below) if below.any() else math.nan)
+    return shares
+
+
+def percent(shares: Sequence[float]) -> str:
+    """Write shares as a range.
+
+    Args:
+        shares: Shares, 0 to 1.
+
+    Returns:
+        Such as ``18 to 24 %``.
+
+    Example:
+        >>> percent([0.24, 0.18]), percent([0.5])
+        ('18 to 24 %', '50 %')
+    """
+    first, last = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{first if first == last else f'{first} to {last}'} %"
 
 
 def reached(record: Record, at: Literal["best", "last"] = "last") -> bool:
@@ -283,15 +309,15 @@ def _words(results: Sequence[Result], rows: Sequence[tuple[str, str, str]]) -> t
     """Say what holds, and first whether the levels were tested at all; what the paper claims holds if it is shown."""
     failures, findings = [], []
     for result in results:
-        falls, top = result.falls(), result.cell.levels[-1]
+        top = result.cell.levels[-1]
+        shares = falls([plain for plain, *_ in result.table], top)
         never = [b for b in result.cell.levels[1:] if not result.reached(b)]
         missing = f"; never reached: {', '.join(f'{b:g}' for b in never)}" if never else ""
-        if all(share < 0.5 for share in falls):
-            first, last = (f"{100 * share:.0f}" for share in (min(falls), max(falls)))
-            when = f"after {first if first == last else f'{first} to {last}'} % of the epochs"
+        if all(share < 0.5 for share in shares):
+            when = f"after {percent(shares)} of the epochs"
             findings.append(f"{result.cell.title}: plain training is below the level {top:g} {when}{missing}.")
         else:
-            told = ", ".join("never" if math.isnan(share) else f"{100 * share:.0f} %" for share in falls)
+            told = ", ".join("never" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares)
             sentence = f"{result.cell.title}: plain training is not below the level {top:g} before half of the epochs"
             failures.append(f"{sentence} (seed by seed: {told}){missing}.")
     what = {"last": "last epoch", "stopped": "early stopping on both sides"}

@@ -15,7 +15,7 @@ import numpy as np
 
 from flooding.data import images
 from flooding.experiments import Experiment, circumstances
-from flooding.experiments.grids import CURVES, Cell, flooded_share, reached
+from flooding.experiments.grids import CURVES, Cell, falls, flooded_share, percent, reached
 from flooding.models import small_cnn
 from flooding.problem import Problem, Record, choose
 from flooding.report.document import Report, Table
@@ -222,6 +222,14 @@ def _words(
         f"loss (n = {len(study.table)} seeds).",
     ]
     failures: list[str] = []
+    shares = falls(study.at(0.0), study.levels[-1])
+    if all(share < 0.5 for share in shares):
+        when = f"after {percent(shares)} of the epochs"
+        findings.append(f"Plain training is below the largest level, {study.levels[-1]:g}, {when}.")
+    else:
+        failures.append(
+            f"Plain training is not below the largest level, {study.levels[-1]:g}, before half of the epochs."
+        )
     tested = study.tested
     below, above = [b for b in tested if b <= limit], [b for b in tested if b > limit]
     inside, outside = [b for b in tested if b in inside], [b for b in tested if b not in inside]
