@@ -183,7 +183,7 @@ DESCENDS, RISES, FALLS = (1.0, 3.0, 1.5), (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)
 STEPS = 24
 
 
-def record(run, loss, accuracy=(0.5, 0.5, 0.5), flooded=0.0, clean=True):
+def record(run, loss, accuracy=(0.5, 0.5, 0.5), flooded=0.0, clean=True, falls=4):
     def drawn(start, turn):
         return np.array([start, *[turn[0]] * 4, *[turn[1]] * 8, *[turn[2]] * (STEPS - 12)], np.float32)
 
@@ -191,7 +191,7 @@ def record(run, loss, accuracy=(0.5, 0.5, 0.5), flooded=0.0, clean=True):
     curves = {f"test_loss{end}": drawn(4.0, loss), f"test_accuracy{end}": drawn(0.0, accuracy)}
     if clean:  # noisy labels judge nothing
         curves |= {"test_loss": drawn(9.0, (9.0, 9.0, 9.0)), "test_accuracy": drawn(0.0, (0.0, 0.0, 0.0))}
-    curves["train_loss"] = np.linspace(1.0, 0.0, STEPS + 1, dtype=np.float32)
+    curves["train_loss"] = np.maximum(1 - np.arange(STEPS + 1, dtype=np.float32) / falls, 0)
     curves["flooded"] = np.where(np.arange(STEPS + 1) >= 13, flooded, 0.0).astype(np.float32)
     return Record(run, curves, {}, {}, "", "", {"seconds": 36.0, "on": "a machine"})
 
@@ -324,17 +324,38 @@ def test_rows_with_weight_decay_that_show_nothing_are_counted_too(monkeypatch):
     assert "All rows with weight decay: 2 of 8 trainings with flooding, 0 of 8 without, each of which counts" in said
 
 
-def test_when_flooding_can_begin_is_told(monkeypatch):
-    report = reported(monkeypatch, conditions(GROUPS), mixed)  # training losses fall evenly from 1 to 0
-    told = [text for text in report.findings if "plain training is below the largest level" in text]
-    assert told == [  # 1 - 12 / 24 is not below 0.5, and 1 - 20 / 24 is below 0.2
-        f"{name}: plain training is below the largest level before half of the epochs in 0 of {n}, in every seed."
-        for name, n in (("Synthetic tasks", "1 condition"), ("Digits", "2 conditions"))
+def test_when_flooding_can_begin_is_told_and_late_is_a_failure(monkeypatch):
+    both = GROUPS | {"digits": [("Digits", (0.0, 0.9), 2, ()), ("Digits + weight decay", (0.0, 0.2), 2, ())]}
+
+    def falling(falls):
+        made = reported(monkeypatch, conditions(both), lambda c, run: record(run, DESCENDS, falls=falls))
+        told = "plain training is below the largest level before half of the epochs in"
+        return [[text.split(f"{told} ")[1] for text in some if told in text] for some in (made.findings, made.failures)]
+
+    # From 1 to 0 in 4 epochs: below 0.5 after 3 of 24, below 0.9 after 1, below 0.2 after 4.
+    early = [
+        "1 of 1 condition, in every seed, after 12 % of them.",
+        "2 of 2 conditions, in every seed, after 4 to 17 % of them.",
     ]
-    sooner = GROUPS | {"digits": [("Digits", (0.0, 0.9), 2, ()), ("Digits + weight decay", (0.0, 0.2), 2, ())]}
-    report = reported(monkeypatch, conditions(sooner), mixed)
-    told = "in 1 of 2 conditions, in every seed, after 12 % of them."
-    assert any(told in text for text in report.findings), "3 of 24"
+    assert falling(4) == [early, []]
+    # In 24: below 0.5 after 13, below 0.9 after 3, below 0.2 after 20.
+    late = ["0 of 1 condition, in every seed.", "1 of 2 conditions, in every seed, after 12 % of them."]
+    assert falling(24) == [[], late]
+
+
+def test_a_verdict_on_weight_decay_has_the_p_of_its_table(monkeypatch):
+    # Nine seeds: 2 / 2^9 = 0.0039 for each row that shows it; times 16 rows it is 0.06, times 8 it were 0.03.
+    plan_ = [(f"Digits {i}", (0.0, 0.2), 9, ("weight decay",) if i < 8 else ()) for i in range(16)]
+    groups = conditions(GROUPS | {"digits": plan_})
+    for place, condition in enumerate(groups["digits"]):
+        groups["digits"][place] = replace(condition, problem=replace(condition.problem, clip=1.0 + place))
+    report = reported(
+        monkeypatch,
+        groups,
+        lambda c, run: record(run, DESCENDS if run.level and c.title != "Cell" else RISES, flooded=0.5, clean=False),
+    )
+    assert cell(report, "digits-loss", 1, "p (lasting)") == "0.062"
+    assert any("does not hold by the criterion, which no single row shows at 5 %" in text for text in report.failures)
 
 
 def test_enough_seeds_can_show_it_with_weight_decay(monkeypatch):

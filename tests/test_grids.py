@@ -127,7 +127,7 @@ def test_a_best_epoch_before_the_level_was_reached_tests_no_flooding():
     assert [row["reached"] for row in levels] == ["3 of 3"] * 5
     losses = rows(told, "losses")[0]
     assert losses["flooding, stopped: NLL"] == "0.600"
-    assert [losses[f"flooding{end}: flooded %"] for end in ("", ", stopped")] == ["25.0 ± 0.0", "8.3"]
+    assert [losses[f"flooding{end}: flooded %"] for end in ("", ", stopped")] == ["25.0 ± 0.0, n = 3", "8.3, n = 1"]
     never = report(begins=6, best=lambda level, seed: 5)
     why = "not tested: no level was reached before the best epoch"
     assert [row["flooding, stopped"] for row in rows(never, "stopped")] == [why] * 2

@@ -143,6 +143,7 @@ def test_a_seed_that_did_not_reach_the_level_is_left_out_alone():
     assert "Two Gaussians at 0.3 3 of 4" in three.tables[1].note
     shares = [row[1] for row in three.tables[1].rows]
     assert shares == ["–", "40.0 ± 20.0"] * 5
+    assert sum("in a band" in text and "n = 4, " in text for text in three.findings) == 5, "of all seeds"
     one = told({2})
     assert {row[1] for row in one.tables[0].rows[:-1]} == {"not tested"}
 
@@ -153,3 +154,16 @@ def test_the_page_and_its_pictures_are_written(tmp_path, monkeypatch):
     told = drive(why.experiment(seeds=range(2)), lambda runs: [made(run, sharp=0.1) for run in runs])[0]
     names = {path.name for path in told.save(tmp_path, "ishida2020_why")}
     assert {f"ishida2020_why-{name}.png" for name in ("along", "lines", "planes", "surface")} <= names
+
+
+def test_one_training_that_fitted_all_labels_is_no_test():
+    def some(count):
+        return drive(
+            why.experiment(seeds=range(4)),
+            lambda runs: [made(r, sharp=0.1, fitted=30 if r.seed < count else 501) for r in runs],
+        )[0]
+
+    assert some(1).tables[0].rows[-1][1] == "not tested"
+    assert not any("nan" in text for text in (*some(1).findings, *some(1).failures))
+    assert some(2).tables[0].rows[-1][1].startswith("holds")
+    assert any("n = 2, " in text and "2 of 4 fitted all labels" in text for text in some(2).findings)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments.archive import Archive
+from flooding.experiments.archive import Archive, name_of
 from flooding.models import mlp
+from flooding.pool import can_travel
+from flooding.problem import describes_itself
 
 
 @pytest.fixture
@@ -24,6 +27,7 @@ def pieces(monkeypatch):
     monkeypatch.setattr(pieces, "PAPER_EPOCHS", 12)
     before = signal.getsignal(signal.SIGALRM)
     yield pieces
+    signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
 
 
@@ -64,7 +68,7 @@ def test_a_piece_ends_the_next_goes_on_and_the_last_writes_the_page(pieces, monk
         assert "written" not in told
     assert "time is up" not in third
     assert "written mnist.md" in third
-    pages = [tmp_path / folder / "mnist" for folder in ("whole", "cut")]
+    pages = [tmp_path / folder / "mnist-page" for folder in ("whole", "cut")]
     tables = [{path.name: path.read_text() for path in page.glob("*.csv")} for page in pages]
     assert tables[0] == tables[1]
     assert {"mnist-last.csv", "mnist-stopped.csv", "mnist-finder.csv", "mnist-levels.csv"} <= tables[0].keys()
@@ -86,18 +90,37 @@ def test_a_part_has_an_archive_of_its_own(pieces, monkeypatch, capsys, tmp_path)
         assert file["ends/train_loss/float32"].tolist() == [6, 12, 18, 24]
 
 
-def test_every_protocol_plans_what_its_text_says(pieces, monkeypatch):
+def test_every_protocol_plans_what_its_text_says_and_can_go_on(pieces, monkeypatch):
     monkeypatch.undo()
     for protocol in pieces.PROTOCOLS:
         monkeypatch.setattr(sys, "argv", ["pieces.py", protocol])
+        runs = next(pieces.whole(pieces.options()))
+        published = protocol == "cifar10-resnet44"
+        levels = {round(0.01 * n, 2) for n in range(11)} | ({0.2} if published else set())
+        assert {run.level for run in runs} == levels
+        assert {(run.epochs, run.seed) for run in runs} == {(500, 0)}
+        assert {r.problem.optimizer.keywords["lr"] for r in runs} == ({0.1, 0.001} if published else {0.1})
+        assert all(describes_itself(run) for run in runs), "else neither ledger nor checkpoints know them"
+        assert all(can_travel(run) for run in runs), "else they train one after another"
+        grey = protocol.endswith("mnist")
+        pixels = torch.zeros(2, 1 if grey else 3, *([28, 28] if grey else [32, 32]))
+        pixels = pixels.byte() if published else pixels
+        assert runs[0].problem.build(0)(pixels).shape == (2, 100 if protocol == "cifar100" else 10)
+
+
+def test_a_part_is_one_of_its_protocol(pieces, monkeypatch, capsys):
+    def runs(*words):
+        monkeypatch.setattr(sys, "argv", ["pieces.py", "cifar10-resnet44", *words])
         given = pieces.options()
-        runs = next(pieces.whole(given))
-        levels = {run.level for run in runs}
-        assert {run.epochs for run in runs} == {500}
-        assert {run.seed for run in runs} == {0}
-        assert {round(0.01 * n, 2) for n in range(11)} <= levels
-        assert (0.2 in levels) == (protocol == "cifar10-resnet44")
-        assert {run.problem.optimizer.keywords["lr"] for run in runs} == (
-            {0.1, 0.001} if protocol == "cifar10-resnet44" else {0.1}
-        )
-        assert runs[0].problem.build(0) is not None
+        return next((pieces.part if given.is_part else pieces.whole)(given))
+
+    names = {name_of(run) for run in runs("--reduced")}
+    assert {name_of(run) for run in runs("--reduced", "--epochs", "80")} == names
+    slow = runs("--reduced", "--rates", "0.001")
+    assert {run.level for run in slow} == {0.0, 1.6, 1.65, 1.7, 1.8}
+    assert {name_of(run) for run in slow} < names
+    assert {run.until for run in runs("--epochs", "80", "--levels", "0.2")} == {80}
+    monkeypatch.setattr(sys, "argv", ["pieces.py", "mnist", "--rates", "0.1"])
+    with pytest.raises(SystemExit):
+        pieces.options()
+    assert "are for cifar10-resnet44" in capsys.readouterr().err

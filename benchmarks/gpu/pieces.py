@@ -6,11 +6,12 @@
 
 Trains several Runs side by side, since one of this size leaves a GPU idle, until they are finished or the time is up;
 the ledger and its checkpoints then hold what was done, but for the last half minute, and the same command goes on from
-there. Levels of one seed and rate share their beginning, and longer Runs go on where shorter ones stopped. What is
-finished is printed, and packed beside the ledger, as PROTOCOL.npz, after every piece; an estimate follows after half a
-minute. When the last Run is finished, so are tables and figures, in the folder PROTOCOL: every level, plain training,
-early stopping, the finder. With --epochs, --levels or --rates only that part is trained, packed as PROTOCOL-part.npz.
-Data: $FLOODING_DATA or the cache, see flooding.data.files.
+there. Levels of one seed and rate share their beginning, and longer Runs go on where shorter ones stopped. What the
+command finished so far is printed, and packed beside the ledger, as NAME.npz, after every piece; an estimate follows
+after half a minute. When the last Run is finished, so are tables and figures, in the folder NAME-page: every level,
+plain training, early stopping, the finder, for all seeds of the command. With --epochs, --levels or --rates only that
+part is trained. NAME is the protocol, with -reduced and -part where it is. Data: $FLOODING_DATA or the cache, see
+flooding.data.files.
 
 cifar10-resnet44 is the published reproduction's setting. The others are those of Ishida et al. (ICML 2020): 80 % of the
 official training images to train on, 20 % to validate, SGD at 0.1 with momentum 0.9, batches of 200, 500 epochs, no
@@ -20,41 +21,36 @@ augmentation; ResNet-18, for grey images an MLP with a hidden layer of 1,000, as
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from flooding import Run, evaluate
 from flooding.data import images
 from flooding.engine import trajectory
 from flooding.experiments import kim2022_cifar10, machine
-from flooding.experiments.archive import pack
+from flooding.experiments.archive import name_of, pack
 from flooding.experiments.grids import Cell, compare_levels
 from flooding.ledger import Ledger
-from flooding.models import IMAGENET, Standardise, mlp, resnet18
+from flooding.models import mlp, resnet18
 from flooding.problem import Problem, TestCurve
 from flooding.strategies import drive
 
 PAPER_LEVELS = tuple(round(0.01 * n, 2) for n in range(11))
 PAPER_EPOCHS = 500
 
-
-def colour(classes):
-    """Build ResNet-18 for images that are kept as bytes."""
-    return nn.Sequential(Standardise(*IMAGENET), resnet18(classes))
-
-
 GREY = partial(mlp, 784, 10, width=1000, depth=1)
 IMAGES = {  # data, images to train on and to validate on, network
     "mnist": (images.mnist, 48_000, 12_000, GREY),
     "kuzushiji-mnist": (images.kuzushiji_mnist, 48_000, 12_000, GREY),
     "svhn": (images.svhn, 58_606, 14_651, partial(resnet18, 10)),
-    "cifar10": (partial(images.cifar10, standardise=False), 40_000, 10_000, partial(colour, 10)),
-    "cifar100": (partial(images.cifar100, standardise=False), 40_000, 10_000, partial(colour, 100)),
+    "cifar10": (images.cifar10, 40_000, 10_000, partial(resnet18, 10)),
+    "cifar100": (images.cifar100, 40_000, 10_000, partial(resnet18, 100)),
 }
 PROTOCOLS = ("cifar10-resnet44", *IMAGES)
 
@@ -72,6 +68,13 @@ def paper(name):
     )
 
 
+def cells(given):
+    """Plan the cells of a protocol."""
+    if given.protocol not in IMAGES:
+        return kim2022_cifar10.cells(seeds=given.seeds, full=not given.reduced)
+    return [Cell(given.protocol, paper(given.protocol), PAPER_LEVELS, tuple(given.seeds))]
+
+
 def whole(given):
     """Give a protocol's experiment."""
     if given.protocol not in IMAGES:
@@ -81,25 +84,20 @@ def whole(given):
         f"**The paper's protocol** where it says so: {n_train:,} training and {n_val:,} validation images, SGD at 0.1 "
         f"with momentum 0.9, batches of 200, {PAPER_EPOCHS} epochs, no augmentation; the network is ours to choose."
     )
-    cell = Cell(given.protocol, paper(given.protocol), PAPER_LEVELS, tuple(given.seeds))
-    return compare_levels([cell], f"{given.protocol} at full scale (Ishida et al., 2020)", about, search=True)
+    return compare_levels(cells(given), f"{given.protocol} at full scale (Ishida et al., 2020)", about, search=True)
 
 
 def part(given):
     """Give some levels, rates or epochs of a protocol, without a report."""
-    if given.protocol in IMAGES:
-        problems, levels = [paper(given.protocol)], PAPER_LEVELS
-    else:
-        rates = given.rates or kim2022_cifar10.RATES
-        problems = [kim2022_cifar10.setting(rate, full=not given.reduced) for rate in rates]
-        levels = kim2022_cifar10.FULL_LEVELS
-    horizon = problems[0].horizon
-    until = given.epochs if given.epochs and given.epochs < horizon else None  # the rest can follow later
-    yield [Run(p, b, seed=s, until=until) for p in problems for s in given.seeds for b in given.levels or levels]
+    chosen = [c for c in cells(given) if not given.rates or c.problem.optimizer.keywords["lr"] in given.rates]
+    until = (
+        given.epochs if (given.epochs or math.inf) < chosen[0].problem.horizon else None
+    )  # the rest can follow later
+    yield [Run(c.problem, b, seed=s, until=until) for c in chosen for s in c.seeds for b in given.levels or c.levels]
 
 
-class TimeIsUp(Exception):
-    """Ends a piece."""
+class TimeIsUp(BaseException):
+    """Ends a piece; no Exception, so that nothing on the way takes it for a failure."""
 
 
 def options():
@@ -107,34 +105,45 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("protocol", choices=PROTOCOLS)
     parser.add_argument("--minutes", type=float, default=8.0, help="stop after so long; checkpoints stay")
-    parser.add_argument("--ledger", type=Path, help="PROTOCOL.sqlite by default")
+    parser.add_argument("--ledger", type=Path, help="NAME.sqlite by default")
     parser.add_argument("--epochs", type=int, help="a part: the first so many of the whole training")
     parser.add_argument("--levels", type=float, nargs="+", help="a part: these")
-    parser.add_argument("--rates", type=float, nargs="+", help="a part: these of cifar10-resnet44")
+    parser.add_argument("--rates", type=float, nargs="+", choices=kim2022_cifar10.RATES, help="a part: these")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=8, help="Runs side by side")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--reduced", action="store_true", help="cifar10-resnet44 for a CPU")
     given = parser.parse_args()
+    if given.protocol in IMAGES and (given.rates or given.reduced):
+        parser.error("--rates and --reduced are for cifar10-resnet44; leave them out.")
+    if given.epochs is not None and given.epochs < 1:
+        parser.error(f"--epochs must be at least 1, got {given.epochs}.")
+    given.is_part = bool(given.epochs or given.levels or given.rates)
+    given.name = given.protocol + "-reduced" * given.reduced + "-part" * given.is_part
     given.ledger = given.ledger or Path(f"{given.protocol}.sqlite")
     return given
 
 
 def main():
     given = options()
-    is_part = bool(given.epochs or given.levels or given.rates)
     given.ledger.parent.mkdir(parents=True, exist_ok=True)
-    began, told_at, asked, planned, epochs, finished = time.monotonic(), 30.0, [], 0, 0, 0
+    place = machine() + (f"; {torch.cuda.get_device_name()}" if given.device.startswith("cuda") else "")
+    began, told_at, asked, planned, epochs, finished = time.monotonic(), 30.0, {}, 0, 0, 0
+    settled = None  # epochs and time after ten seconds: what checkpoints hold is told in a burst before
 
     def on_start(runs):
         nonlocal planned
         planned += sum(run.epochs for run in runs)
 
     def on_row(row):
-        nonlocal epochs, finished, told_at
+        nonlocal epochs, finished, told_at, settled
         epochs += row.epoch > 0
-        if (spent := time.monotonic() - began) > told_at and epochs:
-            print(f"{epochs} epochs in {spent:.0f} s: about {spent / epochs * planned / 3600:.1f} h for {planned}")
+        spent = time.monotonic() - began
+        if settled is None and spent > 10:
+            settled = epochs, spent
+        if settled is not None and spent > told_at and epochs > settled[0]:
+            each = (spent - settled[1]) / (epochs - settled[0])
+            print(f"{each:.2f} s an epoch: about {each * planned / 3600:.1f} h for the {planned} epochs asked so far")
             told_at *= 4
         if row.record is not None:
             finished += 1
@@ -143,35 +152,40 @@ def main():
             print(f"rate {rate:g}, level {row.record.level:g}, seed {row.run.seed}: {told}", flush=True)
 
     def ask(runs):
-        asked.extend(runs)
+        asked.update((name_of(run), run) for run in runs)
         how = {"ledger": given.ledger, "device": given.device, "workers": given.workers}
-        return evaluate(runs, on_start=on_start, on_row=on_row, **how)
+        told = evaluate(runs, on_start=on_start, on_row=on_row, **how)
+        return [on_this(record) for record in told]
+
+    def on_this(record):
+        return replace(record, circumstances={**record.circumstances, "on": place})
 
     def stop(*_):
         raise TimeIsUp
 
     report = None
     signal.signal(signal.SIGALRM, stop)
-    signal.alarm(max(1, round(60 * given.minutes)))
     try:
-        report, _ = drive(part(given) if is_part else whole(given), ask)
+        signal.alarm(max(1, round(60 * given.minutes)))
+        report, _ = drive(part(given) if given.is_part else whole(given), ask)
     except TimeIsUp:
         print("time is up; the same command goes on from here")
-    signal.alarm(0)
+    finally:
+        signal.alarm(0)
     spent = time.monotonic() - began
-    print(f"{machine()}; {given.device}: {epochs} epochs in {spent:.0f} s, {finished} runs finished", flush=True)
+    print(f"{place}: {epochs} epochs in {spent:.0f} s, {finished} runs finished", flush=True)
     book = Ledger(given.ledger)
-    held = [book.find(run, trajectory(run, device=given.device)) for run in asked]
+    held = [book.find(run, trajectory(run, device=given.device)) for run in asked.values()]
     book.close()
-    records = [record for record in held if record is not None]
+    records = [on_this(record) for record in held if record is not None]
     print(f"{len(records)} of {len(asked)} runs are finished, of those that were asked for so far")
     if records:
-        name = f"{given.protocol}-part.npz" if is_part else f"{given.protocol}.npz"
-        kept = kim2022_cifar10.CURVES, machine()
-        packed = pack(given.ledger.with_name(name), records, *kept, exact=kim2022_cifar10.exact)
-        print("packed", packed)
+        path = given.ledger.with_name(f"{given.name}.npz")
+        print("packed", pack(path, records, kim2022_cifar10.CURVES, place, exact=kim2022_cifar10.exact))
     if report is not None:
-        files = report.save(given.ledger.with_name(given.protocol), given.protocol)
+        if given.device != "cpu":
+            report = replace(report, told=report.told.replace("CPU hours", "hours of trainings side by side"))
+        files = report.save(given.ledger.with_name(f"{given.name}-page"), given.name)
         print("written", *(path.name for path in files))
 
 

@@ -273,10 +273,10 @@ def _fetched(name: str, address: str, place: str) -> tuple[bytes, str]:
 
 
 def _tell(text: str) -> None:
-    """Tell on the standard error stream, or by logging where that is on."""
-    if log.isEnabledFor(logging.INFO):
+    """Tell by logging, or where nobody has set that up on the standard error stream."""
+    if log.hasHandlers():
         log.info(text)
-    else:
+    elif sys.stderr is not None:
         sys.stderr.write(f"{text}\n")
 
 

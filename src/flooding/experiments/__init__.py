@@ -16,8 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
 from flooding.experiments.archive import name_of
 from flooding.problem import NotKeyable, Record, Run, Watch
 
@@ -101,39 +99,40 @@ def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
     from flooding.engine import cores
     from flooding.loop import train
 
-    known: dict[tuple[int | type, ...], tuple[float, float]] = {}
+    known: dict[tuple[int | type, ...], tuple[float, float, float]] = {}
     whole = 0.0
     for run in runs:
+        watch = run.problem.watch
         parts = (getattr(run.problem, part.name) for part in fields(run.problem) if part.name != "watch")
-        kind = (*map(id, parts), type(run.method))
+        kind = (*map(id, parts), type(run.method), type(watch))
         if kind not in known:
-            plain = replace(run.problem, watch=None) if isinstance(run.problem.watch, Watch) else run.problem
+            plain = replace(run.problem, watch=None) if isinstance(watch, Watch) else run.problem
             first = replace(run, problem=plain, until=min(4, plain.horizon))
             ticks = [time.perf_counter() for _ in train(first, conclude=False)]
-            known[kind] = (ticks[-1] - ticks[1]) / max(len(ticks) - 2, 1), _measuring(run)
-        epoch, measuring = known[kind]
-        whole += epoch * run.epochs + measuring
+            known[kind] = (ticks[-1] - ticks[1]) / max(len(ticks) - 2, 1), *_measuring(run)
+        epoch, once, again = known[kind]
+        times = math.ceil(run.epochs / watch.every) if isinstance(watch, Watch) else 0
+        whole += epoch * run.epochs + once + again * times
     return whole / max(workers if workers is not None else cores(), 1)
 
 
-def _measuring(run: Run) -> float:
-    # Seconds on one thread, as in a worker. What a watch keeps from its first time, it has not to do again.
+def _measuring(run: Run) -> tuple[float, float]:
+    """Seconds of a costly watch, the first time and again (it may keep something), on one thread as in a worker."""
     import torch
 
     watch = run.problem.watch
     if not isinstance(watch, Watch):
-        return 0.0
+        return 0.0, 0.0
     model, splits, threads = run.problem.build(run.seed).eval(), run.problem.splits(run.seed), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ticks = [time.perf_counter()]
-        for _ in range(2):
-            watch(model, run.problem, splits)
-            ticks.append(time.perf_counter())
+        began = time.perf_counter()
+        watch(model, run.problem, splits)
+        then = time.perf_counter()
+        watch(model, run.problem, splits)
+        return then - began, time.perf_counter() - then
     finally:
         torch.set_num_threads(threads)
-    first, again = np.diff(ticks)
-    return float(first + again * math.ceil(run.epochs / watch.every))
 
 
 def _commit() -> str:

@@ -551,9 +551,12 @@ def _words(
     failures, findings = [], []
     loss = [row for (_, measure), some in rows.items() if measure.name == "loss" for row in some]
     failures += _unseen(loss)
-    findings += [_begun(group, some) for group, some in panels.items()]
+    for group, some in panels.items():
+        begun, sentence = _begun(group, some)
+        (findings if begun else failures).append(sentence)
     groups = [some for (_, m), some in rows.items() if m.name == "loss" and any(r.condition.factors for r in some)]
-    holds, sentence = _with_weight_decay([row for some in groups for row in some])
+    ps = [p for some in groups for p in holm([row.p_lasting for row in some])]  # as in their tables
+    holds, sentence = _with_weight_decay([row for some in groups for row in some], ps)
     (findings if holds else failures).append(sentence)
     gains = {key: _lasting_by_seed(some) for key, some in rows.items()}
     for ((group, measure), some), p in zip(rows.items(), _holm(list(gains.values())), strict=True):
@@ -562,12 +565,12 @@ def _words(
     return failures, findings
 
 
-def _begun(group: str, panels: Sequence[_Panel]) -> str:
+def _begun(group: str, panels: Sequence[_Panel]) -> tuple[bool, str]:
     """Say in how many conditions flooding at the largest level can begin before half of the training."""
     shares = [grids.falls(panel.at(0.0), panel.condition.levels[-1]) for panel in panels]
     early = [some for some in shares if all(share < 0.5 for share in some)]
     when = f", after {grids.percent([share for some in early for share in some])} of them" if early else ""
-    return (
+    return len(early) == len(panels), (
         f"{_GROUPS[group]}: plain training is below the largest level before half of the epochs in {len(early)} of "
         f"{counted(len(panels), 'condition')}, in every seed{when}."
     )
@@ -602,7 +605,7 @@ def _risen(row: _Row) -> str:
     return f", no rise in {ours} with, {theirs} without" if ours + theirs else ""
 
 
-def _with_weight_decay(rows: Sequence[_Row]) -> tuple[bool, str]:
+def _with_weight_decay(rows: Sequence[_Row], ps: Sequence[float]) -> tuple[bool, str]:
     """Judge the reproduction's statement; say whether it holds here, or is not judged."""
     claim = "“No double descent with weight decay” (the reproduction)"
     decayed = [row for row in _flooding(rows) if "weight decay" in row.condition.factors]
@@ -618,8 +621,9 @@ def _with_weight_decay(rows: Sequence[_Row]) -> tuple[bool, str]:
             f"{len(others)} without it."
         )
     where = "; ".join(f"{row.condition.title} at {row.level:g}" for row in shown)
-    ps = holm([row.p_lasting for row in decayed])
-    sure = any(row.shows and p < 0.05 for row, p in zip(decayed, ps, strict=True))
+    sure = any(
+        row.shows and p < 0.05 for row, p in zip(rows, ps, strict=True) if "weight decay" in row.condition.factors
+    )
     verdict = "does not hold" if sure else "does not hold by the criterion, which no single row shows at 5 %"
     return False, (
         f"{claim} {verdict}: flooding brings a second descent of the test loss {count} ({where}), lasting in "

@@ -81,7 +81,7 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
         f"epochs and levels {listed(AUGMENTED_LEVELS)}; 2,000 of the official test images, every epoch. The criterion, "
         "fixed beforehand, also counts a bump of an epoch or two in a curve that falls all the same: where the table "
         "of epochs has M right after m1. Levels are those that one plain run of each condition reached, on a seed that "
-        "is not used: after 11 to 25 of 60 epochs, with augmentation after 20 to 54 of 100."
+        "is not used: after 11 to 25 of 60 epochs, with augmentation after 20 to 54 of 100 (of the whole protocol)."
     )
     title = "A second descent on CIFAR-10, reduced"
     return (yield from study({"cifar10": conditions}, title, about, seeds))

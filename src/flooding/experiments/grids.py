@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CURVES", "REACHED", "Cell", "Result", "compare_levels", "falls", "flooded_share", "percent", "reached"]
 
-REACHED = 0.01  # least share of all steps below a level, for it to count as reached; fixed beforehand
+REACHED = 0.01  # least share of the steps below a level, for it to count as reached; fixed beforehand
 CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
 _ROWS = ("plain", "flooding", "plain, stopped", "flooding, stopped")
 _CLAIMED = ("last", "stopped")  # where the paper says that flooding helps
@@ -204,7 +204,9 @@ def compare_levels(
         f"deviation over {seeds}; differences paired by seed, with the 95 % interval of Student's t "
         "and p after Holm's correction over the cells. Stopped: the best validation epoch. Flooded: share of the steps "
         "that were below the level, of all or, with early stopping, of those up to the best epoch. All seeds are "
-        "tested on the same images: the intervals are about training and its data."
+        "tested on the same images: the intervals are about training and its data. With early stopping this asks what "
+        "flooded weights are worth where the best epoch comes after the level was reached, which is a result of "
+        "validation, too; chosen among all levels, the weights would often be those of plain training."
     )
     tables = [
         *(_compared(results, *row) for row in rows),
@@ -279,9 +281,13 @@ def _losses(results: Sequence[Result]) -> Table:
     for r in results:
         told = [spread(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS]
         shares = {row: [flooded_share(record, _at(row)) for record in r.picks(row)] for row in floods}
-        lines.append([r.cell.title, *told, *(spread(some) if some else _untested(row) for row, some in shares.items())])
+        lines.append([r.cell.title, *told, *(_share(row, some) for row, some in shares.items())])
     note = "Flooding: over the seeds in which a level was reached before the epoch that is tested."
     return Table("losses", f"Test NLL (nats) and ECE, n = {len(results[0].cell.seeds)}", columns, lines, note)
+
+
+def _share(row: str, shares: Sequence[float]) -> str:
+    return f"{spread(shares)}, n = {len(shares)}" if shares else _untested(row)
 
 
 def _levels(results: Sequence[Result]) -> Table:

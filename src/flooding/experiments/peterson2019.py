@@ -198,7 +198,10 @@ def _levels(study: _Study) -> Table:
         ])
     columns = ["level", "flooded %", "flooded %, stopped", "accuracy %", "accuracy %, stopped", "NLL", "NLL, stopped"]
     title = f"Test results, last epoch and best validation epoch, n = {len(study.table)}"
-    note = "Flooded: share of the steps up to that epoch; weights without one before it are those of plain training."
+    note = (
+        "Flooded: share of the steps up to that epoch; weights without one before it are those of plain training, "
+        "though not its best ones where its best epoch comes later."
+    )
     return Table("levels", title, [*columns, "divergence"], rows, note)
 
 
