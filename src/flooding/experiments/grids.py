@@ -234,8 +234,8 @@ def flooded_share(record: Record, at: Literal["best", "last"] = "last") -> float
     Returns:
         Percent.
     """
-    epochs = int(record.finals["best.epoch"]) if at == "best" else record.run.epochs
-    return 100 * float(np.mean(record.curves["flooded"][1 : epochs + 1], dtype=float))
+    end = int(record.finals["best.epoch"]) + 1 if at == "best" else None
+    return 100 * float(np.mean(record.curves["flooded"][1:end], dtype=float))
 
 
 def _compared(results: Sequence[Result], row: str, against: str, name: str) -> Table:
