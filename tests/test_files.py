@@ -78,8 +78,10 @@ def test_fetching_tells_how_far_it_is_with_and_without_logging(official, monkeyp
     monkeypatch.setattr(files, "urlopen", lambda *_, **__: Answer(content))
     monkeypatch.setitem(files.FILES, NAME, ("https://a.place/tiny.tsv", hashlib.sha256(content).hexdigest()))
     told = ["fetching https://a.place/tiny.tsv", *(f"fetched {part} % of 21 MB" for part in range(10, 110, 10))]
+    logger = logging.getLogger("flooding")
+    monkeypatch.setattr(logger, "handlers", [])  # the command line leaves one of its own
     with monkeypatch.context() as patch:
-        patch.setattr(logging.getLogger("flooding"), "propagate", False)  # pytest listens to all others
+        patch.setattr(logger, "propagate", False)  # pytest listens to all others
         assert read(NAME) == content
     assert capsys.readouterr().err.splitlines() == told
     find(NAME).unlink()
