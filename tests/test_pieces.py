@@ -32,18 +32,8 @@ def pieces(monkeypatch):
 
 
 def call(pieces, monkeypatch, capsys, folder, *words):
-    given = [
-        "pieces.py",
-        "mnist",
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--ledger",
-        str(folder / "mnist.sqlite"),
-        *words,
-    ]
-    monkeypatch.setattr(sys, "argv", given)
+    given = ["pieces.py", "mnist", "--workers", "0", "--device", "cpu", "--ledger"]
+    monkeypatch.setattr(sys, "argv", [*given, str(folder / "mnist.sqlite"), *words])
     pieces.main()
     return capsys.readouterr().out
 

@@ -90,9 +90,8 @@ def whole(given):
 def part(given):
     """Give some levels, rates or epochs of a protocol, without a report."""
     chosen = [c for c in cells(given) if not given.rates or c.problem.optimizer.keywords["lr"] in given.rates]
-    until = (
-        given.epochs if (given.epochs or math.inf) < chosen[0].problem.horizon else None
-    )  # the rest can follow later
+    # The rest can follow later: a Run that goes to its horizon is the whole one.
+    until = given.epochs if (given.epochs or math.inf) < chosen[0].problem.horizon else None
     yield [Run(c.problem, b, seed=s, until=until) for c in chosen for s in c.seeds for b in given.levels or c.levels]
 
 
@@ -105,7 +104,7 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("protocol", choices=PROTOCOLS)
     parser.add_argument("--minutes", type=float, default=8.0, help="stop after so long; checkpoints stay")
-    parser.add_argument("--ledger", type=Path, help="NAME.sqlite by default")
+    parser.add_argument("--ledger", type=Path, help="PROTOCOL.sqlite by default, for the whole and its parts")
     parser.add_argument("--epochs", type=int, help="a part: the first so many of the whole training")
     parser.add_argument("--levels", type=float, nargs="+", help="a part: these")
     parser.add_argument("--rates", type=float, nargs="+", choices=kim2022_cifar10.RATES, help="a part: these")

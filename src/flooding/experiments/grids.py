@@ -244,7 +244,7 @@ def _compared(results: Sequence[Result], row: str, against: str, name: str) -> T
     lines = []
     for result, gain, p in zip(results, gains, _holm(gains), strict=True):
         if gain is None:
-            plain = spread(_accuracies(against, result.picks(against)))
+            plain = spread(result.values(against, "test_accuracy", 100.0))
             lines.append([result.cell.title, plain, _untested(row, against), "–", "–", "–", "–"])
             continue
         ours, theirs = zip(*result.pairs(row, against), strict=True)
