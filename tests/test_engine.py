@@ -15,7 +15,8 @@ import psutil
 import pytest
 import torch
 
-from flooding import Problem, Run, evaluate
+from flooding import Problem, Run, evaluate, train
+from flooding.checkpoints import Checkpoints
 from flooding.data import Split, Splits
 from flooding.engine import trajectory
 from flooding.ledger import Ledger
@@ -119,7 +120,8 @@ def test_what_cannot_travel_trains_here(path, caplog):
 
 SCRIPT = """
 import torch
-from flooding import Problem, Run, evaluate
+from flooding import Problem, Run, evaluate, train
+from flooding.checkpoints import Checkpoints
 from flooding.data import Split, Splits
 
 class Net(torch.nn.Module):
@@ -420,6 +422,36 @@ def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
     assert len(book.starts()) == 24, "each run was trained by one of them, and looked up by the other"
     book.close()
     assert not list(path.with_name("ledger.sqlite.checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("until", [None, 9])
+def test_a_search_that_began_after_the_look_up_of_another_leaves_it_nothing_to_do(path, until):
+    runs = [Run(small(horizon=12), 0.1 * n, until=until) for n in range(6)]
+    folder = path.with_name("ledger.sqlite.checkpoints")
+    between = []
+
+    def other(_):
+        evaluate(runs, ledger=path, workers=0)
+        between.extend(sorted(folder.iterdir()))
+
+    records = evaluate(runs, ledger=path, workers=0, on_start=other)
+    assert [r.measured for r in records] == [r.measured for r in evaluate(runs, ledger=False, workers=0)]
+    assert len(starts(path)) == 6
+    assert sorted(folder.iterdir()) == between
+    assert len(between) == (0 if until is None else 6), "only a longer Run has use for a checkpoint"
+
+
+@pytest.mark.parametrize("until", [None, 9])
+def test_what_a_trunk_left_for_a_run_that_was_trained_meanwhile_is_removed(path, tmp_path, until):
+    run = Run(small(horizon=12), 0.2, until=until)
+    job = Job(0, run, trajectory(run), str(path), folder=str(tmp_path / "files"))
+    *_, first = work(job)
+    kept = sorted((tmp_path / "files").iterdir())
+    snapshot = next(row for row in train(run) if row.epoch == 3).snapshot()
+    Checkpoints(tmp_path / "files").save(job.name, 3, snapshot, only=False)
+    [row] = work(job)
+    assert row.record.measured == first.record.measured
+    assert sorted((tmp_path / "files").iterdir()) == kept
 
 
 def test_who_is_told_the_end_may_kill_the_process_and_no_claim_is_left(path, tmp_path):

@@ -89,30 +89,26 @@ class Checkpoints:
         return None
 
     @contextmanager
-    def claimed(self, name: str) -> Generator[bool, None, None]:
+    def claimed(self, name: str) -> Generator[None, None, None]:
         """Hold a trajectory while it trains, so that other processes wait for it and then look it up.
 
         A claim ends with its process, however that ends. Where locks do not work, both train: the result is the same.
 
         Args:
             name: The trajectory.
-
-        Yields:
-            Whether another process held it until now.
         """
-        lock, waited = FileLock(self.folder / f"{name}.lock", thread_local=False), False
+        lock = FileLock(self.folder / f"{name}.lock", thread_local=False)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                waited = True
                 log.info("another process trains %s; waiting for it.", lock.lock_file)
                 lock.acquire(poll_interval=0.1)
         except (OSError, NotImplementedError) as error:
             log.debug("no claim on %s: %s", lock.lock_file, error)
         try:
-            yield waited
+            yield
         finally:
             if lock.is_locked:  # whoever waits has it open, and whoever comes later finds what was trained
                 with contextlib.suppress(OSError):

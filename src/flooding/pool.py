@@ -256,6 +256,9 @@ def work(job: Job) -> Iterator[Row]:
     with contextlib.closing(Ledger(job.ledger)) as ledger, _claimed(job):
         # Once more: another search may have trained it while this one waited.
         record = _known(job, ledger)
+        if record is not None and job.folder is not None:  # that one's trunk, or ours, may have left a checkpoint
+            run = job.run
+            Checkpoints(job.folder).drop(job.name, run.epochs + (run.epochs == run.problem.horizon))
         rows = _trained(job, ledger) if record is None else [Row(job.run, job.run.epochs, {}, record)]
         end = None
         for row in rows:
@@ -267,8 +270,8 @@ def work(job: Job) -> Iterator[Row]:
     yield end  # no longer claimed: whoever is told the end may kill this process at once
 
 
-def _claimed(job: Job) -> AbstractContextManager[bool]:
-    return contextlib.nullcontext(False) if job.folder is None else Checkpoints(job.folder).claimed(job.name)
+def _claimed(job: Job) -> AbstractContextManager[None]:
+    return contextlib.nullcontext() if job.folder is None else Checkpoints(job.folder).claimed(job.name)
 
 
 def _known(job: Job, ledger: Ledger) -> Record | None:
@@ -324,8 +327,8 @@ def lead(job: Job) -> Iterator[Ready]:
     """
     assert job.folder is not None
     files = Checkpoints(job.folder)
-    with files.claimed(job.name) as waited:
-        known = [fork.number for fork in job.forks if waited and not job.fresh and _is_past(fork, files)]
+    with files.claimed(job.name):  # another search may have led them while this one waited, or before it came here
+        known = [fork.number for fork in job.forks if not job.fresh and _is_past(fork, files)]
         yield from map(Ready, known)
         forks = tuple(fork for fork in job.forks if fork.number not in known)
         if forks:
