@@ -2,21 +2,16 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 
 import pytest
 import torch
-import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from flooding import Run, cli, tasks
-from flooding.cli import _shown
 from flooding.ledger import Ledger
 from flooding.loop import Row
 from flooding.tasks import DATA
@@ -184,8 +179,14 @@ def test_help_does_not_import_torch(tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
+    import signal
+    import time
+
     environment = {**os.environ, "FLOODING_LEDGER": str(tmp_path / "l.sqlite")}
-    command = [sys.executable, "-m", "flooding", "run", "sinusoid", "--epochs", "100000"]
+    # Tests that a shell started with "&" ignore SIGINT, and their children would too.
+    start = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "runpy.run_module('flooding', run_name='__main__')"
+    command = [sys.executable, "-c", start, "run", "sinusoid", "--epochs", "100000"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (tmp_path / "l.sqlite").exists():
@@ -200,37 +201,6 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     assert process.returncode in {130, -signal.SIGINT}
     assert "goes on from there" in " ".join(err.split())
     assert "Traceback" not in err
-
-
-def test_a_ctrl_c_that_somebody_swallows_ends_the_training_at_its_next_row(capsys):
-    reached = []
-
-    def training():
-        with _shown.progress() as (_, on_row):
-            for epoch in (1, 2, 3):
-                on_row(Row(Run(small()), epoch, {}))
-                reached.append(epoch)
-                with suppress(KeyboardInterrupt):  # as Python does in a destructor
-                    signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(typer.Exit) as ended:
-        training()
-    assert reached == [1]
-    assert ended.value.exit_code == 130
-    assert "goes on from there" in " ".join(capsys.readouterr().err.split())
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_whoever_listens_for_ctrl_c_already_still_does():
-    heard = []
-    before = signal.signal(signal.SIGINT, lambda *_: heard.append(1))
-    try:
-        with _shown.progress():
-            signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert heard == [1, 1]
 
 
 METHODS = {
@@ -312,6 +282,8 @@ def test_levels_per_class_and_of_the_excess(flooding, tmp_path):
 
 
 def test_progress_estimates_what_is_left(monkeypatch, capsys):
+    from flooding.cli import _shown
+
     now = [0.0]
     monkeypatch.setattr(_shown.time, "monotonic", lambda: now[0])
     run = Run(small(horizon=10))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -57,31 +55,6 @@ def writable(folder: Path) -> None:
 
 
 @contextmanager
-def _listening() -> Generator[Callable[[], bool], None, None]:
-    """Remember a Ctrl-C: the exception is lost where it comes in a destructor or in a library's bare ``except``.
-
-    Yields:
-        Whether there was one.
-    """
-    pressed = False
-
-    def press(number: int, frame: Any) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.default_int_handler(number, frame)
-
-    mine = threading.current_thread() is threading.main_thread()
-    mine = mine and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if mine:
-        signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        if mine:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
 def progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[Row], None]], None, None]:
     """Show epochs done, and an estimate of what is left: a bar on a terminal, else a line every ten seconds."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -105,8 +78,6 @@ def progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[Row], N
 
     def on_row(row: Row) -> None:
         nonlocal done, began, spoken
-        if interrupted():
-            raise KeyboardInterrupt
         began, spoken = min(began, time.monotonic()), min(spoken, time.monotonic())
         done += row.epoch > 0
         if not bar.disable:
@@ -116,7 +87,7 @@ def progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[Row], N
             errors.print(f"{done} of {whole} epochs, about {(spoken - began) / done * (whole - done):.0f} s left")
 
     try:
-        with _listening() as interrupted, bar:
+        with bar:
             yield on_start, on_row
     except KeyboardInterrupt:
         errors.print("Interrupted. Finished runs are in the ledger: the same command goes on from there.")
