@@ -120,8 +120,7 @@ def test_what_cannot_travel_trains_here(path, caplog):
 
 SCRIPT = """
 import torch
-from flooding import Problem, Run, evaluate, pool, train
-from flooding.checkpoints import Checkpoints
+from flooding import Problem, Run, evaluate
 from flooding.data import Split, Splits
 
 class Net(torch.nn.Module):

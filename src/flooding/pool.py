@@ -256,10 +256,7 @@ def work(job: Job) -> Iterator[Row]:
     with contextlib.closing(Ledger(job.ledger)) as ledger, _claimed(job):
         # Once more: another search may have trained it while this one waited.
         record = _known(job, ledger)
-        if record is not None and job.folder is not None:  # that one's trunk, or ours, may have left a checkpoint
-            run = job.run
-            Checkpoints(job.folder).drop(job.name, run.epochs + (run.epochs == run.problem.horizon))
-        rows = _trained(job, ledger) if record is None else [Row(job.run, job.run.epochs, {}, record)]
+        rows = _trained(job, ledger) if record is None else _looked_up(job, record)
         end = None
         for row in rows:
             if row.record is None:
@@ -308,12 +305,21 @@ def _trained(job: Job, ledger: Ledger | None) -> Iterator[Row]:
         yield row
 
 
+def _looked_up(job: Job, record: Record) -> Iterator[Row]:
+    """Give the row of a Run that was trained meanwhile; a trunk may have left it a checkpoint."""
+    row = Row(job.run, job.run.epochs, {}, record)
+    if job.folder is not None:
+        _leave(Checkpoints(job.folder), job, row)
+    yield row
+
+
 def _leave(files: Checkpoints, job: Job, row: Row) -> None:
-    """Remove the checkpoints of a Run that ended; leave one where a longer Run may go on."""
-    if row.snapshot is not None and job.trajectory is not None:
+    """Remove the checkpoints of a Run that is done; leave the one where a longer Run may go on."""
+    goes_on = job.trajectory is not None and row.epoch < job.run.problem.horizon
+    if goes_on and row.snapshot is not None:  # there is none where it was looked up
         files.save(job.name, row.epoch, {**row.snapshot(), "trained": 0, "seconds": 0.0})
     else:
-        files.drop(job.name, row.epoch + 1)
+        files.drop(job.name, below=row.epoch if goes_on else row.epoch + 1)
 
 
 def lead(job: Job) -> Iterator[Ready]:
