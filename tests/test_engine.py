@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -349,15 +350,20 @@ def test_a_job_a_worker_cannot_read_is_an_error_and_not_a_wait(monkeypatch):
 
 
 def test_a_message_cut_off_in_the_middle_is_a_death_and_not_a_wait():
-    import io
-
     from flooding.pool import _read, _write
 
-    whole = io.BytesIO()
-    _write(whole, "x" * 1000)
+    read, write = os.pipe()
+    _write(write, b"x" * 1000)
+    assert os.read(read, 10_000) == (message := struct.pack("<Q", 1000) + b"x" * 1000)
+    os.close(write)
+    os.close(read)
     for size in (0, 4, 500):
+        read, write = os.pipe()
+        os.write(write, message[:size])
+        os.close(write)
         with pytest.raises(EOFError):
-            _read(io.BytesIO(whole.getvalue()[:size]))
+            _read(read)
+        os.close(read)
 
 
 def test_workers_take_the_callers_dtype_and_the_key_tells_it():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -18,9 +17,12 @@ import torch
 from flooding.checkpoints import Checkpoints
 from flooding.ledger import Ledger, default_path
 from flooding.loop import ENGINE, Row, fingerprint
+from flooding.numerics import capture_settings, environment, has_global_hooks
 from flooding.pool import Job, Pool, Ready, can_travel, lead, work
 from flooding.problem import Record, Run, describes_itself, is_promised, unchanged
+from flooding.scratch import scratch_folder
 from flooding.sharing import can_share, trunk_of
+from flooding.watchdog import Watchdog
 
 __all__ = ["cores", "evaluate", "trajectory", "usable"]
 
@@ -93,7 +95,12 @@ def evaluate(
     if path is not None and runs:
         log.info("%d of %d runs from the ledger %s", len(records), len(runs), path)
     if path is not None and any(key is None for key in keys):
-        log.warning("a problem without a key is trained anew each time. Give the Problem a key='...' to look it up.")
+        reason = "a problem without a key is trained anew each time. Give the Problem a key='...' to look it up."
+        if has_global_hooks():
+            reason = (
+                "with global hooks of torch.nn or torch.optim every run is trained anew. Remove them to look runs up."
+            )
+        log.warning(reason)
     twins: dict[object, list[int]] = {}
     for number, (run, key) in enumerate(zip(runs, keys, strict=True)):
         if number not in records:
@@ -103,14 +110,14 @@ def evaluate(
         on_start([runs[n] for n in wanted])
     if not wanted:
         return [records[number] for number in range(len(runs))]
-    with tempfile.TemporaryDirectory(prefix="flooding-") as scratch, _held(path):
-        lasting = scratch if path is None else f"{path}.checkpoints"
+    with scratch_folder() as scratch, _held(path):
+        lasting = str(scratch) if path is None else f"{path}.checkpoints"
         Checkpoints(lasting).tidy()
         how: dict[str, Any] = {"fresh": fresh, "device": device, "threads": threads}
         how["quiet"] = on_row is None
-        how["dtype"] = torch.get_default_dtype()
+        how["dtype"], how["settings"] = torch.get_default_dtype(), capture_settings()
         # A Run that cannot describe itself has no name that lasts: its checkpoints end with the call.
-        jobs = [Job(n, runs[n], keys[n], path, folder=lasting if keys[n] else scratch, **how) for n in wanted]
+        jobs = [Job(n, runs[n], keys[n], path, folder=lasting if keys[n] else str(scratch), **how) for n in wanted]
         trained = 0
         for number, row in _trained(_grouped(jobs, cores() if workers is None else workers), workers):
             if on_row is not None:
@@ -190,8 +197,15 @@ def trajectory(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None
     Returns:
         64 hexadecimal digits, or None if the Run cannot describe itself.
     """
+    if has_global_hooks():  # they may change anything, and nobody can name them
+        return None
     dtype, version = str(torch.get_default_dtype()), torch.__version__
-    return run.key(engine=ENGINE, torch=version, device=str(device), dtype=dtype, threads=threads, kernel="single")
+    # Torch's defaults go without saying, so that they change no key.
+    unusual = {"settings": capture_settings(), "environment": environment()}
+    more = {name: value for name, value in unusual.items() if value}
+    return run.key(
+        engine=ENGINE, torch=version, device=str(device), dtype=dtype, threads=threads, kernel="single", **more
+    )
 
 
 def cores() -> int:
@@ -221,7 +235,9 @@ def _is_own(record: Record, device: str, threads: int) -> bool:
 def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
     """Train jobs in worker processes where they can go there, else here."""
     runs = [job.run for head in jobs for job in (head, *head.forks)]
-    spread = workers != 0 and len(runs) > 1
+    # In a thread of the caller's even one Run goes to a worker: other threads may draw from this process's generator.
+    in_thread = threading.current_thread() is not threading.main_thread()
+    spread = workers != 0 and (len(runs) > 1 or in_thread)
     away, stay, tied = [], [], []
     for job in jobs:
         travels = spread and all(can_travel(j.run) for j in (job, *job.forks))
@@ -235,15 +251,29 @@ def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
     if away:
         warm = all(describes_itself(run) for run in runs)
         # Closed before the pool is given back: whatever its workers still do must have ended by then.
-        with _pool(min(workers or cores(), 64), warm=warm) as pool, closing(pool.work(away)) as told:
+        limit = min(workers or cores(), 64)
+        with _pool(warm=warm) as pool, closing(pool.work(away, limit)) as told:
             for number, news in told:
-                if isinstance(news, Exception):
+                if isinstance(news, BaseException):
                     raise news
                 yield number, news
-    for head in stay:
-        waiting = {job.number: job for job in head.forks or (head,)}
-        for ready in list(lead(head)) if head.forks else [Ready(head.number)]:
-            yield from ((ready.number, row) for row in work(waiting[ready.number]))
+    if stay:
+        yield from _trained_here(stay)
+
+
+def _trained_here(jobs: list[Job]) -> Iterator[tuple[int, Row]]:
+    """Train jobs one after another in this process."""
+    watchdog = Watchdog()
+    with watchdog.in_background():
+        for head in jobs:
+            waiting = {job.number: job for job in head.forks or (head,)}
+            watchdog.start("here", head.run)
+            for ready in list(lead(head)) if head.forks else [Ready(head.number)]:
+                watchdog.start("here", waiting[ready.number].run)
+                for row in work(waiting[ready.number]):
+                    watchdog.heard("here", row.epoch)
+                    yield ready.number, row
+                    watchdog.heard("here")  # the caller's own code may have taken long
 
 
 _WARM: list[Pool] = []
@@ -262,7 +292,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def _pool(workers: int, *, warm: bool) -> Generator[Pool, None, None]:
+def _pool(*, warm: bool) -> Generator[Pool, None, None]:
     """Lend a pool to one caller at a time; importing torch takes a worker two seconds, so one is kept warm.
 
     Code of a user's own may change between two calls, in a notebook say, so it gets new workers each time.
@@ -271,10 +301,7 @@ def _pool(workers: int, *, warm: bool) -> Generator[Pool, None, None]:
         A pool nobody else uses.
     """
     with _LOCK:
-        kept = [_WARM.pop()] if warm and _WARM else []
-    if kept and len(kept[0]) != workers:
-        kept.pop().close()
-    pool = kept[0] if kept else Pool(workers)
+        pool = _WARM.pop() if warm and _WARM else Pool()
     try:
         yield pool
     finally:

@@ -6,7 +6,6 @@ import csv
 import inspect
 import io
 import json
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -27,6 +26,7 @@ from flooding.ledger import Ledger
 from flooding.loop import Row, train
 from flooding.problem import SESSION, Problem, Record, Run, Score, unchanged
 from flooding.report.document import write
+from flooding.scratch import scratch_folder
 from flooding.strategies import Found, Strategy
 from flooding.strategies.advisor import advise
 from flooding.strategies.finder import finder
@@ -233,8 +233,8 @@ def _session(problem: Problem, seed: int, ledger: str | Path | None) -> Generato
     if trajectory(Run(problem, seed=seed)) is not None:
         yield problem, ledger
         return
-    with tempfile.TemporaryDirectory(prefix="flooding-") as folder:
-        yield replace(problem, key=f"{SESSION}{uuid.uuid4()}"), Path(folder) / "ledger.sqlite"
+    with scratch_folder() as folder:
+        yield replace(problem, key=f"{SESSION}{uuid.uuid4()}"), folder / "ledger.sqlite"
 
 
 @dataclass(frozen=True)

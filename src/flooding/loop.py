@@ -25,6 +25,7 @@ from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
 from flooding.levels import Seen
 from flooding.losses import Excess, Flooding, PerClass, PerExample, Teacher, WaveBound, example_weight, objective
+from flooding.numerics import LOCK, capture_settings, pinned, without_contexts
 from flooding.problem import Problem, Record, Run, merit, seeded, stream, unchanged
 
 __all__ = ["ENGINE", "Row", "fingerprint", "mean_level", "train", "unreduced"]
@@ -65,6 +66,7 @@ def train(
     first_flooded: bool = False,
     resume: Mapping[str, Any] | None = None,
     conclude: bool = True,
+    settings: Mapping[str, Any] | None = None,
 ) -> Generator[Row, bool | None, None]:
     """Train Runs one after another and yield a row per epoch, the first before training.
 
@@ -80,6 +82,8 @@ def train(
         resume: A :attr:`Row.snapshot` of the same Run, or of a shorter one: what follows is bit-identical to what
             would have followed. The rows up to there are told again.
         conclude: Whether the last row has a Record, which takes passes over the test split.
+        settings: Torch's global settings to train under, see :func:`flooding.numerics.capture_settings`; None is those
+            in force when a Run starts. Enclosing contexts (``autocast``, ``no_grad``, a default device) have no effect.
 
     Yields:
         A row per epoch.
@@ -94,7 +98,8 @@ def train(
         [0, 1, 2]
     """
     for run in [runs] if isinstance(runs, Run) else runs:
-        yield from _train(run, torch.device(device), threads, first_flooded, resume, conclude)
+        surroundings = _Surroundings.now(threads, torch.device(device), settings)
+        yield from _train(run, surroundings, first_flooded, resume, conclude)
 
 
 @dataclass
@@ -122,11 +127,11 @@ class _State:
 
 
 def _train(
-    run: Run, device: torch.device, threads: int, keep: bool, resume: Mapping[str, Any] | None, conclude: bool
+    run: Run, surroundings: _Surroundings, keep: bool, resume: Mapping[str, Any] | None, conclude: bool
 ) -> Generator[Row, bool | None, None]:
     began, tick = time.time(), time.perf_counter()
-    with unchanged(), _undisturbed(threads):
-        splits, state = _start(run, device)
+    with unchanged(), _undisturbed(surroundings):
+        splits, state = _start(run, surroundings.device)
     state.seconds = time.perf_counter() - tick
     if resume is not None:
         _restore(run, state, resume)
@@ -136,7 +141,7 @@ def _train(
         if epoch < len(past):
             values = past[epoch]
         else:
-            with _undisturbed(threads, state):
+            with _undisturbed(surroundings, state):
                 values = _epoch(run, state, splits.train, epoch, keep) if epoch else _before(run.problem, state, splits)
                 values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.problem.horizon)
                 _conclude(run, state, values, epoch)
@@ -148,7 +153,7 @@ def _train(
     if not conclude:
         return
     end = None if _snapshot(state, epoch) is None or epoch == run.problem.horizon else _state(state, copied=True)
-    with _undisturbed(threads, state):
+    with _undisturbed(surroundings, state):
         record = _record(run, state, splits)
     told = {"began": began, "seconds": round(state.seconds, 3), "epochs_trained": state.trained}
     told["val_examples"] = len(splits.val)
@@ -537,9 +542,10 @@ def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) 
         What the Run's Record carries as ``fingerprint``.
     """
     until = replace(run, problem=replace(run.problem, test_curve=None), until=1)
-    with unchanged(), _undisturbed(threads):
+    surroundings = _Surroundings.now(threads, torch.device(device))
+    with unchanged(), _undisturbed(surroundings):
         splits, state = _start(until, torch.device(device))
-    with _undisturbed(threads, state), torch.no_grad():
+    with _undisturbed(surroundings, state), torch.no_grad():
         index = _order(run, splits.train, 1)[0]
         state.model.train()
         x, y = map_tensors(lambda t: _taken(t, index), splits.train.x), _taken(splits.train.y, index)
@@ -559,23 +565,40 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {n: t.detach().clone() if isinstance(t, Tensor) else copy.deepcopy(t) for n, t in weights.items()}
 
 
+class _Surroundings(NamedTuple):
+    """What of torch's global state a Run trains under, whatever the caller changes meanwhile."""
+
+    threads: int
+    dtype: torch.dtype
+    settings: Mapping[str, Any]  # see flooding.numerics
+    device: torch.device
+
+    @staticmethod
+    def now(threads: int, device: torch.device, settings: Mapping[str, Any] | None = None) -> _Surroundings:
+        """Take those in force now, but for the given ones."""
+        settings = capture_settings() if settings is None else settings
+        return _Surroundings(threads, torch.get_default_dtype(), settings, device)
+
+
 @contextmanager
-def _undisturbed(threads: int, state: _State | None = None) -> Generator[None, None, None]:
-    """Work with the Run's threads and generator, then give the caller's back."""
-    device = torch.device("cpu") if state is None else state.device
-    before, outside, tick = torch.get_num_threads(), _generators(device), time.perf_counter()
-    if before != threads:
-        torch.set_num_threads(threads)
-    if state is not None:
-        _set_generators(state.generator, device)
-    try:
-        yield
-    finally:
+def _undisturbed(surroundings: _Surroundings, state: _State | None = None) -> Generator[None, None, None]:
+    """Work with the Run's threads, settings and generator while no other thread does, then give the caller's back."""
+    threads, dtype, settings, device = surroundings
+    with LOCK, pinned(settings), without_contexts(device):
+        before, outside, tick = torch.get_num_threads(), _generators(device), time.perf_counter()
+        caller_dtype = torch.get_default_dtype()
+        torch.set_num_threads(threads)  # always: torch's own number may not be that of its libraries
+        torch.set_default_dtype(dtype)
         if state is not None:
-            state.generator = _generators(device)
-            state.seconds += time.perf_counter() - tick
-        _set_generators(outside, device)
-        if before != threads:
+            _set_generators(state.generator, device)
+        try:
+            yield
+        finally:
+            if state is not None:
+                state.generator = _generators(device)
+                state.seconds += time.perf_counter() - tick
+            _set_generators(outside, device)
+            torch.set_default_dtype(caller_dtype)
             torch.set_num_threads(before)
 
 

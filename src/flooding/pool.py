@@ -2,8 +2,12 @@
 
 ``multiprocessing`` is not used: its spawned children import the caller's script again (a script without a
 ``__main__`` guard then runs itself without end), its executor breaks every pending future when one worker is killed,
-and its pool hangs. Here a worker is a plain Python process that calls
-:func:`serve`; it leaves when its pipe from the parent closes.
+and its pool hangs. Here a worker is a plain Python process that calls :func:`serve`; it leaves when its pipe from the
+parent closes, or its parent is gone.
+
+The user's code in a worker may fork, start processes and threads, print and read. So the protocol uses file descriptors
+of its own and no Python object that a forked child could wait for: standard input is empty, and standard output and
+error go to the parent, which passes them on and remembers the end of them for its errors.
 """
 
 from __future__ import annotations
@@ -11,10 +15,12 @@ from __future__ import annotations
 import atexit
 import collections
 import contextlib
+import faulthandler
 import json
 import os
 import pickle
 import queue
+import select
 import signal
 import struct
 import subprocess
@@ -25,7 +31,7 @@ import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,14 +40,19 @@ from flooding.ledger import Ledger
 from flooding.loop import Row, fingerprint, train
 from flooding.problem import Record, Run, is_promised
 from flooding.sharing import Trunk, past
+from flooding.watchdog import Watchdog
 
 __all__ = ["Job", "Pool", "Ready", "can_travel", "lead", "serve", "work"]
 
 _ATTEMPTS = 5  # deaths in a row without getting any further than before
+_HEARTBEAT = 5.0  # seconds between two signs of life of a Run whose rows nobody wants
+_ORPHAN_CHECK = 1.0  # seconds between two looks of a worker whether its parent is there
+_STDERR_TAIL = 2000  # characters of a worker's output that an error quotes
 # Ctrl-C is the parent's to handle, also while a worker still imports.
 _START = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from flooding.pool import serve; serve()"
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from flooding.pool import serve; serve(int(sys.argv[2]))"
 )
 
 
@@ -57,6 +68,7 @@ class Job(NamedTuple):
     threads: int = 1
     first_flooded: bool = False
     dtype: torch.dtype = torch.float32
+    settings: dict[str, Any] = {}  # ruff: ignore[mutable-class-default] -- torch's, see flooding.numerics; never changed
     folder: str | None = None  # of checkpoints
     quiet: bool = False  # nobody wants rows but the last
     forks: tuple[Job, ...] = ()  # if there are any, the Run is their trunk and has no Record of its own
@@ -74,25 +86,22 @@ class Ready(NamedTuple):
 
 
 class Pool:
-    """Worker processes, kept warm between calls.
+    """Worker processes, kept warm between calls and started when there is work for them."""
 
-    Args:
-        workers: How many, at least 1.
-    """
-
-    def __init__(self, workers: int) -> None:
+    def __init__(self) -> None:
         self._news: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
-        self._workers = [_Worker(self._news) for _ in range(workers)]
+        self._workers: list[_Worker] = []
         atexit.register(self.close)
 
     def __len__(self) -> int:
         return len(self._workers)
 
-    def work(self, jobs: Sequence[Job]) -> Generator[tuple[int, Row | Exception], None, None]:
-        """Train Runs on all workers and pass on what they tell, in the order it happens.
+    def work(self, jobs: Sequence[Job], workers: int) -> Generator[tuple[int, Row | BaseException], None, None]:
+        """Train Runs on several workers and pass on what they tell, in the order it happens.
 
         Args:
             jobs: The Runs, longest first if they differ.
+            workers: How many may work at a time, at least 1; never more are used than there are Runs.
 
         Yields:
             The number of a job, and a row or an exception. The last row of a job carries its Record; trunks have no
@@ -103,23 +112,34 @@ class Pool:
         """
         waiting, busy, died = list(reversed(jobs)), {}, collections.Counter()
         furthest: dict[str, int] = {}
+        watchdog = Watchdog()
+        limit = min(workers, sum(len(job.forks) or 1 for job in jobs))
+        while len(self._workers) < limit:  # at once, since a worker takes two seconds to start
+            self._workers.append(_Worker(self._news))
         try:
-            self._deal(waiting, busy)
+            self._deal(waiting, busy, limit, watchdog)
             while busy:
-                worker, news = self._news.get()
+                try:
+                    worker, news = self._news.get(timeout=watchdog.seconds_left())
+                except queue.Empty:
+                    watchdog.report()
+                    continue
                 if worker not in busy:
                     continue
+                watchdog.report()  # also where another run has news all the time
                 job = busy[worker]
                 if news is None:  # the worker died
                     died[job.name] += 1
                     if died[job.name] == _ATTEMPTS:
                         raise RuntimeError(
                             f"a worker died {_ATTEMPTS} times on the run with level {job.run.level} and seed "
-                            f"{job.run.seed}. Look above for what it said; is there memory?"
+                            f"{job.run.seed}: {worker.cause_of_death()}"
                         )
-                    self._give(worker, busy.pop(worker), busy)
+                    watchdog.stop(worker)
+                    self._give(worker, busy.pop(worker), busy, watchdog)
                     continue
-                ended = isinstance(news, Exception)
+                watchdog.heard(worker)
+                ended = isinstance(news, BaseException)
                 if ended:
                     yield job.number, news
                 for item in [] if ended else news:
@@ -127,6 +147,7 @@ class Pool:
                     if reached > furthest.get(job.name, -(1 << 30)):
                         furthest[job.name], died[job.name] = reached, 0
                     if not isinstance(item, Ready):
+                        watchdog.heard(worker, item.epoch)
                         yield job.number, replace(item, run=job.run)
                         ended = item.record is not None
                     else:
@@ -135,21 +156,23 @@ class Pool:
                         busy[worker], ended = job, not job.forks
                 if ended:
                     busy.pop(worker)
-                self._deal(waiting, busy)
+                    watchdog.stop(worker)
+                self._deal(waiting, busy, limit, watchdog)
         finally:
             for worker in busy:  # left early: what these still do concerns nobody
                 self._replace(worker)
 
-    def _deal(self, waiting: list[Job], busy: dict[_Worker, Job]) -> None:
+    def _deal(self, waiting: list[Job], busy: dict[_Worker, Job], limit: int, watchdog: Watchdog) -> None:
         """Give what waits to whoever has nothing to do."""
         for worker in list(self._workers):
-            if waiting and worker not in busy:
-                self._give(worker, waiting.pop(), busy)
+            if waiting and worker not in busy and len(busy) < limit:
+                self._give(worker, waiting.pop(), busy, watchdog)
 
-    def _give(self, worker: _Worker, job: Job, busy: dict[_Worker, Job]) -> None:
+    def _give(self, worker: _Worker, job: Job, busy: dict[_Worker, Job], watchdog: Watchdog) -> None:
         if worker.gone:  # perhaps long ago, while it had nothing to do
             worker = self._replace(worker)
         busy[worker] = job
+        watchdog.start(worker, job.run)
         worker.send(job)
 
     def _replace(self, worker: _Worker) -> _Worker:
@@ -159,7 +182,7 @@ class Pool:
         return fresh
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers and every process that they started."""
         for worker in self._workers:
             worker.end()
         self._workers = []
@@ -167,20 +190,28 @@ class Pool:
 
 
 class _Worker:
-    """One child process and the thread that reads what it tells."""
+    """One child process, and the threads that read what it tells and what it prints."""
 
     def __init__(self, news: queue.SimpleQueue) -> None:
         # One thread each from the start: two workers of one thread beat one of two, and OpenMP reads this only once.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             # -P and the path first: files in the working directory must not stand in for modules.
-            [sys.executable, "-P", "-c", _START, json.dumps(_path())],
+            [sys.executable, "-P", "-c", _START, json.dumps(_path()), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
             env=environment,
+            start_new_session=True,  # a group of its own, which ends with it: whatever the user's code started
         )
+        self._creator = os.getpid()
+        self._tail = ""
         self.gone = False
         threading.Thread(target=self._listen, args=(news,), daemon=True).start()
+        self._echo = threading.Thread(target=self._pass_on, daemon=True)
+        self._echo.start()
+        threading.Thread(target=self._bury, daemon=True).start()
 
     def _listen(self, news: queue.SimpleQueue) -> None:
         pipe = self._process.stdout
@@ -188,37 +219,85 @@ class _Worker:
         try:
             with pipe, contextlib.suppress(EOFError, OSError):
                 while True:
-                    news.put((self, pickle.loads(_read(pipe))))
+                    news.put((self, _unpacked(_read(pipe.fileno()))))
         finally:
             self.gone = True
             news.put((self, None))
 
+    def _pass_on(self) -> None:
+        """Pass what the worker prints on to this process's standard error, and remember the end of it."""
+        pipe = self._process.stderr
+        assert pipe is not None
+        with pipe, contextlib.suppress(OSError):
+            while part := os.read(pipe.fileno(), 1 << 16):
+                text = part.decode(errors="replace")
+                self._tail = (self._tail + text)[-_STDERR_TAIL:]
+                with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or None
+                    sys.stderr.write(text)
+                    sys.stderr.flush()
+
+    def _bury(self) -> None:
+        """End what the worker started when the worker itself has ended: its pipes close with the last of them."""
+        if hasattr(os, "waitid"):
+            with contextlib.suppress(OSError):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+                self._kill()  # before it is reaped: until then its group has its number
+        self._process.wait()
+
+    def _kill(self) -> None:
+        if self._process.returncode is not None or os.getpid() != self._creator:
+            return
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self._process.kill()
+
     def send(self, job: Job) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it just died: the listening thread says so
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it just died: the listening thread says so
             # The path and the folder go along: either may have changed since the worker started.
-            _write(self._process.stdin, (_path(), os.getcwd(), pickle.dumps(job)))
+            _write(self._process.stdin.fileno(), pickle.dumps((_path(), os.getcwd(), pickle.dumps(job))))
+
+    def cause_of_death(self) -> str:
+        """Say how the worker ended, and what it said last."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        self._echo.join(timeout=1)
+        code = self._process.returncode
+        if code is not None and code < 0:
+            cause = f"killed by {signal.Signals(-code).name}"
+            cause += "; is there memory?" if code == -signal.SIGKILL else ""
+        else:
+            cause = f"it ended with exit code {code}"
+        tail = self._tail.strip()
+        return f"{cause}. It printed last:\n{tail}" if tail else f"{cause}. It printed nothing."
 
     def end(self) -> None:
-        self._process.kill()
+        self._kill()
         self._process.wait()
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # type: ignore[union-attr]
 
 
-def _write(pipe: IO[bytes] | None, thing: Any) -> None:
-    assert pipe is not None
-    packed = pickle.dumps(thing)
-    pipe.write(struct.pack("<Q", len(packed)) + packed)
-    pipe.flush()
+def _write(descriptor: int, message: bytes) -> None:
+    """Write a message with its length before it."""
+    rest = memoryview(struct.pack("<Q", len(message)) + message)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
-def _read(pipe: IO[bytes]) -> bytes:
-    head = pipe.read(8)
-    size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-    body = pipe.read(size)
-    if len(head) < 8 or len(body) < size:  # whoever wrote died, perhaps in the middle
-        raise EOFError
-    return body
+def _read(descriptor: int) -> bytes:
+    """Read a message; EOFError where whoever wrote it died, perhaps in the middle."""
+    (size,) = struct.unpack("<Q", _read_exactly(descriptor, 8))
+    return _read_exactly(descriptor, size)
+
+
+def _read_exactly(descriptor: int, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        part = os.read(descriptor, min(size - len(parts), 1 << 20))
+        if not part:
+            raise EOFError
+        parts += part
+    return bytes(parts)
 
 
 def _path() -> list[str]:
@@ -289,7 +368,8 @@ def _trained(job: Job, ledger: Ledger | None) -> Iterator[Row]:
             "has others: the problem changed. Change its key too."
         )
     first = job.first_flooded
-    rows = train(job.run, device=job.device, threads=job.threads, first_flooded=first, resume=resume)
+    how: dict[str, Any] = {"device": job.device, "threads": job.threads, "settings": job.settings}
+    rows = train(job.run, first_flooded=first, resume=resume, **how)
     pace = None if files is None else Pace(files, job.name)
     if ledger is not None:
         ledger.start(job.name, job.run.epochs)
@@ -362,7 +442,8 @@ def _lead(job: Job, files: Checkpoints) -> Iterator[Ready]:
         if any(True for row in past(run, resume) for _ in again.follow(row)):
             resume = None  # somebody new leaves before it
     pace = Pace(files, job.name)
-    for row in train(run, device=job.device, threads=job.threads, resume=resume, conclude=False):
+    how: dict[str, Any] = {"device": job.device, "threads": job.threads, "settings": job.settings}
+    for row in train(run, resume=resume, conclude=False, **how):
         parting = list(trunk.follow(row))
         for number, epoch, state in parting:
             if state is not None:
@@ -375,20 +456,28 @@ def _lead(job: Job, files: Checkpoints) -> Iterator[Ready]:
         pace.see(row)
 
 
-def serve() -> None:
-    """Take jobs from standard input until it closes, and tell rows on standard output: the life of a worker."""
+def serve(parent: int) -> None:
+    """Take jobs from a pipe until it closes, and tell rows on another: the life of a worker.
+
+    Args:
+        parent: Process number of the parent.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    jobs_in, rows_out = _take_over_streams()
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    pipe_in, pipe_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a user's code prints must not end up in the pipe
 
     def listen() -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
-                jobs.put(_read(pipe_in))
-        os._exit(0)  # the parent is gone, or wants us gone: at once, also in the middle of an epoch
+                # A process that the parent forked may hold the pipe open after the parent's end.
+                while os.name == "posix" and not select.select([jobs_in], [], [], _ORPHAN_CHECK)[0]:
+                    if os.getppid() != parent:
+                        _leave_at_once()
+                jobs.put(_read(jobs_in))
+        _leave_at_once()  # the parent is gone, or wants us gone
 
     threading.Thread(target=listen, daemon=True).start()
+    owner = os.getpid()
     while True:
         message = jobs.get()
         try:
@@ -397,9 +486,36 @@ def serve() -> None:
             job = pickle.loads(packed)
             torch.set_default_dtype(job.dtype)
             for rows in _gathered(lead(job) if job.forks else work(job), job.quiet):
-                _write(pipe_out, rows)
-        except Exception as error:  # ruff: ignore[blind-except] -- the parent raises it, whatever it is
-            _write(pipe_out, _portable(error))
+                if os.getpid() != owner:  # the user's code forked, and the child came back from it
+                    os._exit(0)
+                _write(rows_out, pickle.dumps(rows))
+        except BaseException as error:  # ruff: ignore[blind-except] -- the parent raises it, whatever it is
+            _write(rows_out, pickle.dumps(_portable(error)))
+
+
+def _take_over_streams() -> tuple[int, int]:
+    """Keep the pipes from and to the parent for the protocol, and give the user's code others.
+
+    Returns:
+        The descriptors to read jobs from and to write rows to.
+    """
+    jobs_in, rows_out = os.dup(0), os.dup(1)  # not inherited by programs that the user's code starts
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    sys.stdin = open(os.devnull, encoding="utf-8")  # ruff: ignore[open-file-with-context-handler] -- for good
+    os.dup2(2, 1)  # what a user's code prints must not end up in the pipe
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what was printed is seen, also of a death
+    faulthandler.enable()
+    return jobs_in, rows_out
+
+
+def _leave_at_once() -> None:
+    """End this process and all it started, also in the middle of an epoch."""
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
 
 
 def _gathered(rows: Iterator[Row] | Iterator[Ready], quiet: bool, seconds: float = 0.1) -> Iterator[list[Row | Ready]]:
@@ -408,6 +524,9 @@ def _gathered(rows: Iterator[Row] | Iterator[Ready], quiet: bool, seconds: float
     for row in rows:
         urgent = isinstance(row, Ready) or row.record is not None
         if quiet and not urgent:
+            if time.monotonic() - told > _HEARTBEAT:
+                yield []
+                told = time.monotonic()
             continue
         if isinstance(row, Row):
             record = None if row.record is None else replace(row.record, run=None)
@@ -418,10 +537,33 @@ def _gathered(rows: Iterator[Row] | Iterator[Ready], quiet: bool, seconds: float
             bundle, told = [], time.monotonic()
 
 
-def _portable(error: Exception) -> Exception:
-    error.add_note("".join(traceback.format_exception(error)))
+class _Failure(NamedTuple):
+    """An exception on its way to the parent, which may not be able to rebuild it."""
+
+    packed: bytes | None
+    summary: str
+    trace: str
+
+
+def _portable(error: BaseException) -> _Failure:
+    trace = "".join(traceback.format_exception(error))
+    summary = f"{type(error).__name__}: {error}"
     try:
-        pickle.loads(pickle.dumps(error))
+        packed = pickle.dumps(error)
+        pickle.loads(packed)
     except Exception:  # ruff: ignore[blind-except] -- exceptions with odd constructors
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        packed = None
+    return _Failure(packed, summary, trace)
+
+
+def _unpacked(message: bytes) -> Any:
+    """Read rows or an exception that a worker sent."""
+    news = pickle.loads(message)
+    if not isinstance(news, _Failure):
+        return news
+    try:
+        error = pickle.loads(news.packed) if news.packed is not None else RuntimeError(news.summary)
+    except Exception:  # ruff: ignore[blind-except] -- its class is not to be found here
+        error = RuntimeError(news.summary)
+    error.add_note(f"In a worker process:\n{news.trace}")
     return error

@@ -13,7 +13,7 @@ import numbers
 import random
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from flooding.data import Splits, sha256
 from flooding.losses import Flooding, Method, PerClass, PerExample, WaveBound
+from flooding.numerics import LOCK, cuda_devices, fork_generators, without_contexts
 
 __all__ = [
     "NotKeyable",
@@ -177,15 +178,16 @@ class Problem:
         """
         if isinstance(self.data, Splits):
             return self.data
-        try:
-            told = json.dumps(describe(self.data), sort_keys=True)
-        except NotKeyable:  # a callable of the user's own may read what has changed since
-            return self.data(seed=seed)
-        if (told, seed) not in _SPLITS:
-            while len(_SPLITS) >= _KEPT_SPLITS:
-                del _SPLITS[next(iter(_SPLITS))]
-            _SPLITS[told, seed] = self.data(seed=seed)
-        return _SPLITS[told, seed]
+        with LOCK, without_contexts(torch.device("cpu")):
+            try:
+                config = json.dumps(describe(self.data), sort_keys=True)
+            except NotKeyable:  # a callable of the user's own may read what has changed since
+                return self.data(seed=seed)
+            if (config, seed) not in _SPLITS:
+                while len(_SPLITS) >= _KEPT_SPLITS:
+                    del _SPLITS[next(iter(_SPLITS))]
+                _SPLITS[config, seed] = self.data(seed=seed)
+            return _SPLITS[config, seed]
 
     def build(self, seed: int) -> nn.Module:
         """Build the model of a seed, leaving torch's generator as it was.
@@ -198,7 +200,7 @@ class Problem:
         """
         if isinstance(self.model, nn.Module):
             return copy.deepcopy(self.model).train()
-        with seeded(stream(seed, "model")):
+        with seeded(stream(seed, "model")), without_contexts(torch.device("cpu")):
             return self.model().train()
 
 
@@ -578,13 +580,9 @@ def seeded(seed: int) -> Generator[None, None, None]:
     Yields:
         Nothing.
     """
-    with torch.random.fork_rng(devices=_cuda_in_use()):
+    with fork_generators():
         torch.manual_seed(seed)
         yield
-
-
-def _cuda_in_use() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 @contextmanager
@@ -594,10 +592,13 @@ def unchanged() -> Generator[None, None, None]:
     Yields:
         Nothing.
     """
-    drawn, python = np.random.get_state(), random.getstate()  # noqa: NPY002 -- users' code draws from it
+    with LOCK, ExitStack() as before:  # no other thread is in the middle of an epoch
+        before.callback(random.setstate, random.getstate())
+        before.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 -- users draw from it
+        before.enter_context(torch.random.fork_rng(devices=cuda_devices()))
+        restore = before.pop_all()
     try:
-        with torch.random.fork_rng(devices=_cuda_in_use()):
-            yield
+        yield
     finally:
-        np.random.set_state(drawn)  # noqa: NPY002
-        random.setstate(python)
+        with LOCK:
+            restore.close()

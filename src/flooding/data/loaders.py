@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flooding.data import Split, Splits, map_tensors
+from flooding.numerics import fork_generators
 
 __all__ = ["gather", "splits"]
 
@@ -52,7 +53,7 @@ def gather(source: Any) -> Split:
         >>> len(gather(TensorDataset(torch.zeros(7, 3), torch.arange(7))))
         7
     """
-    with torch.random.fork_rng(devices=[]):
+    with fork_generators():
         batches = [_parted(batch) for batch in _batches(source)]
     if not batches:
         raise ValueError("a split must hold at least one example, but the data gave no batch. Give it more data.")
