@@ -353,8 +353,9 @@ def test_a_message_cut_off_in_the_middle_is_a_death_and_not_a_wait():
     from flooding.pool import _read, _write
 
     read, write = os.pipe()
+    message = struct.pack("<Q", 1000) + b"x" * 1000
     _write(write, b"x" * 1000)
-    assert os.read(read, 10_000) == (message := struct.pack("<Q", 1000) + b"x" * 1000)
+    assert os.read(read, 10_000) == message
     os.close(write)
     os.close(read)
     for size in (0, 4, 500):

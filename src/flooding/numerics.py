@@ -32,9 +32,16 @@ __all__ = [
 ]
 
 LOCK = threading.RLock()
-if hasattr(os, "register_at_fork"):
+
+
+def _renew_lock() -> None:
     # Another thread may hold it in the moment of a fork, and will never give it back in the child.
-    os.register_at_fork(after_in_child=LOCK._at_fork_reinit)  # type: ignore[attr-defined]
+    if not LOCK._is_owned():  # type: ignore[attr-defined]
+        LOCK._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 # Variables that choose other kernels of torch when it starts.
 _VARIABLES = (

@@ -478,6 +478,12 @@ def serve(parent: int) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     owner = os.getpid()
+
+    def send(news: Any) -> None:
+        if os.getpid() != owner:  # the user's code forked, and the child came back from it
+            os._exit(0)
+        _write(rows_out, pickle.dumps(news))
+
     while True:
         message = jobs.get()
         try:
@@ -486,11 +492,9 @@ def serve(parent: int) -> None:
             job = pickle.loads(packed)
             torch.set_default_dtype(job.dtype)
             for rows in _gathered(lead(job) if job.forks else work(job), job.quiet):
-                if os.getpid() != owner:  # the user's code forked, and the child came back from it
-                    os._exit(0)
-                _write(rows_out, pickle.dumps(rows))
+                send(rows)
         except BaseException as error:  # ruff: ignore[blind-except] -- the parent raises it, whatever it is
-            _write(rows_out, pickle.dumps(_portable(error)))
+            send(_portable(error))
 
 
 def _take_over_streams() -> tuple[int, int]:
