@@ -44,6 +44,31 @@ def regression(**changes):
     return Problem(**given | {"optimizer": adam, "horizon": 6} | changes)
 
 
+def wide(**changes):
+    """A network large enough for the kernels that a lower precision chooses, with denormal inputs."""
+    x = torch.randn(120, 64, generator=torch.Generator().manual_seed(0))
+    x[:, 0] *= 1e-40
+    y = (x[:, 1] > 0).long()
+    parts = Splits(Split(x[:60], y[:60]), Split(x[60:], y[60:]))
+    layers = partial(Encoder, 64)
+    return small(**{"data": parts, "model": layers, "optimizer": adam, "horizon": 2, "key": "wide"} | changes)
+
+
+class Encoder(torch.nn.Module):
+    """Linear layers, attention and an einsum of three."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first = torch.nn.Linear(width, 128)
+        self.attention = torch.nn.TransformerEncoderLayer(128, 4, 64, batch_first=True, dropout=0.1)
+        self.mix = torch.nn.Parameter(torch.eye(128) / 128)
+        self.last = torch.nn.Linear(128, 2)
+
+    def forward(self, x):
+        hidden = self.attention(torch.relu(self.first(x))[:, None])[:, 0]
+        return self.last(torch.einsum("bi,ij,jk->bk", hidden, self.mix, self.mix) + x[:, :1].sum())
+
+
 def noisy(x):
     """Augment with torch's generator."""
     return x + 0.1 * torch.randn_like(x)
