@@ -14,7 +14,7 @@ import pytest
 
 import hostile
 from flooding import Run, evaluate, find_level, train
-from flooding.pool import Job, Pool, _Failure, _gathered, _unpacked
+from flooding.pool import Job, Pool, _Failure, _gathered, _unpickle_news
 from small import normed, small
 
 
@@ -125,7 +125,7 @@ def test_an_exit_in_a_worker_is_an_exit_of_the_search():
 
 
 def test_an_error_that_cannot_be_rebuilt_here_is_told_all_the_same():
-    error = _unpacked(pickle.dumps(_Failure(b"nonsense", "OddError: text", "its traceback")))
+    error = _unpickle_news(pickle.dumps(_Failure(b"nonsense", "OddError: text", "its traceback")))
     assert isinstance(error, RuntimeError)
     assert str(error) == "OddError: text"
     assert "its traceback" in error.__notes__[0]

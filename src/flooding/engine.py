@@ -271,9 +271,9 @@ def _trained_here(jobs: list[Job]) -> Iterator[tuple[int, Row]]:
             for ready in list(lead(head)) if head.forks else [Ready(head.number)]:
                 watchdog.start("here", waiting[ready.number].run)
                 for row in work(waiting[ready.number]):
-                    watchdog.heard("here", row.epoch)
+                    watchdog.feed("here", row.epoch)
                     yield ready.number, row
-                    watchdog.heard("here")  # the caller's own code may have taken long
+                    watchdog.feed("here")  # the caller's own code may have taken long
 
 
 _WARM: list[Pool] = []

@@ -98,8 +98,8 @@ def train(
         [0, 1, 2]
     """
     for run in [runs] if isinstance(runs, Run) else runs:
-        surroundings = _Surroundings.now(threads, torch.device(device), settings)
-        yield from _train(run, surroundings, first_flooded, resume, conclude)
+        global_state = _GlobalState.capture(threads, torch.device(device), settings)
+        yield from _train(run, global_state, first_flooded, resume, conclude)
 
 
 @dataclass
@@ -127,11 +127,11 @@ class _State:
 
 
 def _train(
-    run: Run, surroundings: _Surroundings, keep: bool, resume: Mapping[str, Any] | None, conclude: bool
+    run: Run, global_state: _GlobalState, keep: bool, resume: Mapping[str, Any] | None, conclude: bool
 ) -> Generator[Row, bool | None, None]:
     began, tick = time.time(), time.perf_counter()
-    with unchanged(), _undisturbed(surroundings):
-        splits, state = _start(run, surroundings.device)
+    with unchanged(), _undisturbed(global_state):
+        splits, state = _start(run, global_state.device)
     state.seconds = time.perf_counter() - tick
     if resume is not None:
         _restore(run, state, resume)
@@ -141,7 +141,7 @@ def _train(
         if epoch < len(past):
             values = past[epoch]
         else:
-            with _undisturbed(surroundings, state):
+            with _undisturbed(global_state, state):
                 values = _epoch(run, state, splits.train, epoch, keep) if epoch else _before(run.problem, state, splits)
                 values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.problem.horizon)
                 _conclude(run, state, values, epoch)
@@ -153,7 +153,7 @@ def _train(
     if not conclude:
         return
     end = None if _snapshot(state, epoch) is None or epoch == run.problem.horizon else _state(state, copied=True)
-    with _undisturbed(surroundings, state):
+    with _undisturbed(global_state, state):
         record = _record(run, state, splits)
     told = {"began": began, "seconds": round(state.seconds, 3), "epochs_trained": state.trained}
     told["val_examples"] = len(splits.val)
@@ -542,10 +542,10 @@ def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) 
         What the Run's Record carries as ``fingerprint``.
     """
     until = replace(run, problem=replace(run.problem, test_curve=None), until=1)
-    surroundings = _Surroundings.now(threads, torch.device(device))
-    with unchanged(), _undisturbed(surroundings):
+    global_state = _GlobalState.capture(threads, torch.device(device))
+    with unchanged(), _undisturbed(global_state):
         splits, state = _start(until, torch.device(device))
-    with _undisturbed(surroundings, state), torch.no_grad():
+    with _undisturbed(global_state, state), torch.no_grad():
         index = _order(run, splits.train, 1)[0]
         state.model.train()
         x, y = map_tensors(lambda t: _taken(t, index), splits.train.x), _taken(splits.train.y, index)
@@ -565,7 +565,7 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {n: t.detach().clone() if isinstance(t, Tensor) else copy.deepcopy(t) for n, t in weights.items()}
 
 
-class _Surroundings(NamedTuple):
+class _GlobalState(NamedTuple):
     """What of torch's global state a Run trains under, whatever the caller changes meanwhile."""
 
     threads: int
@@ -574,16 +574,16 @@ class _Surroundings(NamedTuple):
     device: torch.device
 
     @staticmethod
-    def now(threads: int, device: torch.device, settings: Mapping[str, Any] | None = None) -> _Surroundings:
+    def capture(threads: int, device: torch.device, settings: Mapping[str, Any] | None = None) -> _GlobalState:
         """Take those in force now, but for the given ones."""
         settings = capture_settings() if settings is None else settings
-        return _Surroundings(threads, torch.get_default_dtype(), settings, device)
+        return _GlobalState(threads, torch.get_default_dtype(), settings, device)
 
 
 @contextmanager
-def _undisturbed(surroundings: _Surroundings, state: _State | None = None) -> Generator[None, None, None]:
+def _undisturbed(global_state: _GlobalState, state: _State | None = None) -> Generator[None, None, None]:
     """Work with the Run's threads, settings and generator while no other thread does, then give the caller's back."""
-    threads, dtype, settings, device = surroundings
+    threads, dtype, settings, device = global_state
     with LOCK, pinned(settings), without_contexts(device):
         before, outside, tick = torch.get_num_threads(), _generators(device), time.perf_counter()
         caller_dtype = torch.get_default_dtype()

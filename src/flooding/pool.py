@@ -13,6 +13,7 @@ error go to the parent, which passes them on and remembers the end of them for i
 from __future__ import annotations
 
 import atexit
+import codecs
 import collections
 import contextlib
 import faulthandler
@@ -126,19 +127,20 @@ class Pool:
                     continue
                 if worker not in busy:
                     continue
-                watchdog.report()  # also where another run has news all the time
+                if self._news.empty():  # also where another run has news all the time
+                    watchdog.report()
                 job = busy[worker]
                 if news is None:  # the worker died
                     died[job.name] += 1
                     if died[job.name] == _ATTEMPTS:
                         raise RuntimeError(
                             f"a worker died {_ATTEMPTS} times on the run with level {job.run.level} and seed "
-                            f"{job.run.seed}: {worker.cause_of_death()}"
+                            f"{job.run.seed}: {worker.exit_reason()}"
                         )
                     watchdog.stop(worker)
                     self._give(worker, busy.pop(worker), busy, watchdog)
                     continue
-                watchdog.heard(worker)
+                watchdog.feed(worker)
                 ended = isinstance(news, BaseException)
                 if ended:
                     yield job.number, news
@@ -147,7 +149,7 @@ class Pool:
                     if reached > furthest.get(job.name, -(1 << 30)):
                         furthest[job.name], died[job.name] = reached, 0
                     if not isinstance(item, Ready):
-                        watchdog.heard(worker, item.epoch)
+                        watchdog.feed(worker, item.epoch)
                         yield job.number, replace(item, run=job.run)
                         ended = item.record is not None
                     else:
@@ -160,7 +162,8 @@ class Pool:
                 self._deal(waiting, busy, limit, watchdog)
         finally:
             for worker in busy:  # left early: what these still do concerns nobody
-                self._replace(worker)
+                worker.end()
+                self._workers.remove(worker)
 
     def _deal(self, waiting: list[Job], busy: dict[_Worker, Job], limit: int, watchdog: Watchdog) -> None:
         """Give what waits to whoever has nothing to do."""
@@ -209,9 +212,9 @@ class _Worker:
         self._tail = ""
         self.gone = False
         threading.Thread(target=self._listen, args=(news,), daemon=True).start()
-        self._echo = threading.Thread(target=self._pass_on, daemon=True)
-        self._echo.start()
-        threading.Thread(target=self._bury, daemon=True).start()
+        self._stderr_thread = threading.Thread(target=self._forward_stderr, daemon=True)
+        self._stderr_thread.start()
+        threading.Thread(target=self._reap, daemon=True).start()
 
     def _listen(self, news: queue.SimpleQueue) -> None:
         pipe = self._process.stdout
@@ -219,24 +222,25 @@ class _Worker:
         try:
             with pipe, contextlib.suppress(EOFError, OSError):
                 while True:
-                    news.put((self, _unpacked(_read(pipe.fileno()))))
+                    news.put((self, _unpickle_news(_read(pipe.fileno()))))
         finally:
             self.gone = True
             news.put((self, None))
 
-    def _pass_on(self) -> None:
+    def _forward_stderr(self) -> None:
         """Pass what the worker prints on to this process's standard error, and remember the end of it."""
         pipe = self._process.stderr
         assert pipe is not None
+        decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         with pipe, contextlib.suppress(OSError):
             while part := os.read(pipe.fileno(), 1 << 16):
-                text = part.decode(errors="replace")
+                text = decode(part)
                 self._tail = (self._tail + text)[-_STDERR_TAIL:]
                 with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or None
                     sys.stderr.write(text)
                     sys.stderr.flush()
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         """End what the worker started when the worker itself has ended: its pipes close with the last of them."""
         if hasattr(os, "waitid"):
             with contextlib.suppress(OSError):
@@ -256,11 +260,11 @@ class _Worker:
             # The path and the folder go along: either may have changed since the worker started.
             _write(self._process.stdin.fileno(), pickle.dumps((_path(), os.getcwd(), pickle.dumps(job))))
 
-    def cause_of_death(self) -> str:
+    def exit_reason(self) -> str:
         """Say how the worker ended, and what it said last."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
-        self._echo.join(timeout=1)
+        self._stderr_thread.join(timeout=1)
         code = self._process.returncode
         if code is not None and code < 0:
             cause = f"killed by {signal.Signals(-code).name}"
@@ -463,7 +467,7 @@ def serve(parent: int) -> None:
         parent: Process number of the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    jobs_in, rows_out = _take_over_streams()
+    jobs_in, rows_out = _redirect_streams()
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -472,9 +476,9 @@ def serve(parent: int) -> None:
                 # A process that the parent forked may hold the pipe open after the parent's end.
                 while os.name == "posix" and not select.select([jobs_in], [], [], _ORPHAN_CHECK)[0]:
                     if os.getppid() != parent:
-                        _leave_at_once()
+                        _exit_group()
                 jobs.put(_read(jobs_in))
-        _leave_at_once()  # the parent is gone, or wants us gone
+        _exit_group()  # the parent is gone, or wants us gone
 
     threading.Thread(target=listen, daemon=True).start()
     owner = os.getpid()
@@ -494,10 +498,10 @@ def serve(parent: int) -> None:
             for rows in _gathered(lead(job) if job.forks else work(job), job.quiet):
                 send(rows)
         except BaseException as error:  # ruff: ignore[blind-except] -- the parent raises it, whatever it is
-            send(_portable(error))
+            send(_picklable_failure(error))
 
 
-def _take_over_streams() -> tuple[int, int]:
+def _redirect_streams() -> tuple[int, int]:
     """Keep the pipes from and to the parent for the protocol, and give the user's code others.
 
     Returns:
@@ -515,7 +519,7 @@ def _take_over_streams() -> tuple[int, int]:
     return jobs_in, rows_out
 
 
-def _leave_at_once() -> None:
+def _exit_group() -> None:
     """End this process and all it started, also in the middle of an epoch."""
     if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
@@ -549,7 +553,7 @@ class _Failure(NamedTuple):
     trace: str
 
 
-def _portable(error: BaseException) -> _Failure:
+def _picklable_failure(error: BaseException) -> _Failure:
     trace = "".join(traceback.format_exception(error))
     summary = f"{type(error).__name__}: {error}"
     try:
@@ -560,7 +564,7 @@ def _portable(error: BaseException) -> _Failure:
     return _Failure(packed, summary, trace)
 
 
-def _unpacked(message: bytes) -> Any:
+def _unpickle_news(message: bytes) -> Any:
     """Read rows or an exception that a worker sent."""
     news = pickle.loads(message)
     if not isinstance(news, _Failure):

@@ -44,7 +44,7 @@ class Watchdog:
         """
         self._runs[trainer] = _Watched(run, 0, time.monotonic(), PATIENCE)
 
-    def heard(self, trainer: Hashable, epoch: int = 0) -> None:
+    def feed(self, trainer: Hashable, epoch: int = 0) -> None:
         """Note a sign of life.
 
         Args:
