@@ -10,6 +10,7 @@ import enum
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -124,8 +125,8 @@ def loss_options(loss: Any, args: tuple[Any, ...] = (), keywords: Mapping[str, A
     given.update(options)
     given.update(keywords or {})
     ignored = given.get("ignore_index")
-    if ignored is None and function in CLASSES:
-        ignored = -100
+    if ignored is None:
+        ignored = -100 if function in CLASSES else _defaults(core).get("ignore_index")
     return LossOptions(
         function=function,
         reduction=reduction_word(given),
@@ -136,6 +137,18 @@ def loss_options(loss: Any, args: tuple[Any, ...] = (), keywords: Mapping[str, A
         input=given.get("input"),
         target=given.get("target"),
     )
+
+
+def _defaults(function: Any) -> dict[str, Any]:
+    """Read the defaults of a function of the user's own; ``inspect.signature`` is too slow for each batch."""
+    if not isinstance(function, FunctionType):
+        return {}
+    code, values = function.__code__, function.__defaults__ or ()
+    positional = code.co_varnames[: code.co_argcount]
+    return {
+        **dict(zip(positional[len(positional) - len(values) :], values, strict=True)),
+        **(function.__kwdefaults__ or {}),
+    }
 
 
 def reduction_word(given: Mapping[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flooding import metrics
 from flooding.baselines import SAM, GradientPenalty
-from flooding.criterion import call_loss, reduction_word, signature_reduction, unwrap
+from flooding.criterion import reduction_word, signature_reduction, unwrap
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
 from flooding.levels import Seen
@@ -360,7 +360,7 @@ def _criterion(run: Run) -> Callable[..., Tensor]:
 def _raw(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor) -> tuple[Any, Tensor, Any]:
     """Give a batch's output, its raw loss as the method needs it, and the examples' weights in torch's mean."""
     output = state.model(x)
-    loss = call_loss(criterion, output, y)
+    loss = criterion(output, y)
     weight = None
     if run.method.reduction == "none" and state.teacher is None:
         weight = example_weight(criterion, y, loss)

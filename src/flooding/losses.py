@@ -425,9 +425,10 @@ class PerClass:
             TypeError: If ``y`` holds no classes.
             IndexError: If a class lies outside the table. On a GPU that is a device assertion.
         """
-        if not isinstance(y, Tensor) or y.is_floating_point():
-            got = str(y.dtype) if isinstance(y, Tensor) else type(y).__name__
-            raise TypeError(f"levels per class need integer target classes, got {got}. Soft targets: see Excess.")
+        if not isinstance(y, Tensor):
+            raise TypeError(f"levels per class need the targets, got {type(y).__name__}. Pass them as target=y.")
+        if y.is_floating_point():
+            raise TypeError(f"levels per class need integer classes, got {y.dtype}. For soft targets see Excess.")
         try:
             # index_select and not levels[y]: that one would read class -1 as the last class.
             return self.levels.index_select(0, y.reshape(-1).long()).reshape(y.shape)
@@ -636,7 +637,7 @@ def _finite(level: Any) -> float:
     number = level[()] if isinstance(level, np.ndarray) and level.ndim == 0 else level
     if not isinstance(number, numbers.Real) or isinstance(number, (bool, np.bool_)):
         rule = "level must be a number, a 0-d tensor, PerClass, PerExample, Excess or None"
-        raise TypeError(f"{rule}, got {level!r:.80}. {_level_advice(level)}")
+        raise TypeError(f"{rule}, got {level!r:.80}. {_level_advice(number)}")
     try:
         value = float(number)
     except OverflowError:
@@ -657,7 +658,7 @@ def _level_advice(level: Any) -> str:
         return "A controller belongs in a Run. Here set criterion.level to its state's level after each step."
     if callable(level):
         return "The order is Flood(criterion, level). For a schedule set criterion.level before each epoch."
-    return "float() of it may be what you want."
+    return "If it is a number, pass float() of it."
 
 
 class Flood(nn.Module):
@@ -723,6 +724,8 @@ class Flood(nn.Module):
         _check_word(criterion, method)
         if isinstance(level, nn.Parameter):
             raise TypeError("level must not be a Parameter, since nothing would train it. Pass level.detach().")
+        if isinstance(level, nn.Module):  # torch would take it for a part of this module
+            _finite(level)
         if isinstance(level, Tensor) and not level.isfinite().all():
             raise ValueError(f"level must be finite, got {level}. Did the search read an empty record?")
         self.criterion = criterion
@@ -784,8 +787,8 @@ class Flood(nn.Module):
 
     def extra_repr(self) -> str:
         """Show level and method; reads the level, so it waits for a GPU."""
-        level = self._lookup or (None if self._scalar.isneginf() else self._scalar.item())
-        return f"level={level if isinstance(level, float) or level is None else type(level).__name__}, method={self.method}"
+        level = f"{self._scalar.item():.6g}" if self._lookup is None else type(self._lookup).__name__
+        return f"level={'None' if level == '-inf' else level}, method={self.method}"
 
     def reset(self) -> None:
         """Start the running counts ``n_flooded``, ``n_seen`` and ``n_nonfinite`` again from 0."""
@@ -810,8 +813,10 @@ class Flood(nn.Module):
         loss = call_loss(self.criterion, *args, **kwargs)
         if (self.method.reduction == "mean") != (loss.dim() == 0):
             raise ValueError(_needs(self.method, f"got shape {tuple(loss.shape)}"))
-        call = None  # a scalar of two arguments under a level that is known already needs no options
-        if loss.dim() or kwargs or len(args) > 2 or self._lookup is not None or self._unchecked is not None:
+        # A compiled graph must not depend on the number, so it does not look at it.
+        unchecked = None if torch.compiler.is_compiling() else self._unchecked
+        call = None  # a scalar loss of two arguments needs no options
+        if loss.dim() or kwargs or len(args) > 2 or self._lookup is not None or unchecked is not None:
             call = loss_options(self.criterion, args, kwargs)
             if call.reduction == "sum":
                 raise ValueError(_needs(self.method, "got a call with reduction='sum'"))
@@ -822,9 +827,9 @@ class Flood(nn.Module):
         if not (self.training and loss.requires_grad):
             return plain
 
-        if call is not None and self._unchecked is not None and not torch.compiler.is_compiling():
-            self._warn(call, self._unchecked)
+        if call is not None and unchecked is not None:
             self._unchecked = None
+            self._warn(call, unchecked)
         if self._scalar.device != loss.device:
             self._apply(lambda t: t.to(loss.device), recurse=False)
         level = self._level_at(loss, None if call is None else call.target, id, weight)

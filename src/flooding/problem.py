@@ -164,7 +164,7 @@ class Problem:
     @property
     def reported(self) -> Callable[[Any, Tensor], Tensor]:
         """The loss that curves and finals report."""
-        return self.report or self.loss
+        return self.loss if self.report is None else self.report
 
     def splits(self, seed: int) -> Splits:
         """Make, or look up, the data of a seed.
