@@ -144,11 +144,8 @@ def _defaults(function: Any) -> dict[str, Any]:
     if not isinstance(function, FunctionType):
         return {}
     code, values = function.__code__, function.__defaults__ or ()
-    positional = code.co_varnames[: code.co_argcount]
-    return {
-        **dict(zip(positional[len(positional) - len(values) :], values, strict=True)),
-        **(function.__kwdefaults__ or {}),
-    }
+    optional = code.co_varnames[code.co_argcount - len(values) : code.co_argcount]
+    return {**dict(zip(optional, values, strict=True)), **(function.__kwdefaults__ or {})}
 
 
 def reduction_word(given: Mapping[str, Any]) -> str | None:
