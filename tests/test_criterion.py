@@ -73,16 +73,19 @@ class Named(nn.CrossEntropyLoss):
     """A subclass that changes nothing of what is computed."""
 
 
-class Picky(partial):
-    """A partial that functools does not merge with the one around it."""
+def unmerged(*args, **kwargs):
+    """Make a partial that functools does not merge with the one around it, since it has an attribute."""
+    bound = partial(*args, **kwargs)
+    bound.note = "mine"
+    return bound
 
 
 FORMS = {
     "module": lambda **o: nn.CrossEntropyLoss(**o),
     "subclass": lambda **o: Named(**o),
     "partial": lambda **o: partial(F.cross_entropy, **o),
-    "nested partial": lambda reduction, **o: partial(Picky(F.cross_entropy, reduction=reduction), **o),
-    "overridden partial": lambda **o: partial(Picky(F.cross_entropy, reduction="mean"), **o),
+    "nested partial": lambda reduction, **o: partial(unmerged(F.cross_entropy, reduction=reduction), **o),
+    "overridden partial": lambda **o: partial(unmerged(F.cross_entropy, reduction="sum"), **o),
     "wraps of a partial": lambda **o: wrapped(partial(F.cross_entropy, **o)),
     "partial of wraps": lambda **o: partial(wrapped(F.cross_entropy), **o),
     "partial of a module": lambda ignore_index=-100, **o: partial(nn.CrossEntropyLoss(ignore_index=ignore_index, **o)),
@@ -312,7 +315,7 @@ def test_class_weights_in_a_forward_of_ones_own_are_refused():
 RUN_LOSSES = {
     "function": F.cross_entropy,
     "partial": partial(F.cross_entropy, **OPTIONS["class weights"]),
-    "nested": partial(Picky(F.cross_entropy, ignore_index=255), weight=CLASS_WEIGHTS),
+    "nested": partial(unmerged(F.cross_entropy, ignore_index=255), weight=CLASS_WEIGHTS),
     "module": nn.CrossEntropyLoss(**OPTIONS["smoothing"]),
     "compiled": torch.compile(nn.CrossEntropyLoss(**OPTIONS["ignored"]), backend="eager"),
     "wraps": wrapped(partial(F.cross_entropy, **OPTIONS["class weights"])),
@@ -444,7 +447,7 @@ def test_batchmean_is_a_mean(loss, method, rng):
 
 SUMS = {
     "partial": partial(F.mse_loss, reduction="sum"),
-    "nested": partial(Picky(F.cross_entropy, reduction="sum"), label_smoothing=0.1),
+    "nested": partial(unmerged(F.cross_entropy, reduction="sum"), label_smoothing=0.1),
     "legacy": partial(F.mse_loss, size_average=False),
     "Enum": Own(Word.SUM),
     "IntEnum": Own(Number.SUM),
@@ -784,7 +787,7 @@ def test_no_warning_where_the_loss_of_a_guess_is_another(loss, kind, level, rng)
 
 WARNED = {
     "partial": (partial(F.cross_entropy), "labels", "ln 3"),
-    "nested partial": (partial(Picky(F.cross_entropy, ignore_index=5), label_smoothing=0.1), "labels", "ln 3"),
+    "nested partial": (partial(unmerged(F.cross_entropy, ignore_index=5), label_smoothing=0.1), "labels", "ln 3"),
     "class weights": (nn.CrossEntropyLoss(weight=torch.tensor([0.1, 9.0, 1.0])), "labels", "ln 3"),
     "wraps": (wrapped(F.nll_loss), "labels", "ln 3"),
     "binary function": (F.binary_cross_entropy_with_logits, "binary", "ln 2"),
