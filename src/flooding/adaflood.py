@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flooding.criterion import loss_options
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import adaflood_level
 from flooding.loop import Row, train
@@ -409,8 +410,8 @@ def _score(problem: Problem, output: Any, y: Tensor) -> Tensor:
     if isinstance(output, Tensor) and y.ndim == 1:
         if output.ndim == 2 and not y.is_floating_point():
             return output.cpu().double().softmax(1).gather(1, y.cpu()[:, None])[:, 0]
-        loss = problem.loss.func if isinstance(problem.loss, functools.partial) else problem.loss
-        if output.shape == y.shape and (loss is nn.functional.mse_loss or isinstance(loss, nn.MSELoss)):
+        loss = loss_options(problem.loss)
+        if output.shape == y.shape and loss.function is nn.functional.mse_loss and loss.weight is None:
             return output.cpu().double() - y.cpu()
     shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise ValueError(

@@ -26,6 +26,13 @@ def _wide(x: Any) -> Any:
     return x.float() if hasattr(x, "float") else x.astype("float32")
 
 
+def _not_numbers(loss: Any, level: Any) -> str:
+    """Explain operands that have no arithmetic with each other, such as a level read as a string."""
+    got = f"a loss of type {type(loss).__name__} and a level of type {type(level).__name__}"
+    fix = f"Convert it: float({level!r:.40})." if isinstance(level, str) else "Pass the numbers themselves."
+    return f"loss and level must be numbers or arrays of one library, got {got}. {fix}"
+
+
 def flood(loss: Any, level: Any) -> Any:
     """Keep a loss near a level: ``|loss - level| + level``.
 
@@ -41,6 +48,9 @@ def flood(loss: Any, level: Any) -> Any:
     Returns:
         The flooded loss, of the broadcast shape.
 
+    Raises:
+        TypeError: If the two have no arithmetic with each other, such as a level read as a string.
+
     Example:
         >>> flood(0.5, 0.125), flood(0.0, 0.125)
         (0.5, 0.25)
@@ -51,8 +61,11 @@ def flood(loss: Any, level: Any) -> Any:
     """
     if level is None:
         return loss
-    loss, level = _wide(loss), _wide(level)
-    return abs(loss - level) + level
+    try:
+        loss, level = _wide(loss), _wide(level)
+        return abs(loss - level) + level
+    except TypeError as error:
+        raise TypeError(_not_numbers(loss, level)) from error
 
 
 def soft_flood(loss: Any, level: Any, sigma: float = 1.0, eta: float = 1.0) -> Any:
@@ -72,6 +85,7 @@ def soft_flood(loss: Any, level: Any, sigma: float = 1.0, eta: float = 1.0) -> A
         The softly flooded loss, of the broadcast shape.
 
     Raises:
+        TypeError: If loss and level have no arithmetic with each other.
         ValueError: If ``sigma`` is not finite or is below ``SIGMA_MIN``.
 
     Example:
@@ -83,9 +97,12 @@ def soft_flood(loss: Any, level: Any, sigma: float = 1.0, eta: float = 1.0) -> A
     """
     if not (math.isfinite(sigma) and sigma >= SIGMA_MIN):
         raise ValueError(f"sigma must be finite and at least {SIGMA_MIN:g}, got {sigma}. Use flood() for the limit.")
-    loss, level = _wide(loss), _wide(level)
-    x = (loss - level) / sigma
-    return eta * level + sigma**2 * (x * x / (1 + (1 + x * x) ** 0.5))
+    try:
+        loss, level = _wide(loss), _wide(level)
+        x = (loss - level) / sigma
+        return eta * level + sigma**2 * (x * x / (1 + (1 + x * x) ** 0.5))
+    except TypeError as error:
+        raise TypeError(_not_numbers(loss, level)) from error
 
 
 def is_flooded(loss: Any, level: Any) -> Any:
@@ -100,13 +117,19 @@ def is_flooded(loss: Any, level: Any) -> Any:
     Returns:
         A bool, or a boolean array of the broadcast shape. NaN is never flooded.
 
+    Raises:
+        TypeError: If the two cannot be compared.
+
     Example:
         >>> is_flooded(0.05, 0.1), is_flooded(0.1, 0.1), is_flooded(0.2, None)
         (True, False, False)
     """
     if level is None:
         level = -math.inf
-    return _wide(loss) < _wide(level)
+    try:
+        return _wide(loss) < _wide(level)
+    except TypeError as error:
+        raise TypeError(_not_numbers(loss, level)) from error
 
 
 def adaflood_level(probability: Any, gamma: float) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import hashlib
 import inspect
@@ -21,10 +22,22 @@ from torch import Tensor, nn
 
 from flooding import metrics
 from flooding.baselines import SAM, GradientPenalty
+from flooding.criterion import reduction_word, signature_reduction, unwrap
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
 from flooding.levels import Seen
-from flooding.losses import Excess, Flooding, PerClass, PerExample, Teacher, WaveBound, example_weight, objective
+from flooding.losses import (
+    Excess,
+    Flooding,
+    PerClass,
+    PerExample,
+    Teacher,
+    WaveBound,
+    check_class_weight,
+    example_weight,
+    lookup_levels,
+    objective,
+)
 from flooding.numerics import LOCK, capture_settings, pinned, without_contexts
 from flooding.problem import Problem, Record, Run, merit, seeded, stream, unchanged
 
@@ -324,7 +337,7 @@ def _differentiate(
     """Put the gradients of one batch in place: raw loss, level, objective, penalty, clipping."""
     problem, method, optimizer = run.problem, run.method, state.optimizer
     output, loss, weight = _raw(run, state, criterion, x, y)
-    level = _level(run, state, criterion, x, y, ids)
+    level = _level(run, state, criterion, x, y, ids, weight)
     if isinstance(level, Tensor) and 0 < level.ndim < loss.ndim:  # a level per example, several losses each
         level = level.reshape(level.shape + (1,) * (loss.ndim - level.ndim))
     # Flooding's gradient is the raw one times a sign; an optimiser that asks for the value itself gets that.
@@ -355,7 +368,7 @@ def _raw(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: T
     loss = criterion(output, y)
     weight = None
     if run.method.reduction == "none" and state.teacher is None:
-        weight = example_weight(criterion, y)
+        weight = example_weight(criterion, y, loss)
     if weight is not None:  # the level acts on the loss before its class weight
         loss = loss / weight.masked_fill(weight == 0, 1.0)
     return output, loss, weight
@@ -370,7 +383,15 @@ def _order(run: Run, split: Split, epoch: int) -> list[Any]:
     return list(torch.randperm(len(split), generator=generator).to(split.y.device).split(size))
 
 
-def _level(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor, ids: Tensor | None) -> Any:
+def _level(
+    run: Run,
+    state: _State,
+    criterion: Callable[..., Tensor],
+    x: Any,
+    y: Tensor,
+    ids: Tensor | None,
+    weight: Tensor | None,
+) -> Any:
     if state.teacher is not None:
         return criterion(state.teacher(x), y)
     if state.controller is not None:
@@ -378,7 +399,7 @@ def _level(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y:
     if state.lookup is None:
         return run.level
     assert ids is not None
-    levels = state.lookup.at(y, ids)
+    levels = lookup_levels(state.lookup, y, ids, weight)
     return levels.mean() if run.method.reduction == "mean" else levels
 
 
@@ -394,16 +415,39 @@ def unreduced(loss: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:
     Raises:
         ValueError: If the loss has no reduction to set.
     """
-    function = loss.func if isinstance(loss, functools.partial) else loss
-    if function is nn.functional.cross_entropy:  # as a module it tells its class weights and what it ignores
-        loss = nn.CrossEntropyLoss(**getattr(loss, "keywords", {}))
-    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        each = copy.copy(loss)
-        each.reduction = "none"  # type: ignore[assignment]
-        return each
-    if isinstance(loss, nn.Module) or "reduction" not in inspect.signature(function).parameters:
-        raise ValueError(f"a per-example method needs a loss with reduction='none', got {loss}. Give it that argument.")
-    return functools.partial(loss, reduction="none")
+    check_class_weight(loss)
+    bound = loss if isinstance(loss, functools.partial) else functools.partial(loss)
+    function, args, options = bound.func, bound.args, bound.keywords
+    if isinstance(function, nn.Module):
+        function = _with_reduction_none(unwrap(function)[0], loss)
+        options = {name: value for name, value in options.items() if name != "reduction"}
+    else:
+        try:  # also by the wrapper itself, where functools.wraps hides one
+            inspect.signature(function, follow_wrapped=False).bind_partial(*args, reduction="none")
+        except (TypeError, ValueError) as error:
+            raise ValueError(_NO_REDUCTION.format(loss)) from error
+        options = {name: value for name, value in options.items() if name not in {"size_average", "reduce"}}
+        options["reduction"] = "none"
+    each = functools.partial(function, *args, **options) if args or options else function
+    if signature_reduction(loss) == "batchmean":  # the mean over examples of the sum over their elements
+        return lambda outputs, targets: each(outputs, targets).flatten(1).sum(1)
+    return each
+
+
+_NO_REDUCTION = "a per-example method needs a loss with reduction='none', got {}. Give it that argument."
+
+
+def _with_reduction_none(module: nn.Module, loss: Any) -> nn.Module:
+    """Copy a module with its reduction set to none, as a string or as the member of its Enum."""
+    word: Any = getattr(module, "reduction", _NO_REDUCTION)
+    none = "none"
+    if isinstance(word, enum.Enum):
+        none = next((member for member in type(word) if reduction_word({"reduction": member}) == "none"), None)
+    if word is _NO_REDUCTION or none is None:
+        raise ValueError(_NO_REDUCTION.format(loss))
+    each = copy.copy(module)
+    each.reduction = none  # type: ignore[assignment]
+    return each
 
 
 def _before(problem: Problem, state: _State, splits: Splits) -> dict[str, float]:

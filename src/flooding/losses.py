@@ -8,6 +8,7 @@ A method is a small frozen dataclass, called ``method(loss, level)``. The traini
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase]
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from flooding.criterion import BINARY, CLASSES, LossOptions, call_loss, loss_options, signature_reduction, unwrap
 from flooding.functional import SIGMA_MIN, flood, is_flooded, soft_flood
 
 __all__ = [
@@ -32,9 +35,12 @@ __all__ = [
     "SoftAD",
     "Teacher",
     "WaveBound",
+    "check_class_weight",
+    "check_reduction",
     "example_weight",
     "excess",
     "flooded_fraction",
+    "lookup_levels",
     "objective",
     "target_entropy",
 ]
@@ -375,10 +381,16 @@ def flooded_fraction(loss: Tensor, level: float | Tensor | None, weight: Tensor 
 
 
 def _levels(levels: Any) -> Tensor:
-    levels = torch.as_tensor(levels)
+    rule = "levels must be a 1-d tensor of finite numbers"
+    try:
+        levels = torch.as_tensor(levels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{rule}, got {levels!r:.80}. Pass a tensor, an array or a list of numbers.") from error
+    if levels.dtype == torch.bool or levels.is_complex():
+        raise TypeError(f"{rule}, got {levels.dtype}. Pass the levels themselves.")
     levels = levels if levels.is_floating_point() else levels.float()
     if levels.dim() != 1 or len(levels) == 0 or not levels.isfinite().all():
-        raise ValueError(f"levels must be a 1-d tensor of finite numbers, got {levels}. Did a search return no value?")
+        raise ValueError(f"{rule}, got {levels}. Did a search return no value?")
     return levels
 
 
@@ -400,17 +412,32 @@ class PerClass:
         object.__setattr__(self, "levels", _levels(self.levels))
 
     def at(self, y: Tensor, id: Tensor | None = None) -> Tensor:  # ruff: ignore[builtin-argument-shadowing, unused-method-argument]
-        """Look the levels of a batch up; a class outside the table is an IndexError (on a GPU a device assertion).
+        """Look the levels of a batch up.
 
         Args:
-            y: Target classes, int64 of any shape.
+            y: Target classes, integers of any shape.
             id: Not used.
 
         Returns:
             Levels of the shape of ``y``.
+
+        Raises:
+            TypeError: If ``y`` holds no classes.
+            IndexError: If a class lies outside the table. On a GPU that is a device assertion.
         """
-        # index_select and not levels[y]: that one would read class -1 as the last class.
-        return self.levels.index_select(0, y.reshape(-1)).reshape(y.shape)
+        if not isinstance(y, Tensor):
+            raise TypeError(f"levels per class need the targets, got {type(y).__name__}. Pass them as target=y.")
+        if y.is_floating_point():
+            raise TypeError(f"levels per class need integer classes, got {y.dtype}. For soft targets see Excess.")
+        try:
+            # index_select and not levels[y]: that one would read class -1 as the last class.
+            return self.levels.index_select(0, y.reshape(-1).long()).reshape(y.shape)
+        except IndexError as error:
+            wrong = y[(y < 0) | (y >= len(self.levels))].unique().tolist()
+            raise IndexError(
+                f"classes must lie in 0 to {len(self.levels) - 1}, since the table has {len(self.levels)} levels, got "
+                f"{wrong[:5]}. Add their levels, or name what to leave out as ignore_index of the loss."
+            ) from error
 
     def to(self, device: torch.device | str) -> PerClass:
         """Move the table to a device."""
@@ -554,6 +581,7 @@ class Excess:
         label_smoothing: As given to the criterion.
 
     Raises:
+        TypeError: If ``level`` is no number.
         ValueError: If ``level`` is not finite or ``label_smoothing`` lies outside [0, 1].
 
     Example:
@@ -566,8 +594,7 @@ class Excess:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.level):
-            raise ValueError(f"level must be finite, got {self.level}. Did the search read an empty record?")
+        _finite(self.level)
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}. Use the criterion's.")
 
@@ -588,6 +615,52 @@ class Excess:
         return self
 
 
+def lookup_levels(lookup: Any, target: Any, ids: Tensor | None, weight: Tensor | None) -> Tensor:
+    """Look the levels of a batch up; the target of an ignored example is no class.
+
+    Args:
+        lookup: :class:`PerClass`, :class:`PerExample`, :class:`Excess` or another object with their ``at``.
+        target: The targets.
+        ids: Ids of the examples, or None.
+        weight: Weights of the losses as :func:`example_weight` gives them, or None.
+
+    Returns:
+        The levels, as ``lookup.at`` gives them.
+    """
+    if isinstance(lookup, PerClass) and weight is not None:
+        target = target.masked_fill(weight == 0, 0)
+    return lookup.at(target, ids)
+
+
+def _finite(level: Any) -> float:
+    """Check that a level is one finite number: int, float, Fraction, or NumPy's of no axes; not a bool."""
+    number = level[()] if isinstance(level, np.ndarray) and level.ndim == 0 else level
+    if not isinstance(number, numbers.Real) or isinstance(number, (bool, np.bool_)):
+        rule = "level must be a number, a 0-d tensor, PerClass, PerExample, Excess or None"
+        raise TypeError(f"{rule}, got {level!r:.80}. {_level_advice(number)}")
+    try:
+        value = float(number)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise ValueError(f"level must be finite, got {level!s:.80}. Did the search read an empty record?")
+    return value
+
+
+def _level_advice(level: Any) -> str:
+    if isinstance(level, (str, bytes)):
+        return "Write it without quotes."
+    if isinstance(level, (bool, np.bool_)):
+        return "Write 0.0 or 1.0 for such a level, None for plain training."
+    if isinstance(level, (list, tuple, np.ndarray)):
+        return "A level for each class or example is PerClass or PerExample."
+    if hasattr(level, "update") and hasattr(level, "init"):
+        return "A controller belongs in a Run. Here set criterion.level to its state's level after each step."
+    if callable(level):
+        return "The order is Flood(criterion, level). For a schedule set criterion.level before each epoch."
+    return "If it is a number, pass float() of it."
+
+
 class Flood(nn.Module):
     """A criterion that floods in training and is plain in evaluation.
 
@@ -600,12 +673,14 @@ class Flood(nn.Module):
     is a buffer, so ``torch.compile`` keeps one graph while it changes; it is not persistent, so state dicts of flooded
     and plain models load into each other.
 
-    Edges: ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` with ``reduction="none"`` keep torch's mean: examples of
-    ``ignore_index`` count for nothing, and the level acts on the loss before the class weight. Other criteria of a
-    per-example method give one loss per element, and each element counts as an example. A ``sum`` hidden inside a
-    function cannot be detected. ``torch.func.vmap(grad(...))`` shows the criterion one example at a time, so a
-    batch-level :func:`objective` silently becomes IFlood there; this class keeps counts and so raises. Warnings are
-    given outside ``torch.compile`` only.
+    Edges: cross-entropy and NLL with ``reduction="none"``, as modules, functions or partials of them, keep torch's
+    mean: examples of ``ignore_index`` count for nothing, and the level acts on the loss before the class weight. Other
+    criteria of a per-example method give one loss per element, and each element counts as an example, unless the
+    criterion has an ``ignore_index`` and one loss for each target. The reductions "mean", "none" and "sum" are
+    believed; with any other word the shape of the loss decides. A ``sum`` inside a function's body cannot be detected.
+    ``torch.func.vmap(grad(...))`` shows the criterion one example at a time, so a batch-level :func:`objective`
+    silently becomes IFlood there; this class keeps counts and so raises. Warnings are given outside ``torch.compile``
+    only.
 
     Args:
         criterion: A loss module or function, called with the arguments of ``forward``, with the reduction that
@@ -615,7 +690,8 @@ class Flood(nn.Module):
         method: What to make of loss and level.
 
     Raises:
-        TypeError: If the method is :class:`WaveBound`, whose level is a teacher's loss on each batch.
+        TypeError: If the criterion is no loss, the level no level, or the method none that acts on the loss alone.
+        ValueError: If the criterion sums, or has another reduction than the method needs.
 
     Example:
         >>> criterion = Flood(nn.CrossEntropyLoss(), level=0.5)
@@ -643,9 +719,13 @@ class Flood(nn.Module):
         method: Method = Flooding(),
     ) -> None:
         super().__init__()
-        if isinstance(method, WaveBound):
-            raise TypeError("WaveBound's level is a teacher's loss on each batch. Call objective() with it instead.")
-        _check_reduction(criterion, method)
+        _check_criterion(criterion)
+        _check_method(method)
+        _check_word(criterion, method)
+        if isinstance(level, nn.Parameter):
+            raise TypeError("level must not be a Parameter, since nothing would train it. Pass level.detach().")
+        if isinstance(level, nn.Module):  # torch would take it for a part of this module
+            _finite(level)
         if isinstance(level, Tensor) and not level.isfinite().all():
             raise ValueError(f"level must be finite, got {level}. Did the search read an empty record?")
         self.criterion = criterion
@@ -671,29 +751,31 @@ class Flood(nn.Module):
 
     @level.setter
     def level(self, level: float | Tensor | PerClass | PerExample | Excess | None) -> None:
-        self._unchecked = None
-        self._lookup = None
+        unchecked = lookup = None
         if isinstance(level, (PerClass, PerExample, Excess)):
             if self.method.reduction == "mean" and not isinstance(level, Excess):
                 raise ValueError(
                     f"{type(level).__name__} needs a method on each example, got {type(self.method).__name__}, which "
                     "floods the batch mean. Use IFlood() and reduction='none'."
                 )
-            if isinstance(level, Excess) and getattr(self.criterion, "weight", None) is not None:
+            if isinstance(level, Excess) and loss_options(self.criterion).weight is not None:
                 raise ValueError("Excess knows no class weights, got a criterion with some. Use a plain level.")
-            self._lookup = level.to(self._scalar.device)
+            lookup = level.to(self._scalar.device)
             self._scalar.fill_(-math.inf)
         elif isinstance(level, Tensor):
             if level.dim():
                 raise ValueError(f"a level tensor must be 0-d, got shape {tuple(level.shape)}. See PerClass.")
+            if level.dtype == torch.bool or level.is_complex():
+                raise TypeError(f"a level tensor must hold a real number, got {level.dtype}. Convert it.")
             self._scalar.copy_(level.detach())
         elif level is None:
             self._scalar.fill_(-math.inf)
-        elif math.isfinite(level):
-            self._scalar.fill_(level)
-            self._unchecked = float(level)
         else:
-            raise ValueError(f"level must be finite, got {level}. Did the search read an empty record?")
+            unchecked = _finite(level)
+            if abs(unchecked) > torch.finfo(self._scalar.dtype).max:
+                raise ValueError(f"level must be finite in {self._scalar.dtype}, got {level}. Is the unit right?")
+            self._scalar.fill_(unchecked)
+        self._unchecked, self._lookup = unchecked, lookup
 
     @property
     def flooded_fraction(self) -> Tensor:
@@ -702,6 +784,11 @@ class Flood(nn.Module):
         Counted since the last ``reset()``.
         """
         return self.n_flooded / self.n_seen
+
+    def extra_repr(self) -> str:
+        """Show level and method; reads the level, so it waits for a GPU."""
+        level = f"{self._scalar.item():.6g}" if self._lookup is None else type(self._lookup).__name__
+        return f"level={'None' if level == '-inf' else level}, method={self.method}"
 
     def reset(self) -> None:
         """Start the running counts ``n_flooded``, ``n_seen`` and ``n_nonfinite`` again from 0."""
@@ -720,38 +807,51 @@ class Flood(nn.Module):
             A scalar.
 
         Raises:
-            ValueError: If the raw loss does not have the shape the method needs.
+            ValueError: If the criterion returns something else than the raw loss that the method needs.
+            RuntimeError: Under ``torch.func``, where nothing can be counted.
         """
-        loss = self.criterion(*args, **kwargs)
+        loss = call_loss(self.criterion, *args, **kwargs)
         if (self.method.reduction == "mean") != (loss.dim() == 0):
             raise ValueError(_needs(self.method, f"got shape {tuple(loss.shape)}"))
-        target = args[1] if len(args) > 1 else kwargs.get("target")
-        weight = example_weight(self.criterion, target) if loss.dim() else None
+        # A compiled graph must not depend on the number, so it does not look at it.
+        unchecked = None if torch.compiler.is_compiling() else self._unchecked
+        call = None  # a scalar loss of two arguments needs no options
+        if loss.dim() or kwargs or len(args) > 2 or self._lookup is not None or unchecked is not None:
+            call = loss_options(self.criterion, args, kwargs)
+            if call.reduction == "sum":
+                raise ValueError(_needs(self.method, "got a call with reduction='sum'"))
+        weight = _weight(call, loss) if call is not None and loss.dim() else None
         plain = loss
         if loss.dim():
             plain = loss.mean() if weight is None else loss.sum() / _or_one(weight.sum())
         if not (self.training and loss.requires_grad):
             return plain
 
-        if not torch.compiler.is_compiling():
-            self._warn(args[0] if args else kwargs.get("input"))
+        if call is not None and unchecked is not None:
+            self._unchecked = None
+            self._warn(call, unchecked)
         if self._scalar.device != loss.device:
             self._apply(lambda t: t.to(loss.device), recurse=False)
-        level = self._level_at(loss, target, id, weight)
+        level = self._level_at(loss, None if call is None else call.target, id, weight)
         if weight is not None:
             loss = loss / _or_one(weight)  # the level acts on the loss before its class weight
         flooded = objective(loss, level, self.method, weight)
         with torch.no_grad():
-            self._count(loss, level, weight)
+            try:
+                self._count(loss, level, weight)
+            except RuntimeError as error:
+                if "in-place" not in str(error):
+                    raise
+                raise RuntimeError(
+                    "Flood counts in-place, which torch.func does not allow. Call objective(loss, level, method) there."
+                ) from error
             self.raw_loss, self.flooded_loss = plain.detach(), flooded.detach()
         return flooded
 
     def _level_at(self, loss: Tensor, target: Any, ids: Tensor | None, weight: Tensor | None) -> Tensor:
         if self._lookup is None:
             return self._scalar
-        if isinstance(self._lookup, PerClass) and weight is not None:
-            target = target.masked_fill(weight == 0, 0)  # ignore_index is no class
-        level = self._lookup.at(target, ids)
+        level = lookup_levels(self._lookup, target, ids, weight)
         if loss.dim() == 0:
             return level.mean()  # with ignore_index too: hard labels, alone in having it, all have one entropy
         return level.reshape(level.shape + (1,) * (loss.dim() - level.dim()))
@@ -766,19 +866,12 @@ class Flood(nn.Module):
         self.n_flooded += below.sum()
         self.n_nonfinite += loss.numel() - loss.isfinite().sum()
 
-    def _warn(self, scores: Any) -> None:
+    def _warn(self, call: LossOptions, level: float) -> None:
         """Compare a level set as a number with what the first batch tells about the classes, once."""
-        level, self._unchecked = self._unchecked, None
-        if level is None or self._warned or not isinstance(scores, Tensor):
+        classes = _guessed_classes(call)
+        if self._warned or classes is None:
             return
-        if isinstance(self.criterion, (nn.BCEWithLogitsLoss, nn.BCELoss)):
-            classes = 2
-        elif isinstance(self.criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) or self.criterion in _CROSS_ENTROPIES:
-            classes = scores.shape[min(1, scores.dim() - 1)]
-        else:
-            return
-        smoothing = getattr(self.criterion, "label_smoothing", 0.0)
-        floor = _floor(classes, smoothing)
+        smoothing = call.label_smoothing
         if level > math.log(classes):
             self._warned = True
             warnings.warn(
@@ -787,7 +880,7 @@ class Flood(nn.Module):
                 UserWarning,
                 stacklevel=5,
             )
-        elif smoothing > 0 and level < floor:
+        elif smoothing > 0 and level < (floor := _floor(classes, smoothing)):
             self._warned = True
             warnings.warn(
                 f"the level should lie above {floor:.4f}, the lowest loss that label smoothing {smoothing} allows, got "
@@ -807,31 +900,124 @@ class Flood(nn.Module):
         return self
 
 
-_CROSS_ENTROPIES = (nn.functional.cross_entropy, nn.functional.nll_loss)
+def _guessed_classes(call: LossOptions) -> int | None:
+    # The classes, where a guess (the same probability for each) loses exactly the log of their number: not so with
+    # pos_weight or a weight of elements, nor for soft targets, which need not add up to 1.
+    weighted = call.weight is not None or call.pos_weight is not None
+    if not isinstance(call.input, Tensor) or not isinstance(call.target, Tensor):
+        return None
+    if call.function in BINARY:
+        return None if weighted else 2
+    if call.function not in (F.cross_entropy, F.nll_loss) or call.target.is_floating_point():
+        return None
+    if weighted and call.label_smoothing > 0:
+        return None
+    return call.input.shape[min(1, call.input.dim() - 1)]
 
 
-def _check_reduction(criterion: Any, method: Method) -> None:
-    got = getattr(criterion, "reduction", None) or getattr(criterion, "keywords", {}).get("reduction")
-    if got is not None and got != method.reduction:
+def _check_criterion(criterion: Any) -> None:
+    if isinstance(criterion, type):
+        name = criterion.__name__
+        raise TypeError(f"criterion must be a loss, got the class {name}. Build it first: {name}().")
+    if not callable(criterion):
+        raise TypeError(
+            f"criterion must be a loss to call with outputs and targets, got {criterion!r:.80}. The order is "
+            "Flood(criterion, level)."
+        )
+
+
+def _check_method(method: Any) -> None:
+    if isinstance(method, WaveBound):
+        raise TypeError("WaveBound's level is a teacher's loss on each batch. Call objective() with it instead.")
+    if isinstance(method, type) or getattr(method, "reduction", None) not in ("mean", "none"):
+        raise TypeError(f"method must be a method such as Flooding() or IFlood(), got {method!r:.80}. Build it first.")
+    if hasattr(method, "penalty") or hasattr(method, "wrap"):
+        raise TypeError(f"{type(method).__name__} needs more than the loss, so Flood cannot apply it. Use a Run.")
+
+
+def _check_word(criterion: Any, method: Method) -> None:
+    got = loss_options(criterion).reduction
+    if got is None and signature_reduction(criterion) == "sum":
+        got = "sum"  # a default: nobody set it
+    if got in ("mean", "none", "sum") and got != method.reduction:
         raise ValueError(_needs(method, f"got a criterion with reduction={got!r}"))
+    if method.reduction == "none":
+        check_class_weight(criterion)
 
 
-def example_weight(criterion: Any, target: Any) -> Tensor | None:
-    """Weight of each loss in torch's own mean: 0 for ``ignore_index``, the class weight of the others.
+def check_reduction(loss: Any, name: str = "loss") -> None:
+    """Make sure that nothing shows a loss to be other than the plain mean over a batch.
 
     Args:
-        criterion: A loss.
+        loss: A loss as a Problem takes it.
+        name: What to call it in the error.
+
+    Raises:
+        ValueError: If it sums, gives a loss per example, is a class, or floods already.
+    """
+    if isinstance(loss, type):
+        raise ValueError(f"the {name} must be built, got the class {loss.__name__}. Write {loss.__name__}().")
+    if isinstance(loss, Flood):
+        raise ValueError(f"the {name} must be plain, got Flood. Give the Problem its criterion and a Run the level.")
+    word = signature_reduction(loss)
+    if word == "none":
+        raise ValueError(f"the {name} must be a batch's mean, got reduction='none'. Per-example methods find theirs.")
+    if word == "sum":
+        raise ValueError(
+            f"the {name} must be a batch's mean, got reduction='sum', whose level would grow with the batch. Use "
+            "reduction='mean'."
+        )
+
+
+def check_class_weight(loss: Any) -> None:
+    """Make sure that it is known what the mean of a loss divides by, for methods on each example.
+
+    Args:
+        loss: A loss.
+
+    Raises:
+        ValueError: If it is a subclass of cross-entropy or NLL with class weights and a ``forward`` of its own.
+    """
+    options = loss_options(loss)
+    core = unwrap(loss)[0]
+    if options.function is None and isinstance(core, _WEIGHTED) and options.weight is not None:
+        raise ValueError(
+            f"class weights need the forward of torch, got {type(core).__name__} with one of its own, so what its mean "
+            "divides by is unknown. Call objective(losses, level, method, weight) instead."
+        )
+
+
+_WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+
+def example_weight(criterion: Any, target: Any, loss: Tensor | None = None) -> Tensor | None:
+    """Weight of each loss in the mean of a criterion: 0 for ``ignore_index``, the class weight of the others.
+
+    Args:
+        criterion: A loss: a module, a function, or a partial of one.
         target: Its target.
+        loss: Its raw losses. A criterion that is not torch's own may give them another shape than its target has;
+            then nothing is known of their weights.
 
     Returns:
         Weights of the shape of ``target``, or None where the mean is the plain one.
     """
-    if not isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) or target.is_floating_point():
+    return _weight(loss_options(criterion)._replace(target=target), loss)
+
+
+def _weight(call: LossOptions, loss: Tensor | None) -> Tensor | None:
+    target = call.target
+    if call.function in (F.mse_loss, F.l1_loss):
+        return call.weight  # a weight of each element; None as a rule
+    if call.ignore_index is None or not isinstance(target, Tensor) or target.is_floating_point():
         return None
-    valid = target != criterion.ignore_index
-    if criterion.weight is None:
+    if call.function is None and loss is not None and loss.shape != target.shape:
+        return None
+    target = target.long()  # in uint8 -100 is 156
+    valid = target != call.ignore_index
+    if call.weight is None or call.function not in CLASSES:
         return valid.to(torch.get_default_dtype())
-    return criterion.weight.index_select(0, target.masked_fill(~valid, 0).reshape(-1)).reshape(target.shape) * valid
+    return call.weight.index_select(0, target.masked_fill(~valid, 0).reshape(-1)).reshape(target.shape) * valid
 
 
 class Teacher(AveragedModel):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from flooding.data import Splits, sha256
-from flooding.losses import Flooding, Method, PerClass, PerExample, WaveBound
+from flooding.losses import Flooding, Method, PerClass, PerExample, WaveBound, check_reduction
 from flooding.numerics import LOCK, cuda_devices, fork_generators, without_contexts
 
 __all__ = [
@@ -154,8 +154,8 @@ class Problem:
             ready = isinstance(value, {"data": Splits, "model": nn.Module}.get(name, ()))
             if not ready and not callable(value):
                 raise ValueError(f"{name} must be {fix}, got {type(value).__name__}.")
-        if getattr(self.loss, "reduction", None) == "none":
-            raise ValueError("the loss must be a batch's mean, got reduction='none'. Per-example methods find theirs.")
+        check_reduction(self.loss, "loss")
+        check_reduction(self.reported, "report")
         _at_least("batch_size", self.batch_size, 1)
         _at_least("horizon", self.horizon, 1)
         _at_least("eval_batch_size", self.eval_batch_size, 1)
@@ -165,7 +165,7 @@ class Problem:
     @property
     def reported(self) -> Callable[[Any, Tensor], Tensor]:
         """The loss that curves and finals report."""
-        return self.report or self.loss
+        return self.loss if self.report is None else self.report
 
     def splits(self, seed: int) -> Splits:
         """Make, or look up, the data of a seed.
