@@ -312,11 +312,7 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
             x = run.problem.augment(x)
         ids = None if state.lookup is None else split.id[index]
         gradient = functools.partial(_differentiate, run, state, criterion, x, y, ids)
-        with (
-            nullcontext()
-            if state.checked
-            else explained(_dtype(model), None, None if is_class_loss(run.problem.loss) else y)
-        ):
+        with nullcontext() if state.checked else _explained(run.problem, model, y):
             output, loss, level, mean, _, weight = gradient()
         if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
             state.weights["first_flooded"] = _copy_evaluated(state)

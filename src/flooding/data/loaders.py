@@ -170,9 +170,9 @@ def _has_no_length(source: Any) -> bool:
 def _most(source: Any, limit: int) -> int | None:
     """Give how many examples to read at most; None where a source is sure to end."""
     data: Any = source.dataset if isinstance(source, DataLoader) else source
-    if isinstance(source, DataLoader) or isinstance(data, IterableDataset) or _has_no_length(data):
-        return limit if _has_no_length(data) else max(limit, len(data))
-    return None
+    if _has_no_length(data):
+        return limit
+    return max(limit, len(data)) if isinstance(source, DataLoader) or isinstance(data, IterableDataset) else None  # type: ignore[arg-type]
 
 
 def _batches(source: Any) -> Iterable[Any]:
