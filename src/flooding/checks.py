@@ -9,7 +9,7 @@ import functools
 import logging
 import numbers
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -115,20 +115,25 @@ def check_targets(problem: Problem, splits: Splits) -> None:
     Raises:
         ValueError: If a split has none, or class labels are no int64.
     """
+    for name, y in _labels(splits):
+        if is_class_loss(problem.loss) and y.dtype not in {torch.int64, torch.uint8}:
+            raise ValueError(
+                f"class labels must be torch.int64, got {y.dtype} in the {name} split. Convert them with y.long()."
+            )
+        if not bool(problem.labelled(y).any()):
+            raise ValueError(
+                f"the {name} split must hold at least one target that counts, but all {y.numel()} are "
+                f"{int(y.reshape(-1)[0])}, which the loss ignores. Divide the data anew."
+            )
+
+
+def _labels(splits: Splits) -> Iterator[tuple[str, Tensor]]:
+    """Go through the class labels of all splits, noisy and clean."""
     for name in ("train", "val", "test"):
         split = getattr(splits, name)
-        for y in [] if split is None else [y for y in (split.y, split.clean) if y is not None]:
-            if y.is_floating_point() or y.is_complex():
-                continue
-            if is_class_loss(problem.loss) and y.dtype not in {torch.int64, torch.uint8}:
-                raise ValueError(
-                    f"class labels must be torch.int64, got {y.dtype} in the {name} split. Convert them with y.long()."
-                )
-            if not bool(problem.labelled(y).any()):
-                raise ValueError(
-                    f"the {name} split must hold at least one target that counts, but all {y.numel()} are "
-                    f"{int(y.reshape(-1)[0])}, which the loss ignores. Divide the data anew."
-                )
+        for y in () if split is None else (split.y, split.clean):
+            if y is not None and not y.is_floating_point() and not y.is_complex():
+                yield name, y
 
 
 def check_outputs(loss: Callable[..., Any], output: Any, y: Tensor) -> None:
@@ -213,51 +218,51 @@ def check_labels(problem: Problem, output: Any, splits: Splits) -> None:
     Raises:
         ValueError: If a loss of torch would meet a label without an output.
     """
-    if not isinstance(output, Tensor) or output.ndim < 2:
+    if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[1] < 2:
         return
     classes = output.shape[1]
     known = [loss for loss in (problem.loss, problem.reported) if is_class_loss(loss)]
-    ignored = [loss_option(loss, "ignore_index") for loss in known] or [problem.ignore_index]
-    for name in ("train", "val", "test"):
-        split = getattr(splits, name)
-        for y in [] if split is None else [y for y in (split.y, split.clean) if y is not None]:
-            if y.is_floating_point() or y.is_complex() or y.shape[1:] != output.shape[2:]:
+    ignored = {loss_option(loss, "ignore_index") for loss in known} or {problem.ignore_index}
+    for name, y in _labels(splits):
+        for index in ignored:
+            labels = y.long() if index is None else y.long()[y.long() != index]
+            if y.shape[1:] != output.shape[2:] or not labels.numel():
                 continue
-            for index in ignored:
-                labels = y.long() if index is None else y.long()[y.long() != index]
-                if not labels.numel() or 0 <= (low := int(labels.min())) <= (high := int(labels.max())) < classes:
-                    continue
-                if not known:
-                    log.warning(
-                        "labels of the %s split reach from %d to %d, but the model has outputs 0 to %d: the others "
-                        "count as wrong. If the loss ignores them, give it an attribute or argument ignore_index.",
-                        name,
-                        low,
-                        high,
-                        classes - 1,
-                    )
-                    return
-                fix = f"Give the model {high + 1} outputs, or renumber the labels"
-                if low == 1 and high == classes:
-                    fix = "Count from 0: y - 1"
-                elif low < 0:
-                    fix = f"If {low} marks what to leave out, set ignore_index={low} in the loss"
-                elif high == 255:
-                    fix = "If 255 marks what to leave out, set ignore_index=255 in the loss"
-                raise ValueError(
-                    f"labels must be 0 to {classes - 1}, since the model has {classes} outputs, got {low} to {high} in "
-                    f"the {name} split. {fix}."
-                )
+            low, high = int(labels.min()), int(labels.max())
+            if low >= 0 and high < classes:
+                continue
+            if known:
+                raise ValueError(_misfit(name, low, high, classes))
+            log.warning(
+                "labels of the %s split reach from %d to %d, but the model has outputs 0 to %d: the others count as "
+                "wrong. If the loss ignores them, give it an attribute or argument ignore_index.",
+                *(name, low, high, classes - 1),
+            )
+            return
 
 
-def first_loss(loss: Callable[..., Any], output: Any, y: Tensor, *, scalar: bool = True) -> Any:
+def _misfit(name: str, low: int, high: int, classes: int) -> str:
+    if (low, high) == (1, classes):
+        fix = "Count from 0: y - 1"
+    elif low < 0 or high == 255:
+        marker = low if low < 0 else high
+        fix = f"If {marker} marks what to leave out, set ignore_index={marker} in the loss"
+    else:
+        fix = f"Give the model {high + 1} outputs, or renumber the labels"
+    return (
+        f"labels must be 0 to {classes - 1}, since the model has {classes} outputs, got {low} to {high} in the {name} "
+        f"split. {fix}."
+    )
+
+
+def first_loss(loss: Callable[..., Any], output: Any, y: Tensor, *, trained: str | None = None) -> Any:
     """Call a loss on the first batch, and make sure that its arguments fit and that it returns a loss.
 
     Args:
         loss: The loss.
         output: Outputs of the batch.
         y: Its targets.
-        scalar: Whether it must be a mean.
+        trained: Reduction of the method that differentiates it, "mean" or "none"; None for a loss that is reported.
 
     Returns:
         What the loss returned.
@@ -272,7 +277,12 @@ def first_loss(loss: Callable[..., Any], output: Any, y: Tensor, *, scalar: bool
         raise ValueError(
             f"the loss must return the mean of a batch, a 0-d tensor, got {_summary(value)}. Return that part alone."
         )
-    if scalar and isinstance(value, Tensor) and value.numel() != 1:
+    if trained is not None and not isinstance(value, Tensor):
+        raise ValueError(
+            f"the loss must have a gradient, got the number {value}. Compute it from the outputs, in torch and without "
+            ".item()."
+        )
+    if trained != "none" and isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(
             f"the loss must return the mean of a batch, a 0-d tensor, got shape {list(value.shape)}. Use "
             "reduction='mean', or .mean()."

@@ -415,7 +415,7 @@ def _raw(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: T
     if state.checked:
         loss = criterion(output, y)
     else:
-        loss = first_loss(criterion, output, y, scalar=run.method.reduction == "mean")
+        loss = first_loss(criterion, output, y, trained=run.method.reduction)
         state.checked = True
     if state.teacher is not None:
         loss = _counted(run.problem, state, loss, y)

@@ -256,7 +256,7 @@ class Problem:
         if isinstance(self.model, nn.Module) and not _is_lazy(self.model):
             return copy.deepcopy(self.model).train()
         with seeded(stream(seed, "model")):
-            model = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model()
+            model = _copy(self.model) if isinstance(self.model, nn.Module) else self.model()
             if not isinstance(model, nn.Module):
                 raise ValueError(f"model must build a module, got {type(model).__name__}. Return a torch.nn.Module.")
             if _is_lazy(model):
@@ -265,6 +265,16 @@ class Problem:
                 with torch.no_grad():
                     model(map_tensors(lambda t: t[: self.batch_size].clone(), split.x))
             return model.train()
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except ValueError as error:  # of torch, for the buffers of lazy batch norm
+        raise ValueError(
+            f"a module that is built already must allow a copy, but a lazy {type(model).__name__} does not. Give a "
+            "function that builds it."
+        ) from error
 
 
 def _is_lazy(model: nn.Module) -> bool:
