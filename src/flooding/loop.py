@@ -159,7 +159,7 @@ def _train(
         else:
             with _undisturbed(threads, state):
                 values = _epoch(run, state, splits.train, epoch, keep) if epoch else {}
-                with _evaluating(state.optimizer):
+                with _evaluating(state):
                     values |= {} if epoch else _before(run.problem, state, splits)
                     values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.problem.horizon)
                     _conclude(run, state, values, epoch)
@@ -171,7 +171,7 @@ def _train(
     if not conclude:
         return
     end = None if _snapshot(state, epoch) is None or epoch == run.problem.horizon else _state(state, copied=True)
-    with _undisturbed(threads, state), _evaluating(state.optimizer):
+    with _undisturbed(threads, state), _evaluating(state):
         record = _record(run, state, splits)
     told = {"began": began, "seconds": round(state.seconds, 3), "epochs_trained": state.trained}
     told["val_examples"] = len(splits.val)
@@ -271,17 +271,21 @@ def _schedule_free(optimizer: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(optimizer: torch.optim.Optimizer) -> Generator[None, None, None]:
+def _evaluating(state: _State) -> Generator[None, None, None]:
     """Put the weights that a schedule-free optimiser evaluates in place, then those that it trains."""
-    switched = _schedule_free(optimizer)
+    switched = _schedule_free(state.optimizer)
     if switched is None:
         yield
         return
+    trained = [p.detach().clone() for p in state.parameters]
     switched.eval()
     try:
         yield
     finally:
         switched.train()
+        with torch.no_grad():  # to the bit: the way there and back rounds
+            for p, value in zip(state.parameters, trained, strict=True):
+                p.copy_(value)
 
 
 class _Batch(NamedTuple):
@@ -315,7 +319,8 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
         with nullcontext() if state.checked else _explained(run.problem, model, y):
             output, loss, level, mean, _, weight = gradient()
         if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
-            state.weights["first_flooded"] = _copy_evaluated(state)
+            with _evaluating(state):
+                state.weights["first_flooded"] = _copy(model)
         if state.again:
             optimizer.step(lambda again=gradient: float(again().value))
         else:
@@ -665,19 +670,6 @@ def _mark(model: nn.Module, first_loss: float) -> str:
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     weights = model.state_dict()
     return {n: t.detach().clone() if isinstance(t, Tensor) else copy.deepcopy(t) for n, t in weights.items()}
-
-
-def _copy_evaluated(state: _State) -> dict[str, Tensor]:
-    """Copy the weights that the optimiser evaluates, and put those that it trains back to the bit."""
-    if _schedule_free(state.optimizer) is None:
-        return _copy(state.model)
-    trained = [p.detach().clone() for p in state.parameters]
-    with _evaluating(state.optimizer):
-        weights = _copy(state.model)
-    with torch.no_grad():
-        for p, value in zip(state.parameters, trained, strict=True):
-            p.copy_(value)
-    return weights
 
 
 @contextmanager
