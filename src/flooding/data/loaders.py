@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -85,21 +86,23 @@ def gather(source: Any, *, limit: int = _LIMIT) -> Split:
     """
     if not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit must be a whole number of examples of at least 1, got {limit!r}.")
+    split = _gather(source, limit)
     size = getattr(source.batch_sampler, "batch_size", None) if isinstance(source, DataLoader) else None
     if size is not None:
         text = "a Problem makes its own batches: batch_size %d of the loader is not used. Give Problem(batch_size=%d)."
         log.warning(text, size, size)
-    return _gather(source, limit)
+    return split
 
 
 def _gather(source: Any, limit: int) -> Split:
     if isinstance(source, DataLoader):
         _check_sampler(source)
     with _unchanged_generators(source):
-        batches = list(_bounded(_batches(source), _most(source, limit)))
-    if not batches:
+        batches = _bounded(_batches(source), _most(source, limit))
+        parts = [_pair(part) for part in iter(lambda: list(itertools.islice(batches, 1000)), [])]
+    if not parts:
         raise ValueError("a split must hold at least one example, but the data gave no batch. Give it more data.")
-    x, y = _joined([x for x, _ in batches], "inputs"), _joined([y for _, y in batches], "targets")
+    x, y = _pair(parts)
     if isinstance(source, DataLoader):
         _tell_dropped(source, len(y))
     return Split(x, y)
@@ -306,11 +309,19 @@ def _column(value: Any, name: str) -> Any:
     """Give an entry of a mapping as tensors; there a list of numbers is a vector, as in Hugging Face's datasets."""
     numbers = isinstance(value, (list, tuple)) and not any(isinstance(v, (Tensor, np.ndarray)) for v in value)
     vector = _vector(value) if numbers and len(value) else None
+    if vector is None and numbers and value and all(isinstance(row, (list, tuple)) for row in value):
+        lengths = sorted({len(row) for row in value})
+        raise ValueError(f"rows of {name} must be numbers of one length, got lengths {lengths[:5]}. Pad them.")
     return _tensors(value, name) if vector is None else vector
 
 
 def _named(x: Any) -> str:
     return f"{x!r:.40}" if isinstance(x, (str, bytes)) or x is None else type(x).__name__
+
+
+def _pair(batches: list[tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
+    """Join batches of inputs and targets."""
+    return _joined([x for x, _ in batches], "inputs"), _joined([y for _, y in batches], "targets")
 
 
 def _joined(parts: list[Any], name: str) -> Any:
