@@ -62,6 +62,36 @@ def test_an_empty_split_is_refused():
         Split(torch.zeros(0, 2), torch.zeros(0).long())
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": np.arange(4)}, r"y must be a tensor \[examples, \.\.\.\], got ndarray\. Convert it: torch\.as_tensor"),
+        ({"y": [0, 1, 0, 1]}, r"y must be a tensor .* got list\."),
+        ({"y": torch.tensor(1)}, r"y must be a tensor .* got a single number\."),
+        ({"clean": np.arange(4)}, r"clean must be a tensor"),
+        ({"id": range(4)}, r"id must be a tensor"),
+        ({"x": np.zeros((4, 2))}, r"inputs must be tensors, .* got ndarray\. Convert arrays with torch\.as_tensor"),
+        ({"x": {"a": torch.zeros(4), "b": "text"}}, r"inputs must be tensors, .* got str"),
+        ({"x": torch.tensor(1.0)}, r"equally many examples, got \[0, 4\]"),
+    ],
+    ids=["array", "list", "number", "clean", "id", "inputs", "text", "an input"],
+)
+def test_what_is_no_tensor_of_examples_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        a_split(**changes)
+
+
+def test_an_ignored_target_is_no_class():
+    some = a_split(y=torch.tensor([0, 1, 255, -100]))
+    splits = Splits(some, some)
+    assert splits.classes == 256
+    assert splits.count_classes(255) == 2
+    assert splits.count_classes(7) == 256
+    none = a_split(y=torch.full((4,), -100))
+    assert Splits(none, none).classes == 0
+    assert Splits(a_split(y=torch.zeros(4)), none).count_classes(255) is None
+
+
 def test_classes_are_counted_over_all_splits():
     rare = a_split(y=torch.tensor([0, 1, 2, 6]))
     assert Splits(a_split(), rare, a_split()).classes == 7

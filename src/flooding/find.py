@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from flooding import strategies
+from flooding.checks import check_targets
 from flooding.data import map_tensors
 from flooding.engine import evaluate as engine
 from flooding.engine import trajectory
@@ -188,7 +189,7 @@ def find_level(
         found = strategies.search(make(known, seeds=chosen), evaluate)
     found = replace(found, run=replace(found.run, problem=problem))
     labels = problem.splits(chosen[0]).train.y
-    limits = () if labels.is_floating_point() else advise(labels=labels[labels >= 0])
+    limits = () if labels.is_floating_point() else advise(labels=labels[problem.labelled(labels)])
     given = {f.name: getattr(found, f.name) for f in fields(found)}
     return FoundLevel(**given | {"suggestions": (*found.suggestions, *limits), "device": device})
 
@@ -205,8 +206,10 @@ def _of_one_seed(strategy: Callable[..., Strategy]) -> Callable[..., Strategy]:
 def _check(problem: Problem, seed: int) -> None:
     """Refuse what a search cannot judge, before anything is trained."""
     splits = problem.splits(seed)
+    check_targets(problem, splits)
     for name in ("train", "val"):
         y = getattr(splits, name).y
+        n, y = len(y), y if y.is_floating_point() else y[problem.labelled(y)]
         if not y.is_floating_point() and y.ndim == 1 and len(y.unique()) < 2:
             raise ValueError(
                 f"the {name} split must hold at least two classes, got only class {int(y[0])}. Divide the data anew."
@@ -218,9 +221,7 @@ def _check(problem: Problem, seed: int) -> None:
         if not all(bool(t.isfinite().all()) for t in inputs if t.is_floating_point()):
             raise ValueError(f"inputs must be finite, got NaN or infinity in the {name} split. Impute or drop them.")
         if all(bool((t == t[:1]).all()) for t in inputs):
-            raise ValueError(
-                f"inputs must vary, but all {len(y)} examples of the {name} split are the same. Check them."
-            )
+            raise ValueError(f"inputs must vary, but all {n} examples of the {name} split are the same. Check them.")
 
 
 @contextmanager

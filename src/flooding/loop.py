@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -22,6 +22,15 @@ from torch import Tensor, nn
 
 from flooding import metrics
 from flooding.baselines import SAM, GradientPenalty
+from flooding.checks import (
+    check_labels,
+    check_last_batch,
+    check_scheduler,
+    check_targets,
+    explained,
+    first_loss,
+    is_class_loss,
+)
 from flooding.criterion import reduction_word, signature_reduction, unwrap
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
@@ -35,6 +44,7 @@ from flooding.losses import (
     WaveBound,
     check_class_weight,
     example_weight,
+    flooded_fraction,
     lookup_levels,
     objective,
 )
@@ -129,6 +139,8 @@ class _State:
     lookup: PerClass | PerExample | Excess | None = None  # levels to look up, on the model's device
     teacher: Teacher | None = None  # WaveBound's moving average of the model
     again: bool = False  # whether the optimiser wants a closure that computes gradients anew
+    ignores: bool = False  # whether the loss ignores some training targets
+    checked: bool = False  # whether a training batch has been through model and loss
     first_loss: float = math.nan
     curves: list[dict[str, float]] = field(default_factory=list)
     best: tuple[float, float] = (-math.inf, -math.inf)
@@ -155,9 +167,11 @@ def _train(
             values = past[epoch]
         else:
             with _undisturbed(global_state, state):
-                values = _epoch(run, state, splits.train, epoch, keep) if epoch else _before(run.problem, state, splits)
-                values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.problem.horizon)
-                _conclude(run, state, values, epoch)
+                values = _epoch(run, state, splits.train, epoch, keep) if epoch else {}
+                with _evaluating(state):
+                    values |= {} if epoch else _before(run.problem, state, splits)
+                    values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.problem.horizon)
+                    _conclude(run, state, values, epoch)
         losses = state.losses[epoch - 1] if 0 < epoch <= len(state.losses) else None
         if epoch == run.epochs and conclude:
             break
@@ -166,7 +180,7 @@ def _train(
     if not conclude:
         return
     end = None if _snapshot(state, epoch) is None or epoch == run.problem.horizon else _state(state, copied=True)
-    with _undisturbed(global_state, state):
+    with _undisturbed(global_state, state), _evaluating(state):
         record = _record(run, state, splits)
     told = {"began": began, "seconds": round(state.seconds, 3), "epochs_trained": state.trained}
     told["val_examples"] = len(splits.val)
@@ -217,13 +231,19 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     splits = problem.splits(run.seed)
     there = {name: getattr(splits, name) for name in ("train", "val", "test")}
     splits = replace(splits, **{name: split.to(device) for name, split in there.items() if split is not None})
-    model = problem.build(run.seed).to(device)
+    check_targets(problem, splits)
+    with explained(torch.get_default_dtype(), splits.train.x):  # a lazy module meets them as it is built
+        model = problem.build(run.seed).to(device)
+    check_last_batch(problem, run.seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model must have parameters that require a gradient, got none. Unfreeze some of them.")
     method, make = run.method, problem.optimizer
     optimizer = method.wrap(make, parameters) if isinstance(method, SAM) else make(parameters)
+    if (switched := _schedule_free(optimizer)) is not None:
+        switched.train()
     schedule = problem.schedule(optimizer) if problem.schedule else None
+    check_scheduler(schedule, problem.horizon)
     with seeded(stream(run.seed, "train")):
         state = _State(model, parameters, optimizer, schedule, _generators(device), device)
     if hasattr(run.level, "update"):
@@ -231,6 +251,7 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     wants_closure = closure is not None and closure.default is not None
     state.again = isinstance(method, SAM) or wants_closure
+    state.ignores = _ignores(problem, splits.train)
     if isinstance(run.method, WaveBound):
         state.teacher = Teacher(model, run.method.decay)
     level = run.level
@@ -244,6 +265,38 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     return splits, state
 
 
+def _ignores(problem: Problem, split: Split) -> bool:
+    """Tell whether the loss ignores some of a split's targets."""
+    y = split.y
+    return problem.ignore_index is not None and not y.is_floating_point() and not bool(problem.labelled(y).all())
+
+
+def _schedule_free(optimizer: Any) -> Any:
+    """Give the optimiser that evaluates other weights than it trains, itself or inside SAM; None if there is none."""
+    for part in (optimizer, getattr(optimizer, "base_optimizer", None)):
+        if all(callable(getattr(part, name, None)) for name in ("train", "eval")):
+            return part
+    return None
+
+
+@contextmanager
+def _evaluating(state: _State) -> Generator[None, None, None]:
+    """Put the weights that a schedule-free optimiser evaluates in place, then those that it trains."""
+    switched = _schedule_free(state.optimizer)
+    if switched is None:
+        yield
+        return
+    trained = [p.detach().clone() for p in state.parameters]
+    switched.eval()
+    try:
+        yield
+    finally:
+        switched.train()
+        with torch.no_grad():  # to the bit: the way there and back rounds
+            for p, value in zip(state.parameters, trained, strict=True):
+                p.copy_(value)
+
+
 class _Batch(NamedTuple):
     """What one pass over a batch gave; its gradients are in place."""
 
@@ -252,6 +305,7 @@ class _Batch(NamedTuple):
     level: Any
     mean: Tensor  # of the raw loss
     value: Tensor  # what was differentiated
+    weight: Tensor | None  # of each loss in torch's mean
 
 
 def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dict[str, float]:
@@ -259,6 +313,9 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     model, optimizer, controller = state.model, state.optimizer, run.level
     criterion = _criterion(run)
     order = _order(run, split, epoch)
+    counts = _counts(run.problem, split, order, ignores=state.ignores)
+    order = [index for index, count in zip(order, counts, strict=True) if count]  # torch's mean of nothing is NaN
+    counts = [count for count in counts if count]
     losses, levels, shares, outputs = [], [], [], []
     constant = isinstance(run.level, float) and run.method.reduction == "mean"
     model.train()
@@ -268,9 +325,11 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
             x = run.problem.augment(x)
         ids = None if state.lookup is None else split.id[index]
         gradient = functools.partial(_differentiate, run, state, criterion, x, y, ids)
-        output, loss, level, mean, _ = gradient()
+        with nullcontext() if state.checked else _explained(run.problem, model, y):
+            output, loss, level, mean, _, weight = gradient()
         if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
-            state.weights["first_flooded"] = _copy(model)
+            with _evaluating(state):
+                state.weights["first_flooded"] = _copy(model)
         if state.again:
             optimizer.step(lambda again=gradient: float(again().value))
         else:
@@ -278,7 +337,9 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
         losses.append(mean)
         if level is not None:
             levels.append(level)
-            if not constant:
+            if not constant and state.ignores:
+                shares.append(flooded_fraction(loss, level, weight))
+            elif not constant:
                 shares.append(is_flooded(loss, level).float().mean())
         if state.controller is not None and controller is not None:
             state.controller = controller.update(state.controller, Seen(loss=mean))
@@ -289,7 +350,7 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     values = {"lr": float(optimizer.param_groups[0]["lr"])}
     if epoch == 1:
         state.first_loss = float(losses[0])
-    weights = torch.tensor([float(len(split.y if isinstance(index, slice) else index)) for index in order])
+    weights = torch.tensor(counts)
     values["train_loss"] = float((torch.stack(losses).float().cpu() * weights).sum() / weights.sum())
     if run.level is None and not state.again:
         state.losses.append(torch.stack(losses))
@@ -299,7 +360,7 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
         shares = list(is_flooded(torch.stack(losses), run.level).float())
     values["flooded"] = float(torch.stack(shares).mean()) if shares else 0.0
     if outputs:
-        seen = split if len(order) == 1 else _labels(split, torch.cat(order))
+        seen = split if isinstance(order[0], slice) else _labels(split, torch.cat(order))
         values |= _against_labels(run.problem, "train", torch.cat(outputs), seen)
     return values
 
@@ -355,7 +416,7 @@ def _differentiate(
     mean = objective(loss, None, method, weight)
     if isinstance(method, WaveBound):  # what it compares are batch means, and a bound below the teacher's
         loss, level = method.sides(loss, level)
-    return _Batch(output, loss, level, mean, value.detach())
+    return _Batch(output, loss, level, mean, value.detach(), weight)
 
 
 def _criterion(run: Run) -> Callable[..., Tensor]:
@@ -365,13 +426,24 @@ def _criterion(run: Run) -> Callable[..., Tensor]:
 def _raw(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor) -> tuple[Any, Tensor, Any]:
     """Give a batch's output, its raw loss as the method needs it, and the examples' weights in torch's mean."""
     output = state.model(x)
-    loss = criterion(output, y)
+    if state.checked:
+        loss = criterion(output, y)
+    else:
+        loss = first_loss(criterion, output, y, trained=run.method.reduction)
+        state.checked = True
+    if state.teacher is not None:
+        loss = _counted(run.problem, state, loss, y)
     weight = None
     if run.method.reduction == "none" and state.teacher is None:
         weight = example_weight(criterion, y, loss)
     if weight is not None:  # the level acts on the loss before its class weight
         loss = loss / weight.masked_fill(weight == 0, 1.0)
     return output, loss, weight
+
+
+def _counted(problem: Problem, state: _State, losses: Tensor, y: Tensor) -> Tensor:
+    """Leave out the losses of ignored targets, for a method that averages them itself."""
+    return losses[problem.labelled(y)] if state.ignores and losses.shape == y.shape else losses
 
 
 def _order(run: Run, split: Split, epoch: int) -> list[Any]:
@@ -393,7 +465,7 @@ def _level(
     weight: Tensor | None,
 ) -> Any:
     if state.teacher is not None:
-        return criterion(state.teacher(x), y)
+        return _counted(run.problem, state, criterion(state.teacher(x), y), y)
     if state.controller is not None:
         return state.controller["level"]
     if state.lookup is None:
@@ -451,10 +523,16 @@ def _with_reduction_none(module: nn.Module, loss: Any) -> nn.Module:
 
 
 def _before(problem: Problem, state: _State, splits: Splits) -> dict[str, float]:
-    """Measure the training split before training, in evaluation mode."""
-    return {"lr": float(state.optimizer.param_groups[0]["lr"]), "level": math.nan, "flooded": 0.0} | _measure(
-        problem, state.model, splits.train, "train"
-    )[1]
+    """Measure the training split before training, in evaluation mode, and check the parts against each other."""
+    values = {"lr": float(state.optimizer.param_groups[0]["lr"]), "level": math.nan, "flooded": 0.0}
+    with _explained(problem, state.model, splits.train.y, splits.train.x):
+        return values | _measure(problem, state.model, splits.train, "train", first=splits)[1]
+
+
+def _explained(problem: Problem, model: nn.Module, y: Tensor, x: Any = None) -> AbstractContextManager[None]:
+    """Say which tensor to convert where a first pass fails for its type."""
+    types = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    return explained([*types, torch.get_default_dtype()][0], x, None if is_class_loss(problem.loss) else y)
 
 
 def _watch(problem: Problem, model: nn.Module, splits: Splits, epoch: int, last: bool) -> dict[str, float]:
@@ -468,38 +546,63 @@ def _watch(problem: Problem, model: nn.Module, splits: Splits, epoch: int, last:
     return values
 
 
-def _measure(problem: Problem, model: nn.Module, split: Split, name: str) -> tuple[Any, dict[str, float]]:
+def _measure(
+    problem: Problem, model: nn.Module, split: Split, name: str, first: Splits | None = None
+) -> tuple[Any, dict[str, float]]:
     """Pass a split through the model once, in evaluation mode, and measure against noisy and clean labels."""
     size = problem.eval_batch_size
+    report = problem.reported if first is None else functools.partial(first_loss, problem.reported)
     model.eval()
     with torch.no_grad():
         parts = [slice(i, i + size) for i in range(0, len(split), size)]
         outputs = [model(map_tensors(lambda t, i=part: _taken(t, i), split.x)) for part in parts]
+        if first is not None:  # before they reach the loss: on a GPU its own check ends the process
+            check_labels(problem, outputs[0], first)
         if isinstance(outputs[0], Tensor):
             output = torch.cat(outputs)
-            values = {f"{name}_loss": float(problem.reported(output, split.y))}
+            values = {f"{name}_loss": float(report(output, split.y))}
         else:
             output = None
-            losses = [float(problem.reported(o, split.y[part])) for o, part in zip(outputs, parts, strict=True)]
-            values = {f"{name}_loss": float(np.average(losses, weights=[len(split.y[part]) for part in parts]))}
+            counts = _counts(problem, split, parts, ignores=_ignores(problem, split))
+            measured = [(o, part) for o, part, count in zip(outputs, parts, counts, strict=True) if count]
+            losses = [float(report(o, split.y[part])) for o, part in measured]
+            values = {f"{name}_loss": float(np.average(losses, weights=[count for count in counts if count]))}
         if output is not None and _is_logits(output, split.y):
             values |= _against_labels(problem, name, output, split)
         if problem.score is not None and name != "train":
             if output is None:
                 raise ValueError(f"a score needs outputs that are one tensor, got {type(outputs[0]).__name__}.")
-            values[f"{name}_score"] = float(problem.score.function(output, split.y))
+            values[f"{name}_score"] = float(problem.score.function(*_labelled(problem, output, split.y)))
     return output, values
+
+
+def _counts(problem: Problem, split: Split, parts: Sequence[Any], *, ignores: bool) -> list[float]:
+    """Count what each part's mean loss divides by: its examples, or its targets where some are ignored."""
+    if ignores:
+        valid = problem.labelled(split.y)
+        return torch.stack([valid[part].sum() for part in parts]).double().tolist()
+    return [float(len(range(len(split))[part] if isinstance(part, slice) else part)) for part in parts]
+
+
+def _labelled(problem: Problem, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out the examples whose target is ignored; all of them are the very same tensors."""
+    if not _is_logits(output, y) or bool((valid := problem.labelled(y)).all()):
+        return output, y
+    return output[valid], y[valid]
 
 
 def _against_labels(problem: Problem, name: str, logits: Tensor, split: Split) -> dict[str, float]:
     """Measure logits against noisy and clean labels."""
     with torch.no_grad():
-        found = logits.argmax(1)
-        values = {f"{name}_accuracy": float((found == split.y).float().mean())}
+        values = {f"{name}_accuracy": _accuracy(*_labelled(problem, logits, split.y))}
         if split.clean is not None:
             values[f"{name}_loss_clean"] = float(problem.reported(logits, split.clean))
-            values[f"{name}_accuracy_clean"] = float((found == split.clean).float().mean())
+            values[f"{name}_accuracy_clean"] = _accuracy(*_labelled(problem, logits, split.clean))
     return values
+
+
+def _accuracy(logits: Tensor, y: Tensor) -> float:
+    return float((logits.argmax(1) == y).float().mean())
 
 
 def _is_logits(output: Any, y: Tensor) -> bool:
@@ -560,9 +663,10 @@ def _test(problem: Problem, model: nn.Module, splits: Splits) -> tuple[dict[str,
     with torch.no_grad():
         for suffix, y in (("", test.y), ("_clean", test.clean)):
             if y is not None:
-                error, bins = metrics.calibration(logits, y)
-                told = {"nll": metrics.nll(logits, y), "brier": metrics.brier(logits, y), "ece": error}
-                told["over_confidence"] = metrics.over_confidence(logits, y)
+                scored = _labelled(problem, logits, y)
+                error, bins = metrics.calibration(*scored)
+                told = {"nll": metrics.nll(*scored), "brier": metrics.brier(*scored), "ece": error}
+                told["over_confidence"] = metrics.over_confidence(*scored)
                 values |= {f"test_{n}{suffix}": float(value) for n, value in told.items()}
                 parts = [part.float() for part in (bins.confidence, bins.accuracy, bins.count)]
                 views[f"reliability{suffix}"] = torch.stack(parts).cpu().numpy()

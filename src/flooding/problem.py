@@ -21,8 +21,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from flooding.data import Splits, sha256
+from flooding.criterion import loss_options
+from flooding.data import Splits, map_tensors, sha256
 from flooding.losses import Flooding, Method, PerClass, PerExample, WaveBound, check_reduction
 from flooding.numerics import LOCK, cuda_devices, fork_generators, without_contexts
 
@@ -98,21 +100,27 @@ class Problem:
     Args:
         data: The splits, or a callable ``(*, seed: int) -> Splits``.
         model: A callable without arguments that builds a module, or a module, of which every Run gets a copy. Builders
-            that draw from torch's generator find it seeded by the Run's seed; other generators are not touched.
-        optimizer: A callable ``(parameters) -> Optimizer``.
-        loss: Any torch loss ``(outputs, targets) -> scalar``, the mean over the batch.
+            that draw from torch's generator find it seeded by the Run's seed; other generators are not touched. Lazy
+            modules get their shapes from the first training batch.
+        optimizer: A callable ``(parameters) -> Optimizer``. One with the methods ``train`` and ``eval``, such as a
+            schedule-free one, is switched to its evaluation weights for all that is measured and returned.
+        loss: Any torch loss ``(outputs, targets) -> scalar``, the mean over the batch. Targets that it ignores count
+            nowhere: not in accuracy, score or calibration, and a batch without any other target is skipped. A loss of
+            your own says which by an attribute or argument ``ignore_index``; without one it is -100.
         report: The loss that curves and finals report, by default ``loss``. Name the plain one where ``loss`` has label
             smoothing or the like.
         batch_size: Examples in a batch, at least 1. The last batch of an epoch may be smaller.
         eval_batch_size: Examples in a batch of an evaluation pass, at least 1.
         horizon: Epochs that fix the schedule, at least 1.
-        schedule: A callable ``(optimizer) -> LRScheduler``, stepped after every epoch.
+        schedule: A callable ``(optimizer) -> LRScheduler``, stepped after every epoch: lengths are in epochs, such as
+            ``partial(OneCycleLR, max_lr=0.1, total_steps=horizon)``.
         clip: Largest gradient norm, or None. Applied after flooding; the sign commutes with it.
         test_curve: Test curves to measure along the way, or None.
         probe: A callable that gives inputs on which a classifier's probabilities are kept, such as a grid for drawing
             its decision boundary, or None.
         augment: A callable ``x -> x`` for the inputs of every training batch, drawing from torch's generator; or None.
-        score: What the best epoch and a search are judged by, where that is neither accuracy nor the loss.
+        score: What the best epoch and a search are judged by, where that is neither accuracy nor the loss. Of outputs
+            ``[n, classes]`` it sees those with a target that counts.
         watch: A callable ``(model, problem, splits) -> {name: number}`` whose numbers become curves of their own,
             after every epoch and before the first (more rarely as a :class:`Watch`); it sees the model in evaluation
             mode and must leave it as it was.
@@ -167,6 +175,34 @@ class Problem:
         """The loss that curves and finals report."""
         return self.loss if self.report is None else self.report
 
+    @functools.cached_property
+    def ignore_index(self) -> int | None:
+        """The target that the loss ignores, or None where it names none."""
+        index = loss_options(self.loss).ignore_index
+        return loss_options(self.report).ignore_index if index is None and self.report is not None else index
+
+    def labelled(self, y: Tensor) -> Tensor:
+        """Tell which targets count, all but those that the loss ignores.
+
+        Args:
+            y: Class labels of any shape.
+
+        Returns:
+            A mask of the shape of ``y``. -100, torch's own, is ignored where the loss names nothing else.
+        """
+        return y.long() != (-100 if self.ignore_index is None else self.ignore_index)
+
+    def classes(self, seed: int) -> int | None:
+        """Count the classes of a seed's data, without the target that the loss ignores.
+
+        Args:
+            seed: The Run's seed.
+
+        Returns:
+            The number of classes, or None for real-valued targets.
+        """
+        return self.splits(seed).count_classes(self.ignore_index)
+
     def splits(self, seed: int) -> Splits:
         """Make, or look up, the data of a seed.
 
@@ -175,6 +211,9 @@ class Problem:
 
         Returns:
             The splits; the same object for the same callable and seed while it is among the last few used.
+
+        Raises:
+            ValueError: If a callable of the user's own makes something else.
         """
         if isinstance(self.data, Splits):
             return self.data
@@ -182,7 +221,11 @@ class Problem:
             try:
                 config = json.dumps(describe(self.data), sort_keys=True)
             except NotKeyable:  # a callable of the user's own may read what has changed since
-                return self.data(seed=seed)
+                splits = self.data(seed=seed)
+                if not isinstance(splits, Splits):
+                    rule = f"data must give {_CALLED['data'].split(' or ')[0]}"
+                    raise ValueError(f"{rule}, got {type(splits).__name__}.") from None
+                return splits
             if (config, seed) not in _SPLITS:
                 while len(_SPLITS) >= _KEPT_SPLITS:
                     del _SPLITS[next(iter(_SPLITS))]
@@ -197,11 +240,36 @@ class Problem:
 
         Returns:
             A fresh module in training mode, or a copy of the module given.
+
+        Raises:
+            ValueError: If the builder makes no module.
         """
-        if isinstance(self.model, nn.Module):
+        if isinstance(self.model, nn.Module) and not _is_lazy(self.model):
             return copy.deepcopy(self.model).train()
         with seeded(stream(seed, "model")), without_contexts(torch.device("cpu")):
-            return self.model().train()
+            model = _copy(self.model) if isinstance(self.model, nn.Module) else self.model()
+            if not isinstance(model, nn.Module):
+                raise ValueError(f"model must build a module, got {type(model).__name__}. Return a torch.nn.Module.")
+            if _is_lazy(model):
+                split = self.splits(seed).train
+                model.eval().to(split.y.device)
+                with torch.no_grad():
+                    model(map_tensors(lambda t: t[: self.batch_size].clone(), split.x))
+            return model.train()
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except ValueError as error:  # of torch, for the buffers of lazy batch norm
+        raise ValueError(
+            f"a module that is built already must allow a copy, but a lazy {type(model).__name__} does not. Give a "
+            "function that builds it."
+        ) from error
+
+
+def _is_lazy(model: nn.Module) -> bool:
+    return any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
 
 @dataclass(frozen=True)
@@ -292,11 +360,19 @@ class Run:
             told |= {"level": describe(self.level), "method": describe(self.method)}  # the key answers for neither
             for name, value in ((f.name, value) for f, value in _fields(problem) if not _is_default(f, value)):
                 told[name] = problem.splits(self.seed).sha256 if name == "data" else tell(value)
+            if _has_ignored(problem, self.seed):
+                told["ignored targets"] = "left out"  # they were not, in Records of older versions
             if problem.key is None:
                 describe(problem.data)  # equal bytes may come from code that will change
         except NotKeyable:
             return None
         return hashlib.sha256(json.dumps({**told, **circumstances}, sort_keys=True).encode()).hexdigest()
+
+
+def _has_ignored(problem: Problem, seed: int) -> bool:
+    splits = problem.splits(seed)
+    targets = [split.y for split in (splits.train, splits.val, splits.test) if split is not None]
+    return any(not y.is_floating_point() and not bool(problem.labelled(y).all()) for y in targets)
 
 
 def _check_level(level: Any) -> Any:

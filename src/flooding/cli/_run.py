@@ -256,6 +256,7 @@ def _save(weights: dict[str, dict[str, Any]], folder: Path) -> None:
 
 def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> None:
     """Refuse, before anything is written, what would fail later."""
+    from flooding.checks import check_last_batch
     from flooding.engine import usable
     from flooding.losses import PerClass
 
@@ -265,25 +266,14 @@ def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> N
     for folder in folders:
         if folder is not None:
             writable(folder)
-    train = run.problem.splits(run.seed).train  # also checks every argument of the data
-    classes = run.problem.splits(run.seed).classes
+    classes = run.problem.splits(run.seed).classes  # also checks every argument of the data
     if isinstance(run.level, PerClass) and len(run.level.levels) != classes:
         raise ValueError(
             f"a level is needed for each of {classes} classes, got {len(run.level.levels)}. Give them all."
         )
     if isinstance(run.level, float) and classes and run.level > math.log(classes):
         errors.print(f"level {run.level:g} lies above ln {classes} = {math.log(classes):.3f}: nothing can be learned.")
-    if len(train) % run.problem.batch_size == 1 and _has_batch_norm(run):
-        raise ValueError(
-            f"with batch norm no batch may hold a single example, but {len(train)} examples in batches of "
-            f"{run.problem.batch_size} leave one over. Change --batch-size or use --model mlp."
-        )
-
-
-def _has_batch_norm(run: Run) -> bool:
-    import torch
-
-    return any(isinstance(m, torch.nn.BatchNorm1d) for m in run.problem.build(run.seed).modules())
+    check_last_batch(run.problem, run.seed)
 
 
 def _print_record(record: Record) -> None:

@@ -34,7 +34,10 @@ def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
     if isinstance(x, (tuple, list)):
         parts = [map_tensors(function, value) for value in x]
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
-    raise TypeError(f"inputs must be tensors, or tuples, lists and dicts of tensors, got {type(x).__name__}.")
+    raise TypeError(
+        f"inputs must be tensors, or tuples, lists and dicts of tensors, got {type(x).__name__}. Convert arrays with "
+        "torch.as_tensor."
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,7 +51,7 @@ class Split:
         id: Identity of each example, int64 ``[examples]``; by default its position.
 
     Raises:
-        ValueError: If the split is empty or the first axes differ in length.
+        ValueError: If the split is empty, the first axes differ in length or something is no tensor.
     """
 
     x: Any
@@ -57,12 +60,19 @@ class Split:
     id: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
+        for name, value in (("y", self.y), ("clean", self.clean), ("id", self.id)):
+            if not (isinstance(value, Tensor) and value.ndim) and not (name == "clean" and value is None):
+                got = "a single number" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{name} must be a tensor [examples, ...], got {got}. Convert it: torch.as_tensor.")
         if len(self.y) == 0:
             raise ValueError("a split must hold at least one example, got 0. Give it more data or another split.")
         if len(self.id) == 0:
             object.__setattr__(self, "id", torch.arange(len(self.y)))
         lengths = [len(self.y), len(self.id)] + ([] if self.clean is None else [len(self.clean)])
-        map_tensors(lambda t: (lengths.append(len(t)), t)[1], self.x)
+        try:
+            map_tensors(lambda t: (lengths.append(len(t) if t.ndim else 0), t)[1], self.x)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
         if len(set(lengths)) > 1:
             raise ValueError(f"x, y, clean and id must have equally many examples, got {sorted(set(lengths))}.")
 
@@ -102,9 +112,24 @@ class Splits:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, or None for real-valued targets."""
+        """Number of classes, or None for real-valued targets; what a loss ignores is known to a Problem alone."""
+        return self.count_classes()
+
+    def count_classes(self, ignore_index: int | None = None) -> int | None:
+        """Count the classes.
+
+        Args:
+            ignore_index: The target that the loss ignores, which is no class; negative targets never are.
+
+        Returns:
+            One more than the largest class, or None for real-valued targets.
+        """
         labels = [split.y for split in (self.train, self.val, self.test) if split is not None]
-        return None if labels[0].is_floating_point() else int(max(y.max() for y in labels)) + 1
+        if labels[0].is_floating_point():
+            return None
+        if ignore_index is not None:
+            labels = [y[y != ignore_index] for y in labels]
+        return max(0, *(int(y.max()) + 1 for y in labels if y.numel()))
 
     @property
     def sha256(self) -> str:

@@ -41,14 +41,14 @@ def advisor(
     Returns:
         Plain training, with a suggestion for each thing known: none of them has been tried.
     """
-    splits = problem.splits(seed)
-    labels = splits.train.y if splits.classes is not None and splits.train.y.ndim == 1 else None
+    y, classes = problem.splits(seed).train.y, problem.classes(seed)
+    labels = y[problem.labelled(y)] if classes is not None and y.ndim == 1 else None
     suggestions = advise(
         labels=labels,
         soft_labels=soft_labels,
         repeated_labels=repeated_labels,
         label_noise=label_noise,
-        classes=splits.classes,
+        classes=classes,
         lowest_val_loss=lowest_val_loss,
     )
     warnings = ("no level was tried: these are estimates and limits",)
