@@ -361,7 +361,12 @@ def test_the_losses_of_a_run_are_those_of_the_module_bit_for_bit(shape, rng):
     module = nn.CrossEntropyLoss(reduction="none")
     assert torch.equal(unreduced(F.cross_entropy)(scores, y), module(scores, y))
     losses, weight = module(scores, y), example_weight(module, y)
-    assert torch.equal(objective(losses, None, IFlood(), weight), losses.mean()), "as nll_loss had it before"
+    means = objective(losses, None, IFlood(), weight), losses.mean()
+    assert torch.equal(*means), "as nll_loss had it before"
+    scores.requires_grad_()
+    losses = module(scores, y)
+    means = objective(losses / weight, None, IFlood(), weight), losses.mean()
+    assert torch.equal(*(torch.autograd.grad(mean, scores, retain_graph=True)[0] for mean in means))
 
 
 def ignoring(fraction):
