@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 import flooding.problem
 from flooding import Problem, Run, find_level, train
 from flooding.data import Split, Splits
-from flooding.loop import _labelled
+from flooding.loop import _drop_ignored_examples
 from flooding.losses import Flooding, IFlood, PerExample, SoftAD, WaveBound
 from flooding.metrics import balanced_accuracy
 from flooding.models import mlp
@@ -226,6 +226,6 @@ def test_only_problems_with_ignored_targets_have_another_key(monkeypatch):
 def test_without_ignored_targets_nothing_is_copied():
     split = small().splits(0).val
     output = torch.zeros(len(split), 2)
-    found = _labelled(small(), output, split.y)
+    found = _drop_ignored_examples(small(), output, split.y)
     assert found[0] is output  # so the bits are those of before
     assert found[1] is split.y

@@ -1,6 +1,7 @@
 """Checks of a Problem's parts against each other, on the first batch: errors with rule, value and fix.
 
-They are made once for a training, so they cost nothing in a step. What cannot be explained here keeps its traceback.
+They are made once for a training, so they cost nothing in a step. An error without an explanation keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = [
     "check_outputs",
     "check_scheduler",
     "check_targets",
-    "explained",
+    "explain_dtype_error",
     "first_loss",
     "is_class_loss",
 ]
@@ -121,7 +122,7 @@ def check_targets(problem: Problem, splits: Splits) -> None:
             raise ValueError(
                 f"class labels must be torch.int64, got {y.dtype} in the {name} split. Convert them with y.long()."
             )
-        if not bool(problem.labelled(y).any()):
+        if not bool(problem.target_mask(y).any()):
             raise ValueError(
                 f"the {name} split must hold at least one target that counts, but all {y.numel()} are "
                 f"{int(y.reshape(-1)[0])}, which the loss ignores. Divide the data anew."
@@ -233,7 +234,7 @@ def check_labels(problem: Problem, output: Any, splits: Splits) -> None:
             if low >= 0 and high < classes:
                 continue
             if known:
-                raise ValueError(_misfit(name, low, high, classes))
+                raise ValueError(_label_error(name, low, high, classes))
             log.warning(
                 "labels of the %s split reach from %d to %d, but the model has outputs 0 to %d: the others count as "
                 "wrong. If the loss ignores them, give it an attribute or argument ignore_index.",
@@ -242,7 +243,7 @@ def check_labels(problem: Problem, output: Any, splits: Splits) -> None:
             return
 
 
-def _misfit(name: str, low: int, high: int, classes: int) -> str:
+def _label_error(name: str, low: int, high: int, classes: int) -> str:
     if (low, high) == (1, classes):
         fix = "Count from 0: y - 1"
     elif low < 0 or high == 255:
@@ -272,7 +273,7 @@ def first_loss(loss: Callable[..., Any], output: Any, y: Tensor, *, trained: str
         ValueError: If it cannot be a loss.
     """
     check_outputs(loss, output, y)
-    with _watched(output, y):
+    with _broadcast_detector(output, y):
         value = loss(output, y)
     if not isinstance(value, (Tensor, numbers.Real)):
         raise ValueError(
@@ -291,7 +292,7 @@ def first_loss(loss: Callable[..., Any], output: Any, y: Tensor, *, trained: str
     return value
 
 
-class _Broadcasting(TorchFunctionMode):
+class _BroadcastDetector(TorchFunctionMode):
     """Watches a loss of the user's own for outputs [n, 1] that meet targets [n], which makes [n, n] of them."""
 
     def __init__(self, n: int) -> None:
@@ -314,10 +315,10 @@ class _Broadcasting(TorchFunctionMode):
         return result
 
 
-def _watched(output: Any, y: Tensor) -> AbstractContextManager[Any]:
+def _broadcast_detector(output: Any, y: Tensor) -> AbstractContextManager[Any]:
     n = len(y)
     suspicious = isinstance(output, Tensor) and n > 1 and sorted([output.shape, y.shape]) == [(n,), (n, 1)]
-    return _Broadcasting(n) if suspicious else nullcontext()
+    return _BroadcastDetector(n) if suspicious else nullcontext()
 
 
 def _summary(value: Any) -> str:
@@ -329,7 +330,7 @@ def _summary(value: Any) -> str:
 
 
 @contextmanager
-def explained(dtype: torch.dtype, x: Any, y: Tensor | None = None) -> Generator[None, None, None]:
+def explain_dtype_error(dtype: torch.dtype, x: Any, y: Tensor | None = None) -> Generator[None, None, None]:
     """Turn torch's error about types on the first batch into one that names the tensor to convert.
 
     Args:
@@ -347,13 +348,13 @@ def explained(dtype: torch.dtype, x: Any, y: Tensor | None = None) -> Generator[
     try:
         yield
     except (RuntimeError, ValueError) as error:  # NotImplementedError is a RuntimeError
-        problem = _explain(str(error), dtype, x, y)
+        problem = _dtype_advice(str(error), dtype, x, y)
         if problem is None:
             raise
         raise ValueError(problem) from error
 
 
-def _explain(text: str, dtype: torch.dtype, x: Any, y: Tensor | None) -> str | None:
+def _dtype_advice(text: str, dtype: torch.dtype, x: Any, y: Tensor | None) -> str | None:
     """Name the tensor behind torch's error about types, or None where it is not known."""
     types: list[torch.dtype] = []
     if x is not None:
@@ -426,7 +427,7 @@ def check_last_batch(problem: Problem, seed: int) -> None:
     with unchanged(), seeded(stream(seed, "check")), torch.no_grad():
         try:
             model(map_tensors(lambda t: t[:1].clone(), split.x))
-        except Exception as error:  # ruff: ignore[blind-except] -- other errors come again, and are explained there
+        except Exception as error:  # ruff: ignore[blind-except] -- they come again with the first batch
             if "more than 1 value per channel" not in str(error):
                 return
         else:

@@ -189,7 +189,7 @@ def find_level(
         found = strategies.search(make(known, seeds=chosen), evaluate)
     found = replace(found, run=replace(found.run, problem=problem))
     labels = problem.splits(chosen[0]).train.y
-    limits = () if labels.is_floating_point() else advise(labels=labels[problem.labelled(labels)])
+    limits = () if labels.is_floating_point() else advise(labels=labels[problem.target_mask(labels)])
     given = {f.name: getattr(found, f.name) for f in fields(found)}
     return FoundLevel(**given | {"suggestions": (*found.suggestions, *limits), "device": device})
 
@@ -209,7 +209,7 @@ def _check(problem: Problem, seed: int) -> None:
     check_targets(problem, splits)
     for name in ("train", "val"):
         y = getattr(splits, name).y
-        n, y = len(y), y if y.is_floating_point() else y[problem.labelled(y)]
+        n, y = len(y), y if y.is_floating_point() else y[problem.target_mask(y)]
         if not y.is_floating_point() and y.ndim == 1 and len(y.unique()) < 2:
             raise ValueError(
                 f"the {name} split must hold at least two classes, got only class {int(y[0])}. Divide the data anew."

@@ -27,7 +27,7 @@ from flooding.checks import (
     check_last_batch,
     check_scheduler,
     check_targets,
-    explained,
+    explain_dtype_error,
     first_loss,
     is_class_loss,
 )
@@ -168,7 +168,7 @@ def _train(
         else:
             with _undisturbed(global_state, state):
                 values = _epoch(run, state, splits.train, epoch, keep) if epoch else {}
-                with _evaluating(state):
+                with _eval_weights(state):
                     values |= {} if epoch else _before(run.problem, state, splits)
                     values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.problem.horizon)
                     _conclude(run, state, values, epoch)
@@ -180,7 +180,7 @@ def _train(
     if not conclude:
         return
     end = None if _snapshot(state, epoch) is None or epoch == run.problem.horizon else _state(state, copied=True)
-    with _undisturbed(global_state, state), _evaluating(state):
+    with _undisturbed(global_state, state), _eval_weights(state):
         record = _record(run, state, splits)
     told = {"began": began, "seconds": round(state.seconds, 3), "epochs_trained": state.trained}
     told["val_examples"] = len(splits.val)
@@ -232,7 +232,7 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     there = {name: getattr(splits, name) for name in ("train", "val", "test")}
     splits = replace(splits, **{name: split.to(device) for name, split in there.items() if split is not None})
     check_targets(problem, splits)
-    with explained(torch.get_default_dtype(), splits.train.x):  # a lazy module meets them as it is built
+    with explain_dtype_error(torch.get_default_dtype(), splits.train.x):  # a lazy module meets them as it is built
         model = problem.build(run.seed).to(device)
     check_last_batch(problem, run.seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -268,7 +268,7 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
 def _ignores(problem: Problem, split: Split) -> bool:
     """Tell whether the loss ignores some of a split's targets."""
     y = split.y
-    return problem.ignore_index is not None and not y.is_floating_point() and not bool(problem.labelled(y).all())
+    return problem.ignore_index is not None and not y.is_floating_point() and not bool(problem.target_mask(y).all())
 
 
 def _schedule_free(optimizer: Any) -> Any:
@@ -280,7 +280,7 @@ def _schedule_free(optimizer: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(state: _State) -> Generator[None, None, None]:
+def _eval_weights(state: _State) -> Generator[None, None, None]:
     """Put the weights that a schedule-free optimiser evaluates in place, then those that it trains."""
     switched = _schedule_free(state.optimizer)
     if switched is None:
@@ -325,10 +325,10 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
             x = run.problem.augment(x)
         ids = None if state.lookup is None else split.id[index]
         gradient = functools.partial(_differentiate, run, state, criterion, x, y, ids)
-        with nullcontext() if state.checked else _explained(run.problem, model, y):
+        with nullcontext() if state.checked else _explain_first_pass(run.problem, model, y):
             output, loss, level, mean, _, weight = gradient()
         if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
-            with _evaluating(state):
+            with _eval_weights(state):
                 state.weights["first_flooded"] = _copy(model)
         if state.again:
             optimizer.step(lambda again=gradient: float(again().value))
@@ -432,7 +432,7 @@ def _raw(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: T
         loss = first_loss(criterion, output, y, trained=run.method.reduction)
         state.checked = True
     if state.teacher is not None:
-        loss = _counted(run.problem, state, loss, y)
+        loss = _drop_ignored(run.problem, state, loss, y)
     weight = None
     if run.method.reduction == "none" and state.teacher is None:
         weight = example_weight(criterion, y, loss)
@@ -441,9 +441,9 @@ def _raw(run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: T
     return output, loss, weight
 
 
-def _counted(problem: Problem, state: _State, losses: Tensor, y: Tensor) -> Tensor:
+def _drop_ignored(problem: Problem, state: _State, losses: Tensor, y: Tensor) -> Tensor:
     """Leave out the losses of ignored targets, for a method that averages them itself."""
-    return losses[problem.labelled(y)] if state.ignores and losses.shape == y.shape else losses
+    return losses[problem.target_mask(y)] if state.ignores and losses.shape == y.shape else losses
 
 
 def _order(run: Run, split: Split, epoch: int) -> list[Any]:
@@ -465,7 +465,7 @@ def _level(
     weight: Tensor | None,
 ) -> Any:
     if state.teacher is not None:
-        return _counted(run.problem, state, criterion(state.teacher(x), y), y)
+        return _drop_ignored(run.problem, state, criterion(state.teacher(x), y), y)
     if state.controller is not None:
         return state.controller["level"]
     if state.lookup is None:
@@ -525,14 +525,14 @@ def _with_reduction_none(module: nn.Module, loss: Any) -> nn.Module:
 def _before(problem: Problem, state: _State, splits: Splits) -> dict[str, float]:
     """Measure the training split before training, in evaluation mode, and check the parts against each other."""
     values = {"lr": float(state.optimizer.param_groups[0]["lr"]), "level": math.nan, "flooded": 0.0}
-    with _explained(problem, state.model, splits.train.y, splits.train.x):
+    with _explain_first_pass(problem, state.model, splits.train.y, splits.train.x):
         return values | _measure(problem, state.model, splits.train, "train", first=splits)[1]
 
 
-def _explained(problem: Problem, model: nn.Module, y: Tensor, x: Any = None) -> AbstractContextManager[None]:
+def _explain_first_pass(problem: Problem, model: nn.Module, y: Tensor, x: Any = None) -> AbstractContextManager[None]:
     """Say which tensor to convert where a first pass fails for its type."""
     types = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    return explained([*types, torch.get_default_dtype()][0], x, None if is_class_loss(problem.loss) else y)
+    return explain_dtype_error([*types, torch.get_default_dtype()][0], x, None if is_class_loss(problem.loss) else y)
 
 
 def _watch(problem: Problem, model: nn.Module, splits: Splits, epoch: int, last: bool) -> dict[str, float]:
@@ -572,21 +572,21 @@ def _measure(
         if problem.score is not None and name != "train":
             if output is None:
                 raise ValueError(f"a score needs outputs that are one tensor, got {type(outputs[0]).__name__}.")
-            values[f"{name}_score"] = float(problem.score.function(*_labelled(problem, output, split.y)))
+            values[f"{name}_score"] = float(problem.score.function(*_drop_ignored_examples(problem, output, split.y)))
     return output, values
 
 
 def _counts(problem: Problem, split: Split, parts: Sequence[Any], *, ignores: bool) -> list[float]:
     """Count what each part's mean loss divides by: its examples, or its targets where some are ignored."""
     if ignores:
-        valid = problem.labelled(split.y)
+        valid = problem.target_mask(split.y)
         return torch.stack([valid[part].sum() for part in parts]).double().tolist()
     return [float(len(range(len(split))[part] if isinstance(part, slice) else part)) for part in parts]
 
 
-def _labelled(problem: Problem, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _drop_ignored_examples(problem: Problem, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Leave out the examples whose target is ignored; all of them are the very same tensors."""
-    if not _is_logits(output, y) or bool((valid := problem.labelled(y)).all()):
+    if not _is_logits(output, y) or bool((valid := problem.target_mask(y)).all()):
         return output, y
     return output[valid], y[valid]
 
@@ -594,10 +594,10 @@ def _labelled(problem: Problem, output: Tensor, y: Tensor) -> tuple[Tensor, Tens
 def _against_labels(problem: Problem, name: str, logits: Tensor, split: Split) -> dict[str, float]:
     """Measure logits against noisy and clean labels."""
     with torch.no_grad():
-        values = {f"{name}_accuracy": _accuracy(*_labelled(problem, logits, split.y))}
+        values = {f"{name}_accuracy": _accuracy(*_drop_ignored_examples(problem, logits, split.y))}
         if split.clean is not None:
             values[f"{name}_loss_clean"] = float(problem.reported(logits, split.clean))
-            values[f"{name}_accuracy_clean"] = _accuracy(*_labelled(problem, logits, split.clean))
+            values[f"{name}_accuracy_clean"] = _accuracy(*_drop_ignored_examples(problem, logits, split.clean))
     return values
 
 
@@ -663,7 +663,7 @@ def _test(problem: Problem, model: nn.Module, splits: Splits) -> tuple[dict[str,
     with torch.no_grad():
         for suffix, y in (("", test.y), ("_clean", test.clean)):
             if y is not None:
-                scored = _labelled(problem, logits, y)
+                scored = _drop_ignored_examples(problem, logits, y)
                 error, bins = metrics.calibration(*scored)
                 told = {"nll": metrics.nll(*scored), "brier": metrics.brier(*scored), "ece": error}
                 told["over_confidence"] = metrics.over_confidence(*scored)

@@ -181,7 +181,7 @@ class Problem:
         index = loss_options(self.loss).ignore_index
         return loss_options(self.report).ignore_index if index is None and self.report is not None else index
 
-    def labelled(self, y: Tensor) -> Tensor:
+    def target_mask(self, y: Tensor) -> Tensor:
         """Tell which targets count, all but those that the loss ignores.
 
         Args:
@@ -372,7 +372,7 @@ class Run:
 def _has_ignored(problem: Problem, seed: int) -> bool:
     splits = problem.splits(seed)
     targets = [split.y for split in (splits.train, splits.val, splits.test) if split is not None]
-    return any(not y.is_floating_point() and not bool(problem.labelled(y).all()) for y in targets)
+    return any(not y.is_floating_point() and not bool(problem.target_mask(y).all()) for y in targets)
 
 
 def _check_level(level: Any) -> Any:

@@ -98,14 +98,14 @@ def gather(source: Any, *, limit: int = _LIMIT) -> Split:
 def _gather(source: Any, limit: int) -> Split:
     if isinstance(source, DataLoader):
         _check_sampler(source)
-    with _unchanged_generators(source):
-        batches = _bounded(_batches(source), _most(source, limit))
+    with _preserve_generators(source):
+        batches = _read(_batches(source), _read_limit(source, limit))
         parts = [_pair(part) for part in iter(lambda: list(itertools.islice(batches, 1000)), [])]
     if not parts:
         raise ValueError("a split must hold at least one example, but the data gave no batch. Give it more data.")
     x, y = _pair(parts)
     if isinstance(source, DataLoader):
-        _tell_dropped(source, len(y))
+        _warn_drop_last(source, len(y))
     return Split(x, y)
 
 
@@ -133,7 +133,7 @@ def _check_sampler(loader: DataLoader) -> None:
             log.warning("the loader's %s is asked once: every epoch sees the examples that it gives now.", name)
 
 
-def _tell_dropped(loader: DataLoader, n: int) -> None:
+def _warn_drop_last(loader: DataLoader, n: int) -> None:
     """Say what ``drop_last`` left out."""
     sampler = getattr(loader.batch_sampler, "sampler", None)
     if getattr(loader.batch_sampler, "drop_last", False) and not _has_no_length(sampler) and n < len(sampler):  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def _tell_dropped(loader: DataLoader, n: int) -> None:
 
 
 @contextmanager
-def _unchanged_generators(source: Any) -> Generator[None, None, None]:
+def _preserve_generators(source: Any) -> Generator[None, None, None]:
     """Give torch's generator, and those of a loader and its sampler, back as they were.
 
     Yields:
@@ -171,7 +171,7 @@ def _has_no_length(source: Any) -> bool:
     return False
 
 
-def _most(source: Any, limit: int) -> int | None:
+def _read_limit(source: Any, limit: int) -> int | None:
     """Give how many examples to read at most; None where a source is sure to end."""
     data: Any = source.dataset if isinstance(source, DataLoader) else source
     if _has_no_length(data):
@@ -196,12 +196,12 @@ def _collate(examples: list[Any]) -> Any:
     try:
         return default_collate(examples)
     except (RuntimeError, TypeError) as error:
-        if (explained := _explained(error)) is None:
+        if (advice := _collate_error(error)) is None:
             raise
-        raise explained from None
+        raise advice from None
 
 
-def _explained(error: Exception) -> ValueError | None:
+def _collate_error(error: Exception) -> ValueError | None:
     """Say what to do about an error of torch's default_collate."""
     text = str(error)
     if any(part in text for part in _UNEQUAL):
@@ -213,7 +213,7 @@ def _explained(error: Exception) -> ValueError | None:
     return None
 
 
-def _bounded(source: Iterable[Any], limit: int | None) -> Iterator[tuple[Any, Tensor]]:
+def _read(source: Iterable[Any], limit: int | None) -> Iterator[tuple[Any, Tensor]]:
     """Go through the batches, split into inputs and targets; stop with an error where they do not end."""
     n, tick = 0, time.monotonic()
     items = iter(source)
@@ -223,9 +223,9 @@ def _bounded(source: Iterable[Any], limit: int | None) -> Iterator[tuple[Any, Te
         except StopIteration:
             return
         except (RuntimeError, TypeError) as error:
-            if (explained := _explained(error)) is None:
+            if (advice := _collate_error(error)) is None:
                 raise
-            raise explained from None
+            raise advice from None
         x, y = _parted(item)
         n += len(y)
         if limit is not None and n > limit:
@@ -303,7 +303,7 @@ def _tensors(x: Any, name: str) -> Any:
         parts = [_tensors(value, name) for value in x]
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     hint = "Number the classes from 0." if name == "targets" else "Convert it in the dataset, or leave it out."
-    raise ValueError(f"inputs and targets must be tensors or arrays of numbers, got {_named(x)} in {name}. {hint}")
+    raise ValueError(f"inputs and targets must be tensors or arrays of numbers, got {_type_name(x)} in {name}. {hint}")
 
 
 def _column(value: Any, name: str) -> Any:
@@ -316,7 +316,7 @@ def _column(value: Any, name: str) -> Any:
     return _tensors(value, name) if vector is None else vector
 
 
-def _named(x: Any) -> str:
+def _type_name(x: Any) -> str:
     return f"{x!r:.40}" if isinstance(x, (str, bytes)) or x is None else type(x).__name__
 
 

@@ -42,7 +42,7 @@ def advisor(
         Plain training, with a suggestion for each thing known: none of them has been tried.
     """
     y, classes = problem.splits(seed).train.y, problem.classes(seed)
-    labels = y[problem.labelled(y)] if classes is not None and y.ndim == 1 else None
+    labels = y[problem.target_mask(y)] if classes is not None and y.ndim == 1 else None
     suggestions = advise(
         labels=labels,
         soft_labels=soft_labels,
