@@ -38,7 +38,8 @@ __all__ = ["Elsewhere", "FoundLevel", "Lifted", "find_level", "search"]
 class FoundLevel(Found):
     """What a search found, with what one does with it.
 
-    ``level`` is a number or None: "train without flooding" is a valid answer. ``suggestions`` has every estimate with
+    ``level`` is a number, also 0.0 where the loss may be negative, or None: "train without flooding" is a valid answer.
+    ``suggestions`` has every estimate with
     an interval, ``table`` a row per training, ``cost`` the price.
     """
 
@@ -141,7 +142,7 @@ def find_level(
         seeds: How many seeds to average, or which. With fixed data a seed changes weights and order alone.
         device: Where to train.
         strategy: Another search, ``(problem, *, seeds) -> generator`` (or ``seed``, for one seed), such as
-            ``partial(flooding.strategies.grid.grid, levels=[0.0, 0.1, 0.2])``; it has a budget of its own.
+            ``partial(flooding.strategies.grid.grid, levels=[None, 0.1, 0.2])``; it has a budget of its own.
         ledger: SQLite file of Records; None is the default place.
         fresh: Train even what the ledger holds.
         workers: Worker processes; None is one per core, 0 trains in this process.
@@ -188,7 +189,8 @@ def find_level(
         found = strategies.search(make(known, seeds=chosen), evaluate)
     found = replace(found, run=replace(found.run, problem=problem))
     labels = problem.splits(chosen[0]).train.y
-    limits = () if labels.is_floating_point() else advise(labels=labels[labels >= 0])
+    is_entropy = not labels.is_floating_point() and not strategies.may_be_negative(found.records)
+    limits = advise(labels=labels[labels >= 0]) if is_entropy else ()
     given = {f.name: getattr(found, f.name) for f in fields(found)}
     return FoundLevel(**given | {"suggestions": (*found.suggestions, *limits), "device": device})
 

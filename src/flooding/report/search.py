@@ -1,7 +1,7 @@
 """Picture of a search: what each level brought on the validation split, and how its trainings went.
 
 A Run is judged by the mean of the last quarter of its epochs, which takes away part of the noise of a small validation
-split. Plain Runs have level None, or a level 0 that never flooded.
+split. Plain Runs have level None, or a level 0 that flooded no step; a level 0 that did is a level as any other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from flooding.problem import Record, Run
 from flooding.report.evidence import counted
 from flooding.report.plots import PALETTE, drawn, level_colours, unique
-from flooding.strategies import Found, Suggestion
+from flooding.strategies import Found, Suggestion, came_down
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,13 +180,12 @@ def _place(record: Record) -> float | None:
 def _places(records: Sequence[Record]) -> list[float | None]:
     """Tell where all Records stand; plain ones at 0, unless that is far from the levels."""
     levels = [place for record in records if (place := _place(record)) is not None and not _is_plain(record)]
-    near = len(set(levels)) == 1 or (levels and 0 <= min(levels) <= 0.8 * max(levels))
+    near = levels and min(levels) > 0 and (len(set(levels)) == 1 or min(levels) <= 0.8 * max(levels))
     return [0.0 if near and _is_plain(record) else _place(record) for record in records]
 
 
 def _is_plain(record: Record) -> bool:
-    flooded = (record.curves.get("flooded", np.zeros(1)) > 0).any()
-    return _run(record).level is None or (_place(record) == 0 and not flooded)
+    return _run(record).level is None or (_place(record) == 0 and not came_down(record))
 
 
 def _moves(record: Record) -> bool:
@@ -267,17 +266,17 @@ def _ends(found: Found) -> tuple[float, float]:
 
 def _colours(records: Sequence[Record]) -> ScalarMappable | None:
     """Give each level its colour; None where nothing is flooded."""
-    levels = [record.level for record in records if not _is_plain(record)]
-    levels = [level for level in levels if math.isfinite(level)]
+    levels = [record.level for record in records if record.level is not None and not _is_plain(record)]
     if not levels:
         return None
     if min(levels) == max(levels):
-        levels.append(0.0)
+        levels.append(0.0 if levels[0] else 1.0)
     return level_colours(min(levels), max(levels))
 
 
 def _colour(record: Record, colours: ScalarMappable | None) -> Any:
-    return _PLAIN if colours is None or _is_plain(record) else colours.to_rgba(record.level)  # type: ignore[arg-type]
+    level = None if _is_plain(record) else record.level  # a controller that never began has none
+    return _PLAIN if colours is None or level is None else colours.to_rgba(level)  # type: ignore[arg-type]
 
 
 def _marks(records: Sequence[Record], measure: _Measure, lost: Sequence[bool]) -> dict[tuple[int, float], list[float]]:
@@ -409,7 +408,7 @@ def _draw_curves(axes: Axes, found: Found, measure: _Measure, colours: ScalarMap
     axes.set(xlabel="Epoch", ylabel=measure.label, xlim=(0, last))
     if measure.is_loss:
         _scale(axes, np.concatenate(curves), logarithmic=measure.name == "train_loss")
-    _frame(axes, curves, measure, [record.level for record in records if record.level > 0])
+    _frame(axes, curves, measure, [level for record in records if (level := record.level or 0.0) > 0])
 
 
 def _frame(axes: Axes, curves: Sequence[np.ndarray], measure: _Measure, levels: Sequence[float]) -> None:
