@@ -309,12 +309,20 @@ class Lifted:
         record = self._known.get(place) or (None if book is None else book.find(run, name))
         if record is None:
             tick = time.perf_counter()
-            told = self._train(level=level, seed=run.seed, epochs=run.epochs)
+            told = self._call(level, run)
             record = replace(_recorded(run, told), circumstances={"seconds": time.perf_counter() - tick})
             if book is not None:
                 book.add(name, record)
         self._known[place] = record
         return replace(record, run=run)
+
+    def _call(self, level: float | None, run: Run) -> Any:
+        try:
+            return self._train(level=level, seed=run.seed, epochs=run.epochs)
+        except TypeError as error:
+            if level is None:
+                error.add_note("level=None asks for plain training: a training function must take it, or give levels.")
+            raise
 
 
 def _recorded(run: Run, told: Any) -> Record:

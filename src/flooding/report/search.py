@@ -447,7 +447,7 @@ def _draw_suggestions(axes: Axes, suggestions: Sequence[Suggestion], ends: tuple
         known = low < high and (low, high) != (0.0, math.inf)  # the default says nothing
         text = f"{suggestion.name}: {'no flooding' if level is None else f'{level:.3g}'}"
         if known:
-            text += f" ({_rounded(low, high)} to {high:.3g})" if math.isfinite(high) else f" (above {low:.3g})"
+            text += _interval(low, high)
         axes.text(0.0, row, text, transform=axes.get_yaxis_transform(), fontsize=10, va="center")
         look = {"color": _DARK if suggestion.name in _LIMITS else _CHOICE, "clip_on": False}
         if known:
@@ -455,6 +455,8 @@ def _draw_suggestions(axes: Axes, suggestions: Sequence[Suggestion], ends: tuple
             axes.plot(bar, [row + 0.45] * 2, **look, lw=5, alpha=0.4, solid_capstyle="butt")
             if high > ends[1]:
                 axes.plot(ends[1], row + 0.45, ">", **look, ms=6)
+            if low == -math.inf:
+                axes.plot(ends[0], row + 0.45, "<", **look, ms=6)
         if level is not None and math.isfinite(level):
             marker = "<" if level < ends[0] else ">" if level > ends[1] else "D"
             axes.plot(np.clip(level, *ends), row + 0.45, marker, **look, ms=6)
@@ -464,6 +466,13 @@ def _draw_suggestions(axes: Axes, suggestions: Sequence[Suggestion], ends: tuple
     axes.spines["bottom"].set_visible(bool(label))
     if not suggestions:
         axes.set_axis_off()
+
+
+def _interval(low: float, high: float) -> str:
+    """Tell an interval, either of whose ends may be infinite."""
+    if not math.isfinite(low):
+        return f" (below {high:.3g})" if math.isfinite(high) else ""
+    return f" ({_rounded(low, high)} to {high:.3g})" if math.isfinite(high) else f" (above {low:.3g})"
 
 
 def _rounded(value: float, scale: float) -> str:

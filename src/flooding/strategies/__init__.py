@@ -27,6 +27,7 @@ __all__ = [
     "check_levels",
     "cost",
     "drive",
+    "end_of_range",
     "late",
     "late_means",
     "may_be_negative",
@@ -386,6 +387,23 @@ def best_level(records: Iterable[Record], share: float = 0.0) -> float | None:
         by_level.setdefault(record.level, []).append(late(record, share))
     means = {level: tuple(np.mean(by_level[level], axis=0)) for level in sorted(by_level, key=level_order)}
     return max(means, key=lambda level: means[level])
+
+
+def end_of_range(level: float | None, levels: Sequence[float | None], of: str = "of the grid") -> tuple[str, ...]:
+    """Warn of a best level at an end of those tried.
+
+    Args:
+        level: The best level; None is plain training, below which there is nothing.
+        levels: All levels tried, smallest first.
+        of: Of what it is the largest or smallest.
+
+    Returns:
+        A warning, or none.
+    """
+    if level is None or len(levels) < 2 or level not in (levels[0], levels[-1]):
+        return ()
+    end, more = ("largest", "a larger one") if level == levels[-1] else ("smallest", "a smaller one, or no flooding,")
+    return (f"the best level {level:g} is the {end} {of}: {more} may be better",)
 
 
 def as_numbers(levels: Sequence[float | None]) -> dict[float | None, float]:

@@ -17,6 +17,7 @@ from flooding.strategies import (
     as_numbers,
     best_level,
     check_levels,
+    end_of_range,
     may_be_negative,
     neighbours,
 )
@@ -72,10 +73,8 @@ def backward(
     condition = start_condition(delayed)
     number = as_numbers(levels)
     low, high = neighbours(list(number.values()), number[level])
-    warnings = _warnings(began, condition) + starts_early(delayed, records)
-    if here and len(levels) > 1 and level == levels[-1]:
-        warnings += (f"the best level {level:g} is the largest of the grid: a larger one may be better",)
     chosen = answer(level, named) if here else None
+    warnings = _warnings(began, condition) + starts_early(delayed, records) + end_of_range(chosen, levels)
     note = "plain training" if level is None else f"{here} of {len(seeds)} runs at this level reached {condition}"
     return Found(
         "backward",

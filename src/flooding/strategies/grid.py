@@ -14,6 +14,7 @@ from flooding.strategies import (
     as_numbers,
     best_level,
     check_levels,
+    end_of_range,
     neighbours,
 )
 
@@ -55,8 +56,6 @@ def grid(
         level = sorted(picks, key=level_order)[len(picks) // 2]
     number = as_numbers(levels)
     low, high = neighbours(list(number.values()), number[level])
-    warnings = ()
-    if level is not None and len(levels) > 1 and level == levels[-1]:
-        warnings = (f"the best level {level:g} is the largest of the grid: a larger one may be better",)
     level = answer(level, records)
-    return Found("grid", Run(problem, level, seed=seeds[0]), (Suggestion("grid", level, low, high),), warnings)
+    suggestion = Suggestion("grid", level, low, high)
+    return Found("grid", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels))

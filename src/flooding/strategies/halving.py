@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from flooding.problem import Run
-from flooding.strategies import Found, Strategy, Suggestion, answer, as_numbers, best_level, check_levels
+from flooding.strategies import (
+    Found,
+    Strategy,
+    Suggestion,
+    answer,
+    as_numbers,
+    best_level,
+    check_levels,
+    end_of_range,
+)
 
 __all__ = ["halving"]
 
@@ -47,8 +56,8 @@ def halving(
     """
     if eta < 2 or not 0 < least <= 1:
         raise ValueError(f"eta must be at least 2 and least lie in (0, 1], got {eta} and {least}. Try 3 and 1/9.")
-    left, until, before = check_levels(levels), least, 0
-    number = as_numbers(left)
+    levels = check_levels(levels)
+    left, until, before = levels, least, 0
     while True:
         epochs = min(problem.horizon, max(1, before + 1, round(until * problem.horizon)))
         before = epochs
@@ -61,5 +70,6 @@ def halving(
             kept.append(best_level([r for r in records if r.level not in kept], share))
         left, until = check_levels(kept), until * eta
     level = answer(best_level(records, share), records)
+    number = as_numbers(levels)
     suggestion = Suggestion("halving", level, number[left[0]], number[left[-1]])
-    return Found("halving", Run(problem, level, seed=seeds[0]), (suggestion,))
+    return Found("halving", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels))

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from flooding.problem import Record, Run, stream
-from flooding.strategies import Found, Strategy, Suggestion, answer, best_level, late, neighbours
+from flooding.strategies import (
+    Found,
+    Strategy,
+    Suggestion,
+    answer,
+    best_level,
+    end_of_range,
+    late,
+    neighbours,
+)
 
 __all__ = ["tpe"]
 
@@ -81,12 +90,10 @@ def tpe(
     level = best_level(records, share)
     assert level is not None  # every Run has one
     tried = [record.level for record in records if record.level is not None]
-    ends = neighbours(sorted({low, high, *tried}), level)
-    warnings = ()
-    if level == max(tried):
-        warnings = (f"the best level {level:g} is the largest tried: a larger one may be better",)
     chosen = answer(level, records)
-    return Found("TPE", Run(problem, chosen, seed=seed), (Suggestion("TPE", chosen, *ends),), warnings)
+    suggestion = Suggestion("TPE", chosen, *neighbours(sorted({low, high, *tried}), level))
+    warnings = end_of_range(chosen, sorted(tried), "tried")
+    return Found("TPE", Run(problem, chosen, seed=seed), (suggestion,), warnings)
 
 
 def _value(record: Record, share: float) -> float:
