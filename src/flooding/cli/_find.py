@@ -50,7 +50,11 @@ def find(
     trainings: Annotated[int | None, option("policy-gradient, tpe: trainings to spend [20].", _SEARCH)] = None,
     levels: Annotated[
         str | None,
-        option("grid, halving, backward: levels with commas, such as none,0.1,0.2. none: plain training.", _SEARCH),
+        option(
+            "grid, halving, backward: levels with commas, such as none,0.1,0.2. none is plain training; "
+            "so is 0, unless the loss can be negative.",
+            _SEARCH,
+        ),
     ] = None,
     seeds: Annotated[int, option("Seeds to average.", _SEARCH, min=1)] = 1,
     score: Annotated[
