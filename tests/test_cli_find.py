@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 import sys
 
@@ -113,6 +114,13 @@ def test_a_number_is_found_by_its_squared_error(flooding, tmp_path):
     assert out.startswith("value")
 
 
+def test_none_among_the_levels_is_plain_training_and_0_a_level(flooding):
+    code, out, err = flooding("find spiral --epochs 2 --workers 0 --strategy grid --levels 0.2,none,0,-1")
+    assert code == 0, err
+    rows = re.findall(r"(\S+) 0 2 0\.\d", out)  # level, seed 0, 2 epochs, accuracy
+    assert rows == ["none", "-1", "0", "0.2"]
+
+
 @pytest.mark.parametrize(
     "strategy",
     ["halving --levels 0,0.2,0.4", "backward --levels 0.1,0.2", "heuristic", "accordance", "tpe --trainings 2"]
@@ -142,6 +150,8 @@ def test_every_strategy(flooding, strategy):
         ("find digits --score recall", "accuracy, balanced-accuracy or loss"),
         ("find digits --strategy magic", "strategy must be one of"),
         ("find digits --levels 0,x", "levels must be numbers"),
+        ("find digits --strategy grid --levels none,none", "levels must be finite, different and at least one"),
+        ("find digits --strategy grid --levels none,", "levels must be numbers"),
         ("find digits --levels 0,1", "--levels belongs to backward and grid and halving"),
         ("find digits --budget 1", "budget must be above 1"),
         ("find digits --trainings 5", "--trainings belongs to policy-gradient and tpe"),

@@ -215,7 +215,7 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
 
     def findable(runs):
         asked.append(runs)
-        told = [{"val_loss": np.full(r.run.epochs + 1, 1 - r.level / 2), **r.curves} for r in curved(runs)]
+        told = [{"val_loss": np.full(r.run.epochs + 1, 1 - (r.level or 0.0) / 2), **r.curves} for r in curved(runs)]
         told = [{name: curve.astype(np.float32) for name, curve in curves.items()} for curves in told]
         return [replace(r, curves=curves) for r, curves in zip(curved(runs), told, strict=True)]
 

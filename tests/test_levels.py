@@ -223,7 +223,8 @@ def plateau_twin(controller, epochs):
             lowest, waited = v, 0
         else:
             waited += 1
-        if v > np.float32(controller.worse) * lowest:
+        worse = np.float32(controller.worse)
+        if v > (lowest / worse if lowest < 0 else worse * lowest):
             b = b + np.float32(controller.move)
         elif waited >= controller.patience:
             b, waited = b - np.float32(controller.move), 0
@@ -237,6 +238,8 @@ def plateau_twin(controller, epochs):
 def test_plateau_is_its_rule(epochs, patience, level):
     controller = Plateau(level, patience=patience)
     assert levels(controller, shown(epochs)) == plateau_twin(controller, epochs)
+    below = [(*epoch[:2], -epoch[2], epoch[3]) for epoch in epochs]
+    assert levels(controller, shown(below)) == plateau_twin(controller, below)
 
 
 def test_plateau_has_the_published_constants():
@@ -248,6 +251,23 @@ def test_plateau_has_the_published_constants():
     assert levels(Plateau(0.1, worse=1.25), at)[-1] == f32(0.1), "more than the ratio, not as much"
     assert levels(Plateau(0.1), [Seen(val_loss=1.0), Seen(val_loss=1.14)])[-1] == f32(0.1)
     assert levels(Plateau(0.1), [Seen(val_loss=1.0), Seen(val_loss=1.16)])[-1] == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    ("losses", "ends"),
+    [
+        ([-1.0, -1.0, -1.1, -1.2], -1.0),
+        ([-2.0, -1.75], -1.0),
+        ([-2.0, -1.7], -0.95),
+        ([0.5, -1.0, -0.5], -0.95),
+        ([-1.0, 0.2], -0.95),
+        ([-1.0] * 9, -1.05),
+    ],
+    ids=["falls or stands", "a little worse", "worse", "from above 0", "to above 0", "stands for 8 epochs"],
+)
+def test_plateau_of_a_negative_loss_rises_where_it_gets_worse_alone(losses, ends):
+    controller = Plateau(-1.0, low=-3.0, high=0.0)
+    assert levels(controller, [Seen(val_loss=loss) for loss in losses])[-1] == pytest.approx(ends)
 
 
 @pytest.mark.parametrize("controller", ALL, ids=str)

@@ -549,4 +549,4 @@ def test_the_level_of_a_record_is_the_runs_or_the_one_in_force_at_the_end():
 
     delayed = Run(small(), Delayed(0.3, until_loss=0.1))
     assert [level(Run(small(), 0.3), 0.25), level(delayed, 0.25), level(None, 0.25)] == [0.3, 0.25, 0.25]
-    assert [level(Run(small(), None), math.nan), level(None, math.nan)] == [0.0, 0.0]  # plain training
+    assert [level(Run(small(), None), math.nan), level(None, math.nan)] == [None, None]  # plain training

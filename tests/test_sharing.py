@@ -93,6 +93,24 @@ def test_a_regression_shares():
     assert check([Run(problem, level) for level in (None, 0.05, 0.2, 1.0)]) < 1
 
 
+def below_0(outputs, y):
+    """A loss that falls through 0: the squared error less 2."""
+    return torch.nn.functional.mse_loss(outputs, y) - 2
+
+
+def test_levels_of_a_loss_that_falls_below_0_share():
+    problem = regression(horizon=60, loss=below_0)
+    records = evaluate([Run(problem, level) for level in (None, 0.0, -0.5)], ledger=False, workers=0)
+    assert [bool(r.curves["flooded"].any()) for r in records] == [False, True, True], "each level is reached"
+    assert check([Run(problem, level) for level in (None, 0.0, -0.5, 0.5, -9.0)]) < 1
+
+
+def test_level_0_of_a_loss_above_0_is_the_trunk_to_its_end():
+    plain, zero = evaluate([Run(normed(horizon=9)), Run(normed(horizon=9), 0.0)], ledger=False, workers=0)
+    assert plain.weights == zero.weights
+    assert plain.circumstances["epochs_trained"] + zero.circumstances["epochs_trained"] == 9
+
+
 def test_an_optimizer_with_several_passes_a_step_does_not_share():
     problem = small(optimizer=torch.optim.LBFGS, horizon=3)
     assert check([Run(problem, level) for level in (None, 0.2)]) == 1

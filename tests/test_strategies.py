@@ -73,8 +73,8 @@ def test_every_strategy_keeps_the_contract(make, problem):
 
 
 def test_backward_finds_the_controller_of_the_best_level():
-    found = search(backward(PROBLEM, [0.0, 0.1, 0.4], until_loss=0.05, seeds=(3, 4)), made_up)
-    assert [(r.run.level, r.run.seed) for r in found.records[:3]] == [(0.0, 3), (0.0, 4), (Delayed(0.1, 0.05), 3)]
+    found = search(backward(PROBLEM, [None, 0.1, 0.4], until_loss=0.05, seeds=(3, 4)), made_up)
+    assert [(r.run.level, r.run.seed) for r in found.records[:3]] == [(None, 3), (None, 4), (Delayed(0.1, 0.05), 3)]
     assert (found.run.level, found.run.seed) == (Delayed(0.1, until_loss=0.05), 3)  # made up to be best near 0.1
     [said] = found.suggestions
     assert (said.level, said.low, said.high) == (0.1, 0.0, 0.4)
@@ -87,7 +87,7 @@ def test_backward_counts_the_runs_that_were_never_flooded():
         plain = {"last.level": -math.inf, "last.val_accuracy": 0.1}
         return [altered(r, finals=plain) if r.run.seed == 1 and r.run.level else r for r in made_up(runs)]
 
-    found = search(backward(PROBLEM, [0.0, 0.1, 0.2], until_accuracy=0.6, seeds=(0, 1)), evaluate)
+    found = search(backward(PROBLEM, [None, 0.1, 0.2], until_accuracy=0.6, seeds=(0, 1)), evaluate)
     assert found.warnings == (
         "2 of 4 runs never reached accuracy 0.6: those levels are plain training: 0.1 (seed 1), 0.2 (seed 1)",
     )
@@ -580,7 +580,8 @@ def test_a_validation_loss_gives_a_guess_and_everything_known_is_told_in_order()
         ({"repeated_labels": [[0.5, 0.5]]}, "whole numbers"),
         ({"repeated_labels": [[3, 0], [1, 0]]}, "two or more a row"),
         ({"label_noise": 0.6}, r"lie in \[0, \(C - 1\) / C\]"),
-        ({"lowest_val_loss": math.nan}, "lowest_val_loss must be above 0, got nan"),
+        ({"lowest_val_loss": math.nan}, "lowest_val_loss must be above 0, got nan. Did the plain run diverge"),
+        ({"lowest_val_loss": -1.5}, r"lowest_val_loss must be above 0, got -1.5. A share .* use find_level"),
     ],
     ids=str,
 )

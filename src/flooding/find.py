@@ -39,7 +39,8 @@ __all__ = ["Elsewhere", "FoundLevel", "Lifted", "find_level", "search"]
 class FoundLevel(Found):
     """What a search found, with what one does with it.
 
-    ``level`` is a number or None: "train without flooding" is a valid answer. ``suggestions`` has every estimate with
+    ``level`` is a number, also 0.0 where the loss may be negative, or None: "train without flooding" is a valid answer.
+    ``suggestions`` has every estimate with
     an interval, ``table`` a row per training, ``cost`` the price.
     """
 
@@ -142,7 +143,7 @@ def find_level(
         seeds: How many seeds to average, or which. With fixed data a seed changes weights and order alone.
         device: Where to train.
         strategy: Another search, ``(problem, *, seeds) -> generator`` (or ``seed``, for one seed), such as
-            ``partial(flooding.strategies.grid.grid, levels=[0.0, 0.1, 0.2])``; it has a budget of its own.
+            ``partial(flooding.strategies.grid.grid, levels=[None, 0.1, 0.2])``; it has a budget of its own.
         ledger: SQLite file of Records; None is the default place.
         fresh: Train even what the ledger holds.
         workers: Worker processes; None is one per core, 0 trains in this process.
@@ -189,7 +190,8 @@ def find_level(
         found = strategies.search(make(known, seeds=chosen), evaluate)
     found = replace(found, run=replace(found.run, problem=problem))
     labels = problem.splits(chosen[0]).train.y
-    limits = () if labels.is_floating_point() else advise(labels=labels[problem.target_mask(labels)])
+    is_entropy = not labels.is_floating_point() and not strategies.may_be_negative(found.records)
+    limits = advise(labels=labels[problem.target_mask(labels)]) if is_entropy else ()
     given = {f.name: getattr(found, f.name) for f in fields(found)}
     return FoundLevel(**given | {"suggestions": (*found.suggestions, *limits), "device": device})
 
@@ -308,12 +310,20 @@ class Lifted:
         record = self._known.get(place) or (None if book is None else book.find(run, name))
         if record is None:
             tick = time.perf_counter()
-            told = self._train(level=level, seed=run.seed, epochs=run.epochs)
+            told = self._call(level, run)
             record = replace(_recorded(run, told), circumstances={"seconds": time.perf_counter() - tick})
             if book is not None:
                 book.add(name, record)
         self._known[place] = record
         return replace(record, run=run)
+
+    def _call(self, level: float | None, run: Run) -> Any:
+        try:
+            return self._train(level=level, seed=run.seed, epochs=run.epochs)
+        except TypeError as error:
+            if level is None:
+                error.add_note("level=None asks for plain training: a training function must take it, or give levels.")
+            raise
 
 
 def _recorded(run: Run, told: Any) -> Record:

@@ -342,8 +342,9 @@ class Plateau:
 
     After every epoch, with v the validation loss and m the lowest so far, this epoch included: v > worse * m gives
     b <- b + move; else, when m has stood for ``patience`` epochs, b <- b - move and the count of epochs begins anew.
-    b is clipped to [low, high]. The ratio is meant for losses above 0. A NaN loss counts as an epoch without
-    improvement. Flooding is on from the first step.
+    b is clipped to [low, high]. Where m is negative, v > m / worse raises b; the ratio means little for losses around
+    0, and ``low`` and ``high`` need other values. A NaN loss counts as an epoch without improvement. Flooding is on
+    from the first step.
 
     Args:
         level: Level b at the start, in the unit of the loss, as a rule from a grid; within [low, high].
@@ -390,7 +391,7 @@ class Plateau:
         improves = loss < state["lowest"]
         lowest = torch.where(improves, loss, state["lowest"])
         waited = torch.where(improves, 0, state["waited"] + 1)
-        climbs = loss > self.worse * lowest
+        climbs = loss > torch.maximum(self.worse * lowest, lowest / self.worse)  # the latter for negative losses
         stands = ~climbs & (waited >= self.patience)
         return state | {
             "level": _move(state["level"], climbs, stands, self),

@@ -40,6 +40,7 @@ __all__ = [
     "describe",
     "describes_itself",
     "is_promised",
+    "level_order",
     "merit",
     "seeded",
     "selection_key",
@@ -427,11 +428,14 @@ class Record:
     circumstances: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def level(self) -> float:
-        """The level of the Run if it was a number, else the one in force at the end; 0 where nothing is flooded."""
-        level = self.finals["last.level"] if self.run is None else self.run.level
+    def level(self) -> float | None:
+        """The level of the Run if it was a number, else the mean one in force in the last epoch; None: no flooding.
+
+        0.0 is a level: a loss that may be negative is flooded at 0.
+        """
+        level = None if self.run is None else self.run.level
         level = level if isinstance(level, (int, float)) else self.finals.get("last.level", math.nan)
-        return 0.0 if math.isnan(level) or level == -math.inf else float(level)
+        return float(level) if math.isfinite(level) else None
 
     def pack(self) -> tuple[bytes, str]:
         """Pack the measured part for storage.
@@ -610,10 +614,26 @@ def merit(values: Mapping[str, float], problem: Problem | None = None, prefix: s
     return selection_key(values[f"{prefix}val_loss"], score)
 
 
+def level_order(level: float | None) -> float:
+    """Order levels: no flooding comes before every number.
+
+    Args:
+        level: A level, or None for no flooding.
+
+    Returns:
+        A number to sort by.
+
+    Example:
+        >>> sorted([0.1, 0.0, None, -0.5], key=level_order)
+        [None, -0.5, 0.0, 0.1]
+    """
+    return -math.inf if level is None else level
+
+
 def choose(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
     """Choose the Record with the best validation result, on the labels the user has.
 
-    Ties go to the lower validation loss, then to the smaller level.
+    Ties go to the lower validation loss, then to the smaller level; no flooding comes first.
 
     Args:
         records: Records that differ in their level alone, at least one.
@@ -625,7 +645,7 @@ def choose(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
     Raises:
         ValueError: If there are no Records.
     """
-    ordered = sorted(records, key=lambda record: record.level)
+    ordered = sorted(records, key=lambda record: level_order(record.level))
     if not ordered:
         raise ValueError("records must hold at least one Record, got none.")
     return max(ordered, key=lambda r: merit(r.finals, None if r.run is None else r.run.problem, f"{at}."))

@@ -49,7 +49,12 @@ def find(
     budget: Annotated[float | None, option("finder: trainings to spend for each seed, above 1 [3].", _SEARCH)] = None,
     trainings: Annotated[int | None, option("policy-gradient, tpe: trainings to spend [20].", _SEARCH)] = None,
     levels: Annotated[
-        str | None, option("grid, halving, backward: levels with commas, such as 0,0.1,0.2.", _SEARCH)
+        str | None,
+        option(
+            "grid, halving, backward: levels with commas, such as none,0.1,0.2. none is plain training; "
+            "so is 0, unless the loss can be negative.",
+            _SEARCH,
+        ),
     ] = None,
     seeds: Annotated[int, option("Seeds to average.", _SEARCH, min=1)] = 1,
     score: Annotated[
@@ -190,14 +195,17 @@ def _scored(problem: Problem, score: str | None) -> Problem:
     raise ValueError(f"score must be accuracy, balanced-accuracy or loss, got {score}.")
 
 
-def _numbers(text: str | None) -> list[float] | None:
+def _numbers(text: str | None) -> list[float | None] | None:
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        parts = () if text is None else text.split(",")
+        return [None if part.strip() == "none" else float(part) for part in parts] or None
     except ValueError:
-        raise ValueError(f"levels must be numbers with commas, got {text!r}. Try --levels 0,0.1,0.2.") from None
+        raise ValueError(f"levels must be numbers with commas, got {text!r}. Try --levels none,0.1,0.2.") from None
 
 
-def _strategy(name: str, budget: float | None, trainings: int | None, levels: list[float] | None) -> Callable[..., Any]:
+def _strategy(
+    name: str, budget: float | None, trainings: int | None, levels: list[float | None] | None
+) -> Callable[..., Any]:
     """Give what find_level asks for a generator."""
     from flooding.strategies.accordance import accordance
     from flooding.strategies.backward import backward

@@ -432,7 +432,7 @@ def _held(picks: Picks, names: Sequence[str], seeds: Sequence[int]) -> Table:
         misses, bands = [], []
         for name in names:
             for seed in seeds:
-                level = picks["flooding", name, seed].record.level
+                level = picks["flooding", name, seed].record.level or 0.0
                 if level > 0 and (method, name, seed) in picks:
                     tried = picks[method, name, seed].tried
                     ends = [float(np.mean(_late_losses(record))) for record in tried]

@@ -63,7 +63,7 @@ def summary(records: Sequence[Record]) -> dict[str, list[tuple[Record, str]]]:
     rows: dict[str, list[tuple[Record, str]]] = {}
     for seed in sorted({_run(r).seed for r in records}):
         ours = [r for r in records if _run(r).seed == seed]
-        plain, flooded = [r for r in ours if r.level == 0], [r for r in ours if r.level > 0]
+        plain, flooded = [r for r in ours if not r.level], [r for r in ours if r.level]  # the loss is never below 0
         chosen = {
             "plain training": (choose(plain, "last"), "last"),
             "plain + early stopping": (choose(plain, "best"), "best"),
@@ -90,7 +90,7 @@ def cells(picks: Sequence[tuple[Record, str]]) -> list[str]:
     Returns:
         Texts; a dash where nothing was measured.
     """
-    levels = sorted({record.level for record, _ in picks})
+    levels = sorted({record.level or 0.0 for record, _ in picks})
     texts = ["\n".join(f"{level:.2f}" for level in levels)]
     for final in COLUMNS.values():
         values = [record.finals.get(f"{at}.{final}") for record, at in picks]

@@ -249,7 +249,7 @@ def _compared(results: Sequence[Result], row: str, against: str, name: str) -> T
             continue
         ours, theirs = zip(*result.pairs(row, against), strict=True)
         accuracies = [spread(_accuracies(against, theirs)), spread(_accuracies(row, ours))]
-        levels = ", ".join(f"{record.level:g}" for record in ours)
+        levels = ", ".join(f"{record.level or 0.0:g}" for record in ours)  # the note says what 0 is
         shares = spread([flooded_share(record, _at(row)) for record in ours])
         lines.append([result.cell.title, *accuracies, f"{gain}, n = {gain.n}", p_value(p), levels, shares])
     columns = ["data", against, row, "difference", "p", "levels", "flooded %"]

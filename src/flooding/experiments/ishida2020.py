@@ -139,7 +139,7 @@ class _Result:
         return paired(self.accuracy(row, labels), self.accuracy(against, labels))
 
     def levels(self, row: str) -> str:
-        levels = [record.level for record, _ in self.picks[row]]
+        levels = [record.level or 0.0 for record, _ in self.picks[row]]
         return f"{np.median(levels):.2f} ({min(levels):.2f} to {max(levels):.2f})"
 
 
@@ -147,7 +147,7 @@ def _result(cell: Cell, records: list[Record]) -> _Result:
     picks: dict[str, list[tuple[Record, str]]] = {row: [] for row in _ROWS}
     for seed in cell.seeds:
         ours = [record for record in records if record.run is not None and record.run.seed == seed]
-        plain, flooded = [r for r in ours if r.level == 0], [r for r in ours if r.level > 0]
+        plain, flooded = [r for r in ours if not r.level], [r for r in ours if r.level]  # the loss is never below 0
         picks["plain"].append((choose(plain, "last"), "last"))
         picks["flooding"].append((choose(flooded, "last"), "last"))
         picks["plain, stopped"].append((choose(plain, "best"), "best"))
@@ -289,7 +289,7 @@ def _draw(results: Sequence[_Result]) -> Figure:
             stopped = np.mean(result.accuracy("plain, stopped", "clean"))
             axes.axhline(stopped, color=PALETTE["plain"], ls="--", label="plain, early stopping")
             axes.axhline(ceiling(cell.task, 0.0), color="0.6", ls=":", label="best possible")
-            chosen = [record.level for record, _ in result.picks["flooding"]]
+            chosen = [record.level or 0.0 for record, _ in result.picks["flooding"]]
             axes.plot(
                 chosen, np.full(len(chosen), 0.03), "|", color="black", ms=9, transform=axes.get_xaxis_transform()
             )

@@ -261,7 +261,8 @@ class _Results:
 def _trained(records: Sequence[Record], at: Literal["best", "last"], tried: Sequence[Sequence[Record]] = ()) -> _Row:
     """Make a row of Records; without ``tried`` they are all it took."""
     flooded = [r for r in records if _run(r).level is not None and has_started(r)]
-    return _Row(records, at, tried or [[record] for record in records], [r.level for r in flooded])
+    levels = [record.level or 0.0 for record in flooded]
+    return _Row(records, at, tried or [[record] for record in records], levels)
 
 
 def _chosen(search: Search, at: Literal["best", "last"]) -> _Row:

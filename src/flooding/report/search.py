@@ -1,7 +1,7 @@
 """Picture of a search: what each level brought on the validation split, and how its trainings went.
 
 A Run is judged by the mean of the last quarter of its epochs, which takes away part of the noise of a small validation
-split. Plain Runs have level None, or a level 0 that never flooded.
+split. Plain Runs have level None, or a level 0 that flooded no step; a level 0 that did is a level as any other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from flooding.problem import Record, Run
 from flooding.report.evidence import counted
 from flooding.report.plots import PALETTE, drawn, level_colours, unique
-from flooding.strategies import Found, Suggestion
+from flooding.strategies import Found, Suggestion, came_down
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,13 +180,12 @@ def _place(record: Record) -> float | None:
 def _places(records: Sequence[Record]) -> list[float | None]:
     """Tell where all Records stand; plain ones at 0, unless that is far from the levels."""
     levels = [place for record in records if (place := _place(record)) is not None and not _is_plain(record)]
-    near = len(set(levels)) == 1 or (levels and 0 <= min(levels) <= 0.8 * max(levels))
+    near = levels and min(levels) > 0 and (len(set(levels)) == 1 or min(levels) <= 0.8 * max(levels))
     return [0.0 if near and _is_plain(record) else _place(record) for record in records]
 
 
 def _is_plain(record: Record) -> bool:
-    flooded = (record.curves.get("flooded", np.zeros(1)) > 0).any()
-    return _run(record).level is None or (_place(record) == 0 and not flooded)
+    return _run(record).level is None or (_place(record) == 0 and not came_down(record))
 
 
 def _moves(record: Record) -> bool:
@@ -267,17 +266,17 @@ def _ends(found: Found) -> tuple[float, float]:
 
 def _colours(records: Sequence[Record]) -> ScalarMappable | None:
     """Give each level its colour; None where nothing is flooded."""
-    levels = [record.level for record in records if not _is_plain(record)]
-    levels = [level for level in levels if math.isfinite(level)]
+    levels = [record.level for record in records if record.level is not None and not _is_plain(record)]
     if not levels:
         return None
     if min(levels) == max(levels):
-        levels.append(0.0)
+        levels.append(0.0 if levels[0] else 1.0)
     return level_colours(min(levels), max(levels))
 
 
 def _colour(record: Record, colours: ScalarMappable | None) -> Any:
-    return _PLAIN if colours is None or _is_plain(record) else colours.to_rgba(record.level)  # type: ignore[arg-type]
+    level = None if _is_plain(record) else record.level  # a controller that never began has none
+    return _PLAIN if colours is None or level is None else colours.to_rgba(level)  # type: ignore[arg-type]
 
 
 def _marks(records: Sequence[Record], measure: _Measure, lost: Sequence[bool]) -> dict[tuple[int, float], list[float]]:
@@ -409,7 +408,7 @@ def _draw_curves(axes: Axes, found: Found, measure: _Measure, colours: ScalarMap
     axes.set(xlabel="Epoch", ylabel=measure.label, xlim=(0, last))
     if measure.is_loss:
         _scale(axes, np.concatenate(curves), logarithmic=measure.name == "train_loss")
-    _frame(axes, curves, measure, [record.level for record in records if record.level > 0])
+    _frame(axes, curves, measure, [level for record in records if (level := record.level or 0.0) > 0])
 
 
 def _frame(axes: Axes, curves: Sequence[np.ndarray], measure: _Measure, levels: Sequence[float]) -> None:
@@ -448,7 +447,7 @@ def _draw_suggestions(axes: Axes, suggestions: Sequence[Suggestion], ends: tuple
         known = low < high and (low, high) != (0.0, math.inf)  # the default says nothing
         text = f"{suggestion.name}: {'no flooding' if level is None else f'{level:.3g}'}"
         if known:
-            text += f" ({_rounded(low, high)} to {high:.3g})" if math.isfinite(high) else f" (above {low:.3g})"
+            text += _interval(low, high)
         axes.text(0.0, row, text, transform=axes.get_yaxis_transform(), fontsize=10, va="center")
         look = {"color": _DARK if suggestion.name in _LIMITS else _CHOICE, "clip_on": False}
         if known:
@@ -456,6 +455,8 @@ def _draw_suggestions(axes: Axes, suggestions: Sequence[Suggestion], ends: tuple
             axes.plot(bar, [row + 0.45] * 2, **look, lw=5, alpha=0.4, solid_capstyle="butt")
             if high > ends[1]:
                 axes.plot(ends[1], row + 0.45, ">", **look, ms=6)
+            if low == -math.inf:
+                axes.plot(ends[0], row + 0.45, "<", **look, ms=6)
         if level is not None and math.isfinite(level):
             marker = "<" if level < ends[0] else ">" if level > ends[1] else "D"
             axes.plot(np.clip(level, *ends), row + 0.45, marker, **look, ms=6)
@@ -465,6 +466,13 @@ def _draw_suggestions(axes: Axes, suggestions: Sequence[Suggestion], ends: tuple
     axes.spines["bottom"].set_visible(bool(label))
     if not suggestions:
         axes.set_axis_off()
+
+
+def _interval(low: float, high: float) -> str:
+    """Tell an interval, either of whose ends may be infinite."""
+    if not math.isfinite(low):
+        return f" (below {high:.3g})" if math.isfinite(high) else ""
+    return f" ({_rounded(low, high)} to {high:.3g})" if math.isfinite(high) else f" (above {low:.3g})"
 
 
 def _rounded(value: float, scale: float) -> str:

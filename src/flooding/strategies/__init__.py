@@ -13,26 +13,32 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from flooding.problem import Record, Run, merit
+from flooding.problem import Record, Run, level_order, merit
 
 __all__ = [
     "Cost",
     "Found",
     "Strategy",
     "Suggestion",
+    "answer",
+    "as_numbers",
     "best_level",
     "came_down",
     "check_levels",
     "cost",
     "drive",
+    "end_of_range",
     "late",
     "late_means",
+    "may_be_negative",
     "neighbours",
     "search",
     "together",
 ]
 
 Evaluate: TypeAlias = Callable[[list[Run]], Sequence[Record]]
+
+_ROUNDING = 1e-6  # a loss that cannot be negative may be so far below 0 in float32
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Suggestion:
     Args:
         name: The way, such as "range test".
         level: Flood level in the unit of the loss, or None: do not flood.
-        low: Lower end of the interval the level lies in, as far as this way can tell.
+        low: Lower end of the interval the level lies in, as far as this way can tell; ``-inf`` if it has none and the
+            level may be negative.
         high: Upper end of it.
         note: What the reader should know, in a few words.
     """
@@ -215,16 +222,64 @@ def together(strategies: Sequence[Strategy]) -> Generator[list[Run], list[Record
 def _finished(found: Found, told: list[Record]) -> Found:
     """Put all Records into what was found, and warn of what looks wrong in them."""
     warnings = found.warnings
+    warnings += _levels_too_high(told)
     lost = sum(not math.isfinite(record.finals.get("last.val_loss", math.nan)) for record in told)
     if lost and not any("not finite" in warning or "NaN" in warning for warning in warnings):
         warnings += (f"{lost} of {len(told)} trainings ended with a loss that is not finite",)
-    meant = [r for r in told if r.run is None or r.level > 0 or hasattr(r.run.level, "update")]
+    meant = _flooded(told)
     known = all({"flooded", "train_loss"} <= record.curves.keys() for record in meant)
     if meant and known and not any(came_down(record) for record in meant):
         losses = np.concatenate([record.curves["train_loss"] for record in meant])
         lowest = min(losses[np.isfinite(losses)], default=math.nan)
         warnings += (f"no training came down to its level: the lowest training loss was {lowest:.3g}",)
     return replace(found, records=tuple(told), warnings=warnings)
+
+
+def _flooded(records: Sequence[Record]) -> list[Record]:
+    """Give the Records of Runs that have a level."""
+    return [record for record in records if record.run is None or record.run.level is not None]
+
+
+def _levels_too_high(records: Sequence[Record]) -> tuple[str, ...]:
+    """Warn where the loss is negative and all levels are not, as the default levels of most strategies."""
+    levels = [_lowest_level(record) for record in _flooded(records)]
+    levels = [level for level in levels if level is not None]
+    if not levels or min(levels) < 0 or not may_be_negative(records):
+        return ()
+    plain = [record for record in records if record.run is not None and record.run.level is None]
+    lowest, cap = _lowest(records, "train_loss"), _lowest(plain, "val_loss")
+    if cap > 0:  # then the levels worth trying, below it, may all be positive
+        return ()
+    known = f", {cap:.3g} here" if math.isfinite(cap) else ""
+    return (
+        f"the training loss fell to {lowest:.3g}, but no level below 0 was tried: give levels around the lowest "
+        f"validation loss of plain training{known}, or use the finder",
+    )
+
+
+def _lowest_level(record: Record) -> float | None:
+    """Give the lowest level that was in force in a Run, None if there was none."""
+    levels = [float(level) for level in record.curves.get("level", ()) if math.isfinite(level)]
+    return min(levels, default=record.level)
+
+
+def _lowest(records: Sequence[Record], name: str) -> float:
+    """Give the lowest finite value of a curve since training began, NaN if there is none."""
+    values = np.concatenate([[math.nan], *(record.curves.get(name, ())[1:] for record in records)])
+    finite = values[np.isfinite(values)]
+    return float(finite.min()) if len(finite) else math.nan
+
+
+def may_be_negative(records: Sequence[Record]) -> bool:
+    """Tell whether a training loss was below 0: then level 0 is not plain training.
+
+    Args:
+        records: Records, also without the curve of the training loss.
+
+    Returns:
+        Whether one was, by more than a rounding error.
+    """
+    return _lowest(records, "train_loss") < -_ROUNDING
 
 
 def came_down(record: Record) -> bool:
@@ -235,12 +290,31 @@ def came_down(record: Record) -> bool:
 
     Returns:
         Whether a step was flooded; where that was not measured, whether the training loss reached the level; True
-        where neither is known.
+        where neither is known. False without a level.
     """
-    curves = record.curves
+    curves, level = record.curves, record.level
     if "flooded" in curves:
         return bool(np.nansum(curves["flooded"]) > 0)
-    return "train_loss" not in curves or bool((curves["train_loss"][1:] <= record.level).any())
+    if level is None:
+        return False
+    return "train_loss" not in curves or bool((curves["train_loss"][1:] <= level).any())
+
+
+def answer(level: float | None, records: Iterable[Record]) -> float | None:
+    """Give the level to train at: no flooding for a level 0 that flooded no step, since that is plain training.
+
+    With a loss that cannot be negative, level 0 floods nothing.
+
+    Args:
+        level: The level that was chosen, or None.
+        records: Records of constant levels, those of this level among them.
+
+    Returns:
+        The level, or None.
+    """
+    if level == 0 and not any(came_down(record) for record in records if record.level == 0):
+        return None
+    return level
 
 
 def cost(records: Iterable[Record]) -> Cost:
@@ -296,21 +370,53 @@ def late_means(record: Record, epochs: int) -> dict[str, float]:
     return last | {n: float(np.mean(curve[-epochs:], dtype=np.float64)) for n, curve in record.curves.items()}
 
 
-def best_level(records: Iterable[Record], share: float = 0.0) -> float:
-    """Choose the level with the best validation result, averaged over seeds; ties go to the smaller level.
+def best_level(records: Iterable[Record], share: float = 0.0) -> float | None:
+    """Choose the level with the best validation result, averaged over seeds.
+
+    Ties go to the smaller level; no flooding comes first.
 
     Args:
         records: Records of constant levels.
         share: Share of late epochs to average, see :func:`late`.
 
     Returns:
-        A level; 0.0 stands for plain training.
+        A level; None is plain training.
     """
-    by_level: dict[float, list[tuple[float, float]]] = {}
+    by_level: dict[float | None, list[tuple[float, float]]] = {}
     for record in records:
         by_level.setdefault(record.level, []).append(late(record, share))
-    means = {level: tuple(np.mean(judged, axis=0)) for level, judged in sorted(by_level.items())}
+    means = {level: tuple(np.mean(by_level[level], axis=0)) for level in sorted(by_level, key=level_order)}
     return max(means, key=lambda level: means[level])
+
+
+def end_of_range(level: float | None, levels: Sequence[float | None], of: str = "of the grid") -> tuple[str, ...]:
+    """Warn of a best level at an end of those tried.
+
+    Args:
+        level: The best level; None is plain training, below which there is nothing.
+        levels: All levels tried, smallest first.
+        of: Of what it is the largest or smallest.
+
+    Returns:
+        A warning, or none.
+    """
+    if level is None or len(levels) < 2 or level not in (levels[0], levels[-1]):
+        return ()
+    end, more = ("largest", "a larger one") if level == levels[-1] else ("smallest", "a smaller one, or no flooding,")
+    return (f"the best level {level:g} is the {end} {of}: {more} may be better",)
+
+
+def as_numbers(levels: Sequence[float | None]) -> dict[float | None, float]:
+    """Give each level a number, for the ends of an interval.
+
+    Args:
+        levels: Levels; None is no flooding.
+
+    Returns:
+        Numbers by level. That of None is 0 where all levels are positive, else ``-inf``.
+    """
+    below = 0.0 if all(level > 0 for level in levels if level is not None) else -math.inf
+    return {level: below if level is None else level for level in levels}
 
 
 def neighbours(levels: Sequence[float], level: float) -> tuple[float, float]:
@@ -327,22 +433,23 @@ def neighbours(levels: Sequence[float], level: float) -> tuple[float, float]:
     return levels[max(place - 1, 0)], levels[min(place + 1, len(levels) - 1)]
 
 
-def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
+def check_levels(levels: Sequence[float | None]) -> tuple[float | None, ...]:
     """Check the levels of a search.
 
     Args:
-        levels: Levels, at least one, none twice.
+        levels: Levels, at least one, none twice; None is no flooding.
 
     Returns:
-        The levels as floats, smallest first.
+        The levels as floats, smallest first, None before them.
 
     Raises:
         ValueError: If there are none, or one is not finite or there twice.
     """
-    given = tuple(float(level) for level in levels)
-    if not given or len(set(given)) < len(given) or not all(math.isfinite(level) for level in given):
+    given = tuple(None if level is None else float(level) for level in levels)
+    finite = all(math.isfinite(level) for level in given if level is not None)
+    if not given or len(set(given)) < len(given) or not finite:
         raise ValueError(f"levels must be finite, different and at least one, got {list(levels)}.")
-    return tuple(sorted(given))
+    return tuple(sorted(given, key=level_order))
 
 
 def _told(level: Any) -> Any:

@@ -134,7 +134,9 @@ def advise(
         found.append(Suggestion("label noise", level, level, math.log(known), "exact where clean labels are certain"))
     if lowest_val_loss is not None:
         if not 0 < lowest_val_loss < math.inf:
-            raise ValueError(f"lowest_val_loss must be above 0, got {lowest_val_loss}. Did the plain run diverge?")
+            known = -math.inf < lowest_val_loss <= 0
+            fix = "A share of it is no level: use find_level." if known else "Did the plain run diverge?"
+            raise ValueError(f"lowest_val_loss must be above 0, got {lowest_val_loss}. {fix}")
         v = float(lowest_val_loss)
         found.append(Suggestion("0.7 x lowest validation loss", 0.7 * v, 0.25 * v, v, "a guess from one plain run"))
     if not found and classes is not None:

@@ -9,14 +9,25 @@ from typing import Any
 
 from flooding.levels import Delayed
 from flooding.problem import Record, Run
-from flooding.strategies import Found, Strategy, Suggestion, best_level, check_levels, neighbours
+from flooding.strategies import (
+    Found,
+    Strategy,
+    Suggestion,
+    answer,
+    as_numbers,
+    best_level,
+    check_levels,
+    end_of_range,
+    may_be_negative,
+    neighbours,
+)
 
-__all__ = ["backward", "has_started", "start_condition"]
+__all__ = ["backward", "has_started", "start_condition", "starts_early"]
 
 
 def backward(
     problem: Any,
-    levels: Sequence[float] = tuple(n / 50 for n in range(15)),
+    levels: Sequence[float | None] = (None, *(n / 50 for n in range(1, 15))),
     *,
     seeds: Sequence[int] = (0,),
     until_loss: float | None = None,
@@ -30,7 +41,9 @@ def backward(
 
     Args:
         problem: The Problem.
-        levels: Levels in the unit of the loss; 0 is plain training. The default is the source's grid.
+        levels: Levels in the unit of the loss; None is plain training, and so is 0 for a loss that cannot be negative.
+            The default is the source's grid, for cross-entropy; a loss that may be negative needs levels and a
+            condition of its own.
         seeds: Seeds to average.
         until_loss: Begin when the loss of an epoch's last batch is at most this; 1e-4, the source's code's, if neither
             condition is given.
@@ -42,30 +55,31 @@ def backward(
         One list of Runs, levels from small to large, then seeds.
 
     Returns:
-        The controller of the best level, with the interval to its neighbours on the grid. Plain training if no Run at
-        that level began to flood.
+        The controller of the best level, with the interval to its neighbours on the grid. Plain training if that was
+        better, or no Run at that level began to flood.
     """
     levels = check_levels(levels)
     if until_loss is None and until_accuracy is None:
         until_loss = 1e-4
-    controllers = {level: Delayed(level, until_loss, until_accuracy) for level in levels}
+    delayed = Delayed(0.0, until_loss, until_accuracy)
+    controllers = {level: None if level is None else replace(delayed, level=level) for level in levels}
     asked = [(level, seed) for level in levels for seed in seeds]
-    records = yield [Run(problem, controllers[level] if level else 0.0, seed=seed) for level, seed in asked]
-    # Under the level that was asked for: a Record of a training that never began to flood says 0.
+    records = yield [Run(problem, controllers[level], seed=seed) for level, seed in asked]
+    # Under the level that was asked for: a Record of a training that never began to flood says None.
     named = [replace(r, run=Run(problem, level, seed=seed)) for (level, seed), r in zip(asked, records, strict=True)]
     level = best_level(named, share)
-    began = {place: has_started(record) for place, record in zip(asked, records, strict=True) if place[0]}
-    here = sum(began.get((level, seed), False) for seed in seeds)
-    condition = start_condition(controllers[level])
-    low, high = neighbours(levels, level)
-    warnings = _warnings(began, condition)
-    if here and len(levels) > 1 and level == levels[-1]:
-        warnings += (f"the best level {level:g} is the largest of the grid: a larger one may be better",)
-    note = f"{here} of {len(seeds)} runs at this level reached {condition}" if level else "plain training"
+    began = {place: has_started(record) for place, record in zip(asked, records, strict=True)}
+    here = sum(began[level, seed] for seed in seeds)
+    condition = start_condition(delayed)
+    number = as_numbers(levels)
+    low, high = neighbours(list(number.values()), number[level])
+    chosen = answer(level, named) if here else None
+    warnings = _warnings(began, condition) + starts_early(delayed, records) + end_of_range(chosen, levels)
+    note = "plain training" if level is None else f"{here} of {len(seeds)} runs at this level reached {condition}"
     return Found(
         "backward",
-        Run(problem, controllers[level] if here else None, seed=seeds[0]),
-        (Suggestion("backward", level if here else None, low, high, note),),
+        Run(problem, None if chosen is None else controllers[chosen], seed=seeds[0]),
+        (Suggestion("backward", chosen, low, high, note),),
         warnings,
     )
 
@@ -96,7 +110,26 @@ def start_condition(controller: Delayed) -> str:
     return f"accuracy {controller.until_accuracy:g}"
 
 
-def _warnings(began: dict[tuple[float, int], bool], condition: str) -> tuple[str, ...]:
+def starts_early(controller: Delayed, records: Sequence[Record]) -> tuple[str, ...]:
+    """Warn of a start at a positive loss where the loss may be negative.
+
+    Args:
+        controller: A delayed controller.
+        records: Records of Runs with it.
+
+    Returns:
+        A warning, or none.
+    """
+    if controller.until_loss is None or controller.until_loss < 0 or not may_be_negative(records):
+        return ()
+    return (
+        f"flooding starts at {start_condition(controller)}, but the training loss falls below 0: give an until_loss "
+        "near its lowest value",
+    )
+
+
+def _warnings(began: dict[tuple[float | None, int], bool], condition: str) -> tuple[str, ...]:
+    began = {place: started for place, started in began.items() if place[0] is not None}
     late = [f"{level:g} (seed {seed})" for (level, seed), started in began.items() if not started]
     if not late:
         return ()

@@ -23,9 +23,9 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
     1. Train plainly, in full. The lowest validation loss caps the level: it estimates the irreducible loss from
        above. Where the training loss never falls below it, nothing overfits and the answer is None.
     2. Race five levels, at a tenth, three tenths ... nine tenths of the way from the lowest training loss to the cap,
-       for as many epochs as the budget leaves. A level, and plain training at its end as level 0, is judged by the
+       for as many epochs as the budget leaves. A level, and plain training as the lowest of them, is judged by the
        validation score averaged over late epochs, seeds, and its neighbours: a good level has good neighbours, luck
-       has none.
+       has none. The losses may be negative, and so may the levels.
 
     Args:
         problem: The Problem.
@@ -73,17 +73,20 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
     scores = _smoothed(np.array([_judge(plain, late), *judged]))
     best = max(range(len(scores)), key=lambda i: (*scores[i], -i))
     level = [None, *levels][best]
-    known, chance = [0.0, *levels], _chance(plain, scores[best][0])
+    chance = _chance(plain, scores[best][0])
     if chance:
-        alike = [known[i] for i in range(len(known)) if scores[i][0] >= scores[best][0] - chance]
+        alike = [i for i in range(len(scores)) if scores[i][0] >= scores[best][0] - chance]
     else:
-        alike = known[max(0, best - 1) : best + 2]
+        alike = list(range(len(scores)))[max(0, best - 1) : best + 2]
+    # As a number, plain training is a level that floods nothing: 0, or the lowest loss where that is negative.
+    known = [min(0.0, floor), *levels]
+    low, high = min(known[i] for i in alike), max(known[i] for i in alike)
     how = f"judged by the last {late} of {until} epochs, out of {problem.horizon}, with its neighbours"
     if chance:
         how += f": validation accuracy {scores[best][0]:.3f}, {scores[0][0]:.3f} without flooding"
-    if level is not None and chance and 0.0 in alike:
+    if level is not None and chance and 0 in alike:
         warnings += ("plain training lies within chance of it: more seeds, or more validation data, would tell",)
-    race = Suggestion("race", level, min(alike), max(alike), how)
+    race = Suggestion("race", level, low, high, how)
     guess = _rounded(floor + 0.7 * (cap - floor), cap)
     irreducible = Suggestion("irreducible loss", guess, min(floor, guess), max(cap, guess), "0.7 of the way to the cap")
     return Found("finder", Run(problem, level, seed=seeds[0]), (race, irreducible, ceiling), warnings)

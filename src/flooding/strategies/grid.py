@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from flooding.problem import Run, choose
-from flooding.strategies import Found, Strategy, Suggestion, best_level, check_levels, neighbours
+from flooding.problem import Run, choose, level_order
+from flooding.strategies import (
+    Found,
+    Strategy,
+    Suggestion,
+    answer,
+    as_numbers,
+    best_level,
+    check_levels,
+    end_of_range,
+    neighbours,
+)
 
 __all__ = ["grid"]
 
 
 def grid(
     problem: Any,
-    levels: Sequence[float] = tuple(n / 100 for n in range(11)),
+    levels: Sequence[float | None] = (None, *(n / 100 for n in range(1, 11))),
     *,
     seeds: Sequence[int] = (0,),
     at: Literal["last", "best"] = "last",
@@ -22,8 +32,9 @@ def grid(
 
     Args:
         problem: The Problem.
-        levels: Levels in the unit of the loss; 0 is plain training. The default is the paper's grid for images; its
-            grid for synthetic data is 0 to 0.5 in steps of 0.01.
+        levels: Levels in the unit of the loss; None is plain training, and so is 0 for a loss that cannot be negative.
+            The default is the paper's grid for images, for cross-entropy; its grid for synthetic data is 0 to 0.5 in
+            steps of 0.01. A loss that may be negative needs levels of its own.
         seeds: Seeds to average.
         at: The epoch to judge: the last, or the best of each Run (early stopping).
 
@@ -31,7 +42,7 @@ def grid(
         One list of Runs, levels from small to large, then seeds.
 
     Returns:
-        The best level, with the interval to its neighbours on the grid.
+        The best level, with the interval to its neighbours on the grid; None if that is plain training.
 
     References:
         Ishida et al., ICML 2020, section 4.
@@ -42,10 +53,9 @@ def grid(
         level = best_level(records)
     else:
         picks = [choose(records[i :: len(seeds)], "best").level for i in range(len(seeds))]
-        level = sorted(picks)[len(picks) // 2]
-    low, high = neighbours(levels, level)
-    warnings = ()
-    if len(levels) > 1 and level == levels[-1]:
-        warnings = (f"the best level {level:g} is the largest of the grid: a larger one may be better",)
-    run = Run(problem, level or None, seed=seeds[0])
-    return Found("grid", run, (Suggestion("grid", level or None, low, high),), warnings)
+        level = sorted(picks, key=level_order)[len(picks) // 2]
+    number = as_numbers(levels)
+    low, high = neighbours(list(number.values()), number[level])
+    level = answer(level, records)
+    suggestion = Suggestion("grid", level, low, high)
+    return Found("grid", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels))

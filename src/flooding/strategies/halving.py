@@ -6,14 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from flooding.problem import Run
-from flooding.strategies import Found, Strategy, Suggestion, best_level, check_levels
+from flooding.strategies import (
+    Found,
+    Strategy,
+    Suggestion,
+    answer,
+    as_numbers,
+    best_level,
+    check_levels,
+    end_of_range,
+)
 
 __all__ = ["halving"]
 
 
 def halving(
     problem: Any,
-    levels: Sequence[float] = tuple(n / 20 for n in range(11)),
+    levels: Sequence[float | None] = (None, *(n / 20 for n in range(1, 11))),
     *,
     eta: int = 3,
     least: float = 1 / 9,
@@ -26,7 +35,8 @@ def halving(
 
     Args:
         problem: The Problem.
-        levels: Levels in the unit of the loss; 0 is plain training.
+        levels: Levels in the unit of the loss; None is plain training, and so is 0 for a loss that cannot be negative.
+            The default is for cross-entropy; a loss that may be negative needs levels of its own.
         eta: One in ``eta`` goes on, for ``eta`` times as many epochs; at least 2.
         least: Share of the epochs of the first rung, above 0 and at most 1.
         seeds: Seeds to average.
@@ -36,7 +46,7 @@ def halving(
         One list of Runs per rung.
 
     Returns:
-        The best level of the last rung.
+        The best level of the last rung, with the interval of that rung; None if it is plain training.
 
     Raises:
         ValueError: If ``eta`` or ``least`` is out of range.
@@ -46,7 +56,8 @@ def halving(
     """
     if eta < 2 or not 0 < least <= 1:
         raise ValueError(f"eta must be at least 2 and least lie in (0, 1], got {eta} and {least}. Try 3 and 1/9.")
-    left, until, before = check_levels(levels), least, 0
+    levels = check_levels(levels)
+    left, until, before = levels, least, 0
     while True:
         epochs = min(problem.horizon, max(1, before + 1, round(until * problem.horizon)))
         before = epochs
@@ -54,10 +65,11 @@ def halving(
         records = yield runs
         if epochs == problem.horizon:
             break
-        kept = []
+        kept: list[float | None] = []
         for _ in range(max(1, len(left) // eta)):
             kept.append(best_level([r for r in records if r.level not in kept], share))
-        left, until = tuple(sorted(kept)), until * eta
-    level = best_level(records, share)
-    run = Run(problem, level or None, seed=seeds[0])
-    return Found("halving", run, (Suggestion("halving", level or None, left[0], left[-1]),))
+        left, until = check_levels(kept), until * eta
+    level = answer(best_level(records, share), records)
+    number = as_numbers(levels)
+    suggestion = Suggestion("halving", level, number[left[0]], number[left[-1]])
+    return Found("halving", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels))

@@ -11,7 +11,7 @@ import numpy as np
 from flooding.levels import Heuristic
 from flooding.problem import Run
 from flooding.strategies import Found, Strategy, Suggestion, late
-from flooding.strategies.backward import has_started, start_condition
+from flooding.strategies.backward import has_started, start_condition, starts_early
 
 __all__ = ["heuristic"]
 
@@ -24,7 +24,8 @@ def heuristic(problem: Any, controller: Heuristic = _OF_THE_CODE, *, seeds: Sequ
     Args:
         problem: The Problem. It must measure accuracy.
         controller: When flooding begins, the change in accuracy that counts (lambda), the step of the level (alpha)
-            and its bounds. The defaults are the source's code's.
+            and its bounds. The defaults are the source's code's, for cross-entropy; a loss that may be negative needs
+            a start and bounds of its own.
         seeds: Seeds, one training each.
 
     Yields:
@@ -45,6 +46,7 @@ def heuristic(problem: Any, controller: Heuristic = _OF_THE_CODE, *, seeds: Sequ
     if len(flooded) < len(sound):
         count = f"{len(sound) - len(flooded)} of {len(sound)} runs"
         warnings.append(f"{count} never reached {start_condition(controller)}: they are plain training")
+    warnings += starts_early(controller, records)
     if not flooded:
         return Found("heuristic", run, (Suggestion("heuristic", None, note="never flooded"),), tuple(warnings))
     level = float(np.mean([record.finals["last.level"] for record in flooded]))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flooding.levels import Seen, State
 from flooding.problem import Record, Run, stream
-from flooding.strategies import Found, Strategy, Suggestion, check_levels, late
+from flooding.strategies import Found, Strategy, Suggestion, answer, check_levels, late
 
 __all__ = ["Policy", "policy_gradient"]
 
@@ -55,6 +55,8 @@ class Policy:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if None in self.levels:
+            raise ValueError("a policy chooses among numbers, got None. Give a level below every loss, such as 0.")
         object.__setattr__(self, "levels", check_levels(self.levels))
         if self.weights and [len(row) for row in self.weights] != [_FEATURES] * len(self.levels):
             got = [len(row) for row in self.weights]
@@ -137,7 +139,8 @@ def policy_gradient(
 
     Args:
         problem: The Problem.
-        levels: Levels to choose from, in the unit of the loss; 0 is plain training.
+        levels: Levels to choose from, in the unit of the loss; 0 is plain training for a loss that cannot be negative.
+            Another loss needs levels of its own: one below all its values is plain training.
         trainings: Trainings in all, at least 2.
         rate: Learning rate of the agent.
         seed: Seed of the trainings and of the draws.
@@ -168,7 +171,11 @@ def policy_gradient(
         told = "the training with the last policy ended in a NaN validation loss: train without flooding"
         return Found("policy gradient", Run(problem, None, seed=seed), (Suggestion("policy gradient", None),), (told,))
     note = f"chosen in {counts.max()} of {len(chosen)} epochs of the last training"
-    suggestion = Suggestion("policy gradient", level or None, float(used[0]), float(used[-1]), note)
+    # The epochs at this level alone tell whether it flooded anything.
+    epochs = [0, *(np.flatnonzero(chosen == level) + 1)]
+    curves = {name: curve[epochs] for name, curve in record.curves.items()}
+    level = answer(level, [replace(record, run=Run(problem, level, seed=seed), curves=curves)])
+    suggestion = Suggestion("policy gradient", level, float(used[0]), float(used[-1]), note)
     return Found("policy gradient", run, (suggestion,))
 
 

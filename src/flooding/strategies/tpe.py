@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from flooding.problem import Record, Run, stream
-from flooding.strategies import Found, Strategy, Suggestion, best_level, late, neighbours
+from flooding.strategies import (
+    Found,
+    Strategy,
+    Suggestion,
+    answer,
+    best_level,
+    end_of_range,
+    late,
+    neighbours,
+)
 
 __all__ = ["tpe"]
 
@@ -38,7 +47,8 @@ def tpe(
     Args:
         problem: The Problem.
         trainings: Trainings in all, at least 1.
-        low: Smallest level, in the unit of the loss.
+        low: Smallest level, in the unit of the loss. The defaults are for cross-entropy; a loss that may be negative
+            needs a range of its own.
         high: Largest level.
         batch: Levels asked for at a time, at least 1; as many can train at once.
         share: Share of late epochs to average, see :func:`flooding.strategies.late`.
@@ -78,12 +88,12 @@ def tpe(
                 _write(copy, study.tell(trial, _value(record, share)))
             records += told
     level = best_level(records, share)
-    levels = sorted({low, high, *(record.level for record in records)})
-    suggestion = Suggestion("TPE", level or None, *neighbours(levels, level))
-    warnings = ()
-    if level == max(record.level for record in records):
-        warnings = (f"the best level {level:g} is the largest tried: a larger one may be better",)
-    return Found("TPE", Run(problem, level or None, seed=seed), (suggestion,), warnings)
+    assert level is not None  # every Run has one
+    tried = [record.level for record in records if record.level is not None]
+    chosen = answer(level, records)
+    suggestion = Suggestion("TPE", chosen, *neighbours(sorted({low, high, *tried}), level))
+    warnings = end_of_range(chosen, sorted(tried), "tried")
+    return Found("TPE", Run(problem, chosen, seed=seed), (suggestion,), warnings)
 
 
 def _value(record: Record, share: float) -> float:
