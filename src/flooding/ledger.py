@@ -227,12 +227,14 @@ class Ledger:
             The Record of that trajectory at the Run's last epoch, or None. A damaged one is moved
             into the table ``damaged``, which the log says, and counts as missing.
         """
-        return self._read(run, (trajectory, run.epochs))
+        row = self._row_at((trajectory, run.epochs))
+        return None if row is None else self._record_of(run, (trajectory, run.epochs), row)
 
-    def _read(self, run: Run | None, key: tuple[str, int]) -> Record | None:
-        row = self._do(lambda db: db.execute(f"{_SELECT} WHERE {_IS_KEY}", key).fetchone())
-        if row is None:
-            return None
+    def _row_at(self, key: tuple[str, int]) -> tuple[Any, ...] | None:
+        return self._do(lambda db: db.execute(f"{_SELECT} WHERE trajectory = ? AND epochs = ?", key).fetchone())
+
+    def _record_of(self, run: Run | None, key: tuple[str, int], row: tuple[Any, ...] | None) -> Record | None:
+        """Give the Record of a row; one that is damaged, or cannot be found by its key, is set aside."""
         try:
             return _record(run, row)
         except ValueError as error:
@@ -273,11 +275,10 @@ class Ledger:
         """
         query = "SELECT trajectory, epochs FROM records ORDER BY trajectory, epochs"
         for key in self._do(lambda db: db.execute(query).fetchall()):
-            record = self._read(None, key)
+            is_key = isinstance(key[0], str) and _is_text(key[0])
+            record = self._record_of(None, key, self._row_at(key) if is_key else None)
             if record is not None:
                 yield key[0], record
-            else:
-                self._check_structure()  # a row that is listed and not found may lie in the wrong place
 
     def __len__(self) -> int:
         return self._do(lambda db: db.execute("SELECT count(*) FROM records").fetchone()[0])
@@ -293,22 +294,30 @@ class Ledger:
         if self._check_structure():
             return
 
+        name = (key[0].encode(errors="surrogateescape") if isinstance(key[0], str) else key[0], key[1])
+
         def act(_: sqlite3.Connection) -> str:
             with self._transaction() as db:
-                row = db.execute(f"{_SELECT} WHERE {_IS_KEY}", key).fetchone()
-                if row is None or _is_good(row):
+                rows = db.execute(f"{_SELECT} WHERE {_IS_ROW}", name).fetchall()
+                if all(map(_is_good, rows)):
                     return "another process replaced it"
                 db.execute("CREATE TABLE IF NOT EXISTS damaged AS SELECT * FROM records WHERE false")
-                db.execute(f"INSERT INTO damaged SELECT * FROM records WHERE {_IS_KEY}", key)
-                db.execute(f"DELETE FROM records WHERE {_IS_KEY}", key)
-                return "it lies in the table damaged now"
+                db.execute(f"INSERT INTO damaged SELECT * FROM records WHERE {_IS_ROW}", name)
+                is_gone = db.execute(f"DELETE FROM records WHERE {_IS_ROW}", name).rowcount
+            return "it lies in the table damaged now" if is_gone else ""
 
         try:
-            fate = self._do(act)
+            fate = self._do(act) or self._repair("a row lies in the wrong place") or "it was left out"
         except (OSError, ValueError) as error:
             fate = f"it cannot be moved aside: {error}"
-        name = f"the Record {key[0][:64]} of epoch {key[1]}"
-        log.warning("%s in the ledger %s is damaged (%s): %s. It counts as missing.", name, self.path, reason, fate)
+        log.warning(
+            "the Record %s of epoch %s in the ledger %s is damaged (%s): %s. It counts as missing.",
+            ascii(key[0])[:80],
+            key[1],
+            self.path,
+            reason,
+            fate,
+        )
 
     def _check_structure(self) -> bool:
         """Let SQLite check the whole file, once; tell whether it had to be replaced."""
@@ -362,7 +371,7 @@ class Ledger:
 # Rows
 
 _SELECT = f"SELECT {', '.join(_COLUMNS)}, digest FROM records"
-_IS_KEY = "trajectory = ? AND epochs = ?"
+_IS_ROW = "CAST(trajectory AS BLOB) = ? AND epochs = ?"  # finds also what no longer is text, or lies elsewhere
 
 
 def _row(trajectory: str, record: Record) -> tuple[Any, ...]:
@@ -376,13 +385,15 @@ def _digest(*values: Any) -> bytes:
     """Hash the values of a row; a length before each keeps one from passing for the next."""
     digest = hashlib.blake2b(digest_size=32)
     for value in values:
-        part = value if isinstance(value, bytes) else str(value).encode()
+        part = value if isinstance(value, bytes) else str(value).encode(errors="surrogateescape")
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.digest()
 
 
-def _record(run: Run | None, row: tuple[Any, ...]) -> Record:
+def _record(run: Run | None, row: tuple[Any, ...] | None) -> Record:
     """Give the Record of a row; a ValueError says why there is none."""
+    if row is None:
+        raise ValueError("it cannot be found by its key")
     _, epochs, finals, curves, circumstances, digest = row
     if digest != _digest(*row[:5]):
         raise ValueError("its digest differs")
@@ -390,6 +401,13 @@ def _record(run: Run | None, row: tuple[Any, ...]) -> Record:
     if record.finals.get("epochs") != epochs:
         raise ValueError("its last epoch is another one")
     return record
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_good(row: tuple[Any, ...]) -> bool:
@@ -405,7 +423,7 @@ def _is_good(row: tuple[Any, ...]) -> bool:
 
 def _connection(path: Path, timeout: float = 5.0) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
-    db.text_factory = lambda text: text.decode(errors="replace")  # damaged text: the digest tells
+    db.text_factory = lambda text: text.decode(errors="surrogateescape")  # damaged text: the digest tells
     return db
 
 
@@ -444,7 +462,9 @@ def _is_damage(error: BaseException, path: Path) -> bool:
     """Tell whether an error comes from what the file holds, not from its surroundings."""
     code = _code(error)
     if code == sqlite3.SQLITE_ERROR:  # the statements are right: if a table lacks a column, its definition is damaged
-        return any(words in str(error) for words in ("no such", "has no column", "columns but"))
+        return any(
+            words in str(error) for words in ("no such", "has no column", "columns but", "unsupported file format")
+        )
     if code == sqlite3.SQLITE_READONLY:  # the header says so as well
         whole = getattr(error, "sqlite_errorcode", None) == code
         return whole and all(os.access(place, os.W_OK) for place in (path, path.parent))
@@ -481,7 +501,8 @@ def _refusal(path: Path, error: Exception | str) -> Exception:
 
 def _has_no_space(path: Path) -> bool:
     try:
-        return shutil.disk_usage(path.parent).free < 1 << 20
+        usage = shutil.disk_usage(path.parent)
+        return usage.total > 0 and usage.free < 1 << 20
     except OSError:
         return False
 
