@@ -53,6 +53,7 @@ _SCHEMA = 1  # 0 is flooding 0.1.0
 
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _NOT_WRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
+_REPLACED = "another process replaced it"
 _SPACE = "Free some space there; the same call goes on from what it holds."
 _RIGHTS = "Make the file and its folder writable, or name another ledger."
 
@@ -293,14 +294,13 @@ class Ledger:
         """Move a damaged row into the table ``damaged``, unless the whole file is damaged."""
         if self._check_structure():
             return
-
         name = (key[0].encode(errors="surrogateescape") if isinstance(key[0], str) else key[0], key[1])
 
         def act(_: sqlite3.Connection) -> str:
             with self._transaction() as db:
                 rows = db.execute(f"{_SELECT} WHERE {_IS_ROW}", name).fetchall()
                 if all(map(_is_good, rows)):
-                    return "another process replaced it"
+                    return _REPLACED
                 db.execute("CREATE TABLE IF NOT EXISTS damaged AS SELECT * FROM records WHERE false")
                 db.execute(f"INSERT INTO damaged SELECT * FROM records WHERE {_IS_ROW}", name)
                 is_gone = db.execute(f"DELETE FROM records WHERE {_IS_ROW}", name).rowcount
@@ -310,6 +310,8 @@ class Ledger:
             fate = self._do(act) or self._repair("a row lies in the wrong place") or "it was left out"
         except (OSError, ValueError) as error:
             fate = f"it cannot be moved aside: {error}"
+        if fate == _REPLACED:
+            return
         log.warning(
             "the Record %s of epoch %s in the ledger %s is damaged (%s): %s. It counts as missing.",
             ascii(key[0])[:80],
@@ -357,14 +359,16 @@ class Ledger:
             )
 
     def _rescue(self, aside: Path) -> int:
-        """Take the good rows of a damaged file."""
+        """Take the good rows of a damaged file; tell how many Records there are."""
+        starts: set[tuple[Any, ...]] = set()  # these have no digest: they are no results
         with self._transaction() as db:
-            for row in _rescued(aside, "records"):
-                if _is_good(row):
-                    db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?)", row)
-            # Starts have no digest: they are no results.
-            starts = {row for row in _rescued(aside, "starts") if list(map(type, row)) == [str, int, float, int]}
-            db.executemany("INSERT INTO starts VALUES (?, ?, ?, ?)", sorted(starts, key=lambda row: row[2]))
+            for path in _openable(aside):
+                for row in _reachable_records(path):
+                    if _is_good(row):
+                        db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?)", row)
+                starts |= {row for row in _reachable_starts(path) if [*map(type, row)] == [str, int, float, int]}
+            ordered = sorted((row for row in starts if _is_text(row[0])), key=lambda row: row[2])
+            db.executemany("INSERT INTO starts VALUES (?, ?, ?, ?)", ordered)
             return db.execute("SELECT count(*) FROM records").fetchone()[0]
 
 
@@ -531,38 +535,35 @@ def _move_aside(path: Path) -> Path:
     return aside
 
 
-def _rescued(aside: Path, table: str) -> Iterator[tuple[Any, ...]]:
-    """Give the rows of a damaged file that SQLite can still reach, some of them twice."""
-    yield from _reached(aside, table)
-    # The first page holds the header and where the tables begin: the same in every ledger.
+def _openable(aside: Path) -> Iterator[Path]:
+    """Give a damaged file as it is, then a copy whose first page is that of a new ledger.
+
+    That page holds the header and where the tables begin, the same in every ledger.
+    """
+    yield aside
     with tempfile.TemporaryDirectory(prefix=".ledger-", dir=aside.parent) as folder:
-        copy, fresh = Path(folder) / "copy", Path(folder) / "fresh"
+        copy, new = Path(folder) / "copy", Path(folder) / "new"
         for end in ("", "-wal"):
             with suppress(FileNotFoundError):
                 shutil.copyfile(f"{aside}{end}", f"{copy}{end}")
-        with closing(_connection(fresh)) as db:
-            for order in (_RECORDS, _STARTS):
-                db.execute(order)
-        page = bytearray(fresh.read_bytes()[:4096])
+        with closing(_connection(new)) as db:
+            for table in (_RECORDS, _STARTS):
+                db.execute(table)
+        page = bytearray(new.read_bytes()[:4096])
         page[92:96] = bytes(4)  # SQLite then counts the pages itself
         with copy.open("r+b") as file:
             file.write(page)
-        yield from _reached(copy, table)
+        yield copy
 
 
-def _reached(path: Path, table: str) -> Iterator[tuple[Any, ...]]:
-    """Read a table from both ends, as a whole and in parts: a damaged page ends each reading."""
+def _reachable_records(path: Path) -> Iterator[tuple[Any, ...]]:
+    """Read Records from both ends, of all keys and by their first digits: a damaged page ends each reading."""
+    firsts = [f"{number:02x}" for number in range(256)]
     with suppress(sqlite3.Error), closing(_connection(path)) as db:
         db.execute("PRAGMA writable_schema=ON")  # SQLite then opens files it would refuse
-        if table == "starts":
-            for order in ("ASC", "DESC"):
-                with suppress(sqlite3.Error):
-                    yield from db.execute(f"SELECT * FROM starts ORDER BY rowid {order}")
-            return
         is_old = _columns(db) == _COLUMNS
         columns = f"{', '.join(_COLUMNS)}, {'NULL' if is_old else 'digest'}"
-        ends = ["", *(f"{number:02x}" for number in range(256)), "g"]
-        for low, high in [("", "\U0010ffff"), *itertools.pairwise(ends)]:
+        for low, high in [("", "\U0010ffff"), *itertools.pairwise(["", *firsts, "g"])]:
             for order in ("ASC", "DESC"):
                 query = (
                     f"SELECT {columns} FROM records WHERE trajectory >= ? AND trajectory < ? "
@@ -571,3 +572,11 @@ def _reached(path: Path, table: str) -> Iterator[tuple[Any, ...]]:
                 with suppress(sqlite3.Error):
                     for row in db.execute(query, (low, high)):
                         yield (*row[:5], _digest(*row[:5])) if is_old else row
+
+
+def _reachable_starts(path: Path) -> Iterator[tuple[Any, ...]]:
+    with suppress(sqlite3.Error), closing(_connection(path)) as db:
+        db.execute("PRAGMA writable_schema=ON")
+        for order in ("ASC", "DESC"):
+            with suppress(sqlite3.Error):
+                yield from db.execute(f"SELECT * FROM starts ORDER BY rowid {order}")
