@@ -19,7 +19,7 @@ from pathlib import Path
 from flooding import Problem, Run, train
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import machine
-from flooding.ledger import Ledger
+from flooding.ledger import Ledger, _digest, _row
 from flooding.models import mlp
 
 
@@ -33,10 +33,10 @@ def record():
 def filled(path, some, size):
     """Make a ledger of a size, in one transaction: how it was filled does not matter here."""
     book = Ledger(path)
-    curves, finals = some.pack()
-    rows = ((f"{n:064x}", 500, finals, curves, "{}") for n in range(size))
+    (_, *told, _) = _row("", some)
+    rows = ((f"{n:064x}", *told, _digest(f"{n:064x}", *told)) for n in range(size))
     book._db.execute("BEGIN")
-    book._db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", rows)
+    book._db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
     book._db.execute("COMMIT")
     return book
 

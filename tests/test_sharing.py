@@ -1,5 +1,6 @@
 """Runs that share a beginning, and Runs that go on from a checkpoint, are bit-identical to training alone."""
 
+import io
 import math
 from functools import partial
 
@@ -251,11 +252,12 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
 
 
 def test_a_disk_that_fills_up_leaves_no_half_written_file(tmp_path, monkeypatch, caplog):
-    def full(state, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+    class Full(io.FileIO):
+        def writelines(self, parts):
+            self.write(next(iter(parts)))
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr("flooding.checkpoints.os.fdopen", Full)
     assert not Checkpoints(tmp_path).save("run", 3, {})
     assert list(tmp_path.iterdir()) == []
     assert "No space left" in caplog.text

@@ -1,11 +1,19 @@
-"""Checkpoints: files from which a Run goes on bit-identically, found by trajectory and epoch."""
+"""Checkpoints: files from which a Run goes on bit-identically, found by trajectory and epoch.
+
+A file begins with its name and a digest of all that follows. Whatever does not match, or has no
+digest, counts as missing.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import logging
+import math
 import os
 import pickle
+import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -15,6 +23,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from flooding.ledger import make_private
 from flooding.loop import Row
 
 __all__ = ["Checkpoints", "Pace"]
@@ -23,6 +32,7 @@ log = logging.getLogger("flooding")
 
 _SECONDS = 30.0  # at most one checkpoint of a Run in this time
 _SHARE = 0.02  # of the time, at most, for writing them
+_KIND = b"flooding checkpoint, schema 1\n"
 
 
 class Checkpoints:
@@ -39,7 +49,8 @@ class Checkpoints:
         self.folder = Path(folder)
 
     def _files(self, name: str) -> list[tuple[int, Path]]:
-        return sorted((int(path.stem.rpartition("-")[2]), path) for path in self.folder.glob(f"{name}-*.pt"))
+        epochs = ((path.stem.removeprefix(f"{name}-"), path) for path in self.folder.glob(f"{name}-*.pt"))
+        return sorted((int(epoch), path) for epoch, path in epochs if epoch.isascii() and epoch.isdigit())
 
     def save(self, name: str, epoch: int, state: Mapping[str, Any], *, only: bool = True) -> bool:
         """Write a state.
@@ -53,15 +64,19 @@ class Checkpoints:
         Returns:
             Whether it was written.
         """
-        path = self.folder / f"{name}-{epoch}.pt"
-        part = path.with_suffix(f".{os.getpid()}.part")
+        path, part = self.folder / f"{name}-{epoch}.pt", None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save(dict(state), part)
-            part.replace(path)
+            make_private(self.folder)
+            content = _seal(path.stem, state)
+            # A new file under a name nobody can guess, readable by its owner alone.
+            number, part = tempfile.mkstemp(".part", f"{path.stem}.", self.folder)
+            with os.fdopen(number, "wb") as file:
+                file.writelines(content)
+            os.replace(part, path)
         except (OSError, RuntimeError, pickle.PicklingError, AttributeError, TypeError) as error:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+            if part is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(part)
             log.warning("no checkpoint in %s (%s); the run goes on without one.", self.folder, error)
             return False
         if only:
@@ -81,9 +96,13 @@ class Checkpoints:
         for epoch, path in reversed(self._files(name)):
             if epoch <= until:
                 try:
-                    return torch.load(path, weights_only=True)
-                except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-                    log.warning("the checkpoint %s cannot be read (%s); it is removed.", path, error)
+                    return _unseal(path)
+                except FileNotFoundError:
+                    continue  # another process went on from it and removed it
+                except Exception as error:  # noqa: BLE001 -- whatever a file holds, the Run trains
+                    log.warning(
+                        "the checkpoint %s cannot be read: %s. It is removed; its steps are taken anew.", path, error
+                    )
                     with contextlib.suppress(OSError):
                         path.unlink(missing_ok=True)
         return None
@@ -99,7 +118,7 @@ class Checkpoints:
         """
         lock = FileLock(self.folder / f"{name}.lock", thread_local=False)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_private(self.folder)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -132,18 +151,58 @@ class Checkpoints:
         Args:
             limit: Bytes.
         """
-        with contextlib.suppress(OSError):
-            for pattern, hours in (("*.part", 1), ("*.lock", 24 * 7)):
-                for part in self.folder.glob(pattern):
-                    if time.time() - part.stat().st_mtime > 3600 * hours:
-                        part.unlink(missing_ok=True)
-            files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.pt"))
-            held = sum(size for _, size, _ in files)
-            for _, size, path in files:
-                if held <= limit:
-                    return
+        for pattern, hours in (("*.part", 1), ("*.lock", 24 * 7)):
+            for _, _, path in self._by_age(pattern, until=time.time() - 3600 * hours):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        files = self._by_age("*.pt")
+        held = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if held <= limit:
+                return
+            with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-                held -= size
+            held -= size
+
+    def _by_age(self, pattern: str, until: float = math.inf) -> list[tuple[float, int, Path]]:
+        """List time of change, size and path of files, the oldest first."""
+        files = []
+        with contextlib.suppress(OSError):
+            for path in self.folder.glob(pattern):
+                with contextlib.suppress(OSError):  # another process removed it
+                    status = path.lstat()
+                    files.append((status.st_mtime, status.st_size, path))
+        return sorted(file for file in files if file[0] < until)
+
+
+def _seal(name: str, state: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """Give the bytes of a file: what it is, its name and digest, then the state."""
+    with io.BytesIO() as file:
+        torch.save(dict(state), file)
+        content = file.getvalue()
+    return _KIND + f"{name}\n{_digest(name, content)}\n".encode(), content
+
+
+def _unseal(path: Path) -> dict[str, Any]:
+    """Read a file; nothing is unpickled before its name and its digest match."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        kind, name, digest = (file.readline(1000) for _ in range(3))
+        if kind != _KIND:
+            raise ValueError("it has no digest: flooding 0.1.0 wrote it, or it is damaged")
+        if name != f"{path.stem}\n".encode():
+            raise ValueError(f"it belongs to another training, {name[:100]!r}, or is damaged")
+        content = file.read()
+    if digest != f"{_digest(path.stem, content)}\n".encode():
+        raise ValueError("its digest differs")
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+def _digest(name: str, content: bytes) -> str:
+    digest = hashlib.blake2b(f"{name}\n".encode(), digest_size=32)
+    digest.update(content)
+    return digest.hexdigest()
 
 
 class Pace:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from flooding import npz
 from flooding.criterion import loss_options
 from flooding.data import Splits, map_tensors, sha256
 from flooding.losses import Flooding, Method, PerClass, PerExample, WaveBound, check_reduction
@@ -455,14 +456,32 @@ class Record:
 
     @staticmethod
     def unpack(run: Run | None, blob: bytes, rest: str, circumstances: str) -> Record:
-        """Restore a Record from :meth:`pack`'s parts."""
-        told = json.loads(rest)
-        finals = {name: math.nan if value is None else float(value) for name, value in told["finals"].items()}
-        with np.load(io.BytesIO(blob), allow_pickle=False) as file:
-            stored = {name: file[name] for name in file.files}
-        curves = {name: value for name, value in stored.items() if "." not in name}
-        arrays = {name: value for name, value in stored.items() if "." in name}
-        return Record(run, curves, arrays, finals, told["weights"], told["fingerprint"], json.loads(circumstances))
+        """Restore a Record from :meth:`pack`'s parts.
+
+        Args:
+            run: Its Run, or None.
+            blob: Curves and arrays.
+            rest: The rest of what is measured.
+            circumstances: The circumstances as JSON.
+
+        Returns:
+            The Record.
+
+        Raises:
+            ValueError: If the parts are not what :meth:`pack` wrote.
+        """
+        arrays = npz.read(blob)
+        try:
+            told, about = json.loads(rest), json.loads(circumstances)
+            finals = {n: math.nan if v is None else float(v) for n, v in told["finals"].items()}
+            weights, fingerprint = told["weights"], told["fingerprint"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"its numbers cannot be read: {error!r}") from None
+        if not (isinstance(weights, str) and isinstance(fingerprint, str) and isinstance(about, dict)):
+            raise ValueError("weights, fingerprint or circumstances are of another type")
+        curves = {name: value for name, value in arrays.items() if "." not in name}
+        rest_of = {name: value for name, value in arrays.items() if "." in name}
+        return Record(run, curves, rest_of, finals, weights, fingerprint, about)
 
     @property
     def measured(self) -> str:

@@ -2,7 +2,8 @@
 
 Numbers at the last and best epoch are exact. So are curves where they are asked for, else they are float16: rounded by
 at most 2^-11 of the value, 2^-25 near zero, and finite ones cut off at 65,504, which is checked when a file is written.
-A Record is found by a hash of what describes its Run.
+A Record is found by a hash of what describes its Run. A digest of everything lies in the file; those of flooding 0.1.0
+have none, and are checked for what they must hold.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flooding import npz
 from flooding.problem import Record, Run, describe
 from flooding.report.document import write
 
@@ -35,23 +36,26 @@ class Archive:
         seeds: Seeds of its Runs, smallest first.
 
     Raises:
-        ValueError: If the file is no archive.
+        ValueError: If the file is no archive, or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                held = {name: file[name] for name in file.files}
-            self._places = {str(name): place for place, name in enumerate(held["runs"])}
-            self._names = [str(name) for name in held["finals_names"]]
-            self._finals, self._seconds, self._on = held["finals"], held["seconds"], held["on"].tolist()
-            self.seeds = tuple(sorted(set(held["seeds"].tolist())))
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"an archive must be a file of flooding reproduce, got {path}: {error}.") from None
+            held = npz.read(self.path)
+            _check(held)
+        except ValueError as error:
+            raise ValueError(
+                f"an archive must be a file of flooding reproduce, got {path}: {error}. Name another, or write "
+                "it again."
+            ) from None
+        self._places = {str(name): place for place, name in enumerate(held["runs"])}
+        self._names = [str(name) for name in held["finals_names"]]
+        self._finals, self._seconds, self._on = held["finals"], held["seconds"], held["on"].tolist()
+        self.seeds = tuple(sorted(set(held["seeds"].tolist())))
         # Every kind of curve lies in one row, with its ends.
         self._curves = {
-            name.removeprefix("curve/"): (values, np.concatenate([[0], held[f"ends/{name.removeprefix('curve/')}"]]))
+            name.removeprefix("curve/"): (values, np.concatenate([[0], held[_ends(name)]]))
             for name, values in held.items()
             if name.startswith("curve/")
         }
@@ -134,12 +138,61 @@ def pack(
             if len(row):
                 packed[f"curve/{label}"] = row if kind else to_half(row)
                 packed[f"ends/{label}"] = np.cumsum([len(curve) for curve in curves])
+    packed["digest"] = np.array(_digest(packed))
     with io.BytesIO() as file:
         np.savez_compressed(file, **packed)  # type: ignore[arg-type]
         return write(Path(path), file.getvalue())
 
 
 _NONE = np.empty(0, np.float32)
+_KINDS = {
+    "runs": "U",
+    "finals_names": "U",
+    "finals": "f",
+    "seconds": "f",
+    "seeds": "iu",
+    "on": "U",
+}  # of NumPy's dtypes
+
+
+def _check(held: Mapping[str, np.ndarray]) -> None:
+    """Check an archive's digest, and what its arrays are: a ValueError says what is wrong."""
+    curves = {name for name in held if name.startswith("curve/")}
+    if missing := sorted(({*_KINDS} | set(map(_ends, curves))) - set(held)):
+        raise ValueError(f"it lacks {missing[0]}")
+    if odd := sorted(set(held) - {*_KINDS, *curves, *map(_ends, curves), "digest"}):
+        raise ValueError(f"it holds {odd[0][:100]}, which is unknown")
+    if "digest" in held and str(held["digest"]) != _digest(held):
+        raise ValueError("it is damaged: its digest differs")
+    count, names = len(held["seeds"].ravel()), len(held["finals_names"].ravel())
+    shapes = {**dict.fromkeys(_KINDS, (count,)), "finals_names": (names,), "finals": (count, names)}
+    for name, kinds in _KINDS.items():
+        if held[name].shape != shapes[name] or held[name].dtype.kind not in kinds:
+            raise ValueError(f"{name} is of another shape or type: {held[name].shape} of {held[name].dtype}")
+    for name in ("runs", "finals_names"):
+        if len(np.unique(held[name])) < len(held[name]):
+            raise ValueError(f"two of its {name} are the same")
+    for name in curves:
+        values, ends = held[name], held[_ends(name)]
+        kind = name.rpartition("/")[2]
+        whole = values.ndim == 1 and values.dtype.name == kind and kind in {"float16", "float32"}
+        cut = np.concatenate([[0], ends]) if ends.shape == (count,) and ends.dtype == np.int64 else np.array([1, 0])
+        if not whole or cut[-1] != len(values) or (cut[1:] < cut[:-1]).any():
+            raise ValueError(f"{name} is of another shape or type than its ends say")
+
+
+def _ends(curve: str) -> str:
+    return f"ends/{curve.removeprefix('curve/')}"
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Hash names, types, shapes and values of all arrays but the digest."""
+    digest = hashlib.sha256()
+    for name, values in sorted(arrays.items()):
+        if name != "digest":
+            digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def beside(held: Any, train: Callable[[list[Run]], list[Record]]) -> Callable[[list[Run]], list[Record]]:

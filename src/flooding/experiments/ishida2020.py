@@ -6,7 +6,8 @@ noisy labels; test data choose nothing. The level benchmark (``benchmarks/levels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flooding import npz
 from flooding.data import synthetic
 from flooding.experiments import Experiment, circumstances
 from flooding.experiments.archive import Archive, name_of
@@ -318,10 +320,11 @@ class _Levels:
     """The level benchmark as an ``evaluate``."""
 
     def __init__(self, folder: str | Path) -> None:
-        files = sorted(Path(folder).glob("seed*.npz"), key=lambda path: int(path.stem.removeprefix("seed")))
+        seeds = ((path.stem.removeprefix("seed"), path) for path in Path(folder).glob("seed*.npz"))
+        files = sorted((int(seed), path) for seed, path in seeds if seed.isascii() and seed.isdigit())
         if not files:
             raise ValueError(f"the level benchmark is a folder of files seed0.npz ..., got {folder}, which has none.")
-        self.tables = {int(path.stem.removeprefix("seed")): dict(_read(path)) for path in files}
+        self.tables = {seed: _read(path) for seed, path in files}
         self.seeds = tuple(self.tables)
         self._cells = {name_of(Run(cell.problem)): cell for cell in cells()}
 
@@ -354,6 +357,33 @@ class _Levels:
         return Record(run, curves, {}, finals, "", "", told)
 
 
-def _read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    with np.load(path, allow_pickle=False) as file:
-        yield from ((name, file[name]) for name in file.files)
+_GRID = (len(TASKS), len(NOISES), len(LEVELS))
+_CURVES = dict.fromkeys(("train_loss", "val_loss", "val_right"), (*_GRID, 501))
+_AT = ("epoch", "test_accuracy", "test_accuracy_clean", "test_nll", "test_nll_clean", "test_ece")
+_FIGURES = {f"{at}_{name}": _GRID for at in ("last", "best") for name in _AT}
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Read a file of the level benchmark, and check that it holds what it must."""
+    try:
+        table = npz.read(path)
+        known = {*_CURVES, *_FIGURES, "tasks", "noises", "levels", "told"}
+        if odd := sorted(set(table) - known):
+            raise ValueError(f"it holds {odd[0][:100]}, which is unknown")
+        shapes = {name: values.shape for name, values in table.items() if values.dtype.kind in "fu"}
+        for name, shape in (_CURVES | _FIGURES).items():
+            if shapes.get(name) != shape:
+                raise ValueError(f"{name} must be numbers of shape {shape}, got {shapes.get(name)}")
+        for name, values in {"tasks": list(TASKS), "noises": list(NOISES), "levels": list(LEVELS)}.items():
+            if name not in table or table[name].tolist() != values:
+                raise ValueError(f"its {name} must be {values}")
+        epochs = np.stack([table["last_epoch"], table["best_epoch"]])
+        if not ((epochs >= 0) & (epochs <= 500)).all():
+            raise ValueError("its epochs must lie in 0 to 500")
+        if not re.search(r", [0-9.]+ core hours$", str(table.get("told"))):
+            raise ValueError("it does not tell the machine and the core hours")
+    except ValueError as error:
+        raise ValueError(
+            f"a file of the level benchmark must be whole, got {path}: {error}. Get it from git."
+        ) from None
+    return table
