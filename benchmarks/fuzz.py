@@ -27,10 +27,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import typer
 
 from flooding import cli
+from flooding.data.synthetic import two_gaussians
 from flooding.experiments import demo, ishida2020
 from flooding.experiments.archive import pack
 from flooding.models import mlp
@@ -39,8 +39,40 @@ from flooding.testing import make_up
 
 CODES = {0, 1, 2, 130}
 SECONDS = 100  # for one vector
-INTEGERS = ["0", "-1", "1e30", "9" * 25, "-" + "9" * 25, "9" * 5000, "nan", "inf", "", " ", "x", "2.5", "0x10", "١٢", "²"]
-FLOATS = ["0", "-1", "1e39", "-1e39", "1e308", "1e400", "nan", "inf", "-inf", "", "x", "1,2", "1e-320", "٠.٥", "9" * 400]
+INTEGERS = [
+    "0",
+    "-1",
+    "1e30",
+    "9" * 25,
+    "-" + "9" * 25,
+    "9" * 5000,
+    "nan",
+    "inf",
+    "",
+    " ",
+    "x",
+    "2.5",
+    "0x10",
+    "١٢",
+    "²",
+]
+FLOATS = [
+    "0",
+    "-1",
+    "1e39",
+    "-1e39",
+    "1e308",
+    "1e400",
+    "nan",
+    "inf",
+    "-inf",
+    "",
+    "x",
+    "1,2",
+    "1e-320",
+    "٠.٥",
+    "9" * 400,
+]
 TEXTS = ["", " ", "x", "[red]", "[/]", "\x1b[31mred", "\x9b31m", "\u202egnp", "a\nb", "-", "--", "🦊", "'", "%s", "{}"]
 PATHS = ["", "plain.txt", "plain.txt/below", "loop/below", "dangling", "pipe", "/dev/null", "/proc/nowhere", "a" * 300]
 LEVELS = ["", ",", "nan", "inf", "1e39", "-1e39", "0.1,", "x", "9" * 400, "0.1,nan", "0.1 0.2", "0.1,0.2,0.3"]
@@ -119,7 +151,7 @@ def shorten_plans():
     """Cut the trainings of ``demo`` and ``reproduce ishida2020`` down to a few epochs of tiny networks."""
     plan = demo.plan
 
-    def tasks(quick=False):
+    def tasks(*_):
         problems = [replace(task.problem, horizon=2, test_curve=None) for task in plan(True)]
         return [replace(t, problem=p, levels=t.levels[:2]) for t, p in zip(plan(True), problems, strict=True)]
 
@@ -130,7 +162,7 @@ def shorten_plans():
 
     demo.plan = tasks
     cells = [Tiny(task, noise, (0.0, 0.3), (0, 1), 2) for task in ishida2020.TASKS for noise in ishida2020.NOISES]
-    ishida2020.cells = lambda quick=False: cells
+    ishida2020.cells = lambda *_: cells
 
 
 def prepare(folder):
@@ -152,11 +184,8 @@ def prepare(folder):
     (folder / "dangling").symlink_to("nowhere")
     (folder / "loop").symlink_to("loop")
     os.mkfifo(folder / "pipe")
-    problem = Problem(lambda *, seed: None, partial(mlp, 2, 2), horizon=2)
-    with contextlib.suppress(Exception):
-        pack(folder / "good.npz", [make_up(Run(problem), 0.1)], ("train_loss",), "here")
-    if not (folder / "good.npz").exists():
-        np.savez(folder / "good.npz", runs=np.array(["a"]))
+    problem = Problem(partial(two_gaussians, n_train=30, n_val=20, n_test=20), partial(mlp, 10, 2, width=4), horizon=2)
+    pack(folder / "good.npz", [make_up(Run(problem), 0.1)], ("train_loss",), "here")
     whole = (folder / "good.npz").read_bytes()
     (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (folder / "zeros.npz").write_bytes(whole[:200] + bytes(200) + whole[400:])
@@ -183,7 +212,16 @@ def vector(dice, number):
     """Draw one list of arguments."""
     command = dice.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     if not command:
-        return dice.choice([[], ["--help"], ["nothing"], ["--nothing"], ["run", "--help"], ["run"], ["-h"], ["\x1b[31m"]])
+        return dice.choice([
+            [],
+            ["--help"],
+            ["nothing"],
+            ["--nothing"],
+            ["run", "--help"],
+            ["run"],
+            ["-h"],
+            ["\x1b[31m"],
+        ])
     words = [command, *_subject(dice, command), *BASE[command].split()]
     known = options_of(command)
     for name in dice.sample(list(known), min(len(known), dice.choice([0, 0, 1, 1, 2, 2, 3, 5]))):
@@ -284,8 +322,8 @@ def faults_of(arguments, number, code, out, err, fault):
 
 
 def fuzz(folder, vectors, processes, seed):
-    """Run vectors in a folder; returns counts by command and exit code, and the vectors at fault."""
-    counts, faults = Counter(), []
+    """Run vectors in a folder; prints those at fault; returns counts by command and exit code, seconds, and faults."""
+    counts, seconds, faults = Counter(), Counter(), []
     before = os.getcwd()
     os.chdir(folder)
     Path("scratch").mkdir()
@@ -302,11 +340,17 @@ def fuzz(folder, vectors, processes, seed):
             wrong = [*faults_of(arguments, number, *result)]
             if (took := time.monotonic() - began) > SECONDS / 2:
                 wrong.append(f"{took:.0f} s")
-            faults += [(shlex.join(arguments), fault, result[2][-300:]) for fault in wrong]
+            faults += wrong
+            for fault in wrong:
+                print(
+                    f"FAULT {fault[:300]!r}\n  flooding {shlex.join(arguments)[:300]!r}\n  {result[2][-300:]!r}",
+                    flush=True,
+                )
+            seconds[arguments[0] if arguments else ""] += took
             counts[arguments[0] if arguments[:1] and arguments[0] in BASE else "other", result[0]] += 1
     finally:
         os.chdir(before)
-    return counts, faults
+    return counts, seconds, faults
 
 
 def main():
@@ -318,12 +362,10 @@ def main():
     shorten_plans()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        counts, faults = fuzz(Path(folder), given.vectors, given.processes, given.seed)
-    for arguments, fault, err in faults:
-        print(f"FAULT {fault[:300]!r}\n  flooding {arguments[:300]!r}\n  {err!r}")
+        counts, seconds, faults = fuzz(Path(folder), given.vectors, given.processes, given.seed)
     for command in sorted({command for command, _ in counts}):
         each = {code: n for (name, code), n in sorted(counts.items(), key=str) if name == command}
-        print(f"{command:10s} {sum(each.values()):5d} vectors; exit codes {each}")
+        print(f"{command:10s} {sum(each.values()):5d} vectors; exit codes {each}; {seconds[command]:.0f} s")
     codes = Counter()
     for (_, code), n in counts.items():
         codes[code] += n

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
+import linecache
 import os
 import re
 import signal
@@ -29,7 +29,8 @@ from flooding.text import one_line, printable
 __all__ = ["finish_output", "note_interrupts", "open_streams", "report_error", "show_warnings"]
 
 INTERRUPTED = "Interrupted. Finished runs are in the ledger: the same command goes on from there."
-_WHERE = "Run it again with FLOODING_TRACEBACK=1 to see where."
+_WHERE = "With FLOODING_TRACEBACK=1 set, its traceback is printed, too."
+_PACKAGE = Path(__file__).parents[1]
 _interrupts = 0  # signals so far
 
 
@@ -61,20 +62,19 @@ def report_error(error: BaseException) -> int:
 def _explain(error: BaseException) -> tuple[str, int]:
     """Say what happened in one line, and give the exit code."""
     kind, text = type(error).__name__, one_line(error)
+    said = f"{kind}: {text.rstrip('.')}" if text else kind
     if hasattr(error, "format_message"):  # typer's, of an option
         return _of_usage(error), 2
-    if place := _own_place(error):
-        ended = "it called sys.exit" if isinstance(error, SystemExit) else kind
-        return f"in your code, {place}: {ended}: {text}. {_WHERE}", 1
-    if isinstance(error, SystemExit):
-        return f"the program was ended by sys.exit({text}), which flooding does not call. {_WHERE}", 1
+    places = _places(error)
+    if place := _own_place(places):
+        return f"in your code, {place}: {said}. {_WHERE}", 1
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return f"there is too little memory: {text or kind}. Choose a smaller network, batch or data set.", 2
     if isinstance(error, RuntimeError) and "home directory" in text:
         return f"there is no home folder: {text} Set HOME, or name the ledger: --ledger FILE.", 2
-    if isinstance(error, (ValueError, ImportError, OSError)):
+    if isinstance(error, (ValueError, ImportError, OSError)) or _is_deliberate(places):
         return text or kind, 2
-    return f"unexpected {kind}: {text}. If no code of your own is part of it, this is a bug. {_WHERE}", 1
+    return f"unexpected {said}. If no code of your own is part of it, this is a bug. {_WHERE}", 1
 
 
 def _of_usage(error: Any) -> str:
@@ -91,15 +91,27 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate" in said)
 
 
-def _own_place(error: BaseException) -> str | None:
-    """Find the last line of the user's own code that an error came from, in this process or a worker."""
+def _places(error: BaseException) -> list[tuple[str, int]]:
+    """List the files and lines that an error came from, the innermost last, in this process or a worker."""
     places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     for note in getattr(error, "__notes__", ()):  # a worker's traceback
         places += [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', note)]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno or 0))
+    return places
+
+
+def _own_place(places: list[tuple[str, int]]) -> str | None:
+    """Find the last line of the user's own code."""
     own = [place for place in places if not _is_library(place[0])]
     return f"{printable(own[-1][0])}, line {own[-1][1]}" if own else None
+
+
+def _is_deliberate(places: list[tuple[str, int]]) -> bool:
+    """Tell whether this package raised the error itself, of whatever type, and so has said what is wrong."""
+    if not places or not Path(places[-1][0]).is_relative_to(_PACKAGE):
+        return False
+    return linecache.getline(*places[-1]).lstrip().startswith("raise ")
 
 
 def _is_library(file: str) -> bool:
@@ -107,7 +119,7 @@ def _is_library(file: str) -> bool:
     path = Path(file)
     if file.startswith("<") or {"site-packages", "dist-packages"} & {*path.parts}:
         return True
-    return any(path.is_relative_to(folder) for folder in (Path(__file__).parents[1], sysconfig.get_path("stdlib")))
+    return any(path.is_relative_to(folder) for folder in (_PACKAGE, sysconfig.get_path("stdlib")))
 
 
 @contextmanager
@@ -126,21 +138,24 @@ def note_interrupts() -> Generator[None, None, None]:
         if _interrupts > 1:
             with contextlib.suppress(Exception):
                 errors.show_cursor()
+                os.write(2, f"{INTERRUPTED}\n".encode())
             os._exit(130)
         raise KeyboardInterrupt
 
-    _ignore_at_exit()
     signal.signal(signal.SIGINT, count)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not _interrupts:  # else the next one ends the program at once, also in the middle of its end
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Registered last, so called first at the end of the interpreter.
+        atexit.unregister(_ignore_interrupts)
+        atexit.register(_ignore_interrupts)
 
 
-@functools.cache
-def _ignore_at_exit() -> None:
-    """Let Ctrl-C do nothing once the interpreter ends: the work is done or given up."""
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+def _ignore_interrupts() -> None:
+    """Let Ctrl-C do nothing any more: the work is done or given up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -103,6 +103,8 @@ def find(
         check_folder(save)
         if save.absolute() == out.absolute():
             raise ValueError(f"save and out must be different folders, got {save} twice. Change one.")
+    if strategy == "heuristic" and problem.splits(0).classes is None:
+        raise ValueError(f"heuristic needs the accuracy of classes, but {what} has numbers. Choose another --strategy.")
     problem = _scored(problem, score)
     with progress() as (on_start, on_row):
         how: dict[str, Any] = {"ledger": ledger, "fresh": fresh, "workers": workers}
