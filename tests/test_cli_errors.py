@@ -400,8 +400,8 @@ def test_a_console_obeys_no_name_in_a_table(capsys):
 
     shown = Table(ODD, title=ODD)
     shown.add_row(ODD)
-    for print_it in (_shown.console.print, _shown.console.print_line):
-        print_it(shown if print_it is _shown.console.print else ODD)
+    _shown.console.print(shown)
+    _shown.console.print_line(ODD)
     out = capsys.readouterr().out
     assert out.count("[red]") == 4
     assert "\x1b" not in out
