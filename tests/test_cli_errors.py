@@ -172,7 +172,7 @@ def test_the_others_refuse_extreme_numbers(flooding, tmp_path, words):
         ("mine:Problem", 2, "it needs data, model"),
         ("mine:raises", 1, "in your code, {here}/mine.py, line 27: IndexError: list index out of range."),
         ("mine:ends", 1, "in your code, {here}/mine.py, line 28: SystemExit: 3."),
-        ("mine:wrong", 1, "line 29: ValueError: horizon must be a whole number of at least 1, got 0."),
+        ("mine:wrong", 2, "at least 1, got 0. It comes from your code, {here}/mine.py, line 29."),
         ("mine:", 2, "must name a module and a Problem in it, got mine:. Try mine:problem."),
         (":problem", 2, "must name a module and a Problem in it, got :problem."),
         (":", 2, "must name a module and a Problem in it, got :."),
@@ -266,7 +266,11 @@ def test_a_traceback_is_printed_when_asked_for(flooding, monkeypatch):
         (EOFError(), 1, "unexpected EOFError."),
         (GeneratorExit("x"), 1, "unexpected GeneratorExit: x."),
         (MemoryError(), 2, "there is too little memory: MemoryError."),
-        (RuntimeError("CUDA out of memory. Tried 20 GiB"), 2, "there is too little memory: CUDA out of memory."),
+        (
+            RuntimeError("CUDA out of memory. Tried 20 GiB"),
+            2,
+            "there is too little memory: RuntimeError: CUDA out of memory.",
+        ),
         (RuntimeError("Could not determine home directory."), 2, "--ledger FILE"),
         (ValueError("a\n\tb"), 2, "error: a b"),
         (OSError(28, "No space left on device", "\x1b[2J"), 2, "No space left on device"),
@@ -427,6 +431,13 @@ def test_what_is_no_file_is_called_what_it_is(flooding, tmp_path, what, message)
         assert code == 2
         assert message in err
         assert len(err.splitlines()) == 1
+
+
+def test_a_strategy_by_accuracy_needs_classes(flooding, tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n" + "".join(f"{i % 13},{i / 7}\n" for i in range(60)))
+    code, _, err = flooding("find", "a.csv", "--target", "y", "--strategy", "heuristic")
+    assert code == 2
+    assert err == "error: heuristic needs the accuracy of classes, but a.csv has numbers. Choose another --strategy.\n"
 
 
 def test_predictions_replace_neither_their_table_nor_a_device(flooding, tmp_path):

@@ -66,13 +66,17 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # typer's, of an option
         return _of_usage(error), 2
     places = _places(error)
-    if place := _own_place(places):
-        return f"in your code, {place}: {said}. {_WHERE}", 1
+    place = _own_place(places)
+    source = f" It comes from your code, {place}." if place else ""
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return f"there is too little memory: {text or kind}. Choose a smaller network, batch or data set.", 2
+        return f"there is too little memory: {said}. Choose a smaller network, batch or data set.{source}", 2
+    if _is_deliberate(places):
+        return f"{text or kind}{source}", 2
+    if place:
+        return f"in your code, {place}: {said}. {_WHERE}", 1
     if isinstance(error, RuntimeError) and "home directory" in text:
         return f"there is no home folder: {text} Set HOME, or name the ledger: --ledger FILE.", 2
-    if isinstance(error, (ValueError, ImportError, OSError)) or _is_deliberate(places):
+    if isinstance(error, (ValueError, ImportError, OSError)):
         return text or kind, 2
     return f"unexpected {said}. If no code of your own is part of it, this is a bug. {_WHERE}", 1
 
