@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-MODULE = '''
+MODULE = """
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -49,7 +49,7 @@ options = {options}
 loader = DataLoader(TensorDataset(x[:100], y[:100]), 20, **options)
 splits = loaders.splits(train=loader, val=TensorDataset(x[100:], y[100:]))
 problem = Problem(splits, Net, batch_size=20, horizon=30)
-'''
+"""
 CALLS = {
     "find_level": "from flooding import find_level\nprint(find_level(problem).cost)",
     "evaluate": (

@@ -60,3 +60,48 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write(path, "new")
     assert path.read_text() == "old"
+
+
+HOSTILE = "<script>alert(1)</script>\n| # `x` &lt; \\| \x1b[31m\u202e"
+
+
+def test_nothing_in_a_cell_is_html_code_or_the_end_of_a_cell():
+    table = Table("t", HOSTILE, ["a", HOSTILE], [[HOSTILE, "p < 0.1"]], HOSTILE)
+    lines = table.markdown().splitlines()
+    assert [line.replace("\\\\", "").replace("\\|", "").count("|") for line in lines] == [1, 0, 3, 3, 3, 0, 1]
+    text = table.markdown()
+    assert "<script" not in text
+    assert "&lt;script>alert(1)&lt;/script>" in text
+    assert "&amp;lt;" in text, "what is written stays what is read"
+    assert "p < 0.1" in text, "a sign is no tag"
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "\\`x\\`" in lines[4]
+
+
+def test_nothing_on_a_page_is_html():
+    figures = {"line": (HOSTILE, lambda: Figure(figsize=(2, 2)))}
+    page = report(failures=(HOSTILE,), findings=(HOSTILE,), told=HOSTILE, figures=figures).markdown("x")
+    page += Report(HOSTILE, HOSTILE).markdown("x")
+    assert "<script" not in page
+    assert page.count("&lt;script>") == 7
+    assert page.splitlines()[0] == "# Title"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<b>", "&lt;b>"),
+        ("</b>", "&lt;/b>"),
+        ("<!-- x", "&lt;!-- x"),
+        ("<?php", "&lt;?php"),
+        ("a <b", "a &lt;b"),
+        ("1 < 2 & 3", "1 < 2 & 3"),
+        ("p<0.05", "p<0.05"),
+        ("R&D; &#60;", "R&amp;D; &amp;#60;"),
+        ("a\nb", "a b"),
+    ],
+    ids=ascii,
+)
+def test_what_is_escaped_on_a_page(text, shown):
+    assert f"| {shown} |" in Table("t", "t", ["c"], [[text]]).markdown()

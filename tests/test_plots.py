@@ -488,8 +488,7 @@ def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
     path.write_text("old")
 
     def torn(file, **options):
-        with open(file, "w") as half:
-            half.write("half")
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(figure, "savefig", torn)

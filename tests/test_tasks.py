@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flooding import Run, evaluate
+from flooding import Run, evaluate, tasks
 from flooding.data import files
 from flooding.problem import describes_itself
 from flooding.tasks import FETCHED, REAL, assemble, real
@@ -107,3 +107,31 @@ def test_a_task_that_is_none_is_answered_with_all_of_them():
         ValueError, match=r"two-gaussians, .*digits, spambase, .*mnist; got letters. Did you mean letter"
     ):
         assemble("letters", {})
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "network"),
+    [
+        ("sinusoid", {"n_train": 10**9, "n_test": 10**9}, {}),
+        ("two-gaussians", {"n_test": 10**8, "dimension": 1000}, {}),
+        ("sinusoid", {}, {"width": 10**6}),
+        ("spiral", {}, {"width": 50_000, "depth": 100}),
+        ("digits", {}, {"width": 10**6, "depth": 1000}),
+        ("sinusoid", {}, {"width": 200_000, "depth": 2, "eval_batch_size": 10**7}),
+    ],
+    ids=["samples", "samples times inputs", "width", "depth", "both", "batch"],
+)
+def test_what_cannot_fit_into_memory_is_refused_before_it_is_made(task, data, network, monkeypatch):
+    monkeypatch.setattr(tasks, "_memory", lambda: 16 * 2**30)
+    with pytest.raises(ValueError, match=r"must fit into 16 GiB of memory, got .* about [\d,]+ GiB. Choose smaller"):
+        assemble(task, data, **network)
+
+
+def test_what_fits_into_memory_is_not_refused(monkeypatch):
+    monkeypatch.setattr(tasks, "_memory", lambda: 2**30)
+    assemble("sinusoid", {"n_train": 10**6}, width=500, depth=10)
+    assemble("digits", {}, width=2000, depth=3)
+
+
+def test_memory_is_that_of_this_machine():
+    assert 2**28 < tasks._memory() < 2**50

@@ -141,7 +141,7 @@ def usable(device: str) -> None:
         ValueError: If nothing can be put there.
     """
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # there is nothing to read on the device called meta
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be there, got {device!r}: {reason}. Try cpu.") from None

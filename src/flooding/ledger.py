@@ -539,6 +539,9 @@ def _openable(aside: Path) -> Iterator[Path]:
     """Give a damaged file as it is, then a copy whose first page is that of a new ledger.
 
     That page holds the header and where the tables begin, the same in every ledger.
+
+    Yields:
+        Paths to open.
     """
     yield aside
     with tempfile.TemporaryDirectory(prefix=".ledger-", dir=aside.parent) as folder:

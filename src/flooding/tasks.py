@@ -4,12 +4,15 @@
 # ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -273,6 +276,10 @@ def assemble(
         _within("momentum", momentum, 0, 1)
         numbers["momentum"] = momentum
     inputs, classes = _SIZES.get(task, (data.get("dimension", 10), 2))
+    defaults = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
+    examples = [(defaults | data).get(name, 0) for name in ("n_train", "n_val", "n_test")]
+    batches = [min(more.get(name, size), sum(examples)) for name, size in _BATCHES.items()]
+    _check_memory(examples, inputs, width, depth, max(batches))
     network = partial(mlp, inputs, classes, width=width, depth=depth, batch_norm=normed, dropout=dropout)
     if label_smoothing:
         more |= {"loss": partial(cross_entropy, label_smoothing=label_smoothing), "report": cross_entropy}
@@ -346,6 +353,37 @@ def _named(what: str, name: str, known: Iterable[str]) -> Any:
         hint = f"Did you mean {near[0]}?" if near else "Choose one of these."
         raise ValueError(f"{what} must be one of {', '.join(names) or 'none at all'}; got {name}. {hint}")
     return known[name] if isinstance(known, dict) else name
+
+
+_BATCHES = {"batch_size": 100, "eval_batch_size": 500}
+
+
+def _check_memory(examples: list[int], inputs: int, width: int, depth: int, batch: int) -> None:
+    """Refuse data and networks that cannot fit, before the system ends the program for it."""
+    parameters = (inputs + 1) * width + (depth - 1) * width**2
+    needed = {
+        "the data": 16 * sum(examples) * inputs,  # drawn as float64, kept as float32
+        # Weights, gradients, Adam's two means and three copies; a layer's outputs and their gradients.
+        "the network": 28 * parameters + 12 * batch * width * depth,
+    }
+    for what, size in needed.items():
+        if size > (memory := _memory()):
+            raise ValueError(
+                f"{what} must fit into {memory / 2**30:.0f} GiB of memory, got {sum(examples):,} examples, {inputs:,} "
+                f"inputs, width {width:,}, depth {depth:,} and batches of {batch:,}: about {size // 2**30:,} GiB. "
+                "Choose smaller numbers."
+            )
+
+
+def _memory() -> float:
+    """Bytes of this machine, or of the container it is."""
+    limits = [math.inf]
+    if hasattr(os, "sysconf"):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(Path(file).read_text()))
+    return min(limits)
 
 
 def _within(name: str, value: float, least: float, below: float = math.inf) -> None:

@@ -2,37 +2,74 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 
 try:
     import rich  # noqa: F401 -- both are an extra, and this is where anybody misses them first
     import typer
-except ImportError as error:  # pragma: no cover -- the command is there even where its libraries are not
-    sys.exit(f"the command line needs typer and rich ({error}). Install them: pip install 'flooding[cli]'")
 
-from flooding.cli._demo import demo
-from flooding.cli._find import find, predict
-from flooding.cli._reproduce import compare, reproduce
-from flooding.cli._run import run
-from flooding.cli._shown import errors
+    from flooding.cli._demo import demo
+    from flooding.cli._errors import finish_output, note_interrupts, open_streams, report_error, show_warnings
+    from flooding.cli._find import find, predict
+    from flooding.cli._reproduce import compare, reproduce
+    from flooding.cli._run import run
+    from flooding.cli._shown import errors
+    from flooding.text import one_line
+except ModuleNotFoundError as error:  # pragma: no cover -- the command is there even where its libraries are not
+    if error.name not in {"rich", "typer"}:
+        raise
+    sys.exit(f"the command line needs typer and rich ({error}). Install them: pip install 'flooding[cli]'")
+except KeyboardInterrupt:  # pragma: no cover -- before there is anything that could print it
+    sys.stderr.write("Interrupted. Finished runs are in the ledger: the same command goes on from there.\n")
+    sys.exit(130)
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help=f"{__doc__}\n\nAn error is one line; with FLOODING_TRACEBACK=1 in the environment its traceback, too.",
+)
 for command in (demo, find, predict, compare, reproduce, run):
     app.command()(command)
 
 
+class _Lines(logging.Handler):
+    """Prints each message of the log as one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.print_line(one_line(record.getMessage()))
+
+
 def main() -> None:
-    """Run the command line; bad input ends with one sentence and exit code 2."""
-    told = logging.getLogger("flooding")
-    told.setLevel(logging.INFO)
-    told.handlers = [handler := logging.StreamHandler(sys.stderr)]
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    """Run the command line; every error ends with one sentence and exit code 1, 2 or 130."""
+    open_streams()
+    log = logging.getLogger("flooding")
+    log.setLevel(logging.INFO)
+    log.handlers = [_Lines()]
+    with note_interrupts(), show_warnings():
+        try:
+            try:
+                code = _run(sys.argv[1:])
+                finish_output()
+            except BaseException as error:  # noqa: BLE001 -- what else could reach the user is a traceback
+                code = report_error(error)
+                with contextlib.suppress(OSError):
+                    finish_output()
+        except KeyboardInterrupt:  # while the error was printed
+            code = 130
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command. Not by typer's own main, which makes other errors of some."""
+    command = typer.main.get_command(app)
     try:
-        app()
-    except (ValueError, ImportError, OSError) as error:
-        errors.print("[red]error:[/]", end=" ")
-        errors.print(str(error), markup=False, soft_wrap=True)
-        sys.exit(2)
+        with command.make_context("flooding", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as end:  # --help
+        return end.exit_code
+    return 0

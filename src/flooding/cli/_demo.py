@@ -9,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._shown import Fresh, Ledger, Workers, console, progress, writable
+from flooding.cli._shown import Fresh, Ledger, Workers, check_ledger, check_numbers, console, progress, writable
 
 if TYPE_CHECKING:
     from flooding.problem import Record
@@ -28,7 +28,9 @@ def demo(
     from flooding.engine import evaluate
     from flooding.experiments import demo as experiment
 
+    check_numbers(workers=workers)
     writable(out)
+    check_ledger(ledger)
     tasks = experiment.plan(quick)
     runs = [run for task in tasks for run in task.runs]
     with progress() as (on_start, on_row):
@@ -39,7 +41,8 @@ def demo(
         records = records[len(task.runs) :]
         _print_task(task, by_task[-1])
     files = experiment.draw(tasks, by_task, out)
-    console.print(f"\nPictures in {out.absolute()}: {', '.join(file.name for file in files)}")
+    console.print()
+    console.print_line(f"Pictures in {out.absolute()}: {', '.join(file.name for file in files)}")
 
 
 def _print_task(task: Any, records: list[Record]) -> None:

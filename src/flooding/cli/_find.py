@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import sys
@@ -10,13 +11,29 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._shown import Fresh, Ledger, Workers, console, errors, given, option, progress, writable
+from flooding.cli._shown import (
+    Fresh,
+    Ledger,
+    Workers,
+    check_ledger,
+    check_numbers,
+    console,
+    discard_output,
+    errors,
+    given,
+    option,
+    parse_levels,
+    progress,
+    writable,
+)
+from flooding.text import one_line
 
 if TYPE_CHECKING:
     from flooding.find import FoundLevel
@@ -34,6 +51,7 @@ What = Annotated[
     ),
 ]
 _DATA, _SEARCH, _OUTPUT = "Data", "Search", "Output"
+_TABLES = {".csv", ".tsv", ".npz", ".gz", ".bz2", ".xz", ".txt"}
 
 
 def find(
@@ -73,10 +91,14 @@ def find(
     from flooding.engine import usable
     from flooding.find import find_level
 
+    check_numbers(label_noise=label_noise, epochs=epochs, budget=budget, trainings=trainings, seeds=seeds)
+    check_numbers(workers=workers)
     for folder in (out, *([] if save is None else [save.parent])):
         writable(folder)
+    check_ledger(ledger)
     usable(device)
-    search = _strategy(strategy, budget, trainings, _numbers(levels))
+    at = None if levels is None else parse_levels("levels", levels, allow_none=True)
+    search = _strategy(strategy, budget, trainings, at)
     problem, table = problem_of(what, target, given(label_noise=label_noise), epochs, kind)
     if save is not None and table is None:
         raise ValueError(f"save needs a table, got {what}. A model of your own is found.model() in Python.")
@@ -86,6 +108,8 @@ def find(
         check_folder(save)
         if save.absolute() == out.absolute():
             raise ValueError(f"save and out must be different folders, got {save} twice. Change one.")
+    if strategy == "heuristic" and problem.splits(0).classes is None:
+        raise ValueError(f"heuristic needs the accuracy of classes, but {what} has numbers. Choose another --strategy.")
     problem = _scored(problem, score)
     with progress() as (on_start, on_row):
         how: dict[str, Any] = {"ledger": ledger, "fresh": fresh, "workers": workers}
@@ -94,9 +118,10 @@ def find(
     _print(found)
     if table is not None and table.target.classes is None and found.level is not None:
         raw = f"for squared errors of {table.target.name} itself {found.level * table.target.sd**2:.4g}"
-        console.print(f"That is in the unit of the standardised target; {raw}", markup=False)
+        console.print_line(f"That is in the unit of the standardised target; {raw}")
     found.save(out)
-    console.print(f"\nTable, curves and picture in {out.absolute()}")
+    console.print()
+    console.print_line(f"Table, curves and picture in {out.absolute()}")
     if save is not None and table is not None:
         _save(found, replace(table, problem=problem), save, device)
 
@@ -107,39 +132,74 @@ def predict(
     out: Annotated[Path | None, option("CSV file to write.", _OUTPUT, show_default="printed")] = None,
 ) -> None:
     """Predict the target of new rows with a saved model."""
-    from flooding.report.document import write
+    from flooding.atomic import write_atomic
     from flooding.tabular import predict as predictions
 
+    _check_file(table, "a table")
     if out is not None:
         writable(out.parent)
         if out.is_dir():
             raise ValueError(f"out must be a file, got the folder {out}. Name a file: {out / 'predictions.csv'}.")
+        if out.exists() and (not out.is_file() or out.samefile(table)):
+            got = f"the table {out}" if out.is_file() else f"the pipe or device {out}"
+            raise ValueError(f"out must be a file of its own, got {got}. Leave --out out to print the predictions.")
     found = predictions(model, table)
+    text = found.to_csv(index=False)
     if out is None:
-        found.to_csv(sys.stdout, index=False)
+        _print_csv(text)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    write(out, found.to_csv(index=False))
-    console.print(f"{len(found)} rows in {out.absolute()}")
+    write_atomic(out, text)
+    console.print_line(f"{len(found)} rows in {out.absolute()}")
+
+
+def _print_csv(text: str) -> None:
+    """Print a CSV file: readable on a terminal, unchanged into a pipe, and not further than it is read."""
+    if sys.stdout.isatty():
+        for line in text.splitlines():
+            console.print_line(line)
+        return
+    sys.stdout.flush()
+    try:
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # as by `head`
+        discard_output(sys.stdout)
+
+
+def _check_file(path: Path, what: str) -> None:
+    """Refuse a file that is missing, a folder, and a pipe, of which nobody knows when it ends."""
+    if not path.exists():
+        raise ValueError(f"{what} must be a file, got {path}, which is missing. Check the path.")
+    if path.is_dir():
+        raise ValueError(f"{what} must be a file, got the folder {path}. Name a file in it.")
+    if not path.is_file():
+        fix = "Write what comes out of it into a file first: ... > table.csv."
+        raise ValueError(f"{what} must be a file, got {path}, a pipe or a device. {fix}")
 
 
 def problem_of(
     what: str, target: str | None, data: dict[str, Any], epochs: int | None, kind: str | None
 ) -> tuple[Problem, TableProblem | None]:
     """Make the Problem of a task, a module or a table."""
-    module, colon, name = what.rpartition(":")
-    is_file = Path(what).is_file() or Path(what).suffix in {".csv", ".tsv", ".npz", ".gz", ".bz2", ".xz", ".txt"}
+    from flooding import tasks
+
+    place, colon, name = what.rpartition(":")
+    path = Path(what)
+    is_own = bool(colon) and not path.exists() and "/" not in name and Path(name).suffix not in _TABLES
+    is_task = not is_own and what in {*tasks.DATA, *tasks.REAL} and not path.is_file()
+    # Whoever names a column means a table, also one that is missing.
+    is_file = not is_own and not is_task and (path.exists() or path.suffix in _TABLES or bool(target))
     for option_name, value in (("--target", target), ("--kind", kind)):
         if value is not None and not is_file:
             raise ValueError(f"{option_name} belongs to a table, got {what}. Name a CSV, TSV or .npz file.")
-    is_own = bool(colon and module) and not is_file
     if data and (is_file or is_own):
         raise ValueError(f"{', '.join(data)} belongs to a built-in task, got {what}. Leave it out.")
+    if is_file and path.suffix == ".py":
+        raise ValueError(f"a Python file needs the name of its Problem, got {what} alone. Try {what}:problem.")
     if is_file:
         return _of_table(what, target, epochs, kind)
-    from flooding.tasks import named
-
-    problem = _imported(module, name) if is_own else named(what, **data)
+    problem = _imported(place, name) if is_own else tasks.named(what, **data)
     return (problem if epochs is None else replace(problem, horizon=epochs)), None
 
 
@@ -147,34 +207,94 @@ def _of_table(what: str, target: str | None, epochs: int | None, kind: str | Non
     """Make the Problem of a table, and say what was assumed."""
     from flooding.tabular import table_problem
 
+    _check_file(Path(what), "a table")
     if target is None:
         raise ValueError(f"a table needs the column to predict, got {what} alone. Add --target NAME, or --target -1.")
     if kind not in {None, "classification", "regression"}:
         raise ValueError(f"kind must be classification or regression, got {kind}.")
     table = table_problem(what, target, kind=kind, **given(horizon=epochs))  # type: ignore[arg-type]
-    console.print(f"Assumed of {what}:")
+    console.print_line(f"Assumed of {what}:")
     for sentence in table.assumptions:
-        console.print(f"  - {sentence}", markup=False)
+        console.print_line(f"  - {sentence}")
     return table.problem, table
 
 
-def _imported(module: str, name: str) -> Problem:
-    """Import a Problem of the user's own."""
+def _imported(place: str, name: str) -> Problem:
+    """Import a Problem of the user's own, or the function that makes it."""
+    from torch import nn
+
     from flooding.problem import Problem
 
-    place = Path(module)
-    folder, module = (str(place.parent.absolute()), place.stem) if place.suffix == ".py" else (os.getcwd(), module)
-    sys.path.insert(0, folder)  # for good: workers import it too
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError) as error:
+    if not place or not name:
         raise ValueError(
-            f"module:problem must name a Problem that can be imported, got {module}:{name}: {error}. Check the names."
+            f"module:problem must name a module and a Problem in it, got {place}:{name}. Try mine:problem."
+        )
+    full = f"{place}:{name}"
+    module = _import_module(place, full)
+    try:
+        found = getattr(module, name)
+    except AttributeError as error:
+        raise ValueError(
+            f"module:problem must name a Problem that can be imported, got {full}: {error}. Check the names."
         ) from None
-    found = found() if callable(found) and not isinstance(found, Problem) else found
+    if callable(found) and not isinstance(found, (Problem, nn.Module)):
+        found = _call(found, full)
     if not isinstance(found, Problem):
-        raise ValueError(f"{module}:{name} must be a flooding.Problem, or a function that gives one, got {found!r}.")
+        hint = " Does it return?" if found is None else ""
+        got = "None" if found is None else f"a {type(found).__name__}"
+        raise ValueError(f"{full} must be a flooding.Problem, or a function that gives one, got {got}.{hint}")
     return found
+
+
+def _import_module(place: str, full: str) -> ModuleType:
+    """Import a module by its name or its file."""
+    path = Path(place)
+    is_path = path.suffix == ".py"
+    if is_path and not path.is_file():
+        raise ValueError(f"module:problem must name a Problem that can be imported, got {full}: {path} is missing.")
+    folder, module = (str(path.parent.absolute()), path.stem) if is_path else (os.getcwd(), place)
+    sys.path.insert(0, folder)  # for good: workers import it too
+    importlib.invalidate_caches()  # the file may be newer than the last look at its folder
+    try:
+        imported = importlib.import_module(module)
+    except (ModuleNotFoundError, TypeError, ValueError) as error:
+        names = {".".join(module.split(".")[: n + 1]) for n in range(module.count(".") + 1)}
+        if isinstance(error, ModuleNotFoundError) and error.name not in names:
+            raise  # of something that their code imports
+        if not isinstance(error, ModuleNotFoundError) and all(module.split(".")):
+            raise
+        raise ValueError(
+            f"module:problem must name a Problem that can be imported, got {full}: {error}. Check the names."
+        ) from None
+    except SystemExit as error:
+        raise ValueError(
+            f"a module must go on after its import, but {place} called sys.exit({one_line(error)}). Put its script "
+            "below if __name__ == '__main__'."
+        ) from None
+    file = getattr(imported, "__file__", None)
+    if is_path and (file is None or not path.samefile(file)):
+        raise ValueError(
+            f"the name of {path} must not be that of another module, but {module} is {file or 'built in'}. Rename it."
+        )
+    return imported
+
+
+def _call(function: Callable[..., Any], full: str) -> Any:
+    """Call a function that makes a Problem."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of something built in
+        parameters = ()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if needed := [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]:
+        raise ValueError(
+            f"{full} must be a Problem, or a function without arguments that gives one, but it needs "
+            f"{', '.join(needed)}. Give them defaults, or add problem = {full.rpartition(':')[2]}(...) to the module."
+        )
+    result = function()
+    if inspect.iscoroutine(result):
+        result.close()  # else Python warns that nobody awaited it
+    return result
 
 
 def _scored(problem: Problem, score: str | None) -> Problem:
@@ -193,14 +313,6 @@ def _scored(problem: Problem, score: str | None) -> Problem:
     if score == "loss":
         return replace(problem, score=Score(problem.loss, greater_is_better=False))
     raise ValueError(f"score must be accuracy, balanced-accuracy or loss, got {score}.")
-
-
-def _numbers(text: str | None) -> list[float | None] | None:
-    try:
-        parts = () if text is None else text.split(",")
-        return [None if part.strip() == "none" else float(part) for part in parts] or None
-    except ValueError:
-        raise ValueError(f"levels must be numbers with commas, got {text!r}. Try --levels none,0.1,0.2.") from None
 
 
 def _strategy(
@@ -256,16 +368,17 @@ def _print(found: FoundLevel) -> None:
         told.add_row(s.name, *numbers, s.note)
     console.print(told)
     for warning in found.warnings:
-        errors.print(f"note: {warning}", markup=False)
+        errors.print_line(f"note: {warning}")
     cost = found.cost
     saved = (
         "" if cost.steps >= cost.trainings else f" ({1 - cost.steps / cost.trainings:.0%} saved by shared beginnings)"
     )
     price = f"{cost.steps:.2f} trainings' steps{saved}, {cost.epochs} epochs, {3600 * cost.hours:.0f} s of training"
     answer = "train without flooding" if found.level is None else f"flood level {found.level:.4g}"
-    console.print(f"[bold]{answer}[/] ({found.strategy}; {price})")
+    console.print_line(answer, style="bold", end="")
+    console.print_line(f" ({found.strategy}; {price})")
     if found.level is not None and not hasattr(found.run.level, "update"):
-        console.print(f"Use it: criterion = flooding.Flood(criterion, {found.level:.4g})")
+        console.print_line(f"Use it: criterion = flooding.Flood(criterion, {found.level:.4g})")
 
 
 def _cell(value: Any, name: str) -> str:
@@ -292,8 +405,8 @@ def _save(found: FoundLevel, table: TableProblem, folder: Path, device: str) -> 
     finals = row.record.finals if row.record is not None else {}
     for name in ("last.test_accuracy", "last.test_loss"):
         if name in finals:
-            console.print(f"{name.removeprefix('last.').replace('_', ' ')} of the saved model: {finals[name]:.4g}")
+            console.print_line(f"{name.removeprefix('last.').replace('_', ' ')} of the saved model: {finals[name]:.4g}")
     if table.target.classes is None and "last.test_loss" in finals:
         error = math.sqrt(finals["last.test_loss"]) * table.target.sd
-        console.print(f"that is a root mean squared error of {error:.4g} in the unit of {table.target.name}")
-    console.print(f"Model in {folder.absolute()}: flooding predict {folder} new.csv")
+        console.print_line(f"that is a root mean squared error of {error:.4g} in the unit of {table.target.name}")
+    console.print_line(f"Model in {folder.absolute()}: flooding predict {folder} new.csv")

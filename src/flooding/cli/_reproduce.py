@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flooding.cli._find import What, problem_of
-from flooding.cli._shown import Fresh, Ledger, Workers, console, errors, given, option, progress, writable
+from flooding.cli._shown import (
+    Fresh,
+    Ledger,
+    Workers,
+    check_ledger,
+    check_numbers,
+    console,
+    errors,
+    given,
+    option,
+    progress,
+    writable,
+)
 
 if TYPE_CHECKING:
     from flooding.experiments import Experiment
@@ -40,14 +52,17 @@ def reproduce(
 
     if list_:
         for known, about in experiments.NAMES.items():
-            console.print(f"{known}: {about}", soft_wrap=True)
+            console.print_line(f"{known}: {about}")
         return
+    check_numbers(seeds=seeds, workers=workers)
     if name is None:
         raise ValueError(f"reproduce needs an experiment: {', '.join(experiments.NAMES)}. See --list.")
     if more and source is None:
         raise ValueError("--more adds to an archive. Name it: --from NAME.npz.")
     module = experiments.find(name)
     writable(out)
+    if source is None or more:
+        check_ledger(ledger)
     archive: Any = None
     if source is not None:
         from flooding.experiments.archive import Archive
@@ -74,7 +89,9 @@ def compare(
     """Compare twelve methods on your classification problem, each with up to four trainings to choose its settings."""
     from flooding.experiments import bakeoff
 
+    check_numbers(label_noise=label_noise, epochs=epochs, seeds=seeds, workers=workers)
     writable(out)
+    check_ledger(ledger)
     problem, _ = problem_of(what, target, given(label_noise=label_noise), epochs, None)
     classes = problem.splits(0).classes
     if classes is None:
@@ -105,7 +122,7 @@ def _train(
         def told(runs: list[Run]) -> None:
             if runs:
                 seconds = estimate(runs, workers)
-                errors.print(f"about {_time(seconds)} for {len(runs)} trainings, {seconds / len(runs):.1f} s each")
+                errors.print_line(f"about {_time(seconds)} for {len(runs)} trainings, {seconds / len(runs):.1f} s each")
             on_start(runs)
 
         def ask(runs: list[Run]) -> list[Record]:
@@ -132,9 +149,12 @@ def _show(report: Report, out: Path, name: str, *more: Path) -> None:
     """Write page, tables and figures, and print what was found."""
     files = [*report.save(out, name), *more]
     for heading, sentences in (("Not reproduced:", report.failures), ("Found:", report.findings)):
-        for number, sentence in enumerate(sentences):
-            console.print(f"{heading + chr(10) if number == 0 else ''}- {sentence}", markup=False, soft_wrap=True)
-    console.print(f"\nPage, tables and figures in {out.absolute()}: {', '.join(file.name for file in files)}")
+        if sentences:
+            console.print_line(heading)
+        for sentence in sentences:
+            console.print_line(f"- {sentence}")
+    console.print()
+    console.print_line(f"Page, tables and figures in {out.absolute()}: {', '.join(file.name for file in files)}")
 
 
 def _time(seconds: float) -> str:

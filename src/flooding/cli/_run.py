@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,19 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._shown import Fresh, Ledger, console, errors, given, option, progress, writable
+from flooding.cli._shown import (
+    Fresh,
+    Ledger,
+    check_ledger,
+    check_numbers,
+    console,
+    errors,
+    given,
+    option,
+    parse_levels,
+    progress,
+    writable,
+)
 
 if TYPE_CHECKING:
     from flooding.problem import Record, Run
@@ -100,6 +113,40 @@ def run(
     from flooding.problem import Run
     from flooding.tasks import assemble
 
+    check_numbers(
+        label_noise=label_noise,
+        spiral_noise=spiral_noise,
+        negative_mean=negative_mean,
+        dimension=dimension,
+        train_samples=train_samples,
+        val_samples=val_samples,
+        test_samples=test_samples,
+        width=width,
+        depth=depth,
+        warmup_steps=warmup_steps,
+        until_loss=until_loss,
+        until_accuracy=until_accuracy,
+        sigma=sigma,
+        epsilon=epsilon,
+        decay=decay,
+        rho=rho,
+        penalty=penalty,
+        gamma=gamma,
+        folds=folds,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        dropout=dropout,
+        label_smoothing=label_smoothing,
+        clip_norm=clip_norm,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        epochs=epochs,
+        seed=seed,
+        threads=threads,
+    )
+    if tag and mlflow is None:
+        raise ValueError(f"tag belongs to MLflow, got --tag {tag[0]} alone. Add --mlflow sqlite:///mlflow.db.")
     data = given(
         label_noise=label_noise,
         spiral_noise=spiral_noise,
@@ -121,6 +168,7 @@ def run(
     if excess:
         planned = replace(planned, level=_excess(planned, label_smoothing))
     _check(planned, device, threads, [save, tensorboard])
+    check_ledger(ledger)
     if method == "adaflood":
         planned = _with_levels(planned, numbers, device, threads)
     tags = {name: value or "true" for name, _, value in (text.partition(":") for text in tag or [])}
@@ -141,10 +189,7 @@ def _level(text: str | None) -> Any:
 
     from flooding.losses import PerClass
 
-    try:
-        numbers = [float(part) for part in (text or "").split(",")] if text is not None else []
-    except ValueError:
-        raise ValueError(f"level must be a number, or numbers with commas, got {text!r}. Try --level 0.1.") from None
+    numbers = [] if text is None else parse_levels("level", text)
     if len(numbers) > 1:
         return PerClass(torch.tensor(numbers))
     return numbers[0] if numbers else None
@@ -238,20 +283,19 @@ def _save(weights: dict[str, dict[str, Any]], folder: Path) -> None:
     """Save weights, as safetensors where that is installed, else as checkpoints that load with weights_only."""
     import torch
 
-    try:
-        from safetensors.torch import save_file
+    from flooding.atomic import write_atomic
 
-        ending = "safetensors"
-    except ImportError:
-        save_file, ending = torch.save, "pt"
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in weights.items():
-        path = folder / f"{name}.{ending}"
-        save_file(tensors, str(path.with_suffix(".part")))
-        path.with_suffix(".part").replace(path)
-        console.print(f"saved {path}")
+        try:
+            from safetensors.torch import save
+
+            path = write_atomic(folder / f"{name}.safetensors", save(tensors))
+        except ImportError:
+            path = write_atomic(folder / f"{name}.pt", partial(torch.save, tensors))
+        console.print_line(f"saved {path}")
     if "first_flooded" not in weights:
-        console.print("no step was flooded, so there are no weights of a first flooded step")
+        console.print_line("no step was flooded, so there are no weights of a first flooded step")
 
 
 def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> None:
@@ -272,7 +316,9 @@ def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> N
             f"a level is needed for each of {classes} classes, got {len(run.level.levels)}. Give them all."
         )
     if isinstance(run.level, float) and classes and run.level > math.log(classes):
-        errors.print(f"level {run.level:g} lies above ln {classes} = {math.log(classes):.3f}: nothing can be learned.")
+        errors.print_line(
+            f"level {run.level:g} lies above ln {classes} = {math.log(classes):.3f}: nothing can be learned."
+        )
     check_last_batch(run.problem, run.seed)
 
 

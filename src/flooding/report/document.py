@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from flooding.atomic import write_atomic
+from flooding.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +47,10 @@ class Table:
 
     def markdown(self) -> str:
         """Write it as GitHub's markdown, title above and note below."""
-        lines = [f"**{self.title}**", "", _line(self.columns), _line(["---"] * len(self.columns))]
+        note = ["", _text(self.note)] if self.note else []
+        lines = [f"**{_text(self.title)}**", "", _line(self.columns), _line(["---"] * len(self.columns))]
         lines += [_line(row) for row in self.rows]
-        return "\n".join([*lines, *(["", self.note] if self.note else [])]) + "\n"
+        return "\n".join([*lines, *note]) + "\n"
 
     def csv(self) -> str:
         """Write it as CSV, without title and note."""
@@ -86,16 +90,17 @@ class Report:
         Returns:
             Markdown with the failures first.
         """
-        parts = [f"# {self.title}", self.about]
+        parts = [f"# {_text(self.title)}", _without_html(self.about)]
         for heading, sentences in (("Not reproduced", self.failures), ("Found", self.findings)):
             if sentences:
-                parts += [f"## {heading}", "\n".join(f"- {sentence}" for sentence in sentences)]
+                parts += [f"## {heading}", "\n".join(f"- {_text(sentence)}" for sentence in sentences)]
         if self.tables:
             parts += ["## Tables", *(table.markdown().rstrip("\n") for table in self.tables)]
         if self.figures:
-            parts += ["## Figures", *(f"![{c}]({name}-{n}.png)\n\n{c}" for n, (c, _) in self.figures.items())]
+            captions = {figure: _text(caption) for figure, (caption, _) in self.figures.items()}
+            parts += ["## Figures", *(f"![{c}]({name}-{n}.png)\n\n{c}" for n, c in captions.items())]
         if self.told:
-            parts += ["## Circumstances", self.told]
+            parts += ["## Circumstances", _text(self.told)]
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
@@ -118,23 +123,18 @@ class Report:
 
 
 def _line(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    """One row of a table; nothing in a cell may end the cell or begin code."""
+    return "| " + " | ".join(re.sub(r"([\\|`])", r"\\\1", _text(cell)) for cell in cells) + " |"
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    """Write a file whole or not at all.
+def _text(text: Any) -> str:
+    """One line of markdown in which nothing is HTML or a control character."""
+    return _without_html(one_line(text))
 
-    Args:
-        path: The file, in a folder that exists.
-        content: Its bytes, or its text in UTF-8.
 
-    Returns:
-        The path.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+def _without_html(text: str) -> str:
+    """Escape what a browser would take for a tag or a character reference, such as a column's name."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", text))
+
+
+write = write_atomic  # the name that find and the archives import

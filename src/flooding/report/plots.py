@@ -8,16 +8,15 @@ test curves hold clean labels. Epoch 0 is before training; a point that not ever
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
+from flooding.atomic import write_atomic
 from flooding.data import Split, Splits
 from flooding.problem import Record
 from flooding.report.evidence import counted
@@ -301,11 +300,10 @@ def save(figure: Figure, path: str | Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise NotADirectoryError(f"path must lie in a folder, got {path} below a regular file. Name another.") from None
-    with TemporaryDirectory(dir=path.parent, prefix=".plot-") as folder, _style():
-        whole = Path(folder) / path.name
-        figure.savefig(whole, format="png", dpi=_DPI, metadata={"Software": None})
-        os.replace(whole, path)
-    return path
+    with _style():
+        return write_atomic(
+            path, lambda file: figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        )
 
 
 @contextmanager

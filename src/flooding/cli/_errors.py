@@ -1,0 +1,200 @@
+"""How the command line ends: one line for every error, and an exit code.
+
+0: done. 1: an error in code of the user's own, or a bug. 2: bad input. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import linecache
+import os
+import re
+import signal
+import sys
+import sysconfig
+import threading
+import traceback
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from flooding.cli._shown import console, discard_output, errors
+from flooding.text import one_line, printable
+
+__all__ = ["finish_output", "note_interrupts", "open_streams", "report_error", "show_warnings"]
+
+INTERRUPTED = "Interrupted. Finished runs are in the ledger: the same command goes on from there."
+_WHERE = "With FLOODING_TRACEBACK=1 set, its traceback is printed, too."
+_PACKAGE = Path(__file__).parents[1]
+_interrupts = 0  # signals so far
+
+
+def report_error(error: BaseException) -> int:
+    """Print one line about what ended a command, and with ``FLOODING_TRACEBACK`` set its traceback.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The exit code.
+    """
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if os.environ.get("FLOODING_TRACEBACK"):
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            errors.print_line(line)
+    # A library that is interrupted while it is imported may raise an error of its own instead.
+    if isinstance(error, KeyboardInterrupt) or _interrupts:
+        errors.print_line(INTERRUPTED)
+        return 130
+    message, code = _explain(error)
+    if message:
+        errors.print_line("error: ", style="red", end="")
+        errors.print_line(message)
+    return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Say what happened in one line, and give the exit code."""
+    kind, text = type(error).__name__, one_line(error)
+    said = f"{kind}: {text.rstrip('.')}" if text else kind
+    if hasattr(error, "format_message"):  # typer's, of an option
+        return _of_usage(error), 2
+    places = _places(error)
+    place = _own_place(places)
+    source = f" It comes from your code, {place}." if place else ""
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        return f"there is too little memory: {said}. Choose a smaller network, batch or data set.{source}", 2
+    if _is_deliberate(places):
+        return f"{text or kind}{source}", 2
+    if place:
+        return f"in your code, {place}: {said}. {_WHERE}", 1
+    if isinstance(error, RuntimeError) and "home directory" in text:
+        return f"there is no home folder: {text} Set HOME, or name the ledger: --ledger FILE.", 2
+    if isinstance(error, (ValueError, ImportError, OSError)):
+        return text or kind, 2
+    return f"unexpected {said}. If no code of your own is part of it, this is a bug. {_WHERE}", 1
+
+
+def _of_usage(error: Any) -> str:
+    """Repeat what typer says of an option that is missing, unknown or of another type."""
+    text = one_line(error.format_message())
+    if not text:  # the help was printed instead
+        return ""
+    context = getattr(error, "ctx", None)
+    return f"{text} See {context.command_path if context else 'flooding'} --help."
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate" in said)
+
+
+def _places(error: BaseException) -> list[tuple[str, int]]:
+    """List the files and lines that an error came from, the innermost last, in this process or a worker."""
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    for note in getattr(error, "__notes__", ()):  # a worker's traceback
+        places += [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', note)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((error.filename, error.lineno or 0))
+    return places
+
+
+def _own_place(places: list[tuple[str, int]]) -> str | None:
+    """Find the last line of the user's own code."""
+    own = [place for place in places if not _is_library(place[0])]
+    return f"{printable(own[-1][0])}, line {own[-1][1]}" if own else None
+
+
+def _is_deliberate(places: list[tuple[str, int]]) -> bool:
+    """Tell whether this package raised the error itself, of whatever type, and so has said what is wrong."""
+    if not places or not Path(places[-1][0]).is_relative_to(_PACKAGE):
+        return False
+    return linecache.getline(*places[-1]).lstrip().startswith("raise ")
+
+
+def _is_library(file: str) -> bool:
+    """Tell whether a file is Python's, an installed package's or this package's."""
+    path = Path(file)
+    if file.startswith("<") or {"site-packages", "dist-packages"} & {*path.parts}:
+        return True
+    return any(path.is_relative_to(folder) for folder in (_PACKAGE, sysconfig.get_path("stdlib")))
+
+
+@contextmanager
+def note_interrupts() -> Generator[None, None, None]:
+    """Count Ctrl-C while a command runs; the second one ends the program at once."""
+    global _interrupts
+    _interrupts = 0
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def count(*_: Any) -> None:
+        global _interrupts
+        _interrupts += 1
+        if _interrupts > 1:
+            with contextlib.suppress(Exception):
+                errors.show_cursor()
+                os.write(2, f"{INTERRUPTED}\n".encode())
+            os._exit(130)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, count)
+    try:
+        yield
+    finally:
+        if not _interrupts:  # else the next one ends the program at once, also in the middle of its end
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Registered last, so called first at the end of the interpreter.
+        atexit.unregister(_ignore_interrupts)
+        atexit.register(_ignore_interrupts)
+
+
+def _ignore_interrupts() -> None:
+    """Let Ctrl-C do nothing any more: the work is done or given up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def show_warnings() -> Generator[None, None, None]:
+    """Print Python's warnings as one line each, without the line of code."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        errors.print_line(f"warning: {one_line(message)}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def open_streams() -> None:
+    """Make standard streams that a shell closed, and let none fail at a character it cannot encode."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- as long as the program
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def finish_output() -> None:
+    """Write what is waiting, so that Python does not try again at its end.
+
+    Raises:
+        OSError: If the disk is full, say; not if the reader has left.
+    """
+    for stream in (console.file, errors.file):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            discard_output(stream)
+        except OSError:
+            discard_output(stream)
+            raise
