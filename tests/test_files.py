@@ -158,7 +158,7 @@ def test_a_write_that_is_cut_off_leaves_nothing(official, monkeypatch):
             file.write(content[:5])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ValueError, match="no space left"):
         read(NAME)
     assert find(NAME) is None
