@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import logging
+import os
 import socket
 from pathlib import Path
 from types import MappingProxyType

@@ -4,8 +4,6 @@
 not belong together; they do not tell who wrote them, so nothing that is read here is run or allocated on trust.
 """
 
-# The checks shared by the functions below raise what their docstrings promise.
-# ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
 import hashlib
@@ -37,7 +35,8 @@ _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.pt")
 _PART = re.compile(r"\..*\.part")
 # All that the pickle of a state dict refers to.
 _GLOBALS = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (Float|Double|Half|BFloat16|Long)Storage"
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|"
+    r"torch (Float|Double|Half|BFloat16|Long)Storage"
 )
 
 
@@ -121,7 +120,7 @@ def read_model(folder: Path, old_format: str) -> tuple[dict[str, Any], dict[str,
 
     Raises:
         ValueError: If a file is damaged, cut off, of another model, or holds anything else.
-        OSError: If a file is missing or cannot be read.
+        FileNotFoundError: If a file is missing.
     """
     while True:
         text = _read(folder / _CONFIG, max_bytes())

@@ -17,7 +17,6 @@ import gzip
 import inspect
 import io
 import itertools
-import json
 import logging
 import lzma
 import math
@@ -67,7 +66,8 @@ _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz
 _LARGEST = 1e30  # standardised values must still fit into float32
 _MOST_CATEGORIES = 30
 _MOST_CLASSES = 20
-_MOST_SEPARATORS = 1_000_000  # in a line
+_MOST_COLUMNS = 300_000
+_MOST_SEPARATORS = 10_000_000  # in a line, those within quoted fields included
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _field_size_lock = threading.Lock()
 _OLD_FORMAT = "flooding table model 1"  # of flooding 0.1.0, without digests
@@ -216,8 +216,8 @@ class Preprocessing:
         with np.errstate(over="ignore"):
             x = np.concatenate(parts, axis=1).astype(np.float32)
         if not np.isfinite(x).all():
-            names = (column.name for column, part in zip(self.columns, parts, strict=True) for _ in part.T)
-            name = next(itertools.compress(names, ~np.isfinite(x).all(0)))
+            is_large = (np.abs(part).max(initial=0.0) > np.finfo(np.float32).max for part in parts)
+            name = next(itertools.compress([column.name for column in self.columns], is_large))
             raise ValueError(
                 f"column {_quoted(name)} must hold numbers near those of training, got one that is too large for "
                 "float32 in units of their standard deviation. Correct that cell."
@@ -576,8 +576,8 @@ def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
         if column.categories is not None:
             other = set(table[column.name].dropna()) - set(column.categories)
             if other:
-                told = f"values of {_quoted(column.name)} were rare or absent in training and count as none of its categories"
-                log.warning("%d %s: %s", len(other), told, _some(sorted(other)))
+                what = f"values of {_quoted(column.name)} were rare or absent in training"
+                log.warning("%d %s and count as none of its categories: %s", len(other), what, _some(sorted(other)))
     with torch.inference_mode():
         output = torch.cat([model.network(part) for part in x.split(10_000)]).double()
     if not (is_finite := output.isfinite().all(1)).all():
@@ -662,15 +662,31 @@ def _bytes(path: Path) -> bytes:
 
 
 def _cells(path: Path, data: bytes) -> tuple[np.ndarray, bool]:
-    """Every cell of a text table, the first row included, and whether a comma may be a decimal one.
+    """Read every cell of a text table, the first row included.
 
-    Cells are strings, or NaN where a row is shorter than the longest.
+    Args:
+        path: The file, to name it.
+        data: Its content.
+
+    Returns:
+        Strings, or NaN where a row is shorter than the longest; and whether a comma may be a decimal one.
+
+    Raises:
+        ValueError: If the file is no text, or its rows have too many fields.
     """
     try:
         text = _decoded(path, data)
         separator = _separator(text)
+        if path.suffix in _OPEN:
+            _check_cells(text.count(separator if len(separator) == 1 else " ") + text.count("\n"), path)
+        # Bytes: a StringIO takes four of them for every character.
         cells = _pandas().read_csv(
-            io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False, skipinitialspace=True
+            io.BytesIO(text.encode()),
+            sep=separator,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
         )
     except UnicodeDecodeError as error:
         raise ValueError(
@@ -697,22 +713,39 @@ def _decoded(path: Path, data: bytes) -> str:
 
 def _separator(text: str) -> str:
     """The first separator that divides every one of the first lines into equally many fields."""
-    first = itertools.islice(io.StringIO(text, newline=None), 10)
-    lines = [line for line in first if line.strip()]
+    first = itertools.islice(re.finditer(r"[^\r\n]*(?:\r\n|\r|\n|$)", text), 10)
+    lines = [match[0] for match in first if match[0].strip()]
     most = max((line.count(c) for line in lines for c in "\t;|, "), default=0)
     if most > _MOST_SEPARATORS:
         raise ValueError(f"a line with {most:,} separators, of which at most {_MOST_SEPARATORS:,} can be read")
+    chosen, columns = None, 1
     for separator in "\t;|,":  # the comma last: it may be a decimal one
         counts = {len(row) for row in _rows(lines, separator)}
         if len(counts) == 1 and counts != {1}:
-            return separator
-    frequent = max("\t;|,", key=lines[0].count) if lines else ","
-    return frequent if not lines or frequent in lines[0] else r"\s+"
+            chosen, columns = separator, counts.pop()
+            break
+    if chosen is None:
+        frequent = max("\t;|,", key=lines[0].count) if lines else ","
+        chosen = frequent if not lines or frequent in lines[0] else r"\s+"
+        columns = 1 + lines[0].count(frequent if chosen == frequent else " ") if lines else 1
+    if columns > _MOST_COLUMNS:
+        raise ValueError(f"{columns:,} columns, of which at most {_MOST_COLUMNS:,} can be read")
+    return chosen
+
+
+def _check_cells(count: int, path: Path) -> None:
+    """Refuse a compressed table that needs more memory than its bytes: a cell takes 16 to 64 times as much as one."""
+    most = max(max_bytes() // 16, path.stat().st_size)
+    if count > most:
+        raise ValueError(
+            f"it unpacks to {count:,} cells, more than {most:,}. If it is what you expect, set the environment "
+            "variable FLOODING_MAX_BYTES to a larger number"
+        )
 
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:
     with _field_size_lock:  # the limit belongs to the whole process
-        limit = csv.field_size_limit(max(csv.field_size_limit(), *map(len, lines), 1) if lines else None)
+        limit = csv.field_size_limit(max([csv.field_size_limit(), *map(len, lines)]))
         try:
             return list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
         finally:
@@ -762,6 +795,7 @@ def _arrays(path: Path, data: bytes, target: str | int | None, text: Collection[
     pandas = _pandas()
     try:
         arrays = load_arrays(io.BytesIO(data))
+        _check_cells(sum(array.size for array in arrays.values()), path)
     except DAMAGED as error:
         got = f"{_printable(path)}: {_printable(error)}"
         raise ValueError(f"an .npz file must hold arrays of numbers or text, got {got}.") from error
@@ -770,9 +804,9 @@ def _arrays(path: Path, data: bytes, target: str | int | None, text: Collection[
         got = f"{_some(arrays) or 'nothing'} in {_printable(path)}"
         raise ValueError(f"an .npz file must hold inputs x with rows, got {got}.")
     x = x.reshape(len(x), -1)
-    if x.shape[1] > _MOST_SEPARATORS:
+    if x.shape[1] > _MOST_COLUMNS:
         raise ValueError(
-            f"an .npz file must hold inputs x of at most {_MOST_SEPARATORS:,} columns, got {x.shape[1]:,} in "
+            f"an .npz file must hold inputs x of at most {_MOST_COLUMNS:,} columns, got {x.shape[1]:,} in "
             f"{_printable(path)}."
         )
     columns = {f"c{i}": column for i, column in enumerate(x.T)}
@@ -801,12 +835,13 @@ def _arrays(path: Path, data: bytes, target: str | int | None, text: Collection[
 def _check_names(path: Path, names: list[str]) -> None:
     if twice := [name for name, count in Counter(names).items() if name and count > 1]:
         raise ValueError(
-            f"column names must differ, got {_quoted(twice[0])} {names.count(twice[0])} times in {_printable(path)}. Rename them."
+            f"column names must differ, got {_quoted(twice[0])} {names.count(twice[0])} times in {_printable(path)}. "
+            "Rename them."
         )
 
 
 def _is_position(target: str | int) -> bool:
-    return isinstance(target, int) or re.fullmatch(r"-?\d+", target) is not None
+    return isinstance(target, int) or re.fullmatch(r"-?[0-9]{1,9}", target) is not None
 
 
 def _column(table: pd.DataFrame, target: str | int, path: Path) -> str:

@@ -95,19 +95,19 @@ class LimitedReader:
                     break
                 self._left -= len(block)
                 if self._left < 0:
-                    raise _too_large(self._limit)
+                    raise ValueError(_too_large(self._limit))
                 content.write(block)
             return content.getvalue()
 
 
-def _too_large(limit: int) -> ValueError:
-    return ValueError(
+def _too_large(limit: int) -> str:
+    return (
         f"it unpacks to more than {limit:,} bytes. If it is what you expect, set the environment variable "
         "FLOODING_MAX_BYTES to a larger number"
     )
 
 
-def open_compressed(stream: IO[bytes]) -> IO[bytes]:
+def open_compressed(stream: IO[bytes]) -> io.BufferedIOBase | IO[bytes]:
     """Open a file that may be compressed (gzip, bzip2, xz), told by its first bytes.
 
     Args:
@@ -145,7 +145,7 @@ def load_arrays(file: IO[bytes]) -> dict[str, np.ndarray]:
         if repeated := [name for name, count in names.items() if count > 1]:
             raise ValueError(f"it holds {repeated[0]!r} {names[repeated[0]]} times")
         if sum(member.file_size for member in members) > max(size, limit):  # the archive's own size is no bomb
-            raise _too_large(limit)
+            raise ValueError(_too_large(limit))
         return {member.filename.removesuffix(".npy"): _load_array(archive, member) for member in members}
 
 

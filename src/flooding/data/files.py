@@ -305,10 +305,19 @@ def _download(address: str) -> bytes:
 
 @contextmanager
 def _deadline(received: Callable[[], int]) -> Generator[Callable[[socket.socket], None], None, None]:
-    """Shut the connections of a download down once it is too slow; yield the function that registers them.
+    """Shut the connections of a download down once it is too slow.
 
     A thread watches it, since a server that sends one byte now and then, be it of a handshake, a header or the size of
     a chunk, keeps every single read within its timeout.
+
+    Args:
+        received: Tells how many bytes have come.
+
+    Yields:
+        A function that registers a connection.
+
+    Raises:
+        OSError: If the transfer failed or was shut down.
     """
     sockets: list[socket.socket] = []
     reasons: list[str] = []
