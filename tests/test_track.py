@@ -380,13 +380,18 @@ def test_passwords_are_masked_when_the_server_fails_later(uri, monkeypatch, call
         raise MlflowException("API request to http://user:s3cr3t@host/api?token=s3cr3t failed, said a server s3cr3t2")
 
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cr3t2")
-    log = mlflow_tracker(uri, experiment=next(names))
-    with pytest.raises(ConnectionError, match=r"API request to http://[*]{3}@host/api\?token=[*]{3} failed") as error:
+    log, rows = mlflow_tracker(uri, experiment=next(names)), list(train(Run(small(horizon=1))))
+
+    def track_all():
         with log:
-            with monkeypatch.context() as patch:
-                patch.setattr(MlflowClient, call, fails)
-                for row in train(Run(small(horizon=1))):
-                    log(row)
+            for row in rows:
+                log(row)
+
+    message = r"API request to http://[*]{3}@host/api\?token=[*]{3} failed"
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, fails)
+        with pytest.raises(ConnectionError, match=message) as error:
+            track_all()
     assert "s3cr3t" not in "".join(traceback.format_exception(error.value))
 
 

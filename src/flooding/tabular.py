@@ -501,7 +501,7 @@ def _restored(config: dict[str, Any], weights: dict[str, Tensor]) -> TableModel:
     target = config["target"]
     classes = None if target["classes"] is None else _names(target["classes"], "classes")
     target = Target(_checked(target, "name", str), classes, _number_in(target, "mean"), _number_in(target, "sd"))
-    network, header = config["network"], config["header"]
+    network, header = _checked(config, "network", dict), config["header"]
     model = _fitted(network, weights)
     sizes = {"inputs": sum(column.size for column in columns), "outputs": 1 if classes is None else len(classes)}
     for name, size in sizes.items():
