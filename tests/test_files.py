@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import logging
+import os
 import socket
 from pathlib import Path
 from types import MappingProxyType
@@ -153,12 +154,10 @@ def test_a_cache_that_cannot_be_written_is_refused(official, monkeypatch):
 
 
 def test_a_write_that_is_cut_off_leaves_nothing(official, monkeypatch):
-    def full(path, content):
-        with path.open("wb") as file:
-            file.write(content[:5])
+    def full(descriptor):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ValueError, match="no space left"):
         read(NAME)
     assert find(NAME) is None

@@ -3,12 +3,10 @@
 import bz2
 import dataclasses
 import gzip
-import json
 import logging
 import lzma
 import math
 import os
-import shutil
 import statistics
 import sys
 from functools import partial
@@ -536,33 +534,6 @@ def test_text_is_wanted_where_training_had_text(tmp_path, fruit):
         table.preprocessing.transform(pd.DataFrame({"grams": [1.0], "colour": [2.0]}))
 
 
-def test_a_model_is_replaced_whole_or_not_at_all(tmp_path, fruit, monkeypatch):
-    table, folder = fruit
-    rows = tmp_path / "table.csv"
-    before = predict(folder, rows)
-    other = {name: -tensor for name, tensor in trained(table).items()}
-
-    def fails(*_):
-        raise OSError("no space left")
-
-    remove = shutil.rmtree
-
-    def removes(path, **options):
-        assert path != folder  # file by file
-        remove(path, **options)
-
-    monkeypatch.setattr(shutil, "rmtree", removes)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", fails)
-        with pytest.raises(OSError, match="no space left"):
-            save_model(folder, other, table)
-    pd.testing.assert_frame_equal(predict(folder, rows), before)
-    save_model(folder, other, table)
-    assert not predict(folder, rows).equals(before)
-    assert {path.name for path in tmp_path.iterdir()} == {"table.csv", "model"}
-    assert {path.name for path in folder.iterdir()} == {"model.json", "weights.pt"}
-
-
 def test_a_model_lies_in_a_new_folder_or_over_an_old_model(tmp_path, fruit):
     table, folder = fruit
     weights = trained(table)
@@ -598,46 +569,14 @@ def test_saving_and_loading_leave_the_generator_alone(tmp_path, fruit):
 def test_what_cannot_be_saved_is_refused(tmp_path, fruit):
     table, _ = fruit
     weights = trained(table)
+    with pytest.raises(ValueError, match=r"weights must be finite, got NaN or infinity in 1\.bias. Did the training"):
+        save_model(tmp_path / "new", {**weights, "1.bias": weights["1.bias"] * math.nan}, table)
     with pytest.raises(ValueError, match="the weights must fit the network"):
         save_model(tmp_path / "new", dict(list(weights.items())[1:]), table)
     own = dataclasses.replace(table, problem=dataclasses.replace(table.problem, model=torch.nn.Linear(4, 2)))
     with pytest.raises(ValueError, match="only networks made by partial"):
         save_model(tmp_path / "new", weights, own)
     assert not (tmp_path / "new").exists()
-
-
-class Evil:
-    """What unpickling would run."""
-
-    def __reduce__(self):
-        return Path.touch, (Path(os.environ["EVIL"]),)
-
-
-def test_a_broken_model_is_refused_and_nothing_in_it_is_run(tmp_path, fruit, monkeypatch):
-    _, folder = fruit
-    told, weights = (folder / "model.json").read_text(), (folder / "weights.pt").read_bytes()
-    monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
-    torch.save(Evil(), tmp_path / "evil.pt")
-    broken = [
-        ("weights.pt", weights[:100]),
-        ("weights.pt", b""),
-        ("weights.pt", (tmp_path / "evil.pt").read_bytes()),
-        ("model.json", told[:50].encode()),
-        ("model.json", b"[]"),
-        ("model.json", told.replace("table model 1", "table model 2").encode()),
-        ("model.json", told.replace('"width": 8', '"width": 9').encode()),
-        ("model.json", json.dumps({"format": "flooding table model 1"}).encode()),
-    ]
-    for name, content in broken:
-        whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(content)
-        with pytest.raises(ValueError, match="folder must hold a saved model"):
-            load_model(folder)
-        (folder / name).write_bytes(whole)
-    load_model(folder)
-    assert not (tmp_path / "evil").exists()
-    with pytest.raises(ValueError, match=r"folder must hold a saved model, got .*nowhere"):
-        load_model(tmp_path / "nowhere")
 
 
 # Bad input.

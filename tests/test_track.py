@@ -2,14 +2,19 @@
 
 import itertools
 import math
+import re
 import sqlite3
+import subprocess
 import sys
+import traceback
 import warnings
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import flooding
 from flooding import track
 from flooding.data.synthetic import two_gaussians
 from flooding.engine import evaluate
@@ -337,6 +342,106 @@ def test_a_server_is_asked_and_not_taken_for_a_file(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ValueError, match=r"a store MLflow can open.*127\.0\.0\.1"):  # port 9 discards; nobody listens
         mlflow_tracker("http://127.0.0.1:9")
+
+
+SECRET = "s3cr3t/p@ss"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"http://user:{SECRET}@127.0.0.1:9",
+        "http://user:s3cr3t%2Fp%40ss@127.0.0.1:9",
+        "http://s3cr3t-token@127.0.0.1:9",
+        "http://127.0.0.1:9/?password=s3cr3t&x=1",
+        "http://127.0.0.1:9/#access_token=s3cr3t",
+        "postgresql://user:s3cr3t@127.0.0.1:1/database",
+        "postgresql://127.0.0.1:1/database?user=u&sslpassword=s3cr3t",
+        "postgresql://user:s3cr3t@host:port/database",
+        "nonsense://user:s3cr3t@host/database",
+        "user:s3cr3t@host",
+        "sqlite://?password=s3cr3t",
+    ],
+)
+def test_passwords_in_an_address_are_never_printed(monkeypatch, caplog, capfd, uri):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError, match=r"uri must .*[*]{3}") as error, caplog.at_level("DEBUG", "flooding"):
+        mlflow_tracker(uri)
+    shown = "".join(traceback.format_exception(error.value)) + caplog.text + "".join(capfd.readouterr())
+    assert not re.search(r"s3cr3t|p@ss|p%40ss", shown)
+
+
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
+def test_passwords_are_masked_when_the_server_fails_later(uri, monkeypatch, call):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def fails(*_, **__):
+        raise MlflowException("API request to http://user:s3cr3t@host/api?token=s3cr3t failed, said a server s3cr3t2")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cr3t2")
+    log, rows = mlflow_tracker(uri, experiment=next(names)), list(train(Run(small(horizon=1))))
+
+    def track_all():
+        with log:
+            for row in rows:
+                log(row)
+
+    message = r"API request to http://[*]{3}@host/api\?token=[*]{3} failed"
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, fails)
+        with pytest.raises(ConnectionError, match=message) as error:
+            track_all()
+    assert "s3cr3t" not in "".join(traceback.format_exception(error.value))
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[3:]
+from flooding.loop import Row
+from flooding.problem import Run
+from flooding.track import mlflow_tracker
+from small import small
+log = mlflow_tracker(sys.argv[1], experiment=sys.argv[2])
+log(Row(Run(small(), level=0.25), 0, {"loss": 1.0}))
+print("open", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are told apart by /proc")
+def test_runs_of_killed_processes_are_closed_at_the_next_start(uri, caplog):
+    name = next(names)
+    here = [str(Path(flooding.__file__).parents[1]), str(Path(__file__).parent)]
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, uri, name, *here]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "open\n"
+        process.stdout.read()  # until it is dead; it is not reaped yet
+        with mlflow_warnings_ignored():
+            client = client_of(uri)
+            experiment = client.get_experiment_by_name(name).experiment_id
+            mine = track._process_tags()
+            pid, _, start = mine[track._PROCESS].partition(":")
+            others = {
+                "alive": mine,
+                "another host": {**mine, track._HOST: "elsewhere", track._PROCESS: "999999999:1"},
+                "an older process of the same number": {**mine, track._PROCESS: f"{pid}:{int(start) - 1}"},
+                "not of this library": {},
+                "of a form unknown": {**mine, track._PROCESS: "-1"},
+            }
+            for run_name, tags in others.items():
+                client.create_run(experiment, run_name=run_name, tags=tags)
+        with mlflow_tracker(uri, experiment=name):
+            pass
+    statuses = {info.run_name: (info.status, info.end_time) for info, *_ in read_mlflow(uri, name)}
+    killed = {name for name, (status, end) in statuses.items() if status == "KILLED" and end is not None}
+    assert killed == {"Flooding-level=0.25-seed=0", "an older process of the same number"}
+    assert {status for name, (status, _) in statuses.items() if name not in killed} == {"RUNNING"}
+    told = [message for message in caplog.messages if "killed process" in message]
+    assert len(told) == 2
+    assert any("Flooding-level=0.25-seed=0" in message for message in told)
+    mlflow_tracker(uri, experiment=name)
+    assert [message for message in caplog.messages if "killed process" in message] == told  # once
 
 
 def contents(folder):

@@ -12,19 +12,18 @@ import bz2
 import csv
 import dataclasses
 import difflib
+import glob
 import gzip
 import inspect
 import io
 import itertools
-import json
 import logging
 import lzma
+import math
 import pickle
 import re
 import shutil
-import uuid
-import zipfile
-import zlib
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -37,6 +36,9 @@ import torch
 from torch import Tensor, nn
 
 from flooding.data import Split, Splits, stream
+from flooding.data.compression import DAMAGED, LimitedReader, load_arrays, max_bytes
+from flooding.data.files import printable
+from flooding.model_files import is_free, read_model, write_model
 from flooding.models import mlp
 from flooding.problem import Problem
 
@@ -59,13 +61,17 @@ __all__ = [
 
 log = logging.getLogger("flooding")
 
-_MISSING = ["", "?", "NA", "N/A", "NaN", "nan", "NULL", "null"]
+_MISSING = frozenset({"", "?", "NA", "N/A", "NaN", "nan", "NULL", "null"})
 _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _LARGEST = 1e30  # standardised values must still fit into float32
 _MOST_CATEGORIES = 30
 _MOST_CLASSES = 20
-_FILES = {"model.json", "weights.pt"}
-_FORMAT = "flooding table model 1"
+_MOST_COLUMNS = 300_000
+_MOST_SEPARATORS = 10_000_000  # in a line, those within quoted fields included
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_field_size_lock = threading.Lock()
+_OLD_FORMAT = "flooding table model 1"  # of flooding 0.1.0, without digests
+_FORMAT = "flooding table model 2"
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,11 @@ class Column:
     sd: float = 1.0
     missing: bool = False
 
+    @property
+    def size(self) -> int:
+        """Number of features."""
+        return (1 if self.categories is None else len(self.categories)) + self.missing
+
     @staticmethod
     def fit(values: pd.Series) -> Column:
         """Fit a column: up to 30 categories that occur at least twice, or median, mean and standard deviation.
@@ -105,10 +116,12 @@ class Column:
         if not _is_numeric(values):
             counts = sorted(Counter(values.dropna()).items(), key=lambda item: (-item[1], item[0]))
             return Column(name, tuple(v for v, n in counts if n > 1)[:_MOST_CATEGORIES], missing=missing)
-        median = 0.0 if values.isna().all() else float(values.median())
-        filled = _numbers_of(values).fillna(median).to_numpy()
-        # Not `sd == 0`: rounding of the mean can leave a constant column a tiny positive deviation.
-        sd = 1.0 if filled.min() == filled.max() else float(filled.std())
+        numbers = _numbers_of(values)
+        is_missing = np.isnan(numbers)
+        median = 0.0 if is_missing.all() else float(np.median(numbers[~is_missing]))
+        filled = np.where(is_missing, median, numbers)
+        # Rounding of the mean can leave a constant column a tiny positive deviation.
+        sd = 1.0 if filled.min() == filled.max() else _deviation(filled)
         return Column(name, None, median, float(filled.mean()), sd, missing)
 
     def features(self, values: pd.Series) -> np.ndarray:
@@ -124,11 +137,14 @@ class Column:
             ValueError: If text stands where numbers were fitted or the other way round, or a number is infinite.
         """
         if _is_numeric(values) and self.categories is not None:
-            raise ValueError(f"column {self.name!r} must hold text as in training, got numbers. Give them as text.")
+            raise ValueError(
+                f"column {_quoted(self.name)} must hold text as in training, got numbers. Give them as text."
+            )
         if self.categories is not None:
             parts = [(values == category).to_numpy(np.float64) for category in self.categories]
         else:
-            parts = [(_numbers_of(values).fillna(self.median).to_numpy() - self.mean) / self.sd]
+            numbers = _numbers_of(values)
+            parts = [(np.where(np.isnan(numbers), self.median, numbers) - self.mean) / self.sd]
         if self.missing:
             parts.append(values.isna().to_numpy(np.float64))
         return np.stack(parts, axis=1) if parts else np.empty((len(values), 0))
@@ -175,7 +191,7 @@ class Preprocessing:
             (columns if (features != features[:1]).any() else dropped).append(column)
         if not columns:
             raise ValueError(
-                f"at least one column must vary on the training rows, got {_some(map(str, table)) or 'none'}. "
+                f"at least one column must vary on the training rows, got {_some(table) or 'none'}. "
                 "Give columns that differ from row to row."
             )
         return Preprocessing(tuple(columns), tuple(column.name for column in dropped))
@@ -197,7 +213,16 @@ class Preprocessing:
             if name not in there:
                 raise ValueError(f"the table must have every column of the training table, got no {_near(name, there)}")
         parts = [column.features(there[column.name]) for column in self.columns]
-        return torch.from_numpy(np.concatenate(parts, axis=1)).float()
+        with np.errstate(over="ignore"):
+            x = np.concatenate(parts, axis=1).astype(np.float32)
+        if not np.isfinite(x).all():
+            is_large = (np.abs(part).max(initial=0.0) > np.finfo(np.float32).max for part in parts)
+            name = next(itertools.compress([column.name for column in self.columns], is_large))
+            raise ValueError(
+                f"column {_quoted(name)} must hold numbers near those of training, got one that is too large for "
+                "float32 in units of their standard deviation. Correct that cell."
+            )
+        return torch.from_numpy(x)
 
 
 @dataclass(frozen=True)
@@ -353,7 +378,7 @@ def table_problem(
     values: Any = inputs.pop(name)
     if values.empty:
         raise ValueError(
-            f"target must have values, got {name!r} with none in {len(table)} rows. Choose another column."
+            f"target must have values, got {_quoted(name)} with none in {len(table)} rows. Choose another column."
         )
 
     y, classes, why = _labels(values, kind)
@@ -371,14 +396,14 @@ def table_problem(
         batch_size=min(100, max(1, len(train) // 5)) if batch_size is None else batch_size,
         horizon=horizon,
     )
-    rows = f"{path.name}: {len(table):,} rows, {table.shape[1]:,} columns"
+    rows = f"{_printable(path.name)}: {len(table):,} rows, {table.shape[1]:,} columns"
     rows += ", named c0, c1 and so on since there is no header" if header is False else ""
     missing = f"Dropped {len(table) - len(y):,} rows without a target." if len(y) < len(table) else ""
     sizes = ", ".join(f"{len(p):,} {n}" for p, n in zip(parts, ("training", "validation", "test"), strict=False))
     told = [
         f"{rows}.",
         missing,
-        f"Target {name!r}: {why}.",
+        f"Target {_quoted(name)}: {why}.",
         *_told(preprocessing),
         f"Split by seed {split_seed}{', each class alike' if classes else ''}: {sizes} rows.",
         f"Network: {x.shape[1]:,} inputs, {depth} x {width} ReLU units, {outputs} output{'s' * (outputs > 1)}; "
@@ -398,12 +423,17 @@ def check_folder(folder: str | Path) -> None:
         ValueError: If it holds anything but a saved model.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= _FILES):
-        raise ValueError(f"folder must be new or hold a saved model alone, got {folder}. Choose another place.")
+    if not is_free(folder):
+        raise ValueError(
+            f"folder must be new or hold a saved model alone, got {_printable(folder)}. Choose another place."
+        )
 
 
 def save_model(folder: str | Path, weights: dict[str, Tensor], table: TableProblem) -> None:
-    """Save weights with all that predictions need: at any moment the folder is whole or not there.
+    """Save weights with all that predictions need: a reader sees the old model or the new one, at any moment.
+
+    ``model.json`` names the file of the weights by its sha256 and carries one of its own, so that
+    :func:`load_model` notices damage.
 
     Args:
         folder: Where to save; a model saved there before is replaced.
@@ -412,7 +442,7 @@ def save_model(folder: str | Path, weights: dict[str, Tensor], table: TableProbl
 
     Raises:
         ValueError: If the folder holds anything but a saved model, the problem's network is not
-            :func:`flooding.models.mlp`, or the weights do not fit it.
+            :func:`flooding.models.mlp`, or the weights do not fit it or are not finite.
     """
     folder, build = Path(folder).absolute(), table.problem.model
     check_folder(folder)
@@ -420,28 +450,26 @@ def save_model(folder: str | Path, weights: dict[str, Tensor], table: TableProbl
         raise ValueError(f"only networks made by partial(flooding.models.mlp, ...) can be saved, got {build}.")
     network = inspect.signature(mlp).bind(*build.args, **build.keywords).arguments
     _fitted(network, weights)
-    told = {
+    config = {
         "format": _FORMAT,
         "network": network,
         "target": dataclasses.asdict(table.target),
         "preprocessing": dataclasses.asdict(table.preprocessing),
         "header": table.header,
     }
-    new, old = (folder.with_name(f".{folder.name}-{uuid.uuid4().hex}") for _ in range(2))
-    new.mkdir(parents=True)
-    try:
-        (new / "model.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
-        torch.save({name: tensor.cpu() for name, tensor in weights.items()}, new / "weights.pt")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    write_model(folder, config, weights)
+    # What a save of flooding 0.1.0 left when it was killed.
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
+        is_copy = re.fullmatch(r"[0-9a-f]{32}", path.name.rpartition("-")[2]) and path.is_dir()
+        if is_copy and {file.name for file in path.iterdir()} <= {"model.json", "weights.pt"}:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_model(folder: str | Path) -> TableModel:
     """Load what :func:`save_model` saved; nothing in the folder is run.
+
+    Both files are verified by their sha256. Models of flooding 0.1.0 have none: what can be checked of them is checked,
+    and the log says what cannot.
 
     Args:
         folder: Where it was saved.
@@ -450,22 +478,71 @@ def load_model(folder: str | Path) -> TableModel:
         The model.
 
     Raises:
-        ValueError: If the folder does not hold a whole saved model.
+        ValueError: If the folder does not hold a whole saved model, or its files are damaged or do not belong together.
     """
     folder = Path(folder)
     try:
-        told = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        if told["format"] != _FORMAT:
-            raise ValueError(f"its format is {told['format']!r}, not {_FORMAT!r}")
-        weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
-        columns = [Column(**{**c, "categories": _tuple(c["categories"])}) for c in told["preprocessing"]["columns"]]
-        target = Target(**{**told["target"], "classes": _tuple(told["target"]["classes"])})
-        preprocessing = Preprocessing(tuple(columns), tuple(told["preprocessing"]["dropped"]))
-        return TableModel(_fitted(told["network"], weights), preprocessing, target, told["header"])
-    except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        what = str(error).split("\n")[0].rstrip(".")
+        config, weights = read_model(folder, old_format=_OLD_FORMAT)
+        if config.get("format") not in {_FORMAT, _OLD_FORMAT}:
+            raise ValueError(f"its format is {_quoted(config.get('format'))}, not {_FORMAT!r}")
+        return _restored(config, weights)
+    except (*DAMAGED, pickle.UnpicklingError) as error:
+        what = _printable(str(error).split("\n")[0][:500].rstrip("."))
         fix = "Give the folder that flooding find --save wrote"
-        raise ValueError(f"folder must hold a saved model, got {folder}: {what}. {fix}.") from error
+        raise ValueError(f"folder must hold a saved model, got {_printable(folder)}: {what}. {fix}.") from error
+
+
+def _restored(config: dict[str, Any], weights: dict[str, Tensor]) -> TableModel:
+    """Rebuild a model from its configuration, every value of which may be wrong."""
+    stored = config["preprocessing"]
+    columns = [_restored_column(column) for column in stored["columns"]]
+    dropped = _names(stored["dropped"], "dropped")
+    _names([*(column.name for column in columns), *dropped], "columns")
+    target = config["target"]
+    classes = None if target["classes"] is None else _names(target["classes"], "classes")
+    target = Target(_checked(target, "name", str), classes, _number_in(target, "mean"), _number_in(target, "sd"))
+    network, header = _checked(config, "network", dict), config["header"]
+    model = _fitted(network, weights)
+    sizes = {"inputs": sum(column.size for column in columns), "outputs": 1 if classes is None else len(classes)}
+    for name, size in sizes.items():
+        if network[name] != size:
+            raise ValueError(f"the network has {network[name]} {name}, but its columns and classes need {size}")
+    if header not in {None, True, False} or isinstance(header, (int, float)) is not isinstance(header, bool):
+        raise ValueError(f"header must be true, false or null, got {str(header)[:80]}")
+    return TableModel(model, Preprocessing(tuple(columns), dropped), target, header)
+
+
+def _restored_column(stored: dict[str, Any]) -> Column:
+    categories = stored["categories"]
+    return Column(
+        name=_checked(stored, "name", str),
+        categories=None if categories is None else _names(categories, "categories"),
+        median=_number_in(stored, "median"),
+        mean=_number_in(stored, "mean"),
+        sd=_number_in(stored, "sd"),
+        missing=_checked(stored, "missing", bool),
+    )
+
+
+def _checked(stored: dict[str, Any], key: str, kind: type) -> Any:
+    if type(stored[key]) is not kind:  # a bool is an int to isinstance
+        raise ValueError(f"{key} must be a {kind.__name__}, got {_quoted(stored[key])}")
+    return stored[key]
+
+
+def _number_in(stored: dict[str, Any], key: str) -> float:
+    value = stored[key]
+    if type(value) not in {int, float} or not abs(value) < math.inf or (key == "sd" and value <= 0):
+        raise ValueError(f"{key} must be a finite number{' above 0' * (key == 'sd')}, got {_quoted(value)}")
+    return float(value)
+
+
+def _names(values: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{what} must be a list of names, got {_quoted(values)}")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{what} must differ, got one of them twice")
+    return tuple(values)
 
 
 def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
@@ -499,16 +576,41 @@ def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
         if column.categories is not None:
             other = set(table[column.name].dropna()) - set(column.categories)
             if other:
-                told = f"values of {column.name!r} were rare or absent in training and count as none of its categories"
-                log.warning("%d %s: %s", len(other), told, _some(sorted(other)))
+                what = f"values of {_quoted(column.name)} were rare or absent in training"
+                log.warning("%d %s and count as none of its categories: %s", len(other), what, _some(sorted(other)))
     with torch.inference_mode():
         output = torch.cat([model.network(part) for part in x.split(10_000)]).double()
+    if not (is_finite := output.isfinite().all(1)).all():
+        raise ValueError(
+            f"every row must have a finite prediction, got none for row {int(is_finite.int().argmin()) + 1} of "
+            f"{_printable(path)}. Its numbers are too far from those of training; correct or drop it."
+        )
     if target.classes is None:
         return pandas.DataFrame({"value": output[:, 0].numpy() * target.sd + target.mean})
     found = {"class": [target.classes[index] for index in output.argmax(1).tolist()]}
+    _warn_of_formulas(found["class"])
     probabilities = output.softmax(1).numpy().T
     named = {f"probability of {c}": p for c, p in zip(target.classes, probabilities, strict=True)}
     return pandas.DataFrame(found | named)
+
+
+def _warn_of_formulas(classes: list[str]) -> None:
+    """Warn of names that a spreadsheet would run; they stay as they are, since labels come back letter by letter."""
+    formulas = Counter(name for name in classes if name.startswith(_FORMULA_STARTS) and not _is_float(name))
+    if formulas:
+        log.warning(
+            "%d rows have a class whose name a spreadsheet would run as a formula: %s. Import that column as text.",
+            formulas.total(),
+            _some(formulas),
+        )
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text.replace(",", "."))
+    except ValueError:
+        return False
+    return True
 
 
 def _pandas() -> Any:
@@ -530,64 +632,132 @@ def _read(
     cells, comma = _cells(path, data)
     if header is None:
         header = _has_header(cells, target, comma)
-    names = [str(cell).strip() for cell in cells.iloc[0]] if header else [f"c{i}" for i in range(cells.shape[1])]
-    rows = cells.iloc[int(header) :].reset_index(drop=True)
-    if rows.empty:
-        raise ValueError(f"a table must have rows, got the header alone in {path}. Give it data.")
+    names = [str(cell).strip() for cell in cells[0]] if header else [f"c{i}" for i in range(cells.shape[1])]
+    rows = cells[int(header) :]
+    if not len(rows):
+        raise ValueError(f"a table must have rows, got the header alone in {_printable(path)}. Give it data.")
     _check_names(path, names)
     if "" in names:
-        log.warning("%d columns without a name are left out: %s", names.count(""), path.name)
-    columns = [(n, _typed(rows[i], n in text, comma)) for i, n in zip(rows, names, strict=True) if n]
+        log.warning("%d columns without a name are left out: %s", names.count(""), _printable(path.name))
+    columns = [(n, _typed(column, n in text, comma)) for column, n in zip(rows.T, names, strict=True) if n]
     return pandas.DataFrame(dict(columns)), header
 
 
 def _bytes(path: Path) -> bytes:
     if not path.is_file():
         got = "a folder" if path.is_dir() else "which does not exist"
-        raise ValueError(f"a table must be a file, got {path}, {got}. Check the path.")
+        raise ValueError(f"a table must be a file, got {_printable(path)}, {got}. Check the path.")
     try:
-        with _OPEN.get(path.suffix, open)(path, "rb") as file:
-            data = file.read()
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"a table must be a file that can be read and unpacked, got {path}: {error}.") from error
-    if not data.strip():
-        raise ValueError(f"a table must hold rows, got the empty file {path}. Give it data.")
+        if path.suffix in _OPEN:
+            with _OPEN[path.suffix](path, "rb") as file:
+                data = LimitedReader(file, max_bytes()).read()
+        else:
+            data = path.read_bytes()
+    except DAMAGED as error:
+        rule = "a table must be a file that can be read and unpacked"
+        raise ValueError(f"{rule}, got {_printable(path)}: {_printable(error)}.") from error
+    if not data or data.isspace():
+        raise ValueError(f"a table must hold rows, got the empty file {_printable(path)}. Give it data.")
     return data
 
 
-def _cells(path: Path, data: bytes) -> tuple[pd.DataFrame, bool]:
-    """Every cell of a text table as a string, the first row included, and whether a comma may be a decimal one."""
+def _cells(path: Path, data: bytes) -> tuple[np.ndarray, bool]:
+    """Read every cell of a text table, the first row included.
+
+    Args:
+        path: The file, to name it.
+        data: Its content.
+
+    Returns:
+        Strings, or NaN where a row is shorter than the longest; and whether a comma may be a decimal one.
+
+    Raises:
+        ValueError: If the file is no text, or its rows have too many fields.
+    """
     try:
-        lines = data.decode("utf-8-sig")
-        separator = _separator(lines)
+        text = _decoded(path, data)
+        separator = _separator(text)
+        if path.suffix in _OPEN:
+            _check_cells(text.count(separator if len(separator) == 1 else " ") + text.count("\n"), path)
+        # Bytes: a StringIO takes four of them for every character.
         cells = _pandas().read_csv(
-            io.StringIO(lines), sep=separator, header=None, dtype=str, keep_default_na=False, skipinitialspace=True
+            io.BytesIO(text.encode()),
+            sep=separator,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
         )
     except UnicodeDecodeError as error:
-        raise ValueError(f"a table must be UTF-8 text, got {path}: {error}. Save it as CSV in UTF-8.") from error
-    except (csv.Error, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise ValueError(
+            f"a table must be UTF-8 text, got {_printable(path)}: {error}. Save it as CSV in UTF-8."
+        ) from error
+    except (csv.Error, *DAMAGED) as error:
         fix = "Give every row as many fields as the first."
-        raise ValueError(f"a table must be rows of fields, got {path}: {str(error).strip()}. {fix}") from error
-    return cells, separator == ";"
+        got = f"{_printable(path)}: {_printable(str(error).strip())}"
+        raise ValueError(f"a table must be rows of fields, got {got}. {fix}") from error
+    return cells.to_numpy(dtype=object), separator == ";"
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    if b"\0" in data:
+        at = data.index(b"\0")
+        raise ValueError(f"a NUL byte at position {at:,}, which no text has. Is it UTF-16, or no text at all")
+    text = data.decode("utf-8-sig")
+    if "\ufeff" in text:
+        text, count = re.subn(r"(^|[\r\n])\ufeff+", r"\1", text)
+        if count:  # files that were joined
+            log.warning("%d byte order marks at the start of lines are left out: %s", count, _printable(path.name))
+    return text
 
 
 def _separator(text: str) -> str:
     """The first separator that divides every one of the first lines into equally many fields."""
-    lines = [line for line in itertools.islice(io.StringIO(text), 10) if line.strip()]
+    first = itertools.islice(re.finditer(r"[^\r\n]*(?:\r\n|\r|\n|$)", text), 10)
+    lines = [match[0] for match in first if match[0].strip()]
+    most = max((line.count(c) for line in lines for c in "\t;|, "), default=0)
+    if most > _MOST_SEPARATORS:
+        raise ValueError(f"a line with {most:,} separators, of which at most {_MOST_SEPARATORS:,} can be read")
+    chosen, columns = None, 1
     for separator in "\t;|,":  # the comma last: it may be a decimal one
-        counts = {len(row) for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)}
+        counts = {len(row) for row in _rows(lines, separator)}
         if len(counts) == 1 and counts != {1}:
-            return separator
-    frequent = max("\t;|,", key=lines[0].count) if lines else ","
-    return frequent if not lines or frequent in lines[0] else r"\s+"
+            chosen, columns = separator, counts.pop()
+            break
+    if chosen is None:
+        frequent = max("\t;|,", key=lines[0].count) if lines else ","
+        chosen = frequent if not lines or frequent in lines[0] else r"\s+"
+        columns = 1 + lines[0].count(frequent if chosen == frequent else " ") if lines else 1
+    if columns > _MOST_COLUMNS:
+        raise ValueError(f"{columns:,} columns, of which at most {_MOST_COLUMNS:,} can be read")
+    return chosen
 
 
-def _has_header(cells: pd.DataFrame, target: str | int | None, comma: bool) -> bool:
+def _check_cells(count: int, path: Path) -> None:
+    """Refuse a compressed table that needs more memory than its bytes: a cell takes 16 to 64 times as much as one."""
+    most = max(max_bytes() // 16, path.stat().st_size)
+    if count > most:
+        raise ValueError(
+            f"it unpacks to {count:,} cells, more than {most:,}. If it is what you expect, set the environment "
+            "variable FLOODING_MAX_BYTES to a larger number"
+        )
+
+
+def _rows(lines: list[str], separator: str) -> list[list[str]]:
+    with _field_size_lock:  # the limit belongs to the whole process
+        limit = csv.field_size_limit(max([csv.field_size_limit(), *map(len, lines)]))
+        try:
+            return list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
+        finally:
+            csv.field_size_limit(limit)
+
+
+def _has_header(cells: np.ndarray, target: str | int | None, comma: bool) -> bool:
     """Tell a row of names from a row of values: by the target's name, by text above numbers, by what recurs."""
-    first = [str(cell).strip() for cell in cells.iloc[0]]
+    first = [str(cell).strip() for cell in cells[0]]
     if isinstance(target, str) and target in first and _number(target, comma) is None:
         return True
-    below = [_typed(cells[i].iloc[1:1001], False, comma) for i in cells]
+    below = [_typed(column, False, comma) for column in cells[1:1001].T]
     over = [name for name, column in zip(first, below, strict=True) if _is_numeric(column) and column.notna().any()]
     if any(_number(name, comma) is None and name not in _MISSING for name in over):
         return True
@@ -597,47 +767,64 @@ def _has_header(cells: pd.DataFrame, target: str | int | None, comma: bool) -> b
 
 
 def _number(cell: str, comma: bool) -> float | None:
-    column = _typed(_pandas().Series([cell], dtype=str), False, comma)
+    column = _typed([cell], False, comma)
     return float(column.iloc[0]) if _is_numeric(column) and column.notna().all() else None
 
 
-def _typed(cells: pd.Series, text: bool, comma: bool) -> pd.Series:
+def _typed(cells: Iterable[Any], text: bool, comma: bool) -> pd.Series:
     """Numbers where every cell is one, else text; NaN where a cell is missing."""
-    values = cells.str.strip()
-    values = values.mask(values.isin(_MISSING))
-    seeking = [] if text else [values, values.str.replace(",", ".", regex=False)] if comma else [values]
-    for sought in seeking:
-        numbers = _pandas().to_numeric(sought, errors="coerce")
-        if numbers.notna().sum() == values.notna().sum():
-            return numbers.astype(np.float64)
-    return values
+    pandas = _pandas()
+    # Lists of strings: as fast as pandas on a long column, and 30 times as fast on a short one.
+    values = [cell.strip() if isinstance(cell, str) else "" for cell in cells]
+    is_missing = np.array([value in _MISSING for value in values], dtype=bool)
+    present = [value for value in values if value not in _MISSING]
+    readings = [] if text else [present, [v.replace(",", ".") for v in present]] if comma else [present]
+    for reading in readings:
+        numbers = pandas.to_numeric(np.array(reading, dtype=object), errors="coerce").astype(np.float64)
+        if not np.isnan(numbers).any():
+            column = np.full(len(values), math.nan)
+            column[~is_missing] = numbers
+            return pandas.Series(column)
+    column = np.array(values, dtype=object)
+    column[is_missing] = math.nan
+    return pandas.Series(column, dtype=str)
 
 
 def _arrays(path: Path, data: bytes, target: str | int | None, text: Collection[str]) -> pd.DataFrame:
     """Read inputs and target from a NumPy archive."""
     pandas = _pandas()
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"an .npz file must hold arrays of numbers or text, got {path}: {error}.") from error
+        arrays = load_arrays(io.BytesIO(data))
+        _check_cells(sum(array.size for array in arrays.values()), path)
+    except DAMAGED as error:
+        got = f"{_printable(path)}: {_printable(error)}"
+        raise ValueError(f"an .npz file must hold arrays of numbers or text, got {got}.") from error
     x = arrays.get("x", arrays.get("X"))
-    if x is None or x.ndim == 0 or len(x) == 0:
-        raise ValueError(f"an .npz file must hold inputs x with rows, got {_some(arrays) or 'nothing'} in {path}.")
+    if x is None or x.size == 0 or x.ndim == 0:
+        got = f"{_some(arrays) or 'nothing'} in {_printable(path)}"
+        raise ValueError(f"an .npz file must hold inputs x with rows, got {got}.")
     x = x.reshape(len(x), -1)
+    if x.shape[1] > _MOST_COLUMNS:
+        raise ValueError(
+            f"an .npz file must hold inputs x of at most {_MOST_COLUMNS:,} columns, got {x.shape[1]:,} in "
+            f"{_printable(path)}."
+        )
     columns = {f"c{i}": column for i, column in enumerate(x.T)}
     named = target if isinstance(target, str) and not _is_position(target) else None
     if named is not None and named not in {*arrays, *columns}:
-        raise ValueError(f"target must be an array of {path.name}, got {_near(named, arrays)}")
+        raise ValueError(f"target must be an array of {_printable(path.name)}, got {_near(named, arrays)}")
     for name in {named or "y"} & arrays.keys():
         if arrays[name].size != len(x):
-            raise ValueError(f"target {name} must have {len(x)} rows as x has, got shape {arrays[name].shape}.")
+            raise ValueError(
+                f"target {_printable(name)} must have {len(x)} rows as x has, got shape {arrays[name].shape}."
+            )
         columns[name] = arrays[name].reshape(-1)
     for name, column in columns.items():
         if column.dtype.kind not in "biufU":
-            raise ValueError(f"arrays must hold numbers or text, got {column.dtype} in {name} of {path}.")
+            got = f"{column.dtype} in {_printable(name)} of {_printable(path)}"
+            raise ValueError(f"arrays must hold numbers or text, got {got}.")
     typed = {
-        name: _typed(pandas.Series(column, dtype=str), name in text, False)
+        name: _typed(column.tolist(), name in text, False)
         if column.dtype.kind == "U"
         else pandas.Series(column.astype(np.float64))
         for name, column in columns.items()
@@ -648,12 +835,13 @@ def _arrays(path: Path, data: bytes, target: str | int | None, text: Collection[
 def _check_names(path: Path, names: list[str]) -> None:
     if twice := [name for name, count in Counter(names).items() if name and count > 1]:
         raise ValueError(
-            f"column names must differ, got {twice[0]!r} {names.count(twice[0])} times in {path}. Rename them."
+            f"column names must differ, got {_quoted(twice[0])} {names.count(twice[0])} times in {_printable(path)}. "
+            "Rename them."
         )
 
 
 def _is_position(target: str | int) -> bool:
-    return isinstance(target, int) or re.fullmatch(r"-?\d+", target) is not None
+    return isinstance(target, int) or re.fullmatch(r"-?[0-9]{1,9}", target) is not None
 
 
 def _column(table: pd.DataFrame, target: str | int, path: Path) -> str:
@@ -662,9 +850,11 @@ def _column(table: pd.DataFrame, target: str | int, path: Path) -> str:
     if isinstance(target, str) and target in names:
         return target
     if not _is_position(target):
-        raise ValueError(f"target must be a column of {path.name}, got {_near(str(target), names)}")
+        raise ValueError(f"target must be a column of {_printable(path.name)}, got {_near(str(target), names)}")
     if not -len(names) <= int(target) < len(names):
-        raise ValueError(f"target must be one of {len(names)} columns of {path.name}, got {target}. -1 is the last.")
+        raise ValueError(
+            f"target must be one of {len(names)} columns of {_printable(path.name)}, got {target}. -1 is the last."
+        )
     return names[int(target)]
 
 
@@ -673,7 +863,11 @@ def _near(name: str, names: Iterable[Any]) -> str:
     names = [str(n) for n in names]
     by_case = {n.casefold(): n for n in names}
     near = difflib.get_close_matches(name.casefold(), by_case, 1)
-    return f"{name!r}. Did you mean {by_case[near[0]]!r}?" if near else f"{name!r}. There are {_some(names)}."
+    return (
+        f"{_quoted(name)}. Did you mean {_quoted(by_case[near[0]])}?"
+        if near
+        else f"{_quoted(name)}. There are {_some(names)}."
+    )
 
 
 def _labels(values: Any, kind: str | None) -> tuple[np.ndarray, tuple[str, ...] | None, str]:
@@ -681,8 +875,10 @@ def _labels(values: Any, kind: str | None) -> tuple[np.ndarray, tuple[str, ...] 
     numeric = _is_numeric(values)
     if kind == "regression" and not numeric:
         wrong = next(v for v in values if _number(str(v), False) is None)
-        raise ValueError(f"regression needs a target of numbers, got {wrong!r} in {values.name!r}. Remove such rows.")
-    distinct = sorted(set(_numbers_of(values) if numeric else values))
+        raise ValueError(
+            f"regression needs a target of numbers, got {_quoted(wrong)} in {_quoted(values.name)}. Remove such rows."
+        )
+    distinct = sorted(set(_numbers_of(values).tolist() if numeric else values))
     few = numeric and all(v == int(v) for v in distinct) and len(distinct) <= min(_MOST_CLASSES, len(values) / 5)
     if kind == "regression" or (kind is None and numeric and not few):
         why = "you said so" if kind else f"it has {len(distinct):,} different numbers"
@@ -690,7 +886,7 @@ def _labels(values: Any, kind: str | None) -> tuple[np.ndarray, tuple[str, ...] 
     why = "you said so" if kind else "it is a few whole numbers" if numeric else "it is text"
     counts = Counter(values)
     names = tuple(str(v) if not numeric or v != int(v) else str(int(v)) for v in distinct)
-    told = _some(f"{name} ({counts[v]:,} rows)" for name, v in zip(names, distinct, strict=True))
+    told = _some(f"{_printable(name)} ({counts[v]:,} rows)" for name, v in zip(names, distinct, strict=True))
     number = {v: index for index, v in enumerate(distinct)}
     return (
         np.array([number[v] for v in values]),
@@ -704,8 +900,17 @@ def _target(name: str, classes: tuple[str, ...] | None, y: np.ndarray) -> Target
     if classes:
         return Target(name, classes)
     if y.min() == y.max():
-        raise ValueError(f"target must vary on the training rows, got {name!r} = {y[0]:g} in all. Choose another one.")
-    return Target(name, None, float(y.mean()), float(y.std()))
+        raise ValueError(
+            f"target must vary on the training rows, got {_quoted(name)} = {y[0]:g} in all. Choose another one."
+        )
+    return Target(name, None, float(y.mean()), _deviation(y))
+
+
+def _deviation(values: np.ndarray) -> float:
+    """Standard deviation of numbers that differ, above 0 also where their squares are 0 in float64."""
+    sd = float(values.std())
+    scale = float(np.abs(values).max())
+    return sd if sd > 1e-150 else max(scale * float((values / scale).std()), math.ulp(0.0))
 
 
 def _divide(
@@ -714,7 +919,7 @@ def _divide(
     """Divide rows at random into training, validation and, where it has a share, test: each class alike."""
     if classes and len(classes) == 1:
         raise ValueError(
-            f"target must have at least 2 classes, got {classes[0]!r} in every row. Choose another column."
+            f"target must have at least 2 classes, got {_quoted(classes[0])} in every row. Choose another column."
         )
     shares, generator = [share for share in (val_share, test_share) if share], stream(seed)
     parts: list[list[np.ndarray]] = [[] for _ in range(1 + len(shares))]
@@ -722,7 +927,7 @@ def _divide(
         rows = generator.permutation(np.flatnonzero(y == number) if classes else len(y))
         sizes = [max(1, round(len(rows) * share)) for share in shares]
         if len(rows) - sum(sizes) < 2:
-            what = f"of class {name!r}" if classes else "with a target"
+            what = f"of class {_quoted(name)}" if classes else "with a target"
             fix = "Drop those rows or merge the class with another" if classes else "Give more rows"
             fix += ", or predict it as a number: kind='regression' (--kind regression)" if classes and numeric else ""
             raise ValueError(
@@ -737,7 +942,7 @@ def _divide(
 def _told(preprocessing: Preprocessing) -> Iterable[str]:
     """Sentences about the columns."""
     numbers = [c.name for c in preprocessing.columns if c.categories is None]
-    texts = [f"{c.name} ({len(c.categories)})" for c in preprocessing.columns if c.categories is not None]
+    texts = [f"{_printable(c.name)} ({len(c.categories)})" for c in preprocessing.columns if c.categories is not None]
     gaps, blanks = (
         [c.name for c in preprocessing.columns if c.missing and (c.categories is not None) == text]
         for text in (False, True)
@@ -758,40 +963,63 @@ def _told(preprocessing: Preprocessing) -> Iterable[str]:
         yield f"Dropped {len(dropped)} columns that are constant, or text that never repeats: {_some(dropped)}."
 
 
-def _some(names: Iterable[str], most: int = 10) -> str:
+def _some(names: Iterable[Any], most: int = 10) -> str:
     names = list(names)
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(_printable, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _is_numeric(values: pd.Series) -> bool:
     return values.dtype == np.float64
 
 
-def _numbers_of(values: pd.Series) -> pd.Series:
+def _numbers_of(values: pd.Series) -> np.ndarray:
     """Check that a column holds numbers that can be standardised."""
     if not _is_numeric(values):
         wrong = next(v for v in values.dropna() if _number(v, False) is None)
-        raise ValueError(f"column {values.name!r} must hold numbers as in training, got {wrong!r}. Correct that cell.")
-    large = values.to_numpy()[np.abs(values.to_numpy()) > _LARGEST]
+        raise ValueError(
+            f"column {_quoted(values.name)} must hold numbers as in training, got {_quoted(wrong)}. Correct that cell."
+        )
+    numbers = values.to_numpy()
+    large = numbers[np.abs(numbers) > _LARGEST]
     if large.size:
         raise ValueError(
-            f"column {values.name!r} must hold finite numbers within {_LARGEST:g}, got {large[0]:g}. "
+            f"column {_quoted(values.name)} must hold finite numbers within {_LARGEST:g}, got {large[0]:g}. "
             "Leave the cell empty if it is missing, or choose another unit."
         )
-    return values
+    return numbers
 
 
 def _fitted(network: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
-    """Rebuild a network from its numbers and give it its weights."""
-    with torch.random.fork_rng(devices=[]):
+    """Rebuild a network from its numbers and give it its weights; nothing is allocated beyond these."""
+    kinds = {"dropout": {float, int}, "batch_norm": {bool}, "bias": {bool, type(None)}}
+    if wrong := [name for name, value in network.items() if type(value) not in kinds.get(name, {int})]:
+        raise ValueError(f"{wrong[0]} of the network must be another kind of value, got {network[wrong[0]]!r:.80}")
+    if network.get("depth", 0) > len(weights):
+        raise ValueError(f"the weights must fit the network, got {len(weights)} tensors for {network['depth']} layers")
+    with torch.device("meta"):
         model = mlp(**network).eval()
+    expected = model.state_dict()
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"the weights must be finite, got NaN or infinity in {name}. Did the training diverge?")
+        if name in expected and tensor.is_floating_point() is not expected[name].is_floating_point():
+            raise ValueError(f"the weights must fit the network, got {tensor.dtype} in {name}")
     try:
-        model.load_state_dict(weights)
+        # Assigned, not copied: the network on the meta device has no memory to copy to.
+        cast = {n: t.to(expected[n].dtype) if n in expected else t for n, t in weights.items()}
+        model.load_state_dict(cast, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the weights must fit the network {network}: {error}") from error
     return model
 
 
-def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
-    return None if values is None else tuple(values)
+def _printable(name: Any, most: int = 200) -> str:
+    """Write a name in a sentence: no control characters, and not much longer than ``most`` characters."""
+    text = str(name)
+    return printable(text if len(text) <= most or isinstance(name, Path) else f"{text[:most]}…")
+
+
+def _quoted(name: Any) -> str:
+    text = str(name)
+    return repr(text if len(text) <= 200 else f"{text[:200]}…")

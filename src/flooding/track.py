@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import logging
 import math
+import os
+import re
+import socket
 import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from flooding.loop import Row
 from flooding.problem import Run
@@ -27,7 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Log", "Tracker", "mlflow_tracker", "tensorboard_tracker"]
 
+log = logging.getLogger("flooding")
+
 _OWN = ("level", "method", "seed", "epochs")  # parameters that each Run tells of itself
+_HOST, _PROCESS = "flooding.host", "flooding.process"  # tags that tell whether a run's process is alive
 _SECONDS = 2.0  # between two writes to MLflow: a write takes 5 ms, as long as an epoch of a small network
 
 
@@ -121,8 +129,13 @@ def mlflow_tracker(
     The client API alone is used: MLflow's active run and tracking URI stay as they are. Numbers are written every two
     seconds and at the end. No artifacts are logged; a new experiment keeps its own beside the database.
 
+    Each MLflow run is tagged with its host and process. Runs of the experiment that are still RUNNING although their
+    process has ended, since it was killed, are set to KILLED and named in the log. Runs of other hosts, or from before
+    this one was restarted, stay as they are, and so do all where the system has no ``/proc``.
+
     Args:
-        uri: ``sqlite:///FILE`` (made if it is missing) or the address of a tracking server.
+        uri: ``sqlite:///FILE`` (made if it is missing) or the address of a tracking server. Passwords in it are left
+            out of every error.
         experiment: Name of the experiment, made if it is missing.
         tags: Tags of each MLflow run.
         parameters: Further parameters of each MLflow run, such as the task.
@@ -132,8 +145,8 @@ def mlflow_tracker(
 
     Raises:
         ImportError: If MLflow, or what it needs for SQLite, is not installed.
-        ValueError: If the file cannot hold a database of MLflow's, the experiment is deleted, or a parameter is one
-            that each Run tells of itself. Nothing is written then.
+        ValueError: If the file cannot hold a database of MLflow's, the server or a driver is missing, the experiment is
+            deleted, or a parameter is one that each Run tells of itself. Nothing is written then.
 
     Example:
         >>> from functools import partial
@@ -155,6 +168,7 @@ def mlflow_tracker(
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         file = _database(uri)
         # Absolute: MLflow keeps stores by their address, and would find a relative one in an earlier working directory.
@@ -162,23 +176,99 @@ def mlflow_tracker(
         try:
             client = MlflowClient(uri if file is None else f"sqlite:///{file}")
             number = _experiment(client, experiment, place)
-        except MlflowException as error:
-            raise ValueError(f"uri must be a store MLflow can open, got {uri!r}: {error}.") from None
+        except (ImportError, OSError, MlflowException, SQLAlchemyError) as error:
+            got = f"{_masked(uri, uri)!r}: {_masked(str(error), uri)}"
+            raise ValueError(f"uri must be a store MLflow can open, got {got}.") from None
+    masking = partial(_masked_errors, uri, MlflowException)
+    with masking():
+        _close_killed(client, number)
 
     def open_log(run: Run) -> Log:
         told = {name: str(value) for name, value in _parameters(run, parameters).items()}
-        opened = client.create_run(number, run_name=_name(run), tags=dict(tags or {}))
-        client.log_batch(opened.info.run_id, params=[Param(name, value) for name, value in told.items()])
-        return _MlflowLog(client, opened.info.run_id, Metric)
+        with masking():
+            opened = client.create_run(number, run_name=_name(run), tags={**_process_tags(), **(tags or {})})
+            client.log_batch(opened.info.run_id, params=[Param(name, value) for name, value in told.items()])
+        return _MlflowLog(client, opened.info.run_id, Metric, masking)
 
     return Tracker(open_log)
+
+
+@contextmanager
+def _masked_errors(uri: str, kind: type[Exception]) -> Generator[None, None, None]:
+    """Raise an error of MLflow's again, without the passwords in its text and in what it came from."""
+    try:
+        yield
+    except kind as error:
+        got = _masked(str(error), uri)
+        raise ConnectionError(f"MLflow must take what is measured, got from {_masked(uri, uri)}: {got}") from None
+
+
+def _masked(text: str, uri: str) -> str:
+    """Replace the passwords of an address, and whatever looks like one in a text about it, by ``***``."""
+    user, _, password = uri.partition("://")[2].rpartition("@")[0].partition(":")
+    query = [part.partition("=")[2] for part in re.split(r"[?&;#]", uri)[1:]]
+    names = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+    secrets = {password or user, *query, *(os.environ.get(name, "") for name in names)}
+    for secret in sorted({s for part in secrets for s in (part, unquote(part))}, key=len, reverse=True):
+        if len(secret) > 3:  # of a shorter one every occurrence would be a chance hit
+            text = text.replace(secret, "***")
+    text = re.sub(r"""(://)[^\s'"]*@""", r"\1***@", text)
+    text = re.sub(r"""[^\s'":/@]+:[^\s'"/@]+@""", "***@", text)
+    return re.sub(r"""([?&;#][^\s=&'"]+=)[^\s&'"]+""", r"\1***", text)
+
+
+def _close_killed(client: MlflowClient, experiment: str) -> None:
+    """Set runs to KILLED whose process on this host has ended without doing so."""
+    if not (tags := _process_tags()):
+        return
+    # A host's name may have no quotes, but nothing else is sure about it.
+    mine = f"attributes.status = 'RUNNING' and tags.`{_HOST}` = '{tags[_HOST]}'"
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment], filter_string=mine, page_token=token)
+        for run in page:
+            process, _, start = run.data.tags.get(_PROCESS, "").partition(":")
+            if process.isdecimal() and start and _start_of(process) != start:
+                client.set_terminated(run.info.run_id, "KILLED")
+                log.warning("MLflow run %s was left open by a killed process: it is KILLED now.", run.info.run_name)
+        if not (token := page.token):
+            return
+
+
+def _process_tags() -> dict[str, str]:
+    """Name this process: its host since its last start, its number there, and when it began."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # Containers of one host have numbers of their own.
+        numbers = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+        start = _start_of("self")
+    except OSError:
+        return {}
+    host = re.sub(r"[^\w.-]", "_", socket.gethostname())
+    return {_HOST: f"{host}/{boot}/{numbers}", _PROCESS: f"{os.getpid()}:{start}"} if start else {}
+
+
+def _start_of(process: str) -> str | None:
+    """Look up when a process began, in ticks since the host's start; None if it has ended."""
+    try:
+        # The name, in brackets, may hold anything.
+        state, *fields = Path("/proc", process, "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in {"Z", "X"} else fields[18]
 
 
 class _MlflowLog:
     """One MLflow run; numbers wait until a write is worth its time."""
 
-    def __init__(self, client: MlflowClient, run_id: str, metric: Callable[..., Any]) -> None:
-        self._client, self._run_id, self._metric = client, run_id, metric
+    def __init__(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        metric: Callable[..., Any],
+        masking: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._client, self._run_id, self._metric, self._masking = client, run_id, metric, masking
         self._waiting: list[Any] = []
         self._flushed = time.monotonic()
 
@@ -189,7 +279,8 @@ class _MlflowLog:
             self._flush()
 
     def _flush(self) -> None:
-        self._client.log_batch(self._run_id, metrics=self._waiting)
+        with self._masking():
+            self._client.log_batch(self._run_id, metrics=self._waiting)
         self._waiting = []
         self._flushed = time.monotonic()
 
@@ -197,7 +288,8 @@ class _MlflowLog:
         try:
             self._flush()
         finally:
-            self._client.set_terminated(self._run_id, status)
+            with self._masking():
+                self._client.set_terminated(self._run_id, status)
 
 
 def _database(uri: str) -> Path | None:
@@ -207,14 +299,14 @@ def _database(uri: str) -> Path | None:
 
     try:
         url = make_url(uri)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a port that is no number is a ValueError
         raise ValueError(
-            f"uri must be sqlite:///FILE or a server's address, got {uri!r}. Put sqlite:/// first."
+            f"uri must be sqlite:///FILE or a server's address, got {_masked(uri, uri)!r}. Put sqlite:/// first."
         ) from None
     if url.get_backend_name() != "sqlite":
         return None
     if not url.database or url.database == ":memory:":
-        raise ValueError(f"uri must name a file, got {uri!r}. Try sqlite:///mlflow.db.")
+        raise ValueError(f"uri must name a file, got {_masked(uri, uri)!r}. Try sqlite:///mlflow.db.")
     path = Path(url.database).absolute()
     if path.is_dir():
         raise ValueError(f"uri must name a file, got the folder {path}. Try sqlite:///{path / 'mlflow.db'}.")

@@ -4,22 +4,28 @@
 # ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import logging
-import lzma
 import os
+import socket
 import sys
 import tarfile
-import tempfile
-import zlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import IO
-from urllib.request import urlopen
+from typing import IO, Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
-__all__ = ["ARCHIVES", "FILES", "cache", "find", "keep", "members", "read"]
+from flooding.data.compression import DAMAGED, LimitedReader, max_bytes, open_compressed
+
+__all__ = ["ARCHIVES", "FILES", "cache", "find", "keep", "members", "printable", "read", "write_whole"]
 
 log = logging.getLogger("flooding")
 
@@ -32,6 +38,12 @@ _SVHN = "http://ufldl.stanford.edu/housenumbers"
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 _CIFAR10H = "https://github.com/jcpeterson/cifar-10h/raw/master/data"
 _GZIP = b"\x1f\x8b"
+
+# When a download is given up: too slow for a while, or too long in all.
+_MIN_RATE = 1024  # bytes per second
+_RATE_SECONDS = 30.0
+_MAX_SECONDS = 3600.0
+_STALE_SECONDS = 86_400.0  # age at which an unfinished file of another process is removed
 
 # Address and sha256 of each file. The hash is that of the content: a file may be compressed anew, or not at all. Where
 # only the md5 of the file as it is served is published ("md5:..."), it must be kept as it is.
@@ -227,16 +239,19 @@ def members(name: str) -> dict[str, bytes]:
 
 
 def _unpacked(stream: IO[bytes], wanted: dict[str, str], rule: str, fix: str) -> dict[str, bytes]:
-    """Read files from a tar file as it passes by."""
+    """Read files from a tar file, compressed or not, as it passes by."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+        limited: Any = LimitedReader(open_compressed(stream), max_bytes())
+        with tarfile.open(fileobj=limited, mode="r|") as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
-                content = archive.extractfile(member) if member.isfile() and name in wanted else None
+                # Holes of a sparse file take no bytes of the archive, so the limit would not count them.
+                plain = member.isfile() and not member.issparse()
+                content = archive.extractfile(member) if plain and name in wanted else None
                 if content is not None:
                     found[name] = content.read()
-    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+    except DAMAGED as error:
         raise ValueError(f"{rule}, got a broken archive: {error}. {fix}.") from None
     return found
 
@@ -253,23 +268,151 @@ def _checked(found: dict[str, bytes], known: dict[str, str], rule: str, fix: str
 
 
 def _fetched(name: str, address: str, place: str) -> tuple[bytes, str]:
-    """Fetch a file and tell how far it is; give its bytes, and what a user can do if it is not the right one."""
+    """Fetch a file; give its bytes, and what a user can do if it is not the right one."""
     own = f"download {address}, put it into a folder as {place}, and set FLOODING_DATA to that folder"
     _tell(f"fetching {address}")
     try:
-        with urlopen(address, timeout=30) as answer, io.BytesIO() as content:
-            whole, told = int(answer.headers.get("Content-Length") or 0), 0
-            while part := answer.read(1 << 20):
-                content.write(part)
-                if whole and (done := 10 * content.tell() // whole) > told:
-                    told = done
-                    _tell(f"fetched {10 * done} % of {whole / 1e6:.0f} MB")
-            return content.getvalue(), own
+        return _download(address), own
     except (OSError, HTTPException) as error:
         raise ValueError(
-            f"{name} must be in the folder $FLOODING_DATA, in {cache()} or at {address}, got {error}. Try again with a "
-            f"network; or {own}."
+            f"{name} must be in the folder $FLOODING_DATA, in {cache()} or at {address}, got "
+            f"{printable(str(error))}. Try again with a network; or {own}."
         ) from None
+
+
+def _download(address: str) -> bytes:
+    """Fetch a file and log how far it is; an OSError if it is too large or comes too slowly."""
+    limit = max_bytes()
+    with (
+        io.BytesIO() as content,
+        _deadline(content.tell) as connected,
+        urlopen(address, connected, timeout=30) as response,
+    ):
+        length = response.headers.get("Content-Length") or "0"
+        total, tenths = int(length) if length.isdecimal() else 0, 0
+        if total > limit:
+            raise OSError(f"{total:,} bytes, more than the {limit:,} of FLOODING_MAX_BYTES")
+        # `read1` returns what has arrived; `read` would wait for a whole block.
+        while block := response.read1(1 << 20):
+            content.write(block)
+            if content.tell() > limit:
+                raise OSError(f"more than the {limit:,} bytes of FLOODING_MAX_BYTES")
+            if total and (done := 10 * content.tell() // total) > tenths:
+                tenths = done
+                _tell(f"fetched {10 * done} % of {total / 1e6:.0f} MB")
+        return content.getvalue()
+
+
+@contextmanager
+def _deadline(received: Callable[[], int]) -> Generator[Callable[[socket.socket], None], None, None]:
+    """Shut the connections of a download down once it is too slow.
+
+    A thread watches it, since a server that sends one byte now and then, be it of a handshake, a header or the size of
+    a chunk, keeps every single read within its timeout.
+
+    Args:
+        received: Tells how many bytes have come.
+
+    Yields:
+        A function that registers a connection.
+
+    Raises:
+        OSError: If the transfer failed or was shut down.
+    """
+    sockets: list[socket.socket] = []
+    reasons: list[str] = []
+    finished = threading.Event()
+
+    def watch() -> None:
+        start, before = time.monotonic(), 0
+        while not reasons and not finished.wait(min(_RATE_SECONDS, _MAX_SECONDS)):
+            now = received()
+            if time.monotonic() - start >= _MAX_SECONDS:
+                reasons.append(f"no end within {_MAX_SECONDS:g} s")
+            elif now - before < _MIN_RATE * _RATE_SECONDS:
+                reasons.append(f"{now - before:,} bytes in {_RATE_SECONDS:g} s, less than {_MIN_RATE} a second")
+            before = now
+        if reasons:
+            for connection in list(sockets):
+                _shut(connection)
+
+    def register(connection: socket.socket) -> None:
+        sockets.append(connection)
+        if reasons:
+            _shut(connection)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield register
+        if reasons:  # a connection that was shut down reads like one that has ended
+            raise OSError(reasons[0])
+    except (OSError, HTTPException, ValueError) as error:
+        raise OSError(reasons[0] if reasons else str(error)) from None
+    finally:
+        finished.set()
+        watcher.join()
+        for connection in sockets:
+            connection.close()
+
+
+def _shut(connection: socket.socket) -> None:
+    with suppress(OSError):  # it may be closed already
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def urlopen(address: str, connected: Callable[[socket.socket], None], timeout: float) -> Any:
+    """Open an address, and pass a duplicate of each socket on that is connected for it.
+
+    Args:
+        address: What to fetch.
+        connected: Called with the duplicates, which it has to close.
+        timeout: Seconds that a single read may take.
+
+    Returns:
+        The response, a binary stream with ``headers``.
+    """
+    return build_opener(_Redirects(), _WatchedHTTP(connected), _WatchedHTTPS(connected)).open(address, timeout=timeout)
+
+
+class _Watched:
+    """Part of a handler that reports each connection it makes."""
+
+    def __init__(self, connected: Callable[[socket.socket], None]) -> None:
+        super().__init__()
+        self._connected = connected
+
+    def do_open(self, http_class: Callable[..., Any], req: Request, **options: Any) -> Any:
+        def make_connection(*args: Any, **more: Any) -> Any:
+            connection = http_class(*args, **more)
+            create = connection._create_connection
+
+            def create_and_report(*address: Any) -> socket.socket:
+                created = create(*address)
+                self._connected(created.dup())  # TLS takes the socket itself over
+                return created
+
+            connection._create_connection = create_and_report
+            return connection
+
+        return super().do_open(make_connection, req, **options)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _WatchedHTTP(_Watched, HTTPHandler):
+    pass
+
+
+class _WatchedHTTPS(_Watched, HTTPSHandler):
+    pass
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirects to web addresses alone."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl).scheme not in {"http", "https"}:
+            raise HTTPError(req.full_url, code, "a redirect to an address other than http or https", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _tell(text: str) -> None:
@@ -284,8 +427,9 @@ def _verified(stored: bytes, known: str, rule: str, fix: str) -> bytes:
     if known.startswith("md5:"):
         _checked({"it": stored}, {"it": known.removeprefix("md5:")}, rule, fix)
     try:
-        content = gzip.decompress(stored) if stored.startswith(_GZIP) else stored
-    except (OSError, EOFError, zlib.error) as error:
+        compressed = open_compressed(io.BytesIO(stored)) if stored.startswith(_GZIP) else None
+        content = LimitedReader(compressed, max_bytes()).read() if compressed else stored
+    except DAMAGED as error:
         raise ValueError(f"{rule}, got a broken gzip file: {error}. {fix}.") from None
     if known.startswith("md5:"):
         return content
@@ -308,11 +452,51 @@ def keep(content: bytes, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            part = Path(folder, path.name)
-            part.write_bytes(content)
-            part.replace(path)
+        write_whole(path, content)
+        _remove_stale(path.parent)
     except OSError as error:
         raise ValueError(
             f"the cache must be a folder that can be written, got {path.parent}: {error}. Set XDG_CACHE_HOME to one."
         ) from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the whole of its old or of its new content, also after a crash.
+
+    Args:
+        path: The file; its folder exists.
+        content: Its bytes.
+    """
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:  # never through a link that somebody else put there
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove unfinished files that a killed process left behind."""
+    for path in folder.glob(".*.part"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
+
+
+def printable(text: str) -> str:
+    r"""Escape what a terminal would not print, such as control characters, in a name that somebody else chose.
+
+    Args:
+        text: A name.
+
+    Returns:
+        The name with ``\x1b`` and the like for such characters.
+
+    Example:
+        >>> print(printable("price\x1b[2J"))
+        price\x1b[2J
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -9,8 +9,11 @@ import io
 import logging
 import math
 import pickle
-import zipfile
+import pickletools
+import struct
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from flooding.data import Split, Splits, files, stream
+from flooding.data.compression import DAMAGED, LimitedReader, load_arrays, max_bytes
 from flooding.data.tables import divide, with_noise
 
 __all__ = [
@@ -239,7 +243,8 @@ def load(name: str) -> Images:
     """Read a whole data set; from the cache of decoded images where it has been read before.
 
     The official files are verified whenever they are decoded, and the decoded images, in one file of
-    ``cache()/decoded``, by that file's checksums. A cache that cannot be written costs time, not a result.
+    ``cache()/decoded``, by that file's checksums and by what it says it holds. A cache that cannot be written costs
+    time, not a result.
 
     Args:
         name: A name of :data:`SETS`.
@@ -256,15 +261,14 @@ def load(name: str) -> Images:
     mark = hashlib.sha256("\n".join([_DECODER, *told]).encode()).hexdigest()[:12]
     path = files.cache() / "decoded" / f"{name}-{mark}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return Images(*(file[field] for field in Images._fields))
+        return _decoded(path)
     except FileNotFoundError:
         pass
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         log.warning("the decoded images in %s cannot be read (%s); they are decoded anew.", path, error)
     found = SETS[name](name)
     with io.BytesIO() as file:
-        np.savez(file, **found._asdict())
+        np.savez(file, **{_STEM: np.array(path.stem)}, **found._asdict())
         try:
             files.keep(file.getvalue(), path)
         except ValueError as error:
@@ -272,6 +276,16 @@ def load(name: str) -> Images:
     return found
 
 
+def _decoded(path: Path) -> Images:
+    """Read the cache of a data set, which must not be that of another one."""
+    with path.open("rb") as file:
+        arrays = load_arrays(file)
+    if str(arrays.get(_STEM)) != path.stem:
+        raise ValueError(f"it does not say that it is {path.stem}")
+    return Images(*(arrays[field] for field in Images._fields))
+
+
+_STEM = "stem"  # names the array that holds the file's own name
 _DECODER = "1"  # to be raised when decoding changes
 
 
@@ -452,6 +466,7 @@ def read_mat(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         raise ImportError("SVHN needs SciPy. Install it: pip install 'flooding[experiments]'") from error
     try:
+        _check_unpacked(content)
         held = loadmat(io.BytesIO(content), variable_names=["X", "y"])
         x, y = held["X"], held["y"].ravel()
     except Exception as error:  # noqa: BLE001 -- SciPy's reader raises many kinds for a broken file
@@ -461,6 +476,31 @@ def read_mat(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[3:] or not set(np.unique(y)) <= set(range(11)):
         raise ValueError(f"X must be uint8 [h, w, channels, n] with digits y, got {x.dtype} {x.shape} and {y.shape}.")
     return np.ascontiguousarray(x.transpose(3, 2, 0, 1)), (y % 10).astype(np.uint8)
+
+
+def _check_unpacked(content: bytes) -> None:
+    """Refuse a MATLAB file whose compressed variables exceed the limit, before SciPy unpacks them."""
+    at, unpacked = 128, 0  # behind the header
+    while at + 8 <= len(content):
+        order = "<" if content[126:128] == b"IM" else ">"
+        kind, size = struct.unpack_from(f"{order}II", content, at)
+        if kind == 15:  # compressed
+            variable = LimitedReader(_ZlibReader(content[at + 8 : at + 8 + size]), max_bytes() - unpacked)
+            while block := variable.read(1 << 20):
+                unpacked += len(block)
+        at += 8 + size
+
+
+class _ZlibReader:
+    """Decompresses bytes piece by piece."""
+
+    def __init__(self, content: bytes) -> None:
+        self._left, self._zlib = content, zlib.decompressobj()
+
+    def read(self, size: int) -> bytes:
+        block = self._zlib.decompress(self._left, size)
+        self._left = self._zlib.unconsumed_tail
+        return block
 
 
 def read_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -477,9 +517,15 @@ def read_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         ValueError: If the file is broken or holds anything else.
     """
     try:
+        # An index of the memo, which may be any, is what the unpickler allocates for.
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name in {"PUT", "BINPUT", "LONG_BINPUT"} and int(argument or 0) > len(content):
+                raise ValueError(f"the memo's index {argument:,}")
         held = _Arrays(io.BytesIO(content), encoding="bytes").load()
-        x = held[b"data"]
-        y = np.asarray(held[b"fine_labels" if b"fine_labels" in held else b"labels"])
+        x, labels = held[b"data"], held[b"fine_labels" if b"fine_labels" in held else b"labels"]
+        if not isinstance(labels, np.ndarray) and not all(type(label) is int for label in labels):
+            raise ValueError("labels that are no whole numbers")  # lists of lists may be endless
+        y = np.asarray(labels)
         if x.dtype != np.uint8 or x.shape != (len(y), 3072) or y.min() < 0 or y.max() > 255:
             raise ValueError(f"images {x.dtype} {x.shape} and labels {y.shape}")
     except Exception as error:  # noqa: BLE001 -- a broken pickle raises any kind
@@ -487,12 +533,21 @@ def read_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return x.reshape(-1, 3, 32, 32), y.astype(np.uint8)
 
 
+def _empty_array(kind: Any, shape: tuple[int, ...], code: bytes) -> np.ndarray:
+    """Make the array that a pickle then fills, of no size: the pickle has to bring every byte."""
+    if kind != _NDARRAY or shape != (0,):
+        raise ValueError(f"an array of shape {str(shape)[:80]} without its numbers")
+    return np.zeros(0, code.decode())
+
+
+_NDARRAY = "ndarray"  # stands for the class, which a pickle must not call
+
+
 class _Arrays(pickle.Unpickler):
     """Unpickles arrays of numbers in plain containers, and calls nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        make = np.zeros(0).__reduce__()[0]  # wherever this NumPy keeps it
-        known = {"_reconstruct": make, "ndarray": np.ndarray, "dtype": np.dtype}
+        known = {"_reconstruct": _empty_array, "ndarray": _NDARRAY, "dtype": np.dtype}
         if module.partition(".")[0] != "numpy" or name not in known:
             raise ValueError(f"{module}.{name}, which is not an array of numbers")
         return known[name]

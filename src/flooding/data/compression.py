@@ -1,0 +1,167 @@
+"""Compressed files, read within a limit: a file of 600 KB may unpack to 600 MB, or claim an array of any shape."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import math
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+__all__ = ["DAMAGED", "MAX_BYTES", "LimitedReader", "load_arrays", "max_bytes", "open_compressed"]
+
+MAX_BYTES = 1 << 30
+
+#: What readers of compressed files, archives and arrays raise for damaged ones.
+DAMAGED: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_BLOCK = 1 << 20
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def max_bytes() -> int:
+    """Look up how many bytes a compressed file may unpack to: ``$FLOODING_MAX_BYTES``, else 1 GiB.
+
+    Returns:
+        The limit in bytes, at least 1.
+
+    Raises:
+        ValueError: If the variable is not a positive whole number.
+    """
+    text = os.environ.get("FLOODING_MAX_BYTES")
+    if not text:
+        return MAX_BYTES
+    if not text.isdecimal() or not text.isascii() or len(text) > 18 or int(text) < 1:
+        raise ValueError(
+            f"FLOODING_MAX_BYTES must be a whole number of bytes above 0, got {text[:40]!r}. Correct or unset it."
+        )
+    return int(text)
+
+
+class LimitedReader:
+    """A stream that raises an error instead of yielding more than ``limit`` bytes.
+
+    Args:
+        stream: The file to read from.
+        limit: Number of bytes, at least 0.
+    """
+
+    def __init__(self, stream: _Readable, limit: int) -> None:
+        self._stream, self._limit, self._left = stream, limit, limit
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes.
+
+        Args:
+            size: At most this many; all that are left if it is negative.
+
+        Returns:
+            The bytes; fewer than ``size`` at the end alone, none behind it.
+
+        Raises:
+            ValueError: If the stream holds more than the limit.
+        """
+        with io.BytesIO() as content:
+            while size < 0 or content.tell() < size:
+                # One more than is left, so that the end at the limit differs from an excess.
+                want = _BLOCK if size < 0 else min(size - content.tell(), _BLOCK)
+                block = self._stream.read(min(want, self._left + 1))
+                if not block:
+                    break
+                self._left -= len(block)
+                if self._left < 0:
+                    raise ValueError(_too_large(self._limit))
+                content.write(block)
+            return content.getvalue()
+
+
+def _too_large(limit: int) -> str:
+    return (
+        f"it unpacks to more than {limit:,} bytes. If it is what you expect, set the environment variable "
+        "FLOODING_MAX_BYTES to a larger number"
+    )
+
+
+def open_compressed(stream: IO[bytes]) -> io.BufferedIOBase | IO[bytes]:
+    """Open a file that may be compressed (gzip, bzip2, xz), told by its first bytes.
+
+    Args:
+        stream: A file that can seek, at its beginning.
+
+    Returns:
+        A stream of the decompressed bytes; the same stream if it is not compressed.
+    """
+    head = stream.read(6)
+    stream.seek(0)
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=stream)
+    if head.startswith(b"BZh"):
+        return bz2.BZ2File(stream)
+    return lzma.LZMAFile(stream) if head == b"\xfd7zXZ\0" else stream
+
+
+def load_arrays(file: IO[bytes]) -> dict[str, np.ndarray]:
+    """Load the arrays of an ``.npz`` file; nothing is unpickled, and no array is larger than what the file holds.
+
+    Args:
+        file: The archive, which can seek.
+
+    Returns:
+        Arrays by name; they cannot be written to.
+
+    Raises:
+        ValueError: If a name occurs twice, an array holds objects, its shape does not fit its bytes, or all of them
+            together exceed :func:`max_bytes` and the archive itself. Other damage raises one of :data:`DAMAGED`.
+    """
+    size, limit = file.seek(0, io.SEEK_END), max_bytes()
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+        names = Counter(member.filename for member in members)
+        if repeated := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"it holds {repeated[0]!r} {names[repeated[0]]} times")
+        if sum(member.file_size for member in members) > max(size, limit):  # the archive's own size is no bomb
+            raise ValueError(_too_large(limit))
+        return {member.filename.removesuffix(".npy"): _load_array(archive, member) for member in members}
+
+
+def _load_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read_header: Any = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"{member.filename!r} has the unknown format {version}")
+        shape, is_fortran, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename!r} holds objects, which would have to be unpickled")
+        held = member.file_size - file.tell()
+        if min(shape, default=0) < 0 or dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != held:
+            raise ValueError(f"{member.filename!r} of shape {str(shape)[:80]} and {dtype} cannot have {held:,} bytes")
+        return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if is_fortran else "C")

@@ -1,0 +1,218 @@
+"""A trained network in a folder: ``model.json`` says what it is and names its weights by their digest.
+
+``model.json`` is replaced last, so a reader sees the old model or the new one. Digests tell damage, and files that do
+not belong together; they do not tell who wrote them, so nothing that is read here is run or allocated on trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import pickletools
+import re
+import zipfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flooding.data.compression import max_bytes
+from flooding.data.files import printable, write_whole
+
+__all__ = ["is_free", "read_model", "write_model"]
+
+log = logging.getLogger("flooding")
+
+_CONFIG = "model.json"
+_OLD_WEIGHTS = "weights.pt"
+_WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.pt")
+_PART = re.compile(r"\..*\.part")
+# All that the pickle of a state dict refers to.
+_GLOBALS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|"
+    r"torch (Float|Double|Half|BFloat16|Long)Storage"
+)
+
+
+def is_free(folder: Path) -> bool:
+    """Look whether a model may be written to a folder.
+
+    Args:
+        folder: Where to write.
+
+    Returns:
+        True if it does not exist, is empty, or holds nothing but a model or what is left of an interrupted save.
+    """
+    if not folder.exists():
+        return not folder.is_symlink()
+    return folder.is_dir() and all(_is_own(path.name) for path in folder.iterdir())
+
+
+def _is_own(name: str) -> bool:
+    return name in {_CONFIG, _OLD_WEIGHTS} or any(pattern.fullmatch(name) for pattern in (_WEIGHTS, _PART))
+
+
+def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write a model to a folder, or replace the one there.
+
+    Args:
+        folder: Where to write, see :func:`is_free`; made if it is missing.
+        config: What the network is, as JSON can hold it; must not have the keys ``weights`` and ``sha256``.
+        weights: State dict.
+    """
+    content = io.BytesIO()
+    torch.save({name: tensor.detach().cpu() for name, tensor in weights.items()}, content)
+    data = content.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"weights-{digest[:16]}.pt"
+    stored = {**config, "weights": {"file": name, "sha256": digest}}
+    stored["sha256"] = _digest(stored)
+    text = json.dumps(stored, indent=1, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        complete = False
+        before = {path.name for path in folder.iterdir()}
+        try:
+            write_whole(folder / name, data)
+            write_whole(folder / _CONFIG, text.encode())
+            complete = True
+        finally:
+            # After success: the weights of the old model and what crashes left. After a failure: what is new.
+            for path in folder.iterdir():
+                if path.name not in ({name, _CONFIG} if complete else before) and _is_own(path.name):
+                    path.unlink(missing_ok=True)
+            if not complete and not before:
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None, None, None]:
+    """Keep other writers out, where the system can lock a folder; readers need no lock."""
+    descriptor = None
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def read_model(folder: Path, old_format: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`write_model` wrote, and verify both files before their content is used.
+
+    Args:
+        folder: Where it was written.
+        old_format: The ``format`` of models that have no digests, since flooding 0.1.0 wrote them.
+
+    Returns:
+        The configuration and the state dict.
+
+    Raises:
+        ValueError: If a file is damaged, cut off, of another model, or holds anything else.
+        FileNotFoundError: If a file is missing.
+    """
+    while True:
+        text = _read(folder / _CONFIG, max_bytes())
+        config = _parsed(text)
+        has_digest = config.get("format") != old_format
+        if has_digest and config.get("sha256") != _digest(config):
+            raise ValueError(f"{_CONFIG} was changed after it was written: its sha256 is another one")
+        entry = config.get("weights") if has_digest else {"file": _OLD_WEIGHTS, "sha256": None}
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            raise ValueError(f"{_CONFIG} names no weights")
+        name, digest = entry["file"], entry.get("sha256")
+        if has_digest and not _WEIGHTS.fullmatch(name):
+            raise ValueError(f"{_CONFIG} names the weights {name[:40]!r}, which is no file name of this library")
+        try:
+            data = _read(folder / name, max_bytes())
+        except FileNotFoundError:
+            if _read(folder / _CONFIG, max_bytes()) != text:
+                continue  # the model was replaced meanwhile
+            raise
+        if has_digest and hashlib.sha256(data).hexdigest() != digest:
+            raise ValueError(f"{name} is damaged or belongs to another model: its sha256 is another one")
+        weights = _tensors(name, data)
+        if not has_digest:
+            log.warning(
+                "%s was saved without digests, by flooding 0.1.0: its weights have checksums, but a changed number in "
+                "%s cannot be noticed. Save the model again.",
+                printable(str(folder)),
+                _CONFIG,
+            )
+        return config, weights
+
+
+def _read(path: Path, limit: int) -> bytes:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name} is no file")
+    if (size := path.stat().st_size) > limit:
+        raise ValueError(f"{path.name} has {size:,} bytes, more than {limit:,} (FLOODING_MAX_BYTES)")
+    return path.read_bytes()
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    """Hash all but the digest itself, whatever the order of keys and the blanks in the file."""
+    content = {key: value for key, value in config.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        config = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError(f"{_CONFIG} is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{_CONFIG} is no UTF-8 text: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{_CONFIG} is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{_CONFIG} holds no object")
+    return config
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"{_CONFIG} has a key twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{_CONFIG} holds {name}, which is no number")
+
+
+def _tensors(name: str, data: bytes) -> dict[str, Tensor]:
+    """Load a state dict: nothing is called but what tensors need, and no tensor is larger than its bytes."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not is_stored or sum(member.file_size for member in members) > len(data):
+            raise ValueError(f"{name} is packed, unlike what torch.save writes")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{name} is damaged: the checksum of {damaged!r} is another one")
+        pickles = [member for member in members if member.filename.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError(f"{name} is no file of torch.save")
+        for operation, argument, _ in pickletools.genops(archive.read(pickles[0])):
+            if operation.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
+                raise ValueError(f"{name} holds {str(argument)[:80]!r}, not tensors alone")
+    weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        for key, tensor in weights.items()
+    ):
+        raise ValueError(f"{name} holds something else than a state dict")
+    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > len(data):
+        raise ValueError(f"{name} holds tensors that are larger than the file")
+    return weights
