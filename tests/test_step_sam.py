@@ -285,7 +285,7 @@ def test_a_closure_with_arguments_of_its_own():
     optimizer, slope = Interval(model.parameters()), 1.0
     watch = flood_step = FloodStep(optimizer, level)
     slopes = []
-    for x, y in batches:
+    for x, y in batches:  # ruff: ignore[unused-loop-control-variable] (the closure uses them)
         optimizer.step(closure)
         slopes.append(flood_step.state["slope"].item())
     flooded, model = model, expected

@@ -31,10 +31,13 @@ _PASSES = ("first_step", "second_step", "third_step")
 # How such an optimiser is recognised: by the methods that SAM has, or by those of GSAM.
 _MULTI_PASS = (("first_step", "second_step"), ("perturb_weights", "un_perturb"))
 
-# Other optimisers are watched for as many steps, and only where the loss reaches foreign parameters.
+# Other optimisers are inspected so long, and only where the loss reaches their parameters.
 _INSPECTED_STEPS = 10
-# More than a GradScaler skips while it looks for its scale.
+# So many dropped steps in a row are more than a GradScaler skips while it looks for its scale. A
+# flooded step makes up for a third of a dropped one.
 _MAX_DROPPED = 10
+# Attribute of a gradient that a watched loss's backward has left on another optimiser's parameter.
+_MARK = "_flood_step_mark"
 # A graph beyond this size is not inspected; one of this size takes about 0.1 s, once.
 _MAX_NODES = 100_000
 
@@ -43,46 +46,53 @@ _NO_LOSS = (
     "loss = flood_step(loss) before loss.backward(), or take flooding off with flood_step.remove()."
 )
 _LOSS_AFTER_FLIP = (
-    "A step is flipped once, after its last backward, but a watched loss came after apply(). Call apply() "
-    "later, keep penalties unwatched, and drop a skipped step with optimizer.zero_grad()."
+    "A step is flipped once, after its last backward, but a watched loss came after apply(). Call "
+    "apply() later, keep penalties unwatched, and drop a skipped step with optimizer.zero_grad()."
 )
 
 
 class FloodStep:
     """Flood the mean loss of an optimiser step, however that step is split.
 
-    With micro-batch losses ``l_i`` (of every rank) whose gradients the loop adds up with factors ``c_i``, the step's
-    loss is ``L = sum(c_i * l_i) / sum(c_i)`` and the gradients are multiplied once by ``d flood(L, level) / dL``: +1
-    above the level, -1 below it, 0 exactly at it. The factors are read off the backward pass, so ``loss / k``,
-    ``loss * n_i / n``, a GradScaler's scale or plain sums need no second mention. An infinite loss keeps its
-    gradients. A NaN loss is left out of the mean (torch gives it for an empty or fully masked micro-batch, with a
-    gradient of 0); where every loss is NaN, the gradients stay as they are. Nothing on this path waits for the device.
+    With micro-batch losses ``l_i`` (of every rank) whose gradients the loop adds up with factors
+    ``c_i``, the step's loss is ``L = sum(c_i * l_i) / sum(c_i)`` and the gradients are multiplied
+    once by ``d flood(L, level) / dL``: +1 above the level, -1 below it, 0 exactly at it. The
+    factors are read off the backward pass, so ``loss / k``, ``loss * n_i / n``, a GradScaler's
+    scale or plain sums need no second mention. Nothing on this path waits for the device.
 
-    Optimisers of several passes (SAM and its kin: ``first_step`` and ``second_step``, or a closure that ``step()``
-    evaluates more than once for one update) decide once per step, from the loss of the first pass, and multiply the
-    gradients of every pass by that slope. LBFGS decides at each evaluation, as a line search needs it.
+    An infinite loss keeps the gradients of its step. A NaN loss is left out of the mean: torch
+    gives it for an empty or fully masked micro-batch, with a gradient of 0. Where every loss of a
+    step is NaN, its gradients stay as they are.
 
-    The loss is noted when its backward ends and forgotten after the step, at ``optimizer.zero_grad()`` and once the
-    gradients have become None or 0 again, so a step that a GradScaler skips, or a backward that fails, leaves nothing
-    behind. Whatever is added to the gradients before the flip is flipped too: back-propagate penalties after
-    :meth:`apply`.
+    Optimisers of several passes (SAM and its kin, by ``first_step`` and ``second_step`` or by a
+    closure) decide once per step, from the loss of the first pass, and the gradients of every pass
+    are multiplied by that slope. LBFGS decides at each evaluation, as a line search needs it.
 
-    A UserWarning is given, once each, when ten watched steps were dropped and no more were flooded, when watched
-    losses are added in one backward, and when another optimiser updates parameters by the gradient of a watched loss.
+    The loss is noted when its backward ends and forgotten after the step, at
+    ``optimizer.zero_grad()`` and once the gradients have become None or 0 again, so a step that a
+    GradScaler skips, or a backward that fails, leaves nothing behind. Whatever is added to the
+    gradients before the flip is flipped too: back-propagate penalties after :meth:`apply`.
 
-    ``state`` holds tensors without axes, to be read at leisure: ``loss`` (raw), ``value`` (flooded; both NaN before
-    the first step) and ``slope`` of the last step, and the numbers of ``steps``, ``flooded`` (slope below 0) and
-    ``non_finite`` ones (with a loss, or a micro-batch's loss, that is not finite); steps that a GradScaler skips do
-    not count. Several evaluations of a closure are one step, of which LBFGS keeps the last and SAM the first.
+    A UserWarning is given, once each: when watched losses are dropped again and again (ten times
+    in a row, or at every step for some fifteen steps); when several of them take part in one
+    backward; and when, within the first ten steps, another optimiser without a FloodStep updates
+    parameters by the gradient of a watched loss.
 
-    An optimiser has one FloodStep: a second one replaces the first, with a warning. It cannot be copied or pickled.
+    ``state`` holds tensors without axes, to be read at leisure: ``loss`` (raw), ``value``
+    (flooded; both NaN before the first step) and ``slope`` of the last step, and the numbers of
+    ``steps``, ``flooded`` (slope below 0) and ``non_finite`` ones (some loss was NaN or infinite);
+    steps that a GradScaler skips do not count. Several evaluations of a closure are one step, of
+    which the last is kept, or the first where SAM decides by it.
+
+    An optimiser has one FloodStep: a second one replaces the first, with a warning. A FloodStep
+    cannot be copied or pickled; save its :meth:`state_dict`.
 
     Args:
         optimizer: The optimiser whose ``step()`` is flooded: the inner one where a library wraps it.
-        level: Level in the unit of the loss: a real number, a tensor without axes (changes in place are followed),
-            None for no flooding, or a controller with ``init()`` and ``update(state, seen)``, updated after every
-            step. A tensor that becomes NaN or ``inf`` is an error where it lies on the CPU, and makes the gradients
-            NaN elsewhere.
+        level: Level in the unit of the loss: a real number, a tensor without axes (changes in place
+            are followed), None for no flooding, or a controller with ``init()`` and
+            ``update(state, seen)``, updated after every step. A tensor that becomes NaN or ``inf``
+            is an error where it lies on the CPU, and makes the gradients NaN elsewhere.
         objective: What replaces the loss, ``(loss, level) -> value``. Slopes other than 0 and +-1, such as those of
             ``soft_flood``, do not commute with clipping: call :meth:`apply` before it.
         local: Let every micro-batch of every rank decide for itself, in its own backward. This is flooding with a
@@ -91,8 +101,8 @@ class FloodStep:
 
     Raises:
         TypeError: If ``optimizer`` is no torch optimiser with step hooks, or ``level`` is none of the above.
-        ValueError: If the level is NaN, ``inf`` or has axes, the gradients cannot be flipped as one, or ``local`` is
-            asked for with an optimiser of several passes.
+        ValueError: If the level is NaN, ``inf`` or has axes, the gradients cannot be flipped as
+            one, or ``local`` is asked for with an optimiser of several passes.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -120,19 +130,20 @@ class FloodStep:
     ) -> None:
         _check_optimizer(optimizer, level)
         self.optimizer, self.objective, self.local, self.group = optimizer, objective, local, group
-        self._multi_pass = any(all(map(partial(hasattr, optimizer), names)) for names in _MULTI_PASS)
+        methods = set(dir(optimizer))
+        self._multi_pass = any(methods.issuperset(names) for names in _MULTI_PASS)
         if local and self._multi_pass:
             raise ValueError(
-                f"local decides in every backward, but {type(optimizer).__name__} needs one slope for all "
-                "passes of a step. Use local=False."
+                f"local decides in every backward, but {type(optimizer).__name__} needs one slope "
+                "for all passes of a step. Use local=False."
             )
-        # sum(c * loss), sum(c) and the number of NaN losses, shape (3,): of the open step, and of backward
-        # passes that have not ended, by the id of their graph task.
+        # sum(c * loss), sum(c) and the number of NaN losses, shape (3,): of the open step, and of
+        # backward passes that have not ended, by the id of their graph task.
         self._sums: Tensor | None = None
         self._running: dict[int, Tensor] = {}
         self._decision: dict[str, Tensor] | None = None  # set between the flip and the end of the step
-        self._first_pass: dict[str, Tensor] | None = None  # the decision of a step of several passes
-        self._non_finite: Tensor | None = None
+        self._first_pass: dict[str, Tensor] | None = None  # decision of a step of several passes
+        self._non_finite: Any = False
         self._shift: Any = 0.0
         self._landed: Tensor | None = None  # a parameter that the last backward left with a gradient
         self._versions = (0, 0)  # of that parameter and its gradient
@@ -153,9 +164,10 @@ class FloodStep:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        # Parameters of others that the watched loss reaches; None until the first loss shows its graph.
+        # Parameters of others that the watched loss reaches; None before the first loss.
         self._foreign: list[Tensor] | None = None
         self._foreign_hook: Any = None
+        self._mark = object()  # on the gradients of those parameters
         self._wrappers: dict[str, Any] = {}
         self._wrap("zero_grad", self._zero_grad)
         self._passes = [name for name in _PASSES if self._multi_pass and hasattr(optimizer, name)]
@@ -169,7 +181,8 @@ class FloodStep:
 
     @level.setter
     def level(self, level: Any) -> None:
-        is_controller = hasattr(level, "init") and hasattr(level, "update") and not isinstance(level, type)
+        is_controller = hasattr(level, "init") and hasattr(level, "update")
+        is_controller = is_controller and not isinstance(level, type)
         checked = None if is_controller else _checked(level)
         self._controller, self._level = level if is_controller else None, checked
         self.state = {name: tensor for name, tensor in self.state.items() if not name.startswith("controller.")}
@@ -180,9 +193,9 @@ class FloodStep:
     def __call__(self, loss: Tensor) -> Tensor:
         """Watch a micro-batch's loss and return it, the same tensor with the same value and gradient.
 
-        Give it the mean over the micro-batch, before any division by the number of micro-batches and any scaling. A
-        loss without gradient (evaluation) is only returned, and so is the loss that was watched last. Call it outside
-        of a compiled function.
+        Give it the mean over the micro-batch, before any division by the number of micro-batches
+        and any scaling. A loss without gradient (evaluation) is only returned, and so is the loss
+        that was watched last. Call it outside of a compiled function.
 
         Args:
             loss: Mean loss of one micro-batch, one element.
@@ -193,10 +206,11 @@ class FloodStep:
         Raises:
             TypeError: If ``loss`` is no tensor.
             ValueError: If ``loss`` has more than one element.
-            RuntimeError: If a newer FloodStep has replaced this one, or another one with ``local`` watches ``loss``.
+            RuntimeError: If a newer FloodStep has replaced this one, or two watch ``loss`` and one
+                of them is ``local``.
         """
         if not isinstance(loss, Tensor):
-            raise TypeError(f"loss must be a tensor, got {type(loss).__name__}. Give the loss alone, before .item().")
+            raise TypeError(f"loss must be a tensor, got {type(loss).__name__}. Give the loss before .item().")
         if loss.numel() != 1:
             raise ValueError(f"loss must have one element, got shape {tuple(loss.shape)}. Take the mean first.")
         self._check_not_replaced()
@@ -206,8 +220,8 @@ class FloodStep:
         for other in self._others() if len(_ATTACHED) > 1 else ():
             if other._last_watched() is loss and (self.local or other.local):
                 raise RuntimeError(
-                    "local=True floods the loss's own backward, for every optimiser, but two FloodSteps watch this "
-                    "loss. Watch it by one of them."
+                    "local=True floods the loss's own backward, for every optimiser, but two "
+                    "FloodSteps watch this loss. Watch it by one of them."
                 )
         self._watched = weakref.ref(loss)
         if self._foreign is None:
@@ -220,7 +234,7 @@ class FloodStep:
         return None if self._watched is None else self._watched()
 
     def _note(self, loss: Tensor, factor: Tensor) -> Tensor | None:
-        # Noted in its backward: only then does the loss belong to the gradients that are accumulating.
+        # Only in its backward does the loss belong to the gradients that are accumulating.
         if not self._hooks:
             return None
         task = torch._C._current_graph_task_id()
@@ -229,9 +243,10 @@ class FloodStep:
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._look, task))
         elif not self.local:
             self._warn(
-                "Several watched losses took part in one backward. Their mean, weighted by the factors of their "
-                "gradients, is compared with the level, and not their sum. If they are terms of one loss, watch the "
-                "sum: loss = flood_step(a + b). If they are micro-batches of one loss, ignore this."
+                "Several watched losses took part in one backward. Their mean, weighted by the "
+                "factors of their gradients, is compared with the level, and not their sum. If they "
+                "are terms of one loss, watch the sum: loss = flood_step(a + b). If they are "
+                "micro-batches of one loss, ignore this."
             )
         if self._decision is not None:
             raise RuntimeError(_LOSS_AFTER_FLIP)
@@ -246,7 +261,7 @@ class FloodStep:
         return factor * self._decide(loss)[0]["slope"].to(factor) if self.local else None
 
     def _look(self, task: int) -> None:
-        # A backward that failed does not get here: its gradients are incomplete, and its loss counts for nothing.
+        # A backward that failed does not get here: its loss counts for nothing.
         noted = self._running.pop(task, None)
         if noted is None:
             return
@@ -258,10 +273,10 @@ class FloodStep:
             self._versions = _versions(self._landed)
         for parameter in self._foreign or ():
             if parameter.grad is not None:
-                parameter.grad._of_watched_loss = True  # pyright: ignore[reportAttributeAccessIssue]
+                setattr(parameter.grad, _MARK, self._mark)
 
     def _drop_cleared(self) -> None:
-        # Called when a backward starts: what has happened to the gradients since the last one ended?
+        # When a backward starts: what has happened to the gradients since the last one ended?
         landed = self._landed
         if landed is None or (landed.grad is not None and self._versions == _versions(landed)):
             return
@@ -284,13 +299,12 @@ class FloodStep:
         not be flipped. Call it on every rank, after the last backward (and after ``scaler.unscale_``).
 
         Raises:
-            RuntimeError: If no watched loss has been back-propagated since the last step, or another FloodStep would
-                flip the same gradients.
-            ValueError: If the level is a CPU tensor that has become NaN or ``inf``; the gradients are left alone.
+            RuntimeError: If no watched loss has been back-propagated since the last step, or
+                another FloodStep would flip the same gradients.
         """
         self._check_not_replaced()
         if self._sums is None and self._running:
-            # Compiled autograd calls no _look(). A backward that failed, and nothing after it, is the user's will.
+            # Compiled autograd calls no _look().
             self._sums = torch.stack(list(self._running.values())).sum(0)
         self._running.clear()
         if self._first_pass is not None and self._decision is None:
@@ -367,10 +381,10 @@ class FloodStep:
         self.remove()
 
     def __reduce_ex__(self, _: Any) -> NoReturn:
-        # copy, deepcopy and pickle come here. A copy of an optimiser has no hooks and would train without flooding.
+        # For copy, deepcopy and pickle. A copied optimiser has no hooks: it would train plainly.
         raise TypeError(
-            "A FloodStep belongs to its optimiser and cannot be copied or pickled. Build a new one on the copied "
-            "optimiser, and give it this one's state: new.load_state_dict(old.state_dict())."
+            "A FloodStep belongs to its optimiser and cannot be copied or pickled. Build a new one "
+            "on the copied optimiser: new.load_state_dict(old.state_dict()) carries its state over."
         )
 
     def _others(self) -> list[FloodStep]:
@@ -467,8 +481,9 @@ class FloodStep:
             return
         self._first_pass = None
         self._steps += 1
+        self._dropped = max(0, self._dropped - 1)
         if self._steps >= _INSPECTED_STEPS:
-            self._end_inspection()
+            self._end_inspection()  # not where it warns: torch is going through its hooks there
         state = self._updated(decision["loss"], None, None, None) | decision
         state["steps"] = state["steps"] + 1
         state["flooded"] = state["flooded"] + (decision["slope"] < 0)
@@ -514,12 +529,13 @@ class FloodStep:
         self._running.clear()
 
     def _count_dropped(self) -> None:
-        self._dropped += 1
-        if not self.local and self._dropped >= max(_MAX_DROPPED, self._steps):
+        self._dropped += 3
+        if not self.local and self._dropped >= 3 * _MAX_DROPPED:
             self._warn(
-                f"{_MAX_DROPPED} times the gradients of watched losses were cleared, or used by somebody else, without "
-                "a flooded step, and no more steps were flooded. Only step() of the optimiser given to FloodStep "
-                "floods: is another one, a copy, or a method of another name called?"
+                "Again and again the gradients of watched losses were cleared, or used by somebody "
+                "else, without a flooded step. Only step() of the optimiser given to FloodStep "
+                "floods: is another one, a copy, or a method of another name called, or zero_grad() "
+                "before step()?"
             )
 
     def _replace_other(self) -> None:
@@ -527,8 +543,8 @@ class FloodStep:
             if other.optimizer is self.optimizer:
                 level = type(other._controller).__name__ if other._controller else other._level
                 warnings.warn(
-                    f"This {type(self.optimizer).__name__} has had a FloodStep with level {level}, which the new one "
-                    "replaces. Call remove() on the old one first, if this is meant.",
+                    f"This {type(self.optimizer).__name__} has had a FloodStep with level {level}, "
+                    "which the new one replaces. If this is meant, call remove() on the old one first.",
                     stacklevel=_stacklevel(),
                 )
                 other.remove()
@@ -541,16 +557,21 @@ class FloodStep:
             own = set(map(id, self._parameters()))
             if shared := sum(id(parameter) in own for parameter in other._parameters()):
                 raise RuntimeError(
-                    f"{shared} parameters belong to two optimisers, {type(self.optimizer).__name__} and "
-                    f"{type(other.optimizer).__name__}, whose FloodSteps watch losses of the same backward: their "
-                    "gradients would be flipped twice. Call one of the two."
+                    f"{shared} parameters belong to two optimisers, "
+                    f"{type(self.optimizer).__name__} and {type(other.optimizer).__name__}, whose "
+                    "FloodSteps watch losses of the same backward: their gradients would be flipped "
+                    "twice. Call one of the two."
                 )
 
     def _inspect(self, loss: Tensor) -> None:
+        # With local the loss's own backward is flooded, for every optimiser.
+        leaves = [] if self.local else _leaves(loss)
         own = set(map(id, self._parameters()))
-        self._foreign = [] if self.local else [leaf for leaf in _leaves(loss) if id(leaf) not in own]
+        self._foreign = [leaf for leaf in leaves if id(leaf) not in own]
         if self._foreign:
-            self._foreign_hook = register_optimizer_step_pre_hook(self._before_foreign_step)
+            # A global hook: it must not keep this object alive.
+            hook: Any = partial(_before_any_step, weakref.ref(self))
+            self._foreign_hook = register_optimizer_step_pre_hook(hook)
 
     def _end_inspection(self) -> None:
         self._foreign = []
@@ -558,28 +579,35 @@ class FloodStep:
             self._foreign_hook.remove()
             self._foreign_hook = None
 
-    @torch.compiler.disable
-    def _before_foreign_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        # A GAN's second optimiser also owns parameters that the loss reaches, but clears their gradients first.
-        if optimizer is self.optimizer or any(o.optimizer is optimizer for o in self._others()):
+    def _before_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # A GAN's second optimiser owns parameters that the loss reaches, but clears their gradients.
+        if not self._foreign or any(o.optimizer is optimizer for o in (self, *self._others())):
             return
         own = set(map(id, self._parameters()))
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        reached = [p for p in parameters if hasattr(p.grad, "_of_watched_loss") and id(p) not in own]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        marked = [p for p in parameters if getattr(p.grad, _MARK, None) is self._mark]
+        reached = [p for p in marked if id(p) not in own]
         if reached:
+            self._foreign = []
             name = type(optimizer).__name__
             self._warn(
-                f"The watched loss reaches parameters ({len(reached)} tensors) that {name} updates without a "
-                "FloodStep: they descend also below the level. Build one FloodStep on each optimiser and watch the "
-                "loss by each, loss = first(second(loss)). Ignore this if they are meant to descend."
+                f"The watched loss reaches parameters ({len(reached)} tensors) that {name} updates "
+                "without a FloodStep: they descend also below the level. Build one FloodStep on each "
+                "optimiser and watch the loss by each, loss = first(second(loss)). Ignore this if "
+                "they are meant to descend."
             )
-            self._end_inspection()
+
+
+@torch.compiler.disable
+def _before_any_step(reference: weakref.ref[FloodStep], optimizer: Any, *_: Any) -> None:
+    if (flood_step := reference()) is not None:
+        flood_step._before_foreign_step(optimizer)
 
 
 def _stacklevel() -> int:
     # Of the nearest line that is neither ours nor torch's, counted from the caller.
     frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "flooding"):
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("torch", "flooding"):
         frame, level = frame.f_back, level + 1
     return level
 
@@ -610,7 +638,7 @@ def _any_nonzero(parameters: Iterable[Tensor], device: torch.device) -> Tensor |
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if any(hasattr(gradient, "to_local") for gradient in gradients):
         return None
-    values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     return torch.stack([value.any().to(device) for value in values]).any()
 
 
@@ -628,11 +656,11 @@ def _leaves(loss: Tensor) -> list[Tensor]:
     return leaves
 
 
-@torch.compiler.disable
 def _check_value(level: Any) -> None:
-    # tolist() reads the memory of the host; a tensor elsewhere would have to be waited for.
-    if isinstance(level, Tensor) and level.device.type == "cpu" and not level.tolist() < math.inf:
-        raise ValueError(f"level must be finite or -inf, got {level.tolist()}. Use None for no flooding.")
+    # A tensor on another device would have to be waited for; tolist() only reads memory.
+    number: Any = level.tolist() if isinstance(level, Tensor) and level.is_cpu else 0.0
+    if not number < math.inf:
+        raise ValueError(f"level must be finite or -inf, got {number}. Use None for no flooding.")
 
 
 def _checked(level: Any) -> Any:
@@ -648,8 +676,8 @@ def _checked(level: Any) -> Any:
     if not isinstance(level, Real) or isinstance(level, bool):
         kind = level.__name__ if isinstance(level, type) else type(level).__name__
         raise TypeError(
-            f"level must be a number, a tensor, None or a controller, got {kind}. Write float(...) for text and "
-            "arrays, and build a controller's class first."
+            f"level must be a number, a tensor, None or a controller, got {kind}. Write float(...) "
+            "for text and arrays, and build a controller's class first."
         )
     try:
         number = float(level)
@@ -662,7 +690,7 @@ def _checked(level: Any) -> Any:
 
 def _check_optimizer(optimizer: Any, level: Any) -> None:
     if isinstance(level, torch.optim.Optimizer):
-        raise TypeError("level must be a number, got an optimiser. The order is FloodStep(optimizer, level).")
+        raise TypeError("level is an optimiser. The order is FloodStep(optimizer, level).")
     if not (isinstance(optimizer, torch.optim.Optimizer) and getattr(type(optimizer).step, "hooked", False)):
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer that calls step hooks, got {type(optimizer).__name__}. Give "
