@@ -344,6 +344,20 @@ def test_many_micro_batches_are_not_told():
     assert flood_step.state["loss"].item() == pytest.approx(1)
 
 
+def test_parameters_that_a_forward_changes_are_not_told():
+    """nn.Embedding(max_norm=...) renormalises its weights in place before every micro-batch."""
+    table = nn.Embedding(4, 2, max_norm=0.5)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    flood_step = FloodStep(optimizer, 2.0)
+    for _ in range(30):
+        for raw in (1.0, 2.5):
+            out = table(torch.tensor([0, 1])).sum()
+            (flood_step(raw + (out - out.detach())) / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert flood_step.state["loss"] == 1.75
+
+
 # Several watched losses in one backward.
 
 

@@ -269,8 +269,9 @@ class FloodStep:
         self._last_task = task
         # FSDP2 and master weights keep gradients elsewhere between micro-batches: only a grad seen here can vanish.
         self._landed = next((parameter for parameter in self._parameters() if parameter.grad is not None), None)
-        if self._landed is not None:
-            self._versions = _versions(self._landed)
+        if self._landed is not None and self._landed.grad is not None:
+            # Each change in place counts a version up; reading it does not wait for the device.
+            self._versions = (self._landed._version, self._landed.grad._version)
         for parameter in self._foreign or ():
             if parameter.grad is not None:
                 setattr(parameter.grad, _MARK, self._mark)
@@ -278,13 +279,12 @@ class FloodStep:
     def _drop_cleared(self) -> None:
         # When a backward starts: what has happened to the gradients since the last one ended?
         landed = self._landed
-        if landed is None or (landed.grad is not None and self._versions == _versions(landed)):
+        if landed is None:
             return
         if landed.grad is None:
             self._drop()
-        elif self._sums is not None:
-            was, now = self._versions[0], landed._version
-            if was != now:
+        elif self._sums is not None and landed.grad._version != self._versions[1]:
+            if landed._version != self._versions[0]:
                 self._count_dropped()  # somebody else has updated the parameters
             # Changed in place: clipped or unscaled, and the sums stay, or set to 0, and they go.
             nonzero = _any_nonzero(self._parameters(), self._device)
@@ -626,11 +626,6 @@ def _multiply(gradients: Iterable[Tensor], slope: Tensor) -> None:
         by_kind[own.device, own.dtype].append(own)
     for (device, dtype), tensors in by_kind.items():
         torch._foreach_mul_(tensors, slope.to(device, dtype))
-
-
-def _versions(parameter: Tensor) -> tuple[int, int]:
-    # Each change in place counts the version up; reading it does not wait for the device.
-    return parameter._version, 0 if parameter.grad is None else parameter.grad._version
 
 
 def _any_nonzero(parameters: Iterable[Tensor], device: torch.device) -> Tensor | None:
