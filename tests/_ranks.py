@@ -151,6 +151,32 @@ def _fsdp(mesh, dtype, name, k, norm=None):
     return result
 
 
+def _masked(dtype):
+    """Rank 1 has no valid target: its mean is NaN, and its gradient 0."""
+    model, batches, _ = build(dtype)
+    x, y = batches[0]
+    y = y.clone()
+    y[16:32] = -100
+    reference, net = copy.deepcopy(model), DistributedDataParallel(copy.deepcopy(model))
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (reference, net)]
+    level = 50.0
+    flood_step = FloodStep(optimizers[1], level)
+    whole = functional.cross_entropy(reference(x), y)
+    flood(whole, level).backward()
+    rank = dist.get_rank()
+    loss = flood_step(functional.cross_entropy(net(x[16 * rank : 16 * rank + 16]), y[16 * rank : 16 * rank + 16]))
+    (loss * ((rank != 1) * 3 / 2)).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return {
+        "exact": distance(net.module, reference),
+        "plain": distance(reference, model),
+        "loss": abs(float(flood_step.state["loss"]) - whole.item()),
+        "slope": float(flood_step.state["slope"]),
+        "non_finite": int(flood_step.state["non_finite"]),
+    }
+
+
 def rank_main(rank, world, folder):
     """Run every check on this rank; rank 0 writes the figures."""
     torch.set_num_threads(1)
@@ -164,6 +190,7 @@ def rank_main(rank, world, folder):
     figures = {}
     for dtype in (torch.float32, torch.float64):
         figures["ddp, 3 ranks", dtype] = _ddp(None, dtype, "sgd")
+        figures["a masked rank", dtype] = _masked(dtype)
         figures["ddp, 3 ranks, 3 micro-batches, clipped", dtype] = _ddp(None, dtype, "adamw", 3, 0.05)
         if rank < 2:
             figures["ddp, 2 ranks", dtype] = _ddp(pair, dtype, "adam")

@@ -413,7 +413,7 @@ def test_half_precision_decides_as_the_whole_batch_does(dtype, unit, fused, unsc
     assert naive_wrong >= 5
 
 
-@pytest.mark.parametrize("zero", ["optimizer", "to zero", "model", "by hand"])
+@pytest.mark.parametrize("zero", ["optimizer", "to zero", "model", "model to zero", "by hand", "by hand to zero"])
 @pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
 def test_a_skipped_step_leaves_no_trace(fused, zero):
     """The unfused skip calls no hook: its loss of 100 must not count in the next step, however grads are cleared."""
@@ -438,6 +438,8 @@ def test_a_skipped_step_leaves_no_trace(fused, zero):
             "optimizer": optimizer.zero_grad,
             "to zero": lambda: optimizer.zero_grad(set_to_none=False),
             "model": model.zero_grad,
+            "model to zero": lambda: model.zero_grad(set_to_none=False),
+            "by hand to zero": lambda: model.weight.grad.zero_(),
             "by hand": lambda: setattr(model.weight, "grad", None),
         }[zero]()
     assert flood_step.state["steps"] == 3
@@ -783,27 +785,7 @@ def test_engines_and_wrappers_are_refused():
         FloodStep(optimizer, 0.1)
 
 
-@pytest.mark.parametrize(
-    ("level", "error"),
-    [(math.nan, ValueError), (math.inf, ValueError), ("0.1", TypeError), (torch.zeros(2), ValueError)],
-    ids=str,
-)
-def test_impossible_levels_are_refused(level, error):
-    with pytest.raises(error, match="level must"):
-        _weight(level=level)
-
-
 def test_a_loss_per_example_is_refused():
     w, _, flood_step = _weight(level=2.0)
     with pytest.raises(ValueError, match="one element"):
         flood_step(w * torch.ones(3))
-
-
-def test_a_level_that_became_nan_does_not_pass_unnoticed():
-    level = torch.tensor(2.0)
-    w, optimizer, flood_step = _weight(level=level)
-    level.fill_(math.nan)
-    flood_step(1 * w).backward()
-    optimizer.step()
-    assert flood_step.state["value"].isnan()
-    assert w == 1 or w.isnan()

@@ -59,3 +59,12 @@ def test_local_is_the_naive_method_by_its_name(figures, case):
     got = figures[f"{case}, {torch.float64}"]
     assert got["local and naive"] <= TOLERANCE[torch.float64]
     assert got["local"] > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rank_without_valid_targets_does_not_unflood_the_step(figures, dtype):
+    got = figures[f"a masked rank, {dtype}"]
+    assert got["slope"] == -1
+    assert got["exact"] <= TOLERANCE[dtype] < got["plain"]
+    assert got["loss"] <= TOLERANCE[dtype]
+    assert got["non_finite"] == 1
