@@ -536,13 +536,8 @@ def _move_aside(path: Path) -> Path:
 
 
 def _openable(aside: Path) -> Iterator[Path]:
-    """Give a damaged file as it is, then a copy whose first page is that of a new ledger.
-
-    That page holds the header and where the tables begin, the same in every ledger.
-
-    Yields:
-        Paths to open.
-    """
+    """Give a damaged file as it is, then a copy with the first page of a new ledger."""
+    # That page holds the header and where the tables begin: the same in every ledger.
     yield aside
     with tempfile.TemporaryDirectory(prefix=".ledger-", dir=aside.parent) as folder:
         copy, new = Path(folder) / "copy", Path(folder) / "new"
