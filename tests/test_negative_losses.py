@@ -282,6 +282,17 @@ def test_halving_races_plain_training_with_negative_levels():
     assert not found.warnings
 
 
+def test_halving_asks_in_the_order_of_the_levels():
+    def none_second(runs):
+        score = {0.0: 0.9, None: 0.8}
+        finals = [{"last.val_accuracy": score.get(r.level, 0.1), "last.val_loss": 0.5} for r in runs]
+        return [replace(make_up(r), curves={}, finals=f) for r, f in zip(runs, finals, strict=True)]
+
+    found = search(halving(small(), [-1.0, None, 0.5, 0.0], eta=2, least=0.5), none_second)
+    assert [r.run.level for r in found.records] == [None, -1.0, 0.0, 0.5, None, 0.0]
+    assert (found.level, found.suggestions[0].low, found.suggestions[0].high) == (0.0, -math.inf, 0.0)
+
+
 @pytest.mark.parametrize("loss", [gaussian, student, partial(below, gaussian)], ids=["Gaussian", "Student", "shifted"])
 def test_the_finder_places_its_levels_between_the_losses_of_either_sign(loss):
     found = search(finder(density(loss=loss)), ask)
@@ -386,7 +397,7 @@ def test_no_warning_where_the_levels_worth_trying_are_positive():
 
         return search(grid(small(horizon=40)), evaluate).warnings
 
-    assert not any("below 0" in w for w in moved(-1.5e-6, 0.0))
+    assert not any("below 0" in w for w in moved(-1.5e-6, -1.0))
     assert not any("below 0" in w for w in moved(-0.2, 0.0))
     assert any("below 0" in w for w in moved(-0.2, -1.0))
 
@@ -450,6 +461,15 @@ def test_the_picture_tells_none_from_0(plain_and_zero):
     figure = picture(alone)
     assert figure.get_suptitle().startswith("grid: flood level 0 (1 Run")
     assert not any("plain" in t.get_text() for a in figure.axes if a.get_legend() for t in a.get_legend().get_texts())
+
+
+def test_plain_training_has_no_mark_where_level_0_has_one():
+    found = find_level(density(horizon=15), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0)
+    figure = picture(replace(found, records=found.records[::-1]))
+    [axes] = [a for a in figure.axes if a.get_ylabel() == "Validation loss" and "level" in a.get_xlabel()]
+    marks = [line.get_data() for line in axes.get_lines() if line.get_marker() == "o" and len(line.get_xdata())]
+    late = [record.curves["val_loss"][-4:].mean() for record in found.records[1:]]
+    np.testing.assert_allclose(marks, [[[0.0], [late[0]]], [[0.5], [late[1]]]], rtol=1e-5)
 
 
 def test_the_picture_says_below_where_an_interval_has_no_lower_end():

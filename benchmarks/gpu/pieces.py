@@ -148,7 +148,8 @@ def main():
             finished += 1
             told = {n: row.record.finals[f"last.{n}"] for n in ("train_loss", "test_loss", "test_accuracy")}
             rate = row.run.problem.optimizer.keywords["lr"]
-            print(f"rate {rate:g}, level {row.record.level:g}, seed {row.run.seed}: {told}", flush=True)
+            level = "none" if row.record.level is None else f"{row.record.level:g}"
+            print(f"rate {rate:g}, level {level}, seed {row.run.seed}: {told}", flush=True)
 
     def ask(runs):
         asked.update((name_of(run), run) for run in runs)
