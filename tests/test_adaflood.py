@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import random
 from dataclasses import replace
 from functools import partial
@@ -419,7 +418,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
 
     def fail(what, where):
         if broken == "torch.save":
-            where.write_bytes(b"half")
+            where.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(broken, fail)
@@ -442,8 +441,33 @@ class Spell:
 
 def test_a_file_is_never_executed(tmp_path):
     torch.save(Spell(), tmp_path / "spell.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="cannot be read"):
         AdaFloodLevels.load(tmp_path / "spell.pt")
+
+
+@pytest.mark.parametrize("damage", ["flips", "cut", "empty"])
+def test_damaged_levels_are_refused_and_never_other_levels(tmp_path, damage):
+    path = given([0.5, 0.25, 0.125]).save(tmp_path / "levels.pt")
+    content, levels = path.read_bytes(), AdaFloodLevels.load(path).levels.levels
+    places = range(0, len(content), 37) if damage == "flips" else [0]
+    refused = 0
+    for place in places:
+        flipped = content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
+        path.write_bytes({"flips": flipped, "cut": content[: len(content) // 2], "empty": b""}[damage])
+        try:
+            assert torch.equal(AdaFloodLevels.load(path).levels.levels, levels)
+        except ValueError as error:
+            refused += "must be one that save() wrote" in str(error)
+    assert refused > len(places) // 4
+
+
+def test_levels_of_the_version_before_are_read_and_the_log_says_what_is_unknown(tmp_path, caplog):
+    path = given([0.5]).save(tmp_path / "levels.pt")
+    stored = torch.load(path, weights_only=True)
+    del stored["digest"]
+    torch.save(stored, path)
+    assert AdaFloodLevels.load(path).levels.levels.tolist() == given([0.5]).levels.levels.tolist()
+    assert "Save it again" in caplog.text
 
 
 @pytest.mark.parametrize(

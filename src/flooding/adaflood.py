@@ -6,18 +6,21 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import json
-import os
-from collections.abc import Callable, Generator
+import logging
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from flooding.atomic import write_atomic
 from flooding.criterion import loss_options
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import adaflood_level
@@ -26,6 +29,8 @@ from flooding.losses import PerExample
 from flooding.problem import NotKeyable, Problem, Run, describe, seeded, stream
 
 __all__ = ["AdaFlood", "AdaFloodLevels", "LastLayer", "adaflood", "held_out", "last_layer"]
+
+log = logging.getLogger("flooding")
 
 Predict = Callable[[Tensor], Any]
 
@@ -106,11 +111,8 @@ class AdaFloodLevels:
         """Write everything to one file, whole or not at all; an old file is replaced, missing folders are made."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".adaflood-") as folder:
-            whole = Path(folder) / path.name
-            torch.save({name: getattr(self, name) for name in _STORED}, whole)
-            os.replace(whole, path)
-        return path
+        stored = {name: getattr(self, name) for name in _STORED}
+        return write_atomic(path, partial(torch.save, {**stored, "digest": _digest(stored)}))
 
     @staticmethod
     def load(path: str | Path) -> AdaFloodLevels:
@@ -123,15 +125,34 @@ class AdaFloodLevels:
             The levels.
 
         Raises:
-            ValueError: If the file holds something else.
+            ValueError: If the file holds something else, or is damaged.
         """
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        rule = "a file of levels must be one that save() wrote"
+        content = Path(path).read_bytes()
+        try:
+            stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # ruff: ignore[blind-except] -- torch raises whatever the bytes lead to
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{rule}, got {path}, which cannot be read: {reason}. Name another.") from None
+        digest = stored.pop("digest", None) if isinstance(stored, dict) else None
         if not isinstance(stored, dict) or set(stored) != set(_STORED):
-            raise ValueError(f"a file of levels must be one that save() wrote, got {path}. Name another.")
+            raise ValueError(f"{rule}, got {path}. Name another.")
+        if digest is None:
+            log.warning("%s was written by flooding 0.1.0: nothing tells whether it is damaged. Save it again.", path)
+        elif digest != _digest(stored):
+            raise ValueError(f"{rule}, got {path}, which is damaged: its digest differs. Find the levels again.")
         return AdaFloodLevels(**stored)
 
 
 _STORED = tuple(f.name for f in fields(AdaFloodLevels) if f.init)
+
+
+def _digest(stored: Mapping[str, Any]) -> str:
+    """Hash tensors and numbers of saved levels."""
+    tensors = {name: value for name, value in stored.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in stored.items() if name not in tensors}
+    names = json.dumps([sorted(tensors), numbers], sort_keys=True, default=str)
+    return hashlib.sha256(f"{names}{sha256(*(tensors[name] for name in sorted(tensors)))}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

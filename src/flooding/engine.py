@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from flooding.checkpoints import Checkpoints
-from flooding.ledger import Ledger, default_path
+from flooding.ledger import Ledger, absolute_path, default_path
 from flooding.loop import ENGINE, Row, fingerprint
 from flooding.numerics import capture_settings, environment, has_global_hooks
 from flooding.pool import Job, Pool, Ready, can_travel, lead, work
@@ -83,7 +83,7 @@ def evaluate(
         raise ValueError(f"threads must be at least 1, got {threads}.")
     usable(device)
     # Absolute, since a worker and a Run may change the working directory.
-    path = None if ledger is False else str(Path(ledger or default_path()).expanduser().absolute())
+    path = None if ledger is False else str(absolute_path(ledger or default_path()))
     keys = [trajectory(run, device=device, threads=threads) for run in runs]
     records = {} if path is None or fresh else _found(path, runs, keys)
     for record in records.values():

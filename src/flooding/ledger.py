@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from flooding.problem import Record, Run
 
-__all__ = ["Ledger", "default_path", "make_private"]
+__all__ = ["Ledger", "absolute_path", "default_path", "make_private"]
 
 log = logging.getLogger("flooding")
 T = TypeVar("T")
@@ -68,10 +68,21 @@ def default_path() -> Path:
     if not named:
         state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
         named = Path(state) / "flooding" / "ledger.sqlite"
-    return _absolute(named)
+    return absolute_path(named)
 
 
-def _absolute(path: str | Path) -> Path:
+def absolute_path(path: str | Path) -> Path:
+    """Spell a path out, with the home folder in place of ``~``.
+
+    Args:
+        path: A path.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        ValueError: If there is no home folder.
+    """
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
@@ -107,7 +118,7 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.path = _absolute(path or default_path())
+        self.path = absolute_path(path or default_path())
         self._is_checked = False  # whether SQLite has checked the structure of the whole file
         self._open()
 

@@ -18,7 +18,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -370,6 +370,7 @@ class Plateau:
     worse: float = 1.15
     low: float = 0.0
     high: float = 0.4
+    revision: ClassVar[int] = 2  # in the key of a Run: before, losses below 0 were compared the wrong way round
 
     def __post_init__(self) -> None:
         _as_floats(self, "level", "move", "worse", "low", "high")

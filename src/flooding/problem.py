@@ -362,6 +362,8 @@ class Run:
             told |= {"level": describe(self.level), "method": describe(self.method)}  # the key answers for neither
             for name, value in ((f.name, value) for f, value in _fields(problem) if not _is_default(f, value)):
                 told[name] = problem.splits(self.seed).sha256 if name == "data" else tell(value)
+            if hasattr(self.level, "revision"):  # its rule changed, so that Records of the old one are no longer right
+                told["revision"] = self.level.revision
             if _has_ignored(problem, self.seed):
                 told["ignored targets"] = "left out"  # they were not, in Records of older versions
             if problem.key is None:
