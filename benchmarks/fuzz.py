@@ -188,7 +188,7 @@ def prepare(folder):
     (folder / "cut.csv.gz").write_bytes(b"\x1f\x8b\x08\x00abc")
     (folder / "plain.txt").write_text("mine")
     (folder / "mine.py").write_text(MINE)
-    (folder / "ends.py").write_text("print('\\x1b[31m')\nraise SystemExit(5)\n")
+    (folder / "ends.py").write_text("print('[/]')\nraise SystemExit(5)\n")
     (folder / "wrong.py").write_text("def (\n")
     (folder / "folder").mkdir()
     (folder / "dangling").symlink_to("nowhere")
