@@ -162,8 +162,8 @@ def shorten_plans():
     plan = demo.plan
 
     def tasks(*_):
-        problems = [replace(task.problem, horizon=2) for task in plan(True)]
-        return [replace(t, problem=p, levels=t.levels[:2]) for t, p in zip(plan(True), problems, strict=True)]
+        tiny = [replace(t.problem, horizon=2, model=partial(t.problem.model, width=8, depth=1)) for t in plan(True)]
+        return [replace(t, problem=p, levels=t.levels[:2]) for t, p in zip(plan(True), tiny, strict=True)]
 
     class Tiny(ishida2020.Cell):
         @property
