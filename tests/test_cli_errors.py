@@ -73,7 +73,12 @@ def flooding(tmp_path, monkeypatch, capsys):
 def mine(tmp_path):
     """A module of the user's own."""
     (tmp_path / "mine.py").write_text(MINE)
+    _forget()
     yield
+    _forget()
+
+
+def _forget():
     for name in ("mine", "broken"):
         sys.modules.pop(name, None)
 
