@@ -162,8 +162,8 @@ def shorten_plans():
     plan = demo.plan
 
     def tasks(*_):
-        problems = [replace(task.problem, horizon=2) for task in plan(True)]
-        return [replace(t, problem=p, levels=t.levels[:2]) for t, p in zip(plan(True), problems, strict=True)]
+        tiny = [replace(t.problem, horizon=2, model=partial(t.problem.model, width=8, depth=1)) for t in plan(True)]
+        return [replace(t, problem=p, levels=t.levels[:2]) for t, p in zip(plan(True), tiny, strict=True)]
 
     class Tiny(ishida2020.Cell):
         @property
@@ -188,7 +188,7 @@ def prepare(folder):
     (folder / "cut.csv.gz").write_bytes(b"\x1f\x8b\x08\x00abc")
     (folder / "plain.txt").write_text("mine")
     (folder / "mine.py").write_text(MINE)
-    (folder / "ends.py").write_text("print('\\x1b[31m')\nraise SystemExit(5)\n")
+    (folder / "ends.py").write_text("print('[/]')\nraise SystemExit(5)\n")
     (folder / "wrong.py").write_text("def (\n")
     (folder / "folder").mkdir()
     (folder / "dangling").symlink_to("nowhere")

@@ -73,7 +73,12 @@ def flooding(tmp_path, monkeypatch, capsys):
 def mine(tmp_path):
     """A module of the user's own."""
     (tmp_path / "mine.py").write_text(MINE)
+    _forget()
     yield
+    _forget()
+
+
+def _forget():
     for name in ("mine", "broken"):
         sys.modules.pop(name, None)
 
@@ -329,9 +334,9 @@ def test_what_this_package_raises_itself_is_no_bug(flooding, monkeypatch):
         (["predict", "model\x1b[31m", "a.csv"], r"model\x1b[31m"),
         (["reproduce", "bakeoff", "--from", "\x1b[31m.npz"], r"\x1b[31m.npz"),
         (["reproduce", "\u2066x"], r"got \u2066x"),
-        (["demo", "--ledger", "a.csv/\x1b[31m"], "a.csv is a file"),
-        (["demo", "--out", "loop"], "broken link"),
-        (["demo", "--ledger", "~nobody-of-this-name/l.sqlite"], "Name a file: --ledger FILE"),
+        (["run", "sinusoid", *TINY, "--ledger", "a.csv/\x1b[31m"], "a.csv is a file"),
+        (["run", "sinusoid", *TINY, "--save", "loop"], "broken link"),
+        (["run", "sinusoid", *TINY, "--ledger", "~nobody-of-this-name/l.sqlite"], "Name a file: --ledger FILE"),
     ],
     ids=lambda value: ascii(" ".join(value)) if isinstance(value, list) else "",
 )

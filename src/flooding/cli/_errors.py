@@ -185,16 +185,9 @@ def open_streams() -> None:
 
 
 def finish_output() -> None:
-    """Write what is waiting, so that Python does not try again at its end.
-
-    Raises:
-        OSError: If the disk is full, say; not if the reader has left.
-    """
+    """Write what is waiting, so that an error, such as that of a full disk, is not Python's last word."""
     for stream in (console.file, errors.file):
         try:
             stream.flush()
         except BrokenPipeError:
             discard_output(stream)
-        except OSError:
-            discard_output(stream)
-            raise

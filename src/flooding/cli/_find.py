@@ -254,7 +254,6 @@ def _import_module(place: str, full: str) -> ModuleType:
         raise ValueError(f"module:problem must name a Problem that can be imported, got {full}: {path} is missing.")
     folder, module = (str(path.parent.absolute()), path.stem) if is_path else (os.getcwd(), place)
     sys.path.insert(0, folder)  # for good: workers import it too
-    importlib.invalidate_caches()  # the file may be newer than the last look at its folder
     try:
         imported = importlib.import_module(module)
     except (ModuleNotFoundError, TypeError, ValueError) as error:
