@@ -6,6 +6,10 @@ import io
 import logging
 import os
 import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -169,3 +173,180 @@ def test_the_hash_is_that_of_the_official_file(name):
     if find(name) is None:
         pytest.skip(f"{name} is neither in FLOODING_DATA nor in the cache")
     assert len(read(name)) > 1000
+
+
+# What a server may do.
+
+STATUS = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Answer one request on this machine by a function of a socket; give the address."""
+    servers, threads = [], []
+
+    def start(answer):
+        server = socket.create_server(("127.0.0.1", 0))
+        server.settimeout(10)
+
+        def run():
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    connection.settimeout(10)
+                    connection.recv(10_000)
+                    answer(connection)
+
+        servers.append(server)
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+        return f"http://127.0.0.1:{server.getsockname()[1]}/tiny.tsv"
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(files, "_RATE_SECONDS", 0.3)
+    yield start
+    for thread in threads:
+        thread.join()
+    for server in servers:
+        server.close()
+
+
+def drips(start, rest, seconds=0.02):
+    """Send a start at once and then a byte now and then, 300 at most."""
+
+    def answer(connection):
+        connection.sendall(start)
+        for byte in rest[:300]:
+            connection.sendall(bytes([byte]))
+            time.sleep(seconds)
+
+    return answer
+
+
+def sends(content):
+    return lambda connection: connection.sendall(content)
+
+
+def redirects(address):
+    return sends(f"HTTP/1.1 302 Found\r\nLocation: {address}\r\nContent-Length: 0\r\n\r\n".encode())
+
+
+def serves(monkeypatch, address):
+    monkeypatch.setitem(files.FILES, NAME, (address, files.FILES[NAME][1]))
+
+
+SLOW = r"got [\d,]+ bytes in 0\.3 s, less than 1024 a second\. Try again"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        drips(STATUS + b"Content-Length: 1000000\r\n\r\n", b"x" * 300),
+        drips(STATUS + b"\r\n", b"x" * 300),
+        drips(STATUS, b"Name: " + b"x" * 300),
+        drips(b"", STATUS + b"x" * 300),
+        drips(STATUS + b"Transfer-Encoding: chunked\r\n\r\n", b"0" * 300),
+        drips(STATUS + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", b"0" * 300),
+        lambda connection: time.sleep(2),
+    ],
+    ids=["content", "content of unknown length", "header", "status", "size of a chunk", "second chunk", "nothing"],
+)
+def test_a_server_that_drips_is_given_up(official, monkeypatch, serve, answer):
+    serves(monkeypatch, serve(answer))
+    before, start = threading.active_count(), time.monotonic()
+    with pytest.raises(ValueError, match=SLOW):
+        read(NAME)
+    assert time.monotonic() - start < 4  # the whole takes 6 s
+    assert threading.active_count() <= before
+    assert not cache().exists()
+
+
+def test_a_slow_server_is_given_up_behind_a_redirect_and_in_a_handshake(official, monkeypatch, serve):
+    serves(monkeypatch, serve(redirects(serve(drips(STATUS + b"\r\n", b"x" * 300)))))
+    with pytest.raises(ValueError, match=SLOW):
+        read(NAME)
+    handshake = drips(b"\x16\x03\x03\x40\x00", b"\x02" * 300)  # the start of a record of TLS
+    serves(monkeypatch, serve(handshake).replace("http", "https"))
+    with pytest.raises(ValueError, match=SLOW):
+        read(NAME)
+
+
+def test_a_download_has_an_end(official, monkeypatch, serve):
+    def forever(connection):
+        connection.sendall(STATUS + b"\r\n")
+        for _ in range(100):
+            connection.sendall(bytes(4096))
+            time.sleep(0.05)
+
+    monkeypatch.setattr(files, "_MAX_SECONDS", 0.5)
+    serves(monkeypatch, serve(forever))
+    with pytest.raises(ValueError, match=r"got no end within 0\.5 s\. Try again"):
+        read(NAME)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (sends(STATUS + b"Content-Length: 999999999999\r\n\r\nx"), "999,999,999,999 bytes, more than the 100,000 of"),
+        (sends(STATUS + b"\r\n" + bytes(200_000)), "more than the 100,000 bytes of FLOODING_MAX_BYTES"),
+        (sends(STATUS + b"Content-Length: 17\r\n\r\n" + gzip.compress(bytes(10**6))), "broken gzip"),
+        (sends(STATUS + b"\r\n" + gzip.compress(bytes(10**6))), "broken gzip file: it unpacks to more than 100,000"),
+        (redirects("file:///etc/passwd"), "302"),
+        (redirects("ftp://127.0.0.1/x"), "a redirect to an address other than http or https"),
+        (redirects("data:,x"), "302"),
+        (sends(b"\x1b[31mnonsense\r\n\r\n"), r"x1b"),
+        (sends(b""), "closed connection"),
+        (sends(STATUS + b"Content-Length: many\r\n\r\nx"), "got 1 bytes"),
+    ],
+    ids=["said to be huge", "huge", "cut off", "bomb", "file", "ftp", "data", "no HTTP", "nothing", "odd length"],
+)
+def test_what_a_server_may_not_send(official, monkeypatch, serve, answer, message):
+    monkeypatch.setenv("FLOODING_MAX_BYTES", "100000")
+    serves(monkeypatch, serve(answer))
+    with pytest.raises(ValueError, match=message) as error:
+        read(NAME)
+    assert str(error.value).isprintable()
+    assert find(NAME) is None
+
+
+@pytest.mark.parametrize("kind", ["length", "chunked", "neither", "redirected"])
+def test_what_a_server_may_send(official, monkeypatch, serve, kind):
+    answers = {
+        "length": b"Content-Length: %d\r\n\r\n%s" % (len(CONTENT), CONTENT),
+        "chunked": b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(CONTENT), CONTENT),
+    }
+    address = serve(sends(STATUS + answers.get(kind, b"\r\n" + CONTENT)))
+    serves(monkeypatch, serve(redirects(address)) if kind == "redirected" else address)
+    assert read(NAME) == CONTENT
+
+
+def test_a_stored_bomb_is_refused_within_the_limit(own, monkeypatch):
+    monkeypatch.setenv("FLOODING_MAX_BYTES", "100000")
+    (own / f"{NAME}.gz").write_bytes(gzip.compress(bytes(10**6)))
+    with pytest.raises(ValueError, match=r"own/tables/tiny.* unpacks to more than 100,000 bytes.*FLOODING_MAX_BYTES"):
+        read(NAME)
+
+
+def test_unfinished_files_of_killed_processes_are_removed_once_they_are_old(official):
+    folder = cache() / "tables"
+    folder.mkdir(parents=True)
+    for name, age in {".a.tsv-0.part": 90_000, ".b.tsv-1.part": 80_000, "c.part": 90_000}.items():
+        (folder / name).write_text("half")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    read(NAME)
+    assert {path.name for path in folder.iterdir()} == {".b.tsv-1.part", "c.part", "tiny.tsv"}
+
+
+def test_a_file_is_not_written_through_a_link(tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    target.write_text("mine")
+    (tmp_path / "link").symlink_to(target)
+    files.write_whole(tmp_path / "link", b"other")
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"other"
+    monkeypatch.setattr(files.uuid, "uuid4", lambda: uuid.UUID(int=0))
+    (tmp_path / f".link-{'0' * 32}.part").symlink_to(target)  # planted under the temporary name
+    with pytest.raises(FileExistsError):
+        files.write_whole(tmp_path / "link", b"another")
+    assert target.read_text() == "mine"
+    assert (tmp_path / "link").read_bytes() == b"other"

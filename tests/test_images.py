@@ -435,6 +435,101 @@ def test_an_archive_that_is_not_the_official_one_is_refused_when_it_is_fetched(d
     assert [path for path in files.cache().rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "memo's index 2,147,483,647|memo's index 2147483647"),
+        (b"\x80\x02}(U\x04datacnumpy\nndarray\nJ\x00\x00\x00\x40\x85RU\x06labels]u.", "not callable"),
+        (
+            b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nJ\x00\x00\x00\x40\x85"
+            b"U\x01btRU\x06labels]u.",
+            r"an array of shape \(1073741824,\) without its numbers",
+        ),
+        (pickled({b"data": np.zeros((1, 3072), np.uint8), b"labels": [[1]]}), "no whole numbers"),
+        (pickled({b"data": np.zeros((1, 3072), np.uint8), b"labels": [1.5]}), "no whole numbers"),
+        (pickled({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10**30]}), "got "),
+        (b"\x80\x02]", "got "),
+    ],
+    ids=["memo", "an array by its class", "an array without its bytes", "lists", "fractions", "huge", "cut off"],
+)
+def test_a_batch_allocates_nothing_on_its_own_word(content, message):
+    with pytest.raises(ValueError, match=message):
+        read_batch(content)
+
+
+def long_name():
+    """A tar file that says that a name of 8 GB follows."""
+    entry = tarfile.TarInfo("././@LongLink")
+    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 8_000_000_000
+    return gzip.compress(entry.tobuf(tarfile.GNU_FORMAT) + bytes(10**6))
+
+
+def sparse():
+    """A tar file of 10 KB with a member of 8 GB, all of it a hole."""
+    entry = tarfile.TarInfo("data_batch_1")
+    entry.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    block[483:495] = b"%011o " % 8_000_000_000
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + bytes(10_240)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tar({"other": bytes(10**6), "data_batch_1": b"x"}, "w:gz"), "unpacks to more than 100,000 bytes"),
+        (tar({"other": bytes(10), "data_batch_1": b"x"}, "w:gz"), "data_batch_1 must have md5"),
+        (long_name(), "unpacks to more than 100,000 bytes"),
+        (sparse(), "data_batch_1 is missing"),
+        (tar({"data_batch_1": bytes(10**6)}, "w:xz"), "unpacks to more than 100,000 bytes"),
+        (tar({"data_batch_1": bytes(10**6)}, "w:bz2"), "unpacks to more than 100,000 bytes"),
+        (gzip.compress(b"nonsense" * 1000), "broken archive"),
+        (b"", "broken archive"),
+    ],
+    ids=["skipped", "small", "name", "sparse", "xz", "bzip2", "no tar", "empty"],
+)
+def test_archives_that_unpack_to_more_than_the_limit_are_refused(data, monkeypatch, content, message):
+    cifar(monkeypatch, "cifar10")
+    (data / "cifar10").mkdir()
+    (data / "cifar10" / "a.tar.gz").write_bytes(content)
+    monkeypatch.setenv("FLOODING_MAX_BYTES", "100000")
+    with pytest.raises(ValueError, match=message):
+        load("cifar10")
+
+
+def test_a_matlab_file_that_unpacks_to_more_than_the_limit_is_refused(monkeypatch):
+    from scipy.io import savemat
+
+    x, y = coloured(400)
+    with io.BytesIO() as file:
+        savemat(file, {"X": x.transpose(2, 3, 1, 0) * 0, "y": y.reshape(-1, 1)}, do_compression=True)
+        content = file.getvalue()
+    assert len(content) < 10_000
+    assert len(read_mat(content)[1]) == 400
+    monkeypatch.setenv("FLOODING_MAX_BYTES", "1000000")
+    with pytest.raises(ValueError, match="unpacks to more than"):
+        read_mat(content)
+
+
+def test_decoded_images_of_another_set_are_not_used(data, monkeypatch, caplog):
+    expected = {}
+    for name in ("cifar10", "cifar100"):
+        parts, _ = cifar(monkeypatch, name)
+        (data / name).mkdir()
+        (data / name / "a.tar").write_bytes(tar(parts, "w"))
+        expected[name] = load(name)
+    paths = {path.name.rpartition("-")[0]: path for path in (files.cache() / "decoded").iterdir()}
+    with np.load(paths["cifar10"]) as held:
+        changed = {**held, "y": held["y"][::-1]}
+    np.savez(paths["cifar10"], **changed)
+    assert np.array_equal(load("cifar10").y, changed["y"])  # it is the cache that is read
+    paths["cifar100"].write_bytes(paths["cifar10"].read_bytes())
+    assert caplog.messages == []
+    assert np.array_equal(load("cifar100").y, expected["cifar100"].y)
+    assert "it does not say that it is cifar100-" in caplog.text
+
+
 def test_images_are_decoded_once_and_a_damaged_cache_is_replaced(data, monkeypatch, caplog):
     parts, images = cifar(monkeypatch, "cifar100")
     (data / "cifar100").mkdir()

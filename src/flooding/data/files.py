@@ -348,6 +348,8 @@ def _deadline(received: Callable[[], int]) -> Generator[Callable[[socket.socket]
         if reasons:  # a connection that was shut down reads like one that has ended
             raise OSError(reasons[0])
     except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it is the response, too
         raise OSError(reasons[0] if reasons else str(error)) from None
     finally:
         finished.set()
