@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -335,18 +334,3 @@ def test_unfinished_files_of_killed_processes_are_removed_once_they_are_old(offi
         os.utime(folder / name, (time.time() - age,) * 2)
     read(NAME)
     assert {path.name for path in folder.iterdir()} == {".b.tsv-1.part", "c.part", "tiny.tsv"}
-
-
-def test_a_file_is_not_written_through_a_link(tmp_path, monkeypatch):
-    target = tmp_path / "target"
-    target.write_text("mine")
-    (tmp_path / "link").symlink_to(target)
-    files.write_whole(tmp_path / "link", b"other")
-    assert not (tmp_path / "link").is_symlink()
-    assert (tmp_path / "link").read_bytes() == b"other"
-    monkeypatch.setattr(files.uuid, "uuid4", lambda: uuid.UUID(int=0))
-    (tmp_path / f".link-{'0' * 32}.part").symlink_to(target)  # planted under the temporary name
-    with pytest.raises(FileExistsError):
-        files.write_whole(tmp_path / "link", b"another")
-    assert target.read_text() == "mine"
-    assert (tmp_path / "link").read_bytes() == b"other"

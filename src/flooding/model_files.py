@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flooding.atomic import write_atomic
 from flooding.data.compression import max_bytes
-from flooding.data.files import printable, write_whole
+from flooding.text import printable
 
 __all__ = ["is_free", "read_model", "write_model"]
 
@@ -79,8 +80,8 @@ def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, T
         complete = False
         before = {path.name for path in folder.iterdir()}
         try:
-            write_whole(folder / name, data)
-            write_whole(folder / _CONFIG, text.encode())
+            write_atomic(folder / name, data)
+            write_atomic(folder / _CONFIG, text.encode())
             complete = True
         finally:
             # After success: the weights of the old model and what crashes left. After a failure: what is new.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +39,16 @@ def read(source: str | Path | bytes, *, limit: int = _LIMIT) -> dict[str, np.nda
     """
     try:
         with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            entries = file.infolist()
+            entries = [entry for entry in file.infolist() if entry.filename.endswith(".npy")]
+            names = Counter(entry.filename for entry in entries)
+            if repeated := [name for name, count in names.items() if count > 1]:
+                raise ValueError(f"it holds {repeated[0]!r} {names[repeated[0]]} times")
             size = sum(entry.file_size for entry in entries)
             if size > limit:
-                raise ValueError(f"it unpacks to {size:,} bytes, more than {limit:,}")
-            arrays = {e.filename.removesuffix(".npy"): _array(_content(file, e)) for e in entries}
+                raise ValueError(f"it unpacks to {size:,} bytes, more than {limit:,} bytes")
+            return {e.filename.removesuffix(".npy"): _array(e.filename, _content(file, e)) for e in entries}
     except Exception as error:  # noqa: BLE001 -- damaged bytes raise about twenty kinds of errors
         raise ValueError(str(error) or type(error).__name__) from None
-    if len(arrays) < len(entries):
-        raise ValueError("two of its arrays have the same name")
-    return arrays
 
 
 def _content(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytearray:
@@ -61,16 +62,18 @@ def _content(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytearray:
     return content
 
 
-def _array(content: bytearray) -> np.ndarray:
+def _array(name: str, content: bytearray) -> np.ndarray:
     """Make an array of the bytes of an .npy file."""
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
-        raise ValueError(f"an array has format {version}")
+        raise ValueError(f"{name!r} has the unknown format {version}")
     shape, is_fortran, dtype = _HEADERS[version](file)
+    if dtype.hasobject:
+        raise ValueError(f"{name!r} holds objects, which would have to be unpickled")
     if dtype.kind not in "biufcUS":
-        raise ValueError(f"an array must hold numbers or text, got {dtype}")
+        raise ValueError(f"an array must hold numbers or text, got {dtype} in {name!r}")
     rest = content[file.tell() :]
-    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(rest):
-        raise ValueError(f"an array of shape {shape} has {len(rest)} bytes")
+    if min(shape, default=0) < 0 or dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != len(rest):
+        raise ValueError(f"{name!r} of shape {str(shape)[:80]} and {dtype} cannot have {len(rest):,} bytes")
     return np.ndarray(shape, dtype, rest, order="F" if is_fortran else "C")

@@ -35,12 +35,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flooding import npz
 from flooding.data import Split, Splits, stream
-from flooding.data.compression import DAMAGED, LimitedReader, load_arrays, max_bytes
-from flooding.data.files import printable
+from flooding.data.compression import DAMAGED, LimitedReader, max_bytes
 from flooding.model_files import is_free, read_model, write_model
 from flooding.models import mlp
 from flooding.problem import Problem
+from flooding.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -794,7 +795,7 @@ def _arrays(path: Path, data: bytes, target: str | int | None, text: Collection[
     """Read inputs and target from a NumPy archive."""
     pandas = _pandas()
     try:
-        arrays = load_arrays(io.BytesIO(data))
+        arrays = npz.read(data, limit=max(max_bytes(), len(data)))  # its own size is no bomb
         _check_cells(sum(array.size for array in arrays.values()), path)
     except DAMAGED as error:
         got = f"{_printable(path)}: {_printable(error)}"

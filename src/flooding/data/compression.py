@@ -6,18 +6,14 @@ import bz2
 import gzip
 import io
 import lzma
-import math
 import os
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
-import numpy as np
-
-__all__ = ["DAMAGED", "MAX_BYTES", "LimitedReader", "load_arrays", "max_bytes", "open_compressed"]
+__all__ = ["DAMAGED", "MAX_BYTES", "LimitedReader", "max_bytes", "open_compressed"]
 
 MAX_BYTES = 1 << 30
 
@@ -123,45 +119,3 @@ def open_compressed(stream: IO[bytes]) -> io.BufferedIOBase | IO[bytes]:
     if head.startswith(b"BZh"):
         return bz2.BZ2File(stream)
     return lzma.LZMAFile(stream) if head == b"\xfd7zXZ\0" else stream
-
-
-def load_arrays(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """Load the arrays of an ``.npz`` file; nothing is unpickled, and no array is larger than what the file holds.
-
-    Args:
-        file: The archive, which can seek.
-
-    Returns:
-        Arrays by name; they cannot be written to.
-
-    Raises:
-        ValueError: If a name occurs twice, an array holds objects, its shape does not fit its bytes, or all of them
-            together exceed :func:`max_bytes` and the archive itself. Other damage raises one of :data:`DAMAGED`.
-    """
-    size, limit = file.seek(0, io.SEEK_END), max_bytes()
-    with zipfile.ZipFile(file) as archive:
-        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-        names = Counter(member.filename for member in members)
-        if repeated := [name for name, count in names.items() if count > 1]:
-            raise ValueError(f"it holds {repeated[0]!r} {names[repeated[0]]} times")
-        if sum(member.file_size for member in members) > max(size, limit):  # the archive's own size is no bomb
-            raise ValueError(_too_large(limit))
-        return {member.filename.removesuffix(".npy"): _load_array(archive, member) for member in members}
-
-
-def _load_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read_header: Any = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise ValueError(f"{member.filename!r} has the unknown format {version}")
-        shape, is_fortran, dtype = read_header(file)
-        if dtype.hasobject:
-            raise ValueError(f"{member.filename!r} holds objects, which would have to be unpickled")
-        held = member.file_size - file.tell()
-        if min(shape, default=0) < 0 or dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != held:
-            raise ValueError(f"{member.filename!r} of shape {str(shape)[:80]} and {dtype} cannot have {held:,} bytes")
-        return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if is_fortran else "C")

@@ -13,7 +13,6 @@ import sys
 import tarfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
@@ -23,9 +22,11 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
+from flooding.atomic import write_atomic
 from flooding.data.compression import DAMAGED, LimitedReader, max_bytes, open_compressed
+from flooding.text import printable
 
-__all__ = ["ARCHIVES", "FILES", "cache", "find", "keep", "members", "printable", "read", "write_whole"]
+__all__ = ["ARCHIVES", "FILES", "cache", "find", "keep", "members", "read"]
 
 log = logging.getLogger("flooding")
 
@@ -454,30 +455,12 @@ def keep(content: bytes, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        write_atomic(path, content)
         _remove_stale(path.parent)
     except OSError as error:
         raise ValueError(
             f"the cache must be a folder that can be written, got {path.parent}: {error}. Set XDG_CACHE_HOME to one."
         ) from None
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the whole of its old or of its new content, also after a crash.
-
-    Args:
-        path: The file; its folder exists.
-        content: Its bytes.
-    """
-    part = path.with_name(f".{path.name}-{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:  # never through a link that somebody else put there
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _remove_stale(folder: Path) -> None:
@@ -486,19 +469,3 @@ def _remove_stale(folder: Path) -> None:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink()
-
-
-def printable(text: str) -> str:
-    r"""Escape what a terminal would not print, such as control characters, in a name that somebody else chose.
-
-    Args:
-        text: A name.
-
-    Returns:
-        The name with ``\x1b`` and the like for such characters.
-
-    Example:
-        >>> print(printable("price\x1b[2J"))
-        price\x1b[2J
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
