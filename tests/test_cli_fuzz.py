@@ -20,7 +20,7 @@ def test_random_arguments_end_with_a_known_exit_code_and_no_traceback(tmp_path, 
     monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
     monkeypatch.setattr(demo, "plan", demo.plan)
     monkeypatch.setattr(ishida2020, "cells", ishida2020.cells)
-    monkeypatch.setattr(fuzz, "WEIGHTS", fuzz.WEIGHTS | {"compare": 0, "demo": 0})  # the long ones
+    monkeypatch.setattr(fuzz, "WEIGHTS", fuzz.WEIGHTS | {"compare": 0, "demo": 0, "reproduce": 0})  # the long ones
     fuzz.shorten_plans()
     counts, _, faults = fuzz.fuzz(tmp_path, vectors=60, processes=0, seed=0)
     assert faults == [], capsys.readouterr().out

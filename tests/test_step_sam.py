@@ -274,7 +274,10 @@ def test_a_closure_with_arguments_of_its_own():
             self.calls += 1
             return loss
 
+    synced = []
+
     def closure(ddp_sync=True):
+        synced.append(ddp_sync)
         optimizer.zero_grad()
         loss = watch(slope * functional.cross_entropy(model(x), y))
         loss.backward()
@@ -288,6 +291,7 @@ def test_a_closure_with_arguments_of_its_own():
     for x, y in batches:  # ruff: ignore[unused-loop-control-variable] (the closure uses them)
         optimizer.step(closure)
         slopes.append(flood_step.state["slope"].item())
+    assert synced[:4] == [False, True, False, False]
     flooded, model = model, expected
     optimizer, watch = Interval(model.parameters()), lambda loss: loss
     for (x, y), slope in zip(batches, slopes, strict=True):
