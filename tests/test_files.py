@@ -157,10 +157,10 @@ def test_a_cache_that_cannot_be_written_is_refused(official, monkeypatch):
 
 
 def test_a_write_that_is_cut_off_leaves_nothing(official, monkeypatch):
-    def full(descriptor):
+    def full(part, path):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(ValueError, match="no space left"):
         read(NAME)
     assert find(NAME) is None

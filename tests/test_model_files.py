@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import random
 import shutil
@@ -338,7 +337,7 @@ def test_what_is_no_file_of_a_model_is_not_read(tmp_path, folder, monkeypatch):
 
 def test_a_failed_save_leaves_the_old_model(tmp_path, table, folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    replace = Path.replace
+    replace = os.replace
     for fails_at in ("weights", "model.json"):
 
         def fails(path, target, fails_at=fails_at):
@@ -347,7 +346,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, table, folder, monkeypatch
             return replace(path, target)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", fails)
+            patch.setattr(os, "replace", fails)
             for place in (folder, tmp_path / "new"):
                 with pytest.raises(OSError, match="no space left"):
                     save_model(place, weights_of(table, seed=1), table)
@@ -362,13 +361,13 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from flooding.tabular import save_model, table_problem
-replace, calls = Path.replace, []
+replace, calls = os.replace, []
 def killed(path, target):
     calls.append(path)
     if len(calls) == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
     return replace(path, target)
-Path.replace = killed
+os.replace = killed
 table = table_problem(sys.argv[1], "kind", width=8, depth=1)
 save_model(sys.argv[2], table.problem.build(1).state_dict(), table)
 """
@@ -387,32 +386,31 @@ def test_a_killed_save_leaves_the_old_model_and_the_next_one_tidies_up(tmp_path,
     assert not predict(folder, tmp_path / "table.csv").equals(expected)
 
 
-def _save_repeatedly(path, folder, seeds):
-    table = table_problem(path, "kind", width=8, depth=1)
-    for seed in seeds:
-        save_model(folder, weights_of(table, seed), dataclasses.replace(table, header=bool(seed)))
+SAVING = """
+import dataclasses, json, sys
+from flooding.tabular import save_model, table_problem
+table = table_problem(sys.argv[1], "kind", width=8, depth=1)
+for seed in json.loads(sys.argv[3]):
+    weights = table.problem.build(seed).state_dict()
+    save_model(sys.argv[2], weights, dataclasses.replace(table, header=bool(seed)))
+"""
 
 
 def test_a_reader_sees_the_old_model_or_the_new_one(tmp_path, table, folder):
     expected = [weights_of(table, seed) for seed in (0, 1)]
-    context = multiprocessing.get_context("spawn")
-    arguments = (tmp_path / "table.csv", folder)
-    writers = [
-        context.Process(target=_save_repeatedly, args=(*arguments, [0, 1] * 50)),
-        context.Process(target=_save_repeatedly, args=(*arguments, [1, 1, 0] * 10)),
-    ]
     save_model(folder, expected[0], dataclasses.replace(table, header=False))
-    for writer in writers:
-        writer.start()
+    environment = {**os.environ, "PYTHONPATH": str(Path(flooding.__file__).parents[1])}
+    command = [sys.executable, "-c", SAVING, tmp_path / "table.csv", folder]
+    writers = [
+        subprocess.Popen([*command, json.dumps(seeds)], env=environment) for seeds in ([0, 1] * 50, [1, 1, 0] * 10)
+    ]
     seen = set()
-    while any(writer.is_alive() for writer in writers):
+    while any(writer.poll() is None for writer in writers):
         model = load_model(folder)
         weights = model.network.state_dict()
         assert all(torch.equal(tensor, expected[model.header][name]) for name, tensor in weights.items())
         seen.add(model.header)
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
+    assert [writer.returncode for writer in writers] == [0, 0]
     assert seen == {False, True}
     assert len(list(folder.iterdir())) == 2
 
