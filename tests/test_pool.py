@@ -45,6 +45,7 @@ LOADERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where another test imported it
 def test_a_data_loader_with_processes_of_its_own_in_workers_and_here(workers):
     problems = [hostile.problem(data) for data in LOADERS.values()]
     [plain] = evaluate([Run(hostile.problem(), 0.1)], ledger=False, workers=0)
@@ -157,15 +158,15 @@ def test_a_child_of_a_worker_that_died_ends_with_it_and_holds_nobody_up(workers,
 def test_no_child_of_a_worker_outlives_the_parent(tmp_path, number):
     path = tmp_path / "pid"
     code = (
+        # A shell may start the tests, and so their children, with SIGINT ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import hostile; from functools import partial; from flooding import Run, evaluate;"
         f"problem = hostile.acting(partial(hostile.leave_a_child, {str(path)!r}));"
         "problem = hostile.problem(model=problem.model, horizon=100_000, key='long');"
         "evaluate([Run(problem, l) for l in (0.1, 0.2)], ledger=False, workers=1)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    # A shell may start the tests, and so their children, with SIGINT ignored.
-    reset = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    parent = psutil.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL, preexec_fn=reset)
+    parent = psutil.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     wait_until(lambda: path.exists() and path.read_text())
     family = parent.children(recursive=True)
     assert len(family) == 2

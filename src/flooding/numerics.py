@@ -11,6 +11,7 @@ they are not the caller's own.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -265,4 +266,11 @@ def has_global_hooks() -> bool:
         Whether a global hook of ``torch.nn.Module`` or ``torch.optim.Optimizer`` is registered.
     """
     modules = sys.modules["torch.nn.modules.module"], sys.modules["torch.optim.optimizer"]
-    return any(getattr(module, name, None) for module in modules for name in _HOOKS)
+    registries = [getattr(module, name, None) or {} for module in modules for name in _HOOKS]
+    return any(not _only_watches(hook) for registry in registries for hook in registry.values())
+
+
+def _only_watches(hook: Any) -> bool:
+    # Hooks of torch's own tools and of FloodStep change nothing.
+    function = hook.func if isinstance(hook, functools.partial) else hook
+    return (getattr(function, "__module__", None) or "").split(".")[0] in {"torch", "flooding"}

@@ -64,7 +64,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run(arguments: list[str]) -> int:
+def _execute(arguments: list[str]) -> int:
     """Run a command. Not by typer's own main, which makes other errors of some."""
     command = typer.main.get_command(app)
     try:
