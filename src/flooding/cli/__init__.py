@@ -53,7 +53,7 @@ def main() -> None:
     with note_interrupts(), show_warnings():
         try:
             try:
-                code = _run(sys.argv[1:])
+                code = _execute(sys.argv[1:])
                 finish_output()
             except BaseException as error:  # noqa: BLE001 -- what else could reach the user is a traceback
                 code = report_error(error)
