@@ -126,7 +126,7 @@ def open_compressed(stream: IO[bytes]) -> io.BufferedIOBase | IO[bytes]:
 
 
 def load_arrays(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """Load the arrays of an ``.npz`` file; nothing is unpickled, and no array is larger than what the file holds.
+    """Load the arrays of an ``.npz`` file; none is unpickled or larger than its stored bytes.
 
     Args:
         file: The archive, which can seek.
@@ -135,8 +135,9 @@ def load_arrays(file: IO[bytes]) -> dict[str, np.ndarray]:
         Arrays by name; they cannot be written to.
 
     Raises:
-        ValueError: If a name occurs twice, an array holds objects, its shape does not fit its bytes, or all of them
-            together exceed :func:`max_bytes` and the archive itself. Other damage raises one of :data:`DAMAGED`.
+        ValueError: If a name occurs twice, an array holds objects, its shape does not fit its
+            bytes, or all of them together exceed :func:`max_bytes` and the archive itself. Other
+            damage raises one of :data:`DAMAGED`.
     """
     size, limit = file.seek(0, io.SEEK_END), max_bytes()
     with zipfile.ZipFile(file) as archive:
