@@ -248,6 +248,9 @@ FIRST = ("preprocessing", "columns", 0)
         lambda folder: (folder / "model.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000),
         lambda folder: (folder / "model.json").write_text('{"format": "a", "format": "b"}'),
         lambda folder: (folder / "model.json").write_text('{"format": ' + "9" * 100_000 + "}"),
+        lambda folder: (folder / "model.json").write_text(
+            (folder / "model.json").read_text().replace('"header"', '"format": "flooding table model 2", "header"')
+        ),
         lambda folder: (folder / "model.json").write_text("[]"),
         lambda folder: (folder / "model.json").write_text("null"),
     ],

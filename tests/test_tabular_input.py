@@ -81,7 +81,7 @@ def test_a_bomb_ends_before_it_is_unpacked_whole(tmp_path, monkeypatch):
 )
 def test_a_packed_table_of_too_many_cells_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.setenv("FLOODING_MAX_BYTES", "400000")
-    with pytest.raises(ValueError, match=r"unpacks to [34][90],\d+ cells, more than 25,000.*FLOODING_MAX_BYTES"):
+    with pytest.raises(ValueError, match=r"at most 25,000 cells, got [3-9][90],\d+ in .*FLOODING_MAX_BYTES"):
         read_table(written(tmp_path, gzip.compress(text.encode()), "a.csv.gz"))
 
 
@@ -109,7 +109,7 @@ def test_a_limit_that_is_no_number_of_bytes_is_refused(tmp_path, monkeypatch, va
         ([("x.npy", b"")], "EOF|magic"),
         ([("x.npy", bytes(2_000_000))], "more than 1,000,000 bytes"),
         ([(f"x{i}.npy", bytes(300_000)) for i in range(4)], "more than 1,000,000 bytes"),
-        ([("x.npy", npy((900_000, 1), data=bytes(900_000)))], "900,000 cells, more than 62,500"),
+        ([("x.npy", npy((900_000, 1), data=bytes(900_000)))], "at most 62,500 cells, got 900,000 in"),
         ([("x.npy", npy((2,), data=bytes(2))), ("x.npy", npy((2,), data=bytes(2)))], "'x.npy' 2 times"),
         ([("y.npy", npy((2,), data=bytes(2)))], "an .npz file must hold inputs x with rows, got y"),
         ([("x.npy", npy((), data=bytes(1)))], "an .npz file must hold inputs x with rows"),
@@ -136,7 +136,7 @@ def test_archives_of_their_own_size_and_of_both_formats_are_read(tmp_path, monke
     header = npy((100, 6), "'<i2'", data, (2, 0)).replace(b"'fortran_order': False", b"'fortran_order': True ")
     assert np.array_equal(read_table(npz(tmp_path, [("X.npy", header)])).to_numpy(), x)
     np.savez_compressed(tmp_path / "wide.npz", x=np.zeros((1, 300_001), np.uint8))
-    with pytest.raises(ValueError, match="inputs x of at most 300,000 columns, got 300,001"):
+    with pytest.raises(ValueError, match="at most 300,000 columns, got 300,001 in"):
         read_table(tmp_path / "wide.npz")
 
 
@@ -180,9 +180,9 @@ def test_a_cell_of_200_000_characters_is_text(tmp_path, cell):
 
 
 def test_too_many_columns_are_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="300,001 columns, of which at most 300,000 can be read"):
+    with pytest.raises(ValueError, match="at most 300,000 columns, got 300,001 in"):
         read_table(written(tmp_path, "1," * 300_000 + "1\n" + "1," * 300_000 + "1\n"))
-    with pytest.raises(ValueError, match="a line with 10,000,001 separators"):
+    with pytest.raises(ValueError, match="at most 10,000,000 separators in a line, got 10,000,001 in"):
         read_table(written(tmp_path, "," * 10_000_001 + "\n1\n"))
 
 
@@ -233,7 +233,10 @@ def test_numbers_that_are_far_from_those_of_training_are_refused(tmp_path):
     ("content", "message"),
     [
         (b"a,y\n1,x\x00\n", "NUL byte at position 7"),
-        ("a,y\n1,x\n".encode("utf-16-le"), "NUL byte at position 1, .*UTF-16"),
+        (
+            "a,y\n1,x\n".encode("utf-16-le"),
+            "UTF-8 text, got .* NUL byte at position 1, as in UTF-16, .* Save it as CSV",
+        ),
         ("a,y\n1,x\n".encode("utf-16"), "NUL byte"),
         (b"a,y\n" + b"\x00" * 100, "NUL byte at position 4"),
         (b"a,y\n", "the header alone"),

@@ -1,7 +1,8 @@
-"""A trained network in a folder: ``model.json`` says what it is and names its weights by their digest.
+"""A trained network in a folder: ``model.json`` describes it and names its weights by digest.
 
-``model.json`` is replaced last, so a reader sees the old model or the new one. Digests tell damage, and files that do
-not belong together; they do not tell who wrote them, so nothing that is read here is run or allocated on trust.
+``model.json`` is replaced last, so a reader sees the old model or the new one. Digests reveal
+damage, and files that do not belong together. They do not say who wrote them, so nothing that is
+read here is run, and nothing is allocated because a file says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import pickletools
 import re
+import stat
 import zipfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,7 +35,7 @@ log = logging.getLogger("flooding")
 _CONFIG = "model.json"
 _OLD_WEIGHTS = "weights.pt"
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.pt")
-_PART = re.compile(r"\..*\.part")
+_PART = re.compile(rf"\.(model\.json|{_WEIGHTS.pattern})-[0-9a-f]{{32}}\.part")
 # All that the pickle of a state dict refers to.
 _GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|"
@@ -48,7 +50,8 @@ def is_free(folder: Path) -> bool:
         folder: Where to write.
 
     Returns:
-        True if it does not exist, is empty, or holds nothing but a model or what is left of an interrupted save.
+        True if it does not exist, is empty, or holds nothing but a model or what is left of an
+        interrupted save.
     """
     if not folder.exists():
         return not folder.is_symlink()
@@ -64,7 +67,8 @@ def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, T
 
     Args:
         folder: Where to write, see :func:`is_free`; made if it is missing.
-        config: What the network is, as JSON can hold it; must not have the keys ``weights`` and ``sha256``.
+        config: What the network is, as JSON can hold it; must not have the keys ``weights`` and
+            ``sha256``.
         weights: State dict.
     """
     content = io.BytesIO()
@@ -84,9 +88,10 @@ def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, T
             write_atomic(folder / _CONFIG, text.encode())
             complete = True
         finally:
-            # After success: the weights of the old model and what crashes left. After a failure: what is new.
+            # After success the old model and what crashes left go, after a failure what is new.
+            keep = {name, _CONFIG} if complete else before
             for path in folder.iterdir():
-                if path.name not in ({name, _CONFIG} if complete else before) and _is_own(path.name):
+                if path.name not in keep and _is_own(path.name):
                     path.unlink(missing_ok=True)
             if not complete and not before:
                 with suppress(OSError):
@@ -155,10 +160,11 @@ def read_model(folder: Path, old_format: str) -> tuple[dict[str, Any], dict[str,
 
 
 def _read(path: Path, limit: int) -> bytes:
-    if path.exists() and not path.is_file():
+    status = path.stat()  # once: the file may be removed at any moment
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path.name} is no file")
-    if (size := path.stat().st_size) > limit:
-        raise ValueError(f"{path.name} has {size:,} bytes, more than {limit:,} (FLOODING_MAX_BYTES)")
+    if status.st_size > limit:
+        raise ValueError(f"{path.name} has {status.st_size:,} bytes, more than {limit:,} (FLOODING_MAX_BYTES)")
     return path.read_bytes()
 
 

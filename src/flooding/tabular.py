@@ -673,11 +673,12 @@ def _cells(path: Path, data: bytes) -> tuple[np.ndarray, bool]:
         Strings, or NaN where a row is shorter than the longest; and whether a comma may be a decimal one.
 
     Raises:
-        ValueError: If the file is no text, or its rows have too many fields.
+        ValueError: If the file is no text, or its rows differ in their number of fields.
+        _TooLarge: If it has too many columns or cells.
     """
+    text = _decoded(path, data)
     try:
-        text = _decoded(path, data)
-        separator = _separator(text)
+        separator = _separator(text, path)
         if path.suffix in _OPEN:
             _check_cells(text.count(separator if len(separator) == 1 else " ") + text.count("\n"), path)
         # Bytes: a StringIO takes four of them for every character.
@@ -689,10 +690,8 @@ def _cells(path: Path, data: bytes) -> tuple[np.ndarray, bool]:
             keep_default_na=False,
             skipinitialspace=True,
         )
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"a table must be UTF-8 text, got {_printable(path)}: {error}. Save it as CSV in UTF-8."
-        ) from error
+    except _TooLarge:
+        raise
     except (csv.Error, *DAMAGED) as error:
         fix = "Give every row as many fields as the first."
         got = f"{_printable(path)}: {_printable(str(error).strip())}"
@@ -700,11 +699,19 @@ def _cells(path: Path, data: bytes) -> tuple[np.ndarray, bool]:
     return cells.to_numpy(dtype=object), separator == ";"
 
 
+class _TooLarge(ValueError):
+    """A table with more columns or cells than can be read."""
+
+
 def _decoded(path: Path, data: bytes) -> str:
+    fix = "Save it as CSV in UTF-8."
     if b"\0" in data:
-        at = data.index(b"\0")
-        raise ValueError(f"a NUL byte at position {at:,}, which no text has. Is it UTF-16, or no text at all")
-    text = data.decode("utf-8-sig")
+        what = f"a NUL byte at position {data.index(0):,}, as in UTF-16, spreadsheets and archives"
+        raise ValueError(f"a table must be UTF-8 text, got {_printable(path)}: {what}. {fix}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a table must be UTF-8 text, got {_printable(path)}: {error}. {fix}") from error
     if "\ufeff" in text:
         text, count = re.subn(r"(^|[\r\n])\ufeff+", r"\1", text)
         if count:  # files that were joined
@@ -712,13 +719,13 @@ def _decoded(path: Path, data: bytes) -> str:
     return text
 
 
-def _separator(text: str) -> str:
+def _separator(text: str, path: Path) -> str:
     """The first separator that divides every one of the first lines into equally many fields."""
     first = itertools.islice(re.finditer(r"[^\r\n]*(?:\r\n|\r|\n|$)", text), 10)
     lines = [match[0] for match in first if match[0].strip()]
     most = max((line.count(c) for line in lines for c in "\t;|, "), default=0)
     if most > _MOST_SEPARATORS:
-        raise ValueError(f"a line with {most:,} separators, of which at most {_MOST_SEPARATORS:,} can be read")
+        raise _TooLarge(_too_many(f"{_MOST_SEPARATORS:,} separators in a line", f"{most:,}", path))
     chosen, columns = None, 1
     for separator in "\t;|,":  # the comma last: it may be a decimal one
         counts = {len(row) for row in _rows(lines, separator)}
@@ -730,17 +737,21 @@ def _separator(text: str) -> str:
         chosen = frequent if not lines or frequent in lines[0] else r"\s+"
         columns = 1 + lines[0].count(frequent if chosen == frequent else " ") if lines else 1
     if columns > _MOST_COLUMNS:
-        raise ValueError(f"{columns:,} columns, of which at most {_MOST_COLUMNS:,} can be read")
+        raise _TooLarge(_too_many(f"{_MOST_COLUMNS:,} columns", f"{columns:,}", path))
     return chosen
+
+
+def _too_many(most: str, got: str, path: Path) -> str:
+    return f"a table must have at most {most}, got {got} in {_printable(path)}. Leave columns out."
 
 
 def _check_cells(count: int, path: Path) -> None:
     """Refuse a compressed table that needs more memory than its bytes: a cell takes 16 to 64 times as much as one."""
     most = max(max_bytes() // 16, path.stat().st_size)
     if count > most:
-        raise ValueError(
-            f"it unpacks to {count:,} cells, more than {most:,}. If it is what you expect, set the environment "
-            "variable FLOODING_MAX_BYTES to a larger number"
+        raise _TooLarge(
+            f"a packed table must hold at most {most:,} cells, got {count:,} in {_printable(path)}. If it is what you "
+            "expect, set the environment variable FLOODING_MAX_BYTES to a larger number."
         )
 
 
@@ -796,20 +807,17 @@ def _arrays(path: Path, data: bytes, target: str | int | None, text: Collection[
     pandas = _pandas()
     try:
         arrays = npz.read(data, limit=max(max_bytes(), len(data)))  # its own size is no bomb
-        _check_cells(sum(array.size for array in arrays.values()), path)
     except DAMAGED as error:
         got = f"{_printable(path)}: {_printable(error)}"
         raise ValueError(f"an .npz file must hold arrays of numbers or text, got {got}.") from error
+    _check_cells(sum(array.size for array in arrays.values()), path)
     x = arrays.get("x", arrays.get("X"))
     if x is None or x.size == 0 or x.ndim == 0:
         got = f"{_some(arrays) or 'nothing'} in {_printable(path)}"
         raise ValueError(f"an .npz file must hold inputs x with rows, got {got}.")
     x = x.reshape(len(x), -1)
     if x.shape[1] > _MOST_COLUMNS:
-        raise ValueError(
-            f"an .npz file must hold inputs x of at most {_MOST_COLUMNS:,} columns, got {x.shape[1]:,} in "
-            f"{_printable(path)}."
-        )
+        raise ValueError(_too_many(f"{_MOST_COLUMNS:,} columns", f"{x.shape[1]:,}", path))
     columns = {f"c{i}": column for i, column in enumerate(x.T)}
     named = target if isinstance(target, str) and not _is_position(target) else None
     if named is not None and named not in {*arrays, *columns}:
