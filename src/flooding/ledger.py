@@ -87,8 +87,8 @@ def absolute_path(path: str | Path) -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
         raise ValueError(
-            f"a ledger must lie in a folder that is known, got {path}: {error} Set HOME or "
-            "FLOODING_LEDGER, or name a ledger."
+            f"a ledger needs a folder, but there is no home folder for {path}: {error} Name a file, "
+            "ledger=FILE or --ledger FILE, or set FLOODING_LEDGER."
         ) from None
 
 

@@ -180,16 +180,11 @@ def check_ledger(ledger: Path | None) -> None:
         ledger: The option's value; None is the default place.
 
     Raises:
-        ValueError: If there is no home folder, or the ledger or its folder is read-only.
+        ValueError: If the ledger or its folder is read-only.
     """
-    from flooding.ledger import default_path
+    from flooding.ledger import absolute_path, default_path
 
-    try:
-        path = default_path() if ledger is None else ledger.expanduser().absolute()
-    except RuntimeError as error:  # no HOME, and no entry for the user in the system's list
-        raise ValueError(
-            f"the ledger needs a folder, but there is no home folder ({error}) Name a file: --ledger FILE."
-        ) from None
+    path = default_path() if ledger is None else absolute_path(ledger)
     there = next((parent for parent in path.parents if parent.exists()), path)
     for place in (there, path):
         if place.exists() and not os.access(place, os.W_OK):
