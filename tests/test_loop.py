@@ -322,7 +322,7 @@ def test_what_a_run_cannot_mean_is_refused():
 
 def test_a_delayed_run_that_never_starts_counts_as_plain_and_is_stored_whole(tmp_path):
     record = last(Run(small(), Delayed(0.3, until_loss=1e-9))).record
-    assert record.level == 0
+    assert record.level is None
     assert record.finals["last.level"] == -np.inf
     restored = type(record).unpack(record.run, *record.pack(), "{}")
     assert restored.measured == record.measured

@@ -35,7 +35,7 @@ log = logging.getLogger("flooding")
 _CONFIG = "model.json"
 _OLD_WEIGHTS = "weights.pt"
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.pt")
-_PART = re.compile(rf"\.(model\.json|{_WEIGHTS.pattern})-[0-9a-f]{{32}}\.part")
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")  # of flooding.atomic
 # All that the pickle of a state dict refers to.
 _GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|"

@@ -214,7 +214,8 @@ class _Worker:
         threading.Thread(target=self._listen, args=(news,), daemon=True).start()
         self._stderr_thread = threading.Thread(target=self._forward_stderr, daemon=True)
         self._stderr_thread.start()
-        threading.Thread(target=self._reap, daemon=True).start()
+        self._reaper = threading.Thread(target=self._reap, daemon=True)
+        self._reaper.start()
 
     def _listen(self, news: queue.SimpleQueue) -> None:
         pipe = self._process.stdout
@@ -262,8 +263,7 @@ class _Worker:
 
     def exit_reason(self) -> str:
         """Say how the worker ended, and what it said last."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
+        self._reaper.join(timeout=5)  # and not wait(), which would reap it before its group has ended
         self._stderr_thread.join(timeout=1)
         code = self._process.returncode
         if code is not None and code < 0:
@@ -276,7 +276,7 @@ class _Worker:
 
     def end(self) -> None:
         self._kill()
-        self._process.wait()
+        self._reaper.join()
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # type: ignore[union-attr]
 

@@ -125,7 +125,7 @@ def pack(
     wide = [record.run is not None and exact(record.run) for record in kept]
     packed = {
         "runs": np.array(list(by_name)),
-        "finals_names": np.array(names),
+        "finals_names": np.array(names, dtype=str),
         "finals": np.array([[r.finals.get(name, np.nan) for name in names] for r in kept], np.float64),
         "seconds": np.array([r.circumstances.get("seconds", np.nan) for r in kept], np.float32),
         "seeds": np.array([record.run.seed for record in kept if record.run is not None]),
