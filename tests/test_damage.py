@@ -364,7 +364,7 @@ def test_without_a_home_the_ledger_must_be_named(name, tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: str(path))  # what it gives where there is none
     if name == "neither":
-        with pytest.raises(ValueError, match="no home folder.*--ledger FILE, or set FLOODING_LEDGER"):
+        with pytest.raises(ValueError, match=r"no home folder.*--ledger FILE, or set FLOODING_LEDGER"):
             Ledger()
     else:
         monkeypatch.setenv(name, str(tmp_path / "x"))

@@ -257,6 +257,7 @@ class _Worker:
 
     def send(self, job: Job) -> None:
         assert self._process.stdin is not None
+        self._tail = ""  # what it printed about an earlier job explains nothing about this one
         with contextlib.suppress(OSError):  # it just died: the listening thread says so
             # The path and the folder go along: either may have changed since the worker started.
             _write(self._process.stdin.fileno(), pickle.dumps((_path(), os.getcwd(), pickle.dumps(job))))
