@@ -14,7 +14,7 @@ import pytest
 
 import hostile
 from flooding import Run, evaluate, find_level, train
-from flooding.pool import Job, Pool, _Failure, _gathered, _unpickle_news
+from flooding.pool import _STDERR_QUOTED, Job, Pool, _Failure, _gathered, _quote, _unpickle_news
 from small import normed, small
 
 
@@ -95,6 +95,16 @@ def test_the_error_says_how_a_worker_died(action, cause, workers, monkeypatch):
     monkeypatch.setattr("flooding.pool._ATTEMPTS", 1)
     with pytest.raises(RuntimeError, match=cause):
         train_in(workers, hostile.acting(action))
+
+
+def test_a_fatal_error_is_quoted_from_its_first_line_however_long_the_paths_are():
+    frames = [f'  File "/{"deep/" * 60}file.py", line {i} in f' for i in range(10)]
+    printed = "\n".join(["earlier", "Fatal Python error: Aborted", "", *frames, "Extension modules: numpy (total: 1)"])
+    quoted = _quote(printed)
+    assert quoted.startswith("Fatal Python error: Aborted")
+    assert "Extension modules" not in quoted
+    assert len(quoted) <= 2 * _STDERR_QUOTED
+    assert _quote("x" * 9000 + "\nthe reason\n").endswith("x\nthe reason")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ __all__ = ["Job", "Pool", "Ready", "can_travel", "lead", "serve", "work"]
 _ATTEMPTS = 5  # deaths in a row without getting any further than before
 _HEARTBEAT = 5.0  # seconds between two signs of life of a Run whose rows nobody wants
 _ORPHAN_CHECK = 1.0  # seconds between two looks of a worker whether its parent is there
-_STDERR_TAIL = 2000  # characters of a worker's output that an error quotes
+_STDERR_KEPT = 1 << 16  # characters of a worker's output that are remembered
+_STDERR_QUOTED = 2000  # and those that an error quotes
 # Ctrl-C is the parent's to handle, also while a worker still imports.
 _START = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
@@ -236,7 +237,7 @@ class _Worker:
         with pipe, contextlib.suppress(OSError):
             while part := os.read(pipe.fileno(), 1 << 16):
                 text = decode(part)
-                self._tail = (self._tail + text)[-_STDERR_TAIL:]
+                self._tail = (self._tail + text)[-_STDERR_KEPT:]
                 with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or None
                     sys.stderr.write(text)
                     sys.stderr.flush()
@@ -272,7 +273,7 @@ class _Worker:
             cause += "; is there memory?" if code == -signal.SIGKILL else ""
         else:
             cause = f"it ended with exit code {code}"
-        tail = self._tail.strip()
+        tail = _quote(self._tail)
         return f"{cause}. It printed last:\n{tail}" if tail else f"{cause}. It printed nothing."
 
     def end(self) -> None:
@@ -280,6 +281,16 @@ class _Worker:
         self._reaper.join()
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # type: ignore[union-attr]
+
+
+def _quote(printed: str) -> str:
+    """Return the part of a worker's output that explains its death: Python's fatal error, or the last lines."""
+    lines = [line for line in printed.strip().splitlines() if not line.startswith("Extension modules:")]
+    text = "\n".join(lines)
+    fatal = text.rfind("Fatal Python error:")
+    if fatal >= 0:
+        return text[fatal:][: 2 * _STDERR_QUOTED]
+    return text[-_STDERR_QUOTED:]
 
 
 def _write(descriptor: int, message: bytes) -> None:
