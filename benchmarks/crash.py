@@ -38,8 +38,8 @@ import psutil
 
 from flooding import Problem, Run, evaluate
 from flooding.data.synthetic import sinusoid
-from flooding.ledger import Ledger
 from flooding.models import mlp
+from flooding.training.ledger import Ledger
 
 
 def command(ledger, out):

@@ -39,14 +39,14 @@ from typing import Any, NamedTuple
 import torch
 
 from flooding import Problem, Run, evaluate, train
-from flooding.checkpoints import _SECONDS, Checkpoints, _digest
 from flooding.data.synthetic import two_gaussians
-from flooding.engine import trajectory
 from flooding.experiments import machine
 from flooding.experiments.archive import Archive, pack
-from flooding.ledger import Ledger
-from flooding.ledger import _digest as row_digest
 from flooding.models import mlp
+from flooding.training.checkpoints import _SECONDS, Checkpoints, _digest
+from flooding.training.ledger import Ledger
+from flooding.training.ledger import _digest as row_digest
+from flooding.training.runner import trajectory
 
 SECTOR = 512
 PROBLEM = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=16), horizon=12)

@@ -17,8 +17,8 @@ from dataclasses import replace
 
 from flooding import Run, evaluate
 from flooding.experiments import machine
-from flooding.problem import TestCurve
 from flooding.tasks import demo_sinusoid, sgd
+from flooding.training.problem import TestCurve
 
 JOB = "from demo import job; job({})"
 

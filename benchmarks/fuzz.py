@@ -34,8 +34,9 @@ from flooding.data.synthetic import two_gaussians
 from flooding.experiments import demo, ishida2020
 from flooding.experiments.archive import pack
 from flooding.models import mlp
-from flooding.problem import Problem, Run
 from flooding.testing import make_up
+from flooding.training.problem import Problem
+from flooding.training.run import Run
 
 CODES = {0, 1, 2, 130}
 SECONDS = 200  # for one vector, on a busy machine

@@ -31,7 +31,7 @@ def train(epochs):
     """Train on CIFAR-10; give the peak in GiB."""
     from flooding import Run
     from flooding.experiments.kim2022_cifar10 import setting
-    from flooding.loop import train as rows
+    from flooding.training.loop import train as rows
 
     for row in rows(Run(setting(0.1, full=True), 0.02, until=epochs)):
         print(f"epoch {row.epoch}", file=sys.stderr, flush=True)

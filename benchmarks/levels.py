@@ -20,7 +20,7 @@ from flooding import evaluate
 from flooding.experiments import machine
 from flooding.experiments.archive import to_half
 from flooding.experiments.ishida2020 import LEVELS, NOISES, TASKS, cells
-from flooding.loop import ENGINE
+from flooding.training.loop import ENGINE
 
 HERE = Path(__file__).with_suffix("")
 FINALS = ("epoch", "test_accuracy", "test_accuracy_clean", "test_nll", "test_nll_clean", "test_ece")

@@ -17,7 +17,7 @@ import numpy as np
 
 from flooding.experiments import ishida2020
 from flooding.experiments.ishida2020 import LEVELS
-from flooding.problem import Record
+from flooding.training.record import Record
 
 HERE = Path(__file__).parent / "levels"
 EPOCHS = 500

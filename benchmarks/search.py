@@ -27,11 +27,12 @@ import torch
 from flooding import Run, checkpoints, evaluate
 from flooding.data import Split, tables
 from flooding.data.synthetic import two_gaussians
-from flooding.engine import cores
 from flooding.experiments import machine
 from flooding.models import mlp
-from flooding.problem import Problem, selection_key
 from flooding.tasks import adam, demo_sinusoid, paper
+from flooding.training.problem import Problem
+from flooding.training.record import selection_key
+from flooding.training.runner import cores
 
 LEVELS = [0.02 * n for n in range(26)]
 SLOW = partial(torch.optim.SGD, lr=0.05, fused=True)

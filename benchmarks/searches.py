@@ -33,18 +33,18 @@ from flooding.experiments import machine
 from flooding.experiments.archive import Archive, pack
 from flooding.experiments.ishida2020 import LEVELS, TASKS
 from flooding.experiments.ishida2020 import cells as synthetic_cells
+from flooding.level_search.accordance import accordance
+from flooding.level_search.advisor import advise
+from flooding.level_search.backward import backward
+from flooding.level_search.base import Found, drive, search, together
+from flooding.level_search.finder import finder
+from flooding.level_search.grid import grid
+from flooding.level_search.halving import halving
+from flooding.level_search.heuristic import heuristic
+from flooding.level_search.policy_gradient import policy_gradient
+from flooding.level_search.range_test import range_test
+from flooding.level_search.tpe import tpe
 from flooding.levels import Heuristic
-from flooding.strategies import Found, drive, search, together
-from flooding.strategies.accordance import accordance
-from flooding.strategies.advisor import advise
-from flooding.strategies.backward import backward
-from flooding.strategies.finder import finder
-from flooding.strategies.grid import grid
-from flooding.strategies.halving import halving
-from flooding.strategies.heuristic import heuristic
-from flooding.strategies.policy_gradient import policy_gradient
-from flooding.strategies.range_test import range_test
-from flooding.strategies.tpe import tpe
 from flooding.tasks import real
 
 HERE = Path(__file__).with_suffix("")

@@ -17,8 +17,8 @@ import time
 import torch
 from torch import nn
 
+from flooding.criterion import Flood
 from flooding.experiments import machine
-from flooding.losses import Flood
 from flooding.models import resnet_cifar
 
 TARGET = 0.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from flooding.problem import seeded, stream
+from flooding.training.rng import seeded, stream
 
 
 def by_hand(run):

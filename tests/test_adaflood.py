@@ -17,9 +17,11 @@ from flooding import Flood, Problem, Run, train
 from flooding.adaflood import AdaFlood, AdaFloodLevels, LastLayer, adaflood, held_out
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
-from flooding.losses import IFlood, PerExample
+from flooding.levels import PerExample
+from flooding.methods import IFlood
 from flooding.models import mlp
-from flooding.problem import TestCurve, stream
+from flooding.training.problem import TestCurve
+from flooding.training.rng import stream
 from slow_twin import by_hand
 from small import FromDict, normed, regression, small
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from flooding import Run, evaluate
-from flooding.baselines import SAM, GradientPenalty
 from flooding.experiments import bakeoff
 from flooding.experiments.archive import Archive, pack
-from flooding.losses import IFlood, SoftAD
+from flooding.level_search.base import drive
+from flooding.methods import SAM, GradientPenalty, IFlood, SoftAD
 from flooding.models import mlp
-from flooding.strategies import drive
 from flooding.testing import make_up
 from small import small
 

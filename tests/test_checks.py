@@ -10,9 +10,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.optim import lr_scheduler
 
 from flooding import Problem, Run, find_level, train
-from flooding.checks import check_last_batch
 from flooding.data import Split, Splits
-from flooding.losses import IFlood
+from flooding.methods import IFlood
+from flooding.training.checks import check_last_batch
 from small import adam
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from flooding import Run, cli, tasks
-from flooding.ledger import Ledger
-from flooding.loop import Row
 from flooding.tasks import DATA
+from flooding.training.ledger import Ledger
+from flooding.training.loop import Row
 from small import small
 
 TINY = ["--width", "8", "--depth", "1", "--epochs", "3", "--test-samples", "50"]

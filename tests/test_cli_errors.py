@@ -462,7 +462,7 @@ def test_without_a_home_the_ledger_is_asked_for(flooding, tmp_path, monkeypatch)
 
     monkeypatch.delenv("FLOODING_LEDGER")
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    monkeypatch.setattr("flooding.ledger.Path.expanduser", none)
+    monkeypatch.setattr("flooding.training.ledger.Path.expanduser", none)
     monkeypatch.setattr("flooding.cli._find.problem_of", None)  # it would be asked too late
     for words in (["demo"], ["run", "sinusoid", *TINY], ["find", "spiral"], ["compare", "spiral"]):
         code, out, err = flooding(*words)

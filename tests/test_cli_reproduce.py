@@ -12,7 +12,8 @@ from flooding import cli, experiments
 from flooding.experiments import ishida2020
 from flooding.experiments.ishida2020 import TASKS
 from flooding.models import mlp
-from flooding.problem import Run, Watch
+from flooding.training.problem import Watch
+from flooding.training.run import Run
 from small import small
 
 RUNNER = CliRunner()

@@ -20,23 +20,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase]
 
 from flooding import Flood, Problem, Run, flood, soft_flood, train
-from flooding.baselines import SAM, GradientPenalty
-from flooding.criterion import loss_options
+from flooding.criterion import check_reduction, example_weight, loss_options
 from flooding.data import Split, Splits
 from flooding.functional import is_flooded
-from flooding.levels import Delayed
-from flooding.loop import unreduced
-from flooding.losses import (
-    Excess,
-    Flooding,
-    Hinge,
-    IFlood,
-    PerClass,
-    SoftAD,
-    check_reduction,
-    example_weight,
-    objective,
-)
+from flooding.levels import Delayed, Excess, PerClass
+from flooding.methods import SAM, Flooding, GradientPenalty, Hinge, IFlood, SoftAD, objective
+from flooding.training.loop import unreduced
 from small import small
 
 MEAN, EACH = [Flooding(), Hinge()], [IFlood(), SoftAD(sigma=0.5)]

@@ -21,12 +21,12 @@ import pytest
 import torch
 
 from flooding import Run, evaluate, npz, train
-from flooding.checkpoints import Checkpoints
-from flooding.engine import trajectory
 from flooding.experiments import ishida2020
 from flooding.experiments.archive import Archive, pack
-from flooding.ledger import Ledger
 from flooding.testing import make_up
+from flooding.training.checkpoints import Checkpoints
+from flooding.training.ledger import Ledger
+from flooding.training.runner import trajectory
 from small import small
 
 PROBLEM = small(horizon=9)
@@ -286,8 +286,8 @@ db.execute("COMMIT")"""
 
 @pytest.mark.parametrize("ends", [True, False], ids=["in time", "too late"])
 def test_whoever_waits_for_a_locked_ledger_says_for_whom_and_how_long(ends, path, records, monkeypatch, caplog):
-    monkeypatch.setattr("flooding.ledger._SILENCE", 0.3)
-    monkeypatch.setattr("flooding.ledger._PATIENCE", 30.0 if ends else 1.5)
+    monkeypatch.setattr("flooding.training.ledger._SILENCE", 0.3)
+    monkeypatch.setattr("flooding.training.ledger._PATIENCE", 30.0 if ends else 1.5)
     command = [sys.executable, "-c", LOCK, str(path), "1.5" if ends else "60"]
     with closing(Ledger(path)) as ledger:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -317,7 +317,7 @@ def test_a_ledger_that_is_locked_can_be_read(path):
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_ledger_that_may_not_be_written_names_that(kind, path, records, monkeypatch):
-    monkeypatch.setattr("flooding.ledger.os.access", lambda place, mode: False)  # root may write everything
+    monkeypatch.setattr("flooding.training.ledger.os.access", lambda place, mode: False)  # root may write everything
     with closing(Ledger(path)) as ledger:
         if kind == "file":
             ledger._db.execute("PRAGMA query_only=ON")

@@ -10,8 +10,9 @@ from flooding import Run, evaluate
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import demo
-from flooding.problem import Record, TestCurve
 from flooding.tasks import plane
+from flooding.training.problem import TestCurve
+from flooding.training.record import Record
 from small import small
 
 PROBLEM = small(horizon=8)

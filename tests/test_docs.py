@@ -22,7 +22,10 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from flooding import adaflood, baselines, cli, levels, losses
+from flooding import adaflood, cli
+from flooding.levels import base as levels
+from flooding.methods import base as losses
+from flooding.methods import sam as baselines
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -18,9 +18,11 @@ from flooding.data.synthetic import two_gaussians
 from flooding.experiments import double_descent, double_descent_cifar10
 from flooding.experiments.archive import Archive, pack
 from flooding.experiments.double_descent import Condition, descents, plan
+from flooding.level_search.base import drive
 from flooding.models import mlp
-from flooding.problem import Record, TestCurve, describe
-from flooding.strategies import drive
+from flooding.training.config import describe
+from flooding.training.problem import TestCurve
+from flooding.training.record import Record
 from small import small
 
 NAN = np.nan

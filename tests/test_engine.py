@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from flooding import Problem, Run, evaluate, pool, train
-from flooding.checkpoints import Checkpoints
 from flooding.data import Split, Splits
-from flooding.engine import trajectory
-from flooding.ledger import Ledger
 from flooding.models import mlp
-from flooding.pool import Job, can_travel, work
+from flooding.training.checkpoints import Checkpoints
+from flooding.training.jobs import Job, can_travel, work
+from flooding.training.ledger import Ledger
+from flooding.training.runner import trajectory
 from small import Dying, adam, normed, regression, small
 
 LEVELS = (None, 0.0, 0.2, 0.3)
@@ -220,7 +220,7 @@ def test_a_killed_worker_is_replaced_and_its_run_done(path):
 
 @pytest.mark.parametrize("gets_further", [True, False])
 def test_a_run_is_given_up_only_if_its_workers_die_without_getting_further(gets_further, path, tmp_path, monkeypatch):
-    monkeypatch.setattr("flooding.pool._ATTEMPTS", 2)
+    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 2)
     deaths = tmp_path / "deaths"
     # The second one can never count its deaths, and dies at the same step each time.
     model = partial(Dying, str(deaths) if gets_further else "/dev/null", 3)
@@ -350,7 +350,7 @@ def test_a_job_a_worker_cannot_read_is_an_error_and_not_a_wait(monkeypatch):
 
 
 def test_a_message_cut_off_in_the_middle_is_a_death_and_not_a_wait():
-    from flooding.pool import _read, _write
+    from flooding.training.pool import _read, _write
 
     read, write = os.pipe()
     message = struct.pack("<Q", 1000) + b"x" * 1000

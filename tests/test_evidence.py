@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from flooding.report.evidence import average_ranks, critical_difference, holm, mcnemar, paired, spread, verdict
+from flooding.report.stats import average_ranks, critical_difference, holm, mcnemar, paired, spread, verdict
 
 PS = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 

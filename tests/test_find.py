@@ -14,17 +14,17 @@ from torch import nn
 from flooding import Problem, Run, evaluate, find_level, search
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
-from flooding.engine import trajectory
-from flooding.find import Elsewhere, FoundLevel, Lifted
-from flooding.ledger import Ledger
-from flooding.loop import ENGINE
+from flooding.level_search.accordance import accordance
+from flooding.level_search.find import Elsewhere, FoundLevel, Lifted
+from flooding.level_search.finder import finder
+from flooding.level_search.grid import grid
+from flooding.level_search.halving import halving
+from flooding.level_search.range_test import range_test
 from flooding.models import mlp
-from flooding.problem import Score
-from flooding.strategies.accordance import accordance
-from flooding.strategies.finder import finder
-from flooding.strategies.grid import grid
-from flooding.strategies.halving import halving
-from flooding.strategies.range_test import range_test
+from flooding.training.ledger import Ledger
+from flooding.training.loop import ENGINE
+from flooding.training.problem import Score
+from flooding.training.runner import trajectory
 from small import FromDict, adam, regression
 
 assert ENGINE  # the trajectories below carry it

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flooding.functional import SIGMA_MIN, adaflood_level, flood, is_flooded, soft_flood
-from flooding.losses import Flooding, Hinge, IFlood, SoftAD, WaveBound, objective
+from flooding.methods import Flooding, Hinge, IFlood, SoftAD, WaveBound, objective
 
 exactly = settings(derandomize=True, database=None, deadline=None)
 fractions = st.fractions(min_value=-10, max_value=10, max_denominator=1000)

@@ -8,8 +8,8 @@ import torch
 
 from flooding import Run, train
 from flooding.levels import Delayed
-from flooding.loop import ENGINE
-from flooding.losses import SoftAD
+from flooding.methods import SoftAD
+from flooding.training.loop import ENGINE
 from small import normed, small
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -39,7 +39,7 @@ def test_bits_change_only_with_the_engine_number(name):
     assert now["last.val_loss"] == pytest.approx(golden["records"][name]["last.val_loss"], rel=1e-3)
     if circumstances() != golden["circumstances"]:
         pytest.skip(f"golden bits are from {golden['circumstances']}, this is {circumstances()}; values agree to 1e-3")
-    assert now["measured"] == golden["records"][name]["measured"], "bits changed: raise flooding.loop.ENGINE"
+    assert now["measured"] == golden["records"][name]["measured"], "bits changed: raise flooding.training.loop.ENGINE"
 
 
 if __name__ == "__main__":

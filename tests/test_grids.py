@@ -11,9 +11,9 @@ from flooding.experiments import images5k, kim2022_cifar10
 from flooding.experiments.archive import Archive, name_of, pack
 from flooding.experiments.grids import Cell
 from flooding.experiments.images5k import LEVELS, cells, experiment
+from flooding.level_search.base import drive
 from flooding.models import IMAGENET
-from flooding.problem import Record
-from flooding.strategies import drive
+from flooding.training.record import Record
 from small import small
 
 

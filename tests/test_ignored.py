@@ -8,15 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-import flooding.problem
+import flooding.training.problem
 from flooding import Problem, Run, find_level, train
 from flooding.data import Split, Splits
-from flooding.loop import _drop_ignored_examples
-from flooding.losses import Flooding, IFlood, PerExample, SoftAD, WaveBound
+from flooding.level_search.advisor import advisor
+from flooding.levels import PerExample
+from flooding.methods import Flooding, IFlood, SoftAD, WaveBound
 from flooding.metrics import balanced_accuracy
 from flooding.models import mlp
-from flooding.problem import Score, TestCurve
-from flooding.strategies.advisor import advisor
+from flooding.training.loop import _drop_ignored_examples
+from flooding.training.problem import Score, TestCurve
 from small import small
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -216,7 +217,7 @@ def test_only_problems_with_ignored_targets_have_another_key(monkeypatch):
     """Older Records of theirs hold an accuracy that counts ignored targets as wrong."""
     whole, some = (problem(F.cross_entropy, d, score=None) for d in (parts(X, Y), parts(X, marked(Y, -100))))
     now = [Run(p).key() for p in (whole, some)]
-    monkeypatch.setattr(flooding.problem, "_has_ignored", lambda *_: False)
+    monkeypatch.setattr(flooding.training.problem, "_has_ignored", lambda *_: False)
     before = [Run(p).key() for p in (whole, some)]
     assert None not in now
     assert now[0] == before[0]

@@ -11,8 +11,8 @@ from flooding import evaluate
 from flooding.data.synthetic import spiral, spiral_best_accuracy
 from flooding.experiments import find, ishida2020
 from flooding.experiments.ishida2020 import LEVELS, NOISES, TASKS, Cell, cells, experiment, load
-from flooding.problem import Record
-from flooding.strategies import drive
+from flooding.level_search.base import drive
+from flooding.training.record import Record
 
 LEVEL_BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "levels"
 

@@ -9,8 +9,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from flooding.experiments.archive import name_of
 from flooding.experiments.ishida2020 import Cell
 from flooding.experiments.ishida2020_settings import VARIANTS, experiment, one_logit
-from flooding.problem import Record
-from flooding.strategies import drive
+from flooding.level_search.base import drive
+from flooding.training.record import Record
 
 PAPER = Cell("two-gaussians", 0.05).problem
 

@@ -10,10 +10,11 @@ import torch
 
 from flooding import evaluate, train
 from flooding.experiments import ishida2020_why as why
+from flooding.level_search.base import drive
 from flooding.metrics import over_confidence
-from flooding.problem import Record, Watch
 from flooding.sharpness import weights
-from flooding.strategies import drive
+from flooding.training.problem import Watch
+from flooding.training.record import Record
 
 
 @pytest.fixture(scope="module")

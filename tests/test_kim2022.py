@@ -15,10 +15,11 @@ from flooding import evaluate
 from flooding.experiments import kim2022
 from flooding.experiments.archive import Archive, pack
 from flooding.experiments.kim2022 import Plan
+from flooding.level_search.base import drive
+from flooding.level_search.policy_gradient import Policy
 from flooding.levels import Delayed, Heuristic
-from flooding.problem import Record, TestCurve
-from flooding.strategies import drive
-from flooding.strategies.policy_gradient import Policy
+from flooding.training.problem import TestCurve
+from flooding.training.record import Record
 from small import normed, small
 
 SEEDS = (0, 1, 2)

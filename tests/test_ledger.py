@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flooding.ledger import Ledger, default_path
-from flooding.problem import Record, Run
+from flooding.training.ledger import Ledger, default_path
+from flooding.training.record import Record
+from flooding.training.run import Run
 from small import small
 
 
@@ -184,8 +185,8 @@ def test_the_default_place_is_the_users_to_name(monkeypatch, tmp_path):
 WRITER = """
 import sys
 import numpy as np
-from flooding.ledger import Ledger
-from flooding.problem import Record
+from flooding.training.ledger import Ledger
+from flooding.training.record import Record
 
 def record(name, number):
     values = np.full(3000, number, np.float32) + np.arange(3000, dtype=np.float32)  # a few pages each

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from flooding import Problem, Run, train
-from flooding.baselines import SAM, GradientPenalty
 from flooding.data import Split, Splits
-from flooding.levels import Delayed
-from flooding.loop import fingerprint
-from flooding.losses import Excess, Flooding, IFlood, PerClass, PerExample, SoftAD, WaveBound
-from flooding.problem import TestCurve, choose
+from flooding.levels import Delayed, Excess, PerClass, PerExample
+from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, SoftAD, WaveBound
+from flooding.training.loop import fingerprint
+from flooding.training.problem import TestCurve
+from flooding.training.record import choose
 from slow_twin import by_hand
 from small import normed, regression, small
 

@@ -13,23 +13,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase]
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flooding.criterion import Flood
 from flooding.functional import flood
-from flooding.losses import (
-    Excess,
-    Flood,
-    Flooding,
-    Hinge,
-    IFlood,
-    PerClass,
-    PerExample,
-    SoftAD,
-    Teacher,
-    WaveBound,
-    excess,
-    flooded_fraction,
-    objective,
-    target_entropy,
-)
+from flooding.levels import Excess, PerClass, PerExample, excess, target_entropy
+from flooding.methods import Flooding, Hinge, IFlood, SoftAD, Teacher, WaveBound, flooded_fraction, objective
 
 METHODS = [Flooding(), IFlood(), SoftAD(sigma=0.5), Hinge()]
 ABS = [Flooding(), IFlood()]

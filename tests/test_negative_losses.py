@@ -13,12 +13,8 @@ from torch.nn import functional
 
 from flooding import Problem, Run, evaluate, find_level, search
 from flooding.data import Split, Splits
-from flooding.find import Elsewhere, Lifted
-from flooding.levels import Delayed, Heuristic
-from flooding.losses import IFlood, PerExample, WaveBound
-from flooding.problem import Record, choose
-from flooding.report.search import found as picture
-from flooding.strategies import (
+from flooding.level_search.backward import backward
+from flooding.level_search.base import (
     Suggestion,
     answer,
     as_numbers,
@@ -28,15 +24,19 @@ from flooding.strategies import (
     end_of_range,
     neighbours,
 )
-from flooding.strategies.backward import backward
-from flooding.strategies.finder import finder
-from flooding.strategies.grid import grid
-from flooding.strategies.halving import halving
-from flooding.strategies.heuristic import heuristic
-from flooding.strategies.policy_gradient import Policy, policy_gradient
-from flooding.strategies.range_test import range_test
-from flooding.strategies.tpe import tpe
+from flooding.level_search.find import Elsewhere, Lifted
+from flooding.level_search.finder import finder
+from flooding.level_search.grid import grid
+from flooding.level_search.halving import halving
+from flooding.level_search.heuristic import heuristic
+from flooding.level_search.policy_gradient import Policy, policy_gradient
+from flooding.level_search.range_test import range_test
+from flooding.level_search.tpe import tpe
+from flooding.levels import Delayed, Heuristic, PerExample
+from flooding.methods import IFlood, WaveBound
+from flooding.report.search_plot import found as picture
 from flooding.testing import make_up
+from flooding.training.record import Record, choose
 from small import regression, small
 
 ask = partial(evaluate, ledger=False, workers=0)

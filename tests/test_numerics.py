@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from flooding import Run, evaluate, train
-from flooding.engine import trajectory
-from flooding.numerics import capture_settings, has_global_hooks, pinned
+from flooding.training.numerics import capture_settings, has_global_hooks, pinned
+from flooding.training.runner import trajectory
 from small import normed, small, wide
 
 
@@ -117,7 +117,7 @@ def test_an_enclosing_context_changes_neither_bits_nor_key(name, plain):
 def test_data_and_models_that_are_made_on_demand_do_not_see_a_context(name):
     run = Run(normed(horizon=2), 0.2)
     expected = trajectory(run), measured(run)
-    from flooding import problem
+    from flooding.training import problem
 
     problem._SPLITS.clear()
     with CONTEXTS[name]():
@@ -146,7 +146,7 @@ def register_optimizer_hook():
 
 @pytest.mark.parametrize("register", [register_module_hook, register_optimizer_hook])
 def test_runs_under_global_hooks_are_neither_looked_up_nor_stored(register, tmp_path, caplog):
-    from flooding.ledger import Ledger
+    from flooding.training.ledger import Ledger
 
     run, path = Run(small(), 0.2), tmp_path / "ledger.sqlite"
     evaluate([run], ledger=path, workers=0)
@@ -173,7 +173,7 @@ def test_a_variable_that_chooses_kernels_changes_the_key(name, plain, monkeypatc
 
 
 def test_torchs_defaults_are_what_a_fresh_process_has():
-    code = "from flooding.numerics import capture_settings; print(capture_settings())"
+    code = "from flooding.training.numerics import capture_settings; print(capture_settings())"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TORCH_", "NVIDIA_"))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "{}"

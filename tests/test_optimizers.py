@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flooding.losses import Flood
+from flooding.criterion import Flood
 
 OPTIMIZERS = [
     optimizer

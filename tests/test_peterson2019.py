@@ -10,9 +10,9 @@ from flooding.data import files, images
 from flooding.data.images import human_labels
 from flooding.experiments import peterson2019
 from flooding.experiments.peterson2019 import LEVELS, counts, experiment
-from flooding.problem import Record
-from flooding.strategies import drive
-from flooding.strategies.advisor import bayes_error, entropy
+from flooding.level_search.advisor import bayes_error, entropy
+from flooding.level_search.base import drive
+from flooding.training.record import Record
 
 SHARES = np.eye(10)[np.arange(200) % 10] * 46 / 50 + 4 / 50 * np.eye(10)[(np.arange(200) + 1) % 10]
 

@@ -12,8 +12,8 @@ import torch
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments.archive import Archive, name_of
 from flooding.models import mlp
-from flooding.pool import can_travel
-from flooding.problem import describes_itself
+from flooding.training.config import describes_itself
+from flooding.training.jobs import can_travel
 
 
 @pytest.fixture

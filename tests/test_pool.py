@@ -14,7 +14,8 @@ import pytest
 
 import hostile
 from flooding import Run, evaluate, find_level, train
-from flooding.pool import _STDERR_QUOTED, Job, Pool, _Failure, _gathered, _quote, _unpickle_news
+from flooding.training.jobs import Job, _Failure
+from flooding.training.pool import _STDERR_QUOTED, Pool, _gathered, _quote, _unpickle_news
 from small import normed, small
 
 
@@ -75,7 +76,7 @@ def test_code_that_forks_reads_and_prints_trains_as_any_other(action, workers):
 
 
 def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys, monkeypatch):
-    monkeypatch.setattr("flooding.pool._ATTEMPTS", 2)
+    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 2)
     with pytest.raises(RuntimeError, match=r"(?s)died 2 times.*exit code 9.*the reason is known\nand told"):
         train_in(workers, hostile.acting(hostile.print_and_die))
     assert capsys.readouterr().err.count("the reason is known") == 2
@@ -92,7 +93,7 @@ def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys,
     ids=["killed", "terminated", "segmentation fault", "left"],
 )
 def test_the_error_says_how_a_worker_died(action, cause, workers, monkeypatch):
-    monkeypatch.setattr("flooding.pool._ATTEMPTS", 1)
+    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 1)
     with pytest.raises(RuntimeError, match=cause):
         train_in(workers, hostile.acting(action))
 
@@ -157,7 +158,7 @@ def wait_until(condition, seconds=30):
 
 
 def test_a_child_of_a_worker_that_died_ends_with_it_and_holds_nobody_up(workers, tmp_path, monkeypatch):
-    monkeypatch.setattr("flooding.pool._ATTEMPTS", 1)
+    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 1)
     path = tmp_path / "pid"
     with pytest.raises(RuntimeError, match="exit code 7"):
         train_in(workers, hostile.acting(partial(hostile.leave_a_child_and_die, str(path))))
@@ -189,7 +190,7 @@ def test_no_child_of_a_worker_outlives_the_parent(tmp_path, number):
 
 @pytest.mark.parametrize("where", ["in this process", "in a worker"])
 def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypatch):
-    monkeypatch.setattr("flooding.watchdog.PATIENCE", 0.2)
+    monkeypatch.setattr("flooding.training.watchdog.PATIENCE", 0.2)
     problem = hostile.acting(partial(hostile.sleep, 1.5))
     if where == "in a worker":
         train_in(workers, problem)
@@ -201,7 +202,7 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
 
 
 def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
-    monkeypatch.setattr("flooding.pool._HEARTBEAT", 0.02)
+    monkeypatch.setattr("flooding.training.pool._HEARTBEAT", 0.02)
     rows = train(Run(hostile.acting(partial(hostile.sleep, 0.1)), 0.1))
     bundles = list(_gathered(rows, quiet=True))
     assert bundles[0] == []
@@ -288,12 +289,12 @@ def test_the_callers_generator_is_given_back_whatever_threads_do():
 
 def test_folders_of_killed_searches_are_removed_and_those_of_living_ones_stay(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("flooding.scratch._AGE", 0.0)
-    from flooding.scratch import scratch_folder
+    monkeypatch.setattr("flooding.training.scratch._AGE", 0.0)
+    from flooding.training.scratch import scratch_folder
 
     code = (
         f"import tempfile, os; tempfile.tempdir = {str(tmp_path)!r}\n"
-        "from flooding.scratch import scratch_folder\n"
+        "from flooding.training.scratch import scratch_folder\n"
         "with scratch_folder() as folder:\n"
         "    (folder / 'checkpoint.pt').write_bytes(b'x' * 1000)\n"
         "    os.kill(os.getpid(), 9)"

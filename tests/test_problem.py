@@ -21,21 +21,15 @@ from torch.nn import functional
 
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
-from flooding.levels import Delayed, Warmup
-from flooding.loop import train
-from flooding.losses import Flooding, IFlood, PerClass, SoftAD
+from flooding.levels import Delayed, PerClass, Warmup
+from flooding.methods import Flooding, IFlood, SoftAD
 from flooding.models import mlp
-from flooding.problem import (
-    NotKeyable,
-    Record,
-    Run,
-    TestCurve,
-    choose,
-    describe,
-    seeded,
-    selection_key,
-    stream,
-)
+from flooding.training.config import NotKeyable, describe
+from flooding.training.loop import train
+from flooding.training.problem import TestCurve
+from flooding.training.record import Record, choose, selection_key
+from flooding.training.rng import seeded, stream
+from flooding.training.run import Run
 from small import normed, regression, small
 
 # Refusals
@@ -119,9 +113,9 @@ def test_describe_is_explicit():
         "with": {"lr": 0.1},
     }
     assert describe(partial(mlp, 10, 2)) == {"call": "flooding.models.mlp", "args": [10, 2], "with": {}}
-    assert describe(Flooding()) == {"is": "flooding.losses.Flooding"}
-    assert describe(SoftAD(sigma=0.5)) == {"is": "flooding.losses.SoftAD", "sigma": 0.5}
-    assert describe(TestCurve(7)) == {"is": "flooding.problem.TestCurve", "examples": 7}
+    assert describe(Flooding()) == {"is": "flooding.methods.Flooding"}
+    assert describe(SoftAD(sigma=0.5)) == {"is": "flooding.methods.SoftAD", "sigma": 0.5}
+    assert describe(TestCurve(7)) == {"is": "flooding.training.problem.TestCurve", "examples": 7}
 
 
 def test_describe_tells_tensors_and_splits_by_content():

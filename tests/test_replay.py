@@ -8,9 +8,9 @@ import pytest
 
 from flooding import Run
 from flooding.experiments.ishida2020 import LEVELS
-from flooding.strategies import search
-from flooding.strategies.grid import grid
-from flooding.strategies.halving import halving
+from flooding.level_search.base import search
+from flooding.level_search.grid import grid
+from flooding.level_search.halving import halving
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -7,7 +7,7 @@ import pytest
 from flooding import experiments
 from flooding.data import files
 from flooding.experiments.archive import Archive
-from flooding.strategies import drive
+from flooding.level_search.base import drive
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

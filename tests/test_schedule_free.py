@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from flooding import Run, evaluate, train
-from flooding.baselines import SAM
+from flooding.methods import SAM
 from small import normed, small
 
 

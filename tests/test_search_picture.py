@@ -16,18 +16,18 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Annotation, Text
 
 from flooding import Run
-from flooding.find import Elsewhere
-from flooding.find import search as search_anywhere
+from flooding.level_search.advisor import advisor
+from flooding.level_search.base import Found, Suggestion, search
+from flooding.level_search.find import Elsewhere
+from flooding.level_search.find import search as search_anywhere
+from flooding.level_search.finder import finder
+from flooding.level_search.grid import grid
+from flooding.level_search.halving import halving
 from flooding.levels import Delayed, Warmup
-from flooding.problem import Score
 from flooding.report.plots import PALETTE
-from flooding.report.search import found
-from flooding.strategies import Found, Suggestion, search
-from flooding.strategies.advisor import advisor
-from flooding.strategies.finder import finder
-from flooding.strategies.grid import grid
-from flooding.strategies.halving import halving
+from flooding.report.search_plot import found
 from flooding.testing import make_up
+from flooding.training.problem import Score
 from small import small
 
 NAN, INF = math.nan, math.inf

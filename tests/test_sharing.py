@@ -9,15 +9,14 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 
 from flooding import Run, evaluate, loop, train
-from flooding.baselines import SAM
-from flooding.checkpoints import Checkpoints, Pace
-from flooding.engine import trajectory
 from flooding.levels import Delayed, Heuristic, Plateau, Range, Warmup
-from flooding.loop import Row
-from flooding.losses import Hinge, IFlood, SoftAD, WaveBound
-from flooding.pool import Job, lead
-from flooding.problem import TestCurve
-from flooding.sharing import Trunk, can_share
+from flooding.methods import SAM, Hinge, IFlood, SoftAD, WaveBound
+from flooding.training.checkpoints import Checkpoints, Pace
+from flooding.training.jobs import Job, lead
+from flooding.training.loop import Row
+from flooding.training.prefix import Trunk, can_share
+from flooding.training.problem import TestCurve
+from flooding.training.runner import trajectory
 from small import noisy, normed, regression, small
 
 GRID = [0.05 * n for n in range(26)]
@@ -170,8 +169,8 @@ def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
 
 @pytest.mark.parametrize("where", ["trunk", "run"])
 def test_what_was_interrupted_goes_on_from_its_last_epoch(where, tmp_path, monkeypatch):
-    monkeypatch.setattr("flooding.checkpoints._SECONDS", 0.0)
-    monkeypatch.setattr("flooding.checkpoints._SHARE", math.inf)
+    monkeypatch.setattr("flooding.training.checkpoints._SECONDS", 0.0)
+    monkeypatch.setattr("flooding.training.checkpoints._SHARE", math.inf)
     path, problem, stepped = tmp_path / "ledger.sqlite", normed(horizon=12), []
     runs = [Run(problem, level) for level in (None, 0.2, 0.25, 0.3)]
     whole = [alone(run).record.measured for run in runs]
@@ -257,7 +256,7 @@ def test_a_disk_that_fills_up_leaves_no_half_written_file(tmp_path, monkeypatch,
             self.write(next(iter(parts)))
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flooding.checkpoints.os.fdopen", Full)
+    monkeypatch.setattr("flooding.training.checkpoints.os.fdopen", Full)
     assert not Checkpoints(tmp_path).save("run", 3, {})
     assert list(tmp_path.iterdir()) == []
     assert "No space left" in caplog.text
@@ -278,7 +277,7 @@ def test_tidying_removes_the_oldest(tmp_path):
 
 def test_a_run_is_due_after_thirty_seconds_and_rarely_where_writing_is_slow(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("flooding.checkpoints.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("flooding.training.checkpoints.time.monotonic", lambda: now[0])
     files, written = Checkpoints(tmp_path), []
 
     def save(name, epoch, state):

@@ -18,8 +18,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from _ranks import BATCH, OPTIMIZERS, TOLERANCE, build, clip, distance, parts, twin
-from flooding import levels, losses
 from flooding.functional import flood, soft_flood
+from flooding.levels import base as levels
+from flooding.methods import base as losses
 from flooding.step import FloodStep
 
 FLOAT64 = torch.float64

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional
 
 from _ranks import OPTIMIZERS, build, distance, twin
-from flooding import levels
 from flooding.functional import flood
+from flooding.levels import base as levels
 from flooding.step import FloodStep
 
 FLOAT64 = torch.float64

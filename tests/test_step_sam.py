@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from _ranks import build, distance
-from flooding import levels
+from flooding.levels import base as levels
 from flooding.step import FloodStep
 
 RHO, LR = 0.5, 0.05

@@ -13,21 +13,22 @@ import torch
 
 import flooding
 from flooding.data.synthetic import two_gaussians
+from flooding.level_search.accordance import accordance, crossing, watch_accordance
+from flooding.level_search.advisor import advise, advisor, bayes_error, entropy, flip_entropy
+from flooding.level_search.backward import backward, has_started
+from flooding.level_search.base import Found, Suggestion, drive, search, together
+from flooding.level_search.finder import finder
+from flooding.level_search.grid import grid
+from flooding.level_search.halving import halving
+from flooding.level_search.heuristic import heuristic
+from flooding.level_search.policy_gradient import Policy, policy_gradient
+from flooding.level_search.range_test import range_test
+from flooding.level_search.tpe import tpe
 from flooding.levels import Delayed, Heuristic, Seen
 from flooding.metrics import balanced_accuracy
-from flooding.problem import Run, Score
-from flooding.strategies import Found, Suggestion, drive, search, together
-from flooding.strategies.accordance import accordance, crossing, watch_accordance
-from flooding.strategies.advisor import advise, advisor, bayes_error, entropy, flip_entropy
-from flooding.strategies.backward import backward, has_started
-from flooding.strategies.finder import finder
-from flooding.strategies.grid import grid
-from flooding.strategies.halving import halving
-from flooding.strategies.heuristic import heuristic
-from flooding.strategies.policy_gradient import Policy, policy_gradient
-from flooding.strategies.range_test import range_test
-from flooding.strategies.tpe import tpe
 from flooding.testing import check_controller, check_strategy, make_up
+from flooding.training.problem import Score
+from flooding.training.run import Run
 from small import normed, regression, small
 
 trained = partial(flooding.evaluate, ledger=False, workers=0)
@@ -316,7 +317,7 @@ def test_accordance_is_that_of_fixed_separate_sub_batches():
     assert told[0] == told[1] != told[2]
     assert [len(y) for y in seen] == [7] * 12
     gradients = []
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(flooding.problem.stream(0, "accordance")))
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(flooding.training.rng.stream(0, "accordance")))
     for part in order[:28].reshape(4, 7):
         model.zero_grad()
         problem.loss(model(splits.train.x[part]), identified.train.y[part]).backward()

@@ -16,11 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from flooding import Run, tabular, train
-from flooding.engine import trajectory
-from flooding.models import mlp
-from flooding.tabular import (
+from flooding.tabular.table.table import (
     Column,
     Preprocessing,
     load_model,
@@ -29,6 +25,10 @@ from flooding.tabular import (
     save_model,
     table_problem,
 )
+
+from flooding import Run, tabular, train
+from flooding.models import mlp
+from flooding.training.runner import trajectory
 
 FRUIT = "kind,grams,colour\n" + "apple,150,red\nfig,40,green\napple,170,green\nfig,50,brown\n" * 10
 

@@ -7,8 +7,8 @@ import torch
 
 from flooding import Run, evaluate, tasks
 from flooding.data import files
-from flooding.problem import describes_itself
 from flooding.tasks import FETCHED, REAL, assemble, real
+from flooding.training.config import describes_itself
 
 VECTORS = ["spambase", "letter", "higgs7k", "twonorm"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from flooding.losses import objective
+from flooding.methods import objective
 
 RATES = torch.logspace(-4, -1, 13, dtype=torch.float64).tolist()  # three decades
 

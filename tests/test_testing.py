@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from flooding import evaluate
+from flooding.level_search.base import Found, Suggestion, best_level, late
 from flooding.levels import Constant, Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.metrics import balanced_accuracy
-from flooding.problem import Run, Score
-from flooding.strategies import Found, Suggestion, best_level, late
 from flooding.testing import check_controller, check_evaluate, check_strategy, make_up
+from flooding.training.problem import Score
+from flooding.training.run import Run
 from small import regression, small
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 import flooding
-from flooding import track
+from flooding import tracking as track
 from flooding.data.synthetic import two_gaussians
-from flooding.engine import evaluate
-from flooding.ledger import Ledger
 from flooding.levels import Delayed
-from flooding.loop import Row, train
-from flooding.problem import Run
-from flooding.track import Tracker, mlflow_tracker, tensorboard_tracker
+from flooding.tracking import Tracker, mlflow_tracker, tensorboard_tracker
+from flooding.training.ledger import Ledger
+from flooding.training.loop import Row, train
+from flooding.training.run import Run
+from flooding.training.runner import evaluate
 from small import small
 
 names = map("experiment-{}".format, itertools.count())  # an experiment for each test: making a database takes seconds
@@ -398,9 +398,9 @@ def test_passwords_are_masked_when_the_server_fails_later(uri, monkeypatch, call
 KILLED = """
 import os, signal, sys
 sys.path[:0] = sys.argv[3:]
-from flooding.loop import Row
-from flooding.problem import Run
-from flooding.track import mlflow_tracker
+from flooding.training.loop import Row
+from flooding.training.run import Run
+from flooding.tracking import mlflow_tracker
 from small import small
 log = mlflow_tracker(sys.argv[1], experiment=sys.argv[2])
 log(Row(Run(small(), level=0.25), 0, {"loss": 1.0}))
@@ -524,7 +524,7 @@ def test_only_the_warnings_of_the_named_packages_are_ignored():
     with track._quiet("mlflow", "alembic"):
         for module in ("mlflow", "mlflow.store.tracking", "alembic.op"):
             warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module=module)
-        for module in ("mlflowers", "my.mlflow", "flooding.track"):
+        for module in ("mlflowers", "my.mlflow", "flooding.tracking"):
             with pytest.raises(DeprecationWarning):
                 warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module=module)
     with pytest.raises(DeprecationWarning):

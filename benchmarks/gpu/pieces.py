@@ -32,14 +32,14 @@ import torch
 
 from flooding import Run, evaluate
 from flooding.data import images
-from flooding.engine import trajectory
 from flooding.experiments import kim2022_cifar10, machine
 from flooding.experiments.archive import name_of, pack
 from flooding.experiments.grids import Cell, compare_levels
-from flooding.ledger import Ledger
+from flooding.level_search.base import drive
 from flooding.models import mlp, resnet18
-from flooding.problem import Problem, TestCurve
-from flooding.strategies import drive
+from flooding.training.ledger import Ledger
+from flooding.training.problem import Problem, TestCurve
+from flooding.training.runner import trajectory
 
 PAPER_LEVELS = tuple(round(0.01 * n, 2) for n in range(11))
 PAPER_EPOCHS = 500

@@ -9,26 +9,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flooding.engine import evaluate
-    from flooding.find import find_level, search
+    from flooding.criterion import Flood
     from flooding.functional import flood, soft_flood
-    from flooding.loop import train
-    from flooding.losses import Flood
-    from flooding.problem import Problem, Record, Run
+    from flooding.level_search.find import find_level, search
     from flooding.step import FloodStep
+    from flooding.training.loop import train
+    from flooding.training.problem import Problem
+    from flooding.training.record import Record
+    from flooding.training.run import Run
+    from flooding.training.runner import evaluate
 
 _HOME = {
-    "Flood": "flooding.losses",
+    "Flood": "flooding.methods.base",
     "FloodStep": "flooding.step",
-    "Problem": "flooding.problem",
-    "Record": "flooding.problem",
-    "Run": "flooding.problem",
-    "evaluate": "flooding.engine",
-    "find_level": "flooding.find",
+    "Problem": "flooding.training.problem",
+    "Record": "flooding.training.problem",
+    "Run": "flooding.training.problem",
+    "evaluate": "flooding.training.runner",
+    "find_level": "flooding.level_search.find",
     "flood": "flooding.functional",
-    "search": "flooding.find",
+    "search": "flooding.level_search.find",
     "soft_flood": "flooding.functional",
-    "train": "flooding.loop",
+    "train": "flooding.training.loop",
 }
 __all__ = [
     "Flood",

@@ -21,12 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from flooding.atomic import write_atomic
-from flooding.criterion import loss_options
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import adaflood_level
-from flooding.loop import Row, train
-from flooding.losses import PerExample
-from flooding.problem import NotKeyable, Problem, Run, describe, seeded, stream
+from flooding.levels import PerExample
+from flooding.torch_losses import loss_options
+from flooding.training.config import NotKeyable, describe
+from flooding.training.loop import Row, train
+from flooding.training.problem import Problem
+from flooding.training.rng import seeded, stream
+from flooding.training.run import Run
 
 __all__ = ["AdaFlood", "AdaFloodLevels", "LastLayer", "adaflood", "held_out", "last_layer"]
 
@@ -170,7 +173,7 @@ class AdaFlood:
     Example:
         >>> from functools import partial
         >>> from flooding.data.synthetic import two_gaussians
-        >>> from flooding.losses import IFlood
+        >>> from flooding.methods import IFlood
         >>> from flooding.models import mlp
         >>> problem = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=20), horizon=3)
         >>> [row.epoch for row in train(Run(problem, AdaFlood(gamma=0.5, folds=2), IFlood()))]
@@ -350,7 +353,7 @@ def adaflood(
     Example:
         >>> from functools import partial
         >>> from flooding.data.synthetic import two_gaussians
-        >>> from flooding.losses import IFlood
+        >>> from flooding.methods import IFlood
         >>> from flooding.models import mlp
         >>> problem = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=20), horizon=3)
         >>> found = adaflood(problem, gamma=0.5, folds=2)

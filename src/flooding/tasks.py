@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from flooding.baselines import SAM, GradientPenalty
 from flooding.data import images, synthetic, tables
 from flooding.data.augment import jitter, shift
 from flooding.levels import Constant, Controller, Delayed, Heuristic, Plateau, Range, Warmup
-from flooding.losses import Flooding, Hinge, IFlood, Method, SoftAD, WaveBound
+from flooding.methods import SAM, Flooding, GradientPenalty, Hinge, IFlood, Method, SoftAD, WaveBound
 from flooding.models import mlp, small_cnn
-from flooding.problem import Problem, TestCurve
+from flooding.training.problem import Problem, TestCurve
 
 __all__ = [
     "DATA",

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flooding.level_search.base import Evaluate, Found, Strategy
 from flooding.levels import Controller, Seen, State, as_controller, fold
-from flooding.problem import Record, Run, merit
-from flooding.strategies import Evaluate, Found, Strategy
+from flooding.training.record import Record, merit
+from flooding.training.run import Run
 
 __all__ = ["check_controller", "check_evaluate", "check_strategy", "make_up"]
 
@@ -69,7 +70,7 @@ def check_controller(controller: Controller, *, steps: int = 40, compiled: bool 
 
 
 def check_strategy(make: Callable[[], Strategy]) -> None:
-    """Check that a strategy keeps the protocol of :mod:`flooding.strategies`.
+    """Check that a strategy keeps the protocol of :mod:`flooding.level_search.base`.
 
     It is driven with made-up Records (see :func:`make_up`), each time twice: with accuracies and with losses alone,
     with NaN validation losses for half of the levels, for the other half, and for all. Checked are: that it
@@ -90,7 +91,7 @@ def check_strategy(make: Callable[[], Strategy]) -> None:
         >>> from flooding import Problem
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
-        >>> from flooding.strategies.grid import grid
+        >>> from flooding.level_search.grid import grid
         >>> problem = Problem(data=two_gaussians, model=partial(mlp, 10, 2, width=20), horizon=10)
         >>> check_strategy(lambda: grid(problem, [0.0, 0.1, 0.2]))
     """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down

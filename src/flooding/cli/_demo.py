@@ -12,7 +12,7 @@ from rich.table import Table
 from flooding.cli._shown import Fresh, Ledger, Workers, check_ledger, check_numbers, console, progress, writable
 
 if TYPE_CHECKING:
-    from flooding.problem import Record
+    from flooding.training.record import Record
 
 __all__ = ["demo"]
 
@@ -25,8 +25,8 @@ def demo(
     workers: Workers = None,
 ) -> None:
     """Show what flooding does: the public demo's Sinusoid and real handwritten digits."""
-    from flooding.engine import evaluate
     from flooding.experiments import demo as experiment
+    from flooding.training.runner import evaluate
 
     check_numbers(workers=workers)
     writable(out)

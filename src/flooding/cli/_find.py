@@ -36,9 +36,9 @@ from flooding.cli._shown import (
 from flooding.text import one_line
 
 if TYPE_CHECKING:
-    from flooding.find import FoundLevel
-    from flooding.problem import Problem
-    from flooding.tabular import TableProblem
+    from flooding.level_search.find import FoundLevel
+    from flooding.tabular.table.table import TableProblem
+    from flooding.training.problem import Problem
 
 __all__ = ["What", "find", "predict", "problem_of"]
 
@@ -88,8 +88,8 @@ def find(
     workers: Workers = None,
 ) -> None:
     """Find the flood level of a task, a table, or a problem of your own."""
-    from flooding.engine import usable
-    from flooding.find import find_level
+    from flooding.level_search.find import find_level
+    from flooding.training.runner import usable
 
     check_numbers(label_noise=label_noise, epochs=epochs, budget=budget, trainings=trainings, seeds=seeds)
     check_numbers(workers=workers)
@@ -103,7 +103,7 @@ def find(
     if save is not None and table is None:
         raise ValueError(f"save needs a table, got {what}. A model of your own is found.model() in Python.")
     if save is not None:
-        from flooding.tabular import check_folder
+        from flooding.tabular.table.table import check_folder
 
         check_folder(save)
         if save.absolute() == out.absolute():
@@ -133,7 +133,7 @@ def predict(
 ) -> None:
     """Predict the target of new rows with a saved model."""
     from flooding.atomic import write_atomic
-    from flooding.tabular import predict as predictions
+    from flooding.tabular.table.table import predict as predictions
 
     _check_file(table, "a table")
     if out is not None:
@@ -205,7 +205,7 @@ def problem_of(
 
 def _of_table(what: str, target: str | None, epochs: int | None, kind: str | None) -> tuple[Problem, TableProblem]:
     """Make the Problem of a table, and say what was assumed."""
-    from flooding.tabular import table_problem
+    from flooding.tabular.table.table import table_problem
 
     _check_file(Path(what), "a table")
     if target is None:
@@ -223,7 +223,7 @@ def _imported(place: str, name: str) -> Problem:
     """Import a Problem of the user's own, or the function that makes it."""
     from torch import nn
 
-    from flooding.problem import Problem
+    from flooding.training.problem import Problem
 
     if not place or not name:
         raise ValueError(
@@ -299,7 +299,7 @@ def _call(function: Callable[..., Any], full: str) -> Any:
 def _scored(problem: Problem, score: str | None) -> Problem:
     """Give a Problem the score that was asked for."""
     from flooding.metrics import balanced_accuracy
-    from flooding.problem import Score
+    from flooding.training.problem import Score
 
     if score is None:
         return problem
@@ -318,15 +318,15 @@ def _strategy(
     name: str, budget: float | None, trainings: int | None, levels: list[float | None] | None
 ) -> Callable[..., Any]:
     """Give what find_level asks for a generator."""
-    from flooding.strategies.accordance import accordance
-    from flooding.strategies.backward import backward
-    from flooding.strategies.finder import finder
-    from flooding.strategies.grid import grid
-    from flooding.strategies.halving import halving
-    from flooding.strategies.heuristic import heuristic
-    from flooding.strategies.policy_gradient import policy_gradient
-    from flooding.strategies.range_test import range_test
-    from flooding.strategies.tpe import tpe
+    from flooding.level_search.accordance import accordance
+    from flooding.level_search.backward import backward
+    from flooding.level_search.finder import finder
+    from flooding.level_search.grid import grid
+    from flooding.level_search.halving import halving
+    from flooding.level_search.heuristic import heuristic
+    from flooding.level_search.policy_gradient import policy_gradient
+    from flooding.level_search.range_test import range_test
+    from flooding.level_search.tpe import tpe
 
     at, spend, count = given(levels=levels), given(budget=budget), given(trainings=trainings)
     known: dict[str, Callable[..., Any]] = {
@@ -390,8 +390,8 @@ def _cell(value: Any, name: str) -> str:
 
 def _save(found: FoundLevel, table: TableProblem, folder: Path, device: str) -> None:
     """Train what was found in full and save it."""
-    from flooding.loop import train
-    from flooding.tabular import save_model
+    from flooding.tabular.table.table import save_model
+    from flooding.training.loop import train
 
     row = None
     with progress() as (on_start, on_row):

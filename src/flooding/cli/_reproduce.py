@@ -26,8 +26,9 @@ from flooding.cli._shown import (
 
 if TYPE_CHECKING:
     from flooding.experiments import Experiment
-    from flooding.problem import Record, Run
     from flooding.report.document import Report
+    from flooding.training.record import Record
+    from flooding.training.run import Run
 
 __all__ = ["compare", "reproduce"]
 
@@ -111,11 +112,11 @@ def _train(
     held: Any = None,
 ) -> None:
     """Train what an experiment asks, say beforehand how long it will take, pack it, and report on what was packed."""
-    from flooding.engine import evaluate
     from flooding.experiments import estimate, machine
     from flooding.experiments.archive import Archive, beside, pack
-    from flooding.problem import describes_itself
-    from flooding.strategies import drive
+    from flooding.level_search.base import drive
+    from flooding.training.config import describes_itself
+    from flooding.training.runner import evaluate
 
     with progress() as (on_start, on_row):
 
@@ -140,7 +141,7 @@ def _train(
 
 def _write(running: Experiment, archive: Callable[..., Any], out: Path, name: str, *more: Path) -> None:
     """Report on an archive, so that the same file always gives the same page."""
-    from flooding.strategies import drive
+    from flooding.level_search.base import drive
 
     _show(drive(running, archive)[0], out, name, *more)
 

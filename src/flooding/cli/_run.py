@@ -28,7 +28,8 @@ from flooding.cli._shown import (
 )
 
 if TYPE_CHECKING:
-    from flooding.problem import Record, Run
+    from flooding.training.record import Record
+    from flooding.training.run import Run
 
 __all__ = ["run"]
 
@@ -109,9 +110,9 @@ def run(
     fresh: Fresh = False,
 ) -> None:
     """Train one network on a built-in task, with or without flooding."""
-    from flooding import track
-    from flooding.problem import Run
+    from flooding import tracking as track
     from flooding.tasks import assemble
+    from flooding.training.run import Run
 
     check_numbers(
         label_noise=label_noise,
@@ -187,7 +188,7 @@ def _level(text: str | None) -> Any:
     """Read a level, or a level for each class."""
     import torch
 
-    from flooding.losses import PerClass
+    from flooding.levels import PerClass
 
     numbers = [] if text is None else parse_levels("level", text)
     if len(numbers) > 1:
@@ -197,7 +198,7 @@ def _level(text: str | None) -> Any:
 
 def _excess(run: Run, label_smoothing: float) -> Any:
     """Turn a number into a level for the loss above its targets' entropy."""
-    from flooding.losses import Excess
+    from flooding.levels import Excess
 
     if not isinstance(run.level, float):
         raise ValueError(
@@ -248,9 +249,9 @@ def _one(
     run: Run, device: str, threads: int, save: Path | None, trackers: list[Any], ledger: Path | None, fresh: bool
 ) -> Record:
     """Look a Run up, unless its rows or weights are wanted; else train it here and show how far it is."""
-    from flooding.engine import evaluate, trajectory
-    from flooding.ledger import default_path
-    from flooding.pool import Job, work
+    from flooding.training.jobs import Job, work
+    from flooding.training.ledger import default_path
+    from flooding.training.runner import evaluate, trajectory
 
     with progress() as (on_start, on_row):
         if save is None and not trackers:
@@ -300,9 +301,9 @@ def _save(weights: dict[str, dict[str, Any]], folder: Path) -> None:
 
 def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> None:
     """Refuse, before anything is written, what would fail later."""
-    from flooding.checks import check_last_batch
-    from flooding.engine import usable
-    from flooding.losses import PerClass
+    from flooding.levels import PerClass
+    from flooding.training.checks import check_last_batch
+    from flooding.training.runner import usable
 
     usable(device)
     if threads < 1:

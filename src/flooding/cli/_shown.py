@@ -18,8 +18,8 @@ from rich.text import Text
 from flooding.text import printable
 
 if TYPE_CHECKING:
-    from flooding.loop import Row
-    from flooding.problem import Run
+    from flooding.training.loop import Row
+    from flooding.training.run import Run
 
 __all__ = [
     "Fresh",
@@ -182,7 +182,7 @@ def check_ledger(ledger: Path | None) -> None:
     Raises:
         ValueError: If the ledger or its folder is read-only.
     """
-    from flooding.ledger import absolute_path, default_path
+    from flooding.training.ledger import absolute_path, default_path
 
     path = default_path() if ledger is None else absolute_path(ledger)
     there = next((parent for parent in path.parents if parent.exists()), path)

@@ -25,7 +25,7 @@ from torch.utils.data import (
 )
 
 from flooding.data import Split, Splits, map_tensors
-from flooding.numerics import fork_generators
+from flooding.training.numerics import fork_generators
 
 __all__ = ["gather", "splits"]
 

@@ -17,7 +17,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 from flooding.experiments.archive import name_of
-from flooding.problem import NotKeyable, Record, Run, Watch
+from flooding.training.config import NotKeyable
+from flooding.training.problem import Watch
+from flooding.training.record import Record
+from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from flooding.report.document import Report
@@ -87,7 +90,7 @@ def _name(record: Record) -> str | int:
 def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
     """Estimate how long Runs will take, from three epochs of one Run of each problem and method.
 
-    Problems that differ in their watch alone are one; a :class:`~flooding.problem.Watch` is timed twice.
+    Problems that differ in their watch alone are one; a :class:`~flooding.training.problem.Watch` is timed twice.
 
     Args:
         runs: The Runs; beginnings that will be shared are not subtracted.
@@ -96,8 +99,8 @@ def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
     Returns:
         Seconds, without the last passes over the test split.
     """
-    from flooding.engine import cores
-    from flooding.loop import train
+    from flooding.training.loop import train
+    from flooding.training.runner import cores
 
     known: dict[tuple[int | type, ...], tuple[float, float, float]] = {}
     whole = 0.0

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from flooding import npz
-from flooding.problem import Record, Run, describe
 from flooding.report.document import write
+from flooding.training.config import describe
+from flooding.training.record import Record
+from flooding.training.run import Run
 
 __all__ = ["Archive", "beside", "name_of", "pack", "to_half"]
 

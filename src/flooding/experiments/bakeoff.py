@@ -18,13 +18,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from flooding.adaflood import AdaFlood
-from flooding.baselines import SAM, GradientPenalty
 from flooding.experiments import Experiment, circumstances, ishida2020
-from flooding.losses import Flooding, IFlood, Method, SoftAD
+from flooding.level_search.base import together
+from flooding.level_search.finder import finder
+from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, Method, SoftAD
 from flooding.models import mlp
-from flooding.problem import Problem, Record, Run, merit
 from flooding.report.document import Report, Table
-from flooding.report.evidence import (
+from flooding.report.stats import (
     Difference,
     average_ranks,
     counted,
@@ -35,9 +35,10 @@ from flooding.report.evidence import (
     spread,
     verdict,
 )
-from flooding.strategies import together
-from flooding.strategies.finder import finder
 from flooding.tasks import adamw, real
+from flooding.training.problem import Problem
+from flooding.training.record import Record, merit
+from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

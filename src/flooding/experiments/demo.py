@@ -10,10 +10,11 @@ import numpy as np
 
 from flooding.data import synthetic
 from flooding.experiments.grids import Cell as Task
-from flooding.problem import Record, Run, choose
 from flooding.report import plots
-from flooding.report.evidence import spread
+from flooding.report.stats import spread
 from flooding.tasks import adam, demo_digits, demo_sinusoid, plane, sgd
+from flooding.training.record import Record, choose
+from flooding.training.run import Run
 
 __all__ = ["COLUMNS", "Task", "draw", "plan", "summary", "verdict"]
 

@@ -36,10 +36,12 @@ import torch
 from flooding.experiments import Experiment, circumstances, grids
 from flooding.experiments.archive import to_half
 from flooding.experiments.ishida2020 import NOISES, TASKS, Cell
-from flooding.problem import Problem, Record, Run, TestCurve
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, counted, holm, mcnemar, p_value, paired, spread
+from flooding.report.stats import Difference, counted, holm, mcnemar, p_value, paired, spread
 from flooding.tasks import adamw, real
+from flooding.training.problem import Problem, TestCurve
+from flooding.training.record import Record
+from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -469,7 +471,6 @@ _CRITERION = (
     "m2 − m1 over those with a second descent; differences are paired by seed, with the 95 % interval of Student's "
     "t; all p are after Holm's correction over the tested rows of their table, those of all rows together over tables."
 )
-
 
 _COLUMNS = (
     *("Condition", "level", "reached", "flooded (%)", "second descent", "lasting", "p (lasting)", "no rise"),

@@ -17,8 +17,8 @@ from flooding.experiments import Experiment
 from flooding.experiments.double_descent import CURVES, FACTORS, Condition, combinations, decayed, listed, study
 from flooding.experiments.images5k import sizes
 from flooding.models import small_cnn
-from flooding.problem import Problem, TestCurve
 from flooding.tasks import adam
+from flooding.training.problem import Problem, TestCurve
 
 __all__ = ["AUGMENTED_LEVELS", "CURVES", "LEVELS", "WEIGHT_DECAY", "experiment", "plan"]
 

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from flooding.experiments import circumstances
-from flooding.problem import Problem, Record, Run, choose
+from flooding.level_search.base import together
+from flooding.level_search.finder import finder
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, counted, holm, p_value, paired, spread, verdict
-from flooding.strategies import together
-from flooding.strategies.finder import finder
+from flooding.report.stats import Difference, counted, holm, p_value, paired, spread, verdict
+from flooding.training.problem import Problem
+from flooding.training.record import Record, choose
+from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

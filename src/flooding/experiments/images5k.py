@@ -13,8 +13,8 @@ from flooding.data import images
 from flooding.experiments import Experiment
 from flooding.experiments.grids import CURVES, Cell, compare_levels
 from flooding.models import small_cnn
-from flooding.problem import Problem
 from flooding.tasks import adam
+from flooding.training.problem import Problem
 
 __all__ = ["CURVES", "LEVELS", "NOISY_LEVELS", "cells", "experiment", "sizes"]
 

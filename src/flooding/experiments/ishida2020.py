@@ -19,10 +19,12 @@ from flooding import npz
 from flooding.data import synthetic
 from flooding.experiments import Experiment, circumstances
 from flooding.experiments.archive import Archive, name_of
-from flooding.problem import Problem, Record, Run, choose
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, holm, p_value, paired, spread
+from flooding.report.stats import Difference, holm, p_value, paired, spread
 from flooding.tasks import paper
+from flooding.training.problem import Problem
+from flooding.training.record import Record, choose
+from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,9 +17,11 @@ from torch import nn
 from flooding.experiments import Experiment, circumstances, kim2022
 from flooding.experiments.ishida2020 import NOISES, PUBLISHED, Cell
 from flooding.models import mlp
-from flooding.problem import Problem, Record, Run
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, holm, p_value, paired, spread
+from flooding.report.stats import Difference, holm, p_value, paired, spread
+from flooding.training.problem import Problem
+from flooding.training.record import Record
+from flooding.training.run import Run
 
 __all__ = ["CURVES", "VARIANTS", "experiment", "one_logit"]
 

@@ -23,12 +23,10 @@ from torch import Tensor, nn
 from flooding.data import Split, Splits
 from flooding.experiments import Experiment, circumstances
 from flooding.experiments.ishida2020 import TASKS, TITLES
-from flooding.loop import train
 from flooding.metrics import gradient_norm, over_confidence
 from flooding.models import mlp
-from flooding.problem import Problem, Record, Run, Watch
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, holm, p_value, paired, spread
+from flooding.report.stats import Difference, holm, p_value, paired, spread
 from flooding.sharpness import (
     filter_direction,
     hessian_eigenvalues,
@@ -39,6 +37,10 @@ from flooding.sharpness import (
     weights,
 )
 from flooding.tasks import adam
+from flooding.training.loop import train
+from flooding.training.problem import Problem, Watch
+from flooding.training.record import Record
+from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,15 +19,18 @@ import numpy as np
 from flooding.data import synthetic
 from flooding.experiments import Experiment, circumstances
 from flooding.experiments.archive import Archive, name_of
+from flooding.level_search.backward import has_started
+from flooding.level_search.base import Found, together
+from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.levels import Delayed, Heuristic
 from flooding.models import mlp
-from flooding.problem import Problem, Record, Run, TestCurve, choose, stream
 from flooding.report.document import Report, Table
-from flooding.report.evidence import Difference, holm, p_value, paired, spread
-from flooding.strategies import Found, together
-from flooding.strategies.backward import has_started
-from flooding.strategies.policy_gradient import Policy, policy_gradient
+from flooding.report.stats import Difference, holm, p_value, paired, spread
 from flooding.tasks import adam
+from flooding.training.problem import Problem, TestCurve
+from flooding.training.record import Record, choose
+from flooding.training.rng import stream
+from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

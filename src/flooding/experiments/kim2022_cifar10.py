@@ -23,7 +23,8 @@ from flooding.experiments import Experiment
 from flooding.experiments.grids import CURVES as GRID_CURVES
 from flooding.experiments.grids import Cell, Result, compare_levels
 from flooding.models import IMAGENET, Standardise, resnet_cifar
-from flooding.problem import Problem, Run, TestCurve
+from flooding.training.problem import Problem, TestCurve
+from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

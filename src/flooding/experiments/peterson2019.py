@@ -16,13 +16,14 @@ import numpy as np
 from flooding.data import images
 from flooding.experiments import Experiment, circumstances
 from flooding.experiments.grids import CURVES, Cell, falls, flooded_share, percent, reached
+from flooding.level_search.advisor import advise, bayes_error
+from flooding.level_search.base import Suggestion
 from flooding.models import small_cnn
-from flooding.problem import Problem, Record, choose
 from flooding.report.document import Report, Table
-from flooding.report.evidence import holm, p_value, paired, spread
-from flooding.strategies import Suggestion
-from flooding.strategies.advisor import advise, bayes_error
+from flooding.report.stats import holm, p_value, paired, spread
 from flooding.tasks import adam
+from flooding.training.problem import Problem
+from flooding.training.record import Record, choose
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from flooding.atomic import write_atomic
 from flooding.data import Split, Splits
-from flooding.problem import Record
-from flooding.report.evidence import counted
+from flooding.report.stats import counted
+from flooding.training.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

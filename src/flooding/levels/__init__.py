@@ -1,0 +1,34 @@
+"""Levels: controllers that move the level during training, and tables of levels; one file each.
+
+``base`` holds the protocol of a controller, ``tables`` the levels that are looked up for each batch.
+"""
+
+from flooding.levels.base import Controller, Seen, State, first_flooded, fold
+from flooding.levels.constant import Constant, as_controller
+from flooding.levels.delayed import Delayed
+from flooding.levels.heuristic import Heuristic
+from flooding.levels.plateau import Plateau
+from flooding.levels.range import Range
+from flooding.levels.tables import Excess, PerClass, PerExample, excess, lookup_levels, target_entropy
+from flooding.levels.warmup import Warmup
+
+__all__ = [
+    "Constant",
+    "Controller",
+    "Delayed",
+    "Excess",
+    "Heuristic",
+    "PerClass",
+    "PerExample",
+    "Plateau",
+    "Range",
+    "Seen",
+    "State",
+    "Warmup",
+    "as_controller",
+    "excess",
+    "first_flooded",
+    "fold",
+    "lookup_levels",
+    "target_entropy",
+]

@@ -1,0 +1,25 @@
+"""Methods: what is made of a raw loss and a level; one file each. ``base`` holds the protocol."""
+
+from flooding.methods.base import Method
+from flooding.methods.flooding import Flooding
+from flooding.methods.gradient_penalty import GradientPenalty
+from flooding.methods.hinge import Hinge
+from flooding.methods.iflood import IFlood
+from flooding.methods.objective import flooded_fraction, objective
+from flooding.methods.sam import SAM
+from flooding.methods.softad import SoftAD
+from flooding.methods.wavebound import Teacher, WaveBound
+
+__all__ = [
+    "SAM",
+    "Flooding",
+    "GradientPenalty",
+    "Hinge",
+    "IFlood",
+    "Method",
+    "SoftAD",
+    "Teacher",
+    "WaveBound",
+    "flooded_fraction",
+    "objective",
+]

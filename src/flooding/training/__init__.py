@@ -1,0 +1,1 @@
+"""Training: what a Run is, the loop, and many Runs at once."""

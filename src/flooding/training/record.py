@@ -1,0 +1,186 @@
+"""What a training measured, and how results on the validation split are ordered."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from flooding import npz
+from flooding.training.problem import Problem
+from flooding.training.run import Run
+
+__all__ = ["Record", "choose", "level_order", "merit", "selection_key"]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a Run measured, and apart from it the circumstances.
+
+    Args:
+        run: The Run, or None in a Record read without one.
+        curves: Measured. One float32 value per epoch from 0 (before training) on; NaN where nothing was measured.
+            ``train_loss`` and ``train_accuracy`` are means over the batches of the epoch as they were seen, in
+            training mode, without flooding; ``flooded`` is the share of steps strictly below the level.
+        arrays: Measured. ``best.reliability`` and ``last.reliability``: mean confidence, accuracy and count of 15 bins
+            on the noisy test labels, ``[3, 15]``, and ``*.reliability_clean``; ``*.probe``: probabilities on the
+            problem's probe, ``[inputs, classes]``.
+        finals: Measured. Numbers named ``best.*`` (the epoch with the best validation score) and ``last.*``.
+        weights: Measured. sha256 of the final weights and buffers.
+        fingerprint: Measured. sha256 of the parameter shapes and the first batch loss.
+        circumstances: Time, host, versions and the number of validation examples; never compared.
+    """
+
+    run: Run | None
+    curves: Mapping[str, np.ndarray] = field(repr=False)
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
+    finals: Mapping[str, float] = field(repr=False)
+    weights: str
+    fingerprint: str
+    circumstances: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def level(self) -> float | None:
+        """The level of the Run if it was a number, else the mean one in force in the last epoch; None: no flooding.
+
+        0.0 is a level: a loss that may be negative is flooded at 0.
+        """
+        level = None if self.run is None else self.run.level
+        level = level if isinstance(level, (int, float)) else self.finals.get("last.level", math.nan)
+        return float(level) if math.isfinite(level) else None
+
+    def pack(self) -> tuple[bytes, str]:
+        """Pack the measured part for storage.
+
+        Returns:
+            Curves and arrays as compressed bytes, the rest as JSON; NaN is null there, infinities are "inf" and "-inf".
+        """
+        with io.BytesIO() as file:
+            np.savez_compressed(file, **self.curves, **self.arrays)  # type: ignore[arg-type]
+            return file.getvalue(), self._told()
+
+    def _told(self) -> str:
+        """Write what is measured and no array as JSON."""
+        odd = {name: None if math.isnan(value) else str(value) for name, value in self.finals.items()}
+        finals = {name: value if math.isfinite(value) else odd[name] for name, value in self.finals.items()}
+        return json.dumps({"finals": finals, "weights": self.weights, "fingerprint": self.fingerprint})
+
+    @staticmethod
+    def unpack(run: Run | None, blob: bytes, rest: str, circumstances: str) -> Record:
+        """Restore a Record from :meth:`pack`'s parts.
+
+        Args:
+            run: Its Run, or None.
+            blob: Curves and arrays.
+            rest: The rest of what is measured.
+            circumstances: The circumstances as JSON.
+
+        Returns:
+            The Record.
+
+        Raises:
+            ValueError: If the parts are not what :meth:`pack` wrote.
+        """
+        arrays = npz.read(blob)
+        try:
+            told, about = json.loads(rest), json.loads(circumstances)
+            finals = {n: math.nan if v is None else float(v) for n, v in told["finals"].items()}
+            weights, fingerprint = told["weights"], told["fingerprint"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"its numbers cannot be read: {error!r}") from None
+        if not (isinstance(weights, str) and isinstance(fingerprint, str) and isinstance(about, dict)):
+            raise ValueError("weights, fingerprint or circumstances are of another type")
+        curves = {name: value for name, value in arrays.items() if "." not in name}
+        rest_of = {name: value for name, value in arrays.items() if "." in name}
+        return Record(run, curves, rest_of, finals, weights, fingerprint, about)
+
+    @property
+    def measured(self) -> str:
+        """Hash of everything measured; equal for bit-identical trainings."""
+        digest = hashlib.sha256(self._told().encode())
+        for name, values in sorted({**self.curves, **self.arrays}.items()):
+            digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+
+def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, float]:
+    """Order validation results: the larger key is the better result.
+
+    Higher accuracy first, where there is one, then lower loss. NaN is worse than everything. Further ties go to the
+    earlier epoch or the smaller level: compare with ``>`` in that order.
+
+    Args:
+        loss: Validation loss.
+        accuracy: Validation accuracy or another score of which more is better, or None where there is none.
+
+    Returns:
+        A tuple to compare.
+
+    Example:
+        >>> selection_key(0.4, 0.9) > selection_key(0.1, 0.8), selection_key(0.4, 0.9) > selection_key(0.5, 0.9)
+        (True, True)
+    """
+    if math.isnan(loss) or (accuracy is not None and math.isnan(accuracy)):
+        return (-math.inf, -math.inf)
+    return (0.0 if accuracy is None else accuracy, -loss)
+
+
+def merit(values: Mapping[str, float], problem: Problem | None = None, prefix: str = "") -> tuple[float, float]:
+    """Order what was measured on the validation split: the problem's score, else accuracy, else loss.
+
+    Args:
+        values: Measured numbers by name.
+        problem: Where they were measured; None has no score of its own.
+        prefix: What stands before the names, such as "last.".
+
+    Returns:
+        A tuple to compare, see :func:`selection_key`.
+    """
+    score = values.get(f"{prefix}val_accuracy")
+    own = getattr(problem, "score", None)
+    if own is not None:
+        score = values[f"{prefix}val_score"] * (1 if own.greater_is_better else -1)
+    return selection_key(values[f"{prefix}val_loss"], score)
+
+
+def level_order(level: float | None) -> float:
+    """Order levels: no flooding comes before every number.
+
+    Args:
+        level: A level, or None for no flooding.
+
+    Returns:
+        A number to sort by.
+
+    Example:
+        >>> sorted([0.1, 0.0, None, -0.5], key=level_order)
+        [None, -0.5, 0.0, 0.1]
+    """
+    return -math.inf if level is None else level
+
+
+def choose(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
+    """Choose the Record with the best validation result, on the labels the user has.
+
+    Ties go to the lower validation loss, then to the smaller level; no flooding comes first.
+
+    Args:
+        records: Records that differ in their level alone, at least one.
+        at: The epoch to judge: each Record's last, or its best (early stopping).
+
+    Returns:
+        One of the Records.
+
+    Raises:
+        ValueError: If there are no Records.
+    """
+    ordered = sorted(records, key=lambda record: level_order(record.level))
+    if not ordered:
+        raise ValueError("records must hold at least one Record, got none.")
+    return max(ordered, key=lambda r: merit(r.finals, None if r.run is None else r.run.problem, f"{at}."))

@@ -1,0 +1,317 @@
+"""Runs in, Records out: look-up in the ledger, then training on every core."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flooding.training.checkpoints import Checkpoints
+from flooding.training.config import describes_itself, is_promised
+from flooding.training.jobs import Job, Ready, can_travel, lead, work
+from flooding.training.ledger import Ledger, absolute_path, default_path
+from flooding.training.loop import ENGINE, Row, fingerprint
+from flooding.training.numerics import capture_settings, environment, has_global_hooks
+from flooding.training.pool import Pool
+from flooding.training.prefix import can_share, trunk_of
+from flooding.training.record import Record
+from flooding.training.rng import unchanged
+from flooding.training.run import Run
+from flooding.training.scratch import scratch_folder
+from flooding.training.watchdog import Watchdog
+
+__all__ = ["cores", "evaluate", "trajectory", "usable"]
+
+log = logging.getLogger("flooding")
+
+
+@unchanged()
+def evaluate(
+    runs: Iterable[Run],
+    *,
+    ledger: str | Path | Literal[False] | None = None,
+    fresh: bool = False,
+    workers: int | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+    on_start: Callable[[list[Run]], object] | None = None,
+    on_row: Callable[[Row], object] | None = None,
+) -> list[Record]:
+    """Look Runs up in the ledger and train those that are not there, on all cores.
+
+    The same Run, on the same machine, has bit-identical measurements whether it is trained here, in a worker process
+    or looked up. Equal Runs are trained once; Runs that differ in their level alone take the steps before the first
+    flooded one together; a Run that was cut off, or a longer one, goes on from its checkpoint beside the ledger. None
+    of this changes a bit. A Run that cannot describe itself is trained anew each time, and one that cannot be pickled
+    (a class of a notebook or of the script itself) in this process; the log says so.
+
+    Args:
+        runs: The Runs.
+        ledger: SQLite file of Records; None is the default place, False none at all.
+        fresh: Train even what the ledger holds, and replace it there.
+        workers: Worker processes with one thread each; None is one per core, 0 trains in this process.
+        device: Where to train.
+        threads: torch threads to train with; more than 1 trains in this process, since processes are faster.
+        on_start: Called once with the Runs that must be trained.
+        on_row: Called with every row of the Runs that are trained.
+
+    Returns:
+        Records in the order of the Runs.
+
+    Raises:
+        ValueError: If a Record under a user's key has parameter shapes or a first batch loss that are not this Run's,
+            ``workers`` or ``threads`` is out of range, or the device is not there.
+
+    Example:
+        >>> from flooding import Problem, Run
+        >>> from functools import partial
+        >>> from flooding.data.synthetic import two_gaussians
+        >>> from flooding.models import mlp
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=2)
+        >>> records = evaluate([Run(problem, level) for level in (None, 0.2)], ledger=False, workers=0)
+        >>> [record.finals["epochs"] for record in records]
+        [2.0, 2.0]
+    """
+    runs = list(runs)
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}. 0 trains in this process.")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}.")
+    usable(device)
+    # Absolute, since a worker and a Run may change the working directory.
+    path = None if ledger is False else str(absolute_path(ledger or default_path()))
+    keys = [trajectory(run, device=device, threads=threads) for run in runs]
+    records = {} if path is None or fresh else _found(path, runs, keys)
+    for record in records.values():
+        if not _is_own(record, device, threads):
+            raise ValueError(
+                "a Record must have this problem's parameter shapes and first batch loss, but the one in "
+                f"{path} has others: the problem changed. Change its key too."
+            )
+    if path is not None and runs:
+        log.info("%d of %d runs from the ledger %s", len(records), len(runs), path)
+    if path is not None and any(key is None for key in keys):
+        reason = "a problem without a key is trained anew each time. Give the Problem a key='...' to look it up."
+        if has_global_hooks():
+            reason = (
+                "with global hooks of torch.nn or torch.optim every run is trained anew. Remove them to look runs up."
+            )
+        log.warning(reason)
+    twins: dict[object, list[int]] = {}
+    for number, (run, key) in enumerate(zip(runs, keys, strict=True)):
+        if number not in records:
+            twins.setdefault((key or number, run.epochs), []).append(number)
+    wanted = [numbers[0] for numbers in twins.values()]
+    if on_start is not None:
+        on_start([runs[n] for n in wanted])
+    if not wanted:
+        return [records[number] for number in range(len(runs))]
+    with scratch_folder() as scratch, _held(path):
+        lasting = str(scratch) if path is None else f"{path}.checkpoints"
+        Checkpoints(lasting).tidy()
+        how: dict[str, Any] = {"fresh": fresh, "device": device, "threads": threads}
+        how["quiet"] = on_row is None
+        how["dtype"], how["settings"] = torch.get_default_dtype(), capture_settings()
+        # A Run that cannot describe itself has no name that lasts: its checkpoints end with the call.
+        jobs = [Job(n, runs[n], keys[n], path, folder=lasting if keys[n] else str(scratch), **how) for n in wanted]
+        trained = 0
+        for number, row in _trained(_grouped(jobs, cores() if workers is None else workers), workers):
+            if on_row is not None:
+                on_row(row)
+            if row.record is not None:
+                key = (keys[number] or number, runs[number].epochs)
+                records |= {n: replace(row.record, run=runs[n]) for n in twins[key]}
+                trained += row.record.circumstances["epochs_trained"]
+    if trained < (epochs := sum(runs[n].epochs for n in wanted)):
+        log.debug("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
+    return [records[number] for number in range(len(runs))]
+
+
+def usable(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Args:
+        device: Its name.
+
+    Raises:
+        ValueError: If nothing can be put there.
+    """
+    try:
+        torch.zeros(1, device=device).item()  # there is nothing to read on the device called meta
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be there, got {device!r}: {reason}. Try cpu.") from None
+
+
+@contextmanager
+def _held(path: str | None) -> Generator[None, None, None]:
+    """Keep the ledger open: else SQLite folds its log into the file whenever a worker closes it."""
+    book = None if path is None else Ledger(path)
+    try:
+        yield
+    finally:
+        if book is not None:
+            book.close()
+
+
+def _grouped(jobs: list[Job], workers: int) -> list[Job]:
+    """Put Runs that share a beginning under a trunk of theirs."""
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        files, trunk = Checkpoints(job.folder or ""), trunk_of(job.run)
+        if job.fresh:
+            files.drop(job.name, job.run.epochs + 1)
+        alone = not can_share(job.run) or files.holds(job.name, job.run.epochs)
+        key = trajectory(trunk, device=job.device, threads=job.threads) or (id(job.run.problem), job.run.seed)
+        groups.setdefault(("alone", job.number) if alone else key, []).append(job)
+    grouped = []
+    for key, group in groups.items():
+        # In a large group some begin alone, so that no worker waits for the trunk: those that would leave it first.
+        early = sorted((job for job in group if isinstance(job.run.level, float)), key=lambda job: -job.run.level)
+        early = early[: max(0, min(workers - 1, len(group) // 8))]
+        group = [job for job in group if job not in early]
+        if len(group) == 1:
+            grouped += group
+            continue
+        named = key if isinstance(key, str) else None
+        trunk = group[0]._replace(run=trunk_of(group[0].run), trajectory=named, forks=tuple(group))
+        if trunk.fresh:
+            Checkpoints(trunk.folder or "").drop(trunk.name, trunk.run.epochs + 1)
+        grouped.append(trunk)
+        grouped += early
+    return grouped
+
+
+def trajectory(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
+    """Name the trajectory of a Run on a device, the key of the ledger.
+
+    Args:
+        run: The Run.
+        device: Where it trains.
+        threads: torch threads it trains with.
+
+    Returns:
+        64 hexadecimal digits, or None if the Run cannot describe itself.
+    """
+    if has_global_hooks():  # they may change anything, and nobody can name them
+        return None
+    dtype, version = str(torch.get_default_dtype()), torch.__version__
+    # Torch's defaults go without saying, so that they change no key.
+    unusual = {"settings": capture_settings(), "environment": environment()}
+    more = {name: value for name, value in unusual.items() if value}
+    return run.key(
+        engine=ENGINE, torch=version, device=str(device), dtype=dtype, threads=threads, kernel="single", **more
+    )
+
+
+def cores() -> int:
+    """Count the cores this process may use.
+
+    Returns:
+        At least 1.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _found(path: str, runs: list[Run], keys: list[str | None]) -> dict[int, Record]:
+    book = Ledger(path)
+    try:
+        found = {n: book.find(runs[n], key) for n, key in enumerate(keys) if key is not None}
+    finally:
+        book.close()
+    return {n: record for n, record in found.items() if record is not None}
+
+
+def _is_own(record: Record, device: str, threads: int) -> bool:
+    """Tell whether a Record is the Run's: a user's key promises that, but says nothing of the code behind it."""
+    run = record.run
+    return run is None or not is_promised(run.problem) or record.fingerprint == fingerprint(run, device, threads)
+
+
+def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
+    """Train jobs in worker processes where they can go there, else here."""
+    runs = [job.run for head in jobs for job in (head, *head.forks)]
+    # In a thread of the caller's even one Run goes to a worker: other threads may draw from this process's generator.
+    in_thread = threading.current_thread() is not threading.main_thread()
+    spread = workers != 0 and (len(runs) > 1 or in_thread)
+    away, stay, tied = [], [], []
+    for job in jobs:
+        travels = spread and all(can_travel(j.run) for j in (job, *job.forks))
+        (away if travels and job.threads == 1 else stay).append(job)
+        tied += [] if travels or not spread else [job]
+    if tied:
+        count = sum(len(job.forks) or 1 for job in tied)
+        log.warning(
+            "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", count
+        )
+    if away:
+        warm = all(describes_itself(run) for run in runs)
+        # Closed before the pool is given back: whatever its workers still do must have ended by then.
+        limit = min(workers or cores(), 64)
+        with _pool(warm=warm) as pool, closing(pool.work(away, limit)) as told:
+            for number, news in told:
+                if isinstance(news, BaseException):
+                    raise news
+                yield number, news
+    if stay:
+        yield from _trained_here(stay)
+
+
+def _trained_here(jobs: list[Job]) -> Iterator[tuple[int, Row]]:
+    """Train jobs one after another in this process."""
+    watchdog = Watchdog()
+    with watchdog.in_background():
+        for head in jobs:
+            waiting = {job.number: job for job in head.forks or (head,)}
+            watchdog.start("here", head.run)
+            for ready in list(lead(head)) if head.forks else [Ready(head.number)]:
+                watchdog.start("here", waiting[ready.number].run)
+                for row in work(waiting[ready.number]):
+                    watchdog.feed("here", row.epoch)
+                    yield ready.number, row
+                    watchdog.feed("here")  # the caller's own code may have taken long
+
+
+_WARM: list[Pool] = []
+_LOCK = threading.Lock()
+
+
+def _forget() -> None:
+    """Leave the workers to the parent, in a process that was forked from it."""
+    for pool in _WARM:
+        atexit.unregister(pool.close)
+    _WARM.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def _pool(*, warm: bool) -> Generator[Pool, None, None]:
+    """Lend a pool to one caller at a time; importing torch takes a worker two seconds, so one is kept warm.
+
+    Code of a user's own may change between two calls, in a notebook say, so it gets new workers each time.
+
+    Yields:
+        A pool nobody else uses.
+    """
+    with _LOCK:
+        pool = _WARM.pop() if warm and _WARM else Pool()
+    try:
+        yield pool
+    finally:
+        with _LOCK:
+            keep = warm and not _WARM
+            if keep:
+                _WARM.append(pool)
+        if not keep:
+            pool.close()
