@@ -14,7 +14,7 @@ the parent and one of its workers, and between KILL, TERM, INT (for the parent) 
 2 s. A parent that ended is started again; it must survive everything that happens to its workers. Then the search runs
 to its end, and its ledger is compared with an undisturbed one.
 
-Together: two such searches with one ledger and one --out, and a Python program that calls ``flooding.evaluate`` from
+Together: two such searches with one ledger and one --out, and a Python program that calls ``flooding.run_all`` from
 four threads, for networks with dropout, in this process and in workers. The dice choose the program too.
 """
 
@@ -36,7 +36,7 @@ from pathlib import Path
 
 import psutil
 
-from flooding import Problem, Run, evaluate
+from flooding import Problem, Run, run_all
 from flooding.data.synthetic import sinusoid
 from flooding.models import mlp
 from flooding.training.ledger import Ledger
@@ -70,7 +70,7 @@ def finish(ledger, out):
 
 def trained_twice(book):
     """Count the starts of a Run after it had finished."""
-    ended = {key: record.circumstances["began"] + record.circumstances["seconds"] for key, record in book.records()}
+    ended = {key: record.metadata["began"] + record.metadata["seconds"] for key, record in book.records()}
     return sum(at > ended[key] for key, _, at, _ in book.starts() if key in ended)
 
 
@@ -87,7 +87,9 @@ def crash(kills, seed):
         print(f"kill {number + 1}: {victim}, {len(Ledger(stormy)) if stormy.exists() else 0} runs finished", flush=True)
     last, undisturbed = finish(stormy, folder / "out"), finish(calm, folder / "out")
     books = {name: dict(Ledger(path).records()) for name, path in (("calm", calm), ("stormy", stormy))}
-    same = {key: r.measured for key, r in books["calm"].items()} == {k: r.measured for k, r in books["stormy"].items()}
+    same = {key: r.content_hash for key, r in books["calm"].items()} == {
+        k: r.content_hash for k, r in books["stormy"].items()
+    }
     return {
         "kills": told,
         "orphans alive after 5 s": orphans,
@@ -114,10 +116,10 @@ def threads_command(ledger, seeds):
 def train_in_threads(ledger, seeds):
     """Call ``evaluate`` from four threads, every other time without workers."""
     network = partial(mlp, 2, 2, width=100, depth=3, dropout=0.2)
-    problem = Problem(partial(sinusoid, n_test=100), network, batch_size=20, horizon=40)
+    problem = Problem(partial(sinusoid, n_test=100), network, batch_size=20, max_epochs=40)
     runs = [[Run(problem, level, seed=seed) for level in (None, 0.2, 0.3, 0.4)] for seed in range(2 * seeds)]
     with ThreadPoolExecutor(4) as pool:
-        calls = [pool.submit(evaluate, part, ledger=ledger, workers=2 * (n % 2)) for n, part in enumerate(runs)]
+        calls = [pool.submit(run_all, part, ledger=ledger, workers=2 * (n % 2)) for n, part in enumerate(runs)]
         for call in calls:
             call.result()
 
@@ -216,7 +218,7 @@ def crash_search(kills, seed, together=False):
         printed = [program.communicate() for program in programs]
         assert not any(program.returncode for program in programs), printed
         answers += [line.split("(")[0] for out, _ in printed for line in out.splitlines() if "(grid;" in line]
-    books = [{key: record.measured for key, record in Ledger(path).records()} for path in (calm, stormy)]
+    books = [{key: record.content_hash for key, record in Ledger(path).records()} for path in (calm, stormy)]
     left = sorted(path.name for path in folder.rglob("*") if path.suffix in {".part", ".lock"})
     return {
         "signals": told,

@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flooding import Problem, Run, evaluate, train
+from flooding import Problem, Run, run_all, train
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import machine
 from flooding.experiments.archive import Archive, pack
@@ -46,12 +46,12 @@ from flooding.models import mlp
 from flooding.training.checkpoints import _SECONDS, Checkpoints, _digest
 from flooding.training.ledger import Ledger
 from flooding.training.ledger import _digest as row_digest
-from flooding.training.runner import trajectory
+from flooding.training.runner import run_key
 
 SECTOR = 512
-PROBLEM = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=16), horizon=12)
+PROBLEM = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=16), max_epochs=12)
 RUNS = [Run(PROBLEM, level, seed=seed) for level in (None, 0.1, 0.2, 0.3) for seed in range(6)]
-KEYS = [trajectory(run) for run in RUNS]
+KEYS = [run_key(run) for run in RUNS]
 
 
 class Kind(NamedTuple):
@@ -67,7 +67,7 @@ class Kind(NamedTuple):
 
 def write_ledger(folder):
     path = folder / "ledger.sqlite"
-    evaluate(RUNS, ledger=path, workers=0)
+    run_all(RUNS, ledger=path, workers=0)
     shutil.rmtree(f"{path}.checkpoints", ignore_errors=True)
     return path
 
@@ -78,13 +78,13 @@ def read_ledger(path):
     try:
         for key, run, record in zip(KEYS, RUNS, RECORDS, strict=True):
             known = ledger.find(run, key)
-            numbers[key] = known and known.measured
+            numbers[key] = known and known.content_hash
             if known is None:
                 ledger.start(key, run.epochs)
                 ledger.add(key, record)
         for key, record in ledger.records():
             assert key in KEYS, "a Record under a key nobody stored"
-            assert record.measured == TRUE[key], "a Record of another Run"
+            assert record.content_hash == TRUE[key], "a Record of another Run"
         assert len(ledger) <= len(KEYS), "a damaged Record is still there"
         ledger.starts()
     finally:
@@ -114,12 +114,12 @@ def write_archive(folder):
 
 def read_archive(path):
     records = Archive(path)(RUNS)
-    told = [[r.finals, {n: c.tolist() for n, c in r.curves.items()}, dict(r.circumstances)] for r in records]
+    told = [[r.metrics, {n: c.tolist() for n, c in r.curves.items()}, dict(r.metadata)] for r in records]
     return {key: repr(numbers) for key, numbers in zip(KEYS, told, strict=True)}
 
 
-RECORDS = evaluate(RUNS, ledger=False, workers=0)
-TRUE = {key: record.measured for key, record in zip(KEYS, RECORDS, strict=True)}
+RECORDS = run_all(RUNS, ledger=False, workers=0)
+TRUE = {key: record.content_hash for key, record in zip(KEYS, RECORDS, strict=True)}
 KINDS = {
     "ledger": Kind(write_ledger, read_ledger),
     "checkpoint": Kind(write_checkpoint, read_checkpoint),
@@ -202,7 +202,7 @@ def costs():
         (2 * sorted(times)[10] / _SECONDS),
     )
     began = time.perf_counter()
-    [record] = evaluate(RUNS[6:7], ledger=False, workers=0)
+    [record] = run_all(RUNS[6:7], ledger=False, workers=0)
     training = time.perf_counter() - began
     row = ("0" * 64, 12, *reversed(record.pack()), "{}")
     times = [timed(lambda: row_digest(*row)) for _ in range(200)]

@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import replace
 
-from flooding import Run, evaluate
+from flooding import Run, run_all
 from flooding.experiments import machine
 from flooding.tasks import demo_sinusoid, sgd
 from flooding.training.problem import TestCurve
@@ -29,8 +29,8 @@ def job(test_every_epoch):
     if test_every_epoch:
         problem = replace(problem, test_curve=TestCurve(20_000, every=1))
     tick = time.perf_counter()
-    records = evaluate([Run(problem, level) for level in (0.0, 0.26, 0.27, 0.28)], ledger=False)
-    epochs = sum(int(record.finals["epochs"]) for record in records)
+    records = run_all([Run(problem, level) for level in (0.0, 0.26, 0.27, 0.28)], ledger=False)
+    epochs = sum(int(record.metrics["epochs"]) for record in records)
     print(f"{epochs} epochs, training and worker start: {time.perf_counter() - tick:.1f} s")
 
 

@@ -34,7 +34,7 @@ from flooding.data.synthetic import two_gaussians
 from flooding.experiments import demo, ishida2020
 from flooding.experiments.archive import pack
 from flooding.models import mlp
-from flooding.testing import make_up
+from flooding.testing import fake_record
 from flooding.training.problem import Problem
 from flooding.training.run import Run
 
@@ -163,7 +163,7 @@ def shorten_plans():
     plan = demo.plan
 
     def tasks(*_):
-        tiny = [replace(t.problem, horizon=2, model=partial(t.problem.model, width=8, depth=1)) for t in plan(True)]
+        tiny = [replace(t.problem, max_epochs=2, model=partial(t.problem.model, width=8, depth=1)) for t in plan(True)]
         return [replace(t, problem=p, levels=t.levels[:2]) for t, p in zip(plan(True), tiny, strict=True)]
 
     class Tiny(ishida2020.Cell):
@@ -195,8 +195,10 @@ def prepare(folder):
     (folder / "dangling").symlink_to("nowhere")
     (folder / "loop").symlink_to("loop")
     os.mkfifo(folder / "pipe")
-    problem = Problem(partial(two_gaussians, n_train=30, n_val=20, n_test=20), partial(mlp, 10, 2, width=4), horizon=2)
-    pack(folder / "other.npz", [make_up(Run(problem, 0.1))], ("train_loss",), "here")
+    problem = Problem(
+        partial(two_gaussians, n_train=30, n_val=20, n_test=20), partial(mlp, 10, 2, width=4), max_epochs=2
+    )
+    pack(folder / "other.npz", [fake_record(Run(problem, 0.1))], ("train_loss",), "here")
     whole = (folder / "other.npz").read_bytes()
     if WEIGHTS["reproduce"]:
         code, *_ = call(["reproduce", "ishida2020", "--workers", "0", "--out", "results"])

@@ -33,7 +33,7 @@ def train(epochs):
     from flooding.experiments.kim2022_cifar10 import setting
     from flooding.training.loop import train as rows
 
-    for row in rows(Run(setting(0.1, full=True), 0.02, until=epochs)):
+    for row in rows(Run(setting(0.1, full=True), 0.02, stop_epoch=epochs)):
         print(f"epoch {row.epoch}", file=sys.stderr, flush=True)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 

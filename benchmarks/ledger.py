@@ -25,7 +25,7 @@ from flooding.training.ledger import Ledger, _digest, _row
 
 def record():
     """Train a tiny network for the 500 epochs whose curves are stored."""
-    problem = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=8), horizon=500)
+    problem = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=8), max_epochs=500)
     *_, row = train(Run(problem, 0.1))
     return row.record
 

@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flooding import evaluate
+from flooding import run_all
 from flooding.experiments import machine
 from flooding.experiments.archive import to_half
 from flooding.experiments.ishida2020 import LEVELS, NOISES, TASKS, cells
-from flooding.training.loop import ENGINE
 
 HERE = Path(__file__).with_suffix("")
 FINALS = ("epoch", "test_accuracy", "test_accuracy_clean", "test_nll", "test_nll_clean", "test_ece")
@@ -43,7 +42,7 @@ def pack(records, told):
     packed["val_right"] = right.round().astype(np.uint8)
     for at in ("last", "best"):
         for name in FINALS:
-            values = np.array([r.finals[f"{at}.{name}"] for r in records], np.float32)
+            values = np.array([r.metrics[f"{at}.{name}"] for r in records], np.float32)
             packed[f"{at}_{name}"] = values.reshape(shape)
     packed |= {"tasks": np.array(list(TASKS)), "noises": np.array(NOISES), "levels": np.array(LEVELS)}
     return packed | {"told": np.array(told)}
@@ -65,9 +64,9 @@ def main():
                     each = (time.monotonic() - began) / done
                     print(f"seed {seed}: {done} runs trained, {each:.1f} s each", flush=True)
 
-        records = evaluate(runs(seed), ledger=arguments.ledger, on_row=on_row)
-        hours = sum(r.circumstances["seconds"] for r in records) / 3600
-        told = f"engine {ENGINE}, torch {torch.__version__}, {machine()}, {hours:.2f} core hours"
+        records = run_all(runs(seed), ledger=arguments.ledger, on_row=on_row)
+        hours = sum(r.metadata["seconds"] for r in records) / 3600
+        told = f"engine {NUMERICS_VERSION}, torch {torch.__version__}, {machine()}, {hours:.2f} core hours"
         np.savez_compressed(HERE / f"seed{seed}.npz", **pack(records, told))
         print(f"seed {seed}: packed, {told}", flush=True)
 

@@ -24,15 +24,15 @@ from pathlib import Path
 import psutil
 import torch
 
-from flooding import Run, checkpoints, evaluate
+from flooding import Run, checkpoints, run_all
 from flooding.data import Split, tables
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import machine
 from flooding.models import mlp
-from flooding.tasks import adam, demo_sinusoid, paper
+from flooding.tasks import adam, demo_sinusoid, ishida2020_problem
 from flooding.training.problem import Problem
 from flooding.training.record import selection_key
-from flooding.training.runner import cores
+from flooding.training.runner import available_cpus
 
 LEVELS = [0.02 * n for n in range(26)]
 SLOW = partial(torch.optim.SGD, lr=0.05, fused=True)
@@ -42,11 +42,11 @@ CASES = {
         partial(mlp, 64, 10, width=256, depth=3),
         SLOW,
         batch_size=30,
-        horizon=60,
+        max_epochs=60,
     ),
     # Without the probe for its picture, through which the loops do not pass either.
-    "demo: Sinusoid, batch norm, 200 epochs": replace(demo_sinusoid(adam), probe=None),
-    "paper: Two Gaussians 10 %, 500 epochs": paper(partial(two_gaussians, label_noise=0.1), 10),
+    "demo: Sinusoid, batch norm, 200 epochs": replace(demo_sinusoid(adam), probe_inputs=None),
+    "paper: Two Gaussians 10 %, 500 epochs": ishida2020_problem(partial(two_gaussians, label_noise=0.1), 10),
 }
 
 
@@ -72,7 +72,7 @@ def tight(problem, level):
     x, y, clean = splits.train.x, splits.train.y, splits.train.clean
     optimizer = problem.optimizer(model.parameters())
     best, kept, curves = (-float("inf"), -float("inf")), None, []
-    for epoch in range(problem.horizon):
+    for epoch in range(problem.max_epochs):
         model.train()
         order = [slice(None)] if len(x) <= problem.batch_size else torch.randperm(len(x)).split(problem.batch_size)
         losses, outputs = [], []
@@ -116,7 +116,7 @@ class Loops:
     def __init__(self, name):
         command = [sys.executable, __file__, "--loops", name, "--part"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.processes = [subprocess.Popen([*command, str(part)], **pipes) for part in range(cores())]
+        self.processes = [subprocess.Popen([*command, str(part)], **pipes) for part in range(available_cpus())]
         self.tell("warm")
 
     def tell(self, word):
@@ -139,12 +139,12 @@ def by_engine(problem, folder):
     children = psutil.Process().children()
     before = [sum(child.cpu_times()[:2]) for child in children]
     tick = time.perf_counter()
-    records = evaluate(runs, ledger=Path(folder) / f"{time.monotonic_ns()}.sqlite")
+    records = run_all(runs, ledger=Path(folder) / f"{time.monotonic_ns()}.sqlite")
     seconds = time.perf_counter() - tick
     busy = [sum(child.cpu_times()[:2]) - used for child, used in zip(children, before, strict=True)]
-    workers = sorted(busy)[-cores() :]
-    share = sum(r.circumstances["epochs_trained"] for r in records) / sum(run.epochs for run in runs)
-    return seconds, share, sum(workers) / cores() / seconds
+    workers = sorted(busy)[-available_cpus() :]
+    share = sum(r.metadata["epochs_trained"] for r in records) / sum(run.epochs for run in runs)
+    return seconds, share, sum(workers) / available_cpus() / seconds
 
 
 def of_checkpoints(problem, folder):
@@ -166,7 +166,7 @@ def of_checkpoints(problem, folder):
     for name, function in own.items():
         setattr(checkpoints.Checkpoints, name, timed(function))
     tick = time.perf_counter()
-    evaluate([Run(problem, level) for level in LEVELS], ledger=Path(folder) / "checkpoints.sqlite", workers=0)
+    run_all([Run(problem, level) for level in LEVELS], ledger=Path(folder) / "checkpoints.sqlite", workers=0)
     seconds = time.perf_counter() - tick
     for name, function in own.items():
         setattr(checkpoints.Checkpoints, name, function)
@@ -181,18 +181,20 @@ def main():
     parser.add_argument("--cases", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     if given.loops:
-        loops(given.loops, given.part, cores())
+        loops(given.loops, given.part, available_cpus())
         return
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         tick = time.perf_counter()
-        evaluate(
-            [Run(Problem(two_gaussians, partial(mlp, 10, 2, width=8), horizon=1), level) for level in (0.1, 0.2)],
+        run_all(
+            [Run(Problem(two_gaussians, partial(mlp, 10, 2, width=8), max_epochs=1), level) for level in (0.1, 0.2)],
             ledger=False,
         )
-        print(f"start-up of {cores()} workers: {time.perf_counter() - tick:.1f} s")
+        print(f"start-up of {available_cpus()} workers: {time.perf_counter() - tick:.1f} s")
         for name in [list(CASES)[case] for case in given.cases]:
-            evaluate([Run(CASES[name], level, until=1) for level in (None, 9.0)], ledger=False)  # data in every worker
+            run_all(
+                [Run(CASES[name], level, stop_epoch=1) for level in (None, 9.0)], ledger=False
+            )  # data in every worker
             hand, times, shares, busy = Loops(name), {"engine": [], "loops": []}, [], []
             for turn in range(given.rounds):
                 for side in ("engine", "loops")[:: 1 if turn % 2 else -1]:

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from flooding import Run, evaluate
+from flooding import Run, run_all
 from flooding.experiments import machine
 from flooding.experiments.archive import Archive, pack
 from flooding.experiments.ishida2020 import LEVELS, TASKS
@@ -36,7 +36,7 @@ from flooding.experiments.ishida2020 import cells as synthetic_cells
 from flooding.level_search.accordance import accordance
 from flooding.level_search.advisor import advise
 from flooding.level_search.backward import backward
-from flooding.level_search.base import Found, drive, search, together
+from flooding.level_search.base import SearchResult, run_concurrently, run_generator, search
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
@@ -58,12 +58,12 @@ def irreducible(problem, *, seeds):
     """Train once and take 0.7 times the lowest validation loss."""
     [record] = yield [Run(problem, seed=seeds[0])]
     [guess] = advise(lowest_val_loss=float(record.curves["val_loss"][1:].min()))
-    return Found("irreducible loss", Run(problem, guess.level, seed=seeds[0]), (guess,))
+    return SearchResult("irreducible loss", Run(problem, guess.level, seed=seeds[0]), (guess,))
 
 
 def longer(problem, *, seeds):
     """Run the heuristic for the 1,000 epochs of its source."""
-    return heuristic(replace(problem, horizon=1000), Heuristic(until_loss=1e-4), seeds=seeds)
+    return heuristic(replace(problem, max_epochs=1000), Heuristic(until_loss=1e-4), seeds=seeds)
 
 
 # Name: strategy, whether it replays, which problems (None: all), seeds at most.
@@ -123,12 +123,12 @@ def judge(found, cell):
             "nll": "last_test_nll",
         }
         return {name: cell.final(level, array) for name, array in names.items()}
-    [record] = evaluate([found.run], ledger=LEDGER)
+    [record] = run_all([found.run], ledger=LEDGER)
     clean = {
-        at: record.finals.get(f"{at}.test_accuracy_clean", record.finals[f"{at}.test_accuracy"])
+        at: record.metrics.get(f"{at}.test_accuracy_clean", record.metrics[f"{at}.test_accuracy"])
         for at in ("last", "best")
     }
-    return {"accuracy": clean["last"], "accuracy_best": clean["best"], "nll": record.finals["last.test_nll"]}
+    return {"accuracy": clean["last"], "accuracy_best": clean["best"], "nll": record.metrics["last.test_nll"]}
 
 
 def cells(seeds):
@@ -176,11 +176,11 @@ def run(name, seeds, strategies):
             if replays:
                 told = [search(one, rounded(cell)) for one, cell in zip(searching, places.values(), strict=True)]
             else:  # side by side, so that no core waits
-                told, _ = drive(together(searching), partial(evaluate, ledger=LEDGER))
+                told, _ = run_generator(run_concurrently(searching), partial(run_all, ledger=LEDGER))
             for (problem_name, cell), found in zip(places.items(), told, strict=True):
                 row = {"problem": problem_name, "seed": seed, "strategy": strategy}
                 # In trainings of the problem's length, also where a search trains longer.
-                cost = found.cost.steps * found.run.problem.horizon / wanted[problem_name].horizon
+                cost = found.cost.steps * found.run.problem.max_epochs / wanted[problem_name].max_epochs
                 row |= {"level": found.level, "cost": cost, "hours": found.cost.hours}
                 live = cell is None or hasattr(found.run.level, "update") or (not replays and not on_grid(found.level))
                 row |= judge(found, None if live else cell) | {"warnings": list(found.warnings), "commit": commit()}
@@ -305,7 +305,7 @@ def grids_of(name, seeds):
     if kept.exists():
         records = iter(Archive(kept)(runs))
     else:
-        told = evaluate(runs, ledger=LEDGER)
+        told = run_all(runs, ledger=LEDGER)
         pack(kept, told, ("train_loss", "val_accuracy", "val_loss"), machine(), exact=lambda _: True)
         records = iter(told)
     found = {}
@@ -314,7 +314,7 @@ def grids_of(name, seeds):
         accuracy, loss, train = (
             np.array([r.curves[n] for r in told], float) for n in ("val_accuracy", "val_loss", "train_loss")
         )
-        test = [r.finals.get("last.test_accuracy_clean", r.finals["last.test_accuracy"]) for r in told]
+        test = [r.metrics.get("last.test_accuracy_clean", r.metrics["last.test_accuracy"]) for r in told]
         found[where] = accuracy, loss, np.array(test), train
     return found
 
@@ -324,7 +324,7 @@ def verify(share):
     tables = cells(range(10))
     drawn = [(where, cell, level) for where, cell in sorted(tables.items()) for level in LEVELS]
     chosen = np.random.default_rng(0).permutation(len(drawn))[: max(1, round(share * len(drawn)))]
-    records = evaluate([Run(drawn[i][1].problem, drawn[i][2], seed=drawn[i][1].seed) for i in chosen], ledger=LEDGER)
+    records = run_all([Run(drawn[i][1].problem, drawn[i][2], seed=drawn[i][1].seed) for i in chosen], ledger=LEDGER)
     same = 0
     for i, record in zip(chosen, records, strict=True):
         _, cell, level = drawn[i]
@@ -335,7 +335,7 @@ def verify(share):
             (100 * record.curves["val_accuracy"]).round(), cell.arrays["val_right"][*cell.place, index]
         )
         final = (
-            np.float32(record.finals["last.test_accuracy_clean"])
+            np.float32(record.metrics["last.test_accuracy_clean"])
             == cell.arrays["last_test_accuracy_clean"][*cell.place, index]
         )
         same += bool(equal and right and final)

@@ -100,8 +100,11 @@ def main():
     print(machine())
     network = partial(mlp, 10, 2, width=500, depth=5)
     cases = {
-        "50 steps an epoch, validation once": (Problem(partial(two_gaussians, 5000), network, adam, horizon=10**6), 50),
-        "full batch, validation every step": (Problem(two_gaussians_100, network, adam, horizon=10**6), 1),
+        "50 steps an epoch, validation once": (
+            Problem(partial(two_gaussians, 5000), network, adam, max_epochs=10**6),
+            50,
+        ),
+        "full batch, validation every step": (Problem(two_gaussians_100, network, adam, max_epochs=10**6), 1),
     }
     for name, (problem, steps) in cases.items():
         times = paired(problem, True, rounds * (1 if steps > 1 else 20))

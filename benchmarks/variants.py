@@ -24,7 +24,7 @@ class Grid:
 
     def __init__(self, levels, accuracy, loss, test, train):
         self.levels, self.accuracy, self.loss, self.test, self.train = np.asarray(levels), accuracy, loss, test, train
-        self.horizon = self.accuracy.shape[1] - 1
+        self.max_epochs = self.accuracy.shape[1] - 1
         self.cap, self.floor = np.nanmin(self.loss[0, 1:]), np.nanmin(self.train[0, 1:])
 
     def near(self, share):
@@ -43,7 +43,7 @@ class Grid:
 
 
 def exhaustive(grid):
-    return grid.best(range(len(grid.levels)), grid.horizon, 1)
+    return grid.best(range(len(grid.levels)), grid.max_epochs, 1)
 
 
 def in_full(grid, shares, late):
@@ -51,7 +51,7 @@ def in_full(grid, shares, late):
     if grid.cap <= grid.floor:
         return 0, 1.0
     places = [0, *sorted({grid.near(share) for share in shares})]
-    return grid.best(places, grid.horizon, max(1, round(late * grid.horizon))), len(places)
+    return grid.best(places, grid.max_epochs, max(1, round(late * grid.max_epochs))), len(places)
 
 
 def race(grid, count, until, most, reach):
@@ -59,14 +59,14 @@ def race(grid, count, until, most, reach):
     if grid.cap <= grid.floor:
         return 0, 1.0
     places = sorted({grid.near((place + 0.5) / count * reach) for place in range(count)})
-    epochs = max(1, round(until * grid.horizon))
+    epochs = max(1, round(until * grid.max_epochs))
     reached = [p for p in places if (grid.train[p, 1 : epochs + 1] <= grid.levels[p]).any()]
     cost = 1 + len(places) * until
     if not reached:
         return 0, cost
     judged = [grid.judge(p, epochs, max(1, round(LATE * epochs))) for p in reached]
     order = sorted(range(len(reached)), key=lambda i: (*judged[i], -i), reverse=True)[:most]
-    return grid.best([0, *(reached[i] for i in order)], grid.horizon, 1), cost + len(order) * (1 - until)
+    return grid.best([0, *(reached[i] for i in order)], grid.max_epochs, 1), cost + len(order) * (1 - until)
 
 
 VARIANTS = {
@@ -79,7 +79,7 @@ VARIANTS = {
     },
     **{
         f"race of {count} for {100 * until:g} %, best {most} in full, up to {reach:g}": partial(
-            race, count=count, until=until, most=most, reach=reach
+            race, count=count, stop_epoch=until, most=most, reach=reach
         )
         for count in (3, 4, 5)
         for until in (0.1, 0.15, 0.2, 0.25)

@@ -88,11 +88,11 @@ def distance(model, other):
     return max((a - b).abs().max().item() for a, b in zip(full, other.parameters(), strict=True))
 
 
-def train_ranks(net, model, batches, level, make, group, k=1, norm=None, exact=True, local=False):
+def train_ranks(net, model, batches, level, make, group, k=1, norm=None, exact=True, per_microbatch=False):
     """Train on my share of every batch; ``exact=False`` is the naive wrapper, which floods what it sees."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     optimizer = make(net.parameters())
-    flood_step = FloodStep(optimizer, level if exact or local else None, local=local, group=group)
+    flood_step = FloodStep(optimizer, level if exact or local else None, per_microbatch=local, group=group)
     for step, (x, y) in enumerate(batches):
         sizes = parts(world * k, step)
         mine = list(zip(x.split(sizes), y.split(sizes), strict=True))[rank * k : (rank + 1) * k]

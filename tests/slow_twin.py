@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from flooding.training.rng import seeded, stream
+from flooding.training.rng import derive_seed, fork_rng
 
 
 def by_hand(run):
@@ -13,12 +13,12 @@ def by_hand(run):
     problem, losses = run.problem, []
     split, model = problem.splits(run.seed).train, problem.build(run.seed)
     optimizer = problem.optimizer(model.parameters())
-    schedule = problem.schedule(optimizer) if problem.schedule else None
-    with seeded(stream(run.seed, "train")):
+    schedule = problem.lr_scheduler(optimizer) if problem.lr_scheduler else None
+    with fork_rng(derive_seed(run.seed, "train")):
         for epoch in range(1, run.epochs + 1):
             order = torch.arange(len(split))
             if len(split) > problem.batch_size:
-                generator = torch.Generator().manual_seed(stream(run.seed, "order", epoch))
+                generator = torch.Generator().manual_seed(derive_seed(run.seed, "order", epoch))
                 order = torch.randperm(len(split), generator=generator)
             for index in order.split(problem.batch_size):
                 model.train()
@@ -29,8 +29,8 @@ def by_hand(run):
                     loss.backward()
                 else:
                     ((loss - run.level).abs() + run.level).backward()
-                if problem.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), problem.clip)
+                if problem.max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), problem.max_grad_norm)
                 optimizer.step()
             if schedule is not None:
                 schedule.step()

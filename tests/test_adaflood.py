@@ -14,14 +14,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flooding import Flood, Problem, Run, train
-from flooding.adaflood import AdaFlood, AdaFloodLevels, LastLayer, adaflood, held_out
+from flooding.adaflood import AdaFlood, AdaFloodLevels, LastLayer, adaflood, cross_fit_levels
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
 from flooding.levels import PerExample
 from flooding.methods import IFlood
 from flooding.models import mlp
 from flooding.training.problem import TestCurve
-from flooding.training.rng import stream
+from flooding.training.rng import derive_seed
 from slow_twin import by_hand
 from small import FromDict, normed, regression, small
 
@@ -66,7 +66,7 @@ def everybody_is_one(n=24):
     x = torch.arange(n, dtype=torch.float32)[:, None]
     ids = 3 * torch.arange(n).flip(0) + 5  # neither sorted nor counted from 0
     train, other = Split(x, torch.ones(n, dtype=torch.int64), id=ids), Split(x[:2], torch.ones(2, dtype=torch.int64))
-    return Problem(Splits(train, other, other), Memory, horizon=3, batch_size=7)
+    return Problem(Splits(train, other, other), Memory, max_epochs=3, batch_size=7)
 
 
 @pytest.mark.parametrize("at", ["best", "last"])
@@ -79,7 +79,7 @@ def test_the_last_layer_variant_has_seen_every_example_through_its_features():
 
 
 def test_every_training_is_a_plain_run_on_the_other_folds_alone():
-    problem, rows = small(test_curve=TestCurve(), probe=lambda: pytest.fail("drawn"), key="mine"), []
+    problem, rows = small(test_curve=TestCurve(), probe_inputs=lambda: pytest.fail("drawn"), key="mine"), []
     found = adaflood(problem, folds=4, on_row=rows.append)
     runs = [row.run for row in rows if row.record]
     assert len(runs) == 4
@@ -106,7 +106,7 @@ def random_labels():
 
     adam = partial(torch.optim.Adam, lr=3e-3)
     return Problem(
-        Splits(split(N_RANDOM), split(20), split(20)), partial(mlp, 30, 2, width=64, depth=2), adam, horizon=30
+        Splits(split(N_RANDOM), split(20), split(20)), partial(mlp, 30, 2, width=64, depth=2), adam, max_epochs=30
     )
 
 
@@ -135,7 +135,7 @@ def test_folds_partition_the_ids_and_spread_every_class():
         trained.append(train_ids)
         return lambda ids: (asked.append(ids), torch.full((len(ids),), 0.5))[1]
 
-    found = held_out(fit, ids, labels=y, folds=4, seed=3)
+    found = cross_fit_levels(fit, ids, labels=y, folds=4, seed=3)
     assert torch.equal(torch.cat(asked).sort().values, ids.sort().values)
     for number, (out, rest) in enumerate(zip(asked, trained, strict=True)):
         assert torch.equal(out, ids[found.folds == number])
@@ -164,8 +164,8 @@ def test_levels_agree_with_cross_validation_written_out(gamma):
     split, levels = problem.splits(0).train, {}
     for number in range(3):
         rest = replace(problem.splits(0), train=split.take((found.folds != number).nonzero()[:, 0]))
-        auxiliary = replace(problem, data=rest, horizon=4)
-        weights, _ = by_hand(Run(auxiliary, seed=stream(0, "adaflood")))
+        auxiliary = replace(problem, data=rest, max_epochs=4)
+        weights, _ = by_hand(Run(auxiliary, seed=derive_seed(0, "adaflood")))
         model = problem.build(0).eval()
         model.load_state_dict(weights)
         for n in (found.folds == number).nonzero()[:, 0].tolist():
@@ -191,13 +191,13 @@ def test_gamma_one_trains_plainly_bit_for_bit():
     weights = []
     for run in (Run(problem), *(Run(problem, f.levels, IFlood()) for f in (found.with_gamma(1.0), found))):
         *_, row = train(run)
-        weights.append(row.record.weights)
+        weights.append(row.record.weights_sha256)
     assert weights[0] == weights[1] != weights[2]
 
 
 def test_flipped_labels_get_higher_levels_than_clean_ones():
     data = partial(two_gaussians, n_train=200, n_val=100, n_test=100, label_noise=0.2)
-    problem = small(data=data, horizon=20, batch_size=50)
+    problem = small(data=data, max_epochs=20, batch_size=50)
     split = problem.splits(0).train
     flipped = split.y != split.clean
     levels = adaflood(problem).levels.at(split.y, split.id)
@@ -262,7 +262,7 @@ def test_networks_are_trained_and_asked_on_their_own_threads(callers, threads):
 
 
 def test_epochs_and_the_weights_that_score():
-    problem, rows = small(horizon=40), []
+    problem, rows = small(max_epochs=40), []
     best = adaflood(problem, folds=2, epochs=50, on_row=rows.append)
     assert best.cost == 100 == sum(row.epoch > 0 for row in rows)
     assert {row.epoch for row in rows if row.record} == {50}
@@ -280,7 +280,9 @@ def test_epochs_and_the_weights_that_score():
 
 def test_the_last_layer_alone_is_tuned_from_a_fresh_start():
     rows = []
-    found = adaflood(normed(horizon=30), epochs=30, folds=3, variant=LastLayer(epochs=5), at="last", on_row=rows.append)
+    found = adaflood(
+        normed(max_epochs=30), epochs=30, folds=3, variant=LastLayer(epochs=5), at="last", on_row=rows.append
+    )
     base, *tuned = [row.weights["last"] for row in rows if row.record]
     assert len(tuned) == 3
     assert found.cost == 30 + 3 * 5
@@ -329,14 +331,14 @@ def test_squared_error_gives_the_shrunk_held_out_error():
         own = found.folds == number
         model = FlatFromDict()
         rest = replace(problem, data=replace(problem.data, train=split.take(~own)))
-        *_, row = train(Run(rest, seed=stream(0, "adaflood")))
+        *_, row = train(Run(rest, seed=derive_seed(0, "adaflood")))
         model.load_state_dict(row.weights["last"])
         expected[own] = 0.75**2 * (model({"x": split.x["x"][own]}) - split.y[own]).detach() ** 2
     assert torch.allclose(found.levels.at(None, split.id), expected, rtol=1e-5)
     assert found.with_gamma(1.0).levels.levels.max() == 0
     *_, row = train(Run(problem, found.levels, IFlood()))
-    assert row.record.finals["last.flooded"] > 0
-    own = held_out(lambda _: lambda ids: -2.0 * torch.ones(len(ids)), 4, folds=2, gamma=0.5, squared_error=True)
+    assert row.record.metrics["last.flooded"] > 0
+    own = cross_fit_levels(lambda _: lambda ids: -2.0 * torch.ones(len(ids)), 4, folds=2, gamma=0.5, squared_error=True)
     assert own.levels.levels.tolist() == [1.0] * 4
 
 
@@ -407,10 +409,10 @@ def test_own_data_is_known_by_its_hash():
     def fit(_):
         return lambda ids: [0.5] * len(ids)
 
-    found = held_out(fit, 4, folds=2)
+    found = cross_fit_levels(fit, 4, folds=2)
     with pytest.raises(ValueError, match="must come from the data"):
-        held_out(fit, 4, folds=2, labels=torch.tensor([0, 1, 0, 1])).check(found.data_sha256)
-    held_out(fit, 4, folds=2, data_sha256="mine").check("mine")
+        cross_fit_levels(fit, 4, folds=2, labels=torch.tensor([0, 1, 0, 1])).check(found.data_sha256)
+    cross_fit_levels(fit, 4, folds=2, data_sha256="mine").check("mine")
 
 
 @pytest.mark.parametrize("broken", ["torch.save", "os.replace"])
@@ -485,12 +487,12 @@ def test_levels_of_the_version_before_are_read_and_the_log_says_what_is_unknown(
 )
 def test_predictions_that_are_no_probabilities_are_refused(answer, match):
     with pytest.raises(ValueError, match=match):
-        held_out(lambda _: answer, 6, folds=2)
+        cross_fit_levels(lambda _: answer, 6, folds=2)
 
 
 def test_an_error_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match=r"an error must be finite, got \[inf"):
-        held_out(lambda _: lambda ids: [math.inf] * len(ids), 4, folds=2, squared_error=True)
+        cross_fit_levels(lambda _: lambda ids: [math.inf] * len(ids), 4, folds=2, squared_error=True)
 
 
 @pytest.mark.parametrize(
@@ -509,7 +511,7 @@ def test_bad_arguments_are_refused_before_anything_trains(arguments, match):
         pytest.fail("trained")
 
     with pytest.raises(ValueError, match=match):
-        held_out(fit, **{"ids": 6} | arguments)
+        cross_fit_levels(fit, **{"ids": 6} | arguments)
 
 
 @pytest.mark.parametrize(
@@ -534,7 +536,7 @@ def test_bad_problems_are_refused_before_anything_trains(problem, arguments, mat
 
 def test_mean_squared_error_is_known_in_every_form():
     for loss in (nn.MSELoss(), partial(nn.functional.mse_loss, reduction="mean")):
-        assert adaflood(flat_regression(loss=loss, horizon=1), folds=2).error is not None
+        assert adaflood(flat_regression(loss=loss, max_epochs=1), folds=2).error is not None
 
 
 def test_no_probability_may_be_zero_without_trust():
@@ -555,7 +557,7 @@ def test_a_very_unlikely_label_still_has_a_level():
         def forward(self, x):
             return torch.tensor([600.0, 0.0]) + 0 * self.line(x)
 
-    found = adaflood(small(model=Sure, horizon=1), gamma=0.0, folds=2)
+    found = adaflood(small(model=Sure, max_epochs=1), gamma=0.0, folds=2)
     # float32 would have made exp(-600) a 0
     assert found.levels.levels.max() == pytest.approx(600)
 
@@ -575,30 +577,30 @@ def record_of(run):
 
 
 def test_a_level_that_describes_itself_trains_as_the_levels_it_finds():
-    problem = small(horizon=8)
+    problem = small(max_epochs=8)
     level = AdaFlood(gamma=0.3, folds=3, epochs=4)
     found = adaflood(problem, gamma=0.3, folds=3, epochs=4, seed=1)
     given, by_itself = record_of(Run(problem, found.levels, IFlood(), 1)), record_of(Run(problem, level, IFlood(), 1))
     assert by_itself.weights == given.weights
-    assert by_itself.measured == given.measured
+    assert by_itself.content_hash == given.content_hash
     assert Run(problem, level, IFlood()).key() is not None
     keys = {Run(problem, AdaFlood(*arguments), IFlood()).key() for arguments in [(0.3,), (0.4,), (0.3, 4), (0.3, 5, 2)]}
     assert len(keys) == 4
 
 
 def test_auxiliary_networks_are_trained_once_whatever_gamma(monkeypatch):
-    problem, trained = small(horizon=3, batch_size=17), []
+    problem, trained = small(max_epochs=3, batch_size=17), []
     original = adaflood
     monkeypatch.setattr("flooding.adaflood.adaflood", lambda *a, **k: trained.append(k["seed"]) or original(*a, **k))
     first = record_of(Run(problem, AdaFlood(0.2, 2), IFlood()))
     second = record_of(Run(problem, AdaFlood(0.7, 2), IFlood()))
     assert trained == [0]
-    assert (first.circumstances["epochs_trained"], second.circumstances["epochs_trained"]) == (2 * 3 + 3, 3)
+    assert (first.metadata["epochs_trained"], second.metadata["epochs_trained"]) == (2 * 3 + 3, 3)
     record_of(Run(problem, AdaFlood(0.2, 2), IFlood(), seed=1))
     record_of(Run(replace(problem, batch_size=18), AdaFlood(0.2, 2), IFlood()))
     record_of(Run(problem, AdaFlood(0.2, 3), IFlood()))
     assert trained == [0, 1, 0, 0]
-    own = small(horizon=2, model=lambda: mlp(10, 2, width=4, depth=1))
+    own = small(max_epochs=2, model=lambda: mlp(10, 2, width=4, depth=1))
     for _ in range(2):
         record_of(Run(own, AdaFlood(0.2, 2), IFlood()))
     assert trained == [0, 1, 0, 0, 0, 0], "code of the user's own may have changed"
@@ -612,7 +614,7 @@ def test_a_level_that_describes_itself_is_refused_like_one_for_each_example():
 
 
 def test_it_goes_on_from_a_checkpoint():
-    run = Run(small(horizon=6), AdaFlood(0.4, 2), IFlood())
-    rows = list(train(replace(run, until=3)))
+    run = Run(small(max_epochs=6), AdaFlood(0.4, 2), IFlood())
+    rows = list(train(replace(run, stop_epoch=3)))
     *_, row = train(run, resume=rows[-1].snapshot(copied=True))
-    assert row.record.weights == record_of(run).weights
+    assert row.record.weights_sha256 == record_of(run).weights_sha256

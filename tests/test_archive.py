@@ -13,20 +13,25 @@ from hypothesis.extra.numpy import arrays
 
 from flooding import Run
 from flooding.experiments import machine
-from flooding.experiments.archive import Archive, beside, name_of, pack, to_half
+from flooding.experiments.archive import Archive, pack, run_id, to_half, with_fallback
 from flooding.levels import Delayed
-from flooding.testing import make_up
+from flooding.testing import fake_record
 from small import small
 
-PROBLEM = small(horizon=30)
-RUNS = [Run(PROBLEM, 0.1), Run(PROBLEM, None, seed=1), Run(PROBLEM, 0.2, until=10), Run(PROBLEM, Delayed(0.1, 1e-4))]
+PROBLEM = small(max_epochs=30)
+RUNS = [
+    Run(PROBLEM, 0.1),
+    Run(PROBLEM, None, seed=1),
+    Run(PROBLEM, 0.2, stop_epoch=10),
+    Run(PROBLEM, Delayed(0.1, 1e-4)),
+]
 KEEP = ("train_loss", "val_loss", "level", "nobody_has_it")
 
 
 @pytest.fixture
 def archive(tmp_path):
-    records = [make_up(run) for run in RUNS]
-    path = pack(tmp_path / "a.npz", records, KEEP, "a machine", exact=lambda run: run.until is not None)
+    records = [fake_record(run) for run in RUNS]
+    path = pack(tmp_path / "a.npz", records, KEEP, "a machine", exact=lambda run: run.stop_epoch is not None)
     return records, Archive(path)
 
 
@@ -36,9 +41,9 @@ def test_records_come_back_in_any_order(archive):
     for order in ([0, 1, 2, 3], [3, 1], [2, 2]):
         for place, found in zip(order, held([RUNS[i] for i in order]), strict=True):
             assert found.run is RUNS[place]
-            known = {n: v for n, v in records[place].finals.items() if not np.isnan(v)}
-            assert found.finals == known
-            assert found.circumstances["on"] == "a machine"
+            known = {n: v for n, v in records[place].metrics.items() if not np.isnan(v)}
+            assert found.metrics == known
+            assert found.metadata["on"] == "a machine"
             assert found.curves.keys() == records[place].curves.keys() & set(KEEP)
 
 
@@ -48,7 +53,7 @@ def test_curves_are_rounded_unless_they_are_wanted_exactly(archive):
         for name, curve in found.curves.items():
             assert curve.dtype == np.float32
             assert len(curve) == found.run.epochs + 1
-            if found.run.until is not None:
+            if found.run.stop_epoch is not None:
                 np.testing.assert_array_equal(curve, record.curves[name])
             else:
                 np.testing.assert_allclose(curve, record.curves[name], rtol=2**-11, atol=2**-25)
@@ -81,25 +86,25 @@ def test_an_archive_grows_by_what_it_lacks_and_each_run_keeps_where_it_was_train
 
     def train(runs):
         asked.append(runs)
-        return [make_up(run) for run in runs]
+        return [fake_record(run) for run in runs]
 
-    records = beside(held, train)(wanted)
+    records = with_fallback(held, train)(wanted)
     assert asked == [[wanted[0], wanted[2]]]
     assert [record.run for record in records] == wanted
     grown = Archive(pack(tmp_path / "b.npz", records, KEEP, "another machine"))
     assert grown.seeds == (0, 1, 2, 4)
-    told = [record.circumstances["on"] for record in grown(wanted)]
+    told = [record.metadata["on"] for record in grown(wanted)]
     assert told == ["another machine", "a machine", "another machine", "a machine"]
     for before, after in zip(held(RUNS[:2]), grown(RUNS[:2]), strict=True):
-        assert before.finals == after.finals
+        assert before.metrics == after.metrics
         for name, curve in before.curves.items():
             np.testing.assert_array_equal(after.curves[name], curve)  # rounding twice is rounding once
 
 
 def test_equal_runs_have_one_name_and_one_place(tmp_path):
-    twin = Run(small(horizon=30), 0.1)
-    assert name_of(twin) == name_of(RUNS[0])
-    assert len(Archive(pack(tmp_path / "a.npz", [make_up(RUNS[0]), make_up(twin)], KEEP, ""))) == 1
+    twin = Run(small(max_epochs=30), 0.1)
+    assert run_id(twin) == run_id(RUNS[0])
+    assert len(Archive(pack(tmp_path / "a.npz", [fake_record(RUNS[0]), fake_record(twin)], KEEP, ""))) == 1
 
 
 def test_what_is_no_archive_is_refused(tmp_path):
@@ -126,7 +131,7 @@ def test_rounding_keeps_what_is_stated(curve):
 
 def test_a_run_that_cannot_describe_itself_has_no_name():
     with pytest.raises(TypeError, match="does not describe itself"):
-        name_of(Run(small(model=partial(lambda: None))))
+        run_id(Run(small(model=partial(lambda: None))))
 
 
 def test_the_code_is_named_with_the_machine(monkeypatch):

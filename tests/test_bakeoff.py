@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from flooding import Run, evaluate
+from flooding import Run, run_all
 from flooding.experiments import bakeoff
 from flooding.experiments.archive import Archive, pack
-from flooding.level_search.base import drive
+from flooding.level_search.base import run_generator
 from flooding.methods import SAM, GradientPenalty, IFlood, SoftAD
 from flooding.models import mlp
-from flooding.testing import make_up
+from flooding.testing import fake_record
 from small import small
 
 NETWORK = partial(mlp, 10, 2, width=16, depth=2)
-PROBLEM = small(model=NETWORK, horizon=20, optimizer=partial(torch.optim.Adam, lr=1e-2))
+PROBLEM = small(model=NETWORK, max_epochs=20, optimizer=partial(torch.optim.Adam, lr=1e-2))
 WITHOUT = {"plain", "early stopping", "flooding", "flooding + early stopping"}
 
 
@@ -25,13 +25,13 @@ def answer(runs, worth):
     """Made-up Records whose validation and test accuracy is ``worth(run)``."""
     records = []
     for run in runs:
-        made, (val, test) = make_up(run), worth(run)
+        made, (val, test) = fake_record(run), worth(run)
         curves = dict(made.curves) | {"val_accuracy": np.full(run.epochs + 1, val, np.float32)}
-        finals = dict(made.finals)
+        finals = dict(made.metrics)
         for at in ("last", "best"):
             finals |= {f"{at}.val_accuracy": val, f"{at}.test_accuracy_clean": test, f"{at}.test_loss": 1.0}
             finals |= {f"{at}.test_{name}_clean": 0.25 for name in ("nll", "brier", "ece", "over_confidence")}
-        records.append(replace(made, curves=curves, finals=finals))
+        records.append(replace(made, curves=curves, metrics=finals))
     return records
 
 
@@ -42,7 +42,7 @@ def told(worth, names=("a", "b"), seeds=(0, 1)):
         asked.append(list(runs))
         return answer(runs, worth)
 
-    report, records = drive(bakeoff.compare(dict.fromkeys(names, (PROBLEM, 2)), seeds), ask)
+    report, records = run_generator(bakeoff.compare(dict.fromkeys(names, (PROBLEM, 2)), seeds), ask)
     return report, records, asked
 
 
@@ -62,13 +62,13 @@ def test_every_method_has_the_same_budget():
         "iFlood": lambda r: isinstance(r.method, IFlood) and not hasattr(r.level, "resolve"),
         "dropout": lambda r: "dropout" in getattr(r.problem.model, "keywords", {}),
         "weight decay": lambda r: "weight_decay" in r.problem.optimizer.keywords,
-        "label smoothing": lambda r: r.problem.report is not None,
+        "label smoothing": lambda r: r.problem.eval_loss is not None,
     }
     assert {name: sum(map(kind, first)) for name, kind in kinds.items()} == dict.fromkeys(kinds, bakeoff.BUDGET)
     assert len(first) == 4 * len(kinds) + 2, "plain training and early stopping have nothing to choose"
     assert len(last) == 1
     race = [run for round_ in asked[1:-1] for run in round_]
-    assert sum(run.epochs for run in race) <= (bakeoff.BUDGET - 1) * PROBLEM.horizon * 1.1
+    assert sum(run.epochs for run in race) <= (bakeoff.BUDGET - 1) * PROBLEM.max_epochs * 1.1
 
 
 def test_settings_are_what_their_names_say():
@@ -113,12 +113,12 @@ def test_the_advice_follows_from_the_numbers():
     def worth(run, flooded, smoothed):
         draw = 0.001 * ((7 * run.seed + run.problem.batch_size * len(repr((run.level, run.method)))) % 11)
         better = flooded * (run.level not in {None, 0} and type(run.method).__name__ == "Flooding")
-        return 0.7 + better / 10, 0.7 + better + smoothed * (run.problem.report is not None) + draw * (better == 0)
+        return 0.7 + better / 10, 0.7 + better + smoothed * (run.problem.eval_loss is not None) + draw * (better == 0)
 
     def advice(flooded, smoothed=0.0):
         names = {f"problem {n}": replace(PROBLEM, batch_size=12 + n) for n in range(4)}
         many = {name: (problem, 2) for name, problem in names.items()}
-        report, _ = drive(
+        report, _ = run_generator(
             bakeoff.compare(many, (0, 1)), lambda runs: answer(runs, partial(worth, flooded=flooded, smoothed=smoothed))
         )
         return next(s for s in report.findings if s.startswith("When to use flooding"))
@@ -138,7 +138,7 @@ def test_the_advice_follows_from_the_numbers():
 
 def test_plain_training_is_a_fifth_setting_where_that_is_asked():
     def worth(run):
-        smoothed = run.problem.report is not None
+        smoothed = run.problem.eval_loss is not None
         return (0.6, 0.5) if smoothed and run.seed == 0 else (0.7, 0.8 if smoothed else 0.7)
 
     report, _, _ = told(worth)
@@ -157,7 +157,7 @@ def test_cells_of_a_task_count_once():
         return 0.7, 0.7 + flooded * (0.1 if run.problem.batch_size == 15 else 0.02)
 
     many = {n: (replace(PROBLEM, batch_size=s), 2) for n, s in (("A, 1 %", 12), ("A, 5 %", 13), ("B", 15))}
-    report, _ = drive(bakeoff.compare(many, (0, 1)), lambda runs: answer(runs, worth))
+    report, _ = run_generator(bakeoff.compare(many, (0, 1)), lambda runs: answer(runs, worth))
     [sentence] = [s for s in report.findings if s.startswith("Cells of one task") and "minus plain" in s]
     assert "+6.0 [" in sentence, "the mean of 2 and 10 points"
     assert "over 2 tasks" in sentence
@@ -175,7 +175,7 @@ def test_extremes_are_of_problems_that_were_flooded():
         return 0.7 - 0.3 * (flooded and run.problem.batch_size == 13), 0.7 + 0.02 * flooded
 
     many = {n: (replace(PROBLEM, batch_size=s), 2) for n, s in (("A", 12), ("B", 13), ("C", 15))}
-    report, _ = drive(bakeoff.compare(many, (0, 1)), lambda runs: answer(runs, worth))
+    report, _ = run_generator(bakeoff.compare(many, (0, 1)), lambda runs: answer(runs, worth))
     [most] = [s for s in report.findings if s.startswith("Flooding minus plain: most")]
     assert "of the 2 problems on which the finder flooded any seed" in most
     assert "B +" not in most
@@ -184,14 +184,14 @@ def test_extremes_are_of_problems_that_were_flooded():
 def test_flooding_is_judged_by_a_full_training_at_the_finders_level():
     report, records, asked = told(lambda run: (0.7 + 0.1 * (run.level == 0.3), 0.8), names=("a",), seeds=(0,))
     last = asked[-1][0]
-    assert last.epochs == PROBLEM.horizon
+    assert last.epochs == PROBLEM.max_epochs
     expected = "none" if last.level is None else f"b {last.level:g}"
     assert rows(report, "settings")["a"]["flooding"] == expected
     assert records[-1].run is last
 
 
 def test_the_band_and_the_held_loss_are_those_of_the_late_epochs():
-    record = make_up(Run(PROBLEM, 0.2))
+    record = fake_record(Run(PROBLEM, 0.2))
     curve = np.linspace(1, 0, 21).astype(np.float32)
     assert bakeoff._band(replace(record, curves={"train_loss": curve})) == pytest.approx(0.05)
     report, _, _ = told(lambda run: (0.7, 0.8))
@@ -206,11 +206,11 @@ def test_groups_join_what_does_not_differ():
 
 
 def test_for_real_and_again_from_its_archive(tmp_path):
-    small_one = {"one": (replace(PROBLEM, horizon=6), 2)}
-    ask = partial(evaluate, ledger=False, workers=0)
-    report, records = drive(bakeoff.compare(small_one, [0, 1]), ask)
+    small_one = {"one": (replace(PROBLEM, max_epochs=6), 2)}
+    ask = partial(run_all, ledger=False, workers=0)
+    report, records = run_generator(bakeoff.compare(small_one, [0, 1]), ask)
     path = pack(tmp_path / "a.npz", records, bakeoff.CURVES, "here", bakeoff.exact)
-    again, _ = drive(bakeoff.compare(small_one, [0, 1]), Archive(path))
+    again, _ = run_generator(bakeoff.compare(small_one, [0, 1]), Archive(path))
     told, expected = ([t.csv() for t in r.tables if t.name in {"accuracy", "nll", "settings"}] for r in (again, report))
     assert told == expected, "no finals and no choice is rounded"
     names = list(rows(report, "overall")["plain"])[1:-1]  # the late band is of a rounded curve

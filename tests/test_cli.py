@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from flooding import Run, cli, tasks
 from flooding.tasks import DATA
 from flooding.training.ledger import Ledger
-from flooding.training.loop import Row
+from flooding.training.loop import EpochResult
 from small import small
 
 TINY = ["--width", "8", "--depth", "1", "--epochs", "3", "--test-samples", "50"]
@@ -64,9 +64,9 @@ def test_every_option_reaches_the_record(flooding, tmp_path):
     words = f"{data} {network} {training} {rest}".split()
     assert flooding("run", "two-gaussians", *words)[0] == 0
     [(_, record)] = Ledger(tmp_path / "ledger.sqlite").records()
-    assert record.finals["last.level"] == -1
-    assert record.finals["last.lr"] == pytest.approx(0.05)
-    assert record.finals["epochs"] == 2
+    assert record.metrics["last.level"] == -1
+    assert record.metrics["last.lr"] == pytest.approx(0.05)
+    assert record.metrics["epochs"] == 2
     values = [n + 1 for n in range(0, len(words), 2) if words[n] != "--optimizer"]  # the others have no momentum
     for n in values:
         other = "mlp-bn" if words[n] == "mlp" else "0.25" if "." in words[n] else str(int(words[n]) + 1)
@@ -215,7 +215,7 @@ METHODS = {
 
 
 def weights(path):
-    return [record.weights for _, record in Ledger(path).records()]
+    return [record.weights_sha256 for _, record in Ledger(path).records()]
 
 
 def test_every_method_runs_and_is_another_training(flooding, tmp_path):
@@ -235,7 +235,7 @@ def test_every_schedule_runs(flooding, tmp_path, schedule):
     code, _, err = flooding("run", "sinusoid", *TINY, "--schedule", schedule, "--level", "0.3", *start)
     assert code == 0, err
     [(_, record)] = Ledger(tmp_path / "ledger.sqlite").records()
-    assert record.finals["last.level"] <= 0.5
+    assert record.metrics["last.level"] <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_levels_per_class_and_of_the_excess(flooding, tmp_path):
     for options in (["--method", "iflood", "--level", "0.1,0.6"], ["--level", "0.3", "--excess"], ["--level", "0.3"]):
         code, _, err = flooding("run", "sinusoid", *many, *options)
         assert code == 0, err
-    levels = sorted(record.finals["last.level"] for _, record in Ledger(tmp_path / "ledger.sqlite").records())
+    levels = sorted(record.metrics["last.level"] for _, record in Ledger(tmp_path / "ledger.sqlite").records())
     assert levels[0] == pytest.approx(0.3)
     assert 0.1 < levels[1] < 0.6  # the mean of 0.1 and 0.6 over the labels
     assert levels[2] == pytest.approx(0.3 + 0.1985, abs=1e-4)  # 0.1985: entropy of a label smoothed by 0.1, 2 classes
@@ -286,12 +286,12 @@ def test_progress_estimates_what_is_left(monkeypatch, capsys):
 
     now = [0.0]
     monkeypatch.setattr(_shown.time, "monotonic", lambda: now[0])
-    run = Run(small(horizon=10))
+    run = Run(small(max_epochs=10))
     with _shown.progress() as (on_start, on_row):
         on_start([run, run])
         for epoch in [0, 0, 1, *range(2, 6)]:  # two begin; the first epoch comes late
             now[0] += 11.0
-            on_row(Row(run, epoch, {}))
+            on_row(EpochResult(run, epoch, {}))
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "training 2 runs, 20 epochs"
     assert told[1] == "1 of 20 epochs, about 418 s left"  # 22 s for one epoch

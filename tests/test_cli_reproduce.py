@@ -12,7 +12,7 @@ from flooding import cli, experiments
 from flooding.experiments import ishida2020
 from flooding.experiments.ishida2020 import TASKS
 from flooding.models import mlp
-from flooding.training.problem import Watch
+from flooding.training.problem import PeriodicMetric
 from flooding.training.run import Run
 from small import small
 
@@ -74,8 +74,8 @@ def test_an_estimate_counts_what_is_measured_now_and_then():
         time.sleep(0.05)
         return {}
 
-    plain = small(horizon=10)
-    watched = [replace(plain, watch=Watch(partial(slow, name=name), every=4)) for name in "abc"]
+    plain = small(max_epochs=10)
+    watched = [replace(plain, extra_metrics=PeriodicMetric(partial(slow, name=name), every=4)) for name in "abc"]
     # A sleep is at least as long as it says: at epochs 0, 4, 8 and 10 of each of the three.
     assert experiments.estimate([Run(problem) for problem in watched], 2) >= 3 * 4 * 0.05 / 2
     assert asked == ["a", "a"], "the others differ in their watch alone"
@@ -141,9 +141,9 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
 def test_bad_input_ends_with_a_sentence(words, message, tmp_path, monkeypatch, capsys):
     from flooding import Run
     from flooding.experiments.archive import pack
-    from flooding.testing import make_up
+    from flooding.testing import fake_record
 
-    pack(tmp_path / "mine.npz", [make_up(Run(small(), 0.1))], ("train_loss",), "here")
+    pack(tmp_path / "mine.npz", [fake_record(Run(small(), 0.1))], ("train_loss",), "here")
     rows = "\n".join(f"{n / 7},{n * n / 11}" for n in range(60))
     (tmp_path / "numbers.csv").write_text(f"x,y\n{rows}\n")
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -20,23 +20,23 @@ import numpy as np
 import pytest
 import torch
 
-from flooding import Run, evaluate, npz, train
+from flooding import Run, npz, run_all, train
 from flooding.experiments import ishida2020
 from flooding.experiments.archive import Archive, pack
-from flooding.testing import make_up
+from flooding.testing import fake_record
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.ledger import Ledger
-from flooding.training.runner import trajectory
+from flooding.training.runner import run_key
 from small import small
 
-PROBLEM = small(horizon=9)
+PROBLEM = small(max_epochs=9)
 RUNS = [Run(PROBLEM, level, seed=seed) for level in (None, 0.2, 0.3) for seed in range(8)]
-KEYS = [trajectory(run) for run in RUNS]
+KEYS = [run_key(run) for run in RUNS]
 
 
 @pytest.fixture(scope="module")
 def records():
-    return [make_up(run) for run in RUNS]
+    return [fake_record(run) for run in RUNS]
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +81,19 @@ def damaged(content, number, seed):
 
 def mends(path, records):
     """Ask a ledger for everything and put in what it lacks, until it is as if nothing had happened."""
-    true = {key: record.measured for key, record in zip(KEYS, records, strict=True)}
+    true = {key: record.content_hash for key, record in zip(KEYS, records, strict=True)}
     lost = 0
     for _ in range(3):  # what is damaged may show itself as late as in records()
         with closing(Ledger(path)) as ledger:
             missing = 0
             for key, run, record in zip(KEYS, RUNS, records, strict=True):
                 known = ledger.find(run, key)
-                assert known is None or known.measured == record.measured
+                assert known is None or known.content_hash == record.content_hash
                 if known is None:
                     missing += 1
                     ledger.start(key, 9)
                     ledger.add(key, record)
-            read = {key: record.measured for key, record in ledger.records()}
+            read = {key: record.content_hash for key, record in ledger.records()}
             assert read.items() <= true.items()
             ledger.starts()
             lost += missing
@@ -184,10 +184,10 @@ def test_a_row_that_was_changed_is_set_aside_and_named_once(change, path, record
 
 def test_a_run_with_a_damaged_record_trains_anew(tmp_path, caplog):
     path, runs = tmp_path / "ledger.sqlite", [Run(PROBLEM, 0.2), Run(PROBLEM, 0.3)]
-    first = evaluate(runs, ledger=path, workers=0)
+    first = run_all(runs, ledger=path, workers=0)
     sql(path, "UPDATE records SET finals = replace(finals, '0.1', '0.2')")
-    again = evaluate(runs, ledger=path, workers=0)
-    assert [r.measured for r in again] == [r.measured for r in first]
+    again = run_all(runs, ledger=path, workers=0)
+    assert [r.content_hash for r in again] == [r.content_hash for r in first]
     with closing(Ledger(path)) as ledger:
         assert len(ledger.starts()) == 4
     assert caplog.text.count("is damaged") == 2
@@ -214,7 +214,7 @@ def old(records, tmp_path):
         db.executescript(OLD)
         for key, record in zip(KEYS, records, strict=True):
             curves, finals = record.pack()
-            row = (key, 9, finals, curves, json.dumps(dict(record.circumstances)))
+            row = (key, 9, finals, curves, json.dumps(dict(record.metadata)))
             db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", row)
     return path
 
@@ -433,16 +433,16 @@ def test_what_is_no_checkpoint_of_that_name_is_missing(kind, sealed, state, tmp_
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(other, tmp_path, caplog):
     path, run = tmp_path / "ledger.sqlite", Run(PROBLEM, 0.2)
     files = Checkpoints(f"{path}.checkpoints")
-    [alone] = evaluate([run], ledger=False, workers=0)
-    theirs = {"seed": replace(run, seed=1), "problem": Run(small(horizon=9, batch_size=7), 0.2)}.get(other, run)
+    [alone] = run_all([run], ledger=False, workers=0)
+    theirs = {"seed": replace(run, seed=1), "problem": Run(small(max_epochs=9, batch_size=7), 0.2)}.get(other, run)
     snapshot = next(row for row in train(theirs) if row.epoch == 3).snapshot()
-    name = ("trunk-" if other == "trunk" else "") + trajectory(theirs)
+    name = ("trunk-" if other == "trunk" else "") + run_key(theirs)
     files.save(name, 3, snapshot)
-    target = files.folder / f"{trajectory(run)}-{4 if other == 'epoch' else 3}.pt"
+    target = files.folder / f"{run_key(run)}-{4 if other == 'epoch' else 3}.pt"
     (files.folder / f"{name}-3.pt").rename(target)
-    [record] = evaluate([run], ledger=path, workers=0)
-    assert record.measured == alone.measured
-    assert record.circumstances["epochs_trained"] == 9
+    [record] = run_all([run], ledger=path, workers=0)
+    assert record.content_hash == alone.content_hash
+    assert record.metadata["epochs_trained"] == 9
     assert f"{target} cannot be read: it belongs to another training" in caplog.text
 
 
@@ -477,7 +477,7 @@ def test_pipes_folders_and_other_names_among_the_checkpoints_stop_nobody(state, 
     (tmp_path / "nowhere.pt").symlink_to("nowhere")
     files.save("run", 5, state, only=False)
     assert files.find("run", 9) is not None
-    files.tidy(limit=0)
+    files.prune(limit=0)
     assert not (tmp_path / "run-5.pt").exists()
 
 
@@ -487,7 +487,7 @@ def test_leftovers_of_a_crash_are_removed_in_time(tmp_path):
         (tmp_path / name).touch()
         if name in old:
             os.utime(tmp_path / name, (0, 0))
-    Checkpoints(tmp_path).tidy()
+    Checkpoints(tmp_path).prune()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(new)
 
 
@@ -502,9 +502,7 @@ def packed(records, tmp_path_factory):
 
 
 def numbers(path):
-    return [
-        repr((r.finals, {n: c.tolist() for n, c in r.curves.items()}, r.circumstances)) for r in Archive(path)(RUNS)
-    ]
+    return [repr((r.metrics, {n: c.tolist() for n, c in r.curves.items()}, r.metadata)) for r in Archive(path)(RUNS)]
 
 
 def test_an_archive_with_a_flipped_bit_or_a_lost_sector_gives_no_other_number(packed, tmp_path):
@@ -536,9 +534,9 @@ WRONG = {
     "without ends": lambda a: a.pop("ends/val_loss/float16"),
     "an unknown name": lambda a: a.update(more=np.ones(3)),
     "an unknown kind": lambda a: a.update({"curve/x/int8": np.ones(3, np.int8), "ends/x/int8": np.ones(24, np.int64)}),
-    "finals cut": lambda a: a.update(finals=a["finals"][1:]),
-    "finals of one axis": lambda a: a.update(finals=a["finals"][0]),
-    "finals as text": lambda a: a.update(finals=a["finals"].astype(str)),
+    "finals cut": lambda a: a.update(metrics=a["finals"][1:]),
+    "finals of one axis": lambda a: a.update(metrics=a["finals"][0]),
+    "finals as text": lambda a: a.update(metrics=a["finals"].astype(str)),
     "seeds as numbers with a point": lambda a: a.update(seeds=a["seeds"] + 0.5),
     "runs as numbers": lambda a: a.update(runs=np.arange(24)),
     "a run twice": lambda a: a.update(runs=a["runs"][[0, *range(23)]]),

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flooding.data import Split, Splits, flip_labels, map_tensors, sha256, stream
+from flooding.data import Split, Splits, flip_labels, make_rng, map_tensors, sha256
 
 
 def a_split(n=4, **changes):
@@ -157,7 +157,7 @@ labels = st.integers(2, 6).flatmap(
 def test_flip_labels_changes_exactly_the_rounded_share(case, share, seed):
     classes, y = case
     clean = torch.tensor(y)
-    noisy = flip_labels(clean, share, classes, stream(seed))
+    noisy = flip_labels(clean, share, classes, make_rng(seed))
     assert sum(a != b for a, b in zip(noisy.tolist(), y, strict=True)) == round(len(y) * share)
     assert all(0 <= label < classes for label in noisy.tolist())
     assert clean.tolist() == y  # the caller's labels are not touched
@@ -167,14 +167,14 @@ def test_flip_labels_changes_exactly_the_rounded_share(case, share, seed):
 @given(st.integers(0, 2**32), st.floats(0, 0.5), st.floats(0.5, 1, exclude_max=True))
 def test_a_larger_share_flips_the_same_examples_and_more(seed, small, large):
     y = torch.zeros(40).long()
-    few, many = (flip_labels(y, share, 3, stream(seed)) != y for share in (small, large))
+    few, many = (flip_labels(y, share, 3, make_rng(seed)) != y for share in (small, large))
     assert not (few & ~many).any()
 
 
 def test_wrong_classes_are_drawn_uniformly_and_everywhere():
     n, classes = 40_000, 5
     y = torch.arange(n) % classes
-    noisy = flip_labels(y, 0.5, classes, stream(7))
+    noisy = flip_labels(y, 0.5, classes, make_rng(7))
     steps = torch.bincount((noisy - y) % classes, minlength=classes)
     assert steps[0] == n // 2
     expected = n / 2 / (classes - 1)
@@ -199,16 +199,16 @@ def test_wrong_classes_are_drawn_uniformly_and_everywhere():
 )
 def test_flip_labels_refuses(y, share, classes, message):
     with pytest.raises(ValueError, match=message):
-        flip_labels(y, share, classes, stream(0))
+        flip_labels(y, share, classes, make_rng(0))
 
 
 def test_streams_differ_by_seed_and_path_and_repeat():
-    firsts = {stream(seed, *path).random() for seed in (0, 1) for path in ((), (0,), (1,), (0, 0), (0, 1))}
+    firsts = {make_rng(seed, *path).random() for seed in (0, 1) for path in ((), (0,), (1,), (0, 0), (0, 1))}
     assert len(firsts) == 10
-    assert stream(3, 1).random() == stream(np.int64(3), 1).random()
+    assert make_rng(3, 1).random() == make_rng(np.int64(3), 1).random()
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, None, "0"])
 def test_a_seed_must_be_a_non_negative_integer(seed):
     with pytest.raises(ValueError, match="non-negative integer"):
-        stream(seed)
+        make_rng(seed)

@@ -6,16 +6,16 @@ from functools import partial
 import pytest
 import torch
 
-from flooding import Run, evaluate
+from flooding import Run, run_all
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import demo
-from flooding.tasks import plane
+from flooding.tasks import grid_2d
 from flooding.training.problem import TestCurve
 from flooding.training.record import Record
 from small import small
 
-PROBLEM = small(horizon=8)
+PROBLEM = small(max_epochs=8)
 
 
 def record(level, seed, last, best, test=0.5):
@@ -54,7 +54,7 @@ def test_each_row_chooses_by_validation_accuracy_then_loss_then_the_smaller_leve
     }
     assert chosen(RECORDS) == chosen(RECORDS[::-1]) == expected
     better = [
-        replace(RECORDS[0], finals=RECORDS[0].finals | {"last.val_accuracy": 0.8, "last.val_loss": 0.6}),
+        replace(RECORDS[0], metrics=RECORDS[0].metrics | {"last.val_accuracy": 0.8, "last.val_loss": 0.6}),
         *RECORDS[1:],
     ]
     assert chosen(better)["chosen, 0 included"] == (0.0, "last")
@@ -63,7 +63,7 @@ def test_each_row_chooses_by_validation_accuracy_then_loss_then_the_smaller_leve
 
 def test_test_data_and_clean_validation_labels_choose_nothing():
     spoilt = [
-        replace(r, finals=r.finals | {f"{at}.{name}": value for at in ("last", "best") for name in r.finals for name in
+        replace(r, metrics=r.metrics | {f"{at}.{name}": value for at in ("last", "best") for name in r.metrics for name in
         ("test_accuracy", "test_accuracy_clean", "test_nll", "val_accuracy_clean", "val_loss_clean")})
         for r, value in zip(RECORDS, (0.0, 1.0, 0.3, 0.9), strict=True)
     ]  # fmt: skip
@@ -106,7 +106,7 @@ def test_the_plan_is_the_public_demos_and_the_digits():
         splits = task.problem.splits(0)
         assert [len(s) for s in (splits.train, splits.val, splits.test)] == [100, 100, 20_000]
         assert int((splits.train.y != splits.train.clean).sum()) == 10
-        assert task.problem.horizon == 200
+        assert task.problem.max_epochs == 200
     splits = digits.problem.splits(0)
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [600, 300, 897]
     assert int((splits.val.y != splits.val.clean).sum()) == 60
@@ -114,17 +114,17 @@ def test_the_plan_is_the_public_demos_and_the_digits():
     model = digits.problem.build(0)
     assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in model) == 4
     assert [task.seeds for task in demo.plan(quick=True)] == [(0,)] * 3
-    assert demo.plan(quick=True)[2].problem.horizon == 40
+    assert demo.plan(quick=True)[2].problem.max_epochs == 40
 
 
 def test_every_picture_is_drawn(tmp_path):
     quick = {"horizon": 6, "test_curve": TestCurve(50, every=2)}
     flat = partial(two_gaussians, n_train=40, n_val=30, n_test=200, dimension=2)
     network = partial(torch.nn.Linear, 2, 2)
-    plane_problem = small(data=flat, model=network, probe=plane, **quick)
+    plane_problem = small(data=flat, model=network, probe_inputs=grid_2d, **quick)
     tasks = [demo.Task(name, plane_problem, (0.0, 0.3), (0, 1)) for name in ("one", "two")]
     tasks.append(demo.Task("three", small(**quick), (0.0, 0.3), (0, 1)))
-    records = [evaluate(task.runs, ledger=False, workers=0) for task in tasks]
+    records = [run_all(task.runs, ledger=False, workers=0) for task in tasks]
     files = demo.draw(tasks, records, tmp_path / "pictures")
     assert len(files) == len(set(files)) == 7
     assert all(file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 5000 for file in files)
@@ -134,8 +134,8 @@ def test_every_picture_is_drawn(tmp_path):
 def test_splits_without_clean_test_labels_show_a_dash():
     x, y = torch.randn(30, 10, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 2
     parts = [Split(x[:10], y[:10], 1 - y[:10]), Split(x[10:20], y[10:20], 1 - y[10:20]), Split(x[20:], y[20:])]
-    task = demo.Task("own", small(data=Splits(*parts), horizon=2), (0.0, 0.3), (0,))
-    rows = demo.summary(evaluate(task.runs, ledger=False, workers=0))
+    task = demo.Task("own", small(data=Splits(*parts), max_epochs=2), (0.0, 0.3), (0,))
+    rows = demo.summary(run_all(task.runs, ledger=False, workers=0))
     cells = demo.cells(rows["flooding"])
     assert cells[4] == "–"
-    assert float(cells[3]) == pytest.approx(100 * rows["flooding"][0][0].finals["last.test_accuracy"], abs=0.05)
+    assert float(cells[3]) == pytest.approx(100 * rows["flooding"][0][0].metrics["last.test_accuracy"], abs=0.05)

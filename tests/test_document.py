@@ -42,7 +42,7 @@ def test_failures_come_before_findings_and_empty_parts_are_left_out():
     assert headings == ["# Title", "## Not reproduced", "## Found", "## Tables", "## Figures", "## Circumstances"]
     assert text.index("It failed.") < text.index("It held.")
     assert "![A line.](try-line.png)" in text
-    bare = report(failures=(), tables=(), figures={}, told="").markdown("try")
+    bare = report(failures=(), tables=(), figures={}, provenance="").markdown("try")
     assert [line for line in bare.splitlines() if line.startswith("#")] == ["# Title", "## Found"]
 
 
@@ -81,7 +81,7 @@ def test_nothing_in_a_cell_is_html_code_or_the_end_of_a_cell():
 
 def test_nothing_on_a_page_is_html():
     figures = {"line": (HOSTILE, lambda: Figure(figsize=(2, 2)))}
-    page = report(failures=(HOSTILE,), findings=(HOSTILE,), told=HOSTILE, figures=figures).markdown("x")
+    page = report(failures=(HOSTILE,), findings=(HOSTILE,), provenance=HOSTILE, figures=figures).markdown("x")
     page += Report(HOSTILE, HOSTILE).markdown("x")
     assert "<script" not in page
     assert page.count("&lt;script>") == 7

@@ -12,15 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flooding import evaluate
+from flooding import run_all
 from flooding.data.augment import crop_and_flip
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import double_descent, double_descent_cifar10
 from flooding.experiments.archive import Archive, pack
 from flooding.experiments.double_descent import Condition, descents, plan
-from flooding.level_search.base import drive
+from flooding.level_search.base import run_generator
 from flooding.models import mlp
-from flooding.training.config import describe
+from flooding.training.config import to_config
 from flooding.training.problem import TestCurve
 from flooding.training.record import Record
 from small import small
@@ -200,7 +200,7 @@ def record(run, loss, accuracy=(0.5, 0.5, 0.5), flooded=0.0, clean=True, falls=4
 
 def conditions(groups):
     """Small conditions by group: title, levels, seeds, factors."""
-    problem = small(horizon=STEPS, test_curve=TestCurve(50, every=1))
+    problem = small(max_epochs=STEPS, test_curve=TestCurve(50, every=1))
     return {
         group: [
             Condition(title, replace(problem, batch_size=10 + len(title)), levels, tuple(range(n)), factors)
@@ -276,7 +276,7 @@ def test_table_numbers_follow_from_the_curves(monkeypatch):
     ]
     assert tell(1, "p (m2)") == "< 0.001"  # 12.5 above in every seed
     assert cell(report, "digits-loss", 1, "recovery") == "0.75 ± 0.00"  # test labels without a clean twin
-    assert report.told == "20 trainings, 0.20 CPU hours; a machine."
+    assert report.provenance == "20 trainings, 0.20 CPU hours; a machine."
 
 
 def test_sentences_follow_from_the_counts(monkeypatch):
@@ -350,7 +350,7 @@ def test_a_verdict_on_weight_decay_has_the_p_of_its_table(monkeypatch):
     plan_ = [(f"Digits {i}", (0.0, 0.2), 9, ("weight decay",) if i < 8 else ()) for i in range(16)]
     groups = conditions(GROUPS | {"digits": plan_})
     for place, condition in enumerate(groups["digits"]):
-        groups["digits"][place] = replace(condition, problem=replace(condition.problem, clip=1.0 + place))
+        groups["digits"][place] = replace(condition, problem=replace(condition.problem, max_grad_norm=1.0 + place))
     report = reported(
         monkeypatch,
         groups,
@@ -488,7 +488,7 @@ def test_an_archive_gives_the_same_report(monkeypatch, tmp_path):
 
     groups = conditions(GROUPS)
     for some in groups.values():  # an archive knows a Run by what describes it
-        some[:] = [replace(c, problem=replace(c.problem, clip=1.0 + len(c.title))) for c in some]
+        some[:] = [replace(c, problem=replace(c.problem, max_grad_norm=1.0 + len(c.title))) for c in some]
     kept = []
     live = reported(monkeypatch, groups, lambda c, r: kept.append(uneven(c, r)) or kept[-1])
     archive = Archive(pack(tmp_path / "a.npz", kept, double_descent.CURVES, "a machine"))
@@ -503,20 +503,20 @@ def test_the_plan_is_what_was_asked():
     assert [sum(len(c.runs) for c in some) for some in (cells, digits)] == [360, 320]
     for cell_ in cells:
         assert (cell_.levels, cell_.seeds) == ((0.0, 0.05, 0.15, 0.3), tuple(range(10)))
-        assert (cell_.problem.horizon, cell_.problem.test_curve) == (500, TestCurve(1000, 2))
+        assert (cell_.problem.max_epochs, cell_.problem.test_curve) == (500, TestCurve(1000, 2))
     assert cells[5].title == "Sinusoid, 10 %"
     assert len({c.factors for c in digits}) == 8
     for d in digits:
-        problem, told = d.problem, json.dumps(describe(d.runs[1]))  # every one describes itself
-        assert (d.levels, problem.horizon, problem.test_curve) == ((0.0, 0.2, 0.5, 0.8), 200, TestCurve(897, 1))
+        problem, told = d.problem, json.dumps(to_config(d.runs[1]))  # every one describes itself
+        assert (d.levels, problem.max_epochs, problem.test_curve) == ((0.0, 0.2, 0.5, 0.8), 200, TestCurve(897, 1))
         assert ("augmentation" in d.factors) == (problem.augment is not None)
-        assert ("rate decay" in d.factors) == (problem.schedule is not None) == ("[100, 160]" in told)
+        assert ("rate decay" in d.factors) == (problem.lr_scheduler is not None) == ("[100, 160]" in told)
         (group,) = problem.optimizer([torch.zeros(1, requires_grad=True)]).param_groups
         assert (group["weight_decay"], group["lr"]) == (0.5 if "weight decay" in d.factors else 0, 1e-3)
         assert all(factor in d.title for factor in d.factors)
     quick = plan(quick=True)
-    assert [(c.levels, c.seeds, c.problem.horizon) for c in quick["synthetic"]] == [((0.0, 0.15), (0, 1), 100)] * 3
-    assert [(c.factors, c.seeds, c.problem.horizon) for c in quick["digits"]] == [
+    assert [(c.levels, c.seeds, c.problem.max_epochs) for c in quick["synthetic"]] == [((0.0, 0.15), (0, 1), 100)] * 3
+    assert [(c.factors, c.seeds, c.problem.max_epochs) for c in quick["digits"]] == [
         ((), (0, 1), 40),
         (("weight decay",), (0, 1), 40),
     ]
@@ -531,8 +531,8 @@ def test_images_have_the_same_eight_ways():
         assert group["weight_decay"] == (double_descent_cifar10.WEIGHT_DECAY if "weight decay" in c.factors else 0)
         augmented = "augmentation" in c.factors
         assert augmented == (c.problem.augment is crop_and_flip)
-        assert (c.problem.horizon, c.levels[1:]) == ((100, (1.0, 1.2)) if augmented else (60, (0.3, 0.8)))
-        assert ("rate decay" in c.factors) == (c.problem.schedule is not None)
+        assert (c.problem.max_epochs, c.levels[1:]) == ((100, (1.0, 1.2)) if augmented else (60, (0.3, 0.8)))
+        assert ("rate decay" in c.factors) == (c.problem.lr_scheduler is not None)
         assert (c.levels[0], c.seeds, c.problem.test_curve) == (0.0, (0, 1, 2), TestCurve(2000, 1))
     runs = next(double_descent_cifar10.experiment(quick=True, seeds=[3]))
     assert {(run.seed, run.epochs) for run in runs} == {(3, 6)}
@@ -542,7 +542,7 @@ def test_images_are_judged_by_the_same_criterion():
     def answer(runs):
         return [record(run, RISES if run.level == 0 else FALLS, flooded=0.5, clean=False) for run in runs]
 
-    report = drive(double_descent_cifar10.experiment(), answer)[0]
+    report = run_generator(double_descent_cifar10.experiment(), answer)[0]
     assert [t.name for t in report.tables] == ["cifar10-loss", "cifar10-error"]
     assert report.title == "A second descent on CIFAR-10, reduced"
     assert "3 seeds" in report.about
@@ -553,7 +553,7 @@ def test_images_are_judged_by_the_same_criterion():
 def test_the_rate_falls_twice_and_other_seeds_can_be_asked():
     (decayed,) = [c for c in plan()["digits"] if c.factors == ("rate decay",)]
     optimizer = decayed.problem.optimizer([torch.zeros(1, requires_grad=True)])
-    schedule, rates = decayed.problem.schedule(optimizer), []
+    schedule, rates = decayed.problem.lr_scheduler(optimizer), []
     for _ in range(200):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -572,13 +572,13 @@ def test_quick_is_trained_and_drawn(monkeypatch, tmp_path):
     groups["synthetic"] = [
         replace(c, problem=replace(c.problem, data=data, **tiny), levels=(0.0, 0.9)) for c in groups["synthetic"]
     ]
-    groups["digits"] = [replace(c, problem=replace(c.problem, horizon=3)) for c in groups["digits"]]
+    groups["digits"] = [replace(c, problem=replace(c.problem, max_epochs=3)) for c in groups["digits"]]
     monkeypatch.setattr(double_descent, "plan", lambda quick: groups)
     running = double_descent.experiment(quick=True)
     runs = next(running)
     assert len(runs) == 3 * 2 * 2 + 2 * 2 * 4
     with pytest.raises(StopIteration) as end:
-        running.send(evaluate(runs, ledger=False, workers=0))
+        running.send(run_all(runs, ledger=False, workers=0))
     report = end.value.value
     assert [t.name for t in report.tables] == ["synthetic-loss", "synthetic-error", "digits-loss", "digits-error"]
     assert [len(t.rows) for t in report.tables] == [6, 6, 8, 8]

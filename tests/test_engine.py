@@ -16,13 +16,13 @@ import psutil
 import pytest
 import torch
 
-from flooding import Problem, Run, evaluate, pool, train
+from flooding import Problem, Run, pool, run_all, train
 from flooding.data import Split, Splits
 from flooding.models import mlp
 from flooding.training.checkpoints import Checkpoints
-from flooding.training.jobs import Job, can_travel, work
+from flooding.training.jobs import Job, is_picklable, run_job
 from flooding.training.ledger import Ledger
-from flooding.training.runner import trajectory
+from flooding.training.runner import run_key
 from small import Dying, adam, normed, regression, small
 
 LEVELS = (None, 0.0, 0.2, 0.3)
@@ -42,9 +42,9 @@ def starts(path):
 
 def test_measured_is_bit_identical_here_in_workers_in_a_new_process_and_looked_up(path, tmp_path):
     runs = [Run(normed(), level, seed=seed) for level in LEVELS for seed in (0, 1)]
-    here = [r.measured for r in evaluate(runs, ledger=False, workers=0)]
-    away = [r.measured for r in evaluate(runs, ledger=path, workers=2)]
-    looked_up = [r.measured for r in evaluate(runs, ledger=path, workers=0)]
+    here = [r.content_hash for r in run_all(runs, ledger=False, workers=0)]
+    away = [r.content_hash for r in run_all(runs, ledger=path, workers=2)]
+    looked_up = [r.content_hash for r in run_all(runs, ledger=path, workers=0)]
     assert here == away == looked_up
     assert len(set(here)) == 8
     code = (
@@ -59,9 +59,9 @@ def test_measured_is_bit_identical_here_in_workers_in_a_new_process_and_looked_u
 def test_a_known_run_is_not_trained_again(path, caplog):
     caplog.set_level(logging.INFO, "flooding")
     runs = [Run(small(), level) for level in LEVELS]
-    evaluate(runs[:2], ledger=path, workers=0)
+    run_all(runs[:2], ledger=path, workers=0)
     trained = []
-    evaluate(runs, ledger=path, workers=0, on_start=trained.extend)
+    run_all(runs, ledger=path, workers=0, on_start=trained.extend)
     assert trained == runs[2:]
     assert f"2 of 4 runs from the ledger {path}" in caplog.text
     assert len(starts(path)) == 4
@@ -69,26 +69,26 @@ def test_a_known_run_is_not_trained_again(path, caplog):
 
 def test_fresh_trains_again_and_replaces(path):
     run = Run(small(), 0.2)
-    first = evaluate([run], ledger=path, workers=0)[0]
-    again = evaluate([run], ledger=path, workers=0, fresh=True)[0]
-    assert again.measured == first.measured
-    assert again.circumstances["began"] > first.circumstances["began"]
-    assert evaluate([run], ledger=path, workers=0)[0].circumstances == again.circumstances
+    first = run_all([run], ledger=path, workers=0)[0]
+    again = run_all([run], ledger=path, workers=0, overwrite=True)[0]
+    assert again.content_hash == first.content_hash
+    assert again.metadata["began"] > first.metadata["began"]
+    assert run_all([run], ledger=path, workers=0)[0].metadata == again.metadata
     assert len(starts(path)) == 2
 
 
 def test_equal_runs_are_trained_once_and_each_gets_a_record(path):
     runs = [Run(small(), 0.2), Run(small(), 0.3), Run(small(), 0.2)]
-    records = evaluate(runs, ledger=path, workers=0)
+    records = run_all(runs, ledger=path, workers=0)
     assert [record.run for record in records] == runs
-    assert records[0].measured == records[2].measured != records[1].measured
+    assert records[0].content_hash == records[2].content_hash != records[1].content_hash
     assert len(starts(path)) == 2
 
 
 def test_a_problem_without_a_key_is_trained_each_time_and_the_log_says_so(path, caplog):
     run = Run(small(loss=lambda output, y: torch.nn.functional.cross_entropy(output, y)), 0.2)
-    one, two = (evaluate([run], ledger=path, workers=0)[0] for _ in range(2))
-    assert one.measured == two.measured
+    one, two = (run_all([run], ledger=path, workers=0)[0] for _ in range(2))
+    assert one.content_hash == two.content_hash
     assert starts(path) == []
     assert "Give the Problem a key" in caplog.text
 
@@ -97,25 +97,25 @@ def test_a_user_key_finds_the_record_and_refuses_a_changed_problem(path):
     def keyed(width):
         return Run(small(model=lambda: mlp(10, 2, width=width, depth=1), key="mine"), 0.2)
 
-    first = evaluate([keyed(8)], ledger=path, workers=0)[0]
-    assert evaluate([keyed(8)], ledger=path, workers=0)[0].circumstances == first.circumstances
+    first = run_all([keyed(8)], ledger=path, workers=0)[0]
+    assert run_all([keyed(8)], ledger=path, workers=0)[0].metadata == first.metadata
     with pytest.raises(ValueError, match="Change its key too"):
-        evaluate([keyed(9)], ledger=path, workers=0)
+        run_all([keyed(9)], ledger=path, workers=0)
 
 
 def test_an_error_in_a_worker_is_raised_here_and_the_pool_lives_on(path):
-    bad = Run(Problem(small().data, torch.nn.Linear(3, 2), adam, horizon=2), 0.2)
+    bad = Run(Problem(small().data, torch.nn.Linear(3, 2), adam, max_epochs=2), 0.2)
     good = [Run(small(), level) for level in LEVELS]
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        evaluate([bad, bad.__class__(bad.problem, 0.3)], ledger=path, workers=2)
-    assert len(evaluate(good, ledger=path, workers=2)) == 4
+        run_all([bad, bad.__class__(bad.problem, 0.3)], ledger=path, workers=2)
+    assert len(run_all(good, ledger=path, workers=2)) == 4
 
 
 def test_what_cannot_travel_trains_here(path, caplog):
     runs = [Run(small(model=lambda: mlp(10, 2, width=8)), level) for level in LEVELS]
-    assert not can_travel(runs[0])
-    assert can_travel(Run(regression()))
-    assert len(evaluate(runs, ledger=path, workers=2)) == 4
+    assert not is_picklable(runs[0])
+    assert is_picklable(Run(regression()))
+    assert len(run_all(runs, ledger=path, workers=2)) == 4
     assert "train in this process" in caplog.text
 
 
@@ -160,8 +160,8 @@ def test_a_module_of_the_users_own_goes_to_workers(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     import mine
 
-    assert can_travel(Run(mine.problem, 0.1))
-    assert len(evaluate([Run(mine.problem, level) for level in LEVELS], ledger=False, workers=1)) == 4
+    assert is_picklable(Run(mine.problem, 0.1))
+    assert len(run_all([Run(mine.problem, level) for level in LEVELS], ledger=False, workers=1)) == 4
 
 
 def spawn(path, epochs=100_000):
@@ -211,10 +211,10 @@ def test_a_killed_worker_is_replaced_and_its_run_done(path):
     parent.children()[0].send_signal(signal.SIGKILL)
     assert parent.wait(timeout=120) == 0
     assert len(starts(path)) == 3
-    undisturbed = [r.measured for r in evaluate([Run(small(horizon=1500), 0.1)], ledger=False, workers=0)]
-    key = trajectory(Run(small(horizon=1500), 0.1))
+    undisturbed = [r.content_hash for r in run_all([Run(small(max_epochs=1500), 0.1)], ledger=False, workers=0)]
+    key = run_key(Run(small(max_epochs=1500), 0.1))
     book = Ledger(path)
-    assert [book.find(Run(small(horizon=1500), 0.1), key).measured] == undisturbed
+    assert [book.find(Run(small(max_epochs=1500), 0.1), key).content_hash] == undisturbed
     book.close()
 
 
@@ -224,34 +224,34 @@ def test_a_run_is_given_up_only_if_its_workers_die_without_getting_further(gets_
     deaths = tmp_path / "deaths"
     # The second one can never count its deaths, and dies at the same step each time.
     model = partial(Dying, str(deaths) if gets_further else "/dev/null", 3)
-    runs = [Run(small(model=model, horizon=8), 0.1), Run(small(), 0.2)]
+    runs = [Run(small(model=model, max_epochs=8), 0.1), Run(small(), 0.2)]
     if gets_further:
-        records = evaluate(runs, ledger=path, workers=2, on_row=lambda row: None)
+        records = run_all(runs, ledger=path, workers=2, on_row=lambda row: None)
         assert [len(record.curves["train_loss"]) for record in records] == [9, 7]
         assert deaths.read_text() == "xxx"
     else:
         with pytest.raises(RuntimeError, match=r"a worker died 2 times on the run with level 0\.1"):
-            evaluate(runs, ledger=path, workers=2, on_row=lambda row: None)
+            run_all(runs, ledger=path, workers=2, on_row=lambda row: None)
 
 
 def test_a_worker_that_died_while_idle_is_replaced(path):
     runs = [Run(small(), level) for level in LEVELS]
     before = {child.pid for child in psutil.Process().children()}
-    evaluate(runs[:2], ledger=path, workers=2)
+    run_all(runs[:2], ledger=path, workers=2)
     workers = [child for child in psutil.Process().children() if child.pid not in before or len(before) == 2]
     for worker in workers:
         worker.kill()
     time.sleep(0.5)
-    assert len(evaluate(runs, ledger=path, workers=2, fresh=True)) == 4
+    assert len(run_all(runs, ledger=path, workers=2, overwrite=True)) == 4
 
 
 def test_two_threads_do_not_share_workers():
     runs = [[Run(small(), level, seed=seed) for level in LEVELS] for seed in range(2)]
-    alone = [[r.weights for r in evaluate(each, ledger=False, workers=0)] for each in runs]
+    alone = [[r.weights_sha256 for r in run_all(each, ledger=False, workers=0)] for each in runs]
     found = [None, None]
 
     def go(n):
-        found[n] = [r.weights for r in evaluate(runs[n], ledger=False, workers=1)]
+        found[n] = [r.weights_sha256 for r in run_all(runs[n], ledger=False, workers=1)]
 
     threads = [threading.Thread(target=go, args=(n,)) for n in range(2)]
     [thread.start() for thread in threads]
@@ -264,11 +264,11 @@ def test_evaluate_within_evaluate():
 
     def on_row(row):
         if row.record is not None and not inner:
-            inner.extend(evaluate([Run(small(), level, seed=7) for level in (0.1, 0.2)], ledger=False, workers=1))
+            inner.extend(run_all([Run(small(), level, seed=7) for level in (0.1, 0.2)], ledger=False, workers=1))
 
-    outer = evaluate([Run(small(), level) for level in (0.1, 0.2)], ledger=False, workers=1, on_row=on_row)
+    outer = run_all([Run(small(), level) for level in (0.1, 0.2)], ledger=False, workers=1, on_row=on_row)
     assert len(outer) == len(inner) == 2
-    assert not {r.weights for r in outer} & {r.weights for r in inner}
+    assert not {r.weights_sha256 for r in outer} & {r.weights_sha256 for r in inner}
 
 
 USER = """
@@ -313,16 +313,16 @@ def test_workers_see_the_code_as_it_is_now(own):
     for scale in (1, 3):
         module = own(scale)
         runs = [Run(module.problem(), level) for level in (None, 0.1)]
-        here, away = ([r.weights for r in evaluate(runs, ledger=False, workers=n)] for n in (0, 1))
+        here, away = ([r.weights_sha256 for r in run_all(runs, ledger=False, workers=n)] for n in (0, 1))
         assert here == away
 
 
 def test_arguments_count_under_a_users_key(own, path):
     module = own(1)
-    slow, fast = evaluate([Run(module.problem(lr), None) for lr in (1e-6, 0.5)], ledger=path, workers=0)
-    assert slow.weights != fast.weights
-    again = evaluate([Run(module.problem(0.5), None)], ledger=path, workers=0)[0]
-    assert again.circumstances == fast.circumstances
+    slow, fast = run_all([Run(module.problem(lr), None) for lr in (1e-6, 0.5)], ledger=path, workers=0)
+    assert slow.weights_sha256 != fast.weights_sha256
+    again = run_all([Run(module.problem(0.5), None)], ledger=path, workers=0)[0]
+    assert again.metadata == fast.metadata
 
 
 def test_data_of_the_users_own_is_made_anew():
@@ -332,9 +332,9 @@ def test_data_of_the_users_own_is_made_anew():
         made.append(seed)
         return small().splits(seed + len(made) // 100)
 
-    evaluate([Run(small(data=data), None)], ledger=False, workers=0)
+    run_all([Run(small(data=data), None)], ledger=False, workers=0)
     count = len(made)
-    evaluate([Run(small(data=data), None)], ledger=False, workers=0)
+    run_all([Run(small(data=data), None)], ledger=False, workers=0)
     assert len(made) > count > 0
 
 
@@ -344,9 +344,9 @@ def test_a_job_a_worker_cannot_read_is_an_error_and_not_a_wait(monkeypatch):
     module.Net.__module__ = "made_in_memory"
     monkeypatch.setitem(sys.modules, "made_in_memory", module)
     runs = [Run(small(model=module.Net), level) for level in (None, 0.1)]
-    assert can_travel(runs[0])
+    assert is_picklable(runs[0])
     with pytest.raises(ModuleNotFoundError, match="made_in_memory"):
-        evaluate(runs, ledger=False, workers=1)
+        run_all(runs, ledger=False, workers=1)
 
 
 def test_a_message_cut_off_in_the_middle_is_a_death_and_not_a_wait():
@@ -369,13 +369,13 @@ def test_a_message_cut_off_in_the_middle_is_a_death_and_not_a_wait():
 
 def test_workers_take_the_callers_dtype_and_the_key_tells_it():
     runs = [Run(small(data=small().splits(0)), level) for level in (None, 0.1)]
-    single = trajectory(runs[0])
+    single = run_key(runs[0])
     torch.set_default_dtype(torch.float64)
     try:
         runs = [Run(small(data=double(small().splits(0))), level) for level in (None, 0.1)]
-        here, away = ([r.measured for r in evaluate(runs, ledger=False, workers=n)] for n in (0, 1))
+        here, away = ([r.content_hash for r in run_all(runs, ledger=False, workers=n)] for n in (0, 1))
         assert here == away
-        assert trajectory(runs[0]) != single
+        assert run_key(runs[0]) != single
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -388,7 +388,7 @@ def test_a_relative_ledger_stays_where_it_was_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     runs = [Run(small(), level) for level in LEVELS]
-    evaluate(runs, ledger="here.sqlite", workers=1, on_start=lambda _: os.chdir(tmp_path / "elsewhere"))
+    run_all(runs, ledger="here.sqlite", workers=1, on_start=lambda _: os.chdir(tmp_path / "elsewhere"))
     assert len(Ledger(tmp_path / "here.sqlite")) == 4
 
 
@@ -408,7 +408,7 @@ def test_files_in_the_working_directory_do_not_stand_in_for_modules(tmp_path, mo
 @pytest.mark.parametrize("options", [{"workers": -1}, {"threads": 0}])
 def test_impossible_numbers_are_refused(options):
     with pytest.raises(ValueError, match="must be at least"):
-        evaluate([Run(small())], ledger=False, **options)
+        run_all([Run(small())], ledger=False, **options)
 
 
 def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
@@ -421,10 +421,10 @@ def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
     pipes = {"stdout": subprocess.PIPE, "text": True, "env": environment}
     both = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
     told = [process.communicate(timeout=120)[0].split() for process in both]
-    runs = [Run(small(horizon=40), 0.02 * n, seed=seed) for seed in (0, 1) for n in range(12)]
-    assert told[0] == told[1] == [r.measured for r in evaluate(runs, ledger=False, workers=0)]
+    runs = [Run(small(max_epochs=40), 0.02 * n, seed=seed) for seed in (0, 1) for n in range(12)]
+    assert told[0] == told[1] == [r.content_hash for r in run_all(runs, ledger=False, workers=0)]
     book = Ledger(path)
-    assert sorted(record.measured for _, record in book.records()) == sorted(told[0])
+    assert sorted(record.content_hash for _, record in book.records()) == sorted(told[0])
     assert len(book.starts()) == 24, "each run was trained by one of them, and looked up by the other"
     book.close()
     assert not list(path.with_name("ledger.sqlite.checkpoints").iterdir())
@@ -432,49 +432,49 @@ def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
 
 @pytest.mark.parametrize("until", [None, 9])
 def test_a_search_that_began_after_the_look_up_of_another_leaves_it_nothing_to_do(path, until, monkeypatch):
-    runs = [Run(small(horizon=12), 0.1 * n, until=until) for n in range(6)]
-    alone = [record.measured for record in evaluate(runs, ledger=False, workers=0)]
+    runs = [Run(small(max_epochs=12), 0.1 * n, stop_epoch=until) for n in range(6)]
+    alone = [record.content_hash for record in run_all(runs, ledger=False, workers=0)]
     folder = path.with_name("ledger.sqlite.checkpoints")
     between = []
 
     def other(_):
-        evaluate(runs, ledger=path, workers=0)
+        run_all(runs, ledger=path, workers=0)
         between.extend(sorted(folder.iterdir()))
         monkeypatch.setattr(pool, "train", None)
 
-    records = evaluate(runs, ledger=path, workers=0, on_start=other)
-    assert [record.measured for record in records] == alone
+    records = run_all(runs, ledger=path, workers=0, on_start=other)
+    assert [record.content_hash for record in records] == alone
     assert sorted(folder.iterdir()) == between
     assert len(between) == (0 if until is None else 6), "only a longer Run has use for a checkpoint"
 
 
 @pytest.mark.parametrize("until", [None, 9])
 def test_what_a_trunk_left_for_a_run_that_was_trained_meanwhile_is_removed(path, tmp_path, until):
-    run = Run(small(horizon=12), 0.2, until=until)
-    job = Job(0, run, trajectory(run), str(path), folder=str(tmp_path / "files"))
-    *_, first = work(job)
+    run = Run(small(max_epochs=12), 0.2, stop_epoch=until)
+    job = Job(0, run, run_key(run), str(path), folder=str(tmp_path / "files"))
+    *_, first = run_job(job)
     kept = sorted((tmp_path / "files").iterdir())
     snapshot = next(row for row in train(run) if row.epoch == 3).snapshot()
     Checkpoints(tmp_path / "files").save(job.name, 3, snapshot, only=False)
-    [row] = work(job)
-    assert row.record.measured == first.record.measured
+    [row] = run_job(job)
+    assert row.record.content_hash == first.record.content_hash
     assert sorted((tmp_path / "files").iterdir()) == kept
 
 
 def test_who_is_told_the_end_may_kill_the_process_and_no_claim_is_left(path, tmp_path):
-    job = Job(0, Run(small(), 0.2), trajectory(Run(small(), 0.2)), str(path), folder=str(tmp_path / "claims"))
+    job = Job(0, Run(small(), 0.2), run_key(Run(small(), 0.2)), str(path), folder=str(tmp_path / "claims"))
     claims = (tmp_path / "claims").glob
     for _ in range(2):  # trained, then looked up
-        rows = work(job)
+        rows = run_job(job)
         while next(rows).record is None:
             assert list(claims("*.lock"))
         assert not list(claims("*.lock"))
 
 
 def test_what_another_search_trained_meanwhile_is_not_trained_again(path):
-    job = Job(0, Run(small(), 0.2), trajectory(Run(small(), 0.2)), str(path))
-    *_, first = work(job)
-    rows = list(work(job))
-    assert [row.record.measured for row in rows] == [first.record.measured]
+    job = Job(0, Run(small(), 0.2), run_key(Run(small(), 0.2)), str(path))
+    *_, first = run_job(job)
+    rows = list(run_job(job))
+    assert [row.record.content_hash for row in rows] == [first.record.content_hash]
     assert len(starts(path)) == 1
-    assert len(list(work(job._replace(fresh=True)))) == 7
+    assert len(list(run_job(job._replace(overwrite=True)))) == 7

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from flooding.report.stats import average_ranks, critical_difference, holm, mcnemar, paired, spread, verdict
+from flooding.report.stats import (
+    average_ranks,
+    critical_difference,
+    describe_difference,
+    format_mean_sd,
+    holm,
+    mcnemar,
+    paired,
+)
 
 PS = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
@@ -82,18 +90,18 @@ def test_critical_difference_has_the_published_quantiles(methods, q):
 
 
 def test_spread_says_no_more_than_it_knows():
-    assert spread([], 1) == "–"
-    assert spread([1.26], 1) == "1.3"
-    assert spread([1.0, 3.0], 2) == "2.00 ± 1.41"
+    assert format_mean_sd([], 1) == "–"
+    assert format_mean_sd([1.26], 1) == "1.3"
+    assert format_mean_sd([1.0, 3.0], 2) == "2.00 ± 1.41"
 
 
 def test_a_verdict_needs_p_below_5_percent_and_a_tie_needs_every_pair():
-    assert verdict(paired([1.0, 2.0], [2.0, 1.0]), 1.0).startswith("is not shown to differ: +0.0 [")
-    assert verdict(paired([1.0, 2.0], [1.0, 2.0]), 1.0) == "ties in every pair: +0.0 [+0.0, +0.0]"
-    assert verdict(paired([1.0], [1.0]), math.nan) == "ties in every pair: +0.0"
-    assert verdict(paired([1.0], [3.0]), math.nan) == "is not tested, by one pair: -2.0"
+    assert describe_difference(paired([1.0, 2.0], [2.0, 1.0]), 1.0).startswith("is not shown to differ: +0.0 [")
+    assert describe_difference(paired([1.0, 2.0], [1.0, 2.0]), 1.0) == "ties in every pair: +0.0 [+0.0, +0.0]"
+    assert describe_difference(paired([1.0], [1.0]), math.nan) == "ties in every pair: +0.0"
+    assert describe_difference(paired([1.0], [3.0]), math.nan) == "is not tested, by one pair: -2.0"
     gain = paired([3.0, 4.0, 5.0], [2.0, 2.0, 2.0])
-    assert verdict(gain, 0.049).startswith("wins: +2.0")
-    assert verdict(gain, 0.05).startswith("is not shown")
-    assert verdict(paired([2.0, 2.0, 2.0], [3.0, 4.0, 5.0]), 0.049).startswith("LOSES: -2.0")
-    assert verdict(gain, math.nan).startswith("is not shown")
+    assert describe_difference(gain, 0.049).startswith("wins: +2.0")
+    assert describe_difference(gain, 0.05).startswith("is not shown")
+    assert describe_difference(paired([2.0, 2.0, 2.0], [3.0, 4.0, 5.0]), 0.049).startswith("LOSES: -2.0")
+    assert describe_difference(gain, math.nan).startswith("is not shown")

@@ -11,23 +11,23 @@ import pytest
 import torch
 from torch import nn
 
-from flooding import Problem, Run, evaluate, find_level, search
+from flooding import Problem, Run, find_level, run_all, search
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
 from flooding.level_search.accordance import accordance
-from flooding.level_search.find import Elsewhere, FoundLevel, Lifted
+from flooding.level_search.find import ExternalProblem, FoundLevel, ObjectiveAdapter
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
 from flooding.level_search.range_test import range_test
 from flooding.models import mlp
 from flooding.training.ledger import Ledger
-from flooding.training.loop import ENGINE
+from flooding.training.loop import NUMERICS_VERSION
 from flooding.training.problem import Score
-from flooding.training.runner import trajectory
+from flooding.training.runner import run_key
 from small import FromDict, adam, regression
 
-assert ENGINE  # the trajectories below carry it
+assert NUMERICS_VERSION  # the trajectories below carry it
 
 
 def noisy(**changes):
@@ -86,7 +86,7 @@ def test_an_interrupted_search_goes_on(path):
     again = find_level(noisy(), ledger=path, workers=0, on_start=trained.extend)
     assert len(trained) < len(whole.records)
     assert again.level == whole.level
-    assert [r.measured for r in again.records] == [r.measured for r in whole.records]
+    assert [r.content_hash for r in again.records] == [r.content_hash for r in whole.records]
 
 
 def draw(*_, **__):
@@ -186,8 +186,10 @@ def test_a_function_that_raises_on_its_third_call_loses_nothing(path):
 
     levels = [0.0, 0.1, 0.2, 0.3]
     with pytest.raises(RuntimeError, match="went away"):
-        search(grid(Elsewhere(100), levels), Lifted(train, key="mine", ledger=path))
-    found = search(grid(Elsewhere(100), levels), Lifted(train, key="mine", ledger=path))  # as a new process would
+        search(grid(ExternalProblem(100), levels), ObjectiveAdapter(train, key="mine", ledger=path))
+    found = search(
+        grid(ExternalProblem(100), levels), ObjectiveAdapter(train, key="mine", ledger=path)
+    )  # as a new process would
     assert calls == [0.0, 0.1, 0.2, 0.2, 0.3]
     assert found.level == 0.2
 
@@ -199,8 +201,8 @@ def test_a_lifted_function_remembers_without_a_ledger_too():
         calls.append((level, epochs))
         return abs(level - 0.2)
 
-    lifted = Lifted(train)
-    problem = Elsewhere(horizon=9, greater_is_better=False)
+    lifted = ObjectiveAdapter(train)
+    problem = ExternalProblem(max_epochs=9, greater_is_better=False)
     assert search(halving(problem, [0.1, 0.2, 0.3], eta=3, least=1 / 3), lifted).level == 0.2
     assert calls == [(0.1, 3), (0.2, 3), (0.3, 3), (0.2, 9)]
     search(halving(problem, [0.1, 0.2, 0.3], eta=3, least=1 / 3), lifted)
@@ -209,24 +211,24 @@ def test_a_lifted_function_remembers_without_a_ledger_too():
 
 def test_a_lifted_function_with_curves_can_use_the_finder():
     def train(level, seed, epochs):
-        *_, row = __import__("flooding").train(Run(noisy(), level, seed=seed, until=epochs))
+        *_, row = __import__("flooding").train(Run(noisy(), level, seed=seed, stop_epoch=epochs))
         curves = row.record.curves
         return {"score": curves["val_accuracy"], "val_loss": curves["val_loss"], "train_loss": curves["train_loss"]}
 
-    lifted = search(finder(Elsewhere(horizon=40), shared=False), train)
-    own = search(finder(noisy(), shared=False), partial(evaluate, ledger=False, workers=0))
+    lifted = search(finder(ExternalProblem(max_epochs=40), shared=False), train)
+    own = search(finder(noisy(), shared=False), partial(run_all, ledger=False, workers=0))
     assert lifted.level == own.level
     assert lifted.cost.trainings == own.cost.trainings <= 3.05
 
 
 def test_a_lifted_function_may_give_a_score_beside_curves():
     def train(level, seed, epochs):
-        *_, row = __import__("flooding").train(Run(noisy(), level, seed=seed, until=epochs))
+        *_, row = __import__("flooding").train(Run(noisy(), level, seed=seed, stop_epoch=epochs))
         curves = {name: row.record.curves[name] for name in ("val_loss", "train_loss")}
-        return {"score": row.record.finals["last.val_accuracy"], **curves}
+        return {"score": row.record.metrics["last.val_accuracy"], **curves}
 
-    problem = Elsewhere(horizon=40)
-    own = search(grid(noisy(), [0.0, 0.1, 0.3]), partial(evaluate, ledger=False, workers=0))
+    problem = ExternalProblem(max_epochs=40)
+    own = search(grid(noisy(), [0.0, 0.1, 0.3]), partial(run_all, ledger=False, workers=0))
     assert search(grid(problem, [0.0, 0.1, 0.3]), train).level == own.level
     assert search(finder(problem, shared=False), train).cost.trainings <= 3.05
     with pytest.raises(ValueError, match="the finder needs the curve val_loss"):
@@ -235,7 +237,7 @@ def test_a_lifted_function_may_give_a_score_beside_curves():
 
 def test_a_lifted_function_must_return_a_score():
     with pytest.raises(ValueError, match="must return a score"):
-        search(grid(Elsewhere(100), [0.1]), lambda level, seed, epochs: {"loss": 0.3})
+        search(grid(ExternalProblem(100), [0.1]), lambda level, seed, epochs: {"loss": 0.3})
 
 
 def test_a_problem_that_cannot_describe_itself_is_found_and_leaves_no_trace(path, monkeypatch):
@@ -248,7 +250,7 @@ def test_a_problem_that_cannot_describe_itself_is_found_and_leaves_no_trace(path
 
 
 def test_regression_is_judged_by_its_loss(path):
-    found = find_level(regression(horizon=30), ledger=path, workers=0)
+    found = find_level(regression(max_epochs=30), ledger=path, workers=0)
     assert "val_accuracy" not in found.table[0]
     assert found.level is None or found.level > 0
 
@@ -260,11 +262,11 @@ def recall(logits, y):
 
 def test_a_score_of_the_users_decides(path):
     problem = noisy(score=Score(recall))
-    found = search(grid(problem, [0.0, 0.2, 0.6]), partial(evaluate, ledger=path, workers=0))
+    found = search(grid(problem, [0.0, 0.2, 0.6]), partial(run_all, ledger=path, workers=0))
     scores = {row["level"]: (row["val_score"], -row["val_loss"]) for row in found.table}
     assert (found.level or 0.0) == max(scores, key=lambda level: scores[level])
     worst = replaced(problem, score=Score(recall, greater_is_better=False))
-    found = search(grid(worst, [0.0, 0.2, 0.6]), partial(evaluate, ledger=path, workers=0))
+    found = search(grid(worst, [0.0, 0.2, 0.6]), partial(run_all, ledger=path, workers=0))
     assert (found.level or 0.0) == min(scores, key=lambda level: (scores[level][0], -scores[level][1]))
 
 
@@ -278,12 +280,14 @@ def test_dict_inputs_and_no_test_split(path):
     given = regression().data
     found = find_level(regression(data=Splits(given.train, given.val), model=FromDict), ledger=path, workers=0)
     assert isinstance(found, FoundLevel)
-    assert not any("test" in name for record in found.records for name in record.finals)
+    assert not any("test" in name for record in found.records for name in record.metrics)
 
 
 def test_where_nothing_overfits_the_answer_is_none(path):
     data = partial(two_gaussians, n_train=400, n_val=400, n_test=50)
-    problem = noisy(data=data, model=partial(nn.Linear, 10, 2), optimizer=partial(torch.optim.SGD, lr=1e-3), horizon=5)
+    problem = noisy(
+        data=data, model=partial(nn.Linear, 10, 2), optimizer=partial(torch.optim.SGD, lr=1e-3), max_epochs=5
+    )
     found = find_level(problem, ledger=path, workers=0)
     assert found.level is None
     assert all(record.run.level is None for record in found.records)
@@ -359,10 +363,10 @@ def test_the_model_is_the_runs_own(path):
     found = find_level(noisy(), ledger=path, workers=0)
     model = found.model()
     assert not model.training
-    [record] = evaluate([found.run], ledger=path, workers=0)
+    [record] = run_all([found.run], ledger=path, workers=0)
     splits = found.run.problem.splits(0)
     accuracy = float((model(splits.val.x).argmax(1) == splits.val.y).float().mean())
-    assert accuracy == pytest.approx(record.finals["last.val_accuracy"])
+    assert accuracy == pytest.approx(record.metrics["last.val_accuracy"])
     with pytest.raises(ValueError, match="last or best"):
         found.model("first")
 
@@ -376,14 +380,14 @@ def test_two_searches_on_one_ledger_share_its_runs(path, caplog):
     assert started
     assert started[0].level == 0.0  # the plain runs of the second search are known
     book = Ledger(path)
-    assert book.find(Run(noisy()), trajectory(Run(noisy()))) is not None
+    assert book.find(Run(noisy()), run_key(Run(noisy()))) is not None
     book.close()
 
 
 def test_where_the_loss_falls_slowly_the_race_reaches_further_for_the_same_price(path):
-    slow = noisy(optimizer=partial(torch.optim.Adam, lr=1.5e-3), horizon=80)
-    shared = search(finder(slow), partial(evaluate, ledger=path, workers=0))
-    alone = search(finder(slow, shared=False), partial(evaluate, ledger=path.with_name("b.sqlite"), workers=0))
+    slow = noisy(optimizer=partial(torch.optim.Adam, lr=1.5e-3), max_epochs=80)
+    shared = search(finder(slow), partial(run_all, ledger=path, workers=0))
+    alone = search(finder(slow, shared=False), partial(run_all, ledger=path.with_name("b.sqlite"), workers=0))
     until = [max(r.run.epochs for r in found.records if r.run.level is not None) for found in (shared, alone)]
     assert until[0] > 1.3 * until[1] >= 0.39 * 80
     assert shared.cost.steps <= 3.05
@@ -392,18 +396,18 @@ def test_where_the_loss_falls_slowly_the_race_reaches_further_for_the_same_price
 
 @pytest.mark.parametrize("horizon", [1, 2, 3])
 def test_a_short_training_stays_within_its_budget_or_says_so(path, horizon):
-    found = find_level(noisy(horizon=horizon, batch_size=4), budget=1.01, ledger=path, workers=0)
+    found = find_level(noisy(max_epochs=horizon, batch_size=4), budget=1.01, ledger=path, workers=0)
     assert found.level is None
     assert len(found.records) == 1
     assert "leaves no epoch" in found.warnings[0] or "nothing to flood" in found.warnings[0]
 
 
 def test_a_level_that_was_not_reached_cannot_win(path):
-    found = find_level(noisy(horizon=8), ledger=path, workers=0)
+    found = find_level(noisy(max_epochs=8), ledger=path, workers=0)
     flooded = {r.run.level: r.curves["flooded"].sum() for r in found.records if r.run.level is not None}
     assert found.level is None or flooded[found.level] > 0
-    lazy = noisy(horizon=30, optimizer=partial(torch.optim.SGD, lr=1e-4))
-    found = search(grid(lazy, [0.0, 0.1, 0.2]), partial(evaluate, ledger=path, workers=0))
+    lazy = noisy(max_epochs=30, optimizer=partial(torch.optim.SGD, lr=1e-4))
+    found = search(grid(lazy, [0.0, 0.1, 0.2]), partial(run_all, ledger=path, workers=0))
     assert "no training came down to its level" in found.warnings[-1]
 
 
@@ -415,13 +419,13 @@ def test_ignored_labels_are_no_class(path):
 
 def test_what_a_users_function_raises_is_what_one_sees():
     with pytest.raises(StopIteration):
-        search(grid(Elsewhere(3), [0.1]), lambda level, seed, epochs: next(iter([])))
+        search(grid(ExternalProblem(3), [0.1]), lambda level, seed, epochs: next(iter([])))
     with pytest.raises(ValueError, match="a strategy that was called"):
         search(grid, lambda level, seed, epochs: 0.0)
     with pytest.raises(ValueError, match="got None"):
-        search(grid(Elsewhere(3), [0.1]), lambda level, seed, epochs: None)
+        search(grid(ExternalProblem(3), [0.1]), lambda level, seed, epochs: None)
     with pytest.raises(ValueError, match="at least 1"):
-        Elsewhere(0)
+        ExternalProblem(0)
 
 
 def test_range_test_takes_the_level_of_the_best_stretch(path):
@@ -440,19 +444,22 @@ def test_range_test_takes_the_level_of_the_best_stretch(path):
     ("call", "message"),
     [
         (lambda: find_level(mlp(10, 2)), "find_level needs a Problem, .* got Sequential|got MLP"),
-        (lambda: find_level(Elsewhere(30)), "find_level needs a Problem, .* search.strategy, train"),
+        (lambda: find_level(ExternalProblem(30)), "find_level needs a Problem, .* search.strategy, train"),
         (lambda: find_level(noisy(), strategy="halving"), "strategy must be a function, .* got 'halving'"),
         (lambda: find_level(noisy(), device="cuda:77"), "device must be there, got 'cuda:77'"),
         (lambda: Problem(torch.utils.data.DataLoader([1]), mlp), "data must be Splits .*loaders.splits"),
         (lambda: noisy(optimizer=torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)), "optimizer must be .* got SGD"),
         (lambda: noisy(loss=nn.CrossEntropyLoss(reduction="none")), "mean, got reduction='none'"),
-        (lambda: search(grid(Elsewhere(3), [0.1])), "Pass it: search.strategy, train"),
-        (lambda: search(accordance(Elsewhere(3)), lambda runs: runs), "needs a Problem, got Elsewhere"),
-        (lambda: search(grid(Elsewhere(3), [0.1]), lambda b, seed, epochs: 1.0), "got .b, seed, epochs.* Name"),
-        (lambda: search(grid(Elsewhere(3), [0.1]), lambda level, **_: "0.9"), "must return numbers, got '0.9'"),
-        (lambda: search(grid(Elsewhere(3), [0.1]), lambda level, **_: (0.9, 3.0)), "one score, or a mapping"),
-        (lambda: search(grid(Elsewhere(3), [0.1]), lambda **_: {"score": [1.0] * 3}), "after each of 3 epochs, got 3"),
-        (lambda: search(grid(Elsewhere(3), [0.1]), lambda **_: 1.0).model(), "Train your own at level"),
+        (lambda: search(grid(ExternalProblem(3), [0.1])), "Pass it: search.strategy, train"),
+        (lambda: search(accordance(ExternalProblem(3)), lambda runs: runs), "needs a Problem, got Elsewhere"),
+        (lambda: search(grid(ExternalProblem(3), [0.1]), lambda b, seed, epochs: 1.0), "got .b, seed, epochs.* Name"),
+        (lambda: search(grid(ExternalProblem(3), [0.1]), lambda level, **_: "0.9"), "must return numbers, got '0.9'"),
+        (lambda: search(grid(ExternalProblem(3), [0.1]), lambda level, **_: (0.9, 3.0)), "one score, or a mapping"),
+        (
+            lambda: search(grid(ExternalProblem(3), [0.1]), lambda **_: {"score": [1.0] * 3}),
+            "after each of 3 epochs, got 3",
+        ),
+        (lambda: search(grid(ExternalProblem(3), [0.1]), lambda **_: 1.0).model(), "Train your own at level"),
     ],
 )
 def test_what_cannot_be_searched_is_told_in_a_sentence(call, message, path, monkeypatch):
@@ -467,7 +474,7 @@ def test_a_strategy_is_driven_once_and_lost_trainings_are_told():
             raise RuntimeError("the machine went away")
         return 1 - level
 
-    strategy = grid(Elsewhere(9), [0.05, 0.1, 0.2])
+    strategy = grid(ExternalProblem(9), [0.05, 0.1, 0.2])
     with pytest.raises(RuntimeError, match="went away") as caught:
         search(strategy, train)
     assert "2 finished trainings are lost" in caught.value.__notes__[0]
@@ -480,7 +487,7 @@ def test_a_tensor_is_a_score_and_hours_are_counted():
         time.sleep(0.01)
         return torch.tensor(1.0 - given["level"], requires_grad=True)
 
-    found = search(grid(Elsewhere(9), [0.1, 0.2]), train)
+    found = search(grid(ExternalProblem(9), [0.1, 0.2]), train)
     assert found.level == 0.1
     assert found.cost.hours > 0.02 / 3600
     assert found.cost.epochs == 18

@@ -9,14 +9,14 @@ import torch
 from flooding import Run, train
 from flooding.levels import Delayed
 from flooding.methods import SoftAD
-from flooding.training.loop import ENGINE
+from flooding.training.loop import NUMERICS_VERSION
 from small import normed, small
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RUNS = {
     "plain": lambda: Run(small()),
     "flooded mini-batches": lambda: Run(normed(), 0.4, seed=1),
-    "delayed": lambda: Run(small(horizon=30), Delayed(0.4, until_loss=0.3)),
+    "delayed": lambda: Run(small(max_epochs=30), Delayed(0.4, until_loss=0.3)),
     "soft": lambda: Run(small(), 0.3, SoftAD()),
 }
 
@@ -27,22 +27,28 @@ def circumstances():
 
 def measure(name):
     record = list(train(RUNS[name]()))[-1].record
-    return {"measured": record.measured, "last.val_loss": record.finals["last.val_loss"]}
+    return {"measured": record.content_hash, "last.val_loss": record.metrics["last.val_loss"]}
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_bits_change_only_with_the_engine_number(name):
     golden = json.loads(GOLDEN.read_text())
-    assert golden["engine"] == ENGINE, "the engine was raised: run python tests/test_golden.py"
+    assert golden["engine"] == NUMERICS_VERSION, "the engine was raised: run python tests/test_golden.py"
     now = measure(name)
     # Another processor or torch rounds differently; a few small epochs amplify that to far less than this.
     assert now["last.val_loss"] == pytest.approx(golden["records"][name]["last.val_loss"], rel=1e-3)
     if circumstances() != golden["circumstances"]:
         pytest.skip(f"golden bits are from {golden['circumstances']}, this is {circumstances()}; values agree to 1e-3")
-    assert now["measured"] == golden["records"][name]["measured"], "bits changed: raise flooding.training.loop.ENGINE"
+    assert now["measured"] == golden["records"][name]["measured"], (
+        "bits changed: raise flooding.training.loop.NUMERICS_VERSION"
+    )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    told = {"engine": ENGINE, "circumstances": circumstances(), "records": {name: measure(name) for name in RUNS}}
+    told = {
+        "engine": NUMERICS_VERSION,
+        "circumstances": circumstances(),
+        "records": {name: measure(name) for name in RUNS},
+    }
     GOLDEN.write_text(json.dumps(told, indent=2) + "\n")

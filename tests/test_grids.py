@@ -8,10 +8,10 @@ import pytest
 
 from flooding.data.augment import crop_and_flip
 from flooding.experiments import images5k, kim2022_cifar10
-from flooding.experiments.archive import Archive, name_of, pack
+from flooding.experiments.archive import Archive, pack
 from flooding.experiments.grids import Cell
 from flooding.experiments.images5k import LEVELS, cells, experiment
-from flooding.level_search.base import drive
+from flooding.level_search.base import run_generator
 from flooding.models import IMAGENET
 from flooding.training.record import Record
 from small import small
@@ -20,7 +20,7 @@ from small import small
 @pytest.fixture(autouse=True)
 def _without_files(monkeypatch):
     """Plan with small problems in place of images."""
-    plan = [Cell(name, small(horizon=horizon), LEVELS, (0, 1, 2)) for name, horizon in (("A", 10), ("B", 20))]
+    plan = [Cell(name, small(max_epochs=horizon), LEVELS, (0, 1, 2)) for name, horizon in (("A", 10), ("B", 20))]
     monkeypatch.setattr(images5k, "cells", lambda quick=False, seeds=None: plan)
 
 
@@ -51,7 +51,7 @@ def answer(
 
 
 def report(**how):
-    return drive(experiment(), partial(answer, **how))[0]
+    return run_generator(experiment(), partial(answer, **how))[0]
 
 
 def rows(told, name):
@@ -68,7 +68,7 @@ def test_the_plan_is_that_of_the_docstring(monkeypatch):
     assert [cell.seeds for cell in cells(seeds=[5])] == [(5,)] * 4
     assert [cell.levels[-1] for cell in plan] == [0.4, 0.4, 1.0, 0.4]
     assert [cell.levels for cell in cells(quick=True)][1:3] == [(0.0, 0.1, 0.4), (0.0, 0.6, 1.0)]
-    assert [cell.problem.horizon for cell in plan] == [30, 30, 60, 60]
+    assert [cell.problem.max_epochs for cell in plan] == [30, 30, 60, 60]
 
 
 def test_validation_chooses_a_level_above_0_and_ties_go_to_the_smaller():
@@ -97,7 +97,7 @@ def test_a_level_that_a_seed_did_not_reach_is_no_candidate_there():
         low = [np.full_like(r.curves["flooded"], 0.5 * (r.run.level == 0.4 and r.run.seed > 0)) for r in told]
         return [replace(r, curves={**r.curves, "flooded": f}) for r, f in zip(told, low, strict=True)]
 
-    told = drive(experiment(), some)[0]
+    told = run_generator(experiment(), some)[0]
     row = rows(told, "last")[0]
     assert row["levels"] == "0.4, 0.4"
     assert row["difference"].endswith(", n = 2")
@@ -180,12 +180,12 @@ def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
     full, reduced = kim2022_cifar10.setting(0.1, full=True), kim2022_cifar10.setting(0.001)
     model = full.build(0)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.66e6, rel=0.01)
-    assert (full.batch_size, full.horizon, full.augment) == (128, 500, crop_and_flip)
+    assert (full.batch_size, full.max_epochs, full.augment) == (128, 500, crop_and_flip)
     sizes = {"n_train": 42_500, "n_val": 7_500, "label_noise": 0.0, "standardise": False}
     assert full.data.keywords == sizes
     assert [tuple(value.flatten().tolist()) for value in model[0].buffers()] == [pytest.approx(v) for v in IMAGENET]
     optimizer = full.optimizer(model.parameters())
-    schedule = full.schedule(optimizer)
+    schedule = full.lr_scheduler(optimizer)
     rates = []
     for _ in range(500):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -193,7 +193,7 @@ def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
         schedule.step()
     assert [round(rates[epoch], 6) for epoch in (0, 249, 250, 399, 400)] == [0.1, 0.1, 0.01, 0.01, 0.001]
     assert optimizer.param_groups[0]["weight_decay"] == 0
-    assert (reduced.horizon, reduced.augment) == (80, None)
+    assert (reduced.max_epochs, reduced.augment) == (80, None)
     assert [cell.levels[-2:] for cell in kim2022_cifar10.cells(full=True)] == [(0.1, 0.2)] * 2
     assert [cell.problem.optimizer.keywords["lr"] for cell in kim2022_cifar10.cells()] == [0.1, 0.001]
     assert [cell.levels[-1] for cell in kim2022_cifar10.cells()] == [0.2, 1.8], "which their training losses fall below"
@@ -202,7 +202,7 @@ def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
 
 
 def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
-    problems = [small(horizon=10, batch_size=size) for size in (11, 12)]
+    problems = [small(max_epochs=10, batch_size=size) for size in (11, 12)]
     plan = [Cell(f"learning rate {p.batch_size}", p, (0.0, 0.1, 0.4), (0, 1)) for p in problems]
     monkeypatch.setattr(kim2022_cifar10, "cells", lambda quick=False, seeds=None, full=False: plan)
 
@@ -219,7 +219,7 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
         told = [{name: curve.astype(np.float32) for name, curve in curves.items()} for curves in told]
         return [replace(r, curves=curves) for r, curves in zip(curved(runs), told, strict=True)]
 
-    told, records = drive(kim2022_cifar10.experiment(), findable)
+    told, records = run_generator(kim2022_cifar10.experiment(), findable)
     for cell, row in zip(plan, rows(told, "finder"), strict=True):
         chosen = [run for run in asked[-1] if run.problem is cell.problem]
         assert [run.seed for run in chosen] == [0, 1]
@@ -229,16 +229,16 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
     assert len(asked) > 2
     assert all(run.level for run in asked[-1]), "the case tells a level from plain training"
     assert [row["data"] for row in rows(told, "finder-against-all")] == [cell.title for cell in plan]
-    assert f"{len({name_of(run) for runs in asked for run in runs})} trainings" in told.told
+    assert f"{len({run_id(run) for runs in asked for run in runs})} trainings" in told.provenance
     path = pack(tmp_path / "a.npz", records, kim2022_cifar10.CURVES, "here", kim2022_cifar10.exact)
-    again = drive(kim2022_cifar10.experiment(), Archive(path))[0]
+    again = run_generator(kim2022_cifar10.experiment(), Archive(path))[0]
     assert again.markdown("x") == told.markdown("x")
     names = {path.name for path in again.save(tmp_path, "kim2022_cifar10")}
     assert {"kim2022_cifar10-losses.png", "kim2022_cifar10-levels.png"} <= names
 
 
 def test_a_finder_that_finds_nothing_worth_flooding_tests_no_flooding(monkeypatch):
-    plan = [Cell("one", small(horizon=10), (0.0, 0.1, 0.4), (0, 1))]
+    plan = [Cell("one", small(max_epochs=10), (0.0, 0.1, 0.4), (0, 1))]
     monkeypatch.setattr(kim2022_cifar10, "cells", lambda quick=False, seeds=None, full=False: plan)
 
     def worse(runs):
@@ -247,11 +247,11 @@ def test_a_finder_that_finds_nothing_worth_flooding_tests_no_flooding(monkeypatc
         curves = [{"val_accuracy": 1 - loss / 4, "val_loss": loss} for loss in losses]
         return [replace(r, curves={**r.curves, **c}) for r, c in zip(told, curves, strict=True)]
 
-    told = drive(kim2022_cifar10.experiment(), worse)[0]
+    told = run_generator(kim2022_cifar10.experiment(), worse)[0]
     assert rows(told, "finder")[0]["finder"] == "not tested: the finder chose no flooding"
     assert "one, the finder against plain training: not tested: the finder chose no flooding." in told.findings
     assert rows(told, "finder-against-all")[0]["levels"] == "0, 0"
     assert rows(told, "finder-against-all")[0]["difference"].endswith(", n = 2")
-    full = drive(kim2022_cifar10.experiment(full=True), worse)[0]
+    full = run_generator(kim2022_cifar10.experiment(full=True), worse)[0]
     assert (full.title, told.title) == ("CIFAR-10 with a residual network", "CIFAR-10 with a residual network, reduced")
     assert full.about.startswith("**The source's protocol**: CIFAR-10, 42,500 training")

@@ -92,10 +92,10 @@ def test_full_batches_measure_what_they_measure_without_the_ignored_examples(los
     data = parts(X, marked(y, index), y)
     record = last(Run(problem(loss, data), level, method))
     other = last(Run(problem(loss, dropped(data)), level, method))
-    assert set(record.finals) == set(other.finals)
-    for name, value in other.finals.items():
+    assert set(record.metrics) == set(other.metrics)
+    for name, value in other.metrics.items():
         if "clean" not in name:  # clean labels have no ignored ones: there every example counts
-            assert record.finals[name] == pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True), name
+            assert record.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True), name
     for name, curve in other.curves.items():
         if "clean" not in name:
             np.testing.assert_allclose(record.curves[name], curve, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -140,7 +140,7 @@ def test_batches_of_ignored_targets_alone_are_skipped():
     y = Y.clone()
     y[3:100] = -100
     for size in (10, 1):
-        *_, row = train(Run(problem(F.cross_entropy, parts(X, y), batch_size=size, horizon=1), seed=1))
+        *_, row = train(Run(problem(F.cross_entropy, parts(X, y), batch_size=size, max_epochs=1), seed=1))
         assert np.isfinite(row.record.curves["train_loss"]).all()
         assert 1 <= len(row.losses) <= 3  # steps: no other moved the weights
         assert len(row.losses) == 3 or size > 1
@@ -178,7 +178,7 @@ def test_pixels_that_are_ignored_weigh_nothing_in_chunks_and_batches(mapping):
             segment,
             batch_size=4,
             eval_batch_size=1,
-            horizon=2,
+            max_epochs=2,
         )
     )
     record, model = last(run), run.problem.build(0)
@@ -188,12 +188,12 @@ def test_pixels_that_are_ignored_weigh_nothing_in_chunks_and_batches(mapping):
             np.testing.assert_allclose(
                 record.curves[f"{name}_loss"], float(segment(model(split.x), split.y)), rtol=1e-5
             )
-    assert record.finals["last.test_loss"] == pytest.approx(record.curves["val_loss"][-1], rel=1e-5)
+    assert record.metrics["last.test_loss"] == pytest.approx(record.curves["val_loss"][-1], rel=1e-5)
 
 
 def test_the_number_of_classes_and_the_limit_know_what_is_ignored():
     for index in (-100, 255):
-        ignoring = problem(partial(F.cross_entropy, ignore_index=index), parts(X, marked(Y, index)), horizon=10)
+        ignoring = problem(partial(F.cross_entropy, ignore_index=index), parts(X, marked(Y, index)), max_epochs=10)
         assert ignoring.classes(0) == 4
         _, counts = Y[:100][~IGNORED[:100]].unique(return_counts=True)
         entropy = float(torch.distributions.Categorical(counts.double()).entropy())

@@ -30,7 +30,7 @@ from flooding.data.images import (
     split_images,
     svhn,
 )
-from flooding.data.tables import divide
+from flooding.data.tables import split_indices
 from flooding.models import Standardise
 
 
@@ -323,7 +323,7 @@ def test_people_label_the_test_images_of_cifar_10(data, monkeypatch):
     drawn = np.zeros((len(y), 10))
     for seed in range(400):
         splits = cifar10h(n, n, seed=seed)
-        train, val, test = divide(len(y), n, n, seed=seed)
+        train, val, test = split_indices(len(y), n, n, seed=seed)
         for rows, split in ((train, splits.train), (val, splits.val), (test, splits.test)):
             assert split.clean.tolist() == y[rows].tolist()
             drawn[rows, split.y.numpy()] += 1

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flooding import evaluate
+from flooding import run_all
 from flooding.data.synthetic import spiral, spiral_best_accuracy
 from flooding.experiments import find, ishida2020
 from flooding.experiments.ishida2020 import LEVELS, NOISES, TASKS, Cell, cells, experiment, load
-from flooding.level_search.base import drive
+from flooding.level_search.base import run_generator
 from flooding.training.record import Record
 
 LEVEL_BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "levels"
@@ -36,7 +36,7 @@ def answer(runs, table):
 
 
 def report(table, **how):
-    return drive(experiment(quick=True, **how), partial(answer, table=table))[0]
+    return run_generator(experiment(quick=True, **how), partial(answer, table=table))[0]
 
 
 def rows(told, name):
@@ -52,7 +52,7 @@ def test_the_plan_is_the_papers():
     runs = [run for cell in plan for run in cell.runs]
     assert len(runs) == 9 * 51 * 10
     problem = Cell("sinusoid", 0.05).problem
-    assert (problem.horizon, problem.batch_size) == (500, 100)
+    assert (problem.max_epochs, problem.batch_size) == (500, 100)
     splits = problem.splits(3)
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [100, 100, 20_000]
     assert int((splits.train.y != splits.train.clean).sum()) == 5
@@ -100,7 +100,7 @@ def test_what_loses_and_what_differs_from_the_paper_comes_first():
     assert any("Flooding loses to plain on Sinusoid, 5 %" in s for s in told.failures)
     assert "wins 0 and loses 9 of 9 cells" in told.findings[0]
     assert "by -10.0 ± 0.0 points over the cells" in told.findings[0]
-    assert told.told.startswith("72 trainings, 0.72 CPU hours; a machine")
+    assert told.provenance.startswith("72 trainings, 0.72 CPU hours; a machine")
 
 
 def test_nothing_is_sure_of_one_seed():
@@ -140,13 +140,13 @@ def test_the_level_benchmark_stands_for_trainings():
     table = np.load(LEVEL_BENCHMARK / "seed3.npz")
     found = held(cell.runs)
     assert [r.level for r in found] == [0.0, 0.07, 0.0, 0.07]
-    assert found[3].finals["last.test_accuracy_clean"] == float(table["last_test_accuracy_clean"][2, 1, 7])
+    assert found[3].metrics["last.test_accuracy_clean"] == float(table["last_test_accuracy_clean"][2, 1, 7])
     best = int(table["best_epoch"][2, 1, 7])
-    assert found[3].finals["best.val_accuracy"] == pytest.approx(table["val_right"][2, 1, 7, best] / 100)
+    assert found[3].metrics["best.val_accuracy"] == pytest.approx(table["val_right"][2, 1, 7, best] / 100)
     for bad in (
         replace(cell.runs[0], seed=99),
         replace(cell.runs[0], level=0.075),
-        replace(cell.runs[0], problem=replace(cell.problem, horizon=100)),
+        replace(cell.runs[0], problem=replace(cell.problem, max_epochs=100)),
     ):
         with pytest.raises(ValueError, match="the level benchmark has no seed"):
             held([bad])
@@ -174,5 +174,5 @@ def test_an_unknown_experiment_names_those_there_are():
 
 def test_it_runs_for_real(tmp_path):
     cell = Cell("two-gaussians", 0.1, (0.0, 0.3), (0,), 2)
-    found = evaluate(cell.runs, ledger=False, workers=0)
-    assert [r.finals["epochs"] for r in found] == [2, 2]
+    found = run_all(cell.runs, ledger=False, workers=0)
+    assert [r.metrics["epochs"] for r in found] == [2, 2]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from flooding import evaluate, train
+from flooding import run_all, train
 from flooding.experiments import ishida2020_why as why
-from flooding.level_search.base import drive
+from flooding.level_search.base import run_generator
 from flooding.metrics import over_confidence
 from flooding.sharpness import weights
-from flooding.training.problem import Watch
+from flooding.training.problem import PeriodicMetric
 from flooding.training.record import Record
 
 
@@ -21,7 +21,9 @@ from flooding.training.record import Record
 def measured():
     """A short training, measured; with its weights after every epoch."""
     run = next(run for run in why.runs(20, [3]) if run.level == 0.25)
-    run = replace(run, problem=replace(run.problem, watch=Watch(run.problem.watch.function, 5)))
+    run = replace(
+        run, problem=replace(run.problem, extra_metrics=PeriodicMetric(run.problem.extra_metrics.function, 5))
+    )
     rows, iterates = [], []
     for row in train(run, conclude=False):
         rows.append(row.values)
@@ -54,8 +56,8 @@ def test_what_is_measured_is_measured_rarely_and_is_what_it_says(measured):
 
 def test_the_same_run_is_measured_alike_in_workers():
     runs = why.runs(10, [0])[:2]
-    here, away = (evaluate(runs, ledger=False, workers=workers) for workers in (0, 2))
-    assert [r.measured for r in here] == [r.measured for r in away]
+    here, away = (run_all(runs, ledger=False, workers=workers) for workers in (0, 2))
+    assert [r.content_hash for r in here] == [r.content_hash for r in away]
 
 
 def made(
@@ -87,7 +89,7 @@ def made(
 
 
 def verdicts(**how):
-    told = drive(why.experiment(seeds=range(4)), lambda runs: [made(run, **how) for run in runs])[0]
+    told = run_generator(why.experiment(seeds=range(4)), lambda runs: [made(run, **how) for run in runs])[0]
     return {row[0]: row[1] for row in told.tables[0].rows}, told
 
 
@@ -134,7 +136,7 @@ def test_a_loss_that_swings_has_its_mean_at_the_level_all_the_same():
 
 def test_a_seed_that_did_not_reach_the_level_is_left_out_alone():
     def told(some):
-        return drive(
+        return run_generator(
             why.experiment(seeds=range(4)),
             lambda runs: [made(r, sharp=0.1, flooded=0.5 if r.seed in some else 0.1) for r in runs],
         )[0]
@@ -152,14 +154,14 @@ def test_a_seed_that_did_not_reach_the_level_is_left_out_alone():
 def test_the_page_and_its_pictures_are_written(tmp_path, monkeypatch):
     for name in ("_draw_surface", "_draw_planes"):  # they train
         monkeypatch.setattr(why, name, partial(lambda draw, horizon: draw(40), getattr(why, name)))
-    told = drive(why.experiment(seeds=range(2)), lambda runs: [made(run, sharp=0.1) for run in runs])[0]
+    told = run_generator(why.experiment(seeds=range(2)), lambda runs: [made(run, sharp=0.1) for run in runs])[0]
     names = {path.name for path in told.save(tmp_path, "ishida2020_why")}
     assert {f"ishida2020_why-{name}.png" for name in ("along", "lines", "planes", "surface")} <= names
 
 
 def test_one_training_that_fitted_all_labels_is_no_test():
     def some(count):
-        return drive(
+        return run_generator(
             why.experiment(seeds=range(4)),
             lambda runs: [made(r, sharp=0.1, fitted=30 if r.seed < count else 501) for r in runs],
         )[0]

@@ -11,11 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
-from flooding import evaluate
+from flooding import run_all
 from flooding.experiments import kim2022
 from flooding.experiments.archive import Archive, pack
 from flooding.experiments.kim2022 import Plan
-from flooding.level_search.base import drive
+from flooding.level_search.base import run_generator
 from flooding.level_search.policy_gradient import Policy
 from flooding.levels import Delayed, Heuristic
 from flooding.training.problem import TestCurve
@@ -23,7 +23,7 @@ from flooding.training.record import Record
 from small import normed, small
 
 SEEDS = (0, 1, 2)
-PLAN = Plan(small(horizon=8), (0.0, 0.1, 0.2, 0.3), (0.1, 0.2), 1e-4, 16, SEEDS, policies=0, trainings=3)
+PLAN = Plan(small(max_epochs=8), (0.0, 0.1, 0.2, 0.3), (0.1, 0.2), 1e-4, 16, SEEDS, policies=0, trainings=3)
 START = 5  # first flooded epoch of delayed Runs
 
 
@@ -111,7 +111,7 @@ def told_by(world, plan=PLAN):
         asked.append(runs)
         return [record(run, world(*way(run), run.seed)) for run in runs]
 
-    return drive(kim2022.study(plan), answer)[0], asked
+    return run_generator(kim2022.study(plan), answer)[0], asked
 
 
 def changed(**by_search):
@@ -473,7 +473,7 @@ def test_the_heuristic_is_compared_with_plain_training_as_long_as_it():
         longer = [run.level is None and run.epochs == PLAN.heuristic_epochs for run in runs]
         return [record(r, replace(t, noisy=0.6) if long else t) for r, t, long in zip(runs, told, longer, strict=True)]
 
-    report = drive(kim2022.study(PLAN), answer)[0]
+    report = run_generator(kim2022.study(PLAN), answer)[0]
     rows = table(report, "published")
     assert rows["no flooding, as long as the heuristic"]["noisy %"] == "60.0 ± 0.0"
     assert rows["no flooding"]["noisy %"] == spread([75.0, 76.0, 77.0])
@@ -547,7 +547,7 @@ def test_a_level_out_of_reach_is_not_judged():
         loss = np.full_like(made.curves["train_loss"], 0.69 if run.level else 0.0)
         return replace(made, curves=made.curves | {"train_loss": loss, "flooded": 0 * loss})
 
-    report, _ = drive(kim2022.study(PLAN), lambda runs: [answer(run) for run in runs])
+    report, _ = run_generator(kim2022.study(PLAN), lambda runs: [answer(run) for run in runs])
     assert sentence(report, CLAIMS[3]) == (False, f"{CLAIMS[3]}: cannot be judged (0 of 9 runs reached their level).")
 
 
@@ -587,18 +587,18 @@ def test_agents_are_judged_by_their_last_training():
         number = next(turn)
         finals = {"last.test_accuracy": 0.6 + number / 10, "last.test_nll": 0.3 + number}
         return [
-            replace(r, finals=r.finals | finals | {"last.test_accuracy": 0.6 + number / 10 + r.run.seed / 50})
+            replace(r, metrics=r.metrics | finals | {"last.test_accuracy": 0.6 + number / 10 + r.run.seed / 50})
             for r in made
         ]
 
-    report, _ = drive(kim2022.study(replace(PLAN, policies=2)), answer)
+    report, _ = run_generator(kim2022.study(replace(PLAN, policies=2)), answer)
     row = table(report, "published")["policy gradient"]
     assert row["noisy %"] == spread([80.0, 82.0])  # the third of three trainings
     assert row["NLL"] == "2.300 ± 0.000"
     assert row["level"] == "0.05 (0.05 to 0.05)"
     assert (row["n"], row["trainings"], row["CPU hours"]) == (2, "3", f"{(3 * 170 + 1.5) / 3600:.2f}")
     assert list(table(report, "published")).index("policy gradient") == 5  # after the other searches
-    assert report.told.startswith("30 trainings")
+    assert report.provenance.startswith("30 trainings")
 
 
 def test_an_agent_that_gave_up_is_plain_training():
@@ -607,7 +607,7 @@ def test_an_agent_that_gave_up_is_plain_training():
         lost = {"val_loss": np.full(9, math.nan, np.float32)}
         return [replace(r, curves=r.curves | lost) if isinstance(r.run.level, Policy) else r for r in made]
 
-    report, _ = drive(kim2022.study(replace(PLAN, policies=2)), answer)
+    report, _ = run_generator(kim2022.study(replace(PLAN, policies=2)), answer)
     rows = table(report, "published")
     assert rows["policy gradient"]["noisy %"] == spread([75.0, 76.0])
     assert rows["policy gradient"]["level"] == "0.00 (0.00 to 0.00)"
@@ -718,7 +718,7 @@ def archived(tmp_path, monkeypatch):
     def answer(runs):
         return [record(run, world_of_archives(*way(run), run.seed)) for run in runs]
 
-    report, records = drive(kim2022.experiment(), answer)
+    report, records = run_generator(kim2022.experiment(), answer)
     path = pack(tmp_path / "kim2022.npz", records, kim2022.CURVES, "a machine", kim2022.exact)
     return report, records, path
 
@@ -726,13 +726,13 @@ def archived(tmp_path, monkeypatch):
 @pytest.mark.parametrize("read", [Archive, kim2022.load], ids=["by name", "by turn"])
 def test_an_archive_gives_the_same_report(archived, read):
     report, _, path = archived
-    again, _ = drive(kim2022.experiment(), read(path))
+    again, _ = run_generator(kim2022.experiment(), read(path))
     assert again.markdown("x") == report.markdown("x")
 
 
 def test_an_archive_gives_the_same_pictures(archived):
     report, _, path = archived
-    again, _ = drive(kim2022.experiment(), kim2022.load(path))
+    again, _ = run_generator(kim2022.experiment(), kim2022.load(path))
     pictures = [told.figures["heuristic"][1]() for told in (report, again)]
     for panel in range(3):
         for ours, theirs in zip(*(lines(picture, panel) for picture in pictures), strict=True):
@@ -745,8 +745,8 @@ def test_agents_are_found_on_a_processor_that_rounds_otherwise(archived):
     played = [r for r in records if isinstance(r.run.level, Policy)]
     runs = [nudged(r.run) for r in played]
     found = kim2022.load(path)(runs)
-    assert [r.finals["last.test_accuracy"] for r in found] == [
-        np.float32(r.finals["last.test_accuracy"]) for r in played
+    assert [r.metrics["last.test_accuracy"] for r in found] == [
+        np.float32(r.metrics["last.test_accuracy"]) for r in played
     ]
     assert [r.run for r in found] == runs
     with pytest.raises(ValueError, match="lacks 2 of 2 runs"):
@@ -774,12 +774,12 @@ def test_each_turn_of_an_agent_is_its_own(tmp_path, monkeypatch):
     def answer(runs):
         return [record(run, replace(usual(*way(run), run.seed), noisy=next(turn) / 1000)) for run in runs]
 
-    _, records = drive(kim2022.experiment(), answer)
+    _, records = run_generator(kim2022.experiment(), answer)
     path = pack(tmp_path / "kim2022.npz", records, kim2022.CURVES, "a machine")
-    _, again = drive(kim2022.experiment(), kim2022.load(path))
-    accuracies = [[r.finals["last.test_accuracy"] for r in found] for found in (records, again)]
+    _, again = run_generator(kim2022.experiment(), kim2022.load(path))
+    accuracies = [[r.metrics["last.test_accuracy"] for r in found] for found in (records, again)]
     assert accuracies[1] == pytest.approx(accuracies[0])
-    short, _ = drive(kim2022.experiment(seeds=[0]), kim2022.load(path))
+    short, _ = run_generator(kim2022.experiment(seeds=[0]), kim2022.load(path))
     assert table(short, "published")["policy gradient"]["noisy %"] == f"{100 * (24 + 4) / 1000:.1f}"
 
 
@@ -789,15 +789,15 @@ def test_each_turn_of_an_agent_is_its_own(tmp_path, monkeypatch):
 def test_a_small_plan_trains_and_reports(tmp_path):
     problem = normed(test_curve=TestCurve(50, every=2))
     plan = Plan(problem, (0.0, 0.2, 0.5), (0.2, 0.5), 10.0, 8, (0, 1), policies=1, trainings=2)
-    report, records = drive(kim2022.study(plan), lambda runs: evaluate(runs, ledger=False, workers=0))
+    report, records = run_generator(kim2022.study(plan), lambda runs: run_all(runs, ledger=False, workers=0))
     assert len(records) == (3 + 2 + 2) * 2 + 2
     assert [len(draw().axes) for _, draw in report.figures.values()] == [5, 5, 4, 3]
     rows = table(report, "published")
     assert [rows[name]["never began"] for name in ("backward", "heuristic")] == [0, 0]
-    plain = [100 * r.finals["last.test_accuracy"] for r in records[:2]]
+    plain = [100 * r.metrics["last.test_accuracy"] for r in records[:2]]
     assert rows["no flooding"]["noisy %"] == spread(plain)
     told = [s for s in [*report.failures, *report.findings] if not s.startswith("Noisy test accuracy")]
     assert len(told) == len(CLAIMS)
     path = pack(tmp_path / "kim2022.npz", records[:-2], kim2022.CURVES, "a machine")
-    again, _ = drive(kim2022.study(replace(plan, policies=0)), Archive(path))
+    again, _ = run_generator(kim2022.study(replace(plan, policies=0)), Archive(path))
     assert table(again, "published")["forward"] == rows["forward"]

@@ -44,7 +44,7 @@ def ledger(tmp_path):
 
 
 def test_a_record_comes_back_bit_for_bit(ledger):
-    stored, run = record(), Run(small(), until=4)
+    stored, run = record(), Run(small(), stop_epoch=4)
     ledger.add("a", stored)
     again = Ledger(ledger.path)
     found = again.find(run, "a")
@@ -52,12 +52,12 @@ def test_a_record_comes_back_bit_for_bit(ledger):
     assert found.run is run
     assert bits(found.curves) == bits(stored.curves)
     assert bits(found.arrays) == bits(stored.arrays)
-    assert {n: np.float64(v).tobytes() for n, v in found.finals.items()} == {
-        n: np.float64(v).tobytes() for n, v in stored.finals.items()
+    assert {n: np.float64(v).tobytes() for n, v in found.metrics.items()} == {
+        n: np.float64(v).tobytes() for n, v in stored.metrics.items()
     }
-    assert (found.weights, found.fingerprint) == ("w", "f")
-    assert found.circumstances == stored.circumstances
-    assert found.measured == stored.measured
+    assert (found.weights_sha256, found.fingerprint) == ("w", "f")
+    assert found.metadata == stored.metadata
+    assert found.content_hash == stored.content_hash
 
 
 def test_finals_are_readable_by_plain_sql(ledger):
@@ -73,8 +73,8 @@ def test_add_twice(ledger, replace, kept):
     ledger.add("a", record(1.0))
     ledger.add("a", record(2.0), replace=replace)
     assert len(ledger) == 1
-    found = ledger.find(Run(small(), until=4), "a")
-    assert found.finals["n"] == kept
+    found = ledger.find(Run(small(), stop_epoch=4), "a")
+    assert found.metrics["n"] == kept
     assert found.curves["val_loss"][-1] == np.float32(0.1 + kept)
 
 
@@ -83,12 +83,12 @@ def test_look_up_is_by_trajectory_and_epochs(ledger):
         ledger.add(trajectory, record(number, epochs))
 
     def find(trajectory, until):
-        found = ledger.find(Run(small(), until=until), trajectory)
-        return found and found.finals["n"]
+        found = ledger.find(Run(small(), stop_epoch=until), trajectory)
+        return found and found.metrics["n"]
 
     assert [find("a", 4), find("a", None), find("b", 4)] == [1.0, 2.0, 3.0]  # the horizon is 6
     assert [find("a", 5), find("b", 6), find("c", 4)] == [None, None, None]
-    assert [(name, r.run, r.finals["n"]) for name, r in ledger.records()] == [
+    assert [(name, r.run, r.metrics["n"]) for name, r in ledger.records()] == [
         ("a", None, 1.0),
         ("a", None, 2.0),
         ("b", None, 3.0),
@@ -212,7 +212,7 @@ def writer(path, name, count):
 def whole(ledger):
     """Check every Record against the number it was made from, and give their trajectories."""
     for name, stored in ledger.records():
-        number = int(stored.finals["n"])
+        number = int(stored.metrics["n"])
         values = np.full(3000, number, np.float32) + np.arange(3000, dtype=np.float32)
         assert name == f"{stored.weights}-{number}"
         assert stored.curves["val_loss"].tolist() == stored.arrays["last.x"].tolist() == values.tolist()

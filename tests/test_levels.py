@@ -21,18 +21,18 @@ from flooding.levels import (
     Heuristic,
     Plateau,
     Range,
-    Seen,
+    StepInfo,
     Warmup,
     as_controller,
-    first_flooded,
-    fold,
+    first_flooded_step,
+    simulate,
 )
 
 ALL = [
     Constant(0.3),
     Constant(-math.inf),
     Warmup(0.3, steps=7),
-    Warmup(0.3, steps=7, stairs=3),
+    Warmup(0.3, steps=7, num_steps=3),
     Range(0.6, 0.0, steps=9),
     Delayed(0.3, until_loss=0.2),
     Delayed(0.3, until_accuracy=0.9),
@@ -54,7 +54,7 @@ some_epochs = st.lists(
 
 
 def step(loss):
-    return Seen(torch.tensor(loss))
+    return StepInfo(torch.tensor(loss))
 
 
 def shown(epochs):
@@ -63,12 +63,12 @@ def shown(epochs):
     for losses, right, val_loss, val_right in epochs:
         seens += [step(loss) for loss in losses]
         # Float32 shares, as a mean over examples gives them.
-        seens.append(Seen(None, torch.tensor(right / 250), torch.tensor(val_loss), torch.tensor(val_right / 250)))
+        seens.append(StepInfo(None, torch.tensor(right / 250), torch.tensor(val_loss), torch.tensor(val_right / 250)))
     return seens
 
 
 def levels(controller, seens):
-    return [state["level"].item() for state in fold(controller, seens)]
+    return [state["level"].item() for state in simulate(controller, seens)]
 
 
 def f32(x):
@@ -80,7 +80,7 @@ def f32(x):
     start=st.integers(-8, 8),
     stop=st.integers(-8, 8),
     steps=st.integers(1, 40),
-    stairs=st.integers(1, 40),
+    num_steps=st.integers(1, 40),
     more=st.data(),
 )
 def test_ramps_are_the_exact_ramp(start, stop, steps, stairs, more):
@@ -100,13 +100,13 @@ def test_ramps_are_the_exact_ramp(start, stop, steps, stairs, more):
         assert got == pytest.approx([float(ramp(k, rises)) for k in range(steps + 4)], abs=2e-7)
         assert got[0] == f32(start)
         assert got[-4:] == [f32(stop)] * 4
-        ends = [more.draw(st.sampled_from([seen, Seen(val_loss=1.0)])) for seen in seens]
+        ends = [more.draw(st.sampled_from([seen, StepInfo(val_loss=1.0)])) for seen in seens]
         n_steps = sum(seen.loss is not None for seen in ends)
         assert levels(controller, ends)[-1] == got[n_steps], "ends of epochs count for nothing"
 
 
 def test_step_warmup_jumps_once():
-    assert levels(Warmup(0.5, steps=3, stairs=1), [step(1.0)] * 4) == [0, 0, 0, 0.5, 0.5]
+    assert levels(Warmup(0.5, steps=3, num_steps=1), [step(1.0)] * 4) == [0, 0, 0, 0.5, 0.5]
 
 
 def test_constant_never_moves():
@@ -135,7 +135,7 @@ def test_delayed_begins_after_the_first_epoch_that_meets_its_condition(epochs):
 
 
 def test_until_loss_looks_at_the_last_batch_of_an_epoch_only():
-    seens = [step(1e-6), step(0.5), Seen(train_accuracy=1.0), step(0.5), step(1e-4), Seen(train_accuracy=0.0)]
+    seens = [step(1e-6), step(0.5), StepInfo(train_accuracy=1.0), step(0.5), step(1e-4), StepInfo(train_accuracy=0.0)]
     assert levels(Delayed(0.25, until_loss=1e-4), seens) == [-math.inf] * 6 + [0.25]
 
 
@@ -143,7 +143,7 @@ def test_zero_training_error_allows_for_a_rounded_mean():
     just_below_one = float(np.nextafter(np.float32(1), np.float32(0)))
     # One wrong example of half a million is still an error.
     for accuracy, level in ((just_below_one, 0.25), (1 - 2e-6, -math.inf)):
-        assert levels(Delayed(0.25, until_accuracy=1.0), [Seen(train_accuracy=accuracy)]) == [-math.inf, level]
+        assert levels(Delayed(0.25, until_accuracy=1.0), [StepInfo(train_accuracy=accuracy)]) == [-math.inf, level]
 
 
 def heuristic_twin(epochs, level, change, move, low, high):
@@ -171,8 +171,8 @@ def heuristic_twin(epochs, level, change, move, low, high):
 )
 def test_heuristic_is_the_published_rule(epochs, constants):
     level, change, move, low, high = constants
-    controller = Heuristic(level, until_loss=0.2, change=change, move=move, low=low, high=high)
-    states = fold(controller, shown(epochs))
+    controller = Heuristic(level, until_loss=0.2, min_delta=change, step_size=move, low=low, high=high)
+    states = simulate(controller, shown(epochs))
     for state, (b, reference) in zip(states, heuristic_twin(epochs, *constants), strict=True):
         assert state["started"].item() == (b is not None)
         # Up to 25 float32 sums below 0.5, each off by at most 3e-8.
@@ -183,8 +183,8 @@ def test_heuristic_is_the_published_rule(epochs, constants):
 
 def test_heuristic_trace_worked_by_hand():
     points = [99.0, 70.0, 70.3, 70.4, 69.9, 70.1, 70.5]
-    seens = [Seen(None, float(i > 0), 1.0, v / 100) for i, v in enumerate([50.0, *points])]
-    states = fold(Heuristic(until_accuracy=1.0), seens)
+    seens = [StepInfo(None, float(i > 0), 1.0, v / 100) for i, v in enumerate([50.0, *points])]
+    states = simulate(Heuristic(until_accuracy=1.0), seens)
     # Epoch 0 is not fitted. Epoch 1 is and gives b0, its 99 points count for nothing. 70 is above reference 0: up.
     # 70.3 is within 0.4 of 70; 70.4 is 0.4 above it: up; 69.9 is 0.5 below 70.4: down; 70.1 is within 0.4 of 69.9;
     # 70.5 is 0.6 above 69.9, the last change, though only 0.1 above the best: up.
@@ -197,14 +197,14 @@ def test_heuristic_trace_worked_by_hand():
 def test_heuristic_ties_do_not_hang_on_rounding(kind):
     # One example of 250 is exactly the 0.4 points that count: enough to rise, not enough to fall.
     for right in range(1, 250):
-        first, more, fewer = [Seen(None, 1.0, 1.0, kind(n / 250)) for n in (right, right + 1, right - 1)]
-        trained = [Seen(None, 1.0, 1.0, 0.0), first]
+        first, more, fewer = [StepInfo(None, 1.0, 1.0, kind(n / 250)) for n in (right, right + 1, right - 1)]
+        trained = [StepInfo(None, 1.0, 1.0, 0.0), first]
         assert levels(Heuristic(until_accuracy=1.0), [*trained, more])[-2:] == pytest.approx([0.0151, 0.0301])
         assert levels(Heuristic(until_accuracy=1.0), [*trained, fewer])[-2:] == pytest.approx([0.0151, 0.0151])
 
 
 def test_heuristic_climbs_to_its_clip_and_returns():
-    up = [Seen(None, 1.0, 1.0, i / 100) for i in range(60)]
+    up = [StepInfo(None, 1.0, 1.0, i / 100) for i in range(60)]
     down = up[::-1]
     trace = levels(Heuristic(until_accuracy=1.0), up + down + down)
     assert max(trace) == f32(0.5)
@@ -223,11 +223,11 @@ def plateau_twin(controller, epochs):
             lowest, waited = v, 0
         else:
             waited += 1
-        worse = np.float32(controller.worse)
+        worse = np.float32(controller.threshold)
         if v > (lowest / worse if lowest < 0 else worse * lowest):
-            b = b + np.float32(controller.move)
+            b = b + np.float32(controller.step_size)
         elif waited >= controller.patience:
-            b, waited = b - np.float32(controller.move), 0
+            b, waited = b - np.float32(controller.step_size), 0
         b = min(max(b, np.float32(controller.low)), np.float32(controller.high))
         out.append(float(b))
     return out
@@ -243,14 +243,14 @@ def test_plateau_is_its_rule(epochs, patience, level):
 
 
 def test_plateau_has_the_published_constants():
-    flat = [Seen(val_loss=1.0)] * 17
+    flat = [StepInfo(val_loss=1.0)] * 17
     # Epoch 1 is the lowest; epochs 2 to 9 are eight without improvement; 10 to 17 are eight more.
     assert levels(Plateau(0.4), flat) == pytest.approx([0.4] * 9 + [0.35] * 8 + [0.3])
-    assert levels(Plateau(0.4), [Seen(val_loss=1.0), Seen(val_loss=1.16)])[-1] == f32(0.4), "0.4 is the highest"
-    at = [Seen(val_loss=1.0), Seen(val_loss=1.25)]
-    assert levels(Plateau(0.1, worse=1.25), at)[-1] == f32(0.1), "more than the ratio, not as much"
-    assert levels(Plateau(0.1), [Seen(val_loss=1.0), Seen(val_loss=1.14)])[-1] == f32(0.1)
-    assert levels(Plateau(0.1), [Seen(val_loss=1.0), Seen(val_loss=1.16)])[-1] == pytest.approx(0.15)
+    assert levels(Plateau(0.4), [StepInfo(val_loss=1.0), StepInfo(val_loss=1.16)])[-1] == f32(0.4), "0.4 is the highest"
+    at = [StepInfo(val_loss=1.0), StepInfo(val_loss=1.25)]
+    assert levels(Plateau(0.1, threshold=1.25), at)[-1] == f32(0.1), "more than the ratio, not as much"
+    assert levels(Plateau(0.1), [StepInfo(val_loss=1.0), StepInfo(val_loss=1.14)])[-1] == f32(0.1)
+    assert levels(Plateau(0.1), [StepInfo(val_loss=1.0), StepInfo(val_loss=1.16)])[-1] == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_plateau_has_the_published_constants():
 )
 def test_plateau_of_a_negative_loss_rises_where_it_gets_worse_alone(losses, ends):
     controller = Plateau(-1.0, low=-3.0, high=0.0)
-    assert levels(controller, [Seen(val_loss=loss) for loss in losses])[-1] == pytest.approx(ends)
+    assert levels(controller, [StepInfo(val_loss=loss) for loss in losses])[-1] == pytest.approx(ends)
 
 
 @pytest.mark.parametrize("controller", ALL, ids=str)
@@ -275,12 +275,14 @@ def test_update_compiles_once_for_steps_and_once_for_epochs(controller):
     draw = torch.Generator().manual_seed(1)
     seens = []
     for losses in torch.rand(12, 4, generator=draw).unbind():
-        seens += [Seen(loss) for loss in losses.unbind()] + [Seen(None, *torch.rand(3, generator=draw).unbind())]
+        seens += [StepInfo(loss) for loss in losses.unbind()] + [
+            StepInfo(None, *torch.rand(3, generator=draw).unbind())
+        ]
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     update = torch.compile(controller.update, fullgraph=True, backend=counter)
     states = itertools.accumulate(seens, update, initial=controller.init())
-    for compiled, eager in zip(states, fold(controller, seens), strict=True):
+    for compiled, eager in zip(states, simulate(controller, seens), strict=True):
         assert all(torch.equal(compiled[name], eager[name]) for name in eager)
     assert counter.frame_count <= 2
 
@@ -293,9 +295,9 @@ def test_states_of_several_runs_may_be_stacked(controller):
     kinds = [i % 3 for i in range(30)]
 
     def see(v, kind):
-        return Seen(v[..., 0]) if kind < 2 else Seen(None, v[..., 1], v[..., 2], v[..., 3])
+        return StepInfo(v[..., 0]) if kind < 2 else StepInfo(None, v[..., 1], v[..., 2], v[..., 3])
 
-    alone = [fold(controller, [see(values[run, i], kind) for i, kind in enumerate(kinds)]) for run in range(3)]
+    alone = [simulate(controller, [see(values[run, i], kind) for i, kind in enumerate(kinds)]) for run in range(3)]
     first = {name: torch.stack([t, t, t]) for name, t in controller.init().items()}
     together = itertools.accumulate(
         (see(values[:, i], kind) for i, kind in enumerate(kinds)), controller.update, initial=first
@@ -321,10 +323,10 @@ class Training:
         loss = (self.x[self.steps % 2] @ w - self.y[self.steps % 2]).square().mean()
         (gradient,) = torch.autograd.grad(loss, w)
         slope = torch.sign(loss - self.state["controller"]["level"])
-        seens = [Seen(loss)]
+        seens = [StepInfo(loss)]
         self.steps += 1
         if self.steps % 2 == 0:
-            seens.append(Seen(None, 1 - loss.detach() / 2, loss.detach() * 1.1, 1 - loss.detach() / 3))
+            seens.append(StepInfo(None, 1 - loss.detach() / 2, loss.detach() * 1.1, 1 - loss.detach() / 3))
         state = self.state["controller"]
         for seen in seens:
             state = self.controller.update(state, seen)
@@ -339,7 +341,7 @@ FLOODING = [
     Range(0.9, 0.0, steps=20),
     Delayed(0.5, until_loss=0.45),
     Delayed(0.5, until_accuracy=0.75),
-    Heuristic(0.3, until_loss=0.45, move=0.1),
+    Heuristic(0.3, until_loss=0.45, step_size=0.1),
     Plateau(0.3, patience=1),
 ]
 
@@ -373,20 +375,20 @@ def test_first_flooded_is_where_a_controlled_run_leaves_the_plain_one(controller
         if first is None and not torch.equal(plain.state["w"], controlled.state["w"]):
             first = step_index
     assert first is not None, "the toy is made so that every controller floods"
-    assert first_flooded(controller, seens) == first
+    assert first_flooded_step(controller, seens) == first
 
 
 def test_first_flooded_counts_the_level_itself_and_never_nan():
-    seens = [step(NAN), Seen(val_loss=1.0), step(0.75), step(0.5)]
-    assert first_flooded(Constant(0.5), seens) == 2
-    assert first_flooded(Constant(0.25), seens) is None
-    assert first_flooded(Constant(-math.inf), seens) is None
+    seens = [step(NAN), StepInfo(val_loss=1.0), step(0.75), step(0.5)]
+    assert first_flooded_step(Constant(0.5), seens) == 2
+    assert first_flooded_step(Constant(0.25), seens) is None
+    assert first_flooded_step(Constant(-math.inf), seens) is None
 
 
 def test_fold_gives_the_state_in_force_at_each_entry():
-    states = fold(Range(0.5, 0.0, steps=2), [step(1.0), Seen(val_loss=1.0), step(1.0)])
+    states = simulate(Range(0.5, 0.0, steps=2), [step(1.0), StepInfo(val_loss=1.0), step(1.0)])
     assert [state["level"].item() for state in states] == [0.5, 0.25, 0.25, 0.0]
-    assert len(fold(Constant(0.5), [])) == 1
+    assert len(simulate(Constant(0.5), [])) == 1
 
 
 @pytest.mark.parametrize("controller", ALL, ids=str)
@@ -394,8 +396,8 @@ def test_started_is_true_from_the_first_level_on(controller):
     draw = torch.Generator().manual_seed(4)
     seens = []
     for row in torch.rand(20, 4, generator=draw).unbind():
-        seens += [Seen(row[0]), Seen(None, *row[1:].unbind())]
-    for state in fold(controller, seens):
+        seens += [StepInfo(row[0]), StepInfo(None, *row[1:].unbind())]
+    for state in simulate(controller, seens):
         assert state["started"].dtype == torch.bool
         assert state["started"].item() == (state["level"].item() > -math.inf)
 
@@ -432,8 +434,8 @@ def test_none_floods_nothing():
         (lambda: Warmup(-math.inf, 3), "level must be finite"),
         (lambda: Warmup(0.1, 3, start=-math.inf), "start must be finite"),
         (lambda: Warmup(0.1, 0), "steps must be at least 1, got 0"),
-        (lambda: Warmup(0.1, 3, stairs=0), "stairs must be at least 1"),
-        (lambda: Warmup(0.1, 3, stairs=4), "stairs must not exceed steps = 3, got 4"),
+        (lambda: Warmup(0.1, 3, num_steps=0), "stairs must be at least 1"),
+        (lambda: Warmup(0.1, 3, num_steps=4), "stairs must not exceed steps = 3, got 4"),
         (lambda: Range(0.1, 0.1, 3), "stop must lie below start"),
         (lambda: Range(0.1, -math.inf, 3), "stop must be finite"),
         (lambda: Range(0.1, 0.0, 0), "steps must be at least 1"),
@@ -445,13 +447,13 @@ def test_none_floods_nothing():
         (lambda: Delayed(0.1, until_accuracy=0), "until_accuracy must lie in"),
         (Heuristic, "exactly one of until_loss and until_accuracy"),
         (lambda: Heuristic(0.0, until_loss=1e-4), r"level must lie in \[low, high\] = \[0.0001, 0.5\], got 0.0"),
-        (lambda: Heuristic(until_loss=1e-4, change=-1), "change must be at least 0"),
-        (lambda: Heuristic(until_loss=1e-4, move=0), "move must be above 0"),
+        (lambda: Heuristic(until_loss=1e-4, min_delta=-1), "change must be at least 0"),
+        (lambda: Heuristic(until_loss=1e-4, step_size=0), "move must be above 0"),
         (lambda: Heuristic(until_loss=1e-4, high=math.inf), "high must be finite"),
         (lambda: Plateau(0.5), r"level must lie in \[low, high\]"),
         (lambda: Plateau(0.1, patience=0), "patience must be at least 1"),
-        (lambda: Plateau(0.1, move=-0.1), "move must be above 0"),
-        (lambda: Plateau(0.1, worse=0.9), "worse must be at least 1"),
+        (lambda: Plateau(0.1, step_size=-0.1), "move must be above 0"),
+        (lambda: Plateau(0.1, threshold=0.9), "worse must be at least 1"),
         (lambda: Plateau(0.1, low=-math.inf), "low must be finite"),
     ],
 )
@@ -468,9 +470,15 @@ def test_impossible_numbers_are_refused_at_once(make, message):
         (lambda: as_controller(np.zeros(1)), "level must be one number"),
         (lambda: Warmup(0.1, steps=1.5), "steps must be a whole number, got 1.5"),
         (lambda: Delayed(0.1, until_loss="1e-4"), "until_loss must be one number"),
-        (lambda: fold(Heuristic(until_loss=1.0), [Seen(val_loss=1.0)]), "Heuristic needs val_accuracy after every"),
-        (lambda: fold(Delayed(0.1, until_accuracy=1), [Seen()]), "Delayed needs train_accuracy after every epoch"),
-        (lambda: fold(Plateau(0.1), [Seen(val_accuracy=1.0)]), "Plateau needs val_loss after every epoch"),
+        (
+            lambda: simulate(Heuristic(until_loss=1.0), [StepInfo(val_loss=1.0)]),
+            "Heuristic needs val_accuracy after every",
+        ),
+        (
+            lambda: simulate(Delayed(0.1, until_accuracy=1), [StepInfo()]),
+            "Delayed needs train_accuracy after every epoch",
+        ),
+        (lambda: simulate(Plateau(0.1), [StepInfo(val_accuracy=1.0)]), "Plateau needs val_loss after every epoch"),
     ],
 )
 def test_wrong_kinds_are_refused_with_a_fix(make, message):

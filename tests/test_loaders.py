@@ -24,7 +24,7 @@ from torch.utils.data import (
 
 from flooding import Problem, Run, train
 from flooding.data import loaders
-from flooding.data.loaders import gather, splits
+from flooding.data.loaders import load_split, splits
 from small import FromDict, small
 
 X, Y = torch.arange(42.0).reshape(14, 3), torch.arange(14) % 2
@@ -53,13 +53,13 @@ class Streamed(IterableDataset):
     ],
 )
 def test_pairs_in_every_kind_of_source(source):
-    split = gather(source)
+    split = load_split(source)
     assert torch.equal(split.x, X)
     assert torch.equal(split.y, Y)
 
 
 def test_mappings_and_nested_inputs():
-    split = gather(Mapped())
+    split = load_split(Mapped())
     assert sorted(split.x) == ["mask", "x"]
     assert torch.equal(split.x["mask"][1], X + 1)
     assert split.x["mask"][0].dtype == torch.bool
@@ -67,13 +67,13 @@ def test_mappings_and_nested_inputs():
 
 
 def test_several_inputs():
-    split = gather(TensorDataset(X, 2 * X, Y))
+    split = load_split(TensorDataset(X, 2 * X, Y))
     assert torch.equal(split.x[1], 2 * X)
 
 
 def test_a_shuffling_loader_leaves_the_generator_as_it_was():
     before = torch.get_rng_state()
-    split = gather(DataLoader(TensorDataset(X, Y), shuffle=True))
+    split = load_split(DataLoader(TensorDataset(X, Y), shuffle=True))
     assert torch.equal(before, torch.get_rng_state())
     assert sorted(split.x[:, 0].tolist()) == X[:, 0].tolist()
     assert torch.equal(split.y, (split.x[:, 0] / 3).long() % 2)  # pairs stay together
@@ -81,9 +81,9 @@ def test_a_shuffling_loader_leaves_the_generator_as_it_was():
 
 def test_gathered_data_trains():
     data = splits(Mapped(), DataLoader(Mapped(), batch_size=5))
-    problem = small(data=data, model=lambda: torch.nn.Sequential(FromDict(), torch.nn.Linear(1, 2)), horizon=2)
+    problem = small(data=data, model=lambda: torch.nn.Sequential(FromDict(), torch.nn.Linear(1, 2)), max_epochs=2)
     *_, row = train(Run(problem, 0.3))
-    assert row.record.finals["last.val_accuracy"] >= 0
+    assert row.record.metrics["last.val_accuracy"] >= 0
     assert data.test is None
 
 
@@ -106,7 +106,7 @@ def test_gathered_data_trains():
 )
 def test_bad_data_is_refused(source, message):
     with pytest.raises(ValueError, match=message):
-        gather(source)
+        load_split(source)
 
 
 # Batches and examples of every kind
@@ -137,7 +137,7 @@ KINDS = {
 
 @pytest.mark.parametrize("source", KINDS.values(), ids=KINDS)
 def test_examples_and_batches_of_tensors_and_arrays(source):
-    split = gather(source)
+    split = load_split(source)
     assert torch.equal(split.x, X)
     assert torch.equal(split.y, Y)
     assert split.y.dtype == torch.int64
@@ -163,7 +163,7 @@ MAPPINGS = {
 
 @pytest.mark.parametrize("source", MAPPINGS.values(), ids=MAPPINGS)
 def test_mappings_of_lists_arrays_and_tensors(source):
-    split = gather(source)
+    split = load_split(source)
     assert type(split.x) is dict
     assert torch.equal(split.x["x"], X)
     assert torch.equal(split.x["ids"], IDS)
@@ -171,15 +171,15 @@ def test_mappings_of_lists_arrays_and_tensors(source):
 
 
 def test_many_examples_come_in_order():
-    split = gather((torch.tensor([float(i)]), i % 3) for i in range(2500))
+    split = load_split((torch.tensor([float(i)]), i % 3) for i in range(2500))
     assert split.x[:, 0].tolist() == list(range(2500))
     assert split.y.tolist() == [i % 3 for i in range(2500)]
 
 
 def test_targets_that_are_no_classes_keep_their_type():
-    assert gather([(X, X[:, :1].double())]).y.dtype == torch.float64
-    assert gather([(X[i], 0.5 * i) for i in range(14)]).y.tolist() == [0.5 * i for i in range(14)]
-    assert gather(TensorDataset(X, X)).y.shape == (14, 3)
+    assert load_split([(X, X[:, :1].double())]).y.dtype == torch.float64
+    assert load_split([(X[i], 0.5 * i) for i in range(14)]).y.tolist() == [0.5 * i for i in range(14)]
+    assert load_split(TensorDataset(X, X)).y.shape == (14, 3)
 
 
 class Words(Dataset):
@@ -255,14 +255,14 @@ BAD = {
 @pytest.mark.parametrize(("source", "message"), BAD.values(), ids=BAD)
 def test_what_cannot_be_read_is_named_with_its_fix(source, message):
     with pytest.raises(ValueError, match=message) as error:
-        gather(source)
+        load_split(source)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("source", [Failing(), DataLoader(Failing())], ids=["dataset", "loader"])
 def test_an_error_of_the_datasets_own_code_stays_as_it_is(source):
     with pytest.raises(RuntimeError, match="my own error") as error:
-        gather(source)
+        load_split(source)
     assert error.traceback[-1].name == "__getitem__"
 
 
@@ -280,11 +280,11 @@ def test_the_batch_size_of_a_training_loader_is_told_to_be_unused(caplog):
     ]
     assert Problem(data, torch.nn.Linear(3, 2)).batch_size == 100
     caplog.clear()
-    gather(DataLoader(TensorDataset(X, Y), batch_sampler=BatchSampler(RandomSampler(X), 3, drop_last=False)))
+    load_split(DataLoader(TensorDataset(X, Y), batch_sampler=BatchSampler(RandomSampler(X), 3, drop_last=False)))
     assert "batch_size 3" in warned(caplog)[0]
     caplog.clear()
-    gather(TensorDataset(X, Y))
-    gather(DataLoader(TensorDataset(X, Y), batch_size=None))
+    load_split(TensorDataset(X, Y))
+    load_split(DataLoader(TensorDataset(X, Y), batch_size=None))
     assert warned(caplog) == []
 
 
@@ -304,7 +304,7 @@ WEIGHTED = WeightedRandomSampler([1.0] * 7 + [9.0] * 7, 14)
 )
 def test_a_sampler_that_repeats_or_weighs_examples_is_refused(options):
     loader = DataLoader(TensorDataset(X, Y), **options)
-    for call in (gather, lambda source: splits(TensorDataset(X, Y), source), lambda source: splits(source, source)):
+    for call in (load_split, lambda source: splits(TensorDataset(X, Y), source), lambda source: splits(source, source)):
         with pytest.raises(
             ValueError, match=r"must give each example once, got (Weighted)?RandomSampler.*the dataset itself"
         ):
@@ -313,7 +313,7 @@ def test_a_sampler_that_repeats_or_weighs_examples_is_refused(options):
 
 def test_a_sampler_that_takes_a_subset_keeps_it(caplog):
     places = [3, 1, 12]
-    split = gather(DataLoader(TensorDataset(X, Y), 2, sampler=SubsetRandomSampler(places)))
+    split = load_split(DataLoader(TensorDataset(X, Y), 2, sampler=SubsetRandomSampler(places)))
     assert sorted(split.x[:, 0].tolist()) == sorted(X[places, 0].tolist())
     assert [text for text in warned(caplog) if "batch_size" not in text] == []
 
@@ -340,7 +340,7 @@ class Pairs(Backwards):
     ids=["of examples", "of batches"],
 )
 def test_a_sampler_of_ones_own_is_asked_once_and_that_is_told(options, places, caplog):
-    split = gather(DataLoader(TensorDataset(X, Y), **options))
+    split = load_split(DataLoader(TensorDataset(X, Y), **options))
     assert torch.equal(split.x, X[list(places)])
     name = "Backwards" if "sampler" in options else "Pairs"
     assert f"the loader's {name} is asked once" in warned(caplog)[0]
@@ -348,11 +348,11 @@ def test_a_sampler_of_ones_own_is_asked_once_and_that_is_told(options, places, c
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_what_drop_last_leaves_out_is_told(shuffle, caplog):
-    split = gather(DataLoader(TensorDataset(X, Y), 4, drop_last=True, shuffle=shuffle))
+    split = load_split(DataLoader(TensorDataset(X, Y), 4, drop_last=True, shuffle=shuffle))
     assert len(split) == 12
     assert any("drop_last of the loader left 2 of 14 examples out" in text for text in warned(caplog))
     caplog.clear()
-    assert len(gather(DataLoader(TensorDataset(X, Y), 7, drop_last=True))) == 14
+    assert len(load_split(DataLoader(TensorDataset(X, Y), 7, drop_last=True))) == 14
     assert not any("drop_last" in text for text in warned(caplog))
 
 
@@ -361,7 +361,7 @@ def test_a_loaders_own_collate_function_is_used():
         xs, ys = zip(*examples, strict=True)
         return torch.nn.utils.rnn.pad_sequence(xs, batch_first=True), torch.tensor(ys)
 
-    assert gather(DataLoader(Lengths(), 4, collate_fn=padded)).x.shape == (4, 2)
+    assert load_split(DataLoader(Lengths(), 4, collate_fn=padded)).x.shape == (4, 2)
 
 
 def test_a_loaders_own_generator_is_left_as_it_was():
@@ -369,7 +369,7 @@ def test_a_loaders_own_generator_is_left_as_it_was():
     for options in ({"shuffle": True}, {"sampler": SubsetRandomSampler(range(14), generator=generator)}):
         state, before = generator.get_state(), torch.get_rng_state()
         loader = DataLoader(TensorDataset(X, Y), 4, generator=generator, **options)
-        one, two = gather(loader), gather(loader)
+        one, two = load_split(loader), load_split(loader)
         assert torch.equal(one.x, two.x)
         assert torch.equal(generator.get_state(), state)
         assert torch.equal(torch.get_rng_state(), before)
@@ -410,16 +410,16 @@ def test_a_source_that_never_ends_is_refused_after_the_limit(source):
     with pytest.raises(
         ValueError, match=r"must end within limit=1,000 examples, got more\. Cut them, with itertools\.islice"
     ):
-        gather(source, limit=1000)
+        load_split(source, limit=1000)
     with pytest.raises(ValueError, match="must end within limit=1,000"):
         splits([(X, Y)], source, limit=1000)
 
 
 def test_a_source_with_an_end_may_be_longer_than_the_limit():
-    assert len(gather([(X, Y)] * 3, limit=20)) == 42
-    assert len(gather(TensorDataset(X, Y), limit=1)) == 14
-    assert len(gather(DataLoader(TensorDataset(X, Y), 4), limit=1)) == 14
-    assert len(gather(iter([(X, Y)] * 3), limit=42)) == 42
+    assert len(load_split([(X, Y)] * 3, limit=20)) == 42
+    assert len(load_split(TensorDataset(X, Y), limit=1)) == 14
+    assert len(load_split(DataLoader(TensorDataset(X, Y), 4), limit=1)) == 14
+    assert len(load_split(iter([(X, Y)] * 3), limit=42)) == 42
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "1"])
@@ -431,5 +431,5 @@ def test_a_limit_is_a_number_of_examples(limit):
 def test_reading_for_long_is_told(monkeypatch, caplog):
     now = itertools.count(step=2.0)
     monkeypatch.setattr(loaders, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    gather(iter([(X, Y)] * 9))
+    load_split(iter([(X, Y)] * 9))
     assert warned(caplog) == [f"still reading: {n} examples of at most limit=1,000,000" for n in (42, 84, 126)]

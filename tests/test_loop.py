@@ -13,7 +13,7 @@ from flooding.levels import Delayed, Excess, PerClass, PerExample
 from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, SoftAD, WaveBound
 from flooding.training.loop import fingerprint
 from flooding.training.problem import TestCurve
-from flooding.training.record import choose
+from flooding.training.record import select_best
 from slow_twin import by_hand
 from small import normed, regression, small
 
@@ -26,7 +26,9 @@ def last(run, **more):
 
 @pytest.mark.parametrize("level", [None, 0.3, 0.65], ids=["plain", "flooded", "flooded from the start"])
 @pytest.mark.parametrize(
-    "problem", [small(), normed(), small(schedule=decay, clip=0.1)], ids=["full", "batches", "schedule and clip"]
+    "problem",
+    [small(), normed(), small(lr_scheduler=decay, max_grad_norm=0.1)],
+    ids=["full", "batches", "schedule and clip"],
 )
 def test_weights_and_losses_equal_the_obvious_loop_bit_for_bit(problem, level):
     run = Run(problem, level, seed=3)
@@ -42,11 +44,11 @@ def test_weights_and_losses_equal_the_obvious_loop_bit_for_bit(problem, level):
 
 
 def test_level_zero_equals_plain_training_of_a_loss_that_is_never_negative():
-    assert last(Run(small(), 0.0)).record.weights == last(Run(small(), None)).record.weights
+    assert last(Run(small(), 0.0)).record.weights_sha256 == last(Run(small(), None)).record.weights_sha256
 
 
 def test_flooding_changes_the_weights_only_after_a_loss_below_the_level():
-    rows = {level: last(Run(small(horizon=30), level)) for level in (None, 0.5)}
+    rows = {level: last(Run(small(max_epochs=30), level)) for level in (None, 0.5)}
     plain, flooded = (rows[level].record.curves["train_loss"] for level in (None, 0.5))
     below = int(np.argmax(plain[1:] < 0.5)) + 1
     assert 1 < below < 30
@@ -63,14 +65,14 @@ def test_a_row_per_epoch_from_before_training_and_a_record_at_the_end():
     assert {len(curve) for curve in record.curves.values()} == {7}
     for name in ("val_loss", "val_accuracy", "train_loss", "flooded", "level"):
         np.testing.assert_array_equal(record.curves[name], np.float32([row.values[name] for row in rows[:7]]))
-        assert np.float32(record.finals[f"last.{name}"]) == record.curves[name][-1]
+        assert np.float32(record.metrics[f"last.{name}"]) == record.curves[name][-1]
     best = choose_epoch(record)
-    assert record.finals["best.epoch"] == best
-    assert np.float32(record.finals["best.val_loss"]) == record.curves["val_loss"][best]
+    assert record.metrics["best.epoch"] == best
+    assert np.float32(record.metrics["best.val_loss"]) == record.curves["val_loss"][best]
 
 
 def test_a_record_tells_of_how_many_examples_its_validation_is():
-    assert last(Run(small(), until=1)).record.circumstances["val_examples"] == 30
+    assert last(Run(small(), stop_epoch=1)).record.metadata["val_examples"] == 30
 
 
 def choose_epoch(record):
@@ -82,13 +84,13 @@ def test_send_ends_a_run_and_gives_its_record():
     rows = train([Run(small(), 0.3), Run(small(), None, seed=1)])
     assert [next(rows).epoch for _ in range(3)] == [0, 1, 2]
     ended = rows.send(True)
-    assert ended.record.finals["epochs"] == 2
-    assert ended.record.weights == last(Run(small(), 0.3, until=2)).record.weights
+    assert ended.record.metrics["epochs"] == 2
+    assert ended.record.weights_sha256 == last(Run(small(), 0.3, stop_epoch=2)).record.weights_sha256
     assert next(rows).run.seed == 1
 
 
 def test_until_stops_on_the_way_of_the_longer_run():
-    short, whole = (last(Run(normed(), 0.3, until=until)).record for until in (3, None))
+    short, whole = (last(Run(normed(), 0.3, stop_epoch=until)).record for until in (3, None))
     for name, curve in short.curves.items():
         np.testing.assert_array_equal(curve, whole.curves[name][:4])
 
@@ -104,49 +106,49 @@ def test_the_callers_generator_and_threads_stay_as_they_were_between_rows():
 
 
 def test_two_interleaved_trainings_do_not_disturb_each_other():
-    alone = last(Run(normed(), 0.3)).record.measured
+    alone = last(Run(normed(), 0.3)).record.content_hash
     one, two = train(Run(normed(), 0.3)), train(Run(normed(), 0.3))
     rows = [(next(one), torch.rand(1), next(two)) for _ in range(7)][-1]
-    assert rows[0].record.measured == rows[2].record.measured == alone
+    assert rows[0].record.content_hash == rows[2].record.content_hash == alone
 
 
 def test_test_curves_are_measured_where_asked():
-    record = last(Run(small(horizon=7, test_curve=TestCurve(50, every=3)), None)).record
+    record = last(Run(small(max_epochs=7, test_curve=TestCurve(50, every=3)), None)).record
     assert np.flatnonzero(~np.isnan(record.curves["test_loss"])).tolist() == [0, 3, 6, 7]
     assert "test_loss" not in last(Run(small(), None)).record.curves
-    assert last(Run(small(horizon=7), None)).record.weights == record.weights
+    assert last(Run(small(max_epochs=7), None)).record.weights_sha256 == record.weights_sha256
 
 
 def test_finals_are_metrics_of_the_best_and_the_last_weights():
-    run = Run(normed(horizon=20), 0.3)
+    run = Run(normed(max_epochs=20), 0.3)
     row, test = last(run), run.problem.splits(0).test
     model = run.problem.build(0).eval()
     for at in ("best", "last"):
         model.load_state_dict(row.weights[at])
         with torch.no_grad():
             found = model(test.x)
-        assert row.record.finals[f"{at}.test_accuracy"] == pytest.approx((found.argmax(1) == test.y).float().mean())
+        assert row.record.metrics[f"{at}.test_accuracy"] == pytest.approx((found.argmax(1) == test.y).float().mean())
         clean = (found.argmax(1) == test.clean).float().mean()
-        assert row.record.finals[f"{at}.test_accuracy_clean"] == pytest.approx(clean)
+        assert row.record.metrics[f"{at}.test_accuracy_clean"] == pytest.approx(clean)
         nll = torch.nn.functional.cross_entropy(found, test.y)
-        assert row.record.finals[f"{at}.test_nll"] == pytest.approx(float(nll), rel=1e-5)
+        assert row.record.metrics[f"{at}.test_nll"] == pytest.approx(float(nll), rel=1e-5)
 
 
 def test_the_probe_keeps_probabilities():
-    record = last(Run(small(probe=partial(torch.zeros, 5, 10)), None)).record
+    record = last(Run(small(probe_inputs=partial(torch.zeros, 5, 10)), None)).record
     assert record.arrays["last.probe"].shape == (5, 2)
     np.testing.assert_allclose(record.arrays["last.probe"].sum(1), 1, rtol=1e-6)
 
 
 def test_regression_with_inputs_in_a_dict():
-    record = last(Run(regression(horizon=50), 0.05)).record
-    assert record.finals["last.train_loss"] < record.curves["train_loss"][0] / 2
-    assert record.finals["best.epoch"] == 1 + np.argmin(record.curves["val_loss"][1:])
-    assert "last.val_accuracy" not in record.finals
+    record = last(Run(regression(max_epochs=50), 0.05)).record
+    assert record.metrics["last.train_loss"] < record.curves["train_loss"][0] / 2
+    assert record.metrics["best.epoch"] == 1 + np.argmin(record.curves["val_loss"][1:])
+    assert "last.val_accuracy" not in record.metrics
 
 
 def test_a_controller_moves_the_level():
-    curves = last(Run(small(horizon=60), Delayed(0.5, until_loss=0.2))).record.curves
+    curves = last(Run(small(max_epochs=60), Delayed(0.5, until_loss=0.2))).record.curves
     begun = int(np.argmax(curves["level"] == 0.5))
     assert np.isneginf(curves["level"][1:begun]).all()
     assert (curves["level"][begun:] == 0.5).all()
@@ -154,7 +156,7 @@ def test_a_controller_moves_the_level():
 
 
 def test_per_example_methods_see_their_own_levels():
-    problem = small(horizon=60)
+    problem = small(max_epochs=60)
     ids = problem.splits(0).train.id
     levels = torch.where(ids % 2 == 0, 0.1, 0.6)
     run = Run(problem, PerExample(levels, ids), IFlood())
@@ -172,14 +174,14 @@ def test_a_per_example_method_needs_a_loss_with_a_reduction():
 
 def test_a_diverging_run_ends_and_is_never_chosen():
     diverging = last(Run(small(optimizer=partial(torch.optim.SGD, lr=1e12)), 0.2)).record
-    assert not np.isfinite(diverging.finals["last.val_loss"])
+    assert not np.isfinite(diverging.metrics["last.val_loss"])
     sound = last(Run(small(), 0.3)).record
-    assert choose([diverging, sound], "last") is sound
-    assert choose([diverging, sound], "best") is sound
+    assert select_best([diverging, sound], "last") is sound
+    assert select_best([diverging, sound], "best") is sound
 
 
 def test_first_flooded_weights_come_from_before_the_first_step_below_the_level():
-    run = Run(small(horizon=40), 0.5)
+    run = Run(small(max_epochs=40), 0.5)
     row = last(run, first_flooded=True)
     below = int(np.argmax(row.record.curves["flooded"] > 0))
     model, split = run.problem.build(0), run.problem.splits(0).train
@@ -191,11 +193,11 @@ def test_first_flooded_weights_come_from_before_the_first_step_below_the_level()
 def test_a_frozen_model_is_refused():
     frozen = torch.nn.Linear(10, 2).requires_grad_(requires_grad=False)
     with pytest.raises(ValueError, match="require a gradient"):
-        last(Run(Problem(small().data, frozen, horizon=1)))
+        last(Run(Problem(small().data, frozen, max_epochs=1)))
 
 
 def test_wavebound_floods_at_its_teacher():
-    problem = regression(horizon=40, batch_size=10)
+    problem = regression(max_epochs=40, batch_size=10)
     curves = last(Run(problem, None, WaveBound(epsilon=0.01, decay=0.9))).record.curves
     plain = last(Run(problem, None)).record.curves
     assert curves["flooded"][-5:].mean() > 0
@@ -205,7 +207,7 @@ def test_wavebound_floods_at_its_teacher():
 
 
 def test_sam_equals_its_two_passes_by_hand_and_keeps_the_callers_optimiser():
-    problem = small(optimizer=partial(torch.optim.SGD, lr=0.1), horizon=3)
+    problem = small(optimizer=partial(torch.optim.SGD, lr=0.1), max_epochs=3)
     model, split = problem.build(0), problem.splits(0).train
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
@@ -226,18 +228,18 @@ def test_sam_equals_its_two_passes_by_hand_and_keeps_the_callers_optimiser():
     weights = last(Run(problem, None, SAM(0.05))).weights["last"]
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
-    assert last(Run(problem, None)).record.weights != last(Run(problem, None, SAM(0.05))).record.weights
+    assert last(Run(problem, None)).record.weights_sha256 != last(Run(problem, None, SAM(0.05))).record.weights_sha256
 
 
 def test_sam_with_a_level_holds_the_loss():
     plain, held = (
-        last(Run(small(horizon=60), level, SAM(0.05))).record.finals["last.train_loss"] for level in (None, 0.4)
+        last(Run(small(max_epochs=60), level, SAM(0.05))).record.metrics["last.train_loss"] for level in (None, 0.4)
     )
     assert plain < 0.1 < 0.3 < held
 
 
 def test_the_gradient_penalty_equals_its_formula_and_lowers_the_gradient():
-    problem = small(optimizer=partial(torch.optim.SGD, lr=0.1), horizon=1, model=partial(torch.nn.Linear, 10, 2))
+    problem = small(optimizer=partial(torch.optim.SGD, lr=0.1), max_epochs=1, model=partial(torch.nn.Linear, 10, 2))
     model, split = problem.build(0).double(), problem.splits(0).train
     x = torch.cat([split.x, torch.ones(40, 1)], 1).double()
     w = torch.cat([model.weight, model.bias[:, None]], 1).detach()
@@ -254,7 +256,7 @@ def test_the_gradient_penalty_equals_its_formula_and_lowers_the_gradient():
 
 
 def test_lbfgs_gets_the_closure_it_wants():
-    problem = small(optimizer=partial(torch.optim.LBFGS, lr=0.5, line_search_fn="strong_wolfe"), horizon=8)
+    problem = small(optimizer=partial(torch.optim.LBFGS, lr=0.5, line_search_fn="strong_wolfe"), max_epochs=8)
     record = last(Run(problem, None)).record
     assert record.curves["train_loss"][-1] < 0.1
     held = last(Run(problem, 0.3)).record
@@ -263,15 +265,15 @@ def test_lbfgs_gets_the_closure_it_wants():
 
 def test_what_is_reported_is_the_plain_loss_where_training_uses_another():
     smooth = partial(torch.nn.functional.cross_entropy, label_smoothing=0.2)
-    problem = small(loss=smooth, report=torch.nn.functional.cross_entropy)
+    problem = small(loss=smooth, eval_loss=torch.nn.functional.cross_entropy)
     row = last(Run(problem))
     model, split = problem.build(0).eval(), problem.splits(0).val
     model.load_state_dict(row.weights["last"])
     with torch.no_grad():
-        plain, smoothed = (float(loss(model(split.x), split.y)) for loss in (problem.report, smooth))
-    assert row.record.finals["last.val_loss"] == pytest.approx(plain, rel=1e-5)
+        plain, smoothed = (float(loss(model(split.x), split.y)) for loss in (problem.eval_loss, smooth))
+    assert row.record.metrics["last.val_loss"] == pytest.approx(plain, rel=1e-5)
     assert abs(plain - smoothed) > 1e-3
-    assert row.record.weights == last(Run(small(loss=smooth))).record.weights
+    assert row.record.weights_sha256 == last(Run(small(loss=smooth))).record.weights_sha256
 
 
 def test_a_training_example_without_a_level_is_an_error_before_training():
@@ -323,14 +325,14 @@ def test_what_a_run_cannot_mean_is_refused():
 def test_a_delayed_run_that_never_starts_counts_as_plain_and_is_stored_whole(tmp_path):
     record = last(Run(small(), Delayed(0.3, until_loss=1e-9))).record
     assert record.level is None
-    assert record.finals["last.level"] == -np.inf
+    assert record.metrics["last.level"] == -np.inf
     restored = type(record).unpack(record.run, *record.pack(), "{}")
-    assert restored.measured == record.measured
-    assert restored.finals["last.level"] == -np.inf
+    assert restored.content_hash == record.content_hash
+    assert restored.metrics["last.level"] == -np.inf
 
 
 def test_a_level_per_example_meets_its_own_examples_losses_where_these_have_several_outputs():
-    problem = regression(horizon=30, optimizer=partial(torch.optim.SGD, lr=0.1))
+    problem = regression(max_epochs=30, optimizer=partial(torch.optim.SGD, lr=0.1))
     ids = problem.splits(0).train.id
     levels = torch.where(ids < 20, 0.0, 3.0)
     split, model = problem.splits(0).train, problem.build(0)
@@ -352,7 +354,7 @@ def test_the_closure_of_lbfgs_returns_what_was_differentiated():
         def step(self, closure):
             told.append(closure())
 
-    raw = last(Run(small(optimizer=partial(Spy, lr=0.1), horizon=2), 2.0)).record.curves["train_loss"][1]
+    raw = last(Run(small(optimizer=partial(Spy, lr=0.1), max_epochs=2), 2.0)).record.curves["train_loss"][1]
     assert told[0] == pytest.approx(2 * 2.0 - raw, rel=1e-6)
 
 
@@ -401,7 +403,7 @@ class OfPair(torch.nn.Linear):
     ids=["an optimiser without closure", "a module that caches", "a schedule that wants the loss", "weight norm"],
 )
 def test_users_modules_optimisers_and_schedules_train(changes):
-    record = last(Run(small(horizon=5, **changes), 0.3)).record
+    record = last(Run(small(max_epochs=5, **changes), 0.3)).record
     assert record.curves["train_loss"][-1] < record.curves["train_loss"][0]
     if "schedule" in changes:
         assert record.curves["lr"][-1] < record.curves["lr"][0]
@@ -413,7 +415,7 @@ def test_inputs_in_a_named_tuple():
         return Split(Pair(x, 2 * x), (x[:, 0] > 0).long())
 
     problem = small(data=Splits(*(split(20, n) for n in range(3))), model=partial(OfPair, 10, 2))
-    assert np.isfinite(last(Run(problem, 0.3)).record.finals["last.val_loss"])
+    assert np.isfinite(last(Run(problem, 0.3)).record.metrics["last.val_loss"])
 
 
 def test_a_consumer_cannot_change_the_record():
@@ -426,7 +428,7 @@ def test_a_consumer_cannot_change_the_record():
 @pytest.mark.parametrize("method", [Flooding(), IFlood()])
 def test_the_fingerprint_is_that_of_the_first_batch(method):
     loss = partial(torch.nn.functional.cross_entropy, label_smoothing=0.1)
-    for problem in (small(loss=loss, report=torch.nn.functional.cross_entropy), normed()):
+    for problem in (small(loss=loss, eval_loss=torch.nn.functional.cross_entropy), normed()):
         run = Run(problem, 0.3, method)
         assert fingerprint(run) == last(run).record.fingerprint
     assert fingerprint(run) != fingerprint(Run(normed(batch_size=10), 0.3, method))

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flooding.criterion import Flood
 from flooding.functional import flood
 from flooding.levels import Excess, PerClass, PerExample, excess, target_entropy
-from flooding.methods import Flooding, Hinge, IFlood, SoftAD, Teacher, WaveBound, flooded_fraction, objective
+from flooding.methods import EMATeacher, Flooding, Hinge, IFlood, SoftAD, WaveBound, flooded_fraction, objective
 
 METHODS = [Flooding(), IFlood(), SoftAD(sigma=0.5), Hinge()]
 ABS = [Flooding(), IFlood()]
@@ -405,7 +405,7 @@ def test_other_wrong_levels_and_methods_are_refused():
     with pytest.raises(TypeError, match=r"WaveBound's level is a teacher's loss.*objective\(\)"):
         Flood(nn.MSELoss(reduction="none"), 0.1, WaveBound(0.01))
     with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1"):
-        Teacher(nn.Linear(1, 1), decay=1.0)
+        EMATeacher(nn.Linear(1, 1), decay=1.0)
 
 
 def test_a_level_above_the_loss_of_a_guess_warns_once(batch):
@@ -722,7 +722,7 @@ def test_teacher_is_an_exponential_moving_average():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
-    teacher = Teacher(model, decay=0.75)
+    teacher = EMATeacher(model, decay=0.75)
     teacher.update_parameters(model)  # the first one copies
     expected = model[0].weight.detach().clone()
     for step in range(3):
@@ -741,7 +741,7 @@ def test_teacher_is_an_exponential_moving_average():
     assert torch.equal(teacher(x), teacher(x))
     assert not teacher(x).requires_grad
     assert model(x).requires_grad
-    twin = Teacher(model, decay=0.75)
+    twin = EMATeacher(model, decay=0.75)
     twin.load_state_dict(teacher.state_dict())
     assert torch.equal(twin(x), teacher(x))
 
@@ -763,7 +763,7 @@ def test_wavebound_holds_each_output_at_its_teachers_risk_less_epsilon(rng):
 
     for _ in range(50):
         step(None, IFlood())
-    teacher = Teacher(model)
+    teacher = EMATeacher(model)
     target = (teacher(x) - y).square()
     bound = target.mean(0) - 0.05
     risks = torch.stack([step(target, WaveBound(epsilon=0.05)) for _ in range(200)])

@@ -11,20 +11,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flooding import Problem, Run, evaluate, find_level, search
+from flooding import Problem, Run, find_level, run_all, search
 from flooding.data import Split, Splits
 from flooding.level_search.backward import backward
 from flooding.level_search.base import (
-    Suggestion,
-    answer,
+    LevelEstimate,
+    adjacent_levels,
     as_numbers,
     best_level,
-    came_down,
     check_levels,
     end_of_range,
-    neighbours,
+    make_result,
+    reached_level,
 )
-from flooding.level_search.find import Elsewhere, Lifted
+from flooding.level_search.find import ExternalProblem, ObjectiveAdapter
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
@@ -35,11 +35,11 @@ from flooding.level_search.tpe import tpe
 from flooding.levels import Delayed, Heuristic, PerExample
 from flooding.methods import IFlood, WaveBound
 from flooding.report.search_plot import found as picture
-from flooding.testing import make_up
-from flooding.training.record import Record, choose
+from flooding.testing import fake_record
+from flooding.training.record import Record, select_best
 from small import regression, small
 
-ask = partial(evaluate, ledger=False, workers=0)
+ask = partial(run_all, ledger=False, workers=0)
 adam = partial(torch.optim.Adam, lr=1e-2)
 
 
@@ -109,11 +109,11 @@ def plain_and_zero():
 def test_no_flooding_and_level_0_are_two_levels_of_a_record(plain_and_zero):
     plain, zero = plain_and_zero
     assert (plain.level, zero.level) == (None, 0.0)
-    assert plain.finals["last.train_loss"] < -2
-    assert abs(zero.finals["last.train_loss"]) < 0.3
+    assert plain.metrics["last.train_loss"] < -2
+    assert abs(zero.metrics["last.train_loss"]) < 0.3
     assert zero.curves["flooded"][1:].mean() > 0.2
-    assert not came_down(plain)
-    assert came_down(zero)
+    assert not reached_level(plain)
+    assert reached_level(zero)
 
 
 @pytest.mark.parametrize(
@@ -149,18 +149,18 @@ def test_a_record_without_a_level_in_its_finals_has_none():
 
 def test_levels_of_examples_are_told_by_their_mean():
     levels = PerExample(torch.linspace(-1, 1, 40), torch.arange(40))
-    [record] = ask([Run(regression(horizon=2), levels, method=IFlood())])
+    [record] = ask([Run(regression(max_epochs=2), levels, method=IFlood())])
     assert record.level == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_level_survives_the_ledger(tmp_path):
     path = tmp_path / "ledger.sqlite"
-    problem = density(horizon=2, key="density")
+    problem = density(max_epochs=2, key="density")
     levels = [None, 0.0, -1.0]
     runs = [Run(problem, level) for level in levels]
-    assert [record.level for record in evaluate(runs, ledger=path, workers=0)] == levels
+    assert [record.level for record in run_all(runs, ledger=path, workers=0)] == levels
     asked = []
-    again = evaluate(runs, ledger=path, workers=0, on_start=asked.extend)
+    again = run_all(runs, ledger=path, workers=0, on_start=asked.extend)
     assert [record.level for record in again] == levels
     assert asked == []
     assert len({run.key() for run in runs}) == 3
@@ -169,11 +169,11 @@ def test_the_level_survives_the_ledger(tmp_path):
 @pytest.mark.parametrize("levels", [(0.1, 0.0, None), (-1.0, None, 0.0), (None, -0.5, -1.0)], ids=str)
 def test_ties_go_to_no_flooding_first(levels):
     equal = {"last.val_accuracy": 0.5, "last.val_loss": 0.7}
-    records = [replace(make_up(Run(small(), b)), curves={}, finals=equal) for b in levels]
-    assert choose(records, "last").level is None
+    records = [replace(fake_record(Run(small(), b)), curves={}, metrics=equal) for b in levels]
+    assert select_best(records, "last").level is None
     assert best_level(records) is None
     numbers = [record for record in records if record.level is not None]
-    assert choose(numbers, "last").level == best_level(numbers) == min(b for b in levels if b is not None)
+    assert select_best(numbers, "last").level == best_level(numbers) == min(b for b in levels if b is not None)
 
 
 # Level 0 in the searches
@@ -183,7 +183,7 @@ def test_the_default_grid_has_plain_training_and_says_that_its_levels_are_too_hi
     found = find_level(density(), strategy=grid, workers=0)
     rows = found.table
     assert [row["level"] for row in rows] == [None, *(n / 100 for n in range(1, 11))]
-    assert rows[0]["train_loss"] == plain_and_zero[0].finals["last.train_loss"]
+    assert rows[0]["train_loss"] == plain_and_zero[0].metrics["last.train_loss"]
     assert all(row["train_loss"] > -0.2 for row in rows[1:])
     assert found.level == min((row["val_loss"], row["level"] or 0.0) for row in rows)[1] or None
     warning = found.warnings[-1]
@@ -198,7 +198,7 @@ def test_level_0_is_a_flooded_row_beside_no_flooding(plain_and_zero):
     found = find_level(density(), strategy=partial(grid, levels=[0.0, -1.5, None]), workers=0)
     assert [row["level"] for row in found.table] == [None, -1.5, 0.0]
     for row, record in zip(found.table[::2], plain_and_zero, strict=True):
-        assert row["train_loss"] == record.finals["last.train_loss"]
+        assert row["train_loss"] == record.metrics["last.train_loss"]
     assert found.level == min((row["val_loss"], row["level"] or -9) for row in found.table)[1] == -1.5
     assert (found.suggestions[0].low, found.suggestions[0].high) == (-math.inf, 0.0)
     assert not found.warnings
@@ -215,7 +215,7 @@ def test_level_0_is_a_flooded_row_beside_no_flooding(plain_and_zero):
     ids=["grid", "grid, best epoch", "halving", "backward"],
 )
 def test_a_level_0_that_floods_is_the_answer_0_and_not_none(strategy):
-    found = find_level(density(horizon=25), strategy=strategy, workers=0)
+    found = find_level(density(max_epochs=25), strategy=strategy, workers=0)
     assert found.level == 0.0
     assert found.suggestions[0].level == 0.0
     assert found.run.level == (0.0 if found.strategy != "backward" else Delayed(0.0, until_loss=-0.5))
@@ -228,7 +228,7 @@ def test_a_level_0_that_floods_is_the_answer_0_and_not_none(strategy):
 @pytest.mark.parametrize("levels", [[0.0, 5.0], [None, 5.0], [None, 0.0, 5.0]], ids=str)
 @pytest.mark.parametrize("make", [grid, partial(halving, least=1.0), backward], ids=["grid", "halving", "backward"])
 def test_a_level_0_that_floods_nothing_is_plain_training(make, levels):
-    found = search(make(regression(horizon=8), levels), ask)
+    found = search(make(regression(max_epochs=8), levels), ask)
     assert found.level is None
     assert found.run.level is None
     assert found.suggestions[0].level is None
@@ -238,7 +238,7 @@ def test_a_level_0_that_floods_nothing_is_plain_training(make, levels):
 
 @pytest.mark.parametrize("levels", [[None, -1.0, -2.0], [-2.5, 0.0, -1.0]], ids=str)
 def test_backward_fits_first_at_every_level(levels):
-    found = search(backward(density(horizon=20), levels, until_loss=-0.5), ask)
+    found = search(backward(density(max_epochs=20), levels, until_loss=-0.5), ask)
     for record in found.records:
         assert record.run.level is None or isinstance(record.run.level, Delayed)
         curve = record.curves["level"][1:]
@@ -247,12 +247,12 @@ def test_backward_fits_first_at_every_level(levels):
 
 
 def test_backward_says_that_a_start_at_0_is_no_fit():
-    found = search(backward(density(horizon=20), [None, -1.0]), ask)
+    found = search(backward(density(max_epochs=20), [None, -1.0]), ask)
     assert found.warnings[0] == (
         "flooding starts at a last-batch loss of 0.0001, but the training loss falls below 0: give an until_loss near "
         "its lowest value"
     )
-    found = search(heuristic(shifted(horizon=10), Heuristic(until_loss=1e-4)), ask)
+    found = search(heuristic(shifted(max_epochs=10), Heuristic(until_loss=1e-4)), ask)
     assert sum("give an until_loss" in warning for warning in found.warnings) == 1
     assert sum("no level below 0 was tried" in warning for warning in found.warnings) == 1
 
@@ -261,14 +261,14 @@ def test_tpe_below_the_range_says_so():
     pytest.importorskip("optuna")
 
     def lower_is_better(runs):
-        return [replace(make_up(r), curves={}, finals={"last.val_loss": r.level}) for r in runs]
+        return [replace(fake_record(r), curves={}, metrics={"last.val_loss": r.level}) for r in runs]
 
     found = search(tpe(density(), trainings=4, low=0.3, high=0.6), lower_is_better)
     assert found.level == min(r.level for r in found.records)
     assert found.warnings == (
         f"the best level {found.level:g} is the smallest tried: a smaller one, or no flooding, may be better",
     )
-    negative = search(tpe(density(horizon=20), trainings=4, low=-2.0, high=-0.5), ask)
+    negative = search(tpe(density(max_epochs=20), trainings=4, low=-2.0, high=-0.5), ask)
     assert -2 <= negative.level < -0.5
     assert not any("below 0" in warning for warning in negative.warnings)
 
@@ -286,7 +286,7 @@ def test_halving_asks_in_the_order_of_the_levels():
     def none_second(runs):
         score = {0.0: 0.9, None: 0.8}
         finals = [{"last.val_accuracy": score.get(r.level, 0.1), "last.val_loss": 0.5} for r in runs]
-        return [replace(make_up(r), curves={}, finals=f) for r, f in zip(runs, finals, strict=True)]
+        return [replace(fake_record(r), curves={}, metrics=f) for r, f in zip(runs, finals, strict=True)]
 
     found = search(halving(small(), [-1.0, None, 0.5, 0.0], eta=2, least=0.5), none_second)
     assert [r.run.level for r in found.records] == [None, -1.0, 0.0, 0.5, None, 0.0]
@@ -349,7 +349,7 @@ def test_the_range_test_falls_from_loss_to_loss():
 
 
 def test_a_policy_at_level_0_floods_a_negative_loss():
-    found = search(policy_gradient(density(horizon=12), [0.0, 0.5], trainings=2), ask)
+    found = search(policy_gradient(density(max_epochs=12), [0.0, 0.5], trainings=2), ask)
     chosen = found.suggestions[0]
     assert found.level in {0.0, 0.5}
     assert any("no level below 0 was tried" in warning for warning in found.warnings)
@@ -362,7 +362,7 @@ def test_a_policy_at_level_0_floods_a_negative_loss():
 
     for share, level in ((0.5, 0.0), (0.0, None)):
         flooded = lambda r, share=share: np.full_like(r.curves["flooded"], share)  # noqa: E731
-        chosen = search(policy_gradient(density(horizon=12), [0.0, 0.5], trainings=2), at_0).suggestions[0]
+        chosen = search(policy_gradient(density(max_epochs=12), [0.0, 0.5], trainings=2), at_0).suggestions[0]
         assert chosen.level == level
     with pytest.raises(ValueError, match="a policy chooses among numbers, got None"):
         Policy((None, 0.1), epochs=3)
@@ -380,7 +380,7 @@ def test_a_policy_at_level_0_floods_a_negative_loss():
     ids=["above 0", "at 0", "one below", "plain alone", "without plain"],
 )
 def test_levels_above_a_negative_loss_are_warned_of(make, warned):
-    found = search(make(density(horizon=15)), ask)
+    found = search(make(density(max_epochs=15)), ask)
     assert any("no level below 0 was tried" in warning for warning in found.warnings) == warned
 
 
@@ -388,14 +388,14 @@ def test_no_warning_where_the_levels_worth_trying_are_positive():
     """Rounded below 0, or a little below it while the validation loss stays above."""
 
     def moved(lowest, val):
-        def evaluate(runs):
+        def run_all(runs):
             curves = [
                 {**r.curves, "train_loss": r.curves["train_loss"] + lowest, "val_loss": r.curves["val_loss"] + val}
-                for r in map(make_up, runs)
+                for r in map(fake_record, runs)
             ]
-            return [replace(make_up(run), curves=c) for run, c in zip(runs, curves, strict=True)]
+            return [replace(fake_record(run), curves=c) for run, c in zip(runs, curves, strict=True)]
 
-        return search(grid(small(horizon=40)), evaluate).warnings
+        return search(grid(small(max_epochs=40)), run_all).warnings
 
     assert not any("below 0" in w for w in moved(-1.5e-6, -1.0))
     assert not any("below 0" in w for w in moved(-0.2, 0.0))
@@ -403,9 +403,9 @@ def test_no_warning_where_the_levels_worth_trying_are_positive():
 
 
 def test_a_negative_level_that_was_never_reached_is_warned_of():
-    found = search(grid(density(horizon=3), [-9.0, -8.0]), ask)
+    found = search(grid(density(max_epochs=3), [-9.0, -8.0]), ask)
     assert any(w.startswith("no training came down to its level") for w in found.warnings)
-    assert not any(map(came_down, found.records))
+    assert not any(map(reached_level, found.records))
 
 
 # Training code of the user's own
@@ -418,22 +418,24 @@ def test_a_function_is_asked_for_none_and_for_0():
         asked.append(level)
         return {None: 0.1, 0.0: 0.3, -1.0: 0.2}[level]
 
-    found = search(grid(Elsewhere(5), [0.0, None, -1.0]), train)
+    found = search(grid(ExternalProblem(5), [0.0, None, -1.0]), train)
     assert asked == [None, -1.0, 0.0]
     assert found.level == 0.0
     assert [row["level"] for row in found.table] == [None, -1.0, 0.0]
 
 
 def test_a_function_keeps_none_and_0_apart_in_its_ledger(tmp_path):
-    train = Lifted(lambda level, seed, epochs: 1.0 if level is None else 0.5, key="a", ledger=tmp_path / "l.sqlite")
-    assert search(grid(Elsewhere(5), [0.0, None]), train).level is None
-    again = Lifted(lambda **_: 1 / 0, key="a", ledger=tmp_path / "l.sqlite")
-    assert [row["val_score"] for row in search(grid(Elsewhere(5), [0.0, None]), again).table] == [1.0, 0.5]
+    train = ObjectiveAdapter(
+        lambda level, seed, epochs: 1.0 if level is None else 0.5, key="a", ledger=tmp_path / "l.sqlite"
+    )
+    assert search(grid(ExternalProblem(5), [0.0, None]), train).level is None
+    again = ObjectiveAdapter(lambda **_: 1 / 0, key="a", ledger=tmp_path / "l.sqlite")
+    assert [row["val_score"] for row in search(grid(ExternalProblem(5), [0.0, None]), again).table] == [1.0, 0.5]
 
 
 def test_a_function_that_takes_no_none_is_told_what_none_is():
     with pytest.raises(TypeError) as raised:
-        search(grid(Elsewhere(5)), lambda level, seed, epochs: -abs(level - 0.1))
+        search(grid(ExternalProblem(5)), lambda level, seed, epochs: -abs(level - 0.1))
     assert any("level=None asks for plain training" in note for note in raised.value.__notes__)
 
 
@@ -443,7 +445,7 @@ def test_a_function_that_takes_no_none_is_told_what_none_is():
 @pytest.mark.parametrize("level", [None, 0.0])
 def test_files_tell_none_from_0(tmp_path, monkeypatch, level):
     monkeypatch.setattr("flooding.report.plots.save", lambda *_: None)
-    found = find_level(density(horizon=6), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0)
+    found = find_level(density(max_epochs=6), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0)
     folder = replace(found, run=replace(found.run, level=level)).save(tmp_path)
     assert json.loads((folder / "found.json").read_text())["level"] == level
     rows = (folder / "table.csv").read_text().splitlines()[1:]
@@ -451,20 +453,20 @@ def test_files_tell_none_from_0(tmp_path, monkeypatch, level):
 
 
 def test_the_picture_tells_none_from_0(plain_and_zero):
-    found = find_level(density(horizon=25), strategy=partial(grid, levels=[None, -1.0, 0.0]), workers=0)
+    found = find_level(density(max_epochs=25), strategy=partial(grid, levels=[None, -1.0, 0.0]), workers=0)
     figure = picture(found)
     [axes] = [a for a in figure.axes if a.get_ylabel() == "Validation loss" and a.get_xlabel().startswith("Flood")]
     marks = [line for line in axes.get_lines() if line.get_marker() == "o" and len(line.get_xdata())]
     assert [line.get_xdata()[0] for line in marks] == [-1.0, 0.0], "plain training has no place among negative levels"
     assert any(str(line.get_label()).startswith("plain training") for line in axes.get_lines())
-    alone = find_level(density(horizon=25), strategy=partial(grid, levels=[0.0]), workers=0)
+    alone = find_level(density(max_epochs=25), strategy=partial(grid, levels=[0.0]), workers=0)
     figure = picture(alone)
     assert figure.get_suptitle().startswith("grid: flood level 0 (1 Run")
     assert not any("plain" in t.get_text() for a in figure.axes if a.get_legend() for t in a.get_legend().get_texts())
 
 
 def test_plain_training_has_no_mark_where_level_0_has_one():
-    found = find_level(density(horizon=15), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0)
+    found = find_level(density(max_epochs=15), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0)
     figure = picture(replace(found, records=found.records[::-1]))
     [axes] = [a for a in figure.axes if a.get_ylabel() == "Validation loss" and "level" in a.get_xlabel()]
     marks = [line.get_data() for line in axes.get_lines() if line.get_marker() == "o" and len(line.get_xdata())]
@@ -473,8 +475,8 @@ def test_plain_training_has_no_mark_where_level_0_has_one():
 
 
 def test_the_picture_says_below_where_an_interval_has_no_lower_end():
-    found = search(grid(density(horizon=15), [None, -1.0]), ask)
-    found = replace(found, suggestions=(Suggestion("a", -1.0, -math.inf, -0.5), Suggestion("b", -1.0, -math.inf)))
+    found = search(grid(density(max_epochs=15), [None, -1.0]), ask)
+    found = replace(found, suggestions=(LevelEstimate("a", -1.0, -math.inf, -0.5), LevelEstimate("b", -1.0, -math.inf)))
     texts = [text.get_text() for axes in picture(found).axes for text in axes.texts]
     assert {"a: -1 (below -0.5)", "b: -1"} <= set(texts)
 
@@ -521,20 +523,20 @@ def test_levels_are_checked_and_ordered():
 )
 def test_no_flooding_is_0_beside_positive_levels_alone(levels, level, ends):
     number = as_numbers(levels)
-    assert neighbours(list(number.values()), number[level]) == ends
+    assert adjacent_levels(list(number.values()), number[level]) == ends
 
 
 def test_an_answer_of_0_needs_a_flooded_step():
-    problem = small(horizon=4)
-    zero = make_up(Run(problem, 0.0))
+    problem = small(max_epochs=4)
+    zero = fake_record(Run(problem, 0.0))
     flooded = replace(zero, curves={**zero.curves, "flooded": np.array([0, 0, 0.5, 0, 0])})
     never = replace(zero, curves={**zero.curves, "flooded": np.zeros(5)})
     unknown = replace(zero, curves={})
-    assert answer(0.0, [never, flooded]) == 0.0
-    assert answer(0.0, [never]) is None
-    assert answer(0.0, [unknown]) == 0.0
-    assert answer(0.1, [never]) == 0.1
-    assert answer(None, [flooded]) is None
+    assert make_result(0.0, [never, flooded]) == 0.0
+    assert make_result(0.0, [never]) is None
+    assert make_result(0.0, [unknown]) == 0.0
+    assert make_result(0.1, [never]) == 0.1
+    assert make_result(None, [flooded]) is None
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from flooding import Run, evaluate, train
+from flooding import Run, run_all, train
 from flooding.training.numerics import capture_settings, has_global_hooks, pinned
-from flooding.training.runner import trajectory
+from flooding.training.runner import run_key
 from small import normed, small, wide
 
 
 def measured(run):
-    return evaluate([run], ledger=False, workers=0)[0].measured
+    return run_all([run], ledger=False, workers=0)[0].content_hash
 
 
 @pytest.fixture(scope="module")
 def plain():
     torch.set_num_threads(1)
-    return trajectory(Run(wide(), 0.2)), measured(Run(wide(), 0.2))
+    return run_key(Run(wide(), 0.2)), measured(Run(wide(), 0.2))
 
 
 @pytest.fixture(autouse=True)
@@ -73,22 +73,22 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_that_may_change_bits_changes_the_key_and_both_processes_follow_it(name, plain):
     with Switched(*SETTINGS[name]):
-        assert trajectory(Run(wide(), 0.2)) != plain[0]
+        assert run_key(Run(wide(), 0.2)) != plain[0]
         here = measured(Run(wide(), 0.2))
-    assert (trajectory(Run(wide(), 0.2)), measured(Run(wide(), 0.2))) == plain
+    assert (run_key(Run(wide(), 0.2)), measured(Run(wide(), 0.2))) == plain
     # The switch is what train() captured, whatever is set between its rows.
     with Switched(*SETTINGS[name]):
         rows = train(Run(wide(), 0.2))
         next(rows)
     *_, row = rows
-    assert row.record.measured == here
+    assert row.record.content_hash == here
 
 
 def test_workers_train_under_the_callers_settings():
     both = [Run(wide(), level) for level in (0.2, 0.3)]
     for name in ("matmul precision medium", "denormals flushed"):
         with Switched(*SETTINGS[name]):
-            here, away = ([r.measured for r in evaluate(both, ledger=False, workers=n)] for n in (0, 1))
+            here, away = ([r.content_hash for r in run_all(both, ledger=False, workers=n)] for n in (0, 1))
         assert here == away, name
 
 
@@ -110,18 +110,18 @@ CONTEXTS = {
 def test_an_enclosing_context_changes_neither_bits_nor_key(name, plain):
     run = Run(wide(), 0.2)
     with CONTEXTS[name]():
-        assert (trajectory(run), measured(run)) == plain
+        assert (run_key(run), measured(run)) == plain
 
 
 @pytest.mark.parametrize("name", ["autocast", "inference", "default device"])
 def test_data_and_models_that_are_made_on_demand_do_not_see_a_context(name):
-    run = Run(normed(horizon=2), 0.2)
-    expected = trajectory(run), measured(run)
+    run = Run(normed(max_epochs=2), 0.2)
+    expected = run_key(run), measured(run)
     from flooding.training import problem
 
     problem._SPLITS.clear()
     with CONTEXTS[name]():
-        assert (trajectory(run), measured(run)) == expected
+        assert (run_key(run), measured(run)) == expected
 
 
 def test_the_default_dtype_of_a_run_is_that_of_its_start(plain):
@@ -131,7 +131,7 @@ def test_the_default_dtype_of_a_run_is_that_of_its_start(plain):
         next(rows)
         assert torch.get_default_dtype() == torch.float64
     *_, row = rows
-    assert row.record.measured == plain[1]
+    assert row.record.content_hash == plain[1]
 
 
 def register_module_hook():
@@ -149,12 +149,12 @@ def test_runs_under_global_hooks_are_neither_looked_up_nor_stored(register, tmp_
     from flooding.training.ledger import Ledger
 
     run, path = Run(small(), 0.2), tmp_path / "ledger.sqlite"
-    evaluate([run], ledger=path, workers=0)
+    run_all([run], ledger=path, workers=0)
     handle = register()
     try:
         assert has_global_hooks()
         trained = []
-        evaluate([run], ledger=path, workers=0, on_start=trained.extend)
+        run_all([run], ledger=path, workers=0, on_start=trained.extend)
     finally:
         handle.remove()
     assert trained == [run]
@@ -167,9 +167,9 @@ def test_runs_under_global_hooks_are_neither_looked_up_nor_stored(register, tmp_
 @pytest.mark.parametrize("name", ["ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"])
 def test_a_variable_that_chooses_kernels_changes_the_key(name, plain, monkeypatch):
     monkeypatch.setenv(name, "default")
-    assert trajectory(Run(wide(), 0.2)) != plain[0]
+    assert run_key(Run(wide(), 0.2)) != plain[0]
     monkeypatch.setenv(name, "")
-    assert trajectory(Run(wide(), 0.2)) == plain[0]
+    assert run_key(Run(wide(), 0.2)) == plain[0]
 
 
 def test_torchs_defaults_are_what_a_fresh_process_has():

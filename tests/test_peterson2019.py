@@ -11,7 +11,7 @@ from flooding.data.images import human_labels
 from flooding.experiments import peterson2019
 from flooding.experiments.peterson2019 import LEVELS, counts, experiment
 from flooding.level_search.advisor import bayes_error, entropy
-from flooding.level_search.base import drive
+from flooding.level_search.base import run_generator
 from flooding.training.record import Record
 
 SHARES = np.eye(10)[np.arange(200) % 10] * 46 / 50 + 4 / 50 * np.eye(10)[(np.arange(200) + 1) % 10]
@@ -44,7 +44,7 @@ def answer(runs, accuracy=lambda level: 0.6 + level / 10, flooded=0.5, best=20, 
 
 
 def report(**how):
-    return drive(experiment(), partial(answer, **how))[0]
+    return run_generator(experiment(), partial(answer, **how))[0]
 
 
 def test_counts_are_recovered_from_shares():
@@ -136,4 +136,4 @@ def test_the_official_shares_have_the_published_figures():
 def test_the_setting_has_the_file_at_hand_alone():
     problem = peterson2019.setting()
     assert problem.data.func is images.cifar10h
-    assert replace(problem, horizon=1).batch_size == 100
+    assert replace(problem, max_epochs=1).batch_size == 100

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments.archive import Archive, name_of
+from flooding.experiments.archive import Archive, run_id
 from flooding.models import mlp
-from flooding.training.config import describes_itself
-from flooding.training.jobs import can_travel
+from flooding.training.config import is_hashable
+from flooding.training.jobs import is_picklable
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_every_protocol_plans_what_its_text_says_and_can_go_on(pieces, monkeypat
         assert {run.level for run in runs} == levels
         assert {(run.epochs, run.seed) for run in runs} == {(500, 0)}
         assert {r.problem.optimizer.keywords["lr"] for r in runs} == ({0.1, 0.001} if published else {0.1})
-        assert all(describes_itself(run) for run in runs), "else neither ledger nor checkpoints know them"
-        assert all(can_travel(run) for run in runs), "else they train one after another"
+        assert all(is_hashable(run) for run in runs), "else neither ledger nor checkpoints know them"
+        assert all(is_picklable(run) for run in runs), "else they train one after another"
         grey = protocol.endswith("mnist")
         pixels = torch.zeros(2, 1 if grey else 3, *([28, 28] if grey else [32, 32]))
         pixels = pixels.byte() if published else pixels
@@ -104,12 +104,12 @@ def test_a_part_is_one_of_its_protocol(pieces, monkeypatch, capsys):
         given = pieces.options()
         return next((pieces.part if given.is_part else pieces.whole)(given))
 
-    names = {name_of(run) for run in runs("--reduced")}
-    assert {name_of(run) for run in runs("--reduced", "--epochs", "80")} == names
+    names = {run_id(run) for run in runs("--reduced")}
+    assert {run_id(run) for run in runs("--reduced", "--epochs", "80")} == names
     slow = runs("--reduced", "--rates", "0.001")
     assert {run.level for run in slow} == {0.0, 1.6, 1.65, 1.7, 1.8}
-    assert {name_of(run) for run in slow} < names
-    assert {run.until for run in runs("--epochs", "80", "--levels", "0.2")} == {80}
+    assert {run_id(run) for run in slow} < names
+    assert {run.stop_epoch for run in runs("--epochs", "80", "--levels", "0.2")} == {80}
     monkeypatch.setattr(sys, "argv", ["pieces.py", "mnist", "--rates", "0.1"])
     with pytest.raises(SystemExit):
         pieces.options()

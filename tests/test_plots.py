@@ -19,7 +19,7 @@ from flooding import Record
 from flooding.data import Split, Splits
 from flooding.data.synthetic import sinusoid, spiral, two_gaussians
 from flooding.report import plots
-from flooding.tasks import plane
+from flooding.tasks import grid_2d
 
 NAN = math.nan
 
@@ -27,7 +27,7 @@ NAN = math.nan
 def record(arrays=None, ece=0.1, **curves):
     """A Record of these curves and nothing else."""
     curves = {name: np.array(values, np.float32) for name, values in curves.items()}
-    return Record(None, curves, arrays or {}, {"last.test_ece": ece}, weights="", fingerprint="")
+    return Record(None, curves, arrays or {}, {"last.test_ece": ece}, weights_sha256="", fingerprint="")
 
 
 def curves(seed, epochs=10, level=NAN, every=5):
@@ -332,7 +332,7 @@ def boundary_points(axes, dashes):
 
 
 def test_decision_boundary_draws_the_probe_the_right_way_round():
-    probe, splits = plane(points=21), sinusoid(n_test=2, seed=0)
+    probe, splits = grid_2d(points=21), sinusoid(n_test=2, seed=0)
     # Without flooding the boundary is x1 = 0.5, with it x2 = -1; the truth is handed in as x1 = x2.
     plain, flooded = believer(4 * (probe[:, 0] - 0.5)), believer(4 * (probe[:, 1] + 1))
     figure = plots.decision_boundary(plain, flooded, splits, probe, truth=lambda x1, x2: x1 - x2)
@@ -360,7 +360,7 @@ def test_decision_boundary_draws_the_probe_the_right_way_round():
 
 
 def test_decision_boundary_without_truth_does_not_claim_one():
-    probe = plane(points=5)
+    probe = grid_2d(points=5)
     one = believer(probe[:, 0] - 0.1)
     figure = plots.decision_boundary(one, one, sinusoid(n_test=2, seed=0), probe)
     assert "true boundary" not in legends(figure)
@@ -368,7 +368,7 @@ def test_decision_boundary_without_truth_does_not_claim_one():
 
 @pytest.mark.parametrize("arrays", [{}, {"last.probe": np.zeros((9, 3), np.float32)}], ids=["none", "3 classes"])
 def test_decision_boundary_needs_the_probe(arrays):
-    probe = plane(points=3)
+    probe = grid_2d(points=3)
     with pytest.raises(ValueError, match=r"must hold 'last.probe' of shape \[9, 2\], got"):
         plots.decision_boundary(record(arrays), believer(probe[:, 0]), sinusoid(n_test=2, seed=0), probe)
 
@@ -423,7 +423,7 @@ def test_reliability_needs_a_classifier():
 
 def every_figure():
     """One figure of each kind, with the longest labels that occur."""
-    probe, sinus = plane(points=11), sinusoid(n_test=2, seed=0)
+    probe, sinus = grid_2d(points=11), sinusoid(n_test=2, seed=0)
     many = [curves(seed, epochs=200, level=0.123 + 0.0111 * seed) for seed in range(12)]
     yield plots.loss_curves(many, many, title="Sinusoid, 10 % label noise, SGD with momentum: loss")
     yield plots.accuracy_curves(many, many[:5], title="Sinusoid, 10 % label noise, SGD with momentum: accuracy")

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 import hostile
-from flooding import Run, evaluate, find_level, train
+from flooding import Run, find_level, run_all, train
 from flooding.training.jobs import Job, _Failure
-from flooding.training.pool import _STDERR_QUOTED, Pool, _gathered, _quote, _unpickle_news
+from flooding.training.pool import _STDERR_QUOTED, Pool, _batched, _quote, _unpickle_news
 from small import normed, small
 
 
@@ -49,10 +49,10 @@ LOADERS = {
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where another test imported it
 def test_a_data_loader_with_processes_of_its_own_in_workers_and_here(workers):
     problems = [hostile.problem(data) for data in LOADERS.values()]
-    [plain] = evaluate([Run(hostile.problem(), 0.1)], ledger=False, workers=0)
+    [plain] = run_all([Run(hostile.problem(), 0.1)], ledger=False, workers=0)
     records = train_in(workers, *problems, limit=2)
-    records += evaluate([Run(problem, 0.1) for problem in problems[:2]], ledger=False, workers=0)
-    assert [record.measured for record in records] == [plain.measured] * 6
+    records += run_all([Run(problem, 0.1) for problem in problems[:2]], ledger=False, workers=0)
+    assert [record.content_hash for record in records] == [plain.content_hash] * 6
 
 
 ACTIONS = {
@@ -72,7 +72,7 @@ ACTIONS = {
 @pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
 def test_code_that_forks_reads_and_prints_trains_as_any_other(action, workers):
     [record] = train_in(workers, hostile.acting(action))
-    assert record.finals["epochs"] == 3
+    assert record.metrics["epochs"] == 3
 
 
 def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys, monkeypatch):
@@ -129,7 +129,7 @@ def test_what_is_raised_in_a_worker_is_raised_here_with_its_traceback(action, er
 
 def test_an_exit_in_a_worker_is_an_exit_of_the_search():
     with pytest.raises(SystemExit, match="no data today"):
-        evaluate(
+        run_all(
             [Run(hostile.acting(partial(hostile.leave, "no data today")), level) for level in (None, 0.1)],
             ledger=False,
             workers=1,
@@ -195,7 +195,7 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
     if where == "in a worker":
         train_in(workers, problem)
     else:
-        evaluate([Run(problem, 0.1)], ledger=False, workers=0)
+        run_all([Run(problem, 0.1)], ledger=False, workers=0)
     lines = [record.getMessage() for record in caplog.records if "no news for" in record.getMessage()]
     assert any("level 0.1 and seed 0 after epoch 0" in line for line in lines)
     assert len(lines) < 8, "the wait doubles"
@@ -204,7 +204,7 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
 def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
     monkeypatch.setattr("flooding.training.pool._HEARTBEAT", 0.02)
     rows = train(Run(hostile.acting(partial(hostile.sleep, 0.1)), 0.1))
-    bundles = list(_gathered(rows, quiet=True))
+    bundles = list(_batched(rows, quiet=True))
     assert bundles[0] == []
     assert [len(bundle) for bundle in bundles if bundle] == [1]
 
@@ -240,21 +240,23 @@ def in_threads(*calls):
 def dropout_runs():
     """Give Runs that draw from torch's generator, each as what only this process can train."""
     local = normed().model
-    return [Run(normed(model=lambda: local(), horizon=25), level, seed=s) for s in (0, 1) for level in (None, 0.2, 0.3)]
+    return [
+        Run(normed(model=lambda: local(), max_epochs=25), level, seed=s) for s in (0, 1) for level in (None, 0.2, 0.3)
+    ]
 
 
 @pytest.mark.parametrize("others", ["evaluate", "train", "find_level"])
 def test_training_in_this_process_from_several_threads_gives_the_same_bits(others):
     runs = dropout_runs()
-    alone = [record.measured for record in evaluate(runs, ledger=False, workers=0)]
+    alone = [record.content_hash for record in run_all(runs, ledger=False, workers=0)]
 
     def one(run):
         if others == "train":
             *_, row = train(run)
-            return row.record.measured
+            return row.record.content_hash
         if others == "find_level":
-            find_level(small(horizon=3, model=lambda: small().model()), workers=0)
-        return evaluate([run], ledger=False, workers=0)[0].measured
+            find_level(small(max_epochs=3, model=lambda: small().model()), workers=0)
+        return run_all([run], ledger=False, workers=0)[0].content_hash
 
     assert in_threads(*(partial(one, run) for run in runs)) == alone
 
@@ -262,8 +264,8 @@ def test_training_in_this_process_from_several_threads_gives_the_same_bits(other
 def test_a_single_run_in_a_thread_goes_to_a_worker_whatever_other_threads_draw():
     import torch
 
-    run = Run(normed(horizon=60), 0.2)
-    alone = evaluate([run], ledger=False, workers=0)[0].measured
+    run = Run(normed(max_epochs=60), 0.2)
+    alone = run_all([run], ledger=False, workers=0)[0].content_hash
     ended = threading.Event()
 
     def draw():
@@ -273,7 +275,7 @@ def test_a_single_run_in_a_thread_goes_to_a_worker_whatever_other_threads_draw()
     noise = threading.Thread(target=draw)
     noise.start()
     try:
-        assert in_threads(lambda: evaluate([run], ledger=False)[0].measured) == [alone]
+        assert in_threads(lambda: run_all([run], ledger=False)[0].content_hash) == [alone]
     finally:
         ended.set()
         noise.join()
@@ -283,7 +285,7 @@ def test_the_callers_generator_is_given_back_whatever_threads_do():
     import torch
 
     before = torch.get_rng_state()
-    in_threads(*(partial(evaluate, [run], ledger=False, workers=0) for run in dropout_runs()))
+    in_threads(*(partial(run_all, [run], ledger=False, workers=0) for run in dropout_runs()))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -24,11 +24,11 @@ from flooding.data.synthetic import two_gaussians
 from flooding.levels import Delayed, PerClass, Warmup
 from flooding.methods import Flooding, IFlood, SoftAD
 from flooding.models import mlp
-from flooding.training.config import NotKeyable, describe
+from flooding.training.config import UnhashableConfigError, to_config
 from flooding.training.loop import train
 from flooding.training.problem import TestCurve
-from flooding.training.record import Record, choose, selection_key
-from flooding.training.rng import seeded, stream
+from flooding.training.record import Record, select_best, selection_key
+from flooding.training.rng import derive_seed, fork_rng
 from flooding.training.run import Run
 from small import normed, regression, small
 
@@ -45,7 +45,7 @@ def test_problem_refuses_counts_that_are_none(name, value):
 @pytest.mark.parametrize("clip", [0.0, -1.0, math.inf, math.nan])
 def test_problem_refuses_a_clip_that_is_no_norm(clip):
     with pytest.raises(ValueError, match=rf"clip must be a positive norm, got {clip}\. Leave it out for no clipping\."):
-        small(clip=clip)
+        small(max_grad_norm=clip)
 
 
 @pytest.mark.parametrize("name", ["examples", "every"])
@@ -73,16 +73,16 @@ def test_run_refuses_a_seed_that_is_none(seed):
 @pytest.mark.parametrize("until", [0, -1, 7])
 def test_run_refuses_an_end_outside_the_horizon(until):
     with pytest.raises(ValueError, match=rf"until must .*, got {until}\."):
-        Run(small(), until=until)
+        Run(small(), stop_epoch=until)
 
 
 def test_run_refuses_half_an_epoch():
     with pytest.raises(ValueError, match=r"until must .*, got 2\.5\."):
-        Run(small(), until=2.5)
+        Run(small(), stop_epoch=2.5)
 
 
 def test_a_run_ends_at_the_horizon_unless_told_otherwise():
-    assert [Run(small(), until=until).epochs for until in (None, 1, 6)] == [6, 1, 6]
+    assert [Run(small(), stop_epoch=until).epochs for until in (None, 1, 6)] == [6, 1, 6]
 
 
 def test_problem_run_and_record_are_frozen_and_equal_only_to_themselves():
@@ -98,52 +98,52 @@ def test_problem_run_and_record_are_frozen_and_equal_only_to_themselves():
 
 
 def test_describe_is_explicit():
-    assert describe(None) is None
-    assert describe([True, 1, 1.5, "a", (2,)]) == [True, 1, 1.5, "a", [2]]
-    assert describe({"a": {1: torch.float16}}) == {"a": {"1": "torch.float16"}}
-    assert describe(torch.device("cuda", 1)) == "cuda:1"
-    assert describe(functional.cross_entropy) == "torch.nn.functional.cross_entropy"
-    assert describe(math.sqrt) == "math.sqrt"
-    assert describe(torch.relu) == "torch._VariableFunctionsClass.relu"
-    assert describe(torch.optim.SGD) == "torch.optim.sgd.SGD"
-    assert describe(int) == "builtins.int"
-    assert describe(partial(torch.optim.SGD, lr=0.1)) == {
+    assert to_config(None) is None
+    assert to_config([True, 1, 1.5, "a", (2,)]) == [True, 1, 1.5, "a", [2]]
+    assert to_config({"a": {1: torch.float16}}) == {"a": {"1": "torch.float16"}}
+    assert to_config(torch.device("cuda", 1)) == "cuda:1"
+    assert to_config(functional.cross_entropy) == "torch.nn.functional.cross_entropy"
+    assert to_config(math.sqrt) == "math.sqrt"
+    assert to_config(torch.relu) == "torch._VariableFunctionsClass.relu"
+    assert to_config(torch.optim.SGD) == "torch.optim.sgd.SGD"
+    assert to_config(int) == "builtins.int"
+    assert to_config(partial(torch.optim.SGD, lr=0.1)) == {
         "call": "torch.optim.sgd.SGD",
         "args": [],
         "with": {"lr": 0.1},
     }
-    assert describe(partial(mlp, 10, 2)) == {"call": "flooding.models.mlp", "args": [10, 2], "with": {}}
-    assert describe(Flooding()) == {"is": "flooding.methods.Flooding"}
-    assert describe(SoftAD(sigma=0.5)) == {"is": "flooding.methods.SoftAD", "sigma": 0.5}
-    assert describe(TestCurve(7)) == {"is": "flooding.training.problem.TestCurve", "examples": 7}
+    assert to_config(partial(mlp, 10, 2)) == {"call": "flooding.models.mlp", "args": [10, 2], "with": {}}
+    assert to_config(Flooding()) == {"is": "flooding.methods.Flooding"}
+    assert to_config(SoftAD(sigma=0.5)) == {"is": "flooding.methods.SoftAD", "sigma": 0.5}
+    assert to_config(TestCurve(7)) == {"is": "flooding.training.problem.TestCurve", "examples": 7}
 
 
 def test_describe_tells_tensors_and_splits_by_content():
     x = torch.arange(6.0)
-    assert describe(x) == describe(x.clone())
+    assert to_config(x) == to_config(x.clone())
     others = [x.double(), x.reshape(2, 3), x.flip(0), x + 1e-6]
-    assert len({json.dumps(describe(t)) for t in [x, *others]}) == 5
+    assert len({json.dumps(to_config(t)) for t in [x, *others]}) == 5
     long = torch.zeros(5000)
-    assert describe(long) != describe(long.index_fill(0, torch.tensor(2500), 1))  # though both print alike
-    assert describe(PerClass(torch.tensor([0.1, 0.2]))) != describe(PerClass(torch.tensor([0.1, 0.3])))
-    assert describe(splits_of(x)) == describe(splits_of(x.clone())) != describe(splits_of(x + 1))
+    assert to_config(long) != to_config(long.index_fill(0, torch.tensor(2500), 1))  # though both print alike
+    assert to_config(PerClass(torch.tensor([0.1, 0.2]))) != to_config(PerClass(torch.tensor([0.1, 0.3])))
+    assert to_config(splits_of(x)) == to_config(splits_of(x.clone())) != to_config(splits_of(x + 1))
 
 
 def test_describe_leaves_out_fields_at_their_default():
-    assert describe(Delayed(0.3, until_loss=0.1)) == describe(
+    assert to_config(Delayed(0.3, until_loss=0.1)) == to_config(
         Delayed(**defaults(Delayed) | {"level": 0.3, "until_loss": 0.1})
     )
-    assert describe(small(clip=None, test_curve=None)) == describe(small())
-    assert set(describe(small())) == {"is", "data", "model", "optimizer", "horizon"}
+    assert to_config(small(max_grad_norm=None, test_curve=None)) == to_config(small())
+    assert set(to_config(small())) == {"is", "data", "model", "optimizer", "horizon"}
 
 
 def test_a_new_field_with_a_default_changes_no_description():
     old = dataclasses.make_dataclass("Thing", [("a", int)], frozen=True)
     new = dataclasses.make_dataclass("Thing", [("a", int), ("b", float, 0.5), ("c", str | None, None)], frozen=True)
     old.__module__ = new.__module__ = "flooding.things"
-    assert describe(old(1)) == describe(new(1)) == {"is": "flooding.things.Thing", "a": 1}
-    assert describe(new(1, 0.6)) == {"is": "flooding.things.Thing", "a": 1, "b": 0.6}
-    told = [json.dumps(describe(new(1, b))) for b in (0, 0.0, False)]
+    assert to_config(old(1)) == to_config(new(1)) == {"is": "flooding.things.Thing", "a": 1}
+    assert to_config(new(1, 0.6)) == {"is": "flooding.things.Thing", "a": 1, "b": 0.6}
+    told = [json.dumps(to_config(new(1, b))) for b in (0, 0.0, False)]
     assert len(set(told)) == 3  # equal for Python, but not one thing
 
 
@@ -195,21 +195,23 @@ NOT_KEYABLE = {
 
 @pytest.mark.parametrize("value", NOT_KEYABLE.values(), ids=NOT_KEYABLE)
 def test_what_has_no_description_says_so(value):
-    with pytest.raises(NotKeyable, match=r"does not describe itself\. Give the Problem a key='\.\.\.' to look its"):
-        describe(value)
+    with pytest.raises(
+        UnhashableConfigError, match=r"does not describe itself\. Give the Problem a key='\.\.\.' to look its"
+    ):
+        to_config(value)
 
 
 def test_a_local_function_of_this_library_has_no_description():
     function = of_module("flooding.models")
     function.__qualname__ = "mlp.<locals>.function"
-    with pytest.raises(NotKeyable, match=r"flooding\.models\.mlp\.<locals>\.function does not"):
-        describe(function)
+    with pytest.raises(UnhashableConfigError, match=r"flooding\.models\.mlp\.<locals>\.function does not"):
+        to_config(function)
 
 
 @pytest.mark.parametrize("module", ["torchtricks", "torch_models", "mathematics", "builtins2.x"])
 def test_a_users_module_is_not_taken_for_ours_by_its_name(module):
-    with pytest.raises(NotKeyable):
-        describe(of_module(module))
+    with pytest.raises(UnhashableConfigError):
+        to_config(of_module(module))
 
 
 def test_a_wrapped_function_is_not_taken_for_what_it_wraps():
@@ -217,8 +219,8 @@ def test_a_wrapped_function_is_not_taken_for_what_it_wraps():
     def twice(*given, **more):
         return 2 * functional.cross_entropy(*given, **more)
 
-    with pytest.raises(NotKeyable):
-        describe(twice)
+    with pytest.raises(UnhashableConfigError):
+        to_config(twice)
 
 
 # Keys
@@ -257,20 +259,20 @@ def different():
         "optimizer": base(problem=small(optimizer=partial(torch.optim.SGD, lr=1e-2))),
         "loss": base(problem=small(loss=functional.multi_margin_loss)),
         "smoothing": base(problem=small(loss=partial(functional.cross_entropy, label_smoothing=0.1))),
-        "report": base(problem=small(report=functional.multi_margin_loss)),
+        "report": base(problem=small(eval_loss=functional.multi_margin_loss)),
         "batch size": base(problem=small(batch_size=20)),
         "evaluation batch size": base(problem=small(eval_batch_size=100)),
-        "horizon": base(problem=small(horizon=7)),
-        "schedule": base(problem=small(schedule=partial(torch.optim.lr_scheduler.StepLR, step_size=2))),
-        "clip": base(problem=small(clip=1.0)),
-        "clip's value": base(problem=small(clip=2.0)),
+        "horizon": base(problem=small(max_epochs=7)),
+        "schedule": base(problem=small(lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2))),
+        "clip": base(problem=small(max_grad_norm=1.0)),
+        "clip's value": base(problem=small(max_grad_norm=2.0)),
         "test curve": base(problem=small(test_curve=TestCurve())),
         "named": base(problem=small(key="mine")),
         "other name": base(problem=small(key="mine 2")),
         "named, level": base(problem=small(key="mine"), level=0.31),
         "named, method": base(problem=small(key="mine"), method=IFlood()),
         "named, seed": base(problem=small(key="mine"), seed=1),
-        "named, horizon": base(problem=small(key="mine", horizon=7)),
+        "named, horizon": base(problem=small(key="mine", max_epochs=7)),
         "named, batch size": base(problem=small(key="mine", batch_size=20)),
         "no partial": base(problem=regression(model=partial(mlp, 3, 1))),
     }
@@ -290,9 +292,9 @@ def test_each_change_changes_the_key():
 
 def test_equal_runs_have_equal_keys():
     key = base().key(threads=1)
-    assert base(until=2).key(threads=1) == key  # where to stop is no part of the trajectory
+    assert base(stop_epoch=2).key(threads=1) == key  # where to stop is no part of the trajectory
     assert base(problem=small(), method=Flooding()).key(threads=1) == key
-    assert base(problem=small(clip=None, batch_size=100, loss=functional.cross_entropy)).key(threads=1) == key
+    assert base(problem=small(max_grad_norm=None, batch_size=100, loss=functional.cross_entropy)).key(threads=1) == key
     splits = data().splits(0)
     assert base(problem=small(data=splits)).key() == base(problem=small(data=data(seed=0).data)).key() == base().key()
 
@@ -321,7 +323,7 @@ print(json.dumps([test_problem.keys(), test_problem.stream(3, "model", 4)]))
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert json.loads(told) == [keys(), stream(3, "model", 4)]
+    assert json.loads(told) == [keys(), derive_seed(3, "model", 4)]
 
 
 class MyLevel(Delayed):
@@ -353,7 +355,7 @@ def test_a_problem_with_a_key_has_one_whatever_it_holds():
     assert base(problem=small(key="mine", **model | {"model": lambda: nn.Linear(10, 3)})).key() == mine
     # What can describe itself counts all the same, so that a sweep under one key is not one Record.
     assert base(problem=small(key="mine", optimizer=partial(torch.optim.SGD, lr=0.123), **model)).key() != mine
-    assert base(problem=small(key="mine", clip=0.5, **model)).key() != mine
+    assert base(problem=small(key="mine", max_grad_norm=0.5, **model)).key() != mine
     assert base(problem=small(key="yours", **model)).key() != mine
 
 
@@ -405,7 +407,7 @@ def test_seeded_gives_the_generator_back(fails):
     drawn = []
     for _ in range(2):
         try:
-            with seeded(7):
+            with fork_rng(7):
                 drawn.append(torch.rand(3))
                 if fails:
                     raise RuntimeError
@@ -423,8 +425,8 @@ def test_streams_are_repeatable_and_distinct():
         for purpose in ("model", "order", "train")
         for more in [(), *((epoch,) for epoch in range(30))]
     ]
-    seeds = [stream(*path) for path in paths]
-    assert seeds == [stream(*path) for path in paths]
+    seeds = [derive_seed(*path) for path in paths]
+    assert seeds == [derive_seed(*path) for path in paths]
     assert len(set(seeds)) == len(seeds)
     assert all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62  # all 63 bits are in use
@@ -433,7 +435,7 @@ def test_streams_are_repeatable_and_distinct():
 def test_numbers_from_neighbouring_streams_are_uncorrelated():
     n = 20_000
     paths = [(0, "model"), (1, "model"), (0, "order"), (0, "order", 0), (0, "order", 1), (1, "order", 0)]
-    drawn = np.stack([torch.randn(n, generator=torch.Generator().manual_seed(stream(*p))).numpy() for p in paths])
+    drawn = np.stack([torch.randn(n, generator=torch.Generator().manual_seed(derive_seed(*p))).numpy() for p in paths])
     correlations = np.corrcoef(drawn)[np.triu_indices(len(paths), 1)]
     assert np.abs(correlations).max() < 4.5 / math.sqrt(n)  # 15 pairs: chance of a false alarm 1e-4
 
@@ -502,13 +504,13 @@ def judged(level, loss, accuracy=None, at="last"):
 @pytest.mark.parametrize("at", ["best", "last"])
 def test_choose_takes_the_best_validation_result(results, level, at):
     records = [judged(*result, at=at) if len(result) == 3 else judged(*result, None, at) for result in results]
-    assert choose(iter(records), at).run.level == level
-    assert choose(records[::-1], at).run.level == level
+    assert select_best(iter(records), at).run.level == level
+    assert select_best(records[::-1], at).run.level == level
 
 
 def test_choose_refuses_nothing():
     with pytest.raises(ValueError, match=r"records must hold at least one Record, got none\."):
-        choose([], "last")
+        select_best([], "last")
 
 
 # Records
@@ -517,11 +519,11 @@ def test_choose_refuses_nothing():
 def measured(**changes):
     curve = np.array([0.1, math.nan], np.float32)
     given = {"curves": {"a": curve}, "arrays": {"last.b": curve}, "finals": {"x": 0.1}, "weights": "w"}
-    return Record(**{"run": None, "fingerprint": "f"} | given | changes).measured
+    return Record(**{"run": None, "fingerprint": "f"} | given | changes).content_hash
 
 
 def test_measured_tells_what_was_measured_and_nothing_else():
-    assert measured() == measured(run=Run(small()), circumstances={"host": "there"})
+    assert measured() == measured(run=Run(small()), metadata={"host": "there"})
     curve = np.array([0.1, math.nan], np.float32)
     next_up = np.nextafter(curve, np.float32(1))
     changed = [
@@ -529,9 +531,9 @@ def test_measured_tells_what_was_measured_and_nothing_else():
         measured(curves={"b": curve}),
         measured(arrays={"last.b": next_up}),
         measured(arrays={}),
-        measured(finals={"x": math.nextafter(0.1, 1)}),
-        measured(finals={"x": math.nan}),
-        measured(weights="v"),
+        measured(metrics={"x": math.nextafter(0.1, 1)}),
+        measured(metrics={"x": math.nan}),
+        measured(weights_sha256="v"),
         measured(fingerprint="g"),
     ]
     assert len({measured(), *changed}) == 9

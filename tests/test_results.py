@@ -7,7 +7,7 @@ import pytest
 from flooding import experiments
 from flooding.data import files
 from flooding.experiments.archive import Archive
-from flooding.level_search.base import drive
+from flooding.level_search.base import run_generator
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -19,7 +19,7 @@ NAMES = sorted(path.stem for path in RESULTS.glob("*.md") if path.stem != "READM
 def regenerated(name):
     module = experiments.find(name)
     archive = getattr(module, "load", Archive)(SOURCES.get(name, RESULTS / f"{name}.npz"))
-    return drive(module.experiment(False, getattr(archive, "seeds", None)), archive)[0]
+    return run_generator(module.experiment(False, getattr(archive, "seeds", None)), archive)[0]
 
 
 def test_there_are_results_and_each_is_an_experiment():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from flooding import Run, evaluate, train
+from flooding import Run, run_all, train
 from flooding.methods import SAM
 from small import normed, small
 
@@ -86,9 +86,9 @@ def by_hand(run, epochs):
 @pytest.mark.parametrize("level", [None, 0.5], ids=["plain", "flooded"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_what_is_measured_and_returned_are_the_evaluation_weights(optimizer, level):
-    run = Run(small(optimizer=optimizer, horizon=12), level)
+    run = Run(small(optimizer=optimizer, max_epochs=12), level)
     *_, row = train(run)
-    val, best = run.problem.splits(0).val, int(row.record.finals["best.epoch"])
+    val, best = run.problem.splits(0).val, int(row.record.metrics["best.epoch"])
     for name, epochs in (("best", best), ("last", 12), (None, 5)):
         losses, model = by_hand(run, epochs)
         assert row.record.curves["train_loss"][1 : epochs + 1].tolist() == np.float32(losses).tolist()
@@ -103,40 +103,40 @@ def test_a_run_that_goes_on_and_one_that_keeps_its_first_flooded_weights_have_th
     run = Run(normed(optimizer=optimizer), 0.6)
     *_, whole = train(run)
     *_, kept = train(run, first_flooded=True)
-    assert kept.record.measured == whole.record.measured
+    assert kept.record.content_hash == whole.record.content_hash
     states = [row.snapshot(copied=True) for row in train(run) if row.snapshot is not None and row.record is None]
     for state in states[::2]:
         *_, rest = train(run, resume=state)
-        assert rest.record.measured == whole.record.measured
+        assert rest.record.content_hash == whole.record.content_hash
 
 
 def test_the_first_flooded_weights_are_those_to_evaluate():
-    run = Run(small(optimizer=partial(Averaged, lr=0.3), horizon=30), 0.5)
+    run = Run(small(optimizer=partial(Averaged, lr=0.3), max_epochs=30), 0.5)
     *_, row = train(run, first_flooded=True)
     epoch = int(np.argmax(row.record.curves["flooded"] > 0))  # full batches: a step each
     assert epoch > 1
-    *_, before = train(Run(run.problem, None, until=epoch - 1))
+    *_, before = train(Run(run.problem, None, stop_epoch=epoch - 1))
     for name, tensor in before.weights["last"].items():
         torch.testing.assert_close(row.weights["first_flooded"][name], tensor)
 
 
 def test_prefix_sharing_has_the_bits_of_training_alone():
-    problem = small(optimizer=partial(Averaged, lr=0.3), horizon=20)
+    problem = small(optimizer=partial(Averaged, lr=0.3), max_epochs=20)
     runs = [Run(problem, level) for level in (None, 0.3, 0.5)]
-    shared = evaluate(runs, ledger=False, workers=0)
-    assert [record.measured for record in shared] == [list(train(run))[-1].record.measured for run in runs]
+    shared = run_all(runs, ledger=False, workers=0)
+    assert [record.content_hash for record in shared] == [list(train(run))[-1].record.content_hash for run in runs]
 
 
 def test_sam_switches_the_optimiser_inside():
     pytest.importorskip("pytorch_optimizer")
-    problem = small(optimizer=partial(Averaged, lr=0.3), horizon=5)
+    problem = small(optimizer=partial(Averaged, lr=0.3), max_epochs=5)
     *_, row = train(Run(problem, None, SAM(0.01)))
     *_, plain = train(Run(problem))
-    last = small(optimizer=partial(torch.optim.SGD, lr=0.3), horizon=5)
+    last = small(optimizer=partial(torch.optim.SGD, lr=0.3), max_epochs=5)
     *_, trained = train(Run(last, None, SAM(0.01)))
-    assert row.record.weights not in {plain.record.weights, trained.record.weights}
+    assert row.record.weights_sha256 not in {plain.record.weights_sha256, trained.record.weights_sha256}
     assert row.record.curves["train_loss"].tolist() == trained.record.curves["train_loss"].tolist()  # the same path
-    assert row.record.finals["last.val_loss"] != trained.record.finals["last.val_loss"]  # the mean of it
+    assert row.record.metrics["last.val_loss"] != trained.record.metrics["last.val_loss"]  # the mean of it
 
 
 def test_an_optimiser_with_one_of_the_two_methods_is_left_alone():
@@ -146,4 +146,4 @@ def test_an_optimiser_with_one_of_the_two_methods_is_left_alone():
 
     *_, row = train(Run(small(optimizer=partial(Half, lr=0.1))))
     *_, plain = train(Run(small(optimizer=partial(torch.optim.SGD, lr=0.1))))
-    assert row.record.weights == plain.record.weights
+    assert row.record.weights_sha256 == plain.record.weights_sha256

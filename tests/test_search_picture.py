@@ -17,8 +17,8 @@ from matplotlib.text import Annotation, Text
 
 from flooding import Run
 from flooding.level_search.advisor import advisor
-from flooding.level_search.base import Found, Suggestion, search
-from flooding.level_search.find import Elsewhere
+from flooding.level_search.base import LevelEstimate, SearchResult, search
+from flooding.level_search.find import ExternalProblem
 from flooding.level_search.find import search as search_anywhere
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
@@ -26,33 +26,35 @@ from flooding.level_search.halving import halving
 from flooding.levels import Delayed, Warmup
 from flooding.report.plots import PALETTE
 from flooding.report.search_plot import found
-from flooding.testing import make_up
+from flooding.testing import fake_record
 from flooding.training.problem import Score
 from small import small
 
 NAN, INF = math.nan, math.inf
-PROBLEM = small(horizon=40)
+PROBLEM = small(max_epochs=40)
 ACCURACY, LOSS, TRAINING = "Validation accuracy (%)", "Validation loss (nats per example)", "Training loss"
 
 
 def evaluate(runs, **how):
     """Made-up Records."""
-    return [make_up(run, **how) for run in runs]
+    return [fake_record(run, **how) for run in runs]
 
 
-def hand(*levels, chosen=0.1, suggestions=(), seeds=(0,), problem=PROBLEM, until=None):
+def hand(*levels, chosen=0.1, suggestions=(), seeds=(0,), problem=PROBLEM, stop_epoch=None):
     """A Found of these levels, as if somebody had chosen by hand."""
     runs = [
-        Run(problem, level, seed=seed, until=None if level is None else until) for level in levels for seed in seeds
+        Run(problem, level, seed=seed, stop_epoch=None if level is None else until)
+        for level in levels
+        for seed in seeds
     ]
-    return Found("by hand", Run(problem, chosen), tuple(suggestions), (), tuple(evaluate(runs)))
+    return SearchResult("by hand", Run(problem, chosen), tuple(suggestions), (), tuple(evaluate(runs)))
 
 
 def change(record, **curves):
     """A Record with other curves, and finals to match."""
     curves = {name: np.array(values, np.float32) for name, values in curves.items()}
     finals = {f"last.{name}": float(values[-1]) for name, values in curves.items()}
-    return replace(record, curves={**record.curves, **curves}, finals={**record.finals, **finals})
+    return replace(record, curves={**record.curves, **curves}, metrics={**record.metrics, **finals})
 
 
 def panel(figure, label, by="level"):
@@ -98,7 +100,7 @@ def colour_bar(figure):
     return axes
 
 
-def late(record, name, until=None):
+def late(record, name, stop_epoch=None):
     """Slow twin: the mean of the last quarter of the epochs."""
     values = [float(value) for value in record.curves[name]][: None if until is None else until + 1]
     return statistics.fmean(values[-max(1, round((len(values) - 1) / 4)) :])
@@ -133,7 +135,7 @@ def test_a_mark_for_each_run_and_one_for_the_mean_of_its_seeds(label, name, time
 
 
 def test_runs_that_stopped_early_are_hollow_and_smaller():
-    problem = small(horizon=36)
+    problem = small(max_epochs=36)
     figure = found(search(halving(problem, [0.05, 0.1, 0.2, 0.3]), evaluate))
     drawn = marks(panel(figure, ACCURACY))
     assert len(drawn) == 4 + 1 + 1
@@ -145,22 +147,22 @@ def test_runs_that_stopped_early_are_hollow_and_smaller():
 
 @pytest.mark.parametrize(("label", "name", "times"), [(ACCURACY, "val_accuracy", 100), (LOSS, "val_loss", 1)])
 def test_plain_training_is_a_dashed_line_and_a_mark_where_the_others_stopped(label, name, times):
-    answer = hand(None, 0.1, 0.2, until=12, seeds=(0, 1))
+    answer = hand(None, 0.1, 0.2, stop_epoch=12, seeds=(0, 1))
     axes = panel(found(answer), label)
     plain = [record for record in answer.records if record.run.level is None]
     line = labelled(axes, "plain training, 40 epochs")
     assert line.get_linestyle() == "--"
     np.testing.assert_allclose(line.get_ydata(), [times * statistics.fmean(late(r, name) for r in plain)] * 2)
     ((_, height, mark),) = [m for m in marks(axes, size=8) if m[0] == 0]
-    assert height == pytest.approx(times * statistics.fmean(late(r, name, until=12) for r in plain), rel=1e-12)
+    assert height == pytest.approx(times * statistics.fmean(late(r, name, stop_epoch=12) for r in plain), rel=1e-12)
     assert mark.get_markerfacecolor() == "white"
     assert to_hex(mark.get_color()) == to_hex(line.get_color()) == to_hex("0.5")
 
 
 def test_plain_training_that_stopped_says_so():
-    runs = [Run(PROBLEM, until=10), Run(PROBLEM, until=30), Run(PROBLEM, 0.1, until=20)]
+    runs = [Run(PROBLEM, stop_epoch=10), Run(PROBLEM, stop_epoch=30), Run(PROBLEM, 0.1, stop_epoch=20)]
     records = evaluate(runs)
-    figure = found(Found("stopped", runs[2], records=tuple(records)))
+    figure = found(SearchResult("stopped", runs[2], records=tuple(records)))
     line = labelled(panel(figure, ACCURACY), "plain training, 30 of 40 epochs")
     np.testing.assert_allclose(line.get_ydata(), 100 * late(records[1], "val_accuracy"))
     assert len(marks(panel(figure, ACCURACY))) == 2  # the other, and plain training as it was after 20 epochs
@@ -200,8 +202,8 @@ def test_no_flooding_is_said_and_no_line_drawn():
 
 
 def test_limits_are_lines_and_one_far_off_does_not_stretch_the_axis():
-    limits = [Suggestion("cap", 0.3, 0.01, 0.3), Suggestion("label entropy", 2.303, 2.29, 2.303)]
-    figure = found(hand(None, 0.1, 0.2, suggestions=[*limits, Suggestion("race", 0.15)]))
+    limits = [LevelEstimate("cap", 0.3, 0.01, 0.3), LevelEstimate("label entropy", 2.303, 2.29, 2.303)]
+    figure = found(hand(None, 0.1, 0.2, suggestions=[*limits, LevelEstimate("race", 0.15)]))
     axes = panel(figure, ACCURACY)
     assert sorted(uprights(axes)) == [0.1, 0.3]
     assert axes.get_xlim()[1] < 0.4
@@ -212,12 +214,12 @@ def test_limits_are_lines_and_one_far_off_does_not_stretch_the_axis():
 
 def test_suggestions_are_bars_on_the_same_axis():
     told = [
-        Suggestion("race", 0.1, 0.05, 0.15),
-        Suggestion("no interval", 0.12),
-        Suggestion("off", 2.303, 0.2, 2.303),
-        Suggestion("against", None, 0.0, 0.05),
-        Suggestion("nothing", None),
-        Suggestion("open", 0.15, 0.1, INF),
+        LevelEstimate("race", 0.1, 0.05, 0.15),
+        LevelEstimate("no interval", 0.12),
+        LevelEstimate("off", 2.303, 0.2, 2.303),
+        LevelEstimate("against", None, 0.0, 0.05),
+        LevelEstimate("nothing", None),
+        LevelEstimate("open", 0.15, 0.1, INF),
     ]
     figure = found(hand(None, 0.1, 0.2, suggestions=told))
     axes = strip(figure)
@@ -240,13 +242,13 @@ def test_suggestions_are_bars_on_the_same_axis():
 
 def test_without_suggestions_there_is_no_axis_for_them():
     runs = [Run(PROBLEM, Warmup(0.2, steps=5))]
-    figure = found(Found("controllers", runs[0], records=tuple(evaluate(runs))))
+    figure = found(SearchResult("controllers", runs[0], records=tuple(evaluate(runs))))
     assert not [axes for axes in figure.axes if axes.get_xlabel().startswith("Flood level") and axes.axison]
 
 
 def test_the_axis_of_a_single_level_reaches_to_the_suggestions():
     # A tensor's 0.1 is float32, 1.5e-9 beside the Run's own.
-    answer = hand(0.1, chosen=torch.tensor(0.1), suggestions=[Suggestion("cap", 0.3, 0.01, 0.3)])
+    answer = hand(0.1, chosen=torch.tensor(0.1), suggestions=[LevelEstimate("cap", 0.3, 0.01, 0.3)])
     low, high = panel(found(answer), ACCURACY).get_xlim()
     assert -0.1 < low < 0.01 < 0.3 < high < 0.4
 
@@ -282,7 +284,7 @@ def slow_smooth(values, window):
 
 
 def test_curves_are_faint_as_measured_and_smooth_over_that():
-    answer = hand(None, 0.1, chosen=0.1, problem=small(horizon=80))
+    answer = hand(None, 0.1, chosen=0.1, problem=small(max_epochs=80))
     noise = np.random.default_rng(0).random((2, 81)) + 0.1
     noise[1, [7, 30]] = [INF, NAN]
     records = [change(r, train_loss=row) for r, row in zip(answer.records, noise, strict=True)]
@@ -317,7 +319,7 @@ def test_the_loss_axis_is_logarithmic_where_the_loss_is_positive():
 
 def test_levels_that_move_have_curves_only():
     runs = [Run(PROBLEM), Run(PROBLEM, Delayed(0.1, until_loss=1e-3)), Run(PROBLEM, Warmup(0.2, steps=5))]
-    alone = Found("controllers", runs[1], records=tuple(evaluate(runs)))
+    alone = SearchResult("controllers", runs[1], records=tuple(evaluate(runs)))
     figure = found(alone)
     assert not [a for a in figure.axes if a.get_ylabel() == LOSS]
     assert panel(figure, TRAINING, "epoch")
@@ -325,7 +327,7 @@ def test_levels_that_move_have_curves_only():
     assert colour_bar(figure).get_ylim() == pytest.approx((0.1, 0.2), rel=1e-6)  # a state is float32
     assert "level that moves, coloured by its last" in legend(figure)
 
-    mixed = replace(alone, records=(*alone.records, make_up(Run(PROBLEM, 0.3))))
+    mixed = replace(alone, records=(*alone.records, fake_record(Run(PROBLEM, 0.3))))
     figure = found(mixed)
     assert [x for x, *_ in marks(panel(figure, ACCURACY))] == [0.0, 0.3]
     assert to_hex(marks(panel(figure, ACCURACY))[0][2].get_color()) == to_hex("0.5")
@@ -340,7 +342,7 @@ def test_a_tensor_is_a_level_like_a_number():
 
 
 def lifted(train, seeds=(0,)):
-    return search_anywhere(grid(Elsewhere(100), [0.0, 0.1, 0.2], seeds=seeds), train)
+    return search_anywhere(grid(ExternalProblem(100), [0.0, 0.1, 0.2], seeds=seeds), train)
 
 
 def test_a_function_without_curves_has_the_left_panels_side_by_side():
@@ -353,7 +355,7 @@ def test_a_function_without_curves_has_the_left_panels_side_by_side():
     np.testing.assert_allclose([y for _, y, _ in marks(loss)], [0.5, 0.6, 0.7])
     assert not [a for a in figure.axes if a.get_xlabel() == "Epoch"]
     assert {"Run, 100 epochs"} == set(legend(figure)), "nobody knows whether level 0 flooded"
-    plain = search_anywhere(grid(Elsewhere(100), [None, 0.1]), lambda level, seed, epochs: 1 - (level or 0.0))
+    plain = search_anywhere(grid(ExternalProblem(100), [None, 0.1]), lambda level, seed, epochs: 1 - (level or 0.0))
     assert {"Run, 100 epochs", "plain training, 100 epochs"} == set(legend(found(plain)))
 
 
@@ -362,7 +364,7 @@ def test_a_score_without_a_curve_leaves_its_panel_to_the_loss():
     kept = ("train_loss", "val_loss")
     records = tuple(replace(r, curves={name: r.curves[name] for name in kept}) for r in answer.records)
     figure = found(replace(answer, records=records))
-    ends = [record.finals["last.val_score"] for record in records]
+    ends = [record.metrics["last.val_score"] for record in records]
     assert [y for _, y, _ in marks(panel(figure, "Validation score"))] == ends
     assert panel(figure, LOSS, "epoch").get_lines()
 
@@ -397,7 +399,7 @@ def test_what_diverged_has_no_mark_and_is_counted():
     half = np.arange(41) > 20
     records = (
         plain,
-        make_up(nan.run, diverges=True),
+        fake_record(nan.run, diverges=True),
         good,
         change(inf, val_loss=np.where(half, INF, 1.0)),
         change(huge, val_loss=np.where(half, 100.0, 1.0), train_loss=np.where(half, 3e38, 1.0)),
@@ -413,29 +415,31 @@ def test_what_diverged_has_no_mark_and_is_counted():
 
 def test_plain_training_that_diverged_has_no_line():
     answer = hand(None, 0.1, 0.2)
-    records = (make_up(answer.records[0].run, diverges=True), *answer.records[1:])
+    records = (fake_record(answer.records[0].run, diverges=True), *answer.records[1:])
     figure = found(replace(answer, records=records))
     assert not any(text.startswith("plain training,") for text in legend(figure))
 
 
 def every_figure():
     """Answers of every kind, with much to say."""
-    limits = [Suggestion("cap", 0.29, 0.01, 0.3), Suggestion("label entropy", 0.3, 0.28, 0.31)]
+    limits = [LevelEstimate("cap", 0.29, 0.01, 0.3), LevelEstimate("label entropy", 0.3, 0.28, 0.31)]
     yield search(finder(PROBLEM, seeds=(0, 1, 2)), evaluate)
     yield search(grid(PROBLEM, [n / 50 for n in range(26)], seeds=(0, 1)), evaluate)
     yield hand(None, 0.1, 0.2, 0.3, chosen=0.3, suggestions=limits)
-    yield hand(None, 0.1, 0.2, 0.3, chosen=0.1, suggestions=[*limits, *[Suggestion(f"way {n}", 0.1) for n in range(6)]])
+    yield hand(
+        None, 0.1, 0.2, 0.3, chosen=0.1, suggestions=[*limits, *[LevelEstimate(f"way {n}", 0.1) for n in range(6)]]
+    )
     yield hand(0.0, 0.1, 0.2, chosen=None, suggestions=limits[::-1])
     yield hand(None, 1e-4, 2e-4, chosen=1e-4)
-    runs = [Run(PROBLEM), Run(PROBLEM, 0.1), Run(PROBLEM, 0.2, until=20), Run(PROBLEM, Warmup(0.2, steps=5))]
+    runs = [Run(PROBLEM), Run(PROBLEM, 0.1), Run(PROBLEM, 0.2, stop_epoch=20), Run(PROBLEM, Warmup(0.2, steps=5))]
     runs += [replace(run, seed=1) for run in runs]
-    yield Found("everything", runs[1], tuple(limits), (), tuple(evaluate(runs)))
-    yield Found("controllers", runs[3], (), (), tuple(evaluate(runs[3:4])))
-    yield Found("moving", runs[3], (Suggestion("warmup", 0.2, 0.1, 0.3),), (), tuple(evaluate(runs[3:4])))
+    yield SearchResult("everything", runs[1], tuple(limits), (), tuple(evaluate(runs)))
+    yield SearchResult("controllers", runs[3], (), (), tuple(evaluate(runs[3:4])))
+    yield SearchResult("moving", runs[3], (LevelEstimate("warmup", 0.2, 0.1, 0.3),), (), tuple(evaluate(runs[3:4])))
     yield hand(None, chosen=None)
     yield search(grid(PROBLEM, [0.0, 0.1]), partial(evaluate, accuracy=False, diverges=True))
     yield search(advisor(PROBLEM, label_noise=0.1, lowest_val_loss=0.4), evaluate)
-    yield Found("nothing", Run(PROBLEM))
+    yield SearchResult("nothing", Run(PROBLEM))
     yield lifted(lambda level, seed, epochs: level, seeds=(0, 1))
     yield lifted(lambda level, seed, epochs: {"score": level, "val_loss": 1.0})
 
@@ -479,9 +483,11 @@ def test_every_text_is_large_enough_inside_the_figure_and_apart_from_the_others(
 
 def test_a_wide_legend_does_not_push_the_panels_apart():
     stops = {0.1: 3000, 0.2: 4000}
-    runs = [Run(small(horizon=5000), level, seed=seed, until=stops[level]) for level in stops for seed in (0, 1)]
-    record = make_up(Run(PROBLEM, 0.1))
-    figure = found(Found("wide", runs[0], records=tuple(replace(record, run=run) for run in runs)))
+    runs = [
+        Run(small(max_epochs=5000), level, seed=seed, stop_epoch=stops[level]) for level in stops for seed in (0, 1)
+    ]
+    record = fake_record(Run(PROBLEM, 0.1))
+    figure = found(SearchResult("wide", runs[0], records=tuple(replace(record, run=run) for run in runs)))
     figure.draw_without_rendering()
     texts = {text.get_text(): text for text in next(a for a in figure.axes if a.get_legend()).get_legend().get_texts()}
     assert texts["mean of 2 seeds, 3000 to 4000 of 5000 epochs"].get_window_extent().x1 < figure.bbox.x1

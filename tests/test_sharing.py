@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 
-from flooding import Run, evaluate, loop, train
+from flooding import Run, loop, run_all, train
 from flooding.levels import Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.methods import SAM, Hinge, IFlood, SoftAD, WaveBound
-from flooding.training.checkpoints import Checkpoints, Pace
-from flooding.training.jobs import Job, lead
-from flooding.training.loop import Row
-from flooding.training.prefix import Trunk, can_share
+from flooding.training.checkpoints import Checkpoints, CheckpointTimer
+from flooding.training.jobs import Job, run_shared_prefix
+from flooding.training.loop import EpochResult
+from flooding.training.prefix import SharedPrefix, can_share
 from flooding.training.problem import TestCurve
-from flooding.training.runner import trajectory
+from flooding.training.runner import run_key
 from small import noisy, normed, regression, small
 
 GRID = [0.05 * n for n in range(26)]
@@ -43,21 +43,21 @@ def check(runs, **how):
         if row.weights is not None:
             weights[id(row.run)] = row.weights["last"]
 
-    records = evaluate(runs, on_row=on_row, **{"ledger": False, "workers": 0} | how)
+    records = run_all(runs, on_row=on_row, **{"ledger": False, "workers": 0} | how)
     for run, record in zip(runs, records, strict=True):
         row = alone(run)
-        assert record.measured == row.record.measured, run.level
+        assert record.content_hash == row.record.content_hash, run.level
         if id(run) in weights:
             assert all(torch.equal(t, row.weights["last"][name]) for name, t in weights[id(run)].items())
-    return sum(r.circumstances["epochs_trained"] for r in records) / sum(r.epochs for r in runs)
+    return sum(r.metadata["epochs_trained"] for r in records) / sum(r.epochs for r in runs)
 
 
 PROBLEMS = {
-    "full batch": partial(small, horizon=25),
+    "full batch": partial(small, max_epochs=25),
     "mini-batches, batch norm, dropout, augmentation, schedule": partial(
-        normed, horizon=12, augment=noisy, schedule=partial(StepLR, step_size=3), key="noisy"
+        normed, max_epochs=12, augment=noisy, lr_scheduler=partial(StepLR, step_size=3), key="noisy"
     ),
-    "plateau schedule": partial(normed, horizon=12, schedule=partial(ReduceLROnPlateau, patience=1)),
+    "plateau schedule": partial(normed, max_epochs=12, lr_scheduler=partial(ReduceLROnPlateau, patience=1)),
 }
 
 
@@ -68,13 +68,13 @@ def test_every_level_of_a_grid_of_26_is_bit_identical_and_steps_are_saved(name, 
     assert share < 1
 
 
-@pytest.mark.parametrize("make", [partial(small, horizon=25), partial(normed, horizon=12)])
+@pytest.mark.parametrize("make", [partial(small, max_epochs=25), partial(normed, max_epochs=12)])
 def test_controllers_share_too(make):
     assert check([Run(make(), level) for level in [*CONTROLLERS, 0.1, None]]) < 1
 
 
 def test_hinge_shares_and_methods_that_act_from_the_first_step_do_not():
-    runs = [Run(small(horizon=25), 0.2, method=Hinge()), Run(small(horizon=25), 0.2), Run(small(horizon=25))]
+    runs = [Run(small(max_epochs=25), 0.2, method=Hinge()), Run(small(max_epochs=25), 0.2), Run(small(max_epochs=25))]
     assert all(can_share(run) for run in runs)
     assert check(runs) < 1
     others = [Run(small(), 0.2, method=m) for m in (IFlood(), SoftAD(), SAM())] + [Run(small(), method=WaveBound(0.01))]
@@ -83,13 +83,13 @@ def test_hinge_shares_and_methods_that_act_from_the_first_step_do_not():
 
 
 def test_runs_that_stop_early_share():
-    problem = small(horizon=30)
-    runs = [Run(problem, level, until=until) for level in (None, 0.0, 0.3) for until in (5, 17, 30)]
+    problem = small(max_epochs=30)
+    runs = [Run(problem, level, stop_epoch=until) for level in (None, 0.0, 0.3) for until in (5, 17, 30)]
     assert check(runs) < 1
 
 
 def test_a_regression_shares():
-    problem = regression(horizon=20)
+    problem = regression(max_epochs=20)
     assert check([Run(problem, level) for level in (None, 0.05, 0.2, 1.0)]) < 1
 
 
@@ -99,55 +99,57 @@ def below_0(outputs, y):
 
 
 def test_levels_of_a_loss_that_falls_below_0_share():
-    problem = regression(horizon=60, loss=below_0)
-    records = evaluate([Run(problem, level) for level in (None, 0.0, -0.5)], ledger=False, workers=0)
+    problem = regression(max_epochs=60, loss=below_0)
+    records = run_all([Run(problem, level) for level in (None, 0.0, -0.5)], ledger=False, workers=0)
     assert [bool(r.curves["flooded"].any()) for r in records] == [False, True, True], "each level is reached"
     assert check([Run(problem, level) for level in (None, 0.0, -0.5, 0.5, -9.0)]) < 1
 
 
 def test_level_0_of_a_loss_above_0_is_the_trunk_to_its_end():
-    plain, zero = evaluate([Run(normed(horizon=9)), Run(normed(horizon=9), 0.0)], ledger=False, workers=0)
-    assert plain.weights == zero.weights
-    assert plain.circumstances["epochs_trained"] + zero.circumstances["epochs_trained"] == 9
+    plain, zero = run_all([Run(normed(max_epochs=9)), Run(normed(max_epochs=9), 0.0)], ledger=False, workers=0)
+    assert plain.weights_sha256 == zero.weights_sha256
+    assert plain.metadata["epochs_trained"] + zero.metadata["epochs_trained"] == 9
 
 
 def test_an_optimizer_with_several_passes_a_step_does_not_share():
-    problem = small(optimizer=torch.optim.LBFGS, horizon=3)
+    problem = small(optimizer=torch.optim.LBFGS, max_epochs=3)
     assert check([Run(problem, level) for level in (None, 0.2)]) == 1
 
 
 def test_the_last_to_leave_pays_for_the_trunk_and_nobody_else():
-    problem = small(horizon=25)
+    problem = small(max_epochs=25)
     levels = [0.25, 0.3, 0.5]
-    records = evaluate([Run(problem, level) for level in levels], ledger=False, workers=0)
+    records = run_all([Run(problem, level) for level in levels], ledger=False, workers=0)
     left = [int((record.curves["train_loss"][1:] <= record.level).argmax()) for record in records]
-    assert [r.circumstances["epochs_trained"] for r in records] == [25 + 1, 25 - left[1], 25 - left[2]], left
+    assert [r.metadata["epochs_trained"] for r in records] == [25 + 1, 25 - left[1], 25 - left[2]], left
 
 
 def test_a_stale_snapshot_is_as_good():
-    problem = small(horizon=25)
-    trunk, seen = Trunk({0: Run(problem, 0.5)}), []
+    problem = small(max_epochs=25)
+    trunk, seen = SharedPrefix({0: Run(problem, 0.5)}), []
     for row in train(Run(problem), conclude=False):
         late = row.epoch > 2
-        for _, epoch, state in trunk.follow(Row(row.run, row.epoch, row.values, losses=row.losses) if late else row):
+        for _, epoch, state in trunk.follow(
+            EpochResult(row.run, row.epoch, row.values, losses=row.losses) if late else row
+        ):
             seen.append((epoch, state))
     [(epoch, state)] = seen
     assert epoch == 2
     *_, resumed = train(Run(problem, 0.5), resume=state)
-    assert resumed.record.measured == alone(Run(problem, 0.5)).record.measured
+    assert resumed.record.content_hash == alone(Run(problem, 0.5)).record.content_hash
 
 
 RESUMED = {
-    "plain": Run(normed(horizon=9)),
-    "flooded": Run(normed(horizon=9), 0.4),
-    "controller": Run(normed(horizon=9), Heuristic(until_loss=0.6)),
-    "schedule": Run(normed(horizon=9, schedule=partial(CosineAnnealingLR, T_max=9)), 0.4),
-    "plateau schedule": Run(normed(horizon=9, schedule=partial(ReduceLROnPlateau, patience=1)), 0.4),
-    "teacher": Run(normed(horizon=9), method=WaveBound(0.01)),
-    "sam": Run(normed(horizon=9), method=SAM()),
-    "lbfgs": Run(small(horizon=9, optimizer=torch.optim.LBFGS)),
-    "momentum": Run(normed(horizon=9, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9)), 0.4),
-    "augmented": Run(normed(horizon=9, augment=noisy), 0.4),
+    "plain": Run(normed(max_epochs=9)),
+    "flooded": Run(normed(max_epochs=9), 0.4),
+    "controller": Run(normed(max_epochs=9), Heuristic(until_loss=0.6)),
+    "schedule": Run(normed(max_epochs=9, lr_scheduler=partial(CosineAnnealingLR, T_max=9)), 0.4),
+    "plateau schedule": Run(normed(max_epochs=9, lr_scheduler=partial(ReduceLROnPlateau, patience=1)), 0.4),
+    "teacher": Run(normed(max_epochs=9), method=WaveBound(0.01)),
+    "sam": Run(normed(max_epochs=9), method=SAM()),
+    "lbfgs": Run(small(max_epochs=9, optimizer=torch.optim.LBFGS)),
+    "momentum": Run(normed(max_epochs=9, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9)), 0.4),
+    "augmented": Run(normed(max_epochs=9, augment=noisy), 0.4),
 }
 
 
@@ -163,7 +165,7 @@ def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
     whole = list(train(run))
     assert [row.epoch for row in rows] == list(range(10))
     assert [str(row.values) for row in rows] == [str(row.values) for row in whole]
-    assert rows[-1].record.measured == whole[-1].record.measured
+    assert rows[-1].record.content_hash == whole[-1].record.content_hash
     assert all(torch.equal(t, rows[-1].weights["last"][n]) for n, t in whole[-1].weights["last"].items())
 
 
@@ -171,12 +173,12 @@ def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
 def test_what_was_interrupted_goes_on_from_its_last_epoch(where, tmp_path, monkeypatch):
     monkeypatch.setattr("flooding.training.checkpoints._SECONDS", 0.0)
     monkeypatch.setattr("flooding.training.checkpoints._SHARE", math.inf)
-    path, problem, stepped = tmp_path / "ledger.sqlite", normed(horizon=12), []
+    path, problem, stepped = tmp_path / "ledger.sqlite", normed(max_epochs=12), []
     runs = [Run(problem, level) for level in (None, 0.2, 0.25, 0.3)]
-    whole = [alone(run).record.measured for run in runs]
+    whole = [alone(run).record.content_hash for run in runs]
     one = loop._epoch
     monkeypatch.setattr(loop, "_epoch", lambda *given: (stepped.append(0), one(*given))[1])
-    evaluate(runs, ledger=False, workers=0)
+    run_all(runs, ledger=False, workers=0)
     undisturbed = len(stepped)
     assert undisturbed < 4 * 12, "they share a beginning"
     stepped.clear()
@@ -185,34 +187,34 @@ def test_what_was_interrupted_goes_on_from_its_last_epoch(where, tmp_path, monke
         if len(stepped) == (3 if where == "trunk" else undisturbed - 3):
             raise KeyboardInterrupt
 
-    follow = Trunk.follow
+    follow = SharedPrefix.follow
     with monkeypatch.context() as patch:
-        patch.setattr(Trunk, "follow", lambda trunk, row: (interrupt(), follow(trunk, row))[1])
+        patch.setattr(SharedPrefix, "follow", lambda trunk, row: (interrupt(), follow(trunk, row))[1])
         with pytest.raises(KeyboardInterrupt):
-            evaluate(runs, ledger=path, workers=0, on_row=interrupt)
+            run_all(runs, ledger=path, workers=0, on_row=interrupt)
     assert 0 < len(stepped) < undisturbed
-    records = evaluate(runs, ledger=path, workers=0)
-    assert [record.measured for record in records] == whole
+    records = run_all(runs, ledger=path, workers=0)
+    assert [record.content_hash for record in records] == whole
     assert len(stepped) <= undisturbed + 1
 
 
 def test_a_longer_run_goes_on_where_a_shorter_one_stopped(tmp_path):
-    problem, told = small(horizon=30), []
+    problem, told = small(max_epochs=30), []
     for until in (5, 15, 30):
-        run = Run(problem, 0.3, until=until)
-        [record] = evaluate([run], ledger=tmp_path / "ledger.sqlite", workers=0)
-        assert record.measured == alone(run).record.measured
-        told.append(record.circumstances["epochs_trained"])
+        run = Run(problem, 0.3, stop_epoch=until)
+        [record] = run_all([run], ledger=tmp_path / "ledger.sqlite", workers=0)
+        assert record.content_hash == alone(run).record.content_hash
+        told.append(record.metadata["epochs_trained"])
     assert told == [5, 10, 15]
     assert not list((tmp_path / "ledger.sqlite.checkpoints").iterdir())  # nobody can go on from the horizon
 
 
 def test_fresh_ignores_checkpoints(tmp_path):
-    problem = small(horizon=30)
+    problem = small(max_epochs=30)
     for until, fresh in ((5, False), (15, True)):
-        run = Run(problem, 0.3, until=until)
-        [record] = evaluate([run], ledger=tmp_path / "ledger.sqlite", workers=0, fresh=fresh)
-    assert record.circumstances["epochs_trained"] == 15
+        run = Run(problem, 0.3, stop_epoch=until)
+        [record] = run_all([run], ledger=tmp_path / "ledger.sqlite", workers=0, overwrite=fresh)
+    assert record.metadata["epochs_trained"] == 15
 
 
 FACTOR = {"by": 1.0}
@@ -224,20 +226,20 @@ def scaled(output, y):
 
 
 def test_a_checkpoint_under_a_users_key_must_be_the_problems_own(tmp_path, monkeypatch):
-    path, problem = tmp_path / "ledger.sqlite", small(horizon=9, key="mine", loss=scaled)
-    evaluate([Run(problem, 0.3, until=5)], ledger=path, workers=0)
+    path, problem = tmp_path / "ledger.sqlite", small(max_epochs=9, key="mine", loss=scaled)
+    run_all([Run(problem, 0.3, stop_epoch=5)], ledger=path, workers=0)
     monkeypatch.setitem(FACTOR, "by", 2.0)
     with pytest.raises(ValueError, match="Change its key too"):
-        evaluate([Run(problem, 0.3)], ledger=path, workers=0)
+        run_all([Run(problem, 0.3)], ledger=path, workers=0)
 
 
 def test_a_broken_checkpoint_costs_time_and_no_result(tmp_path, caplog):
-    path, run = tmp_path / "ledger.sqlite", Run(small(horizon=9), 0.3)
-    evaluate([Run(small(horizon=9), 0.3, until=5)], ledger=path, workers=0)
+    path, run = tmp_path / "ledger.sqlite", Run(small(max_epochs=9), 0.3)
+    run_all([Run(small(max_epochs=9), 0.3, stop_epoch=5)], ledger=path, workers=0)
     [file] = (tmp_path / "ledger.sqlite.checkpoints").iterdir()
     file.write_bytes(file.read_bytes()[:1000])
-    [record] = evaluate([run], ledger=path, workers=0)
-    assert record.measured == alone(run).record.measured
+    [record] = run_all([run], ledger=path, workers=0)
+    assert record.content_hash == alone(run).record.content_hash
     assert "cannot be read" in caplog.text
     assert not file.exists()
 
@@ -271,7 +273,7 @@ def test_tidying_removes_the_oldest(tmp_path):
 
         os.utime(path, (epoch, epoch))
     size = path.stat().st_size
-    files.tidy(limit=2 * size)
+    files.prune(limit=2 * size)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run-2.pt", "run-3.pt"]
 
 
@@ -285,26 +287,26 @@ def test_a_run_is_due_after_thirty_seconds_and_rarely_where_writing_is_slow(tmp_
         now[0] += 2.0  # slow: 2 % of the time is one in 100 s
 
     monkeypatch.setattr(files, "save", save)
-    pace = Pace(files, "run")
+    pace = CheckpointTimer(files, "run")
     for epoch in range(300):
-        pace.see(Row(None, epoch, {}, snapshot=dict))
+        pace.see(EpochResult(None, epoch, {}, snapshot=dict))
         now[0] += 1.0
     assert [at for _, at in written] == [30.0, 132.0, 234.0]
 
 
 def test_in_a_large_group_the_first_to_leave_begins_at_once_where_there_are_workers():
-    runs = [Run(small(horizon=25), 0.02 * n) for n in range(20)]
+    runs = [Run(small(max_epochs=25), 0.02 * n) for n in range(20)]
     for workers in (1, 2):
-        records = evaluate(runs, ledger=False, workers=workers)
-        whole = [r.run.level for r in records if r.circumstances["epochs_trained"] == 25]
+        records = run_all(runs, ledger=False, workers=workers)
+        whole = [r.run.level for r in records if r.metadata["epochs_trained"] == 25]
         assert (runs[-1].level in whole) == (workers == 2)
-        assert [r.measured for r in records] == [alone(run).record.measured for run in runs]
+        assert [r.content_hash for r in records] == [alone(run).record.content_hash for run in runs]
 
 
 def test_a_run_without_a_name_never_goes_on_from_another_ones_checkpoint(tmp_path):
     path, problems = (
         tmp_path / "ledger.sqlite",
-        [small(horizon=9, optimizer=lambda p, lr=lr: torch.optim.Adam(p, lr=lr)) for lr in (0.01, 0.03)],
+        [small(max_epochs=9, optimizer=lambda p, lr=lr: torch.optim.Adam(p, lr=lr)) for lr in (0.01, 0.03)],
     )
     rows = []
 
@@ -314,29 +316,29 @@ def test_a_run_without_a_name_never_goes_on_from_another_ones_checkpoint(tmp_pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate([Run(problems[0], level) for level in (None, 0.0, 0.6)], ledger=path, workers=0, on_row=stop)
-    run = Run(problems[1], 0.3, until=5)
-    [record] = evaluate([run], ledger=path, workers=0)
-    [longer] = evaluate([Run(problems[1], 0.3)], ledger=path, workers=0)
-    assert record.measured == alone(run).record.measured
-    assert longer.measured == alone(Run(problems[1], 0.3)).record.measured
+        run_all([Run(problems[0], level) for level in (None, 0.0, 0.6)], ledger=path, workers=0, on_row=stop)
+    run = Run(problems[1], 0.3, stop_epoch=5)
+    [record] = run_all([run], ledger=path, workers=0)
+    [longer] = run_all([Run(problems[1], 0.3)], ledger=path, workers=0)
+    assert record.content_hash == alone(run).record.content_hash
+    assert longer.content_hash == alone(Run(problems[1], 0.3)).record.content_hash
     assert not (tmp_path / "ledger.sqlite.checkpoints").exists()
 
 
 def test_test_curves_do_not_depend_on_where_a_run_stopped(tmp_path):
-    problem = small(horizon=8, test_curve=TestCurve(50, 4))
+    problem = small(max_epochs=8, test_curve=TestCurve(50, 4))
     for until in (3, None):
-        [record] = evaluate([Run(problem, 0.1, until=until)], ledger=tmp_path / "ledger.sqlite", workers=0)
-    assert record.measured == alone(Run(problem, 0.1)).record.measured
-    assert check([Run(problem, 0.01, until=3), Run(problem)]) < 1
+        [record] = run_all([Run(problem, 0.1, stop_epoch=until)], ledger=tmp_path / "ledger.sqlite", workers=0)
+    assert record.content_hash == alone(Run(problem, 0.1)).record.content_hash
+    assert check([Run(problem, 0.01, stop_epoch=3), Run(problem)]) < 1
 
 
 def test_a_trunk_ends_with_its_last_fork_and_leaves_no_file(tmp_path):
-    runs = [Run(small(horizon=9), level) for level in (None, 0.3, 0.6)]
-    keys = [trajectory(run) for run in runs]
+    runs = [Run(small(max_epochs=9), level) for level in (None, 0.3, 0.6)]
+    keys = [run_key(run) for run in runs]
     forks = tuple(
         Job(n, run, key, None, folder=str(tmp_path)) for n, (run, key) in enumerate(zip(runs, keys, strict=True))
     )
     trunk = forks[0]._replace(forks=forks)
-    assert sorted(ready.number for ready in lead(trunk)) == [0, 1, 2]
+    assert sorted(ready.number for ready in run_shared_prefix(trunk)) == [0, 1, 2]
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == sorted(keys)

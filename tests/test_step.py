@@ -77,7 +77,7 @@ def test_remove_is_the_plain_loop_bit_for_bit(local):
     model, batches, level = build(torch.float32)
     flooded = copy.deepcopy(model)
     optimizer = OPTIMIZERS["adam"](flooded.parameters())
-    with FloodStep(optimizer, 10 * level, local=local) as flood_step:
+    with FloodStep(optimizer, 10 * level, per_microbatch=local) as flood_step:
         watched = flood_step(functional.cross_entropy(flooded(batches[0][0]), batches[0][1]))
         assert "zero_grad" in vars(optimizer)
     assert "zero_grad" not in vars(optimizer)
@@ -524,7 +524,7 @@ def test_apply_twice_in_a_step_is_refused():
 
 
 def test_local_floods_each_micro_batch():
-    w, optimizer, flood_step = _weight(level=4.0, local=True)  # above the mean, between the two
+    w, optimizer, flood_step = _weight(level=4.0, per_microbatch=True)  # above the mean, between the two
     for raw, gradient in ((1.0, 5.0), (5.0, 3.0)):
         (flood_step(raw + gradient * (w - w.detach())) / 2).backward()
     optimizer.step()
@@ -573,7 +573,7 @@ def test_a_controller_is_updated_after_every_step_and_epoch():
             loss = functional.cross_entropy(model(x), y)
         _run(model, optimizer, flood_step, [(x, y)])
         assert flood_step.state["slope"] == (1 if loss > state["level"] else -1)
-        state = controller.update(state, levels.Seen(loss))
+        state = controller.update(state, levels.StepInfo(loss))
         assert torch.equal(flood_step.level, state["level"])
 
     class Epochs:

@@ -395,7 +395,7 @@ def test_the_sum_is_watched_as_the_warning_says():
 @pytest.mark.parametrize("local", [False, True])
 def test_one_loss_watched_twice_counts_once(local):
     """By a criterion and by the loop. With ``local`` it would be flipped twice."""
-    w, optimizer, flood_step = weight(local=local)
+    w, optimizer, flood_step = weight(per_microbatch=local)
     for raw in (1.0, 1.5):
         loss = flood_step(flood_step(loss_of(w, raw)))
         loss.backward()
@@ -420,7 +420,7 @@ def test_local_by_two_floodsteps_is_refused():
     """The loss's own backward would be flipped twice; one of them floods it for both optimisers."""
     net = TwoParts()
     optimizers = net.optimizers()
-    one, two = (FloodStep(optimizer, 50.0, local=True) for optimizer in optimizers)
+    one, two = (FloodStep(optimizer, 50.0, per_microbatch=True) for optimizer in optimizers)
     with pytest.raises(RuntimeError, match="Watch it by one of them"):
         one(two(net.loss()))
     two.remove()
@@ -625,7 +625,7 @@ class NotANumber:
 @pytest.mark.parametrize("local", [False, True], ids=["", "local"])
 def test_a_level_that_becomes_nan_stops_before_the_gradients_change(lost, local):
     level = torch.tensor(2.0)
-    w, optimizer, flood_step = weight(level=level, local=local)
+    w, optimizer, flood_step = weight(level=level, per_microbatch=local)
     level.fill_(lost)
 
     def step():
@@ -657,7 +657,7 @@ def test_a_controller_that_loses_its_level_stops():
 @pytest.mark.parametrize("local", [False, True], ids=["", "local"])
 def test_where_the_level_is_not_read_a_nan_makes_the_gradients_nan(local):
     """As on a GPU, whose memory is not read: its slope would be 0, and nobody would know."""
-    w, optimizer, flood_step = weight(objective=lambda loss, level: flood(loss, level * math.nan), local=local)
+    w, optimizer, flood_step = weight(objective=lambda loss, level: flood(loss, level * math.nan), per_microbatch=local)
     flood_step(loss_of(w, 1.0)).backward()
     optimizer.step()
     assert w.isnan()

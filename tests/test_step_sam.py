@@ -253,7 +253,7 @@ def test_a_first_pass_without_a_watched_loss_is_refused():
 
 def test_local_is_refused():
     with pytest.raises(ValueError, match="one slope for all passes"):
-        FloodStep(Sam([nn.Parameter(torch.ones(1))]), 0.1, local=True)
+        FloodStep(Sam([nn.Parameter(torch.ones(1))]), 0.1, per_microbatch=True)
 
 
 def test_a_closure_with_arguments_of_its_own():

@@ -16,7 +16,7 @@ from flooding.data.synthetic import two_gaussians
 from flooding.level_search.accordance import accordance, crossing, watch_accordance
 from flooding.level_search.advisor import advise, advisor, bayes_error, entropy, flip_entropy
 from flooding.level_search.backward import backward, has_started
-from flooding.level_search.base import Found, Suggestion, drive, search, together
+from flooding.level_search.base import LevelEstimate, SearchResult, run_concurrently, run_generator, search
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
@@ -24,24 +24,24 @@ from flooding.level_search.heuristic import heuristic
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.level_search.range_test import range_test
 from flooding.level_search.tpe import tpe
-from flooding.levels import Delayed, Heuristic, Seen
+from flooding.levels import Delayed, Heuristic, StepInfo
 from flooding.metrics import balanced_accuracy
-from flooding.testing import check_controller, check_strategy, make_up
+from flooding.testing import check_controller, check_strategy, fake_record
 from flooding.training.problem import Score
 from flooding.training.run import Run
 from small import normed, regression, small
 
-trained = partial(flooding.evaluate, ledger=False, workers=0)
-PROBLEM = small(horizon=12)
+trained = partial(flooding.run_all, ledger=False, workers=0)
+PROBLEM = small(max_epochs=12)
 SCORED = replace(PROBLEM, score=Score(balanced_accuracy, greater_is_better=False))
 
 
 def made_up(runs):
-    return [make_up(run) for run in runs]
+    return [fake_record(run) for run in runs]
 
 
-def altered(record, *, curves=None, finals=None):
-    return replace(record, curves={**record.curves, **(curves or {})}, finals={**record.finals, **(finals or {})})
+def altered(record, *, curves=None, metrics=None):
+    return replace(record, curves={**record.curves, **(curves or {})}, metrics={**record.metrics, **(finals or {})})
 
 
 @pytest.mark.parametrize("problem", [PROBLEM, SCORED], ids=["accuracy", "a score to minimise"])
@@ -86,7 +86,7 @@ def test_backward_finds_the_controller_of_the_best_level():
 def test_backward_counts_the_runs_that_were_never_flooded():
     def evaluate(runs):
         plain = {"last.level": -math.inf, "last.val_accuracy": 0.1}
-        return [altered(r, finals=plain) if r.run.seed == 1 and r.run.level else r for r in made_up(runs)]
+        return [altered(r, metrics=plain) if r.run.seed == 1 and r.run.level else r for r in made_up(runs)]
 
     found = search(backward(PROBLEM, [None, 0.1, 0.2], until_accuracy=0.6, seeds=(0, 1)), evaluate)
     assert found.warnings == (
@@ -109,12 +109,12 @@ def test_backward_without_flooding_is_plain_training():
 
 
 def test_a_trained_record_tells_whether_flooding_began():
-    found = search(backward(small(horizon=25), [0.3], until_accuracy=0.9, seeds=(0, 1, 2)), trained)
+    found = search(backward(small(max_epochs=25), [0.3], until_accuracy=0.9, seeds=(0, 1, 2)), trained)
     flooded = [bool((r.curves["level"] == np.float32(0.3)).any()) for r in found.records]
     assert [has_started(record) for record in found.records] == flooded
     assert any(flooded)
     # The same trainings, cut off before they are fitted.
-    short = trained([replace(r.run, until=2) for r in found.records])
+    short = trained([replace(r.run, stop_epoch=2) for r in found.records])
     assert not any(map(has_started, short))
 
 
@@ -122,7 +122,7 @@ def test_a_trained_record_tells_whether_flooding_began():
 
 
 def test_heuristic_suggests_where_its_level_ended_and_ranged():
-    controller = Heuristic(until_loss=0.5, move=0.03, change=0.1)
+    controller = Heuristic(until_loss=0.5, step_size=0.03, min_delta=0.1)
     found = search(heuristic(PROBLEM, controller, seeds=(0, 1)), made_up)
     curves = [record.curves["level"] for record in found.records]
     used = np.concatenate([curve[np.isfinite(curve)] for curve in curves])
@@ -144,10 +144,10 @@ def test_heuristic_says_when_it_never_flooded():
 def test_heuristic_leaves_out_what_diverged():
     controller = Heuristic(until_accuracy=0.6)
     found = search(
-        heuristic(PROBLEM, controller, seeds=(0, 1)), lambda runs: [make_up(r, diverges=r.seed == 0) for r in runs]
+        heuristic(PROBLEM, controller, seeds=(0, 1)), lambda runs: [fake_record(r, diverges=r.seed == 0) for r in runs]
     )
     assert found.run.seed == 1
-    assert found.suggestions[0].level == found.records[1].finals["last.level"]
+    assert found.suggestions[0].level == found.records[1].metrics["last.level"]
     assert found.warnings == ("1 of 2 runs ended in a NaN validation loss",)
 
 
@@ -177,8 +177,8 @@ def test_a_policy_learns_by_the_gradient_of_the_log_probability():
     state = policy.init()
     for losses, end in zip(steps, ends, strict=True):
         for loss in losses:
-            state = policy.update(state, Seen(torch.tensor(loss)))
-        before, state = state, policy.update(state, Seen(None, *end))
+            state = policy.update(state, StepInfo(torch.tensor(loss)))
+        before, state = state, policy.update(state, StepInfo(None, *end))
     features = torch.tensor([1.0, 0.75, 0.5, 0.8, 0.6])  # of the first epoch, on which the second level was drawn
     assert before["features"] == pytest.approx(features)
     weights = torch.tensor(WEIGHTS, requires_grad=True)  # the first reward is its own mean and teaches nothing
@@ -199,12 +199,12 @@ def test_a_greedy_policy_takes_the_most_probable_level():
 def test_states_of_policies_may_be_stacked():
     policies = [Policy((0.0, 0.1, 0.2), epochs=6, seed=seed) for seed in range(3)]
     states = [policy.init() for policy in policies]
-    together = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    run_concurrently = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     for epoch in range(5):
-        for seen in (Seen(torch.tensor(0.5 - 0.1 * epoch)), Seen(None, 0.5, 0.6, 0.5 + 0.1 * (epoch % 2))):
+        for seen in (StepInfo(torch.tensor(0.5 - 0.1 * epoch)), StepInfo(None, 0.5, 0.6, 0.5 + 0.1 * (epoch % 2))):
             states = [policy.update(state, seen) for policy, state in zip(policies, states, strict=True)]
-            together = policies[0].update(together, seen)
-    for name, value in together.items():
+            run_concurrently = policies[0].update(run_concurrently, seen)
+    for name, value in run_concurrently.items():
         assert torch.allclose(value, torch.stack([state[name] for state in states])), name
 
 
@@ -212,7 +212,7 @@ def test_an_unbounded_loss_leaves_a_policy_finite():
     policy = Policy((0.0, 0.1), epochs=3)
     state = policy.init()
     for loss in (1e30, math.inf, 1.0):
-        state = policy.update(policy.update(state, Seen(torch.tensor(loss))), Seen(val_loss=loss))
+        state = policy.update(policy.update(state, StepInfo(torch.tensor(loss))), StepInfo(val_loss=loss))
     assert state["weights"].abs().max() <= 3 * policy.rate * 10  # three rewards, each at most 1 from the mean
     assert state["mean_reward"].isfinite()
     assert state["features"].abs().max() <= 10
@@ -227,14 +227,14 @@ def bandit(runs):
         level = state["level"].item()
         right = 0.8 - 4 * abs(level - 0.05) + 0.01 * draw.standard_normal()
         rows.append((level, 0.3, 0.9, 1 - right, right))
-        state = policy.update(policy.update(state, Seen(torch.tensor(0.3))), Seen(None, *rows[-1][2:]))
+        state = policy.update(policy.update(state, StepInfo(torch.tensor(0.3))), StepInfo(None, *rows[-1][2:]))
     names = ("level", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
     curves = dict(zip(names, np.array(rows, np.float32).T, strict=True))
-    return [altered(make_up(run), curves=curves, finals={f"last.{n}": float(c[-1]) for n, c in curves.items()})]
+    return [altered(fake_record(run), curves=curves, metrics={f"last.{n}": float(c[-1]) for n, c in curves.items()})]
 
 
 def test_policy_gradient_learns_the_level_that_is_rewarded():
-    found = search(policy_gradient(small(horizon=100), seed=1), bandit)
+    found = search(policy_gradient(small(max_epochs=100), seed=1), bandit)
     runs = [record.run for record in found.records]
     assert len(runs) == 20
     assert len({run.level.seed for run in runs}) == 20
@@ -262,7 +262,7 @@ def test_a_policy_is_credited_with_the_level_that_was_played():
     bias = np.array(found.run.level.weights)[:, 0]
     assert bias[1] > 0 > max(bias[0], bias[2])
     assert found.suggestions == (
-        Suggestion("policy gradient", 0.02, 0.0, 0.1, "chosen in 10 of 12 epochs of the last training"),
+        LevelEstimate("policy gradient", 0.02, 0.0, 0.1, "chosen in 10 of 12 epochs of the last training"),
     )
 
 
@@ -273,8 +273,8 @@ def test_a_policy_folded_over_a_record_goes_the_way_it_went_in_training():
     for epoch in range(1, 13):
         levels.append(state["level"].item())
         shown = {n: torch.tensor(record.curves[n][epoch]) for n in ("train_accuracy", "val_loss", "val_accuracy")}
-        state = policy.update(state, Seen(torch.tensor(record.curves["train_loss"][epoch])))
-        state = policy.update(state, Seen(**shown))
+        state = policy.update(state, StepInfo(torch.tensor(record.curves["train_loss"][epoch])))
+        state = policy.update(state, StepInfo(**shown))
     assert levels == record.curves["level"][1:].tolist()
     assert len(set(levels)) == 3
 
@@ -317,7 +317,9 @@ def test_accordance_is_that_of_fixed_separate_sub_batches():
     assert told[0] == told[1] != told[2]
     assert [len(y) for y in seen] == [7] * 12
     gradients = []
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(flooding.training.rng.stream(0, "accordance")))
+    order = torch.randperm(
+        40, generator=torch.Generator().manual_seed(flooding.training.rng.derive_seed(0, "accordance"))
+    )
     for part in order[:28].reshape(4, 7):
         model.zero_grad()
         problem.loss(model(splits.train.x[part]), identified.train.y[part]).backward()
@@ -327,10 +329,10 @@ def test_accordance_is_that_of_fixed_separate_sub_batches():
 
 
 def test_accordance_trains_plainly_and_reads_off_the_loss():
-    problem = normed(horizon=8)
+    problem = normed(max_epochs=8)
     found = search(accordance(problem, batches=3), trained)
     [record] = found.records
-    assert record.weights == trained([Run(problem)])[0].weights
+    assert record.weights_sha256 == trained([Run(problem)])[0].weights_sha256
     assert np.isfinite(record.curves["accordance"]).all()
     assert record.run.key() is not None
     assert record.run.level is None
@@ -339,7 +341,7 @@ def test_accordance_trains_plainly_and_reads_off_the_loss():
 
 def crossed(curve, loss):
     def evaluate(runs):
-        return [altered(make_up(runs[0]), curves={"accordance": np.array(curve), "train_loss": np.array(loss)})]
+        return [altered(fake_record(runs[0]), curves={"accordance": np.array(curve), "train_loss": np.array(loss)})]
 
     return evaluate
 
@@ -385,7 +387,7 @@ def near(best):
 
     def evaluate(runs):
         told = [{"last.val_accuracy": 0.9 - abs(run.level - best), "last.val_loss": 0.5} for run in runs]
-        return [replace(altered(make_up(r), finals=t), curves={}) for r, t in zip(runs, told, strict=True)]
+        return [replace(altered(fake_record(r), metrics=t), curves={}) for r, t in zip(runs, told, strict=True)]
 
     return evaluate
 
@@ -432,9 +434,9 @@ def test_tpe_is_told_that_nan_is_worst_and_that_the_loss_breaks_ties(tmp_path):
         low, high = made_up(runs[:2])
         equal = {"last.val_accuracy": 0.5}
         return [
-            replace(altered(low, finals=equal | {"last.val_loss": 0.4}), curves={}),
-            replace(altered(high, finals=equal | {"last.val_loss": 0.3}), curves={}),
-            make_up(runs[2], diverges=True),
+            replace(altered(low, metrics=equal | {"last.val_loss": 0.4}), curves={}),
+            replace(altered(high, metrics=equal | {"last.val_loss": 0.3}), curves={}),
+            fake_record(runs[2], diverges=True),
         ]
 
     search(tpe(PROBLEM, trainings=3, batch=3, storage=tmp_path / "study.sqlite"), evaluate)
@@ -468,8 +470,8 @@ def test_a_killed_tpe_repeats_itself_and_its_copy_is_whole(tmp_path):
 
 def test_a_killed_search_trains_only_what_its_ledger_lacks(tmp_path):
     started = []
-    ledger = partial(flooding.evaluate, ledger=tmp_path / "runs.sqlite", workers=0, on_start=started.extend)
-    make = partial(tpe, small(horizon=2), trainings=6, storage=tmp_path / "study.sqlite")
+    ledger = partial(flooding.run_all, ledger=tmp_path / "runs.sqlite", workers=0, on_start=started.extend)
+    make = partial(tpe, small(max_epochs=2), trainings=6, storage=tmp_path / "study.sqlite")
 
     def killed(runs):
         if len(started) == 4:
@@ -641,14 +643,14 @@ def test_side_by_side_each_finds_what_it_finds_alone():
         asked.append(len(runs))
         return made_up(runs)
 
-    found, records = drive(together([make(PROBLEM) for make in makes]), ask)
+    found, records = run_generator(run_concurrently([make(PROBLEM) for make in makes]), ask)
     for one, other in zip(alone, found, strict=True):
         assert repr(one.run) == repr(other.run)
         assert one.suggestions == other.suggestions
-        assert [r.measured for r in one.records] == [r.measured for r in other.records]
+        assert [r.content_hash for r in one.records] == [r.content_hash for r in other.records]
     assert len(asked) < sum(map(len, ([1, 1], [1] * 3, [1] * 5, [1]))), "rounds are shared"
     assert len(records) == sum(len(one.records) for one in alone)
-    assert drive(together([]), ask) == ([], [])
+    assert run_generator(run_concurrently([]), ask) == ([], [])
 
 
 def test_side_by_side_a_failure_closes_all():
@@ -665,7 +667,7 @@ def test_side_by_side_a_failure_closes_all():
         raise RuntimeError("the cluster is gone")
 
     with pytest.raises(RuntimeError, match="cluster"):
-        drive(together([waits("a"), waits("b")]), fails)
+        run_generator(run_concurrently([waits("a"), waits("b")]), fails)
     assert sorted(closed) == ["a", "b"]
 
 
@@ -675,18 +677,18 @@ def test_drive_gives_what_a_generator_returns_and_counts_its_records():
         second = yield [Run(PROBLEM, 0.2), Run(PROBLEM, 0.3)]
         return len(first) + len(second)
 
-    value, records = drive(two_rounds(), made_up)
+    value, records = run_generator(two_rounds(), made_up)
     assert value == 3
     assert [record.level for record in records] == [0.1, 0.2, 0.3]
     with pytest.raises(ValueError, match="a Record for each Run, got 0 for 1"):
-        drive(two_rounds(), lambda runs: [])
-    assert isinstance(search(grid(PROBLEM, [0.0, 0.1]), made_up), Found)
+        run_generator(two_rounds(), lambda runs: [])
+    assert isinstance(search(grid(PROBLEM, [0.0, 0.1]), made_up), SearchResult)
 
 
 def test_the_finder_says_when_plain_training_lies_within_chance():
     def told(examples):
         def evaluate(runs):
-            return [replace(r, circumstances={"val_examples": examples} if examples else {}) for r in made_up(runs)]
+            return [replace(r, metadata={"val_examples": examples} if examples else {}) for r in made_up(runs)]
 
         return search(finder(PROBLEM), evaluate)
 

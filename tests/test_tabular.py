@@ -16,7 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flooding.tabular.table.table import (
+
+from flooding import Run, tabular, train
+from flooding.models import mlp
+from flooding.tabular.table import (
     Column,
     Preprocessing,
     load_model,
@@ -25,10 +28,7 @@ from flooding.tabular.table.table import (
     save_model,
     table_problem,
 )
-
-from flooding import Run, tabular, train
-from flooding.models import mlp
-from flooding.training.runner import trajectory
+from flooding.training.runner import run_key
 
 FRUIT = "kind,grams,colour\n" + "apple,150,red\nfig,40,green\napple,170,green\nfig,50,brown\n" * 10
 
@@ -298,12 +298,12 @@ def test_the_division_depends_on_its_own_seed_alone(tmp_path):
 
 def test_runs_can_be_looked_up_until_the_table_changes(tmp_path):
     path = written(tmp_path, FRUIT)
-    key = trajectory(Run(table_problem(path, "kind").problem, 0.1))
+    key = run_key(Run(table_problem(path, "kind").problem, 0.1))
     assert key is not None
-    assert trajectory(Run(table_problem(path, "kind").problem, 0.1)) == key
-    assert trajectory(Run(table_problem(path, "kind", width=8).problem, 0.1)) != key
+    assert run_key(Run(table_problem(path, "kind").problem, 0.1)) == key
+    assert run_key(Run(table_problem(path, "kind", width=8).problem, 0.1)) != key
     written(tmp_path, FRUIT.replace("150", "151"))
-    assert trajectory(Run(table_problem(path, "kind").problem, 0.1)) != key
+    assert run_key(Run(table_problem(path, "kind").problem, 0.1)) != key
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_a_name_goes_before_a_position(tmp_path):
 def test_what_was_assumed_is_said(tmp_path):
     rows = "".join(f"{i % 7},{'?' if i % 3 else i},5,{'rgb'[i % 3]},{'no' if i % 4 else 'yes'}\n" for i in range(50))
     path = written(tmp_path, f"a,b,c,d,y\n{rows}1,2,5,r,?\n")
-    assert table_problem(path, "y", horizon=7).assumptions == (
+    assert table_problem(path, "y", max_epochs=7).assumptions == (
         "table.csv: 51 rows, 5 columns.",
         "Dropped 1 rows without a target.",
         "Target 'y': classification into 2 classes, since it is text: no (37 rows), yes (13 rows).",
@@ -387,7 +387,7 @@ def test_there_are_several_steps_in_an_epoch(tmp_path):
 
 
 def test_a_table_without_a_test_split(tmp_path):
-    table = table_problem(written(tmp_path, FRUIT), "kind", test_share=0, horizon=1, width=4, depth=1)
+    table = table_problem(written(tmp_path, FRUIT), "kind", test_share=0, max_epochs=1, width=4, depth=1)
     assert table.problem.data.test is None
     assert [len(s) for s in _there(table.problem.data)] == [32, 8]
     trained(table)
@@ -395,14 +395,14 @@ def test_a_table_without_a_test_split(tmp_path):
 
 def test_regression_is_the_squared_error_of_the_standardised_target(tmp_path):
     numbers(200).to_csv(tmp_path / "a.csv", index=False)
-    table = table_problem(tmp_path / "a.csv", "y", horizon=20, width=16, depth=2)
+    table = table_problem(tmp_path / "a.csv", "y", max_epochs=20, width=16, depth=2)
     problem, split = table.problem, table.problem.data.train
     assert problem.loss(torch.zeros_like(split.y), split.y).item() == pytest.approx(1, rel=1e-6)
     problem = dataclasses.replace(problem, optimizer=partial(torch.optim.Adam, lr=1e-2))
     *_, last = train(Run(problem))
     assert "val_accuracy" not in last.record.curves
-    assert last.record.finals["last.val_loss"] < 0.2
-    assert last.record.finals["last.test_loss"] < 0.2
+    assert last.record.metrics["last.val_loss"] < 0.2
+    assert last.record.metrics["last.test_loss"] < 0.2
 
 
 # Saving and predicting.
@@ -411,7 +411,7 @@ def test_regression_is_the_squared_error_of_the_standardised_target(tmp_path):
 @pytest.fixture
 def fruit(tmp_path):
     """A model of fruits, saved."""
-    table = table_problem(written(tmp_path, FRUIT), "kind", horizon=60, width=8, depth=1)
+    table = table_problem(written(tmp_path, FRUIT), "kind", max_epochs=60, width=8, depth=1)
     save_model(tmp_path / "model", trained(table), table)
     return table, tmp_path / "model"
 
@@ -433,7 +433,7 @@ def test_predictions_are_those_of_the_network(tmp_path, fruit):
 def test_numbers_are_predicted_in_their_own_unit(tmp_path):
     frame = numbers(200)
     frame.to_csv(tmp_path / "a.csv", index=False)
-    table = table_problem(tmp_path / "a.csv", "y", horizon=60, width=16, depth=2)
+    table = table_problem(tmp_path / "a.csv", "y", max_epochs=60, width=16, depth=2)
     save_model(tmp_path / "model", trained(table), table)
     found = predict(tmp_path / "model", tmp_path / "a.csv")
     assert list(found) == ["value"]
@@ -452,7 +452,7 @@ def test_columns_are_matched_by_name(tmp_path, fruit, caplog):
         pd.testing.assert_frame_equal(predict(folder, tmp_path / "new.csv"), plain)
         assert caplog.text == ""
         frame.assign(constant=1.0).to_csv(tmp_path / "kept.csv", index=False)
-        same = table_problem(tmp_path / "kept.csv", "kind", horizon=1, width=8, depth=1)
+        same = table_problem(tmp_path / "kept.csv", "kind", max_epochs=1, width=8, depth=1)
         save_model(tmp_path / "kept", trained(same), same)
         predict(tmp_path / "kept", tmp_path / "kept.csv")
         assert caplog.text == ""  # the target and what training dropped are nothing new
@@ -464,7 +464,7 @@ def test_columns_are_matched_by_name(tmp_path, fruit, caplog):
 def test_values_unknown_to_training_are_told_and_mute_columns_too(tmp_path, caplog):
     prices = ["" if i % 5 == 0 else f'"{i},5"' for i in range(60)]
     rows = "".join(f"{i},{prices[i]},{'rgb'[i % 3]},{'no' if i % 4 else 'yes'}\n" for i in range(60))
-    found = table_problem(written(tmp_path, f"a,b,c,y\n{rows}"), "y", horizon=2)
+    found = table_problem(written(tmp_path, f"a,b,c,y\n{rows}"), "y", max_epochs=2)
     assert any("tell nothing, since no value occurs twice; numbers written oddly? b." in s for s in found.assumptions)
     network = found.problem.build(0)
     save_model(tmp_path / "model", network.state_dict(), found)
@@ -486,7 +486,7 @@ def test_one_row_and_the_header_that_training_had(tmp_path, fruit):
     _, folder = fruit
     assert len(predict(folder, written(tmp_path, "grams,colour\n150,red\n", "new.csv"))) == 1
     rows = "".join(f"{i % 2},{i},{i % 5}\n" for i in range(40))
-    table = table_problem(written(tmp_path, rows, "bare.csv"), 0, horizon=1, width=4, depth=1)
+    table = table_problem(written(tmp_path, rows, "bare.csv"), 0, max_epochs=1, width=4, depth=1)
     save_model(tmp_path / "bare", trained(table), table)
     assert len(predict(tmp_path / "bare", written(tmp_path, "0,7,3\n", "new.csv"))) == 1
     with pytest.raises(ValueError, match=r"every column of the training table, got no 'c2'"):
@@ -495,7 +495,7 @@ def test_one_row_and_the_header_that_training_had(tmp_path, fruit):
 
 def test_categories_that_look_like_numbers_stay_text(tmp_path):
     rows = "".join(f"{['16', 'x17'][i % 2]},{i % 2}\n" for i in range(40))
-    table = table_problem(written(tmp_path, f"code,y\n{rows}"), "y", horizon=20, width=8, depth=1)
+    table = table_problem(written(tmp_path, f"code,y\n{rows}"), "y", max_epochs=20, width=8, depth=1)
     save_model(tmp_path / "model", trained(table), table)
     found = predict(tmp_path / "model", written(tmp_path, "code\n16\n16\n", "new.csv"))
     assert found["class"].tolist() == ["0", "0"]
@@ -506,7 +506,7 @@ def test_archives_become_problems_and_predictions(tmp_path):
     x = np.random.default_rng(0).normal(size=(60, 3))
     x[::7, 1] = np.nan
     np.savez(tmp_path / "a.npz", x=x, y=(x[:, 0] > 0).astype(int))
-    table = table_problem(tmp_path / "a.npz", "y", horizon=60, width=8, depth=1)
+    table = table_problem(tmp_path / "a.npz", "y", max_epochs=60, width=8, depth=1)
     save_model(tmp_path / "model", trained(table), table)
     np.savez(tmp_path / "new.npz", x=x)
     found = predict(tmp_path / "model", tmp_path / "new.npz")
@@ -707,7 +707,7 @@ def real():
 
 
 def test_adult_is_learned_and_predicted(real, tmp_path):
-    table = table_problem(real / "adult.data.gz", -1, horizon=1, width=64, depth=2)
+    table = table_problem(real / "adult.data.gz", -1, max_epochs=1, width=64, depth=2)
     assert table.target == tabular.Target("c14", ("<=50K", ">50K"))
     texts = {c.name: len(c.categories) for c in table.preprocessing.columns if c.categories is not None}
     assert texts == {"c1": 8, "c3": 16, "c5": 7, "c6": 14, "c7": 6, "c8": 5, "c9": 2, "c13": 30}

@@ -15,8 +15,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from flooding.tabular.table.table import load_model, predict, read_table, save_model, table_problem
 
+from flooding.tabular.table import load_model, predict, read_table, save_model, table_problem
 from flooding.tabular.table import table as tabular
 
 FRUIT = "kind,grams,colour\n" + "apple,150,red\nfig,40,green\napple,170,green\nfig,50,brown\n" * 10
@@ -150,7 +150,7 @@ def test_twelve_thousand_columns_are_read_and_learned(tmp_path):
     path = written(tmp_path, ",".join(f"column {i}" for i in range(n)) + ",y\n" + "\n".join(rows))
     limit = csv.field_size_limit()
     start = time.process_time()
-    table = table_problem(path, "y", horizon=1, width=2, depth=1)
+    table = table_problem(path, "y", max_epochs=1, width=2, depth=1)
     assert time.process_time() - start < 30  # 4 s; column by column in pandas it is 20 s
     assert csv.field_size_limit() == limit
     columns, splits = table.preprocessing.columns, table.problem.data
@@ -313,7 +313,7 @@ def test_control_characters_in_names_are_not_printed(tmp_path, caplog):
 @pytest.mark.parametrize("name", ["=1+1", "+SUM(A1)", "-cmd|' /C calc'!A0", "@now", "\uff1dcmd"])
 def test_class_names_that_are_formulas_are_warned_about_and_kept(tmp_path, caplog, name):
     rows = "".join(f'{i % 2},"{name if i % 2 else "plain"}"\n' for i in range(40))
-    table = table_problem(written(tmp_path, f"a,y\n{rows}"), "y", horizon=1, width=2, depth=1)
+    table = table_problem(written(tmp_path, f"a,y\n{rows}"), "y", max_epochs=1, width=2, depth=1)
     weights = table.problem.build(0).state_dict()
     biased = weights | {"3.weight": weights["3.weight"] * 0}
     for bias, expected in (([9.0, 0.0], table.target.classes[0]), ([0.0, 9.0], table.target.classes[1])):

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flooding import Run, evaluate, tasks
+from flooding import Run, run_all, tasks
 from flooding.data import files
-from flooding.tasks import FETCHED, REAL, assemble, real
-from flooding.training.config import describes_itself
+from flooding.tasks import FETCHED, REAL, build_problem, real
+from flooding.training.config import is_hashable
 
 VECTORS = ["spambase", "letter", "higgs7k", "twonorm"]
 
@@ -28,8 +28,8 @@ def test_the_real_problems_are_those_of_the_settings_table():
     for name in REAL:
         problem = real(name)
         assert problem.batch_size == 100
-        assert problem.augment is problem.schedule is problem.clip is problem.key is None
-        assert problem.horizon == (30 if name == "fashion-mnist-5k" else 100)
+        assert problem.augment is problem.lr_scheduler is problem.max_grad_norm is problem.key is None
+        assert problem.max_epochs == (30 if name == "fashion-mnist-5k" else 100)
         model = problem.build(seed=0)
         optimizer = problem.optimizer(model.parameters())
         assert type(optimizer) is torch.optim.Adam
@@ -44,7 +44,7 @@ def test_the_real_problems_are_those_of_the_settings_table():
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("augment", [False, True], ids=["plain", "augmented"])
 def test_a_real_problem_describes_itself(name, augment):
-    assert describes_itself(Run(real(name, augment=augment)))
+    assert is_hashable(Run(real(name, augment=augment)))
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -52,7 +52,9 @@ def test_a_real_problem_has_a_key_and_a_network_that_fits_its_data(name):
     problem = real(name)
     splits = splits_of(problem, name)
     assert problem.build(seed=0)(splits.train.x[:2]).shape == (2, splits.classes)
-    keys = {Run(real(name, augment=augment, horizon=horizon)).key() for augment in (False, True) for horizon in (1, 2)}
+    keys = {
+        Run(real(name, augment=augment, max_epochs=horizon)).key() for augment in (False, True) for horizon in (1, 2)
+    }
     assert None not in keys
     assert len(keys) == 4
 
@@ -75,10 +77,10 @@ def test_vectors_are_jittered_and_images_shifted():
 
 def test_augmentation_changes_training_and_repeats_with_the_seed():
     quick = replace(real("digits", augment=True), data=REAL["digits"].splits(0))
-    runs = [Run(quick, until=1), Run(quick, until=1, seed=0), Run(replace(quick, augment=None), until=1)]
-    augmented, plain = (evaluate([run], ledger=False, workers=0)[0] for run in runs[1:])
-    assert evaluate(runs[:1], ledger=False, workers=0)[0].measured == augmented.measured
-    assert augmented.weights != plain.weights
+    runs = [Run(quick, stop_epoch=1), Run(quick, stop_epoch=1, seed=0), Run(replace(quick, augment=None), stop_epoch=1)]
+    augmented, plain = (run_all([run], ledger=False, workers=0)[0] for run in runs[1:])
+    assert run_all(runs[:1], ledger=False, workers=0)[0].content_hash == augmented.content_hash
+    assert augmented.weights_sha256 != plain.weights_sha256
     assert augmented.curves["val_loss"][0] == plain.curves["val_loss"][0]  # only training is augmented
 
 
@@ -96,7 +98,7 @@ def test_what_is_no_real_problem_is_refused(arguments, message):
 
 @pytest.mark.parametrize("task", FETCHED)
 def test_a_problem_of_fetched_data_can_be_assembled(task):
-    problem = assemble(task, {"n_train": 50, "n_val": 20}, width=4, depth=1)
+    problem = build_problem(task, {"n_train": 50, "n_val": 20}, width=4, depth=1)
     splits = splits_of(problem, task)
     assert [len(splits.train), len(splits.val)] == [50, 20]
     assert problem.build(seed=0)(splits.train.x[:2]).shape == (2, 26 if task == "letter" else splits.classes)
@@ -106,7 +108,7 @@ def test_a_task_that_is_none_is_answered_with_all_of_them():
     with pytest.raises(
         ValueError, match=r"two-gaussians, .*digits, spambase, .*mnist; got letters. Did you mean letter"
     ):
-        assemble("letters", {})
+        build_problem("letters", {})
 
 
 @pytest.mark.parametrize(
@@ -124,13 +126,13 @@ def test_a_task_that_is_none_is_answered_with_all_of_them():
 def test_what_cannot_fit_into_memory_is_refused_before_it_is_made(task, data, network, monkeypatch):
     monkeypatch.setattr(tasks, "_memory", lambda: 16 * 2**30)
     with pytest.raises(ValueError, match=r"must fit into 16 GiB of memory, got .* about [\d,]+ GiB. Choose smaller"):
-        assemble(task, data, **network)
+        build_problem(task, data, **network)
 
 
 def test_what_fits_into_memory_is_not_refused(monkeypatch):
     monkeypatch.setattr(tasks, "_memory", lambda: 2**30)
-    assemble("sinusoid", {"n_train": 10**6}, width=500, depth=10)
-    assemble("digits", {}, width=2000, depth=3)
+    build_problem("sinusoid", {"n_train": 10**6}, width=500, depth=10)
+    build_problem("digits", {}, width=2000, depth=3)
 
 
 def test_memory_is_that_of_this_machine():

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from flooding import evaluate
-from flooding.level_search.base import Found, Suggestion, best_level, late
+from flooding import run_all
+from flooding.level_search.base import LevelEstimate, SearchResult, best_level, tail_mean
 from flooding.levels import Constant, Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.metrics import balanced_accuracy
-from flooding.testing import check_controller, check_evaluate, check_strategy, make_up
+from flooding.testing import check_controller, check_evaluate, check_strategy, fake_record
 from flooding.training.problem import Score
 from flooding.training.run import Run
 from small import regression, small
@@ -40,7 +40,7 @@ class Following:
         Constant(0.1),
         Constant(-math.inf),
         Warmup(0.1, steps=20),
-        Warmup(0.1, steps=20, stairs=4),
+        Warmup(0.1, steps=20, num_steps=4),
         Range(0.6, 0.0, steps=30),
         Delayed(0.1, until_loss=1e-4),
         Delayed(0.1, until_accuracy=1.0),
@@ -358,19 +358,19 @@ def test_a_training_of_one_epoch_is_too_short():
     check_controller(Constant(0.1), steps=8)
 
 
-PROBLEM = small(horizon=10)
+PROBLEM = small(max_epochs=10)
 
 
 def good(levels=(0.0, 0.1, 0.2), ask=None, finish=None):
     """A grid with a fault to be put in."""
     records = yield [Run(PROBLEM, level) for level in levels] if ask is None else ask()
     level = best_level(records)
-    found = Found("good", Run(PROBLEM, level or None), (Suggestion("good", level),))
+    found = SearchResult("good", Run(PROBLEM, level or None), (LevelEstimate("good", level),))
     return found if finish is None else finish(records)
 
 
 def told(level, *suggestions):
-    return Found("bad", Run(PROBLEM, level), suggestions)
+    return SearchResult("bad", Run(PROBLEM, level), suggestions)
 
 
 def asks_nothing():
@@ -389,7 +389,7 @@ def asks_for_ever():
 
 
 def ignores_nan(records):
-    return told(max(records, key=lambda r: r.finals.get("last.val_accuracy", 0)).level)
+    return told(max(records, key=lambda r: r.metrics.get("last.val_accuracy", 0)).level)
 
 
 def trusts_the_last(records):
@@ -401,11 +401,11 @@ def trusts_the_first(records):  # level 0, which is found as None
 
 
 def needs_accuracy(records):
-    return told(max(records, key=lambda r: (late(r), r.finals["last.val_accuracy"])).level or None)
+    return told(max(records, key=lambda r: (tail_mean(r), r.metrics["last.val_accuracy"])).level or None)
 
 
 def needs_one_that_is_sound(records):
-    return told(next(r.level for r in records if late(r) > (-math.inf, -math.inf)) or None)
+    return told(next(r.level for r in records if tail_mean(r) > (-math.inf, -math.inf)) or None)
 
 
 calls = []
@@ -413,7 +413,7 @@ calls = []
 
 def changes_its_mind():
     calls.append(0)
-    return told(None, Suggestion("bad", None, note=str(len(calls))))
+    return told(None, LevelEstimate("bad", None, note=str(len(calls))))
 
 
 def other_runs():
@@ -435,9 +435,13 @@ def draws(generator):
         (lambda: good(levels=(0.1, 0.2, 0.1)), AssertionError, "must not hold the same Run twice"),
         (asks_for_ever, AssertionError, "a strategy must end, got 1000 lists"),
         (lambda: good(finish=lambda _: None), TypeError, "must return a Found with a Run, got None"),
-        (lambda: good(finish=lambda _: Found("bad", 0.1)), TypeError, "must return a Found with a Run"),
-        (lambda: good(finish=lambda _: told(0.1, Suggestion("bad", 0.1, 0.2, 0.3))), AssertionError, "low <= level"),
-        (lambda: good(finish=lambda _: told(0.1, Suggestion("bad", None, 0.4, 0.3))), AssertionError, "low <= level"),
+        (lambda: good(finish=lambda _: SearchResult("bad", 0.1)), TypeError, "must return a Found with a Run"),
+        (lambda: good(finish=lambda _: told(0.1, LevelEstimate("bad", 0.1, 0.2, 0.3))), AssertionError, "low <= level"),
+        (
+            lambda: good(finish=lambda _: told(0.1, LevelEstimate("bad", None, 0.4, 0.3))),
+            AssertionError,
+            "low <= level",
+        ),
         (lambda: good(finish=lambda _: changes_its_mind()), AssertionError, "make a strategy find the same, got"),
         (lambda: good(ask=other_runs), AssertionError, "make a strategy ask the same Runs"),
         (lambda: good(finish=ignores_nan), AssertionError, "whose validation loss is NaN must not be chosen"),
@@ -456,37 +460,37 @@ def test_bad_strategies_are_caught_by_the_rule_they_break(bad, error, rule):
 
 
 def test_a_made_up_record_is_one():
-    problem = replace(PROBLEM, horizon=40)
-    record = make_up(Run(problem, Delayed(0.1, until_loss=0.01), until=20))
+    problem = replace(PROBLEM, max_epochs=40)
+    record = fake_record(Run(problem, Delayed(0.1, until_loss=0.01), stop_epoch=20))
     curve = record.curves["level"]
     assert math.isnan(curve[0])
     assert curve[1] == -math.inf
     assert curve[-1] == np.float32(0.1)
-    assert record.curves["train_loss"].min() < 0.01 < record.finals["last.train_loss"]
+    assert record.curves["train_loss"].min() < 0.01 < record.metrics["last.train_loss"]
     assert {len(values) for values in record.curves.values()} == {21}
-    assert record.finals["epochs"] == 20
-    assert record.finals["best.val_accuracy"] == pytest.approx(record.curves["val_accuracy"][1:].max())
-    assert make_up(record.run).measured == record.measured
-    best = best_level(make_up(Run(problem, level)) for level in (0.0, 0.02, 0.1, 0.3, 0.5))
+    assert record.metrics["epochs"] == 20
+    assert record.metrics["best.val_accuracy"] == pytest.approx(record.curves["val_accuracy"][1:].max())
+    assert fake_record(record.run).content_hash == record.content_hash
+    best = best_level(fake_record(Run(problem, level)) for level in (0.0, 0.02, 0.1, 0.3, 0.5))
     assert best == 0.1
-    sick = make_up(Run(problem, 0.1), diverges=True)
-    assert late(sick) == late(sick, 0.5) == (-math.inf, -math.inf)
+    sick = fake_record(Run(problem, 0.1), diverges=True)
+    assert tail_mean(sick) == tail_mean(sick, 0.5) == (-math.inf, -math.inf)
 
 
 def test_a_made_up_record_measures_what_the_problem_does():
-    watched = replace(PROBLEM, watch=lambda model, problem, splits: {"norm": 3.0})
-    assert make_up(Run(watched)).curves["norm"].tolist() == pytest.approx(np.linspace(1, -1, 11).tolist())
+    watched = replace(PROBLEM, extra_metrics=lambda model, problem, splits: {"norm": 3.0})
+    assert fake_record(Run(watched)).curves["norm"].tolist() == pytest.approx(np.linspace(1, -1, 11).tolist())
     scored = replace(PROBLEM, score=Score(balanced_accuracy, greater_is_better=False))
-    finals = make_up(Run(scored)).finals
+    finals = fake_record(Run(scored)).metrics
     assert finals["last.val_score"] == -finals["last.val_accuracy"]
-    assert not any("accuracy" in name for name in make_up(Run(regression()), accuracy=False).finals)
+    assert not any("accuracy" in name for name in fake_record(Run(regression()), accuracy=False).metrics)
 
 
 # Evaluators
 
 
 def trained(runs):
-    return evaluate(runs, ledger=False, workers=0)
+    return run_all(runs, ledger=False, workers=0)
 
 
 def shuffled(runs):
@@ -502,7 +506,7 @@ def strangers(runs):
 
 
 def blind(runs):
-    return [replace(r, finals={n: v for n, v in r.finals.items() if n != "last.val_loss"}) for r in trained(runs)]
+    return [replace(r, metrics={n: v for n, v in r.metrics.items() if n != "last.val_loss"}) for r in trained(runs)]
 
 
 def without_a_beginning(runs):
@@ -512,19 +516,19 @@ def without_a_beginning(runs):
 def by_place(runs):
     """Measure by where a Run stands in the list."""
     told = enumerate(trained(runs))
-    return [replace(r, finals={**r.finals, "last.val_loss": r.finals["last.val_loss"] + place}) for place, r in told]
+    return [replace(r, metrics={**r.metrics, "last.val_loss": r.metrics["last.val_loss"] + place}) for place, r in told]
 
 
 def ignores_until(runs):
-    longer = trained([replace(run, until=None) for run in runs])
+    longer = trained([replace(run, stop_epoch=None) for run in runs])
     cut = zip(runs, longer, strict=True)
     return [replace(r, run=run, curves={n: c[-run.epochs - 1 :] for n, c in r.curves.items()}) for run, r in cut]
 
 
 def test_an_evaluate_that_keeps_the_rules_passes():
-    check_evaluate(trained, small(horizon=3))
-    check_evaluate(partial(evaluate, ledger=False, workers=2), small(horizon=3))
-    check_evaluate(lambda runs: [make_up(run) for run in runs], small(horizon=3))
+    check_evaluate(trained, small(max_epochs=3))
+    check_evaluate(partial(run_all, ledger=False, workers=2), small(max_epochs=3))
+    check_evaluate(lambda runs: [fake_record(run) for run in runs], small(max_epochs=3))
 
 
 @pytest.mark.parametrize(
@@ -542,4 +546,4 @@ def test_an_evaluate_that_keeps_the_rules_passes():
 )
 def test_an_evaluate_that_breaks_one_is_told_which(bad, message):
     with pytest.raises(AssertionError, match=message):
-        check_evaluate(bad, small(horizon=3))
+        check_evaluate(bad, small(max_epochs=3))

@@ -20,9 +20,9 @@ from flooding.data.synthetic import two_gaussians
 from flooding.levels import Delayed
 from flooding.tracking import Tracker, mlflow_tracker, tensorboard_tracker
 from flooding.training.ledger import Ledger
-from flooding.training.loop import Row, train
+from flooding.training.loop import EpochResult, train
 from flooding.training.run import Run
-from flooding.training.runner import evaluate
+from flooding.training.runner import run_all
 from small import small
 
 names = map("experiment-{}".format, itertools.count())  # an experiment for each test: making a database takes seconds
@@ -89,7 +89,7 @@ def expected(rows):
     for row in rows:
         values |= {(name, row.epoch): value for name, value in row.values.items()}
         if row.record is not None:
-            values |= {(name, row.epoch): value for name, value in row.record.finals.items()}
+            values |= {(name, row.epoch): value for name, value in row.record.metrics.items()}
     return {at: value for at, value in values.items() if math.isfinite(value)}
 
 
@@ -99,7 +99,7 @@ def interleaved(*runs):
 
 
 def two_runs():
-    return [Run(small(horizon=12), level=0.3), Run(small(horizon=3), level=None, seed=1)]
+    return [Run(small(max_epochs=12), level=0.3), Run(small(max_epochs=3), level=None, seed=1)]
 
 
 def test_mlflow_holds_every_finite_number_of_interleaved_runs(uri):
@@ -131,7 +131,7 @@ def test_mlflow_holds_every_finite_number_of_interleaved_runs(uri):
 def test_mlflow_holds_more_numbers_than_it_takes_at_once(uri):
     name, wanted = next(names), {f"m{k}": k / 7 for k in range(1001)}  # its limit is 1,000
     with mlflow_tracker(uri, experiment=name) as log:
-        log(Row(Run(small()), 0, wanted))
+        log(EpochResult(Run(small()), 0, wanted))
     with mlflow_warnings_ignored():
         client = client_of(uri)
         (found,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
@@ -157,14 +157,14 @@ def test_tensorboard_holds_every_finite_number_of_interleaved_runs(tmp_path):
 def test_both_consume_the_rows_of_worker_processes(uri, tmp_path):
     name, runs, rows = next(names), [Run(small(), level) for level in (None, 0.3, 0.6)], []
     with mlflow_tracker(uri, experiment=name) as mlflow, tensorboard_tracker(tmp_path) as tensorboard:
-        records = evaluate(
+        records = run_all(
             runs, ledger=False, workers=2, on_row=lambda row: (rows.append(row), mlflow(row), tensorboard(row))
         )
     told = {parameters["level"]: values for _, parameters, _, values in read_mlflow(uri, name)}
     for run, record in zip(runs, records, strict=True):
         wanted = expected(row for row in rows if row.run is run)
         assert told[str(run.level)] == wanted
-        assert wanted["last.test_accuracy", 6] == record.finals["last.test_accuracy"]
+        assert wanted["last.test_accuracy", 6] == record.metrics["last.test_accuracy"]
         values, _ = read_tensorboard(tmp_path / f"Flooding-level={run.level}-seed=0")
         assert values == {at: float(np.float32(value)) for at, value in wanted.items()}
 
@@ -175,7 +175,7 @@ def test_both_consume_the_rows_of_worker_processes(uri, tmp_path):
     ids=["an error", "Ctrl-C", "left early"],
 )
 def test_unfinished_runs_are_closed_and_say_so(uri, tmp_path, error, status):
-    name, long, short = next(names), Run(small(horizon=9), 0.3), Run(small(horizon=1), 0.3)
+    name, long, short = next(names), Run(small(max_epochs=9), 0.3), Run(small(max_epochs=1), 0.3)
     rows = interleaved(long, short)[:8]
     with (
         suppress(RuntimeError, KeyboardInterrupt),
@@ -229,11 +229,11 @@ def test_an_epoch_is_written_once_when_a_run_is_stopped_or_starts_over():
         assert kept[0].statuses == ["FINISHED"]  # at the last row, not at the end of the block
     assert len(kept) == 1
     assert [epoch for epoch, _ in kept[0].written] == [0, 1, 2, 2]
-    assert set(kept[0].written[-1][1]) <= set(seen[-1].record.finals)
+    assert set(kept[0].written[-1][1]) <= set(seen[-1].record.metrics)
 
 
 def test_equal_runs_are_told_apart_and_a_run_trained_again_has_a_log_of_its_own():
-    problem, opened = small(horizon=1), []
+    problem, opened = small(max_epochs=1), []
     one, two = Run(problem, 0.3), Run(problem, 0.3)
     with Tracker(lambda run: opened.append((run, Kept())) or opened[-1][1]) as log:
         for row in [*interleaved(one, two), *train(one)]:
@@ -248,7 +248,7 @@ def test_a_log_that_cannot_be_closed_leaves_no_other_open():
     opened = iter(kept)
     tracker = Tracker(lambda run: next(opened))
     for run in runs:
-        tracker(Row(run, 0, {}))
+        tracker(EpochResult(run, 0, {}))
     with pytest.raises(OSError, match="disk full"):
         tracker.__exit__(None, None, None)
     assert [log.statuses for log in kept] == [["KILLED"]] * 3
@@ -256,7 +256,7 @@ def test_a_log_that_cannot_be_closed_leaves_no_other_open():
 
 def test_nan_and_infinities_are_left_out():
     kept = Kept()
-    Tracker(lambda run: kept)(Row(Run(small()), 0, {"a": 1.0, "b": math.nan, "c": math.inf, "d": -math.inf}))
+    Tracker(lambda run: kept)(EpochResult(Run(small()), 0, {"a": 1.0, "b": math.nan, "c": math.inf, "d": -math.inf}))
     assert kept.written == [(0, {"a": 1.0})]
 
 
@@ -276,7 +276,7 @@ def test_mlflow_keeps_its_global_state_and_artifacts_lie_beside_the_database(uri
     import mlflow
 
     name, before = next(names), mlflow.get_tracking_uri()
-    rows = list(train(Run(small(horizon=1), Delayed(0.3, until_loss=0.5))))
+    rows = list(train(Run(small(max_epochs=1), Delayed(0.3, until_loss=0.5))))
     with mlflow_tracker(uri, experiment=name) as log:
         log(rows[0])
         assert mlflow.active_run() is None
@@ -293,7 +293,7 @@ def test_mlflow_keeps_its_global_state_and_artifacts_lie_beside_the_database(uri
 def test_mlflow_takes_values_of_any_length(uri):
     name = next(names)
     with mlflow_tracker(uri, experiment=name, parameters={"notes": "x" * 10_000}) as log:
-        log(Row(Run(small()), 0, {}))
+        log(EpochResult(Run(small()), 0, {}))
     ((_, parameters, _, _),) = read_mlflow(uri, name)
     assert set(parameters["notes"]) == {"x"}
 
@@ -302,7 +302,7 @@ def test_a_second_tracker_adds_to_the_experiment(uri):
     name = next(names)
     for _ in range(2):
         with mlflow_tracker(uri, experiment=name) as log:
-            for row in train(Run(small(horizon=1))):
+            for row in train(Run(small(max_epochs=1))):
                 log(row)
     assert len(list(read_mlflow(uri, name))) == 2
 
@@ -380,7 +380,7 @@ def test_passwords_are_masked_when_the_server_fails_later(uri, monkeypatch, call
         raise MlflowException("API request to http://user:s3cr3t@host/api?token=s3cr3t failed, said a server s3cr3t2")
 
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cr3t2")
-    log, rows = mlflow_tracker(uri, experiment=next(names)), list(train(Run(small(horizon=1))))
+    log, rows = mlflow_tracker(uri, experiment=next(names)), list(train(Run(small(max_epochs=1))))
 
     def track_all():
         with log:
@@ -537,7 +537,7 @@ def test_tracking_does_not_change_what_is_measured(tmp_path):
     with tensorboard_tracker(tmp_path) as log:
         for row in train(run):
             log(row)
-    assert row.record.measured == plain.measured
+    assert row.record.content_hash == plain.content_hash
 
 
 def two_gaussians_small(*, seed):

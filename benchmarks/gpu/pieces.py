@@ -30,16 +30,16 @@ from pathlib import Path
 
 import torch
 
-from flooding import Run, evaluate
+from flooding import Run, run_all
 from flooding.data import images
 from flooding.experiments import kim2022_cifar10, machine
-from flooding.experiments.archive import name_of, pack
+from flooding.experiments.archive import pack, run_id
 from flooding.experiments.grids import Cell, compare_levels
-from flooding.level_search.base import drive
+from flooding.level_search.base import run_generator
 from flooding.models import mlp, resnet18
 from flooding.training.ledger import Ledger
 from flooding.training.problem import Problem, TestCurve
-from flooding.training.runner import trajectory
+from flooding.training.runner import run_key
 
 PAPER_LEVELS = tuple(round(0.01 * n, 2) for n in range(11))
 PAPER_EPOCHS = 500
@@ -63,7 +63,7 @@ def paper(name):
         model,
         partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         batch_size=200,
-        horizon=PAPER_EPOCHS,
+        max_epochs=PAPER_EPOCHS,
         test_curve=TestCurve(2000, every=1),
     )
 
@@ -91,8 +91,10 @@ def part(given):
     """Give some levels, rates or epochs of a protocol, without a report."""
     chosen = [c for c in cells(given) if not given.rates or c.problem.optimizer.keywords["lr"] in given.rates]
     # The rest can follow later: a Run that goes to its horizon is the whole one.
-    until = given.epochs if (given.epochs or math.inf) < chosen[0].problem.horizon else None
-    yield [Run(c.problem, b, seed=s, until=until) for c in chosen for s in c.seeds for b in given.levels or c.levels]
+    until = given.epochs if (given.epochs or math.inf) < chosen[0].problem.max_epochs else None
+    yield [
+        Run(c.problem, b, seed=s, stop_epoch=until) for c in chosen for s in c.seeds for b in given.levels or c.levels
+    ]
 
 
 class TimeIsUp(BaseException):
@@ -146,19 +148,19 @@ def main():
             told_at *= 4
         if row.record is not None:
             finished += 1
-            told = {n: row.record.finals[f"last.{n}"] for n in ("train_loss", "test_loss", "test_accuracy")}
+            told = {n: row.record.metrics[f"last.{n}"] for n in ("train_loss", "test_loss", "test_accuracy")}
             rate = row.run.problem.optimizer.keywords["lr"]
             level = "none" if row.record.level is None else f"{row.record.level:g}"
             print(f"rate {rate:g}, level {level}, seed {row.run.seed}: {told}", flush=True)
 
     def ask(runs):
-        asked.update((name_of(run), run) for run in runs)
+        asked.update((run_id(run), run) for run in runs)
         how = {"ledger": given.ledger, "device": given.device, "workers": given.workers}
-        told = evaluate(runs, on_start=on_start, on_row=on_row, **how)
+        told = run_all(runs, on_start=on_start, on_row=on_row, **how)
         return [on_this(record) for record in told]
 
     def on_this(record):
-        return replace(record, circumstances={**record.circumstances, "on": place})
+        return replace(record, metadata={**record.metadata, "on": place})
 
     def stop(*_):
         raise TimeIsUp
@@ -167,7 +169,7 @@ def main():
     signal.signal(signal.SIGALRM, stop)
     try:
         signal.alarm(max(1, round(60 * given.minutes)))
-        report, _ = drive(part(given) if given.is_part else whole(given), ask)
+        report, _ = run_generator(part(given) if given.is_part else whole(given), ask)
     except TimeIsUp:
         print("time is up; the same command goes on from here")
     finally:
@@ -175,7 +177,7 @@ def main():
     spent = time.monotonic() - began
     print(f"{place}: {epochs} epochs in {spent:.0f} s, {finished} runs finished", flush=True)
     book = Ledger(given.ledger)
-    held = [book.find(run, trajectory(run, device=given.device)) for run in asked.values()]
+    held = [book.find(run, run_key(run, device=given.device)) for run in asked.values()]
     book.close()
     records = [on_this(record) for record in held if record is not None]
     print(f"{len(records)} of {len(asked)} runs are finished, of those that were asked for so far")

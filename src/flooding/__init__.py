@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from flooding.training.problem import Problem
     from flooding.training.record import Record
     from flooding.training.run import Run
-    from flooding.training.runner import evaluate
+    from flooding.training.runner import run_all
 
 _HOME = {
-    "Flood": "flooding.methods.base",
+    "Flood": "flooding.criterion",
     "FloodStep": "flooding.step",
     "Problem": "flooding.training.problem",
-    "Record": "flooding.training.problem",
-    "Run": "flooding.training.problem",
-    "evaluate": "flooding.training.runner",
+    "Record": "flooding.training.record",
+    "Run": "flooding.training.run",
     "find_level": "flooding.level_search.find",
     "flood": "flooding.functional",
+    "run_all": "flooding.training.runner",
     "search": "flooding.level_search.find",
     "soft_flood": "flooding.functional",
     "train": "flooding.training.loop",
@@ -38,9 +38,9 @@ __all__ = [
     "Problem",
     "Record",
     "Run",
-    "evaluate",
     "find_level",
     "flood",
+    "run_all",
     "search",
     "soft_flood",
     "train",

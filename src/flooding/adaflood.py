@@ -25,13 +25,13 @@ from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import adaflood_level
 from flooding.levels import PerExample
 from flooding.torch_losses import loss_options
-from flooding.training.config import NotKeyable, describe
-from flooding.training.loop import Row, train
+from flooding.training.config import UnhashableConfigError, to_config
+from flooding.training.loop import EpochResult, train
 from flooding.training.problem import Problem
-from flooding.training.rng import seeded, stream
+from flooding.training.rng import derive_seed, fork_rng
 from flooding.training.run import Run
 
-__all__ = ["AdaFlood", "AdaFloodLevels", "LastLayer", "adaflood", "held_out", "last_layer"]
+__all__ = ["AdaFlood", "AdaFloodLevels", "LastLayer", "adaflood", "cross_fit_levels", "last_layer"]
 
 log = logging.getLogger("flooding")
 
@@ -167,7 +167,7 @@ class AdaFlood:
     Args:
         gamma: Trust in the labels, in [0, 1].
         folds: Number of folds, at least 2.
-        epochs: Epochs of each auxiliary network; None is the problem's horizon.
+        epochs: Epochs of each auxiliary network; None is the problem's max_epochs.
         at: Weights to score with: ``best`` on the validation split, or ``last``.
 
     Example:
@@ -175,7 +175,7 @@ class AdaFlood:
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.methods import IFlood
         >>> from flooding.models import mlp
-        >>> problem = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=20), horizon=3)
+        >>> problem = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=20), max_epochs=3)
         >>> [row.epoch for row in train(Run(problem, AdaFlood(gamma=0.5, folds=2), IFlood()))]
         [0, 1, 2, 3]
     """
@@ -201,8 +201,8 @@ class AdaFlood:
         """
         how: dict[str, Any] = {"folds": self.folds, "epochs": self.epochs, "at": self.at, "seed": seed}
         try:
-            told = json.dumps(describe(problem), sort_keys=True)
-        except NotKeyable:  # code of the user's own may have changed since
+            told = json.dumps(to_config(problem), sort_keys=True)
+        except UnhashableConfigError:  # code of the user's own may have changed since
             return adaflood(problem, gamma=self.gamma, device=device, threads=torch.get_num_threads(), **how)
         key = (told, str(device), torch.get_num_threads(), *how.values())
         if key in _SCORED:
@@ -218,7 +218,7 @@ _KEPT = 32
 _SCORED: dict[tuple[Any, ...], AdaFloodLevels] = {}
 
 
-def held_out(
+def cross_fit_levels(
     fit: Callable[[Tensor], Predict],
     ids: int | Tensor,
     *,
@@ -271,7 +271,7 @@ def held_out(
     if not 2 <= folds <= len(ids):
         raise ValueError(f"folds must lie in 2 to the {len(ids)} examples, got {folds}. 5 is usual.")
     labels = torch.zeros_like(ids) if labels is None else labels.cpu()
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(stream(seed, "folds")))
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(derive_seed(seed, "folds")))
     order = order[labels[order].argsort(stable=True)]
     fold, scores = torch.empty_like(ids), torch.empty(len(ids), dtype=torch.float64)
     fold[order] = torch.arange(len(ids)) % folds
@@ -321,7 +321,7 @@ def adaflood(
     variant: LastLayer | None = None,
     device: str | torch.device = "cpu",
     threads: int = 1,
-    on_row: Callable[[Row], object] | None = None,
+    on_row: Callable[[EpochResult], object] | None = None,
 ) -> AdaFloodLevels:
     """Train auxiliary networks, plain Runs of the Problem on the other folds, and score each example held out.
 
@@ -336,7 +336,7 @@ def adaflood(
         gamma: Trust in the labels, in [0, 1].
         folds: Number of folds, from 2 to the number of training examples.
         seed: Seed of the data and the folds; the auxiliary networks share one derived from it.
-        epochs: Epochs of each auxiliary network, at least 1; None is the problem's horizon.
+        epochs: Epochs of each auxiliary network, at least 1; None is the problem's max_epochs.
         at: Weights to score with: ``best`` on the validation split (early stopping), or ``last``. A network trained to
             the end is sure also where it memorised a wrong label.
         variant: None for a network per fold, or :class:`LastLayer`.
@@ -355,7 +355,7 @@ def adaflood(
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.methods import IFlood
         >>> from flooding.models import mlp
-        >>> problem = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=20), horizon=3)
+        >>> problem = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=20), max_epochs=3)
         >>> found = adaflood(problem, gamma=0.5, folds=2)
         >>> run = Run(problem, found.levels, IFlood())
         >>> len(found.probability), found.cost
@@ -366,10 +366,10 @@ def adaflood(
     """
     if at not in {"best", "last"}:
         raise ValueError(f"at must be 'best' or 'last', got {at!r}. The first is early stopping.")
-    splits, horizon = problem.splits(seed), problem.horizon if epochs is None else epochs
-    plain = replace(problem, horizon=horizon, test_curve=None, probe=None, key=None)
-    tuned = plain if variant is None or variant.epochs is None else replace(plain, horizon=variant.epochs)
-    network = _Auxiliary(plain, splits, stream(seed, "adaflood"), at, device, threads, on_row)
+    splits, max_epochs = problem.splits(seed), problem.max_epochs if epochs is None else epochs
+    plain = replace(problem, max_epochs=max_epochs, test_curve=None, probe_inputs=None, key=None)
+    tuned = plain if variant is None or variant.epochs is None else replace(plain, max_epochs=variant.epochs)
+    network = _Auxiliary(plain, splits, derive_seed(seed, "adaflood"), at, device, threads, on_row)
     split, squared = splits.train.to("cpu"), splits.train.y.is_floating_point()
     place = {one: n for n, one in enumerate(split.id.tolist())}
 
@@ -391,8 +391,8 @@ def adaflood(
     if variant is not None:
         _headed(problem, problem.build(seed), variant, seed)
     labels = None if squared else split.y
-    found = held_out(fit, split.id, labels=labels, gamma=gamma, folds=folds, seed=seed, squared_error=squared)
-    cost = folds * tuned.horizon + (0 if variant is None else horizon)
+    found = cross_fit_levels(fit, split.id, labels=labels, gamma=gamma, folds=folds, seed=seed, squared_error=squared)
+    cost = folds * tuned.max_epochs + (0 if variant is None else max_epochs)
     return replace(found, data_sha256=splits.sha256, cost=cost)
 
 
@@ -406,7 +406,7 @@ class _Auxiliary:
     at: Literal["best", "last"]
     device: str | torch.device
     threads: int
-    on_row: Callable[[Row], object] | None
+    on_row: Callable[[EpochResult], object] | None
 
     def trained(self, examples: Split) -> nn.Module:
         # The test split is a stand-in: a fold never goes near the training of the network that scores it.
@@ -423,7 +423,7 @@ class _Auxiliary:
 
     def scores(self, model: nn.Module, examples: Split) -> Tensor:
         model, examples, size = model.to(self.device).eval(), examples.to(self.device), self.problem.eval_batch_size
-        with torch.inference_mode(), seeded(self.seed), _threads(self.threads):
+        with torch.inference_mode(), fork_rng(self.seed), _threads(self.threads):
             parts = [slice(n, n + size) for n in range(0, len(examples), size)]
             outputs = [model(map_tensors(lambda t, i=part: t[i], examples.x)) for part in parts]
             return torch.cat([_score(self.problem, o, examples.y[i]) for o, i in zip(outputs, parts, strict=True)])
@@ -450,7 +450,7 @@ def _headed(problem: Problem, model: nn.Module, variant: LastLayer, seed: int) -
     name = next((name for name, module in model.named_modules() if module is head), None)
     if name is None:
         raise ValueError("layer must return a submodule of the model it is given, got another. Return model.<name>.")
-    fresh = problem.build(stream(seed, "adaflood", 1)).get_submodule(name)
+    fresh = problem.build(derive_seed(seed, "adaflood", 1)).get_submodule(name)
     model.requires_grad_(False)
     head.load_state_dict(fresh.state_dict())
     head.requires_grad_(True)

@@ -129,7 +129,7 @@ class FloodStep:
         group: Any = None,
     ) -> None:
         _check_optimizer(optimizer, level)
-        self.optimizer, self.objective, self.local, self.group = optimizer, objective, local, group
+        self.optimizer, self.objective, self.per_microbatch, self.group = optimizer, objective, local, group
         methods = set(dir(optimizer))
         self._multi_pass = any(methods.issuperset(names) for names in _MULTI_PASS)
         if local and self._multi_pass:
@@ -218,7 +218,7 @@ class FloodStep:
         if not (self._hooks and loss.requires_grad) or self._last_watched() is loss:
             return loss
         for other in self._others() if len(_ATTACHED) > 1 else ():
-            if other._last_watched() is loss and (self.local or other.local):
+            if other._last_watched() is loss and (self.per_microbatch or other.per_microbatch):
                 raise RuntimeError(
                     "local=True floods the loss's own backward, for every optimiser, but two "
                     "FloodSteps watch this loss. Watch it by one of them."
@@ -241,7 +241,7 @@ class FloodStep:
         if task not in self._running:
             self._drop_cleared()
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._look, task))
-        elif not self.local:
+        elif not self.per_microbatch:
             self._warn(
                 "Several watched losses took part in one backward. Their mean, weighted by the "
                 "factors of their gradients, is compared with the level, and not their sum. If they "
@@ -258,7 +258,7 @@ class FloodStep:
         noted = torch.stack([product, scale, self._zero])
         noted = torch.where(product.isnan(), self._nan_loss, noted)
         self._running[task] = self._running[task] + noted if task in self._running else noted
-        return factor * self._decide(loss)[0]["slope"].to(factor) if self.local else None
+        return factor * self._decide(loss)[0]["slope"].to(factor) if self.per_microbatch else None
 
     def _look(self, task: int) -> None:
         # A backward that failed does not get here: its loss counts for nothing.
@@ -322,7 +322,7 @@ class FloodStep:
             self._shift = self._decision["value"] - self._decision["loss"]
             self._first_pass = self._decision if self._multi_pass else None
         self._sums = None
-        if not self.local:
+        if not self.per_microbatch:
             _multiply([p.grad for p in self._parameters() if p.grad is not None], self._decision["slope"])
 
     def clear(self) -> None:
@@ -530,7 +530,7 @@ class FloodStep:
 
     def _count_dropped(self) -> None:
         self._dropped += 3
-        if not self.local and self._dropped >= 3 * _MAX_DROPPED:
+        if not self.per_microbatch and self._dropped >= 3 * _MAX_DROPPED:
             self._warn(
                 "Again and again the gradients of watched losses were cleared, or used by somebody "
                 "else, without a flooded step. Only step() of the optimiser given to FloodStep "
@@ -565,7 +565,7 @@ class FloodStep:
 
     def _inspect(self, loss: Tensor) -> None:
         # With local the loss's own backward is flooded, for every optimiser.
-        leaves = [] if self.local else _leaves(loss)
+        leaves = [] if self.per_microbatch else _leaves(loss)
         own = set(map(id, self._parameters()))
         self._foreign = [leaf for leaf in leaves if id(leaf) not in own]
         if self._foreign:

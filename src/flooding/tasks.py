@@ -32,12 +32,12 @@ __all__ = [
     "REAL",
     "adam",
     "adamw",
-    "assemble",
+    "build_problem",
     "demo_digits",
     "demo_sinusoid",
-    "named",
-    "paper",
-    "plane",
+    "get_task",
+    "grid_2d",
+    "ishida2020_problem",
     "real",
     "sgd",
 ]
@@ -78,7 +78,7 @@ adamw = partial(torch.optim.AdamW, lr=1e-3, fused=True)
 sgd = partial(torch.optim.SGD, lr=1e-2, momentum=0.9, fused=True)
 
 
-def paper(data: Callable[..., Any], inputs: int) -> Problem:
+def ishida2020_problem(data: Callable[..., Any], inputs: int) -> Problem:
     """Give the setting of the paper's synthetic experiments.
 
     Five hidden layers of 500 units, Adam at 0.001, full batches of 100, 500 epochs.
@@ -108,10 +108,10 @@ def demo_sinusoid(optimizer: Callable[..., torch.optim.Optimizer]) -> Problem:
     network = partial(mlp, 2, 2, width=500, depth=4, batch_norm=True)
     data = partial(synthetic.sinusoid, label_noise=0.1)
     curve = TestCurve(500, every=5)
-    return Problem(data, network, optimizer, batch_size=200, horizon=200, test_curve=curve, probe=plane)
+    return Problem(data, network, optimizer, batch_size=200, max_epochs=200, test_curve=curve, probe_inputs=grid_2d)
 
 
-def plane(points: int = 81, reach: float = 2.2) -> Tensor:
+def grid_2d(points: int = 81, reach: float = 2.2) -> Tensor:
     """Lay a square grid over a plane, for drawing decision boundaries.
 
     Args:
@@ -129,20 +129,20 @@ def demo_digits(epochs: int = 60) -> Problem:
     """Give real images: scikit-learn's handwritten digits, 20 % of training and validation labels replaced.
 
     Args:
-        epochs: The horizon.
+        epochs: The max_epochs.
 
     Returns:
         The Problem: the demo's network on 600 / 300 / 897 images, batches of 100, Adam at 0.001.
     """
     network = partial(mlp, 64, 10, width=500, depth=4, batch_norm=True)
     data = partial(tables.digits, label_noise=0.2)
-    return Problem(data, network, adam, batch_size=100, horizon=epochs, test_curve=TestCurve(500, every=5))
+    return Problem(data, network, adam, batch_size=100, max_epochs=epochs, test_curve=TestCurve(500, every=5))
 
 
 def _plain(name: str, data: Callable[..., Any]) -> Problem:
     """Three hidden layers of 256 units, Adam at 0.001, 100 epochs in batches of 100."""
     inputs, classes = _SIZES[name]
-    return Problem(data, partial(mlp, inputs, classes, width=256, depth=3), adam, batch_size=100, horizon=100)
+    return Problem(data, partial(mlp, inputs, classes, width=256, depth=3), adam, batch_size=100, max_epochs=100)
 
 
 # The real problems on which searches and methods are compared, in one setting.
@@ -151,13 +151,13 @@ REAL: dict[str, Problem] = {
     "spambase": _plain("spambase", tables.spambase),
     "letter": _plain("letter", tables.letter),
     "higgs7k": _plain("higgs7k", tables.higgs7k),
-    "fashion-mnist-5k": Problem(images.fashion_mnist, small_cnn, adam, batch_size=100, horizon=30),
+    "fashion-mnist-5k": Problem(images.fashion_mnist, small_cnn, adam, batch_size=100, max_epochs=30),
     "twonorm": _plain("twonorm", tables.twonorm),
 }
 _SHIFTS = {"digits": partial(shift, pixels=1, size=8), "fashion-mnist-5k": partial(shift, pixels=1)}
 
 
-def real(name: str, *, augment: bool = False, horizon: int | None = None) -> Problem:
+def real(name: str, *, augment: bool = False, max_epochs: int | None = None) -> Problem:
     """Give one of the real problems on which searches and methods are compared, in one setting.
 
     Adam at 0.001 and batches of 100. Tables and digits: three hidden layers of 256 units, 100 epochs. Fashion-MNIST:
@@ -167,26 +167,26 @@ def real(name: str, *, augment: bool = False, horizon: int | None = None) -> Pro
         name: A name of :data:`REAL`.
         augment: Whether training inputs vary: images move by up to one pixel, vectors get Gaussian noise of standard
             deviation 0.1.
-        horizon: Epochs, where not those of the setting.
+        max_epochs: Epochs, where not those of the setting.
 
     Returns:
         The Problem, its data not read yet.
 
     Raises:
-        ValueError: If there is no such problem, or the horizon is below 1.
+        ValueError: If there is no such problem, or the max_epochs is below 1.
 
     Example:
-        >>> problem = real("digits", augment=True, horizon=5)
-        >>> problem.horizon, problem.augment.keywords
+        >>> problem = real("digits", augment=True, max_epochs=5)
+        >>> problem.max_epochs, problem.augment.keywords
         (5, {'pixels': 1, 'size': 8})
     """
     problem = _named("real problem", name, REAL)
     if augment:
         problem = replace(problem, augment=_SHIFTS.get(name, partial(jitter, sd=0.1)))
-    return problem if horizon is None else replace(problem, horizon=horizon)
+    return problem if max_epochs is None else replace(problem, max_epochs=max_epochs)
 
 
-def named(name: str, **data: Any) -> Problem:
+def get_task(name: str, **data: Any) -> Problem:
     """Give a built-in task in its published setting.
 
     Args:
@@ -201,7 +201,7 @@ def named(name: str, **data: Any) -> Problem:
         ValueError: If there is no such task, or it has no such argument.
 
     Example:
-        >>> named("spiral", label_noise=0.05).horizon, named("digits").horizon
+        >>> named("spiral", label_noise=0.05).max_epochs, named("digits").max_epochs
         (500, 100)
     """
     synthetic_ones = {task: make for task, make in DATA.items() if task not in REAL}
@@ -212,10 +212,10 @@ def named(name: str, **data: Any) -> Problem:
         _named(f"an argument of {name}", argument, known)
     if name in REAL:
         return replace(REAL[name], data=partial(make, **data)) if data else REAL[name]
-    return paper(partial(make, **data), data.get("dimension", 2 if name in _SIZES else 10))
+    return ishida2020_problem(partial(make, **data), data.get("dimension", 2 if name in _SIZES else 10))
 
 
-def assemble(
+def build_problem(
     task: str,
     data: dict[str, Any],
     *,
@@ -281,7 +281,7 @@ def assemble(
     _check_memory(examples, inputs, width, depth, max(batches))
     network = partial(mlp, inputs, classes, width=width, depth=depth, batch_norm=normed, dropout=dropout)
     if label_smoothing:
-        more |= {"loss": partial(cross_entropy, label_smoothing=label_smoothing), "report": cross_entropy}
+        more |= {"loss": partial(cross_entropy, label_smoothing=label_smoothing), "eval_loss": cross_entropy}
     return Problem(partial(make, **data), network, partial(rule, **numbers, fused=True), **more)
 
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flooding.level_search.base import Evaluate, Found, Strategy
-from flooding.levels import Controller, Seen, State, as_controller, fold
-from flooding.training.record import Record, merit
+from flooding.level_search.base import Evaluate, SearchResult, Strategy
+from flooding.levels import Controller, State, StepInfo, as_controller, simulate
+from flooding.training.record import Record, validation_key
 from flooding.training.run import Run
 
-__all__ = ["check_controller", "check_evaluate", "check_strategy", "make_up"]
+__all__ = ["check_controller", "check_evaluate", "check_strategy", "fake_record"]
 
 _STEPS_PER_EPOCH = 4
 
@@ -40,7 +40,7 @@ def check_controller(controller: Controller, *, steps: int = 40, compiled: bool 
 
     Args:
         controller: The controller to check.
-        steps: Optimiser steps of the made-up training, at least 8. Take more than your controller's own horizon.
+        steps: Optimiser steps of the made-up training, at least 8. Take more than your controller's own max_epochs.
         compiled: Check also that ``torch.compile(update, fullgraph=True)`` gives the same bits from at most two
             graphs, one for steps and one for epochs. Takes seconds, and resets what was compiled before.
 
@@ -63,7 +63,7 @@ def check_controller(controller: Controller, *, steps: int = 40, compiled: bool 
     _check_waiting(controller, seens)
     _check_device(controller, seens)
     _check_resume(pickled, seens, states)
-    _require(_all_same(fold(copied, seens), states), "a copied controller must give the same states.")
+    _require(_all_same(simulate(copied, seens), states), "a copied controller must give the same states.")
     _check_nan(controller, seens)
     if compiled:
         _check_compiled(controller, seens)
@@ -92,7 +92,7 @@ def check_strategy(make: Callable[[], Strategy]) -> None:
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
         >>> from flooding.level_search.grid import grid
-        >>> problem = Problem(data=two_gaussians, model=partial(mlp, 10, 2, width=20), horizon=10)
+        >>> problem = Problem(data=two_gaussians, model=partial(mlp, 10, 2, width=20), max_epochs=10)
         >>> check_strategy(lambda: grid(problem, [0.0, 0.1, 0.2]))
     """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
     before = _global_generators()
@@ -110,7 +110,7 @@ def check_strategy(make: Callable[[], Strategy]) -> None:
     _require(before == _global_generators(), f"{rule}.")
 
 
-def check_evaluate(evaluate: Evaluate, problem: Any) -> None:
+def check_evaluate(run_all: Evaluate, problem: Any) -> None:
     """Check that an ``evaluate`` of your own, a cluster's say, keeps the protocol that strategies count on.
 
     Four short Runs of the problem are trained twice, in different orders. Checked are: a Record for each Run, in the
@@ -127,24 +127,24 @@ def check_evaluate(evaluate: Evaluate, problem: Any) -> None:
 
     Example:
         >>> from functools import partial
-        >>> from flooding import Problem, evaluate
+        >>> from flooding import Problem, run_all
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
-        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=3)
-        >>> check_evaluate(partial(evaluate, ledger=False, workers=0), problem)
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), max_epochs=3)
+        >>> check_evaluate(partial(run_all, ledger=False, workers=0), problem)
     """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
-    asked = [(None, 0, None), (0.3, 1, None), (0.3, 0, problem.horizon - 1), (0.3, 0, None)]
-    runs = [Run(problem, level, seed=seed, until=until) for level, seed, until in asked]
-    _require(list(evaluate([])) == [], "no Runs must give no Records.")
-    told = list(evaluate(runs))
+    asked = [(None, 0, None), (0.3, 1, None), (0.3, 0, problem.max_epochs - 1), (0.3, 0, None)]
+    runs = [Run(problem, level, seed=seed, stop_epoch=until) for level, seed, until in asked]
+    _require(list(run_all([])) == [], "no Runs must give no Records.")
+    told = list(run_all(runs))
     _require(len(told) == len(runs), f"there must be a Record for each Run, got {len(told)} for {len(runs)}.")
     for run, record in zip(runs, told, strict=True):
         _require(record.run is run, "Records must come in the order asked, each with the Run it was asked for.")
-        _require("last.val_loss" in record.finals, "finals must have the validation loss at the end: last.val_loss.")
+        _require("last.val_loss" in record.metrics, "finals must have the validation loss at the end: last.val_loss.")
         lengths = {name: len(curve) for name, curve in record.curves.items()}
         rule = f"curves must have {run.epochs + 1} values, from before training to the last of {run.epochs} epochs"
         _require(set(lengths.values()) <= {run.epochs + 1}, f"{rule}, got {lengths}.")
-    again = list(evaluate(runs[::-1]))[::-1]
+    again = list(run_all(runs[::-1]))[::-1]
     same = all(_measured(a) == _measured(b) for a, b in zip(told, again, strict=True))
     _require(same, "the same Run must be measured alike whatever else is asked, in whatever order. Seed what it draws.")
     short, whole = told[2].curves, told[3].curves
@@ -153,7 +153,7 @@ def check_evaluate(evaluate: Evaluate, problem: Any) -> None:
 
 
 def _measured(record: Record) -> dict[str, Any]:
-    return {name: np.asarray(value).tobytes() for name, value in {**record.curves, **record.finals}.items()}
+    return {name: np.asarray(value).tobytes() for name, value in {**record.curves, **record.metrics}.items()}
 
 
 # Which of the levels diverge, by the order in which they were first asked.
@@ -166,7 +166,7 @@ _DIVERGES: list[Callable[[int], bool]] = [
 _MOST_LISTS = 1000
 
 
-def make_up(run: Run, *, accuracy: bool = True, diverges: bool = False) -> Record:
+def fake_record(run: Run, *, accuracy: bool = True, diverges: bool = False) -> Record:
     """Make up the Record of a Run, in no time: the curves of a training that overfits, by a formula.
 
     The training loss falls to 1e-6 or the level in force, whichever is higher; a controller is shown a step an epoch.
@@ -185,17 +185,17 @@ def make_up(run: Run, *, accuracy: bool = True, diverges: bool = False) -> Recor
         >>> from flooding import Problem, Run
         >>> from flooding.data.synthetic import two_gaussians
         >>> from torch.nn import Linear
-        >>> record = make_up(Run(Problem(two_gaussians, Linear(10, 2), horizon=50), 0.1))
-        >>> record.finals["last.train_loss"] > 0.09
+        >>> record = make_up(Run(Problem(two_gaussians, Linear(10, 2), max_epochs=50), 0.1))
+        >>> record.metrics["last.train_loss"] > 0.09
         True
     """
     problem = run.problem
     controller = as_controller(None if hasattr(run.level, "at") else run.level)  # levels of examples are not one number
-    watched = {} if problem.watch is None else _watched(run)
+    watched = {} if problem.extra_metrics is None else _watched(run)
     draw = random.Random(f"{run.level!r} {run.seed}")
     state, rows = controller.init(), []
     for epoch in range(run.epochs + 1):
-        level, share = float(state["level"]), epoch / problem.horizon
+        level, share = float(state["level"]), epoch / problem.max_epochs
         plain = 3 * 10 ** (-6.5 * share)
         gain = 0.2 * share * math.exp(-5 * abs(level - 0.1)) if epoch and plain < level else 0.0
         right = 0.5 + 0.25 * min(1.0, 3 * share) + gain + 0.02 * draw.random()
@@ -207,23 +207,26 @@ def make_up(run: Run, *, accuracy: bool = True, diverges: bool = False) -> Recor
             row = {n: 0.99 if n.endswith("accuracy") else v if n == "level" else math.nan for n, v in row.items()}
         rows.append(row | dict.fromkeys(watched, 1 - 2 * share))
         if epoch:  # the controller sees accuracies in any case: what it needs is not the Record's business
-            state = controller.update(state, Seen(torch.tensor(row["train_loss"])))
+            state = controller.update(state, StepInfo(torch.tensor(row["train_loss"])))
             shown = (row[name] for name in ("train_accuracy", "val_loss", "val_accuracy"))
-            state = controller.update(state, Seen(None, *shown))
+            state = controller.update(state, StepInfo(None, *shown))
     rows = [{n: v for n, v in row.items() if accuracy or not n.endswith("accuracy")} for row in rows]
-    ends = {"best": max(range(1, len(rows)), key=lambda epoch: merit(rows[epoch], problem)), "last": run.epochs}
+    ends = {
+        "best": max(range(1, len(rows)), key=lambda epoch: validation_key(rows[epoch], problem)),
+        "last": run.epochs,
+    }
     finals = {f"{end}.{n}": v for end, epoch in ends.items() for n, v in {"epoch": float(epoch), **rows[epoch]}.items()}
     curves = {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}
-    return Record(run, curves, {}, {"epochs": float(run.epochs), **finals}, weights="", fingerprint="")
+    return Record(run, curves, {}, {"epochs": float(run.epochs), **finals}, weights_sha256="", fingerprint="")
 
 
 def _watched(run: Run) -> Mapping[str, float]:
     splits = run.problem.splits(run.seed)
-    assert run.problem.watch is not None
-    return run.problem.watch(run.problem.build(run.seed).eval(), run.problem, splits)
+    assert run.problem.extra_metrics is not None
+    return run.problem.extra_metrics(run.problem.build(run.seed).eval(), run.problem, splits)
 
 
-def _drive(strategy: Strategy, accuracy: bool, diverges: Callable[[int], bool]) -> tuple[list[list[Run]], Found]:
+def _drive(strategy: Strategy, accuracy: bool, diverges: Callable[[int], bool]) -> tuple[list[list[Run]], SearchResult]:
     """Drive a strategy with made-up Records.
 
     Returns:
@@ -248,13 +251,13 @@ def _drive(strategy: Strategy, accuracy: bool, diverges: Callable[[int], bool]) 
         asked.append(runs)
         _require(len(asked) < _MOST_LISTS, f"a strategy must end, got {_MOST_LISTS} lists of Runs.")
         places = _places(asked)
-        answer = [make_up(r, accuracy=accuracy, diverges=diverges(places[repr(r.level)])) for r in runs]
-    if not isinstance(found, Found) or not isinstance(found.run, Run):
+        answer = [fake_record(r, accuracy=accuracy, diverges=diverges(places[repr(r.level)])) for r in runs]
+    if not isinstance(found, SearchResult) or not isinstance(found.run, Run):
         raise TypeError(f"a strategy must return a Found with a Run, got {found!r}.")
     return asked, found
 
 
-def _check_found(found: Found) -> None:
+def _check_found(found: SearchResult) -> None:
     rule = "found.level must be a number or None"
     _require(found.level is None or math.isfinite(found.level), f"{rule}, got {found.level}.")
     for s in found.suggestions:
@@ -262,7 +265,7 @@ def _check_found(found: Found) -> None:
         _require(s.low <= (s.low if s.level is None else s.level) <= s.high, f"{rule}, got {s}.")
 
 
-def _check_choice(asked: list[list[Run]], found: Found, diverges: Callable[[int], bool]) -> None:
+def _check_choice(asked: list[list[Run]], found: SearchResult, diverges: Callable[[int], bool]) -> None:
     places = _places(asked)
     level = repr(found.run.level)
     if found.run.level is None:  # every strategy's way out, unless level 0 stood for it
@@ -286,7 +289,7 @@ def _global_generators() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), numpys, random.getstate()
 
 
-def _training(steps: int) -> list[Seen]:
+def _training(steps: int) -> list[StepInfo]:
     """Make up what a training shows: losses with a graph, ends of epochs with floats and tensors in turn."""
     draw = torch.Generator().manual_seed(0)
     seens = []
@@ -294,10 +297,10 @@ def _training(steps: int) -> list[Seen]:
         share = min(1.0, 1.5 * step / steps)
         noise = torch.rand(4, generator=draw)
         # A graph hangs on the loss, as on that of a real step.
-        seens.append(Seen(torch.tensor(3 * 10 ** (-7.5 * share), requires_grad=True) * (0.5 + noise[0])))
+        seens.append(StepInfo(torch.tensor(3 * 10 ** (-7.5 * share), requires_grad=True) * (0.5 + noise[0])))
         if step % _STEPS_PER_EPOCH == 0:
             shown = [torch.tensor(share), 0.2 + noise[1], (share + noise[2]) / 2]
-            seens.append(Seen(None, *(shown if step % (2 * _STEPS_PER_EPOCH) else [t.item() for t in shown])))
+            seens.append(StepInfo(None, *(shown if step % (2 * _STEPS_PER_EPOCH) else [t.item() for t in shown])))
     return seens
 
 
@@ -338,7 +341,7 @@ def _check_level(state: State, when: str) -> None:
     _require(not math.isnan(level) and level < math.inf, f"the level must be finite or -inf, got {level} {when}.")
 
 
-def _check_updates(controller: Controller, seens: list[Seen]) -> list[State]:
+def _check_updates(controller: Controller, seens: list[StepInfo]) -> list[State]:
     """Check every single update, and return the states."""
     states = [controller.init()]
     _check_level(states[0], "from init")
@@ -359,7 +362,9 @@ def _check_updates(controller: Controller, seens: list[Seen]) -> list[State]:
             value.detach().copy_(written)
             _require(holds, "the state must not share memory with what is shown; clone it.")
         states.append(kept)
-    _require(_all_same(fold(controller, seens), states), "a second training must give the same states as the first.")
+    _require(
+        _all_same(simulate(controller, seens), states), "a second training must give the same states as the first."
+    )
     return states
 
 
@@ -379,14 +384,14 @@ class _Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _check_waiting(controller: Controller, seens: list[Seen]) -> None:
+def _check_waiting(controller: Controller, seens: list[StepInfo]) -> None:
     with _Waits() as waits:
-        fold(controller, seens)
+        simulate(controller, seens)
     fix = "Use torch.where instead of if, float() or .item() on a tensor."
     _require(not waits.seen, f"update must not wait for the device, got {len(waits.seen)} {waits.seen[:1]}. {fix}")
 
 
-def _check_device(controller: Controller, seens: list[Seen]) -> None:
+def _check_device(controller: Controller, seens: list[StepInfo]) -> None:
     """Check on the meta device, which has no values: what reads one fails, and what is made elsewhere shows.
 
     Raises:
@@ -395,7 +400,7 @@ def _check_device(controller: Controller, seens: list[Seen]) -> None:
     state = _to_meta(controller.init())
     for seen in seens:
         try:
-            after = controller.update(state, Seen(**_to_meta(seen._asdict())))
+            after = controller.update(state, StepInfo(**_to_meta(seen._asdict())))
         except (NotImplementedError, RuntimeError, TypeError) as error:
             rule = "update must neither read a tensor's value nor mix devices; make new tensors from those of the state"
             raise AssertionError(f"{rule}, got {type(error).__name__}: {str(error).splitlines()[0]}") from error
@@ -419,7 +424,7 @@ def _copies(controller: Controller) -> tuple[Controller, Controller]:
         raise AssertionError(f"a controller must survive deepcopy and pickle, got {error}. {fix}") from error
 
 
-def _check_resume(controller: Controller, seens: list[Seen], states: list[State]) -> None:
+def _check_resume(controller: Controller, seens: list[StepInfo], states: list[State]) -> None:
     """Check that a saved state continues exactly with a controller that has seen nothing before.
 
     Raises:
@@ -440,16 +445,16 @@ def _check_resume(controller: Controller, seens: list[Seen], states: list[State]
         _require(_all_same(rest, states[middle:]), f"{rule}. Keep all of it in the state.")
 
 
-def _check_nan(controller: Controller, seens: list[Seen]) -> None:
+def _check_nan(controller: Controller, seens: list[StepInfo]) -> None:
     nans = [seen._replace(**{k: v * math.nan for k, v in seen._asdict().items() if v is not None}) for seen in seens]
     # Every third entry, so that ends of epochs (every fifth) and steps are both hit and both recover.
     mixed = [nan if i % 3 == 2 else seen for i, (seen, nan) in enumerate(zip(seens, nans, strict=True))]
     for shown in (mixed, nans):
-        for state in fold(controller, shown):
+        for state in simulate(controller, shown):
             _check_level(state, "after a NaN was shown")
 
 
-def _check_compiled(controller: Controller, seens: list[Seen]) -> None:
+def _check_compiled(controller: Controller, seens: list[StepInfo]) -> None:
     """Check that update compiles without a break, and not anew as the level moves.
 
     Raises:
@@ -467,7 +472,7 @@ def _check_compiled(controller: Controller, seens: list[Seen]) -> None:
         return graph.forward
 
     # Tensors only: a Python float is a new constant to the compiler each time.
-    tensors = [Seen(*(None if v is None else torch.as_tensor(v).detach() for v in seen)) for seen in seens]
+    tensors = [StepInfo(*(None if v is None else torch.as_tensor(v).detach() for v in seen)) for seen in seens]
     torch.compiler.reset()
     update = torch.compile(controller.update, fullgraph=True, backend=count)
     try:
@@ -477,7 +482,7 @@ def _check_compiled(controller: Controller, seens: list[Seen]) -> None:
             rule = "update must compile to one graph for steps and one for epochs, got a third"
             raise AssertionError(f"{rule}. Keep what changes in tensors.") from error
         raise AssertionError(f"update must compile with fullgraph=True, got {type(error).__name__}.") from error
-    _require(_all_same(states, fold(controller, tensors)), "compiled, update must give the same bits.")
+    _require(_all_same(states, simulate(controller, tensors)), "compiled, update must give the same bits.")
 
 
 def _to_meta(entries: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import quote, unquote
 
-from flooding.training.loop import Row
+from flooding.training.loop import EpochResult
 from flooding.training.run import Run
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Log(Protocol):
 class Tracker:
     """Pass rows on to one log per Run, opened at the Run's first row and closed at its last.
 
-    Rows of several Runs may come interleaved, as from :func:`flooding.evaluate`'s workers; Runs are told apart by
+    Rows of several Runs may come interleaved, as from :func:`flooding.run_all`'s workers; Runs are told apart by
     identity, so give each Run object once. Every finite value of a row is written under its own name at its epoch, and
     the finals of a Record, ``best.*`` and ``last.*``, at the last epoch. NaN and infinities are left out. An epoch is
     written once: a Run that starts over because its worker died goes on in the same log.
@@ -75,7 +75,7 @@ class Tracker:
         ...         print(epoch, sorted(values)[:2])
         ...     def close(self, status):
         ...         print(status)
-        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=1)
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), max_epochs=1)
         >>> with Tracker(lambda run: Printed()) as log:
         ...     for row in train(Run(problem, level=0.2)):
         ...         log(row)
@@ -89,7 +89,7 @@ class Tracker:
         self._open_log = open_log
         self._logs: dict[Run, tuple[Log, int]] = {}  # with the last epoch written; a Run is equal to itself alone
 
-    def __call__(self, row: Row) -> None:
+    def __call__(self, row: EpochResult) -> None:
         """Write a row, and its Record if it is the last one.
 
         Args:
@@ -101,7 +101,7 @@ class Tracker:
         if row.epoch > written:
             log.write(_finite(row.values), row.epoch)
         if row.record is not None:
-            log.write(_finite(row.record.finals), row.epoch)
+            log.write(_finite(row.record.metrics), row.epoch)
             log.close("FINISHED")
             del self._logs[run]
 
@@ -153,7 +153,7 @@ def mlflow_tracker(
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
         >>> from flooding.training.loop import train
-        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=2)
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), max_epochs=2)
         >>> folder = getfixture("tmp_path")
         >>> with mlflow_tracker(f"sqlite:///{folder}/mlflow.db", parameters={"task": "two-gaussians"}) as log:
         ...     for row in train(Run(problem, level=0.2)):
@@ -366,7 +366,7 @@ def tensorboard_tracker(folder: str | Path, *, parameters: Mapping[str, Any] | N
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
         >>> from flooding.training.loop import train
-        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=2)
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), max_epochs=2)
         >>> folder = getfixture("tmp_path")
         >>> with tensorboard_tracker(folder) as log:
         ...     for row in train(Run(problem, level=0.2)):

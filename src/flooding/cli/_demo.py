@@ -9,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._shown import Fresh, Ledger, Workers, check_ledger, check_numbers, console, progress, writable
+from flooding.cli._shown import Ledger, Overwrite, Workers, check_ledger, check_numbers, console, progress, writable
 
 if TYPE_CHECKING:
     from flooding.training.record import Record
@@ -21,12 +21,12 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="One seed, fewer epochs: about 20 s on two cores.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("flooding-demo"),
     ledger: Ledger = None,
-    fresh: Fresh = False,
+    overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
     """Show what flooding does: the public demo's Sinusoid and real handwritten digits."""
     from flooding.experiments import demo as experiment
-    from flooding.training.runner import evaluate
+    from flooding.training.runner import run_all
 
     check_numbers(workers=workers)
     writable(out)
@@ -34,7 +34,7 @@ def demo(
     tasks = experiment.plan(quick)
     runs = [run for task in tasks for run in task.runs]
     with progress() as (on_start, on_row):
-        records = evaluate(runs, ledger=ledger, fresh=fresh, workers=workers, on_start=on_start, on_row=on_row)
+        records = run_all(runs, ledger=ledger, overwrite=overwrite, workers=workers, on_start=on_start, on_row=on_row)
     by_task = []
     for task in tasks:
         by_task.append(records[: len(task.runs)])
@@ -61,7 +61,7 @@ def _print_task(task: Any, records: list[Record]) -> None:
     console.print()
     console.print(table)
     console.print(experiment.verdict(rows))
-    labels = "noisy" if "last.test_accuracy_clean" in records[0].finals else "clean (they carry no noise)"
+    labels = "noisy" if "last.test_accuracy_clean" in records[0].metrics else "clean (they carry no noise)"
     console.print(
         f"NLL and ECE on the test labels, {labels}.\nChosen on noisy validation labels; test data choose nothing."
     )

@@ -19,8 +19,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flooding.cli._shown import (
-    Fresh,
     Ledger,
+    Overwrite,
     Workers,
     check_ledger,
     check_numbers,
@@ -37,7 +37,7 @@ from flooding.text import one_line
 
 if TYPE_CHECKING:
     from flooding.level_search.find import FoundLevel
-    from flooding.tabular.table.table import TableProblem
+    from flooding.tabular.table import TableProblem
     from flooding.training.problem import Problem
 
 __all__ = ["What", "find", "predict", "problem_of"]
@@ -84,26 +84,26 @@ def find(
         Path | None, option("Tables: folder for the trained model and its preprocessing, for predict.", _OUTPUT)
     ] = None,
     ledger: Ledger = None,
-    fresh: Fresh = False,
+    overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
     """Find the flood level of a task, a table, or a problem of your own."""
     from flooding.level_search.find import find_level
-    from flooding.training.runner import usable
+    from flooding.training.runner import check_device
 
     check_numbers(label_noise=label_noise, epochs=epochs, budget=budget, trainings=trainings, seeds=seeds)
     check_numbers(workers=workers)
     for folder in (out, *([] if save is None else [save.parent])):
         writable(folder)
     check_ledger(ledger)
-    usable(device)
+    check_device(device)
     at = None if levels is None else parse_levels("levels", levels, allow_none=True)
     search = _strategy(strategy, budget, trainings, at)
     problem, table = problem_of(what, target, given(label_noise=label_noise), epochs, kind)
     if save is not None and table is None:
         raise ValueError(f"save needs a table, got {what}. A model of your own is found.model() in Python.")
     if save is not None:
-        from flooding.tabular.table.table import check_folder
+        from flooding.tabular.table import check_folder
 
         check_folder(save)
         if save.absolute() == out.absolute():
@@ -112,7 +112,7 @@ def find(
         raise ValueError(f"heuristic needs the accuracy of classes, but {what} has numbers. Choose another --strategy.")
     problem = _scored(problem, score)
     with progress() as (on_start, on_row):
-        how: dict[str, Any] = {"ledger": ledger, "fresh": fresh, "workers": workers}
+        how: dict[str, Any] = {"ledger": ledger, "overwrite": overwrite, "workers": workers}
         how |= {"on_start": on_start, "on_row": on_row}
         found = find_level(problem, seeds=seeds, device=device, strategy=search, **how)
     _print(found)
@@ -133,7 +133,7 @@ def predict(
 ) -> None:
     """Predict the target of new rows with a saved model."""
     from flooding.atomic import write_atomic
-    from flooding.tabular.table.table import predict as predictions
+    from flooding.tabular.table import predict as predictions
 
     _check_file(table, "a table")
     if out is not None:
@@ -199,20 +199,20 @@ def problem_of(
         raise ValueError(f"a Python file needs the name of its Problem, got {what} alone. Try {what}:problem.")
     if is_file:
         return _of_table(what, target, epochs, kind)
-    problem = _imported(place, name) if is_own else tasks.named(what, **data)
-    return (problem if epochs is None else replace(problem, horizon=epochs)), None
+    problem = _imported(place, name) if is_own else tasks.get_task(what, **data)
+    return (problem if epochs is None else replace(problem, max_epochs=epochs)), None
 
 
 def _of_table(what: str, target: str | None, epochs: int | None, kind: str | None) -> tuple[Problem, TableProblem]:
     """Make the Problem of a table, and say what was assumed."""
-    from flooding.tabular.table.table import table_problem
+    from flooding.tabular.table import table_problem
 
     _check_file(Path(what), "a table")
     if target is None:
         raise ValueError(f"a table needs the column to predict, got {what} alone. Add --target NAME, or --target -1.")
     if kind not in {None, "classification", "regression"}:
         raise ValueError(f"kind must be classification or regression, got {kind}.")
-    table = table_problem(what, target, kind=kind, **given(horizon=epochs))  # type: ignore[arg-type]
+    table = table_problem(what, target, kind=kind, **given(max_epochs=epochs))  # type: ignore[arg-type]
     console.print_line(f"Assumed of {what}:")
     for sentence in table.assumptions:
         console.print_line(f"  - {sentence}")
@@ -390,7 +390,7 @@ def _cell(value: Any, name: str) -> str:
 
 def _save(found: FoundLevel, table: TableProblem, folder: Path, device: str) -> None:
     """Train what was found in full and save it."""
-    from flooding.tabular.table.table import save_model
+    from flooding.tabular.table import save_model
     from flooding.training.loop import train
 
     row = None
@@ -401,7 +401,7 @@ def _save(found: FoundLevel, table: TableProblem, folder: Path, device: str) -> 
     assert row is not None
     assert row.weights is not None
     save_model(folder, {name: t.cpu() for name, t in row.weights["last"].items()}, table)
-    finals = row.record.finals if row.record is not None else {}
+    finals = row.record.metrics if row.record is not None else {}
     for name in ("last.test_accuracy", "last.test_loss"):
         if name in finals:
             console.print_line(f"{name.removeprefix('last.').replace('_', ' ')} of the saved model: {finals[name]:.4g}")

@@ -11,8 +11,8 @@ import typer
 
 from flooding.cli._find import What, problem_of
 from flooding.cli._shown import (
-    Fresh,
     Ledger,
+    Overwrite,
     Workers,
     check_ledger,
     check_numbers,
@@ -45,7 +45,7 @@ def reproduce(
     more: Annotated[bool, typer.Option("--more", help="Train what the archive of --from lacks.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for page, tables, figures and archive.")] = Path("flooding-results"),
     ledger: Ledger = None,
-    fresh: Fresh = False,
+    overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
     """Run an experiment again, from the ledger where it has been run, and write tables and figures."""
@@ -71,7 +71,7 @@ def reproduce(
         archive = getattr(module, "load", Archive)(source)
     chosen = None if seeds is None else range(seeds)
     if archive is None or more:
-        _train(partial(module.experiment, quick, chosen), module, out, name, ledger, fresh, workers, archive)
+        _train(partial(module.experiment, quick, chosen), module, out, name, ledger, overwrite, workers, archive)
     else:
         _write(module.experiment(quick, archive.seeds if chosen is None else chosen), archive, out, name)
 
@@ -84,7 +84,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=2, help="Number of seeds.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder for page, tables and archive.")] = Path("flooding-results"),
     ledger: Ledger = None,
-    fresh: Fresh = False,
+    overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
     """Compare twelve methods on your classification problem, each with up to four trainings to choose its settings."""
@@ -98,7 +98,7 @@ def compare(
     if classes is None:
         raise ValueError(f"compare needs classes, but the targets of {what} are numbers. Use flooding find.")
     running = partial(bakeoff.compare, {what: (problem, classes)}, range(seeds))
-    _train(running, bakeoff, out, "compare", ledger, fresh, workers)
+    _train(running, bakeoff, out, "compare", ledger, overwrite, workers)
 
 
 def _train(
@@ -107,16 +107,16 @@ def _train(
     out: Path,
     name: str,
     ledger: Path | None,
-    fresh: bool,
+    overwrite: bool,
     workers: int | None,
     held: Any = None,
 ) -> None:
     """Train what an experiment asks, say beforehand how long it will take, pack it, and report on what was packed."""
     from flooding.experiments import estimate, machine
-    from flooding.experiments.archive import Archive, beside, pack
-    from flooding.level_search.base import drive
-    from flooding.training.config import describes_itself
-    from flooding.training.runner import evaluate
+    from flooding.experiments.archive import Archive, pack, with_fallback
+    from flooding.level_search.base import run_generator
+    from flooding.training.config import is_hashable
+    from flooding.training.runner import run_all
 
     with progress() as (on_start, on_row):
 
@@ -127,10 +127,10 @@ def _train(
             on_start(runs)
 
         def ask(runs: list[Run]) -> list[Record]:
-            return evaluate(runs, ledger=ledger, fresh=fresh, workers=workers, on_start=told, on_row=on_row)
+            return run_all(runs, ledger=ledger, overwrite=overwrite, workers=workers, on_start=told, on_row=on_row)
 
-        report, records = drive(start(), ask if held is None else beside(held, ask))
-    if all(describes_itself(record.run) for record in records if record.run is not None):
+        report, records = run_generator(start(), ask if held is None else with_fallback(held, ask))
+    if all(is_hashable(record.run) for record in records if record.run is not None):
         out.mkdir(parents=True, exist_ok=True)
         exact = {"exact": module.exact} if hasattr(module, "exact") else {}
         path = pack(out / f"{name}.npz", records, module.CURVES, machine(), **exact)
@@ -141,9 +141,9 @@ def _train(
 
 def _write(running: Experiment, archive: Callable[..., Any], out: Path, name: str, *more: Path) -> None:
     """Report on an archive, so that the same file always gives the same page."""
-    from flooding.level_search.base import drive
+    from flooding.level_search.base import run_generator
 
-    _show(drive(running, archive)[0], out, name, *more)
+    _show(run_generator(running, archive)[0], out, name, *more)
 
 
 def _show(report: Report, out: Path, name: str, *more: Path) -> None:

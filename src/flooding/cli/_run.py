@@ -14,8 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flooding.cli._shown import (
-    Fresh,
     Ledger,
+    Overwrite,
     check_ledger,
     check_numbers,
     console,
@@ -107,11 +107,11 @@ def run(
     tensorboard: Annotated[Path | None, option("TensorBoard folder, such as runs/; trains anew.", _OUTPUT)] = None,
     tag: Annotated[list[str] | None, option("key:value, or a bare word; repeatable (MLflow).", _OUTPUT)] = None,
     ledger: Ledger = None,
-    fresh: Fresh = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train one network on a built-in task, with or without flooding."""
     from flooding import tracking as track
-    from flooding.tasks import assemble
+    from flooding.tasks import build_problem
     from flooding.training.run import Run
 
     check_numbers(
@@ -160,8 +160,8 @@ def run(
     choices = {"model": model, "width": width, "depth": depth, "optimizer": optimizer, "learning_rate": learning_rate}
     choices |= {"momentum": momentum, "weight_decay": weight_decay, "batch_size": batch_size}
     choices |= {"dropout": dropout, "label_smoothing": label_smoothing}
-    choices |= {"eval_batch_size": eval_batch_size, "horizon": epochs, "clip": clip_norm}
-    problem = assemble(task, data, **choices)
+    choices |= {"eval_batch_size": eval_batch_size, "max_epochs": epochs, "max_grad_norm": clip_norm}
+    problem = build_problem(task, data, **choices)
     steps = epochs * -(-len(problem.splits(seed).train) // batch_size)
     start = given(steps=warmup_steps, until_loss=until_loss, until_accuracy=until_accuracy)
     numbers = given(sigma=sigma, epsilon=epsilon, decay=decay, rho=rho, strength=penalty, gamma=gamma, folds=folds)
@@ -180,7 +180,7 @@ def run(
             trackers.append(stack.enter_context(track.mlflow_tracker(mlflow, parameters=told, tags=tags)))
         if tensorboard is not None:
             trackers.append(stack.enter_context(track.tensorboard_tracker(tensorboard, parameters=told)))
-        record = _one(planned, device, threads, save, trackers, ledger, fresh)
+        record = _one(planned, device, threads, save, trackers, ledger, overwrite)
     _print_record(record)
 
 
@@ -246,19 +246,19 @@ def _with_levels(run: Run, numbers: dict[str, Any], device: str, threads: int) -
 
 
 def _one(
-    run: Run, device: str, threads: int, save: Path | None, trackers: list[Any], ledger: Path | None, fresh: bool
+    run: Run, device: str, threads: int, save: Path | None, trackers: list[Any], ledger: Path | None, overwrite: bool
 ) -> Record:
     """Look a Run up, unless its rows or weights are wanted; else train it here and show how far it is."""
-    from flooding.training.jobs import Job, work
+    from flooding.training.jobs import Job, run_job
     from flooding.training.ledger import default_path
-    from flooding.training.runner import evaluate, trajectory
+    from flooding.training.runner import run_all, run_key
 
     with progress() as (on_start, on_row):
         if save is None and not trackers:
-            [record] = evaluate(
+            [record] = run_all(
                 [run],
                 ledger=ledger,
-                fresh=fresh,
+                overwrite=overwrite,
                 workers=0,
                 device=device,
                 threads=threads,
@@ -267,10 +267,12 @@ def _one(
             )
             return record
         on_start([run])
-        key = trajectory(run, device=device, threads=threads)
-        job = Job(0, run, key, str(ledger or default_path()), fresh, device, threads, first_flooded=save is not None)
+        key = run_key(run, device=device, threads=threads)
+        job = Job(
+            0, run, key, str(ledger or default_path()), overwrite, device, threads, first_flooded=save is not None
+        )
         last = None
-        for last in work(job):
+        for last in run_job(job):
             for consumer in (on_row, *trackers):
                 consumer(last)
     assert last is not None
@@ -303,9 +305,9 @@ def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> N
     """Refuse, before anything is written, what would fail later."""
     from flooding.levels import PerClass
     from flooding.training.checks import check_last_batch
-    from flooding.training.runner import usable
+    from flooding.training.runner import check_device
 
-    usable(device)
+    check_device(device)
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
     for folder in folders:
@@ -328,8 +330,8 @@ def _print_record(record: Record) -> None:
     table = Table(box=SIMPLE_HEAD)
     for title in ("", "last epoch", "best validation epoch"):
         table.add_column(title, justify="left" if not title else "right")
-    names = [name.removeprefix("last.") for name in record.finals if name.startswith("last.")]
+    names = [name.removeprefix("last.") for name in record.metrics if name.startswith("last.")]
     for name in names:
-        values = (record.finals[f"{at}.{name}"] for at in ("last", "best"))
+        values = (record.metrics[f"{at}.{name}"] for at in ("last", "best"))
         table.add_row(name.replace("_", " "), *("–" if math.isnan(v) else f"{v:.4g}" for v in values))
     console.print(table)

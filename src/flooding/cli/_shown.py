@@ -18,12 +18,12 @@ from rich.text import Text
 from flooding.text import printable
 
 if TYPE_CHECKING:
-    from flooding.training.loop import Row
+    from flooding.training.loop import EpochResult
     from flooding.training.run import Run
 
 __all__ = [
-    "Fresh",
     "Ledger",
+    "Overwrite",
     "Workers",
     "check_ledger",
     "check_numbers",
@@ -75,7 +75,7 @@ errors = Terminal(stderr=True)
 Ledger = Annotated[
     Path | None, typer.Option(help="SQLite file of finished runs.", show_default="the user's state folder")
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Train even what the ledger holds.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Train even what the ledger holds.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Worker processes.", show_default="one per core")]
 
 _LARGEST = 1e30  # of a number with a fraction, so that sums of a few still fit into float32
@@ -192,7 +192,7 @@ def check_ledger(ledger: Path | None) -> None:
 
 
 @contextmanager
-def progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[Row], None]], None, None]:
+def progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[EpochResult], None]], None, None]:
     """Show epochs done, and an estimate of what is left: a bar on a terminal, else a line every ten seconds."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -213,7 +213,7 @@ def progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[Row], N
         else:
             bar.add_task("", total=whole)
 
-    def on_row(row: Row) -> None:
+    def on_row(row: EpochResult) -> None:
         nonlocal done, began, spoken
         began, spoken = min(began, time.monotonic()), min(spoken, time.monotonic())
         done += row.epoch > 0

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Split", "Splits", "flip_labels", "map_tensors", "sha256", "stream"]
+__all__ = ["Split", "Splits", "flip_labels", "make_rng", "map_tensors", "sha256"]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
@@ -208,7 +208,7 @@ def flip_labels(y: Tensor, share: float, classes: int, generator: np.random.Gene
     return torch.from_numpy(noisy)
 
 
-def stream(seed: int, *path: int) -> np.random.Generator:
+def make_rng(seed: int, *path: int) -> np.random.Generator:
     """Open the random stream of a seed at a path; streams at different paths are independent.
 
     Args:

@@ -26,7 +26,7 @@ from flooding.atomic import write_atomic
 from flooding.data.compression import DAMAGED, LimitedReader, max_bytes, open_compressed
 from flooding.text import printable
 
-__all__ = ["ARCHIVES", "FILES", "cache", "find", "keep", "members", "read"]
+__all__ = ["ARCHIVES", "FILES", "cache", "find", "keep", "read", "read_archive"]
 
 log = logging.getLogger("flooding")
 
@@ -204,7 +204,7 @@ def read(name: str) -> bytes:
     return content
 
 
-def members(name: str) -> dict[str, bytes]:
+def read_archive(name: str) -> dict[str, bytes]:
     """Read the files of an archive; one that is nowhere yet is fetched into the cache.
 
     They may lie unpacked in the folder ``name`` of ``$FLOODING_DATA`` or of the cache, or below it, or there in a tar

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from flooding import npz
-from flooding.data import Split, Splits, files, stream
+from flooding.data import Split, Splits, files, make_rng
 from flooding.data.compression import DAMAGED, LimitedReader, max_bytes
-from flooding.data.tables import divide, with_noise
+from flooding.data.tables import split_indices, with_noise
 
 __all__ = [
     "SETS",
@@ -227,12 +227,12 @@ def cifar10h(n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
     """
     _, _, x, y = load("cifar10")
     shares = human_labels()
-    train, val, test = divide(len(x), n_train, n_val, seed=seed)
+    train, val, test = split_indices(len(x), n_train, n_val, seed=seed)
     tables = [_standardised(x[train, channel]) for channel in range(_channels(x))]
 
     def split(rows: np.ndarray, source: int) -> Split:
         reached = shares[rows].cumsum(1)
-        at = stream(seed, source).random((len(rows), 1)) * reached[:, -1:]
+        at = make_rng(seed, source).random((len(rows), 1)) * reached[:, -1:]
         told = torch.from_numpy((at < reached).argmax(1))
         return Split(_inputs(x[rows], tables), told, _targets(y[rows]))
 
@@ -305,7 +305,7 @@ def _mat_set(name: str) -> Images:
 
 def _batch_set(name: str) -> Images:
     """Read pickled batches, the test batch last."""
-    contents = files.members(name)
+    contents = files.read_archive(name)
     *training, (test_x, test_y) = [read_batch(contents[part]) for part in files.ARCHIVES[name][1]]
     x, y = (np.concatenate(parts) for parts in zip(*training, strict=True))
     return Images(x, y, test_x, test_y)
@@ -378,14 +378,14 @@ def split_images(
             )
     if x.shape[1:] != test_x.shape[1:]:
         raise ValueError(f"test images must be of the size of the others, got {test_x.shape[1:]} and {x.shape[1:]}.")
-    train, val, _ = divide(len(x), n_train, n_val, tested=True, seed=seed)
+    train, val, _ = split_indices(len(x), n_train, n_val, tested=True, seed=seed)
     # A pixel has 256 values: standardise those, not every pixel.
     fit = [x[train] if x.ndim == 3 else x[train, channel] for channel in range(_channels(x))] if standardise else []
     tables = [_standardised(pixels) for pixels in fit]
     classes = int(max(y.max(), test_y.max())) + 1
     return Splits(
-        with_noise(_inputs(x[train], tables), _targets(y[train]), label_noise, classes, stream(seed, 1)),
-        with_noise(_inputs(x[val], tables), _targets(y[val]), label_noise, classes, stream(seed, 2)),
+        with_noise(_inputs(x[train], tables), _targets(y[train]), label_noise, classes, make_rng(seed, 1)),
+        with_noise(_inputs(x[val], tables), _targets(y[val]), label_noise, classes, make_rng(seed, 2)),
         Split(_inputs(test_x, tables), _targets(test_y)),
     )
 

@@ -27,7 +27,7 @@ from torch.utils.data import (
 from flooding.data import Split, Splits, map_tensors
 from flooding.training.numerics import fork_generators
 
-__all__ = ["gather", "splits"]
+__all__ = ["load_split", "splits"]
 
 log = logging.getLogger("flooding")
 
@@ -52,11 +52,11 @@ def splits(train: Any, val: Any, test: Any = None, *, limit: int = _LIMIT) -> Sp
     Returns:
         The splits.
     """
-    fit = gather(train, limit=limit)
+    fit = load_split(train, limit=limit)
     return Splits(fit, _gather(val, limit), None if test is None else _gather(test, limit))
 
 
-def gather(source: Any, *, limit: int = _LIMIT) -> Split:
+def load_split(source: Any, *, limit: int = _LIMIT) -> Split:
     """Go once through a dataset or loader and keep all its examples in memory.
 
     A batch may be a pair ``(inputs, targets)``, a longer tuple whose last entry is the targets, or a mapping with the

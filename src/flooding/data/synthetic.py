@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flooding.data import Split, Splits, flip_labels, stream
+from flooding.data import Split, Splits, flip_labels, make_rng
 
 __all__ = [
     "flip_entropy",
@@ -374,9 +374,9 @@ def _draw_splits(draw: Draw, counts: tuple[int, int, int], label_noise: float, s
     _noise(label_noise)
     splits = []
     for position, n in enumerate(counts):
-        x, labels = draw(n, stream(seed, position, 0))
+        x, labels = draw(n, make_rng(seed, position, 0))
         clean = torch.from_numpy(labels).long()
-        y = flip_labels(clean, label_noise, 2, stream(seed, position, 1))
+        y = flip_labels(clean, label_noise, 2, make_rng(seed, position, 1))
         splits.append(Split(torch.from_numpy(x).float(), y, clean if label_noise else None))
     return splits
 

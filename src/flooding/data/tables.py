@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flooding.data import Split, Splits, files, flip_labels, stream
+from flooding.data import Split, Splits, files, flip_labels, make_rng
 
-__all__ = ["digits", "divide", "higgs7k", "letter", "spambase", "split_table", "twonorm", "with_noise"]
+__all__ = ["digits", "higgs7k", "letter", "spambase", "split_indices", "split_table", "twonorm", "with_noise"]
 
 
 def digits(label_noise: float = 0.2, n_train: int = 600, n_val: int = 300, *, seed: int) -> Splits:
@@ -197,7 +197,7 @@ def split_table(
         (True, 2)
     """
     x, y = _table(x, y)
-    train, val, test = divide(len(x), n_train, n_val, tested=more_test is not None, seed=seed)
+    train, val, test = split_indices(len(x), n_train, n_val, tested=more_test is not None, seed=seed)
     fit = x[train]
     # Not `sd == 0`: rounding of the mean can leave a constant column a tiny positive deviation.
     scale = np.where(fit.min(0) == fit.max(0), 1.0, fit.std(0))
@@ -211,13 +211,13 @@ def split_table(
     labels = torch.from_numpy(y.astype(np.int64))
     classes = int(labels.max()) + 1
     return Splits(
-        with_noise(inputs[train], labels[train], label_noise, classes, stream(seed, 1)),
-        with_noise(inputs[val], labels[val], label_noise, classes, stream(seed, 2)),
+        with_noise(inputs[train], labels[train], label_noise, classes, make_rng(seed, 1)),
+        with_noise(inputs[val], labels[val], label_noise, classes, make_rng(seed, 2)),
         Split(inputs[test], labels[test]),
     )
 
 
-def divide(
+def split_indices(
     rows: int, n_train: int, n_val: int, *, tested: bool = False, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Deal the numbers 0 ... ``rows - 1`` to training, validation and the rest at random.
@@ -244,7 +244,7 @@ def divide(
             f"n_train and n_val must be at least 2{'' if tested else ' and leave a test row'}, got {n_train} and "
             f"{n_val} of {rows} rows. Take fewer."
         )
-    train, val, rest = np.split(stream(seed, 0).permutation(rows), [n_train, n_train + n_val])
+    train, val, rest = np.split(make_rng(seed, 0).permutation(rows), [n_train, n_train + n_val])
     return train, val, rest
 
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
-from flooding.experiments.archive import name_of
-from flooding.training.config import NotKeyable
-from flooding.training.problem import Watch
+from flooding.experiments.archive import run_id
+from flooding.training.config import UnhashableConfigError
+from flooding.training.problem import PeriodicMetric
 from flooding.training.record import Record
 from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from flooding.report.document import Report
 
-__all__ = ["NAMES", "Experiment", "circumstances", "estimate", "find", "machine"]
+__all__ = ["NAMES", "Experiment", "describe_provenance", "estimate", "find", "machine"]
 
 Experiment: TypeAlias = "Generator[list[Run], list[Record], Report]"
 
@@ -62,7 +62,7 @@ def find(name: str) -> ModuleType:
     return import_module(f"flooding.experiments.{name}")
 
 
-def circumstances(records: Sequence[Record]) -> str:
+def describe_provenance(records: Sequence[Record]) -> str:
     """Say on what, and for how long, Records were trained.
 
     Args:
@@ -73,7 +73,7 @@ def circumstances(records: Sequence[Record]) -> str:
     """
     # A Record that several strategies asked for was trained once.
     each = {_name(record): record for record in records}
-    told = [record.circumstances for record in each.values()]
+    told = [record.metadata for record in each.values()]
     hours = sum(float(t.get("seconds", 0.0)) for t in told) / 3600
     places = sorted({str(t["on"]) if "on" in t else machine() for t in told})
     return f"{len(told)} trainings, {hours:.2f} CPU hours; {' and '.join(places)}."
@@ -82,15 +82,15 @@ def circumstances(records: Sequence[Record]) -> str:
 def _name(record: Record) -> str | int:
     """Name a Record by its Run, or by itself where that does not describe itself."""
     try:
-        return id(record) if record.run is None else name_of(record.run)
-    except NotKeyable:
+        return id(record) if record.run is None else run_id(record.run)
+    except UnhashableConfigError:
         return id(record)
 
 
 def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
     """Estimate how long Runs will take, from three epochs of one Run of each problem and method.
 
-    Problems that differ in their watch alone are one; a :class:`~flooding.training.problem.Watch` is timed twice.
+    Problems that differ in their watch alone are one; a :class:`~flooding.training.problem.PeriodicMetric` is timed twice.
 
     Args:
         runs: The Runs; beginnings that will be shared are not subtracted.
@@ -100,31 +100,31 @@ def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
         Seconds, without the last passes over the test split.
     """
     from flooding.training.loop import train
-    from flooding.training.runner import cores
+    from flooding.training.runner import available_cpus
 
     known: dict[tuple[int | type, ...], tuple[float, float, float]] = {}
     whole = 0.0
     for run in runs:
-        watch = run.problem.watch
-        parts = (getattr(run.problem, part.name) for part in fields(run.problem) if part.name != "watch")
+        watch = run.problem.extra_metrics
+        parts = (getattr(run.problem, part.name) for part in fields(run.problem) if part.name != "extra_metrics")
         kind = (*map(id, parts), type(run.method), type(watch))
         if kind not in known:
-            plain = replace(run.problem, watch=None) if isinstance(watch, Watch) else run.problem
-            first = replace(run, problem=plain, until=min(4, plain.horizon))
+            plain = replace(run.problem, extra_metrics=None) if isinstance(watch, PeriodicMetric) else run.problem
+            first = replace(run, problem=plain, stop_epoch=min(4, plain.max_epochs))
             ticks = [time.perf_counter() for _ in train(first, conclude=False)]
             known[kind] = (ticks[-1] - ticks[1]) / max(len(ticks) - 2, 1), *_measuring(run)
         epoch, once, again = known[kind]
-        times = math.ceil(run.epochs / watch.every) if isinstance(watch, Watch) else 0
+        times = math.ceil(run.epochs / watch.every) if isinstance(watch, PeriodicMetric) else 0
         whole += epoch * run.epochs + once + again * times
-    return whole / max(workers if workers is not None else cores(), 1)
+    return whole / max(workers if workers is not None else available_cpus(), 1)
 
 
 def _measuring(run: Run) -> tuple[float, float]:
     """Seconds of a costly watch, the first time and again (it may keep something), on one thread as in a worker."""
     import torch
 
-    watch = run.problem.watch
-    if not isinstance(watch, Watch):
+    watch = run.problem.extra_metrics
+    if not isinstance(watch, PeriodicMetric):
         return 0.0, 0.0
     model, splits, threads = run.problem.build(run.seed).eval(), run.problem.splits(run.seed), torch.get_num_threads()
     torch.set_num_threads(1)

@@ -19,11 +19,11 @@ import numpy as np
 
 from flooding import npz
 from flooding.report.document import write
-from flooding.training.config import describe
+from flooding.training.config import to_config
 from flooding.training.record import Record
 from flooding.training.run import Run
 
-__all__ = ["Archive", "beside", "name_of", "pack", "to_half"]
+__all__ = ["Archive", "pack", "run_id", "to_half", "with_fallback"]
 
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -66,7 +66,7 @@ class Archive:
         return len(self._places)
 
     def __contains__(self, run: Run) -> bool:
-        return name_of(run) in self._places
+        return run_id(run) in self._places
 
     def __call__(self, runs: Sequence[Run]) -> list[Record]:
         """Look Runs up.
@@ -80,7 +80,7 @@ class Archive:
         Raises:
             ValueError: If one of them is not in the file.
         """
-        places = [self._places.get(name_of(run)) for run in runs]
+        places = [self._places.get(run_id(run)) for run in runs]
         if None in places:
             missing = places.count(None)
             raise ValueError(
@@ -121,17 +121,17 @@ def pack(
     by_name: dict[str, Record] = {}
     for record in records:
         assert record.run is not None
-        by_name.setdefault(name_of(record.run), record)
+        by_name.setdefault(run_id(record.run), record)
     kept = list(by_name.values())
-    names = sorted({name for record in kept for name in record.finals})
+    names = sorted({name for record in kept for name in record.metrics})
     wide = [record.run is not None and exact(record.run) for record in kept]
     packed = {
         "runs": np.array(list(by_name)),
         "finals_names": np.array(names, dtype=str),
-        "finals": np.array([[r.finals.get(name, np.nan) for name in names] for r in kept], np.float64),
-        "seconds": np.array([r.circumstances.get("seconds", np.nan) for r in kept], np.float32),
+        "finals": np.array([[r.metrics.get(name, np.nan) for name in names] for r in kept], np.float64),
+        "seconds": np.array([r.metadata.get("seconds", np.nan) for r in kept], np.float32),
         "seeds": np.array([record.run.seed for record in kept if record.run is not None]),
-        "on": np.array([str(r.circumstances.get("on", on)) for r in kept]),
+        "on": np.array([str(r.metadata.get("on", on)) for r in kept]),
     }
     for name in sorted(keep):
         for kind in {False, True} & set(wide):
@@ -197,7 +197,7 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def beside(held: Any, train: Callable[[list[Run]], list[Record]]) -> Callable[[list[Run]], list[Record]]:
+def with_fallback(held: Any, train: Callable[[list[Run]], list[Record]]) -> Callable[[list[Run]], list[Record]]:
     """Look up what an archive has, and train the rest.
 
     Args:
@@ -237,7 +237,7 @@ def to_half(curve: np.ndarray) -> np.ndarray:
     return half
 
 
-def name_of(run: Run) -> str:
+def run_id(run: Run) -> str:
     """Name a Run by what describes it, the data by its function and arguments.
 
     Args:
@@ -246,4 +246,4 @@ def name_of(run: Run) -> str:
     Returns:
         20 hexadecimal digits.
     """
-    return hashlib.sha256(json.dumps(describe(run), sort_keys=True).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps(to_config(run), sort_keys=True).encode()).hexdigest()[:20]

@@ -18,8 +18,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from flooding.adaflood import AdaFlood
-from flooding.experiments import Experiment, circumstances, ishida2020
-from flooding.level_search.base import together
+from flooding.experiments import Experiment, describe_provenance, ishida2020
+from flooding.level_search.base import run_concurrently
 from flooding.level_search.finder import finder
 from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, Method, SoftAD
 from flooding.models import mlp
@@ -27,17 +27,17 @@ from flooding.report.document import Report, Table
 from flooding.report.stats import (
     Difference,
     average_ranks,
-    counted,
     critical_difference,
+    describe_difference,
+    format_mean_sd,
     holm,
     p_value,
     paired,
-    spread,
-    verdict,
+    pluralize,
 )
 from flooding.tasks import adamw, real
 from flooding.training.problem import Problem
-from flooding.training.record import Record, merit
+from flooding.training.record import Record, validation_key
 from flooding.training.run import Run
 
 if TYPE_CHECKING:
@@ -56,13 +56,13 @@ class Setting:
     """One way to train a problem.
 
     Args:
-        told: The hyper-parameter, for a reader.
+        label: The hyper-parameter, for a reader.
         problem: The Problem, changed or not.
         level: Flood level, if any.
         method: How the level acts, or a baseline.
     """
 
-    told: str
+    label: str
     problem: Problem
     level: Any = None
     method: Method = field(default_factory=Flooding)
@@ -96,7 +96,7 @@ def _dropout(problem: Problem, classes: int) -> list[Setting]:  # noqa: ARG001
 def _label_smoothing(problem: Problem, classes: int) -> list[Setting]:  # noqa: ARG001
     values = (0.05, 0.1, 0.2, 0.4)
     losses = [(s, partial(cross_entropy, label_smoothing=s)) for s in values]
-    return [Setting(f"{s:g}", replace(problem, loss=loss, report=problem.reported)) for s, loss in losses]
+    return [Setting(f"{s:g}", replace(problem, loss=loss, eval_loss=problem.reported)) for s, loss in losses]
 
 
 def _sam(problem: Problem, classes: int) -> list[Setting]:  # noqa: ARG001
@@ -119,7 +119,7 @@ def _softad(problem: Problem, classes: int) -> list[Setting]:
 
 def _adaflood(problem: Problem, classes: int) -> list[Setting]:  # noqa: ARG001
     """Auxiliary networks for a fifth of the epochs: their best validation epoch comes early."""
-    epochs = max(1, problem.horizon // 5)
+    epochs = max(1, problem.max_epochs // 5)
     return [Setting(f"gamma {g:g}", problem, AdaFlood(g, epochs=epochs), IFlood()) for g in (0.1, 0.3, 0.5, 0.8)]
 
 
@@ -151,8 +151,8 @@ def problems(quick: bool = False) -> dict[str, tuple[Problem, int]]:
     """
     cells = ishida2020.cells()
     if quick:
-        cell = replace(ishida2020.Cell("two-gaussians", 0.1), horizon=100)
-        return {cell.title: (cell.problem, 2), "digits": (real("digits", horizon=20), 10)}
+        cell = replace(ishida2020.Cell("two-gaussians", 0.1), max_epochs=100)
+        return {cell.title: (cell.problem, 2), "digits": (real("digits", max_epochs=20), 10)}
     classes = {"digits": 10, "letter": 26}
     return {cell.title: (cell.problem, 2) for cell in cells} | {n: (real(n), classes.get(n, 2)) for n in REAL}
 
@@ -185,12 +185,12 @@ class _Pick:
 
     record: Record
     at: str
-    told: str
+    setting: str
     tried: tuple[Record, ...]
 
     def final(self, name: str) -> float:
         """A final on clean labels where there are any."""
-        finals = self.record.finals
+        finals = self.record.metrics
         return finals.get(f"{self.at}.test_{name}_clean", finals.get(f"{self.at}.test_{name}", math.nan))
 
 
@@ -233,7 +233,9 @@ def compare(
         tried.setdefault((method, name, seed), []).append((setting, record))
     picks = {where: _choose(where[0], told) for where, told in tried.items()}
     places = [(name, seed) for name in by_name for seed in seeds]
-    founds = yield from together([finder(by_name[name][0], budget=BUDGET - 1, seeds=[seed]) for name, seed in places])
+    founds = yield from run_concurrently([
+        finder(by_name[name][0], budget=BUDGET - 1, seeds=[seed]) for name, seed in places
+    ])
     finals = yield [found.run for found in founds]
     for (name, seed), found, record in zip(places, founds, finals, strict=True):
         everything += [*found.records, record]
@@ -246,8 +248,8 @@ def compare(
 def _choose(method: str, told: Sequence[tuple[Setting, Record]]) -> _Pick:
     """Choose a setting by its validation result; the first of equals."""
     at = METHODS[method][1]
-    best = max(range(len(told)), key=lambda i: (*merit(told[i][1].finals, told[i][0].problem, f"{at}."), -i))
-    return _Pick(told[best][1], at, told[best][0].told, tuple(record for _, record in told))
+    best = max(range(len(told)), key=lambda i: (*validation_key(told[i][1].metrics, told[i][0].problem, f"{at}."), -i))
+    return _Pick(told[best][1], at, told[best][0].label, tuple(record for _, record in told))
 
 
 def _report(picks: Picks, names: Sequence[str], seeds: Sequence[int], records: Sequence[Record]) -> Report:
@@ -273,7 +275,7 @@ def _report(picks: Picks, names: Sequence[str], seeds: Sequence[int], records: S
     if len(names) > 1:
         caption = "Mean ranks by accuracy (1 is best); methods joined by a bar do not differ at 5 % (Nemenyi)."
         figures["ranks"] = (caption, partial(_draw_ranks, _ranks(picks, methods, names, seeds), len(names)))
-    return Report("Regularisers side by side", about, failures, findings, tables, figures, circumstances(records))
+    return Report("Regularisers side by side", about, failures, findings, tables, figures, describe_provenance(records))
 
 
 def _values(picks: Picks, method: str, names: Sequence[str], seeds: Sequence[int], metric: str) -> np.ndarray:
@@ -303,7 +305,7 @@ def _ranks(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Se
 
 def _gap(pick: _Pick) -> float:
     """Test minus training loss, on the labels of each."""
-    return pick.record.finals[f"{pick.at}.test_loss"] - pick.record.finals[f"{pick.at}.train_loss"]
+    return pick.record.metrics[f"{pick.at}.test_loss"] - pick.record.metrics[f"{pick.at}.train_loss"]
 
 
 def _band(record: Record) -> float:
@@ -334,9 +336,9 @@ def _overall(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: 
                 for against, gains, ps in (("plain", plain, adjusted[0]), ("early stopping", stopped, adjusted[1]))
             ),
             *metrics,
-            f"{np.mean([pick.record.finals[f'{pick.at}.test_loss'] for pick in mine]):.3f}",
+            f"{np.mean([pick.record.metrics[f'{pick.at}.test_loss'] for pick in mine]):.3f}",
             "–" if method in _OTHER_LOSS else f"{np.mean([_gap(pick) for pick in mine]):.3f}",
-            f"{np.mean([pick.record.finals[f'{pick.at}.train_loss'] for pick in mine]):.3f}",
+            f"{np.mean([pick.record.metrics[f'{pick.at}.train_loss'] for pick in mine]):.3f}",
             f"{np.mean([_band(pick.record) for pick in mine]):.3f}",
         ])
     columns = ["method", "accuracy %", "rank", "minus plain", "minus early stopping", "NLL", "Brier", "ECE"]
@@ -390,7 +392,9 @@ def _with_off(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds:
             for seed in seeds:
                 pick, plain = picks[method, name, seed], picks["plain", name, seed]
                 problem = pick.record.run and pick.record.run.problem
-                better = merit(pick.record.finals, problem, "last.") >= merit(plain.record.finals, problem, "last.")
+                better = validation_key(pick.record.metrics, problem, "last.") >= validation_key(
+                    plain.record.metrics, problem, "last."
+                )
                 found.append(100 * (pick if better else plain).final("accuracy"))
                 off += not better
             means.append(float(np.mean(found)))
@@ -415,14 +419,14 @@ def _each(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Seq
     rows = []
     for name in names:
         values = [_values(picks, m, [name], seeds, metric)[0].tolist() for m in methods]
-        rows.append([name, *(spread(v, digits) for v in values)])
+        rows.append([name, *(format_mean_sd(v, digits) for v in values)])
     return Table(metric, f"{title}, mean ± standard deviation, n = {len(seeds)}", ["problem", *methods], rows)
 
 
 def _settings(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> Table:
     """Tabulate what was chosen."""
     chosen = [m for m in methods if m not in {"plain", "early stopping", "flooding + early stopping"}]
-    rows = [[name, *("; ".join(picks[m, name, seed].told for seed in seeds) for m in chosen)] for name in names]
+    rows = [[name, *("; ".join(picks[m, name, seed].setting for seed in seeds) for m in chosen)] for name in names]
     return Table("settings", "Chosen on validation, seed by seed", ["problem", *chosen], rows)
 
 
@@ -442,7 +446,7 @@ def _held(picks: Picks, names: Sequence[str], seeds: Sequence[int]) -> Table:
                     bands.append(_band(tried[nearest]) / level)
         if misses:
             within = sum(miss <= 0.1 for miss in misses)
-            rows.append([method, f"{within} of {len(misses)}", spread(misses, 2), spread(bands, 2)])
+            rows.append([method, f"{within} of {len(misses)}", format_mean_sd(misses, 2), format_mean_sd(bands, 2)])
     columns = ["method", "within 10 % of the level", "distance / level", "late band / level"]
     title = "Holding a preset training loss: the finder's level, and the nearest of four settings"
     note = (
@@ -483,7 +487,7 @@ def _words(
         )
     for row, others in told.items():
         for other, (gain, p) in others.items():
-            sentence = f"{row} against {other}: {verdict(gain, p)} points over {unit}, p {p_value(p)}."
+            sentence = f"{row} against {other}: {describe_difference(gain, p)} points over {unit}, p {p_value(p)}."
             (failures if gain.mean < 0 and p < 0.05 else findings).append(sentence)
     return failures, findings
 
@@ -514,7 +518,7 @@ def _advice(
     others = {m: found for m, found in told[last].items() if m not in {"plain", "early stopping"}}
     sure = {sign: [m for m, (g, p) in others.items() if p < 0.05 and sign * g.mean > 0] for sign in (1, -1)}
     nll = {m: f"{_values(picks, m, names, seeds, 'nll').mean():.2f}" for m in ("plain", "early stopping", last)}
-    n = counted(len(seeds), "seed")
+    n = pluralize(len(seeds), "seed")
     n = f"{len(names)} problems, {n} each" if len(names) > 1 else n
     ordered = sorted(_ranks(picks, methods, names, seeds).items(), key=lambda item: item[1])
     ranks = ", ".join(f"{m} {rank:.1f}" for m, rank in ordered)

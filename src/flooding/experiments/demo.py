@@ -11,9 +11,9 @@ import numpy as np
 from flooding.data import synthetic
 from flooding.experiments.grids import Cell as Task
 from flooding.report import plots
-from flooding.report.stats import spread
-from flooding.tasks import adam, demo_digits, demo_sinusoid, plane, sgd
-from flooding.training.record import Record, choose
+from flooding.report.stats import format_mean_sd
+from flooding.tasks import adam, demo_digits, demo_sinusoid, grid_2d, sgd
+from flooding.training.record import Record, select_best
 from flooding.training.run import Run
 
 __all__ = ["COLUMNS", "Task", "draw", "plan", "summary", "verdict"]
@@ -66,11 +66,11 @@ def summary(records: Sequence[Record]) -> dict[str, list[tuple[Record, str]]]:
         ours = [r for r in records if _run(r).seed == seed]
         plain, flooded = [r for r in ours if not r.level], [r for r in ours if r.level]  # the loss is never below 0
         chosen = {
-            "plain training": (choose(plain, "last"), "last"),
-            "plain + early stopping": (choose(plain, "best"), "best"),
-            "flooding": (choose(flooded, "last"), "last"),
-            "flooding + early stopping": (choose(flooded, "best"), "best"),
-            "chosen, 0 included": (choose(ours, "last"), "last"),
+            "plain training": (select_best(plain, "last"), "last"),
+            "plain + early stopping": (select_best(plain, "best"), "best"),
+            "flooding": (select_best(flooded, "last"), "last"),
+            "flooding + early stopping": (select_best(flooded, "best"), "best"),
+            "chosen, 0 included": (select_best(ours, "last"), "last"),
         }
         for title, pick in chosen.items():
             rows.setdefault(title, []).append(pick)
@@ -94,20 +94,20 @@ def cells(picks: Sequence[tuple[Record, str]]) -> list[str]:
     levels = sorted({record.level or 0.0 for record, _ in picks})
     texts = ["\n".join(f"{level:.2f}" for level in levels)]
     for final in COLUMNS.values():
-        values = [record.finals.get(f"{at}.{final}") for record, at in picks]
+        values = [record.metrics.get(f"{at}.{final}") for record, at in picks]
         if final == "test_accuracy_clean" and None in values:  # the test labels carry no noise
-            values = [record.finals.get(f"{at}.test_accuracy") for record, at in picks]
-        elif final == "test_accuracy" and "last.test_accuracy_clean" not in picks[0][0].finals:
+            values = [record.metrics.get(f"{at}.test_accuracy") for record, at in picks]
+        elif final == "test_accuracy" and "last.test_accuracy_clean" not in picks[0][0].metrics:
             values = [None]
         percent, digits = (100, 1) if "accuracy" in final else (1, 2 if final in {"val_loss", "test_nll"} else 3)
-        told = spread([value * percent for value in values if value is not None], digits)
+        told = format_mean_sd([value * percent for value in values if value is not None], digits)
         texts.append(told.replace(" ± ", "\n±"))
     return texts
 
 
 def accuracy(picks: Sequence[tuple[Record, str]]) -> list[float]:
     """List the test accuracy of each seed in percent, on clean labels."""
-    finals = [(record.finals, at) for record, at in picks]
+    finals = [(record.metrics, at) for record, at in picks]
     return [100 * f.get(f"{at}.test_accuracy_clean", f[f"{at}.test_accuracy"]) for f, at in finals]
 
 
@@ -169,7 +169,7 @@ def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Pat
         "digits_loss": plots.loss_curves(*digits, title=tasks[2].title),
         "concept": plots.concept(*pair(records[1])),
         "tasks": plots.scatter(data),
-        "boundary": plots.decision_boundary(sinusoid[0][0], sinusoid[1][0], splits, plane(), boundary),
+        "boundary": plots.decision_boundary(sinusoid[0][0], sinusoid[1][0], splits, grid_2d(), boundary),
         "reliability": plots.reliability(*digits),
     }
     return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]

@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from flooding.experiments import Experiment, circumstances, grids
+from flooding.experiments import Experiment, describe_provenance, grids
 from flooding.experiments.archive import to_half
 from flooding.experiments.ishida2020 import NOISES, TASKS, Cell
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, counted, holm, mcnemar, p_value, paired, spread
+from flooding.report.stats import Difference, format_mean_sd, holm, mcnemar, p_value, paired, pluralize
 from flooding.tasks import adamw, real
 from flooding.training.problem import Problem, TestCurve
 from flooding.training.record import Record
@@ -217,9 +217,9 @@ def plan(quick: bool = False) -> dict[str, list[Condition]]:
         The conditions by group, ``synthetic`` and ``digits``.
     """
     seeds = (0, 1) if quick else tuple(range(10))
-    horizon, levels = (100, (0.0, 0.15)) if quick else (500, SYNTHETIC_LEVELS)
+    max_epochs, levels = (100, (0.0, 0.15)) if quick else (500, SYNTHETIC_LEVELS)
     tasks = ["two-gaussians"] if quick else list(TASKS)
-    cells = [Cell(task, noise, levels, seeds, horizon) for task in tasks for noise in NOISES]
+    cells = [Cell(task, noise, levels, seeds, max_epochs) for task in tasks for noise in NOISES]
     chosen = [(), ("weight decay",)] if quick else combinations()
     return {
         "synthetic": [_synthetic(cell) for cell in cells],
@@ -238,8 +238,8 @@ def _synthetic(cell: Cell) -> Condition:
     return Condition(cell.title, problem, cell.levels, cell.seeds)
 
 
-def _digits(factors: tuple[str, ...], seeds: tuple[int, ...], horizon: int) -> Condition:
-    problem = real("digits", augment="augmentation" in factors, horizon=horizon)
+def _digits(factors: tuple[str, ...], seeds: tuple[int, ...], max_epochs: int) -> Condition:
+    problem = real("digits", augment="augmentation" in factors, max_epochs=max_epochs)
     problem = decayed(replace(problem, test_curve=TestCurve(_DIGITS_TEST, every=1)), factors, WEIGHT_DECAY)
     return Condition(" + ".join(["Digits", *factors]), problem, DIGITS_LEVELS, seeds, factors)
 
@@ -256,9 +256,9 @@ def decayed(problem: Problem, factors: Sequence[str], weight_decay: float) -> Pr
         The Problem with them.
     """
     if "rate decay" in factors:
-        milestones = (problem.horizon // 2, problem.horizon * 4 // 5)
+        milestones = (problem.max_epochs // 2, problem.max_epochs * 4 // 5)
         schedule = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=milestones, gamma=0.1)
-        problem = replace(problem, schedule=schedule)
+        problem = replace(problem, lr_scheduler=schedule)
     if "weight decay" in factors:
         problem = replace(problem, optimizer=partial(adamw, weight_decay=weight_decay))
     return problem
@@ -305,7 +305,9 @@ def study(
     told = iter(records)
     panels = {g: [_Panel(c, [next(told) for _ in c.runs]) for c in conditions] for g, conditions in groups.items()}
     n = len(next(iter(panels.values()))[0].condition.seeds)
-    about = f"{about} {counted(n, 'seed')}. Levels were fixed beforehand, and test data choose nothing.\n\n{_CRITERION}"
+    about = (
+        f"{about} {pluralize(n, 'seed')}. Levels were fixed beforehand, and test data choose nothing.\n\n{_CRITERION}"
+    )
     return _report(panels, records, title, about)
 
 
@@ -439,18 +441,18 @@ def _report(panels: dict[str, list[_Panel]], records: Sequence[Record], title: s
         for group, some in panels.items()
         for m in _MEASURES
     }
-    return Report(title, about, failures, findings, tables, figures, circumstances(records))
+    return Report(title, about, failures, findings, tables, figures, describe_provenance(records))
 
 
 def _about(groups: Mapping[str, Sequence[Condition]]) -> str:
     synthetic, digits = groups["synthetic"][0], groups["digits"][0]
     return (
-        f"{len(groups['synthetic'])} synthetic cells in the paper's setting ({synthetic.problem.horizon} epochs, "
+        f"{len(groups['synthetic'])} synthetic cells in the paper's setting ({synthetic.problem.max_epochs} epochs, "
         f"levels {listed(synthetic.levels)}, some above the irreducible loss of the cells with little noise; 1,000 "
         "test examples, clean labels, every second epoch). Digits with 20 % label noise in "
         f"{len(groups['digits'])} combinations of augmentation (shifts by a pixel), learning-rate decay "
         f"(times 0.1 at 1/2 and 4/5 of the epochs) and weight decay (AdamW, {WEIGHT_DECAY:g}; otherwise Adam) "
-        f"({digits.problem.horizon} epochs, levels {listed(digits.levels)}; all {_DIGITS_TEST} test examples, every "
+        f"({digits.problem.max_epochs} epochs, levels {listed(digits.levels)}; all {_DIGITS_TEST} test examples, every "
         "epoch)."
     )
 
@@ -512,17 +514,17 @@ def _cells(row: _Row, measure: _Measure, p_lasting: float, p_gap: float, p_gain:
         return [*begun, "0.0", _UNTESTED, *["–"] * (len(_COLUMNS) - len(begun) - 2)]
     return [
         *begun,
-        spread([100 * share for share in row.flooded]) if row.level else "–",
+        format_mean_sd([100 * share for share in row.flooded]) if row.level else "–",
         f"{len(again)} of {n}",
         f"{row.lasting} of {n}",
         p_value(p_lasting),
         f"{sum(f.peak is None for f in found)} of {n}",
         _epochs(again),
-        spread([f.recovery for f in again], 2),
+        format_mean_sd([f.recovery for f in again], 2),
         f"{row.regained} of {len(again)}" if again else "–",
-        spread([f.gap for f in again], digits),
+        format_mean_sd([f.gap for f in again], digits),
         p_value(p_gap),
-        spread([f.tail for f in found], digits),
+        format_mean_sd([f.tail for f in found], digits),
         _difference(row.gain, digits),
         p_value(p_gain),
     ]
@@ -573,7 +575,7 @@ def _begun(group: str, panels: Sequence[_Panel]) -> tuple[bool, str]:
     when = f", after {grids.percent([share for some in early for share in some])} of them" if early else ""
     return len(early) == len(panels), (
         f"{_GROUPS[group]}: plain training is below the largest level before half of the epochs in {len(early)} of "
-        f"{counted(len(panels), 'condition')}, in every seed{when}."
+        f"{pluralize(len(panels), 'condition')}, in every seed{when}."
     )
 
 
@@ -689,7 +691,7 @@ def _parts(group: str, rows: Sequence[_Row]) -> Iterator[tuple[str, list[_Row]]]
 
 
 def _number(rows: Sequence[_Row]) -> str:
-    return counted(len({row.condition.title for row in rows}), "condition")
+    return pluralize(len({row.condition.title for row in rows}), "condition")
 
 
 def _counts(title: str, measure: _Measure, rows: Sequence[_Row]) -> str:
@@ -708,7 +710,7 @@ def _count(level: float, rows: Sequence[_Row]) -> str:
     )
     again = [f for f in found if f.second is not None]
     regained = sum(f.gap <= 0 for f in again)
-    tail = f", regaining its first minimum in {regained} of {k} (recovery {spread([f.recovery for f in again], 2)})"
+    tail = f", regaining its first minimum in {regained} of {k} (recovery {format_mean_sd([f.recovery for f in again], 2)})"
     return (
         f"at level {level:g} in {k} of {len(found)} trainings with flooding (lasting in {lasting}), {j} of "
         f"{len(plain)} without (lasting in {plainly})" + (tail if k else "")

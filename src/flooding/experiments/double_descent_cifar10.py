@@ -43,13 +43,13 @@ def plan(quick: bool = False) -> list[Condition]:
         partial(small_cnn, channels=3, size=32),
         adam,
         batch_size=100,
-        horizon=6 if quick else EPOCHS,
+        max_epochs=6 if quick else EPOCHS,
         test_curve=TestCurve(2000, every=1),
     )
 
     def condition(factors: tuple[str, ...]) -> Condition:
         augmented = FACTORS[0] in factors
-        moved = replace(problem, augment=crop_and_flip, horizon=AUGMENTED_EPOCHS) if augmented else problem
+        moved = replace(problem, augment=crop_and_flip, max_epochs=AUGMENTED_EPOCHS) if augmented else problem
         title, seeds = " + ".join(["CIFAR-10", *factors]), (0, 1) if quick else (0, 1, 2)
         levels = AUGMENTED_LEVELS if augmented else LEVELS
         return Condition(title, decayed(moved, factors, WEIGHT_DECAY), levels, seeds, factors)
@@ -76,7 +76,7 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
         f"**Reduced protocol**: CIFAR-10, {size['n_train']:,} training and {size['n_val']:,} validation images drawn "
         f"for each seed, a convolutional network of two layers, batches of 100, in {len(conditions)} combinations of "
         "augmentation (crops and mirrors), learning-rate decay (times 0.1 at 1/2 and 4/5 of the epochs) and weight "
-        f"decay (AdamW, {WEIGHT_DECAY:g}; otherwise Adam); {first.problem.horizon} epochs and levels "
+        f"decay (AdamW, {WEIGHT_DECAY:g}; otherwise Adam); {first.problem.max_epochs} epochs and levels "
         f"{listed(first.levels)}, with augmentation, which slows the fall of the training loss, {AUGMENTED_EPOCHS} "
         f"epochs and levels {listed(AUGMENTED_LEVELS)}; 2,000 of the official test images, every epoch. The criterion, "
         "fixed beforehand, also counts a bump of an epoch or two in a curve that falls all the same: where the table "

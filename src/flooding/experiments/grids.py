@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from flooding.experiments import circumstances
-from flooding.level_search.base import together
+from flooding.experiments import describe_provenance
+from flooding.level_search.base import run_concurrently
 from flooding.level_search.finder import finder
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, counted, holm, p_value, paired, spread, verdict
+from flooding.report.stats import Difference, describe_difference, format_mean_sd, holm, p_value, paired, pluralize
 from flooding.training.problem import Problem
-from flooding.training.record import Record, choose
+from flooding.training.record import Record, select_best
 from flooding.training.run import Run
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Result:
             return self.found[place]
         records, at = self.table[place], _at(row)
         candidates = records[:1] if row.startswith("plain") else [r for r in records[1:] if reached(r, at)]
-        return choose(candidates, at) if candidates else None
+        return select_best(candidates, at) if candidates else None
 
     def picks(self, row: str) -> list[Record]:
         """Give what validation chose, seed by seed, without those in which no level was reached."""
@@ -84,7 +84,7 @@ class Result:
 
     def values(self, row: str, name: str, times: float = 1.0) -> list[float]:
         """Give a final of what validation chose, seed by seed."""
-        return [times * record.finals[f"{_at(row)}.{name}"] for record in self.picks(row)]
+        return [times * record.metrics[f"{_at(row)}.{name}"] for record in self.picks(row)]
 
     def pairs(self, row: str, against: str) -> list[tuple[Record, Record]]:
         """Give what validation chose for two rows, in the seeds that have both; none if they are the same training."""
@@ -189,7 +189,7 @@ def compare_levels(
     rows += [("flooding", "plain, stopped", "against-stopping")]
     if search:
         places = [(cell, seed) for cell in plan for seed in cell.seeds]
-        searches = yield from together([finder(cell.problem, seeds=[seed]) for cell, seed in places])
+        searches = yield from run_concurrently([finder(cell.problem, seeds=[seed]) for cell, seed in places])
         trained = yield [answer.run for answer in searches]
         found = iter(trained)
         results = [replace(result, found=[next(found) for _ in result.cell.seeds]) for result in results]
@@ -197,7 +197,7 @@ def compare_levels(
         cost = np.mean([answer.cost.steps for answer in searches])
         about = f"{about} The finder spends {cost:.1f} trainings on its level, and one more where that was not trained."
         rows += [("finder", "plain", "finder"), ("finder", "flooding", "finder-against-all")]
-    seeds = counted(len(plan[0].seeds), "seed")
+    seeds = pluralize(len(plan[0].seeds), "seed")
     about = (
         f"{about} For each seed the level is chosen by validation accuracy, ties to the lower validation loss, then to "
         "the smaller level; flooding chooses among the levels above 0 that were reached, in at least "
@@ -222,7 +222,7 @@ def compare_levels(
     )
     drawn = {"levels": (caption, partial(_draw, results))}
     drawn |= {name: (said, partial(draw, results)) for name, (said, draw) in (figures or {}).items()}
-    return Report(title, about, failures, findings, tables, drawn, circumstances(records))
+    return Report(title, about, failures, findings, tables, drawn, describe_provenance(records))
 
 
 def flooded_share(record: Record, at: Literal["best", "last"] = "last") -> float:
@@ -236,7 +236,7 @@ def flooded_share(record: Record, at: Literal["best", "last"] = "last") -> float
     Returns:
         Percent.
     """
-    end = int(record.finals["best.epoch"]) + 1 if at == "best" else None
+    end = int(record.metrics["best.epoch"]) + 1 if at == "best" else None
     return 100 * float(np.mean(record.curves["flooded"][1:end], dtype=float))
 
 
@@ -246,13 +246,13 @@ def _compared(results: Sequence[Result], row: str, against: str, name: str) -> T
     lines = []
     for result, gain, p in zip(results, gains, _holm(gains), strict=True):
         if gain is None:
-            plain = spread(result.values(against, "test_accuracy", 100.0))
+            plain = format_mean_sd(result.values(against, "test_accuracy", 100.0))
             lines.append([result.cell.title, plain, _untested(row, against), "–", "–", "–", "–"])
             continue
         ours, theirs = zip(*result.pairs(row, against), strict=True)
-        accuracies = [spread(_accuracies(against, theirs)), spread(_accuracies(row, ours))]
+        accuracies = [format_mean_sd(_accuracies(against, theirs)), format_mean_sd(_accuracies(row, ours))]
         levels = ", ".join(f"{record.level or 0.0:g}" for record in ours)  # the note says what 0 is
-        shares = spread([flooded_share(record, _at(row)) for record in ours])
+        shares = format_mean_sd([flooded_share(record, _at(row)) for record in ours])
         lines.append([result.cell.title, *accuracies, f"{gain}, n = {gain.n}", p_value(p), levels, shares])
     columns = ["data", against, row, "difference", "p", "levels", "flooded %"]
     note = "Level 0: the finder found none worth flooding." if row == "finder" else ""
@@ -261,7 +261,7 @@ def _compared(results: Sequence[Result], row: str, against: str, name: str) -> T
 
 def _accuracies(row: str, records: Sequence[Record]) -> list[float]:
     """Test accuracies in percent, at the epoch that a row is about."""
-    return [100 * record.finals[f"{_at(row)}.test_accuracy"] for record in records]
+    return [100 * record.metrics[f"{_at(row)}.test_accuracy"] for record in records]
 
 
 def _untested(row: str, against: str = "plain") -> str:
@@ -281,7 +281,7 @@ def _losses(results: Sequence[Result]) -> Table:
     columns = ["data", *columns, *(f"{row}: flooded %" for row in floods)]
     lines = []
     for r in results:
-        told = [spread(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS]
+        told = [format_mean_sd(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS]
         shares = {row: [flooded_share(record, _at(row)) for record in r.picks(row)] for row in floods}
         lines.append([r.cell.title, *told, *(_share(row, some) for row, some in shares.items())])
     note = "Flooding: over the seeds in which a level was reached before the epoch that is tested."
@@ -289,7 +289,7 @@ def _losses(results: Sequence[Result]) -> Table:
 
 
 def _share(row: str, shares: Sequence[float]) -> str:
-    return f"{spread(shares)}, n = {len(shares)}" if shares else _untested(row)
+    return f"{format_mean_sd(shares)}, n = {len(shares)}" if shares else _untested(row)
 
 
 def _levels(results: Sequence[Result]) -> Table:
@@ -299,12 +299,12 @@ def _levels(results: Sequence[Result]) -> Table:
         for place, level in enumerate(result.cell.levels):
             told = [records[place] for records in result.table]
             line = [result.cell.title, f"{level:g}" if level else "plain"]
-            line += [spread([r.finals["last.train_loss"] for r in told], 3)]
+            line += [format_mean_sd([r.metrics["last.train_loss"] for r in told], 3)]
             for at in ("last", "best"):
                 tested = sum(reached(r, at) for r in told)
                 line += [
-                    spread([100 * r.finals[f"{at}.test_accuracy"] for r in told]),
-                    spread([flooded_share(r, at) for r in told]) if level else "–",
+                    format_mean_sd([100 * r.metrics[f"{at}.test_accuracy"] for r in told]),
+                    format_mean_sd([flooded_share(r, at) for r in told]) if level else "–",
                     f"{tested} of {len(told)}" + ("" if tested else ": not tested") if level else "–",
                 ]
             lines.append(line)
@@ -341,9 +341,9 @@ def _words(results: Sequence[Result], rows: Sequence[tuple[str, str, str]]) -> t
                 )
                 continue
             ours = "the finder" if row == "finder" else "flooding"
-            sentence = f"{result.cell.title}, {what[name]}: {ours} {verdict(gain, p)} points, n = {gain.n}"
+            sentence = f"{result.cell.title}, {what[name]}: {ours} {describe_difference(gain, p)} points, n = {gain.n}"
             if others := len(result.table) - gain.n:
-                sentence += f" ({counted(others, 'seed')} {_untested(row, against)})"
+                sentence += f" ({pluralize(others, 'seed')} {_untested(row, against)})"
             lost = not (p < 0.05 and gain.mean > 0) if name in _CLAIMED else p < 0.05 and gain.mean < 0
             (failures if lost else findings).append(f"{sentence}, p {p_value(p)}.")
     return failures, findings
@@ -359,7 +359,7 @@ def _draw(results: Sequence[Result]) -> Figure:
             places = np.arange(len(result.cell.levels))
             tested = [level == 0 or result.reached(level) > 0 for level in result.cell.levels]
             for axes, (name, times) in zip(column, (("test_accuracy", 100.0), ("test_nll", 1.0)), strict=True):
-                seen = np.array([[times * r.finals[f"last.{name}"] for r in records] for records in result.table])
+                seen = np.array([[times * r.metrics[f"last.{name}"] for r in records] for records in result.table])
                 mean = seen.mean(0)
                 axes.plot(places, mean, color=PALETTE["flooded"], label="last epoch")
                 for place, full in zip(places, tested, strict=True):

@@ -45,7 +45,7 @@ def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]
     found = []
     for title, source, noise, model, epochs in plan:
         data = partial(source, label_noise=noise, **size)
-        problem = Problem(data, model, adam, batch_size=100, horizon=epochs // (3 if quick else 1))
+        problem = Problem(data, model, adam, batch_size=100, max_epochs=epochs // (3 if quick else 1))
         levels = NOISY_LEVELS if noise else LEVELS
         found.append(Cell(title, problem, (0.0, *levels[3::2]) if quick else levels, chosen))
     return found
@@ -82,6 +82,6 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
         f"**Reduced protocol, not the sources'**: {size['n_train']:,} training and {size['n_val']:,} validation "
         "images drawn for each seed, the official test images, a convolutional network of two layers, Adam at 0.001, "
         "batches of 100, no augmentation; "
-        f"{plan[0].problem.horizon} epochs, {plan[-1].problem.horizon} for CIFAR-10 and with label noise."
+        f"{plan[0].problem.max_epochs} epochs, {plan[-1].problem.max_epochs} for CIFAR-10 and with label noise."
     )
     return (yield from compare_levels(plan, "Real images at reduced scale", about))

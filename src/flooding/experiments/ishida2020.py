@@ -17,13 +17,13 @@ import numpy as np
 
 from flooding import npz
 from flooding.data import synthetic
-from flooding.experiments import Experiment, circumstances
-from flooding.experiments.archive import Archive, name_of
+from flooding.experiments import Experiment, describe_provenance
+from flooding.experiments.archive import Archive, run_id
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, holm, p_value, paired, spread
-from flooding.tasks import paper
+from flooding.report.stats import Difference, format_mean_sd, holm, p_value, paired
+from flooding.tasks import ishida2020_problem
 from flooding.training.problem import Problem
-from flooding.training.record import Record, choose
+from flooding.training.record import Record, select_best
 from flooding.training.run import Run
 
 if TYPE_CHECKING:
@@ -61,20 +61,20 @@ class Cell:
         noise: Share of flipped labels.
         levels: Flood levels in nats, 0 first.
         seeds: Seeds.
-        horizon: Epochs.
+        max_epochs: Epochs.
     """
 
     task: str
     noise: float
     levels: tuple[float, ...] = LEVELS
     seeds: tuple[int, ...] = tuple(range(10))
-    horizon: int = 500
+    max_epochs: int = 500
 
     @property
     def problem(self) -> Problem:
         """The paper's setting."""
         data, inputs = TASKS[self.task]
-        return replace(paper(partial(data, label_noise=self.noise), inputs), horizon=self.horizon)
+        return replace(ishida2020_problem(partial(data, label_noise=self.noise), inputs), max_epochs=self.max_epochs)
 
     @property
     def runs(self) -> list[Run]:
@@ -137,7 +137,7 @@ class _Result:
         return self.values(row, f"test_accuracy{end}", 100.0)
 
     def values(self, row: str, name: str, times: float = 1.0) -> list[float]:
-        return [times * record.finals[f"{at}.{name}"] for record, at in self.picks[row]]
+        return [times * record.metrics[f"{at}.{name}"] for record, at in self.picks[row]]
 
     def gain(self, row: str, against: str, labels: str) -> Difference:
         return paired(self.accuracy(row, labels), self.accuracy(against, labels))
@@ -152,10 +152,10 @@ def _result(cell: Cell, records: list[Record]) -> _Result:
     for seed in cell.seeds:
         ours = [record for record in records if record.run is not None and record.run.seed == seed]
         plain, flooded = [r for r in ours if not r.level], [r for r in ours if r.level]  # the loss is never below 0
-        picks["plain"].append((choose(plain, "last"), "last"))
-        picks["flooding"].append((choose(flooded, "last"), "last"))
-        picks["plain, stopped"].append((choose(plain, "best"), "best"))
-        picks["flooding, stopped"].append((choose(flooded, "best"), "best"))
+        picks["plain"].append((select_best(plain, "last"), "last"))
+        picks["flooding"].append((select_best(flooded, "last"), "last"))
+        picks["plain, stopped"].append((select_best(plain, "best"), "best"))
+        picks["flooding, stopped"].append((select_best(flooded, "best"), "best"))
     return _Result(cell, records, picks)
 
 
@@ -177,11 +177,11 @@ def ceiling(task: str, noise: float) -> float:
 def _report(cells_told: Sequence[tuple[Cell, list[Record]]], records: Sequence[Record]) -> Report:
     """Compare what was chosen."""
     results = [_result(cell, told) for cell, told in cells_told]
-    n, horizon = len(results[0].cell.seeds), results[0].cell.horizon
+    n, max_epochs = len(results[0].cell.seeds), results[0].cell.max_epochs
     levels = results[0].cell.levels
     about = (
         "Ishida et al., ICML 2020, section 4.1: 100 training, 100 validation and 20,000 test examples, five hidden "
-        f"layers of 500 units, Adam at 0.001, full batches, {horizon} epochs, {len(levels)} levels from 0 to "
+        f"layers of 500 units, Adam at 0.001, full batches, {max_epochs} epochs, {len(levels)} levels from 0 to "
         f"{max(levels):g}, {n} seeds. For each seed the level is chosen by validation accuracy on noisy labels, ties "
         "to the lower validation loss, then to the smaller level; flooding chooses among levels above 0. Test data "
         "choose nothing. Figures are mean ± standard deviation over seeds; differences are paired by seed, with the "
@@ -203,7 +203,7 @@ def _report(cells_told: Sequence[tuple[Cell, list[Record]]], records: Sequence[R
     )
     figures = {"levels": (caption, partial(_draw, results))}
     title = "The paper's synthetic table (Ishida et al., 2020)"
-    return Report(title, about, failures, findings, tables, figures, circumstances(records))
+    return Report(title, about, failures, findings, tables, figures, describe_provenance(records))
 
 
 def _accuracies(results: Sequence[_Result], labels: str, rows: tuple[str, str], name: str) -> Table:
@@ -216,7 +216,7 @@ def _accuracies(results: Sequence[_Result], labels: str, rows: tuple[str, str], 
     for result, gain, p in zip(results, gains, holm([gain.p for gain in gains]), strict=True):
         cell = result.cell
         top = ceiling(cell.task, cell.noise if labels == "noisy" else 0.0)
-        row = [cell.title, *(spread(result.accuracy(r, labels)) for r in reversed(rows)), str(gain), p_value(p)]
+        row = [cell.title, *(format_mean_sd(result.accuracy(r, labels)) for r in reversed(rows)), str(gain), p_value(p)]
         row += [result.levels(rows[0]), f"{top:.1f}"]
         if published:
             known = PUBLISHED.get((cell.task, cell.noise), ())
@@ -231,7 +231,7 @@ def _accuracies(results: Sequence[_Result], labels: str, rows: tuple[str, str], 
 def _losses(results: Sequence[_Result]) -> Table:
     columns = ["Task, label noise", *(f"{row}: {what}" for what in ("NLL", "ECE") for row in _ROWS)]
     table = [
-        [r.cell.title, *(spread(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS)]
+        [r.cell.title, *(format_mean_sd(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS)]
         for r in results
     ]
     n = len(results[0].cell.seeds)
@@ -249,7 +249,7 @@ def _words(results: Sequence[_Result]) -> tuple[list[str], list[str]]:
             ours = result.accuracy(row, "noisy")
             if abs(off := float(np.mean(ours)) - figure) > _FAR:
                 failures.append(
-                    f"{result.cell.title} {source} flooding: {spread(ours)} % against the paper's {figure} %, "
+                    f"{result.cell.title} {source} flooding: {format_mean_sd(ours)} % against the paper's {figure} %, "
                     f"{off:+.1f} points; the experiment ishida2020_settings asks why."
                 )
     for rows, labels in (
@@ -261,7 +261,7 @@ def _words(results: Sequence[_Result]) -> tuple[list[str], list[str]]:
         ps = holm([gain.p for gain in gains])
         won = [r.cell.title for r, g, p in zip(results, gains, ps, strict=True) if g.mean > 0 and p < 0.05]
         lost = [r.cell.title for r, g, p in zip(results, gains, ps, strict=True) if g.mean < 0 and p < 0.05]
-        mean = spread([gain.mean for gain in gains])
+        mean = format_mean_sd([gain.mean for gain in gains])
         findings.append(
             f"Clean labels, {labels}: flooding wins {len(won)} and loses {len(lost)} of {len(results)} cells at 5 % "
             f"(Holm, n = {gains[0].n} seeds), by {mean} points over the cells{_named('wins', won)}"
@@ -283,7 +283,7 @@ def _draw(results: Sequence[_Result]) -> Figure:
         panels = figure.subplots(len(TASKS), len(NOISES), sharex=True, sharey="row")
         for axes, result in zip(panels.flat, results, strict=True):
             cell = result.cell
-            seen = [100 * r.finals["last.test_accuracy_clean"] for r in result.records]
+            seen = [100 * r.metrics["last.test_accuracy_clean"] for r in result.records]
             table = np.array(seen).reshape(len(cell.seeds), len(cell.levels))
             mean, levels = table.mean(0), np.array(cell.levels)
             axes.plot(levels, mean, color=PALETTE["flooded"], label="last epoch")
@@ -328,20 +328,20 @@ class _Levels:
             raise ValueError(f"the level benchmark is a folder of files seed0.npz ..., got {folder}, which has none.")
         self.tables = {seed: _read(path) for seed, path in files}
         self.seeds = tuple(self.tables)
-        self._cells = {name_of(Run(cell.problem)): cell for cell in cells()}
+        self._cells = {run_id(Run(cell.problem)): cell for cell in cells()}
 
     def __call__(self, runs: Sequence[Run]) -> list[Record]:
         """Look Runs of full length up."""
         return [self._record(run) for run in runs]
 
     def __contains__(self, run: Run) -> bool:
-        whole = name_of(replace(run, level=None, seed=0)) in self._cells  # of full length, by flooding
+        whole = run_id(replace(run, level=None, seed=0)) in self._cells  # of full length, by flooding
         return whole and run.seed in self.tables and (run.level or 0.0) in LEVELS
 
     def _record(self, run: Run) -> Record:
         if run not in self:
             raise ValueError(f"the level benchmark has no seed {run.seed}, level {run.level} of this problem.")
-        cell = self._cells[name_of(replace(run, level=None, seed=0))]
+        cell = self._cells[run_id(replace(run, level=None, seed=0))]
         index = round(100 * (run.level or 0.0))
         table = self.tables[run.seed]
         place = (list(TASKS).index(cell.task), NOISES.index(cell.noise), index)

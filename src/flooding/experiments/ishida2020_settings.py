@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from flooding.experiments import Experiment, circumstances, kim2022
+from flooding.experiments import Experiment, describe_provenance, kim2022
 from flooding.experiments.ishida2020 import NOISES, PUBLISHED, Cell
 from flooding.models import mlp
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, holm, p_value, paired, spread
+from flooding.report.stats import Difference, format_mean_sd, holm, p_value, paired
 from flooding.training.problem import Problem
 from flooding.training.record import Record
 from flooding.training.run import Run
@@ -55,7 +55,7 @@ VARIANTS: dict[str, Callable[[Problem], Problem]] = {
     "batch norm": lambda problem: replace(problem, model=partial(mlp, 10, 2, width=500, depth=5, batch_norm=True)),
     "200 training examples": lambda problem: replace(problem, data=_data(problem, n_train=200), batch_size=200),
     "the reproduction's": lambda problem: replace(
-        kim2022.setting(), data=_data(problem, n_train=1000), horizon=problem.horizon, test_curve=None
+        kim2022.setting(), data=_data(problem, n_train=1000), max_epochs=problem.max_epochs, test_curve=None
     ),
 }
 
@@ -74,7 +74,7 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
         The report.
     """
     chosen = tuple(seeds if seeds is not None else range(2 if quick else 10))
-    cells = [Cell("two-gaussians", noise, horizon=100 if quick else 500) for noise in NOISES]
+    cells = [Cell("two-gaussians", noise, max_epochs=100 if quick else 500) for noise in NOISES]
     runs = [Run(change(cell.problem), seed=s) for change in VARIANTS.values() for cell in cells for s in chosen]
     records = yield runs
     told = iter(records)
@@ -83,7 +83,7 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
 
 
 def _accuracy(records: Sequence[Record]) -> list[float]:
-    return [100 * record.finals["last.test_accuracy"] for record in records]
+    return [100 * record.metrics["last.test_accuracy"] for record in records]
 
 
 def _report(cells: Sequence[Cell], found: dict[str, list[list[Record]]], records: Sequence[Record]) -> Report:
@@ -100,7 +100,7 @@ def _report(cells: Sequence[Cell], found: dict[str, list[list[Record]]], records
         row = [name]
         for place, told in enumerate(by_cell):
             known = (name, place) in gains
-            row += [spread(_accuracy(told))]
+            row += [format_mean_sd(_accuracy(told))]
             row += [f"{gains[name, place]}, p {p_value(ps[name, place])}" if known else "–"]
         rows.append(row)
     paper = [["the paper", *(text for cell in cells for text in (f"{_published(cell)[0]:.2f}", "–"))]]
@@ -115,7 +115,7 @@ def _report(cells: Sequence[Cell], found: dict[str, list[list[Record]]], records
     sure = [f"{name}, {cells[place].title} ({gains[name, place]})" for (name, place), p in ps.items() if p < 0.05]
     findings.append(f"Differences from our table that are sure at 5 % (n = {n}): {'; '.join(sure) or 'none'}.")
     table = Table("settings", title, columns, rows + paper)
-    return Report("What the paper does not say", about, failures, findings, [table], {}, circumstances(records))
+    return Report("What the paper does not say", about, failures, findings, [table], {}, describe_provenance(records))
 
 
 def _published(cell: Cell) -> tuple[float, float, float]:
@@ -129,7 +129,7 @@ def _words(cells: Sequence[Cell], found: dict[str, list[list[Record]]]) -> tuple
         for name, by_cell in found.items()
     }
     sentences = {
-        name: f"{name}: {', '.join(spread(values.tolist()) for values in some)} points against the paper's figure at "
+        name: f"{name}: {', '.join(format_mean_sd(values.tolist()) for values in some)} points against the paper's figure at "
         f"{', '.join(f'{100 * cell.noise:g} %' for cell in cells)} label noise, "
         f"{'within' if _farthest(some) <= _NEAR else 'not within'} {_NEAR:g} points in every row (means)."
         for name, some in off.items()

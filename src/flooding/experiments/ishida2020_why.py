@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from flooding.data import Split, Splits
-from flooding.experiments import Experiment, circumstances
+from flooding.experiments import Experiment, describe_provenance
 from flooding.experiments.ishida2020 import TASKS, TITLES
 from flooding.metrics import gradient_norm, over_confidence
 from flooding.models import mlp
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, holm, p_value, paired, spread
+from flooding.report.stats import Difference, format_mean_sd, holm, p_value, paired
 from flooding.sharpness import (
     filter_direction,
     hessian_eigenvalues,
@@ -38,7 +38,7 @@ from flooding.sharpness import (
 )
 from flooding.tasks import adam
 from flooding.training.loop import train
-from flooding.training.problem import Problem, Watch
+from flooding.training.problem import PeriodicMetric, Problem
 from flooding.training.record import Record
 from flooding.training.run import Run
 
@@ -59,12 +59,12 @@ _PROBES = 10
 _LOGARITHMIC = {"train_loss", "sharpness", "trace", "gradient_norm"}
 
 
-def bare(task: str, horizon: int = 500) -> Problem:
+def bare(task: str, max_epochs: int = 500) -> Problem:
     """Give a task with a network small enough for its Hessian.
 
     Args:
         task: A task of :data:`LEVELS`.
-        horizon: Epochs.
+        max_epochs: Epochs.
 
     Returns:
         The task at 10 % label noise, 100 training and 100 validation examples; three hidden layers of 100 units, Adam
@@ -72,14 +72,14 @@ def bare(task: str, horizon: int = 500) -> Problem:
     """
     data, inputs = TASKS[task]
     made = partial(data, n_train=100, n_val=100, n_test=2000, label_noise=NOISE)
-    return Problem(made, partial(mlp, inputs, 2, width=100, depth=3), adam, batch_size=100, horizon=horizon)
+    return Problem(made, partial(mlp, inputs, 2, width=100, depth=3), adam, batch_size=100, max_epochs=max_epochs)
 
 
-def runs(horizon: int, seeds: Sequence[int]) -> list[Run]:
+def runs(max_epochs: int, seeds: Sequence[int]) -> list[Run]:
     """Plan: tasks and levels, then without and with flooding, then seeds; plain Runs come again with each level.
 
     Args:
-        horizon: Epochs. What is costly is measured twenty times in all.
+        max_epochs: Epochs. What is costly is measured twenty times in all.
         seeds: Seeds.
 
     Returns:
@@ -87,11 +87,13 @@ def runs(horizon: int, seeds: Sequence[int]) -> list[Run]:
     """
     planned = []
     for task, level in LEVELS:
-        problem = bare(task, horizon)
+        problem = bare(task, max_epochs)
         for b in (None, level):
             for seed in seeds:
                 watch = partial(measure, problem=problem, level=b, seed=seed)
-                planned.append(Run(replace(problem, watch=Watch(watch, max(1, horizon // 20))), b, seed=seed))
+                planned.append(
+                    Run(replace(problem, extra_metrics=PeriodicMetric(watch, max(1, max_epochs // 20))), b, seed=seed)
+                )
     return planned
 
 
@@ -142,7 +144,7 @@ def _flipped(data: Split) -> Tensor:
 @functools.lru_cache(maxsize=2)
 def _weights_half_way(problem: Problem, level: float | None, seed: int) -> Tensor:
     """Train a Run half of its way, again and bit for bit, and give its weights."""
-    *_, row = train(Run(problem, level, seed=seed, until=max(1, problem.horizon // 2)))
+    *_, row = train(Run(problem, level, seed=seed, stop_epoch=max(1, problem.max_epochs // 2)))
     assert row.weights is not None
     return _in_order(row.weights["last"], problem, seed)
 
@@ -231,7 +233,7 @@ def _written(found: Difference) -> str:
 
 
 def _ends(records: Sequence[Record], name: str) -> list[float]:
-    return [record.finals[f"last.{name}"] for record in records]
+    return [record.metrics[f"last.{name}"] for record in records]
 
 
 def _decades(records: Sequence[Record], name: str) -> list[float]:
@@ -304,13 +306,15 @@ def _statements(every: Sequence[_Result]) -> list[_Statement]:
     inside = {r.title: [100 * float(np.mean(abs(_late(f) / r.level - 1) <= 0.1)) for f in r.flooded] for r in held}
     walks = {r.title: [0.5 - abs(_exponent(f) - 1) for f in r.flooded] for r in results}
     exponents = {
-        r.title: f"exponents {spread([_exponent(f) for f in r.flooded], 2)}, without flooding "
-        f"{spread([_exponent(f) for f in r.plain], 2)}"
+        r.title: f"exponents {format_mean_sd([_exponent(f) for f in r.flooded], 2)}, without flooding "
+        f"{format_mean_sd([_exponent(f) for f in r.plain], 2)}"
         for r in results
     }
     moved = {r.title: paired(_ends(r.flooded, "moved"), _ends(r.plain, "moved")) for r in results}
     shares = {r.title: [100 * share for share in _ends(r.flooded, "memorised")] for r in results}
-    plain = {r.title: f"without flooding {spread([100 * s for s in _ends(r.plain, 'memorised')])} %" for r in results}
+    plain = {
+        r.title: f"without flooding {format_mean_sd([100 * s for s in _ends(r.plain, 'memorised')])} %" for r in results
+    }
     once = {r.task: r for r in reversed(every)}.values()  # about plain training alone
     grown = {r.title: [_grown(p) for p in r.plain] for r in once}
     fitted = {t: f"{sum(map(math.isfinite, values))} of {len(values)} fitted all labels" for t, values in grown.items()}
@@ -323,7 +327,10 @@ def _statements(every: Sequence[_Result]) -> list[_Statement]:
             f"{ends} (rise of the loss a filter's length away)",
             "nats, without minus with flooding",
             {r.title: paired(_rises(r.plain), _rises(r.flooded)) for r in results},
-            {r.title: f"{spread(_rises(r.plain), 2)} without, {spread(_rises(r.flooded), 2)} with" for r in results},
+            {
+                r.title: f"{format_mean_sd(_rises(r.plain), 2)} without, {format_mean_sd(_rises(r.flooded), 2)} with"
+                for r in results
+            },
         ),
         _Statement(
             "Flooding holds the training loss within 10 % of the level (mean of the second half)",
@@ -366,11 +373,11 @@ def _report(results: Sequence[_Result], records: Sequence[Record]) -> Report:
     for (i, title), p in zip(places, adjusted, strict=True):
         ps[i][title] = p
     told = [sentence for s, p in zip(statements, ps, strict=True) for sentence in s.sentences(p)]
-    n, horizon = len(results[0].plain), len(results[0].plain[0].curves["train_loss"]) - 1
+    n, max_epochs = len(results[0].plain), len(results[0].plain[0].curves["train_loss"]) - 1
     about = (
         "Each explanation of Ishida et al., ICML 2020, as a statement that could fail, on three tasks at 10 % label "
         "noise: 100 training examples, three hidden layers of 100 units (small enough for Hessians), Adam at 0.001, "
-        f"full batches, {horizon} epochs, {n} seeds; levels fixed beforehand, near the best known ones and small ones, "
+        f"full batches, {max_epochs} epochs, {n} seeds; levels fixed beforehand, near the best known ones and small ones, "
         "but for Spiral's: 0.2, its level at first, was reached too late. Statements about flooding are over the "
         "seeds in which a quarter of the steps of the second half were flooded, but for those on the loss itself, "
         "which are over all seeds. The Hessian of cross-entropy vanishes with the loss itself, so that plain training "
@@ -393,19 +400,19 @@ def _report(results: Sequence[_Result], records: Sequence[Record]) -> Report:
             "Training loss in a plane of two filter-normalised directions around the last weights (Sinusoid, seed 0), "
             "without flooding and with it: a step of 1 changes each filter by its own length. White: where the "
             "training loss is the level; with flooding nowhere around it is lower, so that there is no line.",
-            partial(_draw_planes, horizon),
+            partial(_draw_planes, max_epochs),
         ),
         "surface": (
             "Training loss in the plane in which the iterates of backward flooding spread most (Two Gaussians, seed "
             "0), its contour at the level, and the iterates of flooding and of backward flooding, projected: heights "
             "are those of the plane, not of the iterates, which lie off it; how much of the squared distance from the "
             "last weights of backward flooding the plane holds is told beside their names.",
-            partial(_draw_surface, horizon),
+            partial(_draw_surface, max_epochs),
         ),
     }
     failures = [sentence for holds, sentence in told if not holds]
     findings = [sentence for holds, sentence in told if holds]
-    return Report("Why flooding works", about, failures, findings, tables, figures, circumstances(records))
+    return Report("Why flooding works", about, failures, findings, tables, figures, describe_provenance(records))
 
 
 def _verdicts(statements: Sequence[_Statement], ps: Sequence[Mapping[str, float]]) -> Table:
@@ -432,8 +439,8 @@ def _measured(results: Sequence[_Result]) -> Table:
     rows = []
     for r in results:
         for what, records in (("without", r.plain), ("with", r.flooded)):
-            shares = spread([_flooded(f) for f in records]) if what == "with" else "–"
-            told = [shares, *(spread(_ends(records, name), 3) for name in names)]
+            shares = format_mean_sd([_flooded(f) for f in records]) if what == "with" else "–"
+            told = [shares, *(format_mean_sd(_ends(records, name), 3) for name in names)]
             rows.append([f"{r.title}, {what} flooding", *told])
     title = f"At the last epoch, mean ± standard deviation, n = {len(results[0].plain)}"
     columns = ["task", "flooded %", *(name.replace("_", " ") for name in names)]
@@ -488,7 +495,7 @@ def _draw_lines(results: Sequence[_Result]) -> Figure:
         panels = figure.subplots(1, len(results), squeeze=False)[0]
         for axes, r in zip(panels, results, strict=True):
             for label, records, colour in _groups(r):
-                values = np.array([[rec.finals[f"last.line_{i}"] for i in range(len(STEPS))] for rec in records])
+                values = np.array([[rec.metrics[f"last.line_{i}"] for i in range(len(STEPS))] for rec in records])
                 axes.plot(STEPS, values.mean(0), color=PALETTE[colour], label=label)
                 if len(values) > 1:
                     sd, mean = values.std(0, ddof=1), values.mean(0)
@@ -500,11 +507,11 @@ def _draw_lines(results: Sequence[_Result]) -> Figure:
     return figure
 
 
-def _draw_planes(horizon: int) -> Figure:
+def _draw_planes(max_epochs: int) -> Figure:
     """Train without and with flooding once more, and draw the loss around where they end."""
     from flooding.report.plots import drawn
 
-    problem, level, steps = bare("sinusoid", horizon), _first_level("sinusoid"), np.linspace(-1, 1, 31)
+    problem, level, steps = bare("sinusoid", max_epochs), _first_level("sinusoid"), np.linspace(-1, 1, 31)
     data, planes = problem.splits(0).train, []
     for b in (None, level):
         *_, row = train(Run(problem, b))
@@ -528,12 +535,12 @@ def _draw_planes(horizon: int) -> Figure:
     return figure
 
 
-def _draw_surface(horizon: int) -> Figure:
+def _draw_surface(max_epochs: int) -> Figure:
     """Train flooding and backward flooding once more, and draw their iterates where backward flooding's spread."""
     from flooding.levels import Delayed
     from flooding.report.plots import PALETTE, drawn
 
-    problem, level = bare("two-gaussians", horizon), _first_level("two-gaussians")
+    problem, level = bare("two-gaussians", max_epochs), _first_level("two-gaussians")
     backward = _iterates(Run(problem, Delayed(level, until_accuracy=1.0)))
     forward = _iterates(Run(problem, level))
     origin = backward[-1]

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from flooding.data import synthetic
-from flooding.experiments import Experiment, circumstances
-from flooding.experiments.archive import Archive, name_of
+from flooding.experiments import Experiment, describe_provenance
+from flooding.experiments.archive import Archive, run_id
 from flooding.level_search.backward import has_started
-from flooding.level_search.base import Found, together
+from flooding.level_search.base import SearchResult, run_concurrently
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.levels import Delayed, Heuristic
 from flooding.models import mlp
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, holm, p_value, paired, spread
+from flooding.report.stats import Difference, format_mean_sd, holm, p_value, paired
 from flooding.tasks import adam
 from flooding.training.problem import Problem, TestCurve
-from flooding.training.record import Record, choose
-from flooding.training.rng import stream
+from flooding.training.record import Record, select_best
+from flooding.training.rng import derive_seed
 from flooding.training.run import Run
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ _UNTIL = 1e-4  # loss of an epoch's last batch at which the source's code begins
 Search: TypeAlias = Mapping[float, Sequence[Record]]  # by level, smallest first; a Record for each seed
 
 
-def setting(horizon: int = 500) -> Problem:
+def setting(max_epochs: int = 500) -> Problem:
     """Give the reproduction's setting.
 
     Args:
-        horizon: Epochs.
+        max_epochs: Epochs.
 
     Returns:
         Two Gaussians at 10 % label noise, 500 training and 50 validation examples a class; four hidden layers of 500
@@ -95,7 +95,7 @@ def setting(horizon: int = 500) -> Problem:
     """
     data = partial(synthetic.two_gaussians, n_train=1000, n_val=100, n_test=20_000, label_noise=0.1)
     network = partial(mlp, 10, 2, width=500, depth=4, batch_norm=True, bias=True)
-    return Problem(data, network, adam, batch_size=200, horizon=horizon, test_curve=TestCurve(500, every=1))
+    return Problem(data, network, adam, batch_size=200, max_epochs=max_epochs, test_curve=TestCurve(500, every=1))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Plan:
 
         Levels come first, then seeds.
         """
-        longer = replace(self.problem, horizon=self.heuristic_epochs)
+        longer = replace(self.problem, max_epochs=self.heuristic_epochs)
         ways = [
             *((self.problem, level or None) for level in self.forward),
             *((self.problem, Delayed(level, self.until_loss)) for level in self.backward),
@@ -189,7 +189,7 @@ def study(plan: Plan) -> Generator[list[Run], list[Record], Report]:
     """
     records = yield plan.runs
     agents = [policy_gradient(plan.problem, trainings=plan.trainings, seed=seed) for seed in plan.policy_seeds]
-    policies = (yield from together(agents)) if agents else []
+    policies = (yield from run_concurrently(agents)) if agents else []
     told = iter(records)
 
     def by_level(levels: Sequence[float]) -> dict[float, list[Record]]:
@@ -210,7 +210,7 @@ class _Row:
     levels: Sequence[float]  # of those that were flooded
 
     def values(self, name: str, times: float = 1.0) -> list[float]:
-        return [times * record.finals[f"{self.at}.{name}"] for record in self.records]
+        return [times * record.metrics[f"{self.at}.{name}"] for record in self.records]
 
     @property
     def accuracy(self) -> list[float]:
@@ -227,7 +227,7 @@ class _Row:
 
     @property
     def seconds(self) -> list[float]:
-        return [sum(float(r.circumstances.get("seconds", 0.0)) for r in tried) for tried in self.spent]
+        return [sum(float(r.metadata.get("seconds", 0.0)) for r in tried) for tried in self.spent]
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class _Results:
     backward: Search
     longer: Sequence[Record]  # no flooding, as long as the heuristic
     heuristic: Sequence[Record]
-    policies: Sequence[Found]
+    policies: Sequence[SearchResult]
 
     @property
     def plain(self) -> Sequence[Record]:
@@ -271,10 +271,10 @@ def _trained(records: Sequence[Record], at: Literal["best", "last"], tried: Sequ
 def _chosen(search: Search, at: Literal["best", "last"]) -> _Row:
     """Choose a level above 0 for each seed, on the validation split."""
     tried = list(zip(*(records for level, records in search.items() if level > 0), strict=True))
-    return _trained([choose(records, at) for records in tried], at, tried)
+    return _trained([select_best(records, at) for records in tried], at, tried)
 
 
-def _played(policies: Sequence[Found], plain: Sequence[Record]) -> _Row:
+def _played(policies: Sequence[SearchResult], plain: Sequence[Record]) -> _Row:
     """Judge each agent by its last training, which is among its Records; by plain training where it gave up."""
     by_seed = {_run(record).seed: record for record in plain}
     ends = [by_seed[f.run.seed] if f.run.level is None else f.records[-1] for f in policies]
@@ -399,7 +399,7 @@ def _matched(results: _Results, name: str) -> Difference | None:
     pairs = []
     for place in range(len(results.plan.seeds)):
         both = [(ours[place], results.forward[level][place]) for level, ours in results.backward.items()]
-        both = [[100 * r.finals[f"last.{name}"] for r in pair] for pair in both if has_started(pair[0])]
+        both = [[100 * r.metrics[f"last.{name}"] for r in pair] for pair in both if has_started(pair[0])]
         if both:
             pairs.append(np.mean(both, axis=0).tolist())
     return paired(*zip(*pairs, strict=True)) if pairs else None
@@ -412,11 +412,11 @@ def _outside(results: _Results) -> _Claim:
     if not count:
         return _Claim(text, None, 0, "", more)
     shares = _by_seed(reached, "below", 100.0)
-    more += f"; lowest epoch mean of the training loss over the level: {spread(_by_seed(reached, 'lowest'), 2)}"
+    more += f"; lowest epoch mean of the training loss over the level: {format_mean_sd(_by_seed(reached, 'lowest'), 2)}"
     if any(after):
-        lowest = [spread(_by_seed(stretches, "lowest"), 2) for stretches in (before, after)]
+        lowest = [format_mean_sd(_by_seed(stretches, "lowest"), 2) for stretches in (before, after)]
         more += f"; backward: {lowest[0]} before flooding begins and {lowest[1]} from there on"
-        more += f", with {spread(_by_seed(after, 'below', 100.0))} % of steps below"
+        more += f", with {format_mean_sd(_by_seed(after, 'below', 100.0))} % of steps below"
     unit = "% of steps below the level from the epoch on that reaches it"
     return _Claim(text, paired(shares, [0.0] * len(shares)), 0, unit, more)
 
@@ -430,8 +430,8 @@ def _about_the_heuristic(results: _Results) -> list[_Claim]:
         return _Claim(text, difference, sign, unit, late)
 
     points = "points of noisy test accuracy"
-    horizon = results.plan.problem.horizon
-    times = [f"{row.epochs[0] / horizon:g}" for row in (ours, rows["forward"])]
+    max_epochs = results.plan.problem.max_epochs
+    times = [f"{row.epochs[0] / max_epochs:g}" for row in (ours, rows["forward"])]
     text = f"The heuristic is cheaper than the forward search ({times[0]} trainings a seed against {times[1]})"
     return [
         claim("The heuristic is better than no flooding for as long", 1, _LONGER, "accuracy", points),
@@ -456,7 +456,7 @@ def _early_stopping(results: _Results) -> _Claim:
 
 def _against(ours: Mapping[int, float], records: Sequence[Record]) -> Difference | None:
     """Compare accuracies by seed with the last epochs of those Records that were flooded."""
-    theirs = {_run(r).seed: 100 * r.finals["last.test_accuracy"] for r in records if has_started(r)}
+    theirs = {_run(r).seed: 100 * r.metrics["last.test_accuracy"] for r in records if has_started(r)}
     return paired([ours[seed] for seed in theirs], list(theirs.values())) if theirs else None
 
 
@@ -476,7 +476,7 @@ def _report(results: _Results, records: Sequence[Record]) -> Report:
     tables = [_published(results), _levels(results)]
     title = "Searches for the flood level: the published reproduction (kim2022)"
     about = _about(results.plan, len(claims))
-    return Report(title, about, failures, findings, tables, _figures(results), circumstances(records))
+    return Report(title, about, failures, findings, tables, _figures(results), describe_provenance(records))
 
 
 def _about(plan: Plan, claims: int) -> str:
@@ -490,7 +490,7 @@ def _about(plan: Plan, claims: int) -> str:
     return (
         "Two Gaussians in 10 dimensions, 10 % of the labels flipped, 1,000 training, 100 validation and 20,000 test "
         "examples, four hidden layers of 500 units with bias and batch norm, Adam at 0.001, batches of 200, "
-        f"{plan.problem.horizon} epochs, {len(plan.seeds)} seeds where the source had one. Forward: "
+        f"{plan.problem.max_epochs} epochs, {len(plan.seeds)} seeds where the source had one. Forward: "
         f"constant levels 0, {plan.forward[1]:g} ... {plan.forward[-1]:g}, where the source's go in steps of 0.01. "
         "Backward: plain training until an epoch's last batch has a loss of at most "
         f"{plan.until_loss:g}{raised}, then one of {len(plan.backward)} levels. Heuristic: from the same moment on the "
@@ -513,7 +513,7 @@ def _far(results: _Results) -> list[str]:
         ours = float(np.mean(row.accuracy))
         if figures and min(abs(ours - figure) for figure in figures.values()) > _FAR:
             theirs = " and ".join(f"{figure:g} % {where} ({ours - figure:+.1f})" for where, figure in figures.items())
-            said.append(f"Noisy test accuracy, {name}: {spread(row.accuracy)} % against {theirs}.")
+            said.append(f"Noisy test accuracy, {name}: {format_mean_sd(row.accuracy)} % against {theirs}.")
     return said
 
 
@@ -536,14 +536,14 @@ def _published(results: _Results) -> Table:
     rows = []
     for name, row in results.rows.items():
         began = _waits([record for tried in row.spent for record in tried])
-        trainings = np.mean(row.epochs) / results.plan.problem.horizon
+        trainings = np.mean(row.epochs) / results.plan.problem.max_epochs
         source = (*PUBLISHED.get(name, (None,) * 2), *LOGS.get(name, (None,) * 4))
         rows.append([
             name,
-            spread(row.accuracy),
-            spread([100 * late for late in row.late]) if row.at == "last" else "–",
-            spread(row.values("test_accuracy_clean", 100.0)),
-            spread(row.values("test_nll"), 3),
+            format_mean_sd(row.accuracy),
+            format_mean_sd([100 * late for late in row.late]) if row.at == "last" else "–",
+            format_mean_sd(row.values("test_accuracy_clean", 100.0)),
+            format_mean_sd(row.values("test_nll"), 3),
             _told_levels(row),
             len(row.records),
             *((sum(began), len(began) - sum(began)) if began else ("–", "–")),
@@ -555,7 +555,7 @@ def _published(results: _Results) -> Table:
         "Noisy, clean: test accuracy on those labels, of 20,000 examples, over the last epochs of the curve's 500; NLL "
         "on noisy ones. Level: median (range) of the flooded. Began: runs of the search that reached the start "
         "condition; the others are plain training. Trainings, CPU hours: a "
-        f"seed's, in units of {results.plan.problem.horizon} epochs and as measured; a beginning that several runs "
+        f"seed's, in units of {results.plan.problem.max_epochs} epochs and as measured; a beginning that several runs "
         "share is measured once, as a rule in no flooding's. The printed figures mix statistics: 77.89 and 79.12 are "
         "last epochs, 79.89 is an average (its last epoch is 80.43; its level is 0.29 elsewhere in the source), 80.62 "
         "is in no log, 0.21 is a smoothed level. Logs: recomputed from the source's own, last epochs of one seed, each "
@@ -603,10 +603,10 @@ def _levels(results: _Results) -> Table:
 
 def _measured(records: Sequence[Record]) -> list[str]:
     told = [
-        spread([times * record.finals[f"last.{name}"] for record in records], digits)
+        format_mean_sd([times * record.metrics[f"last.{name}"] for record in records], digits)
         for name, times, digits in _MEASURES.values()
     ]
-    return [*told, spread([100 * float(record.curves["flooded"][1:].mean()) for record in records])]
+    return [*told, format_mean_sd([100 * float(record.curves["flooded"][1:].mean()) for record in records])]
 
 
 def _figures(results: _Results) -> dict:
@@ -676,7 +676,7 @@ def _draw_both(forward: Search, backward: Search) -> Figure:
         for axes, search, (name, colour, marker) in zip(panels, (forward, backward), looks, strict=True):
             _draw_lines(axes, search, _TRAIN_ACCURACY, colours)
             axes.set(title=name.capitalize(), xlabel="Epoch")
-            values = [[100 * r.finals["last.train_accuracy"] for r in records] for records in search.values()]
+            values = [[100 * r.metrics["last.train_accuracy"] for r in records] for records in search.values()]
             bars = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
             means = [np.mean(v) for v in values]
             last.errorbar(list(search), means, bars, color=PALETTE[colour], marker=marker, capsize=3, label=name)
@@ -785,7 +785,7 @@ class _Archive(Archive):
 
     def __init__(self, path: str | Path, plan: Plan) -> None:
         super().__init__(path)
-        firsts = {seed: name_of(next(policy_gradient(plan.problem, seed=seed))[0]) for seed in plan.policy_seeds}
+        firsts = {seed: run_id(next(policy_gradient(plan.problem, seed=seed))[0]) for seed in plan.policy_seeds}
         held = {seed: self._places[name] for seed, name in firsts.items() if name in self._places}
         self._turns = {seed: range(place, len(self), len(held)) for seed, place in held.items()}
         if any(len(turns) != plan.trainings for turns in self._turns.values()):
@@ -802,5 +802,5 @@ class _Archive(Archive):
 
     def _turn(self, run: Run) -> int:
         """Tell which of its trainings an agent asks for; the last one draws nothing."""
-        draws = [stream(run.seed, "policy", number) for number in range(len(self._turns[run.seed]) - 1)]
+        draws = [derive_seed(run.seed, "policy", number) for number in range(len(self._turns[run.seed]) - 1)]
         return len(draws) if run.level.greedy else draws.index(run.level.seed)

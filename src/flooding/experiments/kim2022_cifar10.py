@@ -52,13 +52,13 @@ def network(depth: int) -> nn.Sequential:
     return convert_conv2d_weight_memory_format(layers, torch.channels_last)  # a fifth less time on a CPU
 
 
-def setting(rate: float, *, full: bool = False, horizon: int | None = None, **sizes: int) -> Problem:
+def setting(rate: float, *, full: bool = False, max_epochs: int | None = None, **sizes: int) -> Problem:
     """Give the reproduction's setting.
 
     Args:
         rate: Learning rate; a tenth of it after half of the epochs, a hundredth after four fifths.
         full: Its full protocol: ResNet-44, 42,500 images with random crops and mirrors, 500 epochs.
-        horizon: Other epochs; those of the decay go along.
+        max_epochs: Other epochs; those of the decay go along.
         sizes: Other numbers of images, see :func:`flooding.data.images.cifar10`.
 
     Returns:
@@ -66,15 +66,15 @@ def setting(rate: float, *, full: bool = False, horizon: int | None = None, **si
         the source's code, where it is by mistake); SGD with momentum 0.9, batches of 128, no weight decay. What crops
         add at the borders is black.
     """
-    epochs = horizon or (500 if full else 80)
+    epochs = max_epochs or (500 if full else 80)
     sizes = ({"n_train": 42_500, "n_val": 7_500} if full else {"n_train": 4_250, "n_val": 750}) | sizes
     return Problem(
         partial(images.cifar10, label_noise=0.0, standardise=False, **sizes),
         partial(network, 44 if full else 8),
         partial(torch.optim.SGD, lr=rate, momentum=0.9),
         batch_size=128,
-        horizon=epochs,
-        schedule=partial(MultiStepLR, milestones=(epochs // 2, epochs * 4 // 5), gamma=0.1),
+        max_epochs=epochs,
+        lr_scheduler=partial(MultiStepLR, milestones=(epochs // 2, epochs * 4 // 5), gamma=0.1),
         test_curve=TestCurve(2000, every=1),
         augment=crop_and_flip if full else None,
     )
@@ -92,7 +92,7 @@ def cells(quick: bool = False, seeds: Sequence[int] | None = None, *, full: bool
         The cells.
     """
     chosen = tuple(seeds) if seeds is not None else (0,) if full else (0, 1) if quick else (0, 1, 2)
-    less = {"horizon": 4, "n_train": 850, "n_val": 150} if quick else {}
+    less = {"max_epochs": 4, "n_train": 850, "n_val": 150} if quick else {}
     return [
         Cell(
             f"learning rate {rate:g}",
@@ -120,7 +120,7 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None, *, full:
     """
     plan = cells(quick, seeds, full=full)
     how = (
-        f"{plan[0].problem.horizon} epochs, the learning rate divided by 10 after half and after four fifths of them, "
+        f"{plan[0].problem.max_epochs} epochs, the learning rate divided by 10 after half and after four fifths of them, "
         "no weight decay"
     )
     if full:

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from flooding.data import images
-from flooding.experiments import Experiment, circumstances
+from flooding.experiments import Experiment, describe_provenance
 from flooding.experiments.grids import CURVES, Cell, falls, flooded_share, percent, reached
 from flooding.level_search.advisor import advise, bayes_error
-from flooding.level_search.base import Suggestion
+from flooding.level_search.base import LevelEstimate
 from flooding.models import small_cnn
 from flooding.report.document import Report, Table
-from flooding.report.stats import holm, p_value, paired, spread
+from flooding.report.stats import format_mean_sd, holm, p_value, paired
 from flooding.tasks import adam
 from flooding.training.problem import Problem
-from flooding.training.record import Record, choose
+from flooding.training.record import Record, select_best
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,18 +34,18 @@ LEVELS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.4, 0.8, 1.2, 1.6)  # nats; fixed be
 PEOPLE = (47, 63)  # fewest and most labels an image has (Peterson et al., section 3)
 
 
-def setting(horizon: int = 60, **sizes: int) -> Problem:
+def setting(max_epochs: int = 60, **sizes: int) -> Problem:
     """Give the setting: a small convolutional network, Adam at 0.001, batches of 100.
 
     Args:
-        horizon: Epochs.
+        max_epochs: Epochs.
         sizes: See :func:`flooding.data.images.cifar10h`.
 
     Returns:
         The Problem.
     """
     data = partial(images.cifar10h, **sizes)
-    return Problem(data, partial(small_cnn, channels=3, size=32), adam, batch_size=100, horizon=horizon)
+    return Problem(data, partial(small_cnn, channels=3, size=32), adam, batch_size=100, max_epochs=max_epochs)
 
 
 def counts(shares: np.ndarray) -> np.ndarray:
@@ -125,11 +125,11 @@ class _Study:
 
     def picks(self, levels: Sequence[float]) -> list[Record]:
         """What validation chooses among some levels, seed by seed."""
-        return [choose([records[self.levels.index(b)] for b in levels], "last") for records in self.table]
+        return [select_best([records[self.levels.index(b)] for b in levels], "last") for records in self.table]
 
 
 def _values(records: Sequence[Record], name: str, times: float = 1.0, at: str = "last") -> list[float]:
-    return [times * record.finals[f"{at}.{name}"] for record in records]
+    return [times * record.metrics[f"{at}.{name}"] for record in records]
 
 
 def _accuracy(records: Sequence[Record], at: str = "last") -> list[float]:
@@ -137,13 +137,13 @@ def _accuracy(records: Sequence[Record], at: str = "last") -> list[float]:
     return _values(records, "test_accuracy_clean", 100.0, at)
 
 
-def _known(shares: np.ndarray, v: float) -> dict[str, Suggestion]:
+def _known(shares: np.ndarray, v: float) -> dict[str, LevelEstimate]:
     """What is known before a level is tried, and from one plain training."""
     of_people = advise(soft_labels=shares, repeated_labels=counts(shares), label_noise=bayes_error(shares))
     return {found.name: found for found in (*of_people, *advise(lowest_val_loss=v))}
 
 
-def _nats(suggestion: Suggestion) -> float:
+def _nats(suggestion: LevelEstimate) -> float:
     if suggestion.level is None:
         raise TypeError(f"{suggestion.name} must suggest a level.")
     return suggestion.level
@@ -174,10 +174,10 @@ def _report(study: _Study, shares: np.ndarray) -> Report:
     figures = {"levels": (caption, partial(_draw, study, limit, (0.25 * study.v, study.v)))}
     records = [record for row in study.table for record in row]
     tables = [_advice(known), _levels(study)]
-    return Report("Labels people disagree on", about, failures, findings, tables, figures, circumstances(records))
+    return Report("Labels people disagree on", about, failures, findings, tables, figures, describe_provenance(records))
 
 
-def _advice(known: dict[str, Suggestion]) -> Table:
+def _advice(known: dict[str, LevelEstimate]) -> Table:
     rows = [[s.name, f"{_nats(s):.4f}", f"{s.low:.4f}", f"{s.high:.4f}", s.note] for s in known.values()]
     columns = ["from", "nats", "low", "high", "note"]
     note = "Label noise: wrong classes drawn uniformly, as often as people's labels differ from the likeliest one."
@@ -191,11 +191,11 @@ def _levels(study: _Study) -> Table:
         rows.append([
             f"{level:g}" if level else "plain",
             *(_flooded(told, at) if level else "–" for at in ("last", "best")),
-            spread(_accuracy(told)),
-            spread(_accuracy(told, "best")),
-            spread(_values(told, "test_nll"), 3),
-            spread(_values(told, "test_nll", at="best"), 3),
-            spread(_values(told, "test_kl_to_posterior"), 3),
+            format_mean_sd(_accuracy(told)),
+            format_mean_sd(_accuracy(told, "best")),
+            format_mean_sd(_values(told, "test_nll"), 3),
+            format_mean_sd(_values(told, "test_nll", at="best"), 3),
+            format_mean_sd(_values(told, "test_kl_to_posterior"), 3),
         ])
     columns = ["level", "flooded %", "flooded %, stopped", "accuracy %", "accuracy %, stopped", "NLL", "NLL, stopped"]
     title = f"Test results, last epoch and best validation epoch, n = {len(study.table)}"
@@ -210,11 +210,11 @@ def _flooded(records: Sequence[Record], at: Literal["best", "last"]) -> str:
     """Tell the share of flooded steps up to an epoch, and how many seeds reached the level before it."""
     seeds = sum(reached(record, at) for record in records)
     partly = f": {seeds} of {len(records)} seeds" if seeds else ": not tested"
-    return spread([flooded_share(r, at) for r in records]) + (partly if seeds < len(records) else "")
+    return format_mean_sd([flooded_share(r, at) for r in records]) + (partly if seeds < len(records) else "")
 
 
 def _words(
-    study: _Study, known: dict[str, Suggestion], limit: float, inside: Sequence[float], error: float
+    study: _Study, known: dict[str, LevelEstimate], limit: float, inside: Sequence[float], error: float
 ) -> tuple[list[str], list[str]]:
     """Say what people's labels tell, and whether the levels that work keep to it."""
     soft, again = known["soft labels"], known["repeated labels"]

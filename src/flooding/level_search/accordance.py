@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from flooding.data import Splits
-from flooding.level_search.base import Found, Strategy, Suggestion
+from flooding.level_search.base import LevelEstimate, SearchResult, Strategy
 from flooding.metrics import gradient_accordance
 from flooding.training.problem import Problem
-from flooding.training.rng import stream
+from flooding.training.rng import derive_seed
 from flooding.training.run import Run
 
 __all__ = ["accordance", "crossing", "watch_accordance"]
@@ -65,16 +65,16 @@ def accordance(
     if not isinstance(problem, Problem):
         raise ValueError(f"accordance looks into the model: it needs a Problem, got {type(problem).__name__}.")
     watch = partial(watch_accordance, batches=batches, seed=seed)
-    [record] = yield [Run(replace(problem, watch=watch), seed=seed)]
+    [record] = yield [Run(replace(problem, extra_metrics=watch), seed=seed)]
     curve = record.curves["accordance"]
     epoch = crossing(_smoothed(curve, smoothing), direction)
     seen = np.asarray(record.curves["train_loss"], np.float64)
     seen = seen[max(0, epoch + 1 - smoothing) : epoch + 1] if epoch else np.array([math.nan])
     if not math.isfinite(level := float(seen.mean())):
         told = f"the accordance never crossed zero {direction}wards: it went from {curve[0]:.2g} to {curve[-1]:.2g}"
-        return Found("accordance", Run(problem, None, seed=seed), (Suggestion("accordance", None),), (told,))
-    suggestion = Suggestion("accordance", level, float(seen.min()), float(seen.max()), f"at epoch {epoch}")
-    return Found("accordance", Run(problem, level, seed=seed), (suggestion,))
+        return SearchResult("accordance", Run(problem, None, seed=seed), (LevelEstimate("accordance", None),), (told,))
+    suggestion = LevelEstimate("accordance", level, float(seen.min()), float(seen.max()), f"at epoch {epoch}")
+    return SearchResult("accordance", Run(problem, level, seed=seed), (suggestion,))
 
 
 def watch_accordance(
@@ -100,7 +100,7 @@ def watch_accordance(
     split = splits.train
     if not 2 <= batches <= len(split):
         raise ValueError(f"batches must lie in 2 to the {len(split)} training examples, got {batches}. 4 is usual.")
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(stream(seed, "accordance")))
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive_seed(seed, "accordance")))
     size = min(problem.batch_size, len(split) // batches)
     parts = [split.take(index.to(split.y.device)) for index in order.split(size)[:batches]]
     modes = [(module, module.training) for module in model.modules()]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from flooding.level_search.base import Found, Strategy, Suggestion
+from flooding.level_search.base import LevelEstimate, SearchResult, Strategy
 from flooding.training.run import Run
 
 __all__ = ["advise", "advisor", "bayes_error", "entropy", "flip_entropy"]
@@ -55,7 +55,7 @@ def advisor(
     if labels is None:
         warnings += ("the targets are no classes: they say nothing about the level",)
     yield from ()
-    return Found("advisor", Run(problem, None, seed=seed), suggestions, warnings)
+    return SearchResult("advisor", Run(problem, None, seed=seed), suggestions, warnings)
 
 
 def advise(
@@ -67,7 +67,7 @@ def advise(
     classes: int | None = None,
     lowest_val_loss: float | None = None,
     seed: int = 0,
-) -> tuple[Suggestion, ...]:
+) -> tuple[LevelEstimate, ...]:
     """Estimate levels, and limits to them, for cross-entropy in nats.
 
     The best loss there is, the irreducible one, is the entropy H(Y|X); published best levels lie a little below it. A
@@ -131,17 +131,19 @@ def advise(
     if label_noise is not None:
         known = classes or max([2] + [np.shape(rows)[1] for rows in (soft_labels, repeated_labels) if rows is not None])
         level = flip_entropy(label_noise, known)
-        found.append(Suggestion("label noise", level, level, math.log(known), "exact where clean labels are certain"))
+        found.append(
+            LevelEstimate("label noise", level, level, math.log(known), "exact where clean labels are certain")
+        )
     if lowest_val_loss is not None:
         if not 0 < lowest_val_loss < math.inf:
             known = -math.inf < lowest_val_loss <= 0
             fix = "A share of it is no level: use find_level." if known else "Did the plain run diverge?"
             raise ValueError(f"lowest_val_loss must be above 0, got {lowest_val_loss}. {fix}")
         v = float(lowest_val_loss)
-        found.append(Suggestion("0.7 x lowest validation loss", 0.7 * v, 0.25 * v, v, "a guess from one plain run"))
+        found.append(LevelEstimate("0.7 x lowest validation loss", 0.7 * v, 0.25 * v, v, "a guess from one plain run"))
     if not found and classes is not None:
         limit = math.log(classes)
-        found.append(Suggestion("balanced classes", limit, limit, limit, "a limit: no level above it can be right"))
+        found.append(LevelEstimate("balanced classes", limit, limit, limit, "a limit: no level above it can be right"))
     return tuple(found)
 
 
@@ -204,7 +206,7 @@ def flip_entropy(p: float, classes: int = 2) -> float:
     return entropy([1 - p, p]) + p * math.log(classes - 1)
 
 
-def _of_labels(labels: np.ndarray, classes: int | None, draw: np.random.Generator) -> Suggestion:
+def _of_labels(labels: np.ndarray, classes: int | None, draw: np.random.Generator) -> LevelEstimate:
     whole = labels.ndim == 1 and len(labels) and (labels == np.round(labels)).all() and labels.min() >= 0
     if not whole or labels.max() >= (classes or math.inf):
         raise ValueError(f"labels must be whole numbers [n] from 0 to below classes={classes}, got {labels!r}.")
@@ -213,14 +215,14 @@ def _of_labels(labels: np.ndarray, classes: int | None, draw: np.random.Generato
     again = _entropies(draw.multinomial(len(labels), shares, size=_RESAMPLES) / len(labels))
     low, high = np.quantile(again, [0.025, 0.975])
     note = "a limit: no level above it can be right"
-    return Suggestion("label entropy", level, min(level, float(low)), max(level, float(high)), note)
+    return LevelEstimate("label entropy", level, min(level, float(low)), max(level, float(high)), note)
 
 
-def _mean(name: str, values: np.ndarray, classes: int, draw: np.random.Generator, note: str) -> Suggestion:
+def _mean(name: str, values: np.ndarray, classes: int, draw: np.random.Generator, note: str) -> LevelEstimate:
     """Suggest the mean of entropies of examples, which lies between 0 and ln C."""
     low, high = _interval(values, draw)
     level, low, high = (float(np.clip(v, 0.0, math.log(classes))) for v in (values.mean(), low, high))
-    return Suggestion(name, level, min(level, low), max(level, high), note)
+    return LevelEstimate(name, level, min(level, low), max(level, high), note)
 
 
 def _interval(values: np.ndarray, draw: np.random.Generator) -> tuple[float, float]:

@@ -8,16 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from flooding.level_search.base import (
-    Found,
+    LevelEstimate,
+    SearchResult,
     Strategy,
-    Suggestion,
-    answer,
+    adjacent_levels,
     as_numbers,
     best_level,
     check_levels,
     end_of_range,
+    make_result,
     may_be_negative,
-    neighbours,
 )
 from flooding.levels import Delayed
 from flooding.training.record import Record
@@ -50,7 +50,7 @@ def backward(
             condition is given.
         until_accuracy: Begin when an epoch's training accuracy is at least this; 1.0 in the source's text. The longer
             a training takes to get there, the less of it is flooded.
-        share: Share of late epochs to average, see :func:`flooding.level_search.base.late`.
+        share: Share of late epochs to average, see :func:`flooding.level_search.base.tail_mean`.
 
     Yields:
         One list of Runs, levels from small to large, then seeds.
@@ -73,14 +73,14 @@ def backward(
     here = sum(began[level, seed] for seed in seeds)
     condition = start_condition(delayed)
     number = as_numbers(levels)
-    low, high = neighbours(list(number.values()), number[level])
-    chosen = answer(level, named) if here else None
+    low, high = adjacent_levels(list(number.values()), number[level])
+    chosen = make_result(level, named) if here else None
     warnings = _warnings(began, condition) + starts_early(delayed, records) + end_of_range(chosen, levels)
     note = "plain training" if level is None else f"{here} of {len(seeds)} runs at this level reached {condition}"
-    return Found(
+    return SearchResult(
         "backward",
         Run(problem, None if chosen is None else controllers[chosen], seed=seeds[0]),
-        (Suggestion("backward", chosen, low, high, note),),
+        (LevelEstimate("backward", chosen, low, high, note),),
         warnings,
     )
 
@@ -94,7 +94,7 @@ def has_started(record: Record) -> bool:
     Returns:
         Whether a level was in force in its last epoch; a condition first met there came too late.
     """
-    return math.isfinite(record.finals["last.level"])
+    return math.isfinite(record.metrics["last.level"])
 
 
 def start_condition(controller: Delayed) -> str:

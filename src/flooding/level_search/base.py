@@ -13,28 +13,28 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from flooding.training.record import Record, level_order, merit
+from flooding.training.record import Record, level_order, validation_key
 from flooding.training.run import Run
 
 __all__ = [
     "Cost",
-    "Found",
+    "LevelEstimate",
+    "SearchResult",
     "Strategy",
-    "Suggestion",
-    "answer",
+    "adjacent_levels",
     "as_numbers",
     "best_level",
-    "came_down",
     "check_levels",
     "cost",
-    "drive",
     "end_of_range",
-    "late",
-    "late_means",
+    "make_result",
     "may_be_negative",
-    "neighbours",
+    "reached_level",
+    "run_concurrently",
+    "run_generator",
     "search",
-    "together",
+    "tail_mean",
+    "tail_means",
 ]
 
 Evaluate: TypeAlias = Callable[[list[Run]], Sequence[Record]]
@@ -43,7 +43,7 @@ _ROUNDING = 1e-6  # a loss that cannot be negative may be so far below 0 in floa
 
 
 @dataclass(frozen=True)
-class Suggestion:
+class LevelEstimate:
     """What one way of estimating says.
 
     Args:
@@ -80,7 +80,7 @@ class Cost:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class SearchResult:
     """The answer of a search.
 
     Args:
@@ -93,7 +93,7 @@ class Found:
 
     strategy: str
     run: Run
-    suggestions: tuple[Suggestion, ...] = ()
+    suggestions: tuple[LevelEstimate, ...] = ()
     warnings: tuple[str, ...] = ()
     records: tuple[Record, ...] = field(default=(), repr=False)
 
@@ -119,52 +119,52 @@ class Found:
             run = record.run
             assert run is not None
             told: dict[str, Any] = {"level": _told(run.level), "seed": run.seed, "epochs": run.epochs}
-            rows.append(told | {n: record.finals[f"last.{n}"] for n in names if f"last.{n}" in record.finals})
+            rows.append(told | {n: record.metrics[f"last.{n}"] for n in names if f"last.{n}" in record.metrics})
         return rows
 
 
-Strategy: TypeAlias = Generator[list[Run], list[Record], Found]
+Strategy: TypeAlias = Generator[list[Run], list[Record], SearchResult]
 
 
-def search(strategy: Strategy, evaluate: Evaluate) -> Found:
-    """Drive a strategy: pass what it asks to ``evaluate``, and what that measured back.
+def search(strategy: Strategy, run_all: Evaluate) -> SearchResult:
+    """Drive a strategy: pass what it asks to ``run_all``, and what that measured back.
 
     Args:
         strategy: A fresh generator, such as ``grid(problem)``.
-        evaluate: Runs to Records in the same order: :func:`flooding.evaluate`, or your own function.
+        run_all: Runs to Records in the same order: :func:`flooding.run_all`, or your own function.
 
     Returns:
         What the strategy found, with all Records.
 
     Example:
         >>> from functools import partial
-        >>> from flooding import Problem, evaluate
+        >>> from flooding import Problem, run_all
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
         >>> from flooding.level_search.grid import grid
-        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=3)
-        >>> found = search(grid(problem, [0.0, 0.2]), partial(evaluate, ledger=False, workers=0))
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), max_epochs=3)
+        >>> found = search(grid(problem, [0.0, 0.2]), partial(run_all, ledger=False, workers=0))
         >>> found.cost.trainings
         2.0
     """
-    return _finished(*drive(strategy, evaluate))
+    return _finished(*run_generator(strategy, run_all))
 
 
 T = TypeVar("T")
 
 
-def drive(generator: Generator[list[Run], list[Record], T], evaluate: Evaluate) -> tuple[T, list[Record]]:
+def run_generator(generator: Generator[list[Run], list[Record], T], run_all: Evaluate) -> tuple[T, list[Record]]:
     """Drive any generator that yields Runs and receives Records: a strategy, or an experiment.
 
     Args:
         generator: A fresh generator.
-        evaluate: As for :func:`search`.
+        run_all: As for :func:`search`.
 
     Returns:
         What it returned, and all Records in the order asked.
 
     Raises:
-        ValueError: If ``evaluate`` gives another number of Records than Runs.
+        ValueError: If ``run_all`` gives another number of Records than Runs.
     """
     told: list[Record] = []
     records: list[Record] | None = None
@@ -174,15 +174,15 @@ def drive(generator: Generator[list[Run], list[Record], T], evaluate: Evaluate) 
                 runs = next(generator) if records is None else generator.send(records)
             except StopIteration as end:
                 return end.value, told
-            records = list(evaluate(runs))
+            records = list(run_all(runs))
             if len(records) != len(runs):
-                raise ValueError(f"evaluate must give a Record for each Run, got {len(records)} for {len(runs)}.")
+                raise ValueError(f"run_all must give a Record for each Run, got {len(records)} for {len(runs)}.")
             told += records
     finally:
         generator.close()
 
 
-def together(strategies: Sequence[Strategy]) -> Generator[list[Run], list[Record], list[Found]]:
+def run_concurrently(strategies: Sequence[Strategy]) -> Generator[list[Run], list[Record], list[SearchResult]]:
     """Drive several strategies side by side, so that what they ask is trained at once.
 
     Args:
@@ -195,7 +195,7 @@ def together(strategies: Sequence[Strategy]) -> Generator[list[Run], list[Record
         What each of them found, with its own Records.
     """
     told: list[list[Record]] = [[] for _ in strategies]
-    ended: dict[int, Found] = {}
+    ended: dict[int, SearchResult] = {}
     asked: dict[int, list[Run]] = {}
 
     def step(number: int, records: list[Record] | None) -> None:
@@ -220,16 +220,16 @@ def together(strategies: Sequence[Strategy]) -> Generator[list[Run], list[Record
     return [ended[number] for number in range(len(strategies))]
 
 
-def _finished(found: Found, told: list[Record]) -> Found:
+def _finished(found: SearchResult, told: list[Record]) -> SearchResult:
     """Put all Records into what was found, and warn of what looks wrong in them."""
     warnings = found.warnings
     warnings += _levels_too_high(told)
-    lost = sum(not math.isfinite(record.finals.get("last.val_loss", math.nan)) for record in told)
+    lost = sum(not math.isfinite(record.metrics.get("last.val_loss", math.nan)) for record in told)
     if lost and not any("not finite" in warning or "NaN" in warning for warning in warnings):
         warnings += (f"{lost} of {len(told)} trainings ended with a loss that is not finite",)
     meant = _flooded(told)
     known = all({"flooded", "train_loss"} <= record.curves.keys() for record in meant)
-    if meant and known and not any(came_down(record) for record in meant):
+    if meant and known and not any(reached_level(record) for record in meant):
         losses = np.concatenate([record.curves["train_loss"] for record in meant])
         lowest = min(losses[np.isfinite(losses)], default=math.nan)
         warnings += (f"no training came down to its level: the lowest training loss was {lowest:.3g}",)
@@ -283,7 +283,7 @@ def may_be_negative(records: Sequence[Record]) -> bool:
     return _lowest(records, "train_loss") < -_ROUNDING
 
 
-def came_down(record: Record) -> bool:
+def reached_level(record: Record) -> bool:
     """Tell whether a Run came down to its level; before that it is plain training.
 
     Args:
@@ -301,7 +301,7 @@ def came_down(record: Record) -> bool:
     return "train_loss" not in curves or bool((curves["train_loss"][1:] <= level).any())
 
 
-def answer(level: float | None, records: Iterable[Record]) -> float | None:
+def make_result(level: float | None, records: Iterable[Record]) -> float | None:
     """Give the level to train at: no flooding for a level 0 that flooded no step, since that is plain training.
 
     With a loss that cannot be negative, level 0 floods nothing.
@@ -313,7 +313,7 @@ def answer(level: float | None, records: Iterable[Record]) -> float | None:
     Returns:
         The level, or None.
     """
-    if level == 0 and not any(came_down(record) for record in records if record.level == 0):
+    if level == 0 and not any(reached_level(record) for record in records if record.level == 0):
         return None
     return level
 
@@ -333,15 +333,15 @@ def cost(records: Iterable[Record]) -> Cost:
         run = record.run
         assert run is not None
         same = (id(run.problem), run.seed, repr(run.level), repr(run.method))
-        longest[same] = max(longest.get(same, (0, 0)), (run.epochs, run.problem.horizon))
-        trained = record.circumstances.get("epochs_trained", run.epochs)
-        steps, epochs = steps + float(trained) / run.problem.horizon, epochs + round(trained)
-        seconds += float(record.circumstances.get("seconds", 0.0))
-    trainings = sum(epochs / horizon for epochs, horizon in longest.values())
+        longest[same] = max(longest.get(same, (0, 0)), (run.epochs, run.problem.max_epochs))
+        trained = record.metadata.get("epochs_trained", run.epochs)
+        steps, epochs = steps + float(trained) / run.problem.max_epochs, epochs + round(trained)
+        seconds += float(record.metadata.get("seconds", 0.0))
+    trainings = sum(epochs / max_epochs for epochs, max_epochs in longest.values())
     return Cost(trainings, steps, epochs, seconds / 3600)
 
 
-def late(record: Record, share: float = 0.0) -> tuple[float, float]:
+def tail_mean(record: Record, share: float = 0.0) -> tuple[float, float]:
     """Judge a Record on its validation split over its last epochs: the larger, the better.
 
     Averaging late epochs takes away part of the noise of a small validation split.
@@ -354,10 +354,10 @@ def late(record: Record, share: float = 0.0) -> tuple[float, float]:
         A tuple to compare: the mean score (accuracy, where there is none of the user's), then minus the mean loss.
     """
     epochs = max((len(curve) - 1 for curve in record.curves.values()), default=0)
-    return merit(late_means(record, max(1, round(share * epochs))), record.run and record.run.problem)
+    return validation_key(tail_means(record, max(1, round(share * epochs))), record.run and record.run.problem)
 
 
-def late_means(record: Record, epochs: int) -> dict[str, float]:
+def tail_means(record: Record, epochs: int) -> dict[str, float]:
     """Average every curve of a Record over its last epochs; what has no curve counts with its last value.
 
     Args:
@@ -367,7 +367,7 @@ def late_means(record: Record, epochs: int) -> dict[str, float]:
     Returns:
         Means by name.
     """
-    last = {name.removeprefix("last."): value for name, value in record.finals.items() if name.startswith("last.")}
+    last = {name.removeprefix("last."): value for name, value in record.metrics.items() if name.startswith("last.")}
     return last | {n: float(np.mean(curve[-epochs:], dtype=np.float64)) for n, curve in record.curves.items()}
 
 
@@ -385,7 +385,7 @@ def best_level(records: Iterable[Record], share: float = 0.0) -> float | None:
     """
     by_level: dict[float | None, list[tuple[float, float]]] = {}
     for record in records:
-        by_level.setdefault(record.level, []).append(late(record, share))
+        by_level.setdefault(record.level, []).append(tail_mean(record, share))
     means = {level: tuple(np.mean(by_level[level], axis=0)) for level in sorted(by_level, key=level_order)}
     return max(means, key=lambda level: means[level])
 
@@ -420,7 +420,7 @@ def as_numbers(levels: Sequence[float | None]) -> dict[float | None, float]:
     return {level: below if level is None else level for level in levels}
 
 
-def neighbours(levels: Sequence[float], level: float) -> tuple[float, float]:
+def adjacent_levels(levels: Sequence[float], level: float) -> tuple[float, float]:
     """Give the levels next to one of them, on either side; at an end the level itself.
 
     Args:

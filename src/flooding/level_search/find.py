@@ -21,26 +21,25 @@ from torch import Tensor, nn
 from flooding.data import map_tensors
 from flooding.level_search import base as strategies
 from flooding.level_search.advisor import advise
-from flooding.level_search.base import Found, Strategy
+from flooding.level_search.base import SearchResult, Strategy
 from flooding.level_search.finder import finder
 from flooding.report.document import write
 from flooding.training.checks import check_targets
 from flooding.training.config import SESSION
 from flooding.training.ledger import Ledger
-from flooding.training.loop import Row, train
+from flooding.training.loop import EpochResult, train
 from flooding.training.problem import Problem, Score
 from flooding.training.record import Record
-from flooding.training.rng import unchanged
+from flooding.training.rng import preserve_rng_state
 from flooding.training.run import Run
-from flooding.training.runner import evaluate as engine
-from flooding.training.runner import trajectory
+from flooding.training.runner import run_all, run_key
 from flooding.training.scratch import scratch_folder
 
-__all__ = ["Elsewhere", "FoundLevel", "Lifted", "find_level", "search"]
+__all__ = ["ExternalProblem", "FoundLevel", "ObjectiveAdapter", "find_level", "search"]
 
 
 @dataclass(frozen=True, eq=False)
-class FoundLevel(Found):
+class FoundLevel(SearchResult):
     """What a search found, with what one does with it.
 
     ``level`` is a number, also 0.0 where the loss may be negative, or None: "train without flooding" is a valid answer.
@@ -96,7 +95,7 @@ class FoundLevel(Found):
         save(self.plot(), folder / "search.png")
         return folder
 
-    @unchanged()
+    @preserve_rng_state()
     def model(self, at: str = "last") -> nn.Module:
         """Train the Run that was found in full, and give its model.
 
@@ -120,7 +119,7 @@ class FoundLevel(Found):
         return model.eval()
 
 
-@unchanged()
+@preserve_rng_state()
 def find_level(
     problem: Problem,
     *,
@@ -129,10 +128,10 @@ def find_level(
     device: str = "cpu",
     strategy: Callable[..., Strategy] | None = None,
     ledger: str | Path | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
     workers: int | None = None,
     on_start: Callable[[list[Run]], object] | None = None,
-    on_row: Callable[[Row], object] | None = None,
+    on_row: Callable[[EpochResult], object] | None = None,
 ) -> FoundLevel:
     """Find the flood level of a problem for the price of a few trainings.
 
@@ -149,7 +148,7 @@ def find_level(
         strategy: Another search, ``(problem, *, seeds) -> generator`` (or ``seed``, for one seed), such as
             ``partial(flooding.level_search.grid.grid, levels=[None, 0.1, 0.2])``; it has a budget of its own.
         ledger: SQLite file of Records; None is the default place.
-        fresh: Train even what the ledger holds.
+        overwrite: Train even what the ledger holds.
         workers: Worker processes; None is one per core, 0 trains in this process.
         on_start: Called with the Runs of each round that must be trained.
         on_row: Called with every row of the Runs that are trained.
@@ -166,7 +165,7 @@ def find_level(
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
         >>> data = partial(two_gaussians, n_test=100, label_noise=0.1)
-        >>> problem = Problem(data, partial(mlp, 10, 2, width=50), horizon=40)
+        >>> problem = Problem(data, partial(mlp, 10, 2, width=50), max_epochs=40)
         >>> found = find_level(problem, workers=0)
         >>> found.level is None or 0 < found.level < 0.7, found.cost.steps < 3.1
         (True, True)
@@ -177,7 +176,7 @@ def find_level(
     if not isinstance(problem, Problem):
         got = f"got {type(problem).__name__}. For training code of your own there is search(strategy, train)."
         raise ValueError(f"find_level needs a Problem, such as Problem(data, model), {got}")
-    problem = replace(problem, report=None)  # levels are in the unit of the loss that is trained
+    problem = replace(problem, eval_loss=None)  # levels are in the unit of the loss that is trained
     _check(problem, chosen[0])
     make = strategy or partial(finder, budget=budget)
     if not callable(make):
@@ -190,8 +189,8 @@ def find_level(
     with _session(problem, chosen[0], ledger) as (known, path):
 
         def evaluate(runs: list[Run]) -> list[Record]:
-            how = {"fresh": fresh, "workers": workers, "device": device, "on_start": on_start, "on_row": on_row}
-            return engine(runs, ledger=path, **how)  # type: ignore[arg-type]
+            how = {"overwrite": overwrite, "workers": workers, "device": device, "on_start": on_start, "on_row": on_row}
+            return run_all(runs, ledger=path, **how)  # type: ignore[arg-type]
 
         found = strategies.search(make(known, seeds=chosen), evaluate)
     found = replace(found, run=replace(found.run, problem=problem))
@@ -239,7 +238,7 @@ def _session(problem: Problem, seed: int, ledger: str | Path | None) -> Generato
     Yields:
         The problem to search on, and the path of the ledger.
     """
-    if trajectory(Run(problem, seed=seed)) is not None:
+    if run_key(Run(problem, seed=seed)) is not None:
         yield problem, ledger
         return
     with scratch_folder() as folder:
@@ -247,20 +246,20 @@ def _session(problem: Problem, seed: int, ledger: str | Path | None) -> Generato
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class ExternalProblem:
     """Stands for a Problem whose training code is the caller's.
 
     Args:
-        horizon: Epochs of a full training, at least 1.
+        max_epochs: Epochs of a full training, at least 1.
         greater_is_better: Whether a larger score is the better one.
     """
 
-    horizon: int
+    max_epochs: int
     greater_is_better: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.horizon, int) or self.horizon < 1:
-            raise ValueError(f"horizon must be the epochs of a full training, at least 1, got {self.horizon!r}.")
+        if not isinstance(self.max_epochs, int) or self.max_epochs < 1:
+            raise ValueError(f"max_epochs must be the epochs of a full training, at least 1, got {self.max_epochs!r}.")
 
     @property
     def score(self) -> Score:
@@ -268,7 +267,7 @@ class Elsewhere:
         return Score(lambda _, score: score, self.greater_is_better)
 
 
-class Lifted:
+class ObjectiveAdapter:
     """A training function of your own as something strategies can ask.
 
     What was trained once is not trained again: by the same object, and with a ``key`` also by the next process.
@@ -317,7 +316,7 @@ class Lifted:
         if record is None:
             tick = time.perf_counter()
             told = self._call(level, run)
-            record = replace(_recorded(run, told), circumstances={"seconds": time.perf_counter() - tick})
+            record = replace(_recorded(run, told), metadata={"seconds": time.perf_counter() - tick})
             if book is not None:
                 book.add(name, record)
         self._known[place] = record
@@ -369,7 +368,7 @@ def search(strategy: Strategy, evaluate: Callable[..., Any] | None = None) -> Fo
     Args:
         strategy: A fresh generator, such as ``grid(problem)`` of :mod:`flooding.level_search.grid`.
         evaluate: Runs to Records in the same order; or a plain ``train(level, seed, epochs) -> score``, see
-            :class:`Lifted`; None is :func:`flooding.evaluate`.
+            :class:`Lifted`; None is :func:`flooding.run_all`.
 
     Returns:
         What the strategy found.
@@ -384,7 +383,7 @@ def search(strategy: Strategy, evaluate: Callable[..., Any] | None = None) -> Fo
         raise ValueError("a strategy can be driven once. Make a new one: search(grid(problem), ...).")
     if evaluate is None:
         evaluate = _trained
-    elif not isinstance(evaluate, Lifted):
+    elif not isinstance(evaluate, ObjectiveAdapter):
         evaluate = _lifted(evaluate)
     found = strategies.search(strategy, evaluate)
     return FoundLevel(**{f.name: getattr(found, f.name) for f in fields(found)})
@@ -393,7 +392,7 @@ def search(strategy: Strategy, evaluate: Callable[..., Any] | None = None) -> Fo
 def _trained(runs: list[Run]) -> list[Record]:
     if not all(isinstance(run.problem, Problem) for run in runs):
         raise ValueError("Elsewhere stands for training code of your own. Pass it: search(strategy, train).")
-    return engine(runs)
+    return run_all(runs)
 
 
 def _lifted(evaluate: Callable[..., Any]) -> Callable[..., Any]:
@@ -401,7 +400,7 @@ def _lifted(evaluate: Callable[..., Any]) -> Callable[..., Any]:
     given = inspect.signature(evaluate).parameters.values()
     names = {p.name for p in given}
     if "level" in names or ("runs" not in names and any(p.kind is p.VAR_KEYWORD for p in given)):
-        return Lifted(evaluate)
+        return ObjectiveAdapter(evaluate)
     needed = [p.name for p in given if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
     if len(needed) > 1:
         told = f"train(level, seed, epochs) or evaluate(runs), got ({', '.join(needed)})"

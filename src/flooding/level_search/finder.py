@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flooding.level_search.base import Found, Strategy, Suggestion, came_down, late_means
-from flooding.training.record import Record, merit
+from flooding.level_search.base import LevelEstimate, SearchResult, Strategy, reached_level, tail_means
+from flooding.training.record import Record, validation_key
 from flooding.training.run import Run
 
 __all__ = ["finder"]
@@ -33,7 +33,7 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
         budget: About how many trainings to spend for each seed, above 1. More of it races for longer, then races more
             levels.
         seeds: Seeds to average.
-        shared: Whether the steps before a level is reached are taken once for all levels, as :func:`flooding.evaluate`
+        shared: Whether the steps before a level is reached are taken once for all levels, as :func:`flooding.run_all`
             does. The race then reaches further for the same price.
 
     Yields:
@@ -52,21 +52,21 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
     nowhere = Run(problem, None, seed=seeds[0])
     if not (math.isfinite(cap) and math.isfinite(floor)):
         warning = "the training or validation loss is not finite: mend the training before flooding it"
-        return Found("finder", nowhere, (), (warning,))
-    ceiling = Suggestion("cap", cap, min(floor, cap), cap, "lowest validation loss of plain training")
+        return SearchResult("finder", nowhere, (), (warning,))
+    ceiling = LevelEstimate("cap", cap, min(floor, cap), cap, "lowest validation loss of plain training")
     if cap - floor < 1e-3 * max(abs(cap), 1e-3):
         warning = "the training loss never falls below the lowest validation loss: there is nothing to flood"
-        return Found("finder", nowhere, (ceiling,), (warning,))
+        return SearchResult("finder", nowhere, (ceiling,), (warning,))
 
     levels, until = _race(plain, floor, cap, (budget - 1) * len(seeds), shared)
     if not levels:
         warning = f"a budget of {budget:g} leaves no epoch for a race: spend more, or give the training more epochs"
-        return Found("finder", nowhere, (ceiling,), (warning,))
-    stop = None if until == problem.horizon else until
-    raced = yield [Run(problem, level, seed=seed, until=stop) for level in levels for seed in seeds]
+        return SearchResult("finder", nowhere, (ceiling,), (warning,))
+    stop = None if until == problem.max_epochs else until
+    raced = yield [Run(problem, level, seed=seed, stop_epoch=stop) for level in levels for seed in seeds]
     late = max(1, round(_LATE * until))
     rows = [raced[i : i + len(seeds)] for i in range(0, len(raced), len(seeds))]
-    reached = [(level, row) for level, row in zip(levels, rows, strict=True) if any(map(came_down, row))]
+    reached = [(level, row) for level, row in zip(levels, rows, strict=True) if any(map(reached_level, row))]
     warnings = ()
     if not reached:
         warnings = (f"no level was reached within the {until} epochs of the race: give it more epochs or budget",)
@@ -82,26 +82,28 @@ def finder(problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), sh
     # As a number, plain training is a level that floods nothing: 0, or the lowest loss where that is negative.
     known = [min(0.0, floor), *levels]
     low, high = min(known[i] for i in alike), max(known[i] for i in alike)
-    how = f"judged by the last {late} of {until} epochs, out of {problem.horizon}, with its neighbours"
+    how = f"judged by the last {late} of {until} epochs, out of {problem.max_epochs}, with its neighbours"
     if chance:
         how += f": validation accuracy {scores[best][0]:.3f}, {scores[0][0]:.3f} without flooding"
     if level is not None and chance and 0 in alike:
         warnings += ("plain training lies within chance of it: more seeds, or more validation data, would tell",)
-    race = Suggestion("race", level, low, high, how)
+    race = LevelEstimate("race", level, low, high, how)
     guess = _rounded(floor + 0.7 * (cap - floor), cap)
-    irreducible = Suggestion("irreducible loss", guess, min(floor, guess), max(cap, guess), "0.7 of the way to the cap")
-    return Found("finder", Run(problem, level, seed=seeds[0]), (race, irreducible, ceiling), warnings)
+    irreducible = LevelEstimate(
+        "irreducible loss", guess, min(floor, guess), max(cap, guess), "0.7 of the way to the cap"
+    )
+    return SearchResult("finder", Run(problem, level, seed=seeds[0]), (race, irreducible, ceiling), warnings)
 
 
 def _race(plain: Sequence[Record], floor: float, cap: float, budget: float, shared: bool) -> tuple[list[float], int]:
     """Choose levels and epochs: five levels if they can be paid, and more if they can be trained in full."""
-    horizon = plain[0].run.problem.horizon  # type: ignore[union-attr]
+    max_epochs = plain[0].run.problem.max_epochs  # type: ignore[union-attr]
     chosen: tuple[list[float], int] = ([], 0)
     for count in (1, 2, 3, *range(_PLACES, 10 * _PLACES)):
         levels = sorted({_rounded(floor + (place + 0.5) / count * (cap - floor), cap) for place in range(count)})
         starts = [[_reached(record, level) if shared else 0 for level in levels] for record in plain]
-        until = _affordable(starts, budget * horizon, horizon)
-        if until == 0 or (count > _PLACES and until < horizon):
+        until = _affordable(starts, budget * max_epochs, max_epochs)
+        if until == 0 or (count > _PLACES and until < max_epochs):
             break
         chosen = levels, until
     return chosen
@@ -113,9 +115,9 @@ def _reached(record: Record, level: float) -> int:
     return int(below.argmax()) if below.any() else len(below)
 
 
-def _affordable(starts: Sequence[Sequence[int]], epochs: float, horizon: int) -> int:
+def _affordable(starts: Sequence[Sequence[int]], epochs: float, max_epochs: int) -> int:
     """Find how far Runs can go that part from each seed's trunk after ``starts`` epochs, for ``epochs`` in all."""
-    for until in range(horizon, 0, -1):
+    for until in range(max_epochs, 0, -1):
         branches = sum(max(0, until - start) for seed in starts for start in seed)
         if branches + sum(min(until, max(seed)) for seed in starts) <= epochs:
             return until
@@ -134,7 +136,7 @@ def _judge(records: Sequence[Record], late: int) -> tuple[float, float]:
     """Judge Records of one level by their last epochs: the larger, the better."""
     judged = []
     for record in records:
-        judged.append(merit(late_means(record, late), record.run and record.run.problem))
+        judged.append(validation_key(tail_means(record, late), record.run and record.run.problem))
     score, loss = np.mean(judged, axis=0)
     return float(score), float(loss)
 
@@ -150,7 +152,7 @@ def _smoothed(scores: np.ndarray) -> np.ndarray:
 
 def _chance(records: Sequence[Record], score: float) -> float:
     """Give the standard error of a validation accuracy; 0 where it is none, or nobody knows of how many examples."""
-    examples = sum(record.circumstances.get("val_examples", 0) for record in records)
+    examples = sum(record.metadata.get("val_examples", 0) for record in records)
     other = any(record.run is not None and record.run.problem.score is not None for record in records)
     return 0.0 if other or not examples or not 0 < score < 1 else math.sqrt(score * (1 - score) / examples)
 

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from flooding.level_search.base import (
-    Found,
+    LevelEstimate,
+    SearchResult,
     Strategy,
-    Suggestion,
-    answer,
+    adjacent_levels,
     as_numbers,
     best_level,
     check_levels,
     end_of_range,
-    neighbours,
+    make_result,
 )
-from flooding.training.record import choose, level_order
+from flooding.training.record import level_order, select_best
 from flooding.training.run import Run
 
 __all__ = ["grid"]
@@ -53,10 +53,10 @@ def grid(
     if at == "last":
         level = best_level(records)
     else:
-        picks = [choose(records[i :: len(seeds)], "best").level for i in range(len(seeds))]
+        picks = [select_best(records[i :: len(seeds)], "best").level for i in range(len(seeds))]
         level = sorted(picks, key=level_order)[len(picks) // 2]
     number = as_numbers(levels)
-    low, high = neighbours(list(number.values()), number[level])
-    level = answer(level, records)
-    suggestion = Suggestion("grid", level, low, high)
-    return Found("grid", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels))
+    low, high = adjacent_levels(list(number.values()), number[level])
+    level = make_result(level, records)
+    suggestion = LevelEstimate("grid", level, low, high)
+    return SearchResult("grid", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels))

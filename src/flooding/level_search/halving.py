@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from flooding.level_search.base import (
-    Found,
+    LevelEstimate,
+    SearchResult,
     Strategy,
-    Suggestion,
-    answer,
     as_numbers,
     best_level,
     check_levels,
     end_of_range,
+    make_result,
 )
 from flooding.training.run import Run
 
@@ -59,17 +59,17 @@ def halving(
     levels = check_levels(levels)
     left, until, before = levels, least, 0
     while True:
-        epochs = min(problem.horizon, max(1, before + 1, round(until * problem.horizon)))
+        epochs = min(problem.max_epochs, max(1, before + 1, round(until * problem.max_epochs)))
         before = epochs
-        runs = [Run(problem, level, seed=seed, until=epochs) for level in left for seed in seeds]
+        runs = [Run(problem, level, seed=seed, stop_epoch=epochs) for level in left for seed in seeds]
         records = yield runs
-        if epochs == problem.horizon:
+        if epochs == problem.max_epochs:
             break
         kept: list[float | None] = []
         for _ in range(max(1, len(left) // eta)):
             kept.append(best_level([r for r in records if r.level not in kept], share))
         left, until = check_levels(kept), until * eta
-    level = answer(best_level(records, share), records)
+    level = make_result(best_level(records, share), records)
     number = as_numbers(levels)
-    suggestion = Suggestion("halving", level, number[left[0]], number[left[-1]])
-    return Found("halving", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels))
+    suggestion = LevelEstimate("halving", level, number[left[0]], number[left[-1]])
+    return SearchResult("halving", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flooding.level_search.backward import has_started, start_condition, starts_early
-from flooding.level_search.base import Found, Strategy, Suggestion, late
+from flooding.level_search.base import LevelEstimate, SearchResult, Strategy, tail_mean
 from flooding.levels import Heuristic
 from flooding.training.run import Run
 
@@ -37,7 +37,7 @@ def heuristic(problem: Any, controller: Heuristic = _OF_THE_CODE, *, seeds: Sequ
         whose validation loss is NaN do not count.
     """
     records = yield [Run(problem, controller, seed=seed) for seed in seeds]
-    sound = [record for record in records if late(record)[0] > -math.inf]
+    sound = [record for record in records if tail_mean(record)[0] > -math.inf]
     flooded = [record for record in sound if has_started(record)]
     run = next((record.run for record in flooded + sound if record.run is not None), Run(problem, None, seed=seeds[0]))
     warnings = []
@@ -48,10 +48,12 @@ def heuristic(problem: Any, controller: Heuristic = _OF_THE_CODE, *, seeds: Sequ
         warnings.append(f"{count} never reached {start_condition(controller)}: they are plain training")
     warnings += starts_early(controller, records)
     if not flooded:
-        return Found("heuristic", run, (Suggestion("heuristic", None, note="never flooded"),), tuple(warnings))
-    level = float(np.mean([record.finals["last.level"] for record in flooded]))
+        return SearchResult(
+            "heuristic", run, (LevelEstimate("heuristic", None, note="never flooded"),), tuple(warnings)
+        )
+    level = float(np.mean([record.metrics["last.level"] for record in flooded]))
     used = np.concatenate([record.curves["level"] for record in flooded])
     used = used[np.isfinite(used)]
     note = f"last level, mean of {len(flooded)} runs"
-    suggestion = Suggestion("heuristic", level, min(level, float(used.min())), max(level, float(used.max())), note)
-    return Found("heuristic", run, (suggestion,), tuple(warnings))
+    suggestion = LevelEstimate("heuristic", level, min(level, float(used.min())), max(level, float(used.max())), note)
+    return SearchResult("heuristic", run, (suggestion,), tuple(warnings))

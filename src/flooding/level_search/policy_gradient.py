@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flooding.level_search.base import Found, Strategy, Suggestion, answer, check_levels, late
-from flooding.levels import Seen, State
+from flooding.level_search.base import LevelEstimate, SearchResult, Strategy, check_levels, make_result, tail_mean
+from flooding.levels import State, StepInfo
 from flooding.training.record import Record
-from flooding.training.rng import stream
+from flooding.training.rng import derive_seed
 from flooding.training.run import Run
 
 __all__ = ["Policy", "policy_gradient"]
@@ -86,7 +86,7 @@ class Policy:
         }
         return self._choose(state)
 
-    def update(self, state: State, seen: Seen) -> State:
+    def update(self, state: State, seen: StepInfo) -> State:
         """Add up the loss of a step; after an epoch learn from it and choose the next level."""
         if seen.loss is not None:
             loss = seen.loss.detach().to(state["loss"].dtype)
@@ -159,9 +159,9 @@ def policy_gradient(
     """
     if trainings < 2:
         raise ValueError(f"trainings must be at least 2, got {trainings}. One learns and one uses what was learnt.")
-    policy = Policy(tuple(levels), problem.horizon, rate=rate)
+    policy = Policy(tuple(levels), problem.max_epochs, rate=rate)
     for number in range(trainings - 1):
-        policy = replace(policy, seed=stream(seed, "policy", number))
+        policy = replace(policy, seed=derive_seed(seed, "policy", number))
         [record] = yield [Run(problem, policy, seed=seed)]
         policy = _learnt(policy, record)
     run = Run(problem, replace(policy, rate=0.0, greedy=True, seed=0), seed=seed)
@@ -169,16 +169,18 @@ def policy_gradient(
     chosen = np.array(policy.levels)[_actions(policy, record)]
     used, counts = np.unique(chosen, return_counts=True)
     level = float(used[counts.argmax()])
-    if late(record)[0] == -math.inf:
+    if tail_mean(record)[0] == -math.inf:
         told = "the training with the last policy ended in a NaN validation loss: train without flooding"
-        return Found("policy gradient", Run(problem, None, seed=seed), (Suggestion("policy gradient", None),), (told,))
+        return SearchResult(
+            "policy gradient", Run(problem, None, seed=seed), (LevelEstimate("policy gradient", None),), (told,)
+        )
     note = f"chosen in {counts.max()} of {len(chosen)} epochs of the last training"
     # The epochs at this level alone tell whether it flooded anything.
     epochs = [0, *(np.flatnonzero(chosen == level) + 1)]
     curves = {name: curve[epochs] for name, curve in record.curves.items()}
-    level = answer(level, [replace(record, run=Run(problem, level, seed=seed), curves=curves)])
-    suggestion = Suggestion("policy gradient", level, float(used[0]), float(used[-1]), note)
-    return Found("policy gradient", run, (suggestion,))
+    level = make_result(level, [replace(record, run=Run(problem, level, seed=seed), curves=curves)])
+    suggestion = LevelEstimate("policy gradient", level, float(used[0]), float(used[-1]), note)
+    return SearchResult("policy gradient", run, (suggestion,))
 
 
 def _learnt(policy: Policy, record: Record) -> Policy:
@@ -187,8 +189,8 @@ def _learnt(policy: Policy, record: Record) -> Policy:
     state = policy.init()
     for epoch, action in enumerate(_actions(policy, record), start=1):
         # What was really played: sums of losses in another order may round to another draw.
-        state = policy.update(state | {"action": torch.tensor(action)}, Seen(_at(record, "train_loss", epoch)))
-        state = policy.update(state, Seen(None, *(_at(record, name, epoch) for name in names)))
+        state = policy.update(state | {"action": torch.tensor(action)}, StepInfo(_at(record, "train_loss", epoch)))
+        state = policy.update(state, StepInfo(None, *(_at(record, name, epoch) for name in names)))
     return replace(policy, weights=tuple(tuple(row) for row in state["weights"].tolist()))
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from flooding.level_search.base import Found, Strategy, Suggestion, late
+from flooding.level_search.base import LevelEstimate, SearchResult, Strategy, tail_mean
 from flooding.levels import Range
-from flooding.training.record import merit
+from flooding.training.record import validation_key
 from flooding.training.run import Run
 
 __all__ = ["range_test"]
@@ -44,21 +44,23 @@ def range_test(problem: Any, *, smoothing: float = 0.05, seed: int = 0) -> Strat
     cap, floor = (_lowest(plain.curves[name][1:]) for name in ("val_loss", "train_loss"))
     if not cap > floor:
         note = "the training loss never falls below the lowest validation loss"
-        return Found("range test", nowhere, (Suggestion("range test", None, note=note),))
+        return SearchResult("range test", nowhere, (LevelEstimate("range test", None, note=note),))
     batches = math.ceil(len(problem.splits(seed).train) / problem.batch_size)
-    [swept] = yield [Run(problem, Range(cap, floor, problem.horizon * batches), seed=seed)]
-    width = max(1, round(smoothing * problem.horizon))
+    [swept] = yield [Run(problem, Range(cap, floor, problem.max_epochs * batches), seed=seed)]
+    width = max(1, round(smoothing * problem.max_epochs))
     curves = {name: np.asarray(curve, np.float64) for name, curve in swept.curves.items()}
-    stretches = [slice(end - width, end) for end in range(width + 1, problem.horizon + 2)]
-    judged = [merit({n: float(c[s].mean()) for n, c in curves.items()}, problem) for s in stretches]
+    stretches = [slice(end - width, end) for end in range(width + 1, problem.max_epochs + 2)]
+    judged = [validation_key({n: float(c[s].mean()) for n, c in curves.items()}, problem) for s in stretches]
     best = max(range(len(judged)), key=lambda i: judged[i])
-    if judged[best][0] == -math.inf or judged[best] <= late(plain, smoothing):
-        return Found("range test", nowhere, (Suggestion("range test", None, note="plain training was better"),))
+    if judged[best][0] == -math.inf or judged[best] <= tail_mean(plain, smoothing):
+        return SearchResult(
+            "range test", nowhere, (LevelEstimate("range test", None, note="plain training was better"),)
+        )
     levels = curves["level"][stretches[best]]
     note = f"epochs {stretches[best].start} to {stretches[best].stop - 1} of the falling level"
     level = float(levels.mean())
-    suggestion = Suggestion("range test", level, min(level, levels.min()), max(level, levels.max()), note)
-    return Found("range test", Run(problem, level, seed=seed), (suggestion,))
+    suggestion = LevelEstimate("range test", level, min(level, levels.min()), max(level, levels.max()), note)
+    return SearchResult("range test", Run(problem, level, seed=seed), (suggestion,))
 
 
 def _lowest(curve: np.ndarray) -> float:

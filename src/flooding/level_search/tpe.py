@@ -8,9 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flooding.level_search.base import Found, Strategy, Suggestion, answer, best_level, end_of_range, late, neighbours
+from flooding.level_search.base import (
+    LevelEstimate,
+    SearchResult,
+    Strategy,
+    adjacent_levels,
+    best_level,
+    end_of_range,
+    make_result,
+    tail_mean,
+)
 from flooding.training.record import Record
-from flooding.training.rng import stream
+from flooding.training.rng import derive_seed
 from flooding.training.run import Run
 
 __all__ = ["tpe"]
@@ -44,7 +53,7 @@ def tpe(
             needs a range of its own.
         high: Largest level.
         batch: Levels asked for at a time, at least 1; as many can train at once.
-        share: Share of late epochs to average, see :func:`flooding.level_search.base.late`.
+        share: Share of late epochs to average, see :func:`flooding.level_search.base.tail_mean`.
         seed: Seed of the trainings and of the sampler.
         storage: SQLite file for a copy of the study, or None.
 
@@ -70,7 +79,7 @@ def tpe(
         raise ImportError("tpe needs Optuna. Install it: pip install 'flooding[optuna]'") from error
     # The copy first: a path that cannot be written is told before anything is trained.
     with _copied(storage) as copy:
-        sampler = optuna.samplers.TPESampler(seed=stream(seed, "tpe") % 2**32, constant_liar=True)
+        sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "tpe") % 2**32, constant_liar=True)
         study = _study(sampler=sampler)
         records: list[Record] = []
         while len(records) < trainings:
@@ -83,17 +92,17 @@ def tpe(
     level = best_level(records, share)
     assert level is not None  # every Run has one
     tried = [record.level for record in records if record.level is not None]
-    chosen = answer(level, records)
-    suggestion = Suggestion("TPE", chosen, *neighbours(sorted({low, high, *tried}), level))
+    chosen = make_result(level, records)
+    suggestion = LevelEstimate("TPE", chosen, *adjacent_levels(sorted({low, high, *tried}), level))
     warnings = end_of_range(chosen, sorted(tried), "tried")
-    return Found("TPE", Run(problem, chosen, seed=seed), (suggestion,), warnings)
+    return SearchResult("TPE", Run(problem, chosen, seed=seed), (suggestion,), warnings)
 
 
 def _value(record: Record, share: float) -> float:
     """Make one number of score and loss: the loss decides between equal scores alone, or where there is no score."""
-    score, minus_loss = late(record, share)
+    score, minus_loss = tail_mean(record, share)
     own = record.run is not None and record.run.problem.score is not None
-    return score + 1e-6 * minus_loss if own or "last.val_accuracy" in record.finals else minus_loss
+    return score + 1e-6 * minus_loss if own or "last.val_accuracy" in record.metrics else minus_loss
 
 
 def _study(**options: Any) -> Any:

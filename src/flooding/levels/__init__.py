@@ -3,7 +3,7 @@
 ``base`` holds the protocol of a controller, ``tables`` the levels that are looked up for each batch.
 """
 
-from flooding.levels.base import Controller, Seen, State, first_flooded, fold
+from flooding.levels.base import Controller, State, StepInfo, first_flooded_step, simulate
 from flooding.levels.constant import Constant, as_controller
 from flooding.levels.delayed import Delayed
 from flooding.levels.heuristic import Heuristic
@@ -22,13 +22,13 @@ __all__ = [
     "PerExample",
     "Plateau",
     "Range",
-    "Seen",
     "State",
+    "StepInfo",
     "Warmup",
     "as_controller",
     "excess",
-    "first_flooded",
-    "fold",
+    "first_flooded_step",
     "lookup_levels",
+    "simulate",
     "target_entropy",
 ]

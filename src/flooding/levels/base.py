@@ -19,12 +19,12 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Controller", "Seen", "State", "first_flooded", "fold"]
+__all__ = ["Controller", "State", "StepInfo", "first_flooded_step", "simulate"]
 
 State: TypeAlias = dict[str, Tensor]
 
 
-class Seen(NamedTuple):
+class StepInfo(NamedTuple):
     """What a controller is shown: the loss after every optimiser step, the other four after every epoch.
 
     Args:
@@ -53,7 +53,7 @@ class Controller(Protocol):
         """
         ...
 
-    def update(self, state: State, seen: Seen) -> State:
+    def update(self, state: State, seen: StepInfo) -> State:
         """Give the state after a step or an epoch; the given state stays as it is.
 
         Args:
@@ -66,7 +66,7 @@ class Controller(Protocol):
         ...
 
 
-def fold(controller: Controller, seens: Sequence[Seen]) -> list[State]:
+def simulate(controller: Controller, seens: Sequence[StepInfo]) -> list[State]:
     """Give the states a controller would have had, had it been shown what another run saw.
 
     Args:
@@ -77,14 +77,14 @@ def fold(controller: Controller, seens: Sequence[Seen]) -> list[State]:
         ``len(seens) + 1`` states: entry i is in force when ``seens[i]`` happens, the last one afterwards.
 
     Example:
-        >>> states = fold(Warmup(1.0, steps=2), [Seen(torch.tensor(3.0)), Seen(val_loss=2.0)])
+        >>> states = simulate(Warmup(1.0, steps=2), [StepInfo(torch.tensor(3.0)), StepInfo(val_loss=2.0)])
         >>> [state["level"].item() for state in states]
         [0.0, 0.5, 0.5]
     """
     return list(accumulate(seens, controller.update, initial=controller.init()))
 
 
-def first_flooded(controller: Controller, seens: Sequence[Seen]) -> int | None:
+def first_flooded_step(controller: Controller, seens: Sequence[StepInfo]) -> int | None:
     """Find the first step at which a controller would have changed what a plain run did.
 
     That is the first step whose loss is at most the level in force: at the level itself the slope is 0 already. Up to
@@ -98,8 +98,8 @@ def first_flooded(controller: Controller, seens: Sequence[Seen]) -> int | None:
         Index of the step, counted from 0 and over steps alone; None if no step would have changed.
 
     Example:
-        >>> losses = [Seen(torch.tensor(loss)) for loss in (0.9, 0.4, 0.1)]
-        >>> first_flooded(Constant(0.5), losses), first_flooded(Constant(0.05), losses)
+        >>> losses = [StepInfo(torch.tensor(loss)) for loss in (0.9, 0.4, 0.1)]
+        >>> first_flooded_step(Constant(0.5), losses), first_flooded_step(Constant(0.05), losses)
         (1, None)
     """
     state, step = controller.init(), 0

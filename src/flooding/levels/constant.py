@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from flooding.levels.base import Controller, Seen, State
+from flooding.levels.base import Controller, State, StepInfo
 from flooding.levels.fields import convert_to_floats, require
 from flooding.levels.state import initial_state
 
@@ -41,7 +42,7 @@ class Constant:
         """Give the level."""
         return initial_state(self.level)
 
-    def update(self, state: State, seen: Seen) -> State:  # ruff: ignore[unused-method-argument]
+    def update(self, state: State, seen: StepInfo) -> State:  # ruff: ignore[unused-method-argument]
         """Change nothing."""
         return dict(state)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flooding.levels.base import Seen, State
+from flooding.levels.base import State, StepInfo
 from flooding.levels.fields import convert_to_floats, require, require_finite
 from flooding.levels.state import ACCURACY_TOLERANCE, initial_state, required_metric, to_level_dtype
 
@@ -34,8 +34,8 @@ class Delayed:
         ValueError: If a number is out of range, or not exactly one condition is given.
 
     Example:
-        >>> seens = [Seen(torch.tensor(5e-5)), Seen(train_accuracy=0.5), Seen(torch.tensor(1e-6))]
-        >>> [state["level"].item() for state in fold(Delayed(0.25, until_loss=1e-4), seens)]
+        >>> steps = [StepInfo(torch.tensor(5e-5)), StepInfo(train_accuracy=0.5), StepInfo(torch.tensor(1e-6))]
+        >>> [state["level"].item() for state in simulate(Delayed(0.25, until_loss=1e-4), steps)]
         [-inf, -inf, 0.25, 0.25]
     """
 
@@ -59,7 +59,7 @@ class Delayed:
         """Give ``-inf``, and room for the loss of the last batch."""
         return initial_state(-math.inf, last_loss=torch.tensor(math.inf, dtype=torch.float32))
 
-    def update(self, state: State, seen: Seen) -> State:
+    def update(self, state: State, seen: StepInfo) -> State:
         """Note the loss of a step; after an epoch, begin if the condition holds."""
         if seen.loss is not None:
             # A copy: the loss may live in a buffer that the next step writes over.

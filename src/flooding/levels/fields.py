@@ -20,7 +20,12 @@ def require_finite(controller: Any, *names: str) -> None:
 
 def require_level_in_range(controller: Any) -> None:
     low, level, high = controller.low, controller.level, controller.high
-    require(controller.move > 0, "move must be above 0", controller.move, "Use Constant or Delayed to stand still.")
+    require(
+        controller.step_size > 0,
+        "step_size must be above 0",
+        controller.step_size,
+        "Use Constant or Delayed to stand still.",
+    )
     rule = f"level must lie in [low, high] = [{low}, {high}]"
     require(low <= level <= high, rule, level, "Change the level or the clip.")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flooding.levels.base import Seen, State
+from flooding.levels.base import State, StepInfo
 from flooding.levels.delayed import Delayed
 from flooding.levels.fields import convert_to_floats, require, require_finite, require_level_in_range
 from flooding.levels.state import ACCURACY_TOLERANCE, required_metric, shift_level
@@ -19,8 +19,8 @@ class Heuristic(Delayed):
     """Train plainly until the training set is fitted, then let the validation accuracy move the level.
 
     Flooding begins as in :class:`Delayed`, with ``b = level`` and reference r = 0. After every later epoch, with v the
-    validation accuracy in points, v >= r + change gives r <- v and b <- b + move; else v < r - change gives r <- v and
-    b <- b - move; b is clipped to [low, high]. So the first flooded epoch always runs at ``level``, and the reference
+    validation accuracy in points, v >= r + min_delta gives r <- v and b <- b + step_size; else v < r - min_delta gives r <- v and
+    b <- b - step_size; b is clipped to [low, high]. So the first flooded epoch always runs at ``level``, and the reference
     is the accuracy at the last change, not the best one. Differences closer than 1e-4 points count as equal. The
     defaults are the source's code's; its text starts at ``level=0`` and clips to [0, 0.5]. A NaN accuracy changes
     nothing.
@@ -29,9 +29,9 @@ class Heuristic(Delayed):
         level: Level b at which flooding begins, in the unit of the loss; within [low, high].
         until_loss: As in :class:`Delayed`.
         until_accuracy: As in :class:`Delayed`.
-        change: Difference in validation accuracy that counts, in points, at least 0; on 100 validation examples the
+        min_delta: Difference in validation accuracy that counts, in points, at least 0; on 100 validation examples the
             default means any change.
-        move: Step of the level, in the unit of the loss, above 0.
+        step_size: Step of the level, in the unit of the loss, above 0.
         low: Lowest level.
         high: Highest level.
 
@@ -40,29 +40,29 @@ class Heuristic(Delayed):
         ValueError: If a number is out of range, or not exactly one condition is given.
 
     Example:
-        >>> seens = [Seen(train_accuracy=1.0, val_accuracy=0.9), Seen(train_accuracy=1.0, val_accuracy=0.9)]
-        >>> [round(state["level"].item(), 4) for state in fold(Heuristic(until_accuracy=1.0), seens)]
+        >>> steps = [StepInfo(train_accuracy=1.0, val_accuracy=0.9), StepInfo(train_accuracy=1.0, val_accuracy=0.9)]
+        >>> [round(state["level"].item(), 4) for state in simulate(Heuristic(until_accuracy=1.0), steps)]
         [-inf, 0.0001, 0.0151]
     """
 
     level: float = 1e-4
-    change: float = 0.4
-    move: float = 0.015
+    min_delta: float = 0.4
+    step_size: float = 0.015
     low: float = 1e-4
     high: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        convert_to_floats(self, "change", "move", "low", "high")
-        require_finite(self, "change", "move", "low", "high")
-        require(self.change >= 0, "change must be at least 0", self.change, "Give it in points, such as 0.4.")
+        convert_to_floats(self, "min_delta", "step_size", "low", "high")
+        require_finite(self, "min_delta", "step_size", "low", "high")
+        require(self.min_delta >= 0, "min_delta must be at least 0", self.min_delta, "Give it in points, such as 0.4.")
         require_level_in_range(self)
 
     def init(self) -> State:
         """Give ``-inf`` and a reference of 0 points."""
         return super().init() | {"reference": torch.tensor(0.0, dtype=torch.float32)}
 
-    def update(self, state: State, seen: Seen) -> State:
+    def update(self, state: State, seen: StepInfo) -> State:
         """Note the loss of a step; after an epoch, begin, or move the level."""
         new = super().update(state, seen)
         if seen.loss is not None:
@@ -70,8 +70,8 @@ class Heuristic(Delayed):
         points = 100 * required_metric(self, seen, "val_accuracy", state["level"])
         gain = points - state["reference"] + 100 * ACCURACY_TOLERANCE
         # The old `started`: the epoch that ends the plain phase was not flooded and moves nothing.
-        rises = state["started"] & (gain >= self.change)
-        falls = state["started"] & (gain < -self.change)
+        rises = state["started"] & (gain >= self.min_delta)
+        falls = state["started"] & (gain < -self.min_delta)
         return new | {
             "level": shift_level(new["level"], rises, falls, self),
             "reference": torch.where(rises | falls, points, state["reference"]),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flooding.levels.base import Seen, State
+from flooding.levels.base import State, StepInfo
 from flooding.levels.fields import convert_to_counts, convert_to_floats, require, require_finite
 from flooding.levels.state import initial_state, ramp_level
 
@@ -30,8 +30,8 @@ class Range:
         ValueError: If a level is not finite, ``stop`` is not below ``start``, or ``steps`` is below 1.
 
     Example:
-        >>> steps = [Seen(torch.tensor(1.0))] * 2
-        >>> [state["level"].item() for state in fold(Range(0.5, 0.0, steps=2), steps)]
+        >>> steps = [StepInfo(torch.tensor(1.0))] * 2
+        >>> [state["level"].item() for state in simulate(Range(0.5, 0.0, steps=2), steps)]
         [0.5, 0.25, 0.0]
     """
 
@@ -49,6 +49,6 @@ class Range:
         """Give ``start`` and a counter of steps."""
         return initial_state(self.start, step=torch.tensor(0))
 
-    def update(self, state: State, seen: Seen) -> State:
+    def update(self, state: State, seen: StepInfo) -> State:
         """Count a step; the end of an epoch changes nothing."""
-        return ramp_level(state, seen, self.start, self.stop, self.steps, stairs=self.steps)
+        return ramp_level(state, seen, self.start, self.stop, self.steps, num_steps=self.steps)

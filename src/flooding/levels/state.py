@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flooding.levels.base import Controller, Seen, State
+from flooding.levels.base import Controller, State, StepInfo
 
 # Float32 shares carry errors near 1e-7 and one example of n is worth 1/n: closer than this, two accuracies are equal.
 ACCURACY_TOLERANCE = 1e-6
@@ -24,7 +24,7 @@ def to_level_dtype(value: Tensor | float, level: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=level.dtype, device=level.device).detach()
 
 
-def required_metric(controller: Controller, seen: Seen, name: str, level: Tensor) -> Tensor:
+def required_metric(controller: Controller, seen: StepInfo, name: str, level: Tensor) -> Tensor:
     """Read an entry that must be there at the end of an epoch.
 
     Returns:
@@ -40,17 +40,19 @@ def required_metric(controller: Controller, seen: Seen, name: str, level: Tensor
     return to_level_dtype(value, level)
 
 
-def ramp_level(state: State, seen: Seen, start: float, stop: float, steps: int, stairs: int) -> State:
+def ramp_level(state: State, seen: StepInfo, start: float, stop: float, steps: int, num_steps: int) -> State:
     """Count a step and place the level between start and stop, rounded down to a stair."""
     if seen.loss is None:
         return dict(state)
     step = (state["step"] + 1).clamp(max=steps)
-    share = (step * stairs // steps).to(state["level"].dtype) / stairs
+    share = (step * num_steps // steps).to(state["level"].dtype) / num_steps
     # Weighted, not start + (stop - start) * share: exact at both ends.
     return state | {"level": start * (1 - share) + stop * share, "step": step}
 
 
 def shift_level(level: Tensor, up: Tensor, down: Tensor, controller: Any) -> Tensor:
     """Move a level up or down by one step within its clip; leave it alone, -inf included, where neither is true."""
-    moved = torch.where(up, level + controller.move, level - controller.move).clamp(controller.low, controller.high)
+    moved = torch.where(up, level + controller.step_size, level - controller.step_size).clamp(
+        controller.low, controller.high
+    )
     return torch.where(up | down, moved, level)

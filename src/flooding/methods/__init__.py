@@ -8,17 +8,17 @@ from flooding.methods.iflood import IFlood
 from flooding.methods.objective import flooded_fraction, objective
 from flooding.methods.sam import SAM
 from flooding.methods.softad import SoftAD
-from flooding.methods.wavebound import Teacher, WaveBound
+from flooding.methods.wavebound import EMATeacher, WaveBound
 
 __all__ = [
     "SAM",
+    "EMATeacher",
     "Flooding",
     "GradientPenalty",
     "Hinge",
     "IFlood",
     "Method",
     "SoftAD",
-    "Teacher",
     "WaveBound",
     "flooded_fraction",
     "objective",

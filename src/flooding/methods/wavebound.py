@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from flooding.functional import flood
 from flooding.methods.base import floodable
 
-__all__ = ["Teacher", "WaveBound"]
+__all__ = ["EMATeacher", "WaveBound"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class WaveBound:
         Returns:
             Flooded means ``[outputs...]``.
         """
-        risk, bound = self.sides(loss, level)
+        risk, bound = self.student_and_bound(loss, level)
         return torch.where(floodable(risk, bound), flood(risk, bound), risk)
 
-    def sides(self, loss: Tensor, level: float | Tensor) -> tuple[Tensor, float | Tensor]:
+    def student_and_bound(self, loss: Tensor, level: float | Tensor) -> tuple[Tensor, float | Tensor]:
         """Give what is compared: the student's batch means and their bounds, the teacher's less ``epsilon``.
 
         Args:
@@ -80,7 +80,7 @@ class WaveBound:
         return loss.mean(0), level - self.epsilon
 
 
-class Teacher(AveragedModel):
+class EMATeacher(AveragedModel):
     """A slowly moving copy of a model, whose losses are the level of :class:`WaveBound`.
 
     Weights are exponential moving averages, buffers copies of the model's own. It always runs in evaluation mode and
@@ -95,7 +95,7 @@ class Teacher(AveragedModel):
 
     Example:
         >>> model = nn.Linear(2, 1)
-        >>> teacher = Teacher(model, decay=0.99)
+        >>> teacher = EMATeacher(model, decay=0.99)
         >>> teacher.update_parameters(model)  # after every optimiser step
         >>> x, y = torch.zeros(3, 2), torch.zeros(3, 1)
         >>> student, target = ((m(x) - y).square() for m in (model, teacher))
@@ -112,7 +112,7 @@ class Teacher(AveragedModel):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> Teacher:  # ruff: ignore[unused-method-argument]
+    def train(self, mode: bool = True) -> EMATeacher:  # ruff: ignore[unused-method-argument]
         """Stay in evaluation mode, also as part of a model that trains."""
         return super().train(False)
 

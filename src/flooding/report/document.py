@@ -70,7 +70,7 @@ class Report:
         findings: What was found, a sentence each, with n and spread.
         tables: Tables.
         figures: For each figure's name in letters, digits and dashes, its caption and what draws it.
-        told: Circumstances: n, machine, versions, commit, hours.
+        provenance: Circumstances: n, machine, versions, commit, hours.
     """
 
     title: str
@@ -79,7 +79,7 @@ class Report:
     findings: Sequence[str] = ()
     tables: Sequence[Table] = ()
     figures: Mapping[str, tuple[str, Callable[[], Figure]]] = field(default_factory=dict)
-    told: str = ""
+    provenance: str = ""
 
     def markdown(self, name: str) -> str:
         """Write it as one page.
@@ -99,8 +99,8 @@ class Report:
         if self.figures:
             captions = {figure: _text(caption) for figure, (caption, _) in self.figures.items()}
             parts += ["## Figures", *(f"![{c}]({name}-{n}.png)\n\n{c}" for n, c in captions.items())]
-        if self.told:
-            parts += ["## Circumstances", _text(self.told)]
+        if self.provenance:
+            parts += ["## Circumstances", _text(self.provenance)]
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: str | Path, name: str) -> list[Path]:

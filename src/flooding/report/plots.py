@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flooding.atomic import write_atomic
 from flooding.data import Split, Splits
-from flooding.report.stats import counted
+from flooding.report.stats import pluralize
 from flooding.training.record import Record
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def decision_boundary(
         flooded: Record with flooding.
         splits: The data of their seed; the training split is drawn over the plane.
         probe: The inputs of the probe, a square grid ``[points * points, 2]`` with the first coordinate changing
-            fastest, as from :func:`flooding.tasks.plane`.
+            fastest, as from :func:`flooding.tasks.grid_2d`.
         truth: Function ``(x1, x2)`` that is positive in class 1 and 0 on the true boundary, or None.
 
     Returns:
@@ -265,7 +265,7 @@ def reliability(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
         for side, group, records in zip((0, 1), _GROUPS, (plain, flooded), strict=True):
             confidence, accuracy, count = _pooled(records)
             name, marker = _GROUPS[group]
-            errors = np.array([record.finals["last.test_ece"] for record in records])
+            errors = np.array([record.metrics["last.test_ece"] for record in records])
             label = f"{name}: ECE {_spread(errors)}, {_seeds(records)}"
             full = count > 0
             look = {"color": PALETTE[group], "marker": marker, "clip_on": False}
@@ -481,7 +481,7 @@ def _spread(values: np.ndarray) -> str:
 
 
 def _seeds(records: Sequence[Record]) -> str:
-    return counted(len(records), "seed")
+    return pluralize(len(records), "seed")
 
 
 def _spread_of(records: Sequence[Record]) -> str:

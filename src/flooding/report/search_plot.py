@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from flooding.level_search.base import Found, Suggestion, came_down
+from flooding.level_search.base import LevelEstimate, SearchResult, reached_level
 from flooding.report.plots import PALETTE, drawn, level_colours, unique
-from flooding.report.stats import counted
+from flooding.report.stats import pluralize
 from flooding.training.record import Record
 from flooding.training.run import Run
 
@@ -50,7 +50,7 @@ class _Measure(NamedTuple):
         return self.name.endswith("loss")
 
 
-def found(found: Found) -> Figure:
+def found(found: SearchResult) -> Figure:
     """Draw what a search measured, and what it chose.
 
     On the left, validation score and loss against the level; on the right, training loss and validation score (or loss)
@@ -75,7 +75,7 @@ def found(found: Found) -> Figure:
         >>> from flooding.level_search.base import Found
         >>> from flooding.testing import make_up
         >>> from torch.nn import Linear
-        >>> problem = Problem(two_gaussians, Linear(10, 2), horizon=20)
+        >>> problem = Problem(two_gaussians, Linear(10, 2), max_epochs=20)
         >>> runs = [Run(problem, level) for level in (None, 0.1, 0.2)]
         >>> figure = found(Found("by hand", runs[1], records=tuple(make_up(run) for run in runs)))
         >>> [axes.get_ylabel() for axes in figure.axes[:2]]
@@ -130,11 +130,11 @@ def _rows(by_level: list[str], by_epoch: list[str]) -> list[Any]:
     return [*rows, ["strip", "key"]]
 
 
-def _title(found: Found, lost: int) -> str:
+def _title(found: SearchResult, lost: int) -> str:
     if not found.records:
         return f"{found.strategy}: no level was tried"
     level = "no flooding" if found.level is None else f"flood level {found.level:.3g}"
-    runs = counted(len(found.records), "Run")
+    runs = pluralize(len(found.records), "Run")
     end = f"; {lost} diverged" if lost else ""
     return f"{found.strategy}: {level} ({runs} for the price of {found.cost.steps:.1f} trainings{end})"
 
@@ -155,7 +155,7 @@ def _measures(records: Sequence[Record], problem: Any) -> list[_Measure]:
     if own is not None:
         better = "higher" if own.greater_is_better else "lower"
         measures.append(_Measure("val_score", f"Validation score ({better} is better)"))
-    elif any("last.val_accuracy" in record.finals for record in records):
+    elif any("last.val_accuracy" in record.metrics for record in records):
         measures.append(_Measure("val_accuracy", "Validation accuracy (%)", 100.0))
     if not all(map(_has_no_loss, records)):
         measures.append(_Measure("val_loss", f"Validation loss{unit}"))
@@ -164,7 +164,7 @@ def _measures(records: Sequence[Record], problem: Any) -> list[_Measure]:
 
 def _has_no_loss(record: Record) -> bool:
     """Tell whether the validation loss is only the score with the other sign: a function may give a score alone."""
-    loss, score = (record.finals.get(f"last.{name}") for name in ("val_loss", "val_score"))
+    loss, score = (record.metrics.get(f"last.{name}") for name in ("val_loss", "val_score"))
     return loss is None or (score is not None and (abs(loss) == abs(score) or math.isnan(loss)))
 
 
@@ -188,14 +188,14 @@ def _places(records: Sequence[Record]) -> list[float | None]:
 
 
 def _is_plain(record: Record) -> bool:
-    return _run(record).level is None or (_place(record) == 0 and not came_down(record))
+    return _run(record).level is None or (_place(record) == 0 and not reached_level(record))
 
 
 def _moves(record: Record) -> bool:
     return _place(record) is None and not _is_plain(record)
 
 
-def _is_choice(record: Record, found: Found) -> bool:
+def _is_choice(record: Record, found: SearchResult) -> bool:
     if found.run.level is None:
         return _is_plain(record)
     return repr(_run(record).level) == repr(found.run.level)
@@ -229,7 +229,7 @@ def _curve(record: Record, measure: _Measure) -> np.ndarray:
 def _late(record: Record, measure: _Measure, until: int | None = None) -> float:
     """Average the late epochs of a Record, or of what it was after ``until``; without a curve, give its end."""
     if not _has_curve(record, measure):
-        return measure.times * record.finals.get(f"last.{measure.name}", math.nan)
+        return measure.times * record.metrics.get(f"last.{measure.name}", math.nan)
     curve = _curve(record, measure)[: None if until is None else until + 1]
     return float(curve[-max(1, round(_LATE * (len(curve) - 1))) :].mean())
 
@@ -254,7 +254,7 @@ def _smooth(curve: np.ndarray, window: int) -> np.ndarray:
     return np.where(known, sums[centre] / np.maximum(counts[centre], 1), np.nan)
 
 
-def _ends(found: Found) -> tuple[float, float]:
+def _ends(found: SearchResult) -> tuple[float, float]:
     """Find the ends of the level axis: what was tried, and those suggestions that are not far from it."""
     guesses = [v for s in found.suggestions for v in (s.level, s.low, s.high) if v is not None and math.isfinite(v)]
     tried = [place for place in _places(found.records) if place is not None]
@@ -303,14 +303,20 @@ def _draw_levels(
     axes: Axes, records: Sequence[Record], measure: _Measure, lost: Sequence[bool], colours: ScalarMappable | None
 ) -> None:
     """Draw a mark for each Run, the means over seeds, and plain training as a line."""
-    marks, horizon = _marks(records, measure, lost), _run(records[0]).problem.horizon
+    marks, max_epochs = _marks(records, measure, lost), _run(records[0]).problem.max_epochs
     places = zip(records, _places(records), strict=True)
     shades = {place: _colour(record, colours) for record, place in places if place is not None}
     lengths = sorted({epochs for epochs, _ in marks})
     seeds = max(map(len, marks.values()))
     for (epochs, place), values in marks.items():
         colour, size = shades[place], max(8 * math.sqrt(epochs / lengths[-1]), 4.0)
-        look = {"marker": "o", "ls": "", "color": colour, "mew": 1.5, "mfc": colour if epochs == horizon else "white"}
+        look = {
+            "marker": "o",
+            "ls": "",
+            "color": colour,
+            "mew": 1.5,
+            "mfc": colour if epochs == max_epochs else "white",
+        }
         if seeds > 1:
             axes.plot([place] * len(values), values, **look, ms=0.6 * size, alpha=0.4)
         axes.plot([place], [np.mean(values)], **look, ms=size, zorder=3)
@@ -320,37 +326,37 @@ def _draw_levels(
     plain = list(_longest_plain(records, lost).values())
     if plain:
         value = float(np.mean([_late(record, measure) for record in plain]))
-        label = f"plain training, {_told(map(_epochs, plain), horizon)}"
+        label = f"plain training, {_told(map(_epochs, plain), max_epochs)}"
         axes.axhline(value, color=_PLAIN, ls="--", lw=2, zorder=2, label=label)
-    _explain_marks(axes, lengths, horizon, seeds)
+    _explain_marks(axes, lengths, max_epochs, seeds)
     if measure.is_loss:
         _scale(axes, np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.get_lines()]))
 
 
-def _told(epochs: Iterable[int], horizon: int) -> str:
+def _told(epochs: Iterable[int], max_epochs: int) -> str:
     """Tell how long Runs were."""
     epochs = sorted(epochs)
-    if horizon == 1:  # someone else's training, whose epochs nobody counts
+    if max_epochs == 1:  # someone else's training, whose epochs nobody counts
         return "in full"
     span = f"{epochs[0]}" if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
-    return f"{span} epochs" if epochs[0] == horizon else f"{span} of {horizon} epochs"
+    return f"{span} epochs" if epochs[0] == max_epochs else f"{span} of {max_epochs} epochs"
 
 
-def _explain_marks(axes: Axes, lengths: Sequence[int], horizon: int, seeds: int) -> None:
+def _explain_marks(axes: Axes, lengths: Sequence[int], max_epochs: int, seeds: int) -> None:
     """Put the marks into the legend, without a level's colour."""
     what = f"mean of {seeds} seeds" if seeds > 1 else "Run"
     look = {"marker": "o", "ls": "", "color": _DARK, "mew": 1.5}
-    if horizon in lengths:
-        axes.plot([], [], **look, ms=8, label=f"{what}, {_told([horizon], horizon)}")
-    if cut := [length for length in lengths if length < horizon]:
-        axes.plot([], [], **look, ms=8, mfc="white", label=f"{what}, {_told(cut, horizon)}")
+    if max_epochs in lengths:
+        axes.plot([], [], **look, ms=8, label=f"{what}, {_told([max_epochs], max_epochs)}")
+    if cut := [length for length in lengths if length < max_epochs]:
+        axes.plot([], [], **look, ms=8, mfc="white", label=f"{what}, {_told(cut, max_epochs)}")
     if len(lengths) > 1:
         axes.plot([], [], **look, ms=5, mfc="white", label="the smaller, the shorter")
     if seeds > 1:
         axes.plot([], [], **look, ms=5, alpha=0.4, label="one seed")
 
 
-def _draw_choice(axes: Axes, found: Found, ends: tuple[float, float], *, told: bool) -> None:
+def _draw_choice(axes: Axes, found: SearchResult, ends: tuple[float, float], *, told: bool) -> None:
     """Draw the choice and the limits as vertical lines and, if they are to be told, a flag above each."""
     middle = (ends[0] + ends[1]) / 2
     chosen = f"chosen: {'no flooding' if found.level is None else f'{found.level:.3g}'}"
@@ -385,7 +391,7 @@ def _draw_choice(axes: Axes, found: Found, ends: tuple[float, float], *, told: b
             )
 
 
-def _draw_curves(axes: Axes, found: Found, measure: _Measure, colours: ScalarMappable | None) -> None:
+def _draw_curves(axes: Axes, found: SearchResult, measure: _Measure, colours: ScalarMappable | None) -> None:
     """Draw a curve for each Run, faint as it is and smoothed over that; those of the choice are thick."""
     records = [record for record in found.records if _has_curve(record, measure)]
     curves = [_curve(record, measure) for record in records]
@@ -443,7 +449,7 @@ def _scale(axes: Axes, values: np.ndarray, *, logarithmic: bool = False) -> None
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_suggestions(axes: Axes, suggestions: Sequence[Suggestion], ends: tuple[float, float], label: str) -> None:
+def _draw_suggestions(axes: Axes, suggestions: Sequence[LevelEstimate], ends: tuple[float, float], label: str) -> None:
     """Draw a bar for each suggestion with an interval, below its name; arrowheads point to what is off the axis."""
     for row, suggestion in enumerate(suggestions):
         level, low, high = suggestion.level, suggestion.low, suggestion.high

@@ -11,14 +11,14 @@ import numpy as np
 __all__ = [
     "Difference",
     "average_ranks",
-    "counted",
     "critical_difference",
+    "describe_difference",
+    "format_mean_sd",
     "holm",
     "mcnemar",
     "p_value",
     "paired",
-    "spread",
-    "verdict",
+    "pluralize",
 ]
 
 
@@ -77,7 +77,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     return Difference(mean, sd, mean - half, mean + half, p, n)
 
 
-def verdict(gain: Difference, p: float) -> str:
+def describe_difference(gain: Difference, p: float) -> str:
     """Say in words how a comparison ends.
 
     Args:
@@ -182,7 +182,7 @@ def critical_difference(methods: int, problems: int) -> float:
         Demšar, JMLR 2006, section 3.2.2 and table 5 (q of 10 methods: 3.164).
 
     Example:
-        >>> round(critical_difference(4, 14), 2)  # the paper's own example: 1.25
+        >>> round(critical_difference(4, 14), 2)  # the ishida2020_problem's own example: 1.25
         1.25
     """
     q = float(_stats().studentized_range.ppf(0.95, methods, np.inf)) / math.sqrt(2)
@@ -205,7 +205,7 @@ def p_value(p: float) -> str:
     return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
+def format_mean_sd(values: Sequence[float], digits: int = 1) -> str:
     """Write mean and standard deviation.
 
     Args:
@@ -225,7 +225,7 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def counted(n: int, noun: str) -> str:
+def pluralize(n: int, noun: str) -> str:
     """Write how many there are of something.
 
     Args:

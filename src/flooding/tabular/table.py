@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from flooding import npz
-from flooding.data import Split, Splits, stream
+from flooding.data import Split, Splits, make_rng
 from flooding.data.compression import DAMAGED, LimitedReader, max_bytes
 from flooding.model_files import is_free, read_model, write_model
 from flooding.models import mlp
@@ -321,7 +321,7 @@ def table_problem(
     val_share: float = 0.2,
     test_share: float = 0.2,
     split_seed: int = 0,
-    horizon: int = 100,
+    max_epochs: int = 100,
     batch_size: int | None = None,
     width: int = 256,
     depth: int = 3,
@@ -343,7 +343,7 @@ def table_problem(
         val_share: Share of rows to choose on, in (0, 1).
         test_share: Share of rows to report on, in [0, 1); 0 is no test split.
         split_seed: Seed of the division.
-        horizon: Epochs.
+        max_epochs: Epochs.
         batch_size: Rows in a batch; None: 100, or a fifth of the training rows where that is less.
         width: Units of each hidden layer.
         depth: Number of hidden layers.
@@ -394,7 +394,7 @@ def table_problem(
         optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True),
         loss=nn.functional.cross_entropy if classes else nn.functional.mse_loss,
         batch_size=min(100, max(1, len(train) // 5)) if batch_size is None else batch_size,
-        horizon=horizon,
+        max_epochs=max_epochs,
     )
     rows = f"{_printable(path.name)}: {len(table):,} rows, {table.shape[1]:,} columns"
     rows += ", named c0, c1 and so on since there is no header" if header is False else ""
@@ -407,7 +407,7 @@ def table_problem(
         *_told(preprocessing),
         f"Split by seed {split_seed}{', each class alike' if classes else ''}: {sizes} rows.",
         f"Network: {x.shape[1]:,} inputs, {depth} x {width} ReLU units, {outputs} output{'s' * (outputs > 1)}; "
-        f"Adam at 0.001, batches of {problem.batch_size}, {horizon} epochs.",
+        f"Adam at 0.001, batches of {problem.batch_size}, {max_epochs} epochs.",
         "" if classes else f"Loss: squared error of the target in units of {found.sd:.6g} (its training deviation).",
     ]
     return TableProblem(problem, preprocessing, found, header, tuple(sentence for sentence in told if sentence))
@@ -929,7 +929,7 @@ def _divide(
         raise ValueError(
             f"target must have at least 2 classes, got {_quoted(classes[0])} in every row. Choose another column."
         )
-    shares, generator = [share for share in (val_share, test_share) if share], stream(seed)
+    shares, generator = [share for share in (val_share, test_share) if share], make_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in range(1 + len(shares))]
     for number, name in enumerate(classes or [""]):
         rows = generator.permutation(np.flatnonzero(y == number) if classes else len(y))

@@ -24,9 +24,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from flooding.training.ledger import make_private
-from flooding.training.loop import Row
+from flooding.training.loop import EpochResult
 
-__all__ = ["Checkpoints", "Pace"]
+__all__ = ["CheckpointTimer", "Checkpoints"]
 
 log = logging.getLogger("flooding")
 _SECONDS = 30.0  # at most one checkpoint of a Run in this time
@@ -57,7 +57,7 @@ class Checkpoints:
         Args:
             name: The trajectory.
             epoch: The epoch it was taken after.
-            state: A :attr:`flooding.training.loop.Row.snapshot`.
+            state: A :attr:`flooding.training.loop.EpochResult.snapshot`.
             only: Remove earlier ones of the same trajectory.
 
         Returns:
@@ -79,7 +79,7 @@ class Checkpoints:
             log.warning("no checkpoint in %s (%s); the run goes on without one.", self.folder, error)
             return False
         if only:
-            self.drop(name, below=epoch)
+            self.delete(name, below=epoch)
         return True
 
     def find(self, name: str, until: int) -> dict[str, Any] | None:
@@ -107,7 +107,7 @@ class Checkpoints:
         return None
 
     @contextmanager
-    def claimed(self, name: str) -> Generator[None, None, None]:
+    def locked(self, name: str) -> Generator[None, None, None]:
         """Hold a trajectory while it trains, so that other processes wait for it and then look it up.
 
         A claim ends with its process, however that ends. Where locks do not work, both train: the result is the same.
@@ -133,18 +133,18 @@ class Checkpoints:
                     Path(lock.lock_file).unlink(missing_ok=True)
                 lock.release()
 
-    def holds(self, name: str, until: int) -> bool:
+    def exists(self, name: str, until: int) -> bool:
         """Tell whether :meth:`find` would look at a file."""
         return any(epoch <= until for epoch, _ in self._files(name))
 
-    def drop(self, name: str, below: int) -> None:
+    def delete(self, name: str, below: int) -> None:
         """Remove the checkpoints of a trajectory from before an epoch."""
         for epoch, path in self._files(name):
             if epoch < below:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
 
-    def tidy(self, limit: int = 4 << 30) -> None:
+    def prune(self, limit: int = 4 << 30) -> None:
         """Remove the oldest checkpoints until the rest take at most ``limit`` bytes, and remains of a crash.
 
         Args:
@@ -204,7 +204,7 @@ def _digest(name: str, content: bytes) -> str:
     return digest.hexdigest()
 
 
-class Pace:
+class CheckpointTimer:
     """Decides when a Run is due for a checkpoint: every 30 s, or rarer where writing takes more than 2 % of the time.
 
     Args:
@@ -216,7 +216,7 @@ class Pace:
         self._checkpoints, self._name = checkpoints, name
         self._since, self._cost = time.monotonic(), 0.0
 
-    def see(self, row: Row) -> None:
+    def see(self, row: EpochResult) -> None:
         """Write a checkpoint after a row, if one is due."""
         if row.snapshot is None or time.monotonic() - self._since < max(_SECONDS, self._cost / _SHARE):
             return

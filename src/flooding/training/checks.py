@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from flooding.data import Splits, map_tensors
 from flooding.torch_losses import loss_options
 from flooding.training.problem import Problem
-from flooding.training.rng import seeded, stream, unchanged
+from flooding.training.rng import derive_seed, fork_rng, preserve_rng_state
 
 __all__ = [
     "check_labels",
@@ -395,14 +395,14 @@ def check_scheduler(scheduler: Any, epochs: int) -> None:
     name = type(scheduler).__name__
     if isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.total_steps != epochs:
         raise ValueError(
-            f"schedules are stepped once an epoch, so OneCycleLR needs total_steps={epochs}, the horizon, got "
+            f"schedules are stepped once an epoch, so OneCycleLR needs total_steps={epochs}, the max_epochs, got "
             f"{scheduler.total_steps}. Give partial(OneCycleLR, max_lr=..., total_steps={epochs})."
         )
     for length in ("total_size", "T_max", "T_0", "total_iters", "step_size"):
         value = getattr(scheduler, length, None)
         if isinstance(value, (int, float)) and value > epochs:
             log.warning(
-                "schedules are stepped once an epoch: the %s of %g of %s is more than the horizon of %d epochs.",
+                "schedules are stepped once an epoch: the %s of %g of %s is more than the max_epochs of %d epochs.",
                 {"total_size": "cycle"}.get(length, length),
                 value,
                 name,
@@ -427,7 +427,7 @@ def check_last_batch(problem: Problem, seed: int) -> None:
     model = problem.build(seed).to(split.y.device)
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return
-    with unchanged(), seeded(stream(seed, "check")), torch.no_grad():
+    with preserve_rng_state(), fork_rng(derive_seed(seed, "check")), torch.no_grad():
         try:
             model(map_tensors(lambda t: t[:1].clone(), split.x))
         except Exception as error:  # ruff: ignore[blind-except] -- they come again with the first batch

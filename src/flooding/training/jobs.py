@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flooding.training.checkpoints import Checkpoints, Pace
-from flooding.training.config import is_promised
+from flooding.training.checkpoints import Checkpoints, CheckpointTimer
+from flooding.training.config import has_user_key
 from flooding.training.ledger import Ledger
-from flooding.training.loop import Row, fingerprint, train
-from flooding.training.prefix import Trunk, past
+from flooding.training.loop import EpochResult, fingerprint, train
+from flooding.training.prefix import SharedPrefix, replay_rows
 from flooding.training.record import Record
 from flooding.training.run import Run
 
-__all__ = ["Job", "Ready", "can_travel", "lead", "work"]
+__all__ = ["ForkReady", "Job", "is_picklable", "run_job", "run_shared_prefix"]
 
 
 class Job(NamedTuple):
@@ -30,7 +30,7 @@ class Job(NamedTuple):
     run: Run
     trajectory: str | None
     ledger: str | None
-    fresh: bool = False
+    overwrite: bool = False
     device: str = "cpu"
     threads: int = 1
     first_flooded: bool = False
@@ -46,13 +46,13 @@ class Job(NamedTuple):
         return ("trunk-" if self.forks else "") + (self.trajectory or f"run-{self.number}")
 
 
-class Ready(NamedTuple):
+class ForkReady(NamedTuple):
     """Told by a trunk: the Run of this number can go on alone. After the last one the trunk has ended."""
 
     number: int
 
 
-def can_travel(run: Run) -> bool:
+def is_picklable(run: Run) -> bool:
     """Tell whether a Run can go to a worker process.
 
     Args:
@@ -67,7 +67,7 @@ def can_travel(run: Run) -> bool:
         return False
 
 
-def work(job: Job) -> Iterator[Row]:
+def run_job(job: Job) -> Iterator[EpochResult]:
     """Train one Run and store its Record, from its checkpoint if there is one; or look it up.
 
     Args:
@@ -77,12 +77,12 @@ def work(job: Job) -> Iterator[Row]:
         Rows; of a Run that was looked up, the last one alone.
     """
     if job.ledger is None or job.trajectory is None:
-        yield from _trained(job, None)
+        yield from _execute(job, None)
         return
-    with contextlib.closing(Ledger(job.ledger)) as ledger, _claimed(job):
+    with contextlib.closing(Ledger(job.ledger)) as ledger, _locked(job):
         # Once more: another search may have trained it while this one waited.
-        record = _known(job, ledger)
-        rows = _trained(job, ledger) if record is None else _looked_up(job, record)
+        record = _load_cached(job, ledger)
+        rows = _execute(job, ledger) if record is None else _replay_cached(job, record)
         end = None
         for row in rows:
             if row.record is None:
@@ -93,22 +93,22 @@ def work(job: Job) -> Iterator[Row]:
     yield end  # no longer claimed: whoever is told the end may kill this process at once
 
 
-def _claimed(job: Job) -> AbstractContextManager[None]:
-    return contextlib.nullcontext() if job.folder is None else Checkpoints(job.folder).claimed(job.name)
+def _locked(job: Job) -> AbstractContextManager[None]:
+    return contextlib.nullcontext() if job.folder is None else Checkpoints(job.folder).locked(job.name)
 
 
-def _known(job: Job, ledger: Ledger) -> Record | None:
-    record = None if job.fresh or job.first_flooded else ledger.find(job.run, job.name)
-    if record is not None and is_promised(job.run.problem):
+def _load_cached(job: Job, ledger: Ledger) -> Record | None:
+    record = None if job.overwrite or job.first_flooded else ledger.find(job.run, job.name)
+    if record is not None and has_user_key(job.run.problem):
         return record if record.fingerprint == fingerprint(job.run, job.device, job.threads) else None
     return record
 
 
-def _trained(job: Job, ledger: Ledger | None) -> Iterator[Row]:
+def _execute(job: Job, ledger: Ledger | None) -> Iterator[EpochResult]:
     """Train one Run, from its checkpoint if there is one, and store its Record."""
     files = None if job.folder is None or job.first_flooded else Checkpoints(job.folder)
     resume = None if files is None else files.find(job.name, job.run.epochs)
-    promised = resume is not None and is_promised(job.run.problem) and len(resume["curves"]) > 1
+    promised = resume is not None and has_user_key(job.run.problem) and len(resume["curves"]) > 1
     if resume is not None and promised and resume["mark"] != fingerprint(job.run, job.device, job.threads):
         raise ValueError(
             f"a checkpoint must have this problem's parameter shapes and first batch loss, but one in {job.folder} "
@@ -117,7 +117,7 @@ def _trained(job: Job, ledger: Ledger | None) -> Iterator[Row]:
     first = job.first_flooded
     how: dict[str, Any] = {"device": job.device, "threads": job.threads, "settings": job.settings}
     rows = train(job.run, first_flooded=first, resume=resume, **how)
-    pace = None if files is None else Pace(files, job.name)
+    pace = None if files is None else CheckpointTimer(files, job.name)
     if ledger is not None:
         ledger.start(job.name, job.run.epochs)
     for row in rows:
@@ -126,30 +126,30 @@ def _trained(job: Job, ledger: Ledger | None) -> Iterator[Row]:
                 pace.see(row)
         else:
             if ledger is not None:  # before anybody is told: a killed parent loses nothing
-                ledger.add(job.name, row.record, replace=job.fresh)
+                ledger.add(job.name, row.record, replace=job.overwrite)
             if files is not None:
-                _leave(files, job, row)
+                _prune_checkpoints(files, job, row)
         yield row
 
 
-def _looked_up(job: Job, record: Record) -> Iterator[Row]:
+def _replay_cached(job: Job, record: Record) -> Iterator[EpochResult]:
     """Give the row of a Run that was trained meanwhile; a trunk may have left it a checkpoint."""
-    row = Row(job.run, job.run.epochs, {}, record)
+    row = EpochResult(job.run, job.run.epochs, {}, record)
     if job.folder is not None:
-        _leave(Checkpoints(job.folder), job, row)
+        _prune_checkpoints(Checkpoints(job.folder), job, row)
     yield row
 
 
-def _leave(files: Checkpoints, job: Job, row: Row) -> None:
+def _prune_checkpoints(files: Checkpoints, job: Job, row: EpochResult) -> None:
     """Remove the checkpoints of a Run that is done; leave the one where a longer Run may go on."""
-    goes_on = job.trajectory is not None and row.epoch < job.run.problem.horizon
+    goes_on = job.trajectory is not None and row.epoch < job.run.problem.max_epochs
     if goes_on and row.snapshot is not None:  # there is none where it was looked up
         files.save(job.name, row.epoch, {**row.snapshot(), "trained": 0, "seconds": 0.0})
     else:
-        files.drop(job.name, below=row.epoch if goes_on else row.epoch + 1)
+        files.delete(job.name, below=row.epoch if goes_on else row.epoch + 1)
 
 
-def lead(job: Job) -> Iterator[Ready]:
+def run_shared_prefix(job: Job) -> Iterator[ForkReady]:
     """Train a trunk, and leave a checkpoint for each Run that parts from it.
 
     Args:
@@ -160,35 +160,35 @@ def lead(job: Job) -> Iterator[Ready]:
     """
     assert job.folder is not None
     files = Checkpoints(job.folder)
-    with files.claimed(job.name):  # another search may have led them while this one waited, or before it came here
-        known = [fork.number for fork in job.forks if not job.fresh and _is_past(fork, files)]
-        yield from map(Ready, known)
+    with files.locked(job.name):  # another search may have led them while this one waited, or before it came here
+        known = [fork.number for fork in job.forks if not job.overwrite and _is_beyond(fork, files)]
+        yield from map(ForkReady, known)
         forks = tuple(fork for fork in job.forks if fork.number not in known)
         if forks:
-            yield from _lead(job._replace(forks=forks), files)
+            yield from _run_prefix(job._replace(forks=forks), files)
 
 
-def _is_past(fork: Job, files: Checkpoints) -> bool:
+def _is_beyond(fork: Job, files: Checkpoints) -> bool:
     """Tell whether another search led a Run beyond its trunk."""
-    if files.holds(fork.name, fork.run.epochs):
+    if files.exists(fork.name, fork.run.epochs):
         return True
     if fork.ledger is None or fork.trajectory is None:
         return False
     with contextlib.closing(Ledger(fork.ledger)) as ledger:
-        return _known(fork, ledger) is not None
+        return _load_cached(fork, ledger) is not None
 
 
-def _lead(job: Job, files: Checkpoints) -> Iterator[Ready]:
+def _run_prefix(job: Job, files: Checkpoints) -> Iterator[ForkReady]:
     forks = {fork.number: fork for fork in job.forks}
     runs = {number: fork.run for number, fork in forks.items()}
-    trunk = Trunk(runs)
-    run = replace(job.run, until=trunk.epochs)
+    trunk = SharedPrefix(runs)
+    run = replace(job.run, stop_epoch=trunk.epochs)
     resume = files.find(job.name, trunk.epochs)
     if resume is not None:
-        again = Trunk(runs)
-        if any(True for row in past(run, resume) for _ in again.follow(row)):
+        again = SharedPrefix(runs)
+        if any(True for row in replay_rows(run, resume) for _ in again.follow(row)):
             resume = None  # somebody new leaves before it
-    pace = Pace(files, job.name)
+    pace = CheckpointTimer(files, job.name)
     how: dict[str, Any] = {"device": job.device, "threads": job.threads, "settings": job.settings}
     for row in train(run, resume=resume, conclude=False, **how):
         parting = list(trunk.follow(row))
@@ -196,8 +196,8 @@ def _lead(job: Job, files: Checkpoints) -> Iterator[Ready]:
             if state is not None:
                 files.save(forks[number].name, epoch, state, only=False)  # a Run of another length may need its own
         if not len(trunk):
-            files.drop(job.name, run.epochs + 1)
-        yield from (Ready(number) for number, _, _ in parting)
+            files.delete(job.name, run.epochs + 1)
+        yield from (ForkReady(number) for number, _, _ in parting)
         if not len(trunk):
             break
         pace.see(row)

@@ -392,7 +392,7 @@ _IS_ROW = "CAST(trajectory AS BLOB) = ? AND epochs = ?"  # finds also what no lo
 def _row(trajectory: str, record: Record) -> tuple[Any, ...]:
     """Make the row of a Record."""
     curves, finals = record.pack()
-    told = (trajectory, int(record.finals["epochs"]), finals, curves, json.dumps(dict(record.circumstances)))
+    told = (trajectory, int(record.metrics["epochs"]), finals, curves, json.dumps(dict(record.metadata)))
     return (*told, _digest(*told))
 
 
@@ -413,7 +413,7 @@ def _record(run: Run | None, row: tuple[Any, ...] | None) -> Record:
     if digest != _digest(*row[:5]):
         raise ValueError("its digest differs")
     record = Record.unpack(run, curves, finals, circumstances)
-    if record.finals.get("epochs") != epochs:
+    if record.metrics.get("epochs") != epochs:
         raise ValueError("its last epoch is another one")
     return record
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from flooding import metrics
 from flooding.data import Split, Splits, map_tensors, sha256
 from flooding.functional import is_flooded
-from flooding.levels import Excess, PerClass, PerExample, Seen, lookup_levels
-from flooding.methods import SAM, Flooding, GradientPenalty, Teacher, WaveBound, flooded_fraction, objective
+from flooding.levels import Excess, PerClass, PerExample, StepInfo, lookup_levels
+from flooding.methods import SAM, EMATeacher, Flooding, GradientPenalty, WaveBound, flooded_fraction, objective
 from flooding.torch_losses import check_class_weight, example_weight, reduction_word, signature_reduction, unwrap
 from flooding.training.checks import (
     check_labels,
@@ -37,17 +37,17 @@ from flooding.training.checks import (
 )
 from flooding.training.numerics import LOCK, capture_settings, pinned, without_contexts
 from flooding.training.problem import Problem
-from flooding.training.record import Record, merit
-from flooding.training.rng import seeded, stream, unchanged
+from flooding.training.record import Record, validation_key
+from flooding.training.rng import derive_seed, fork_rng, preserve_rng_state
 from flooding.training.run import Run
 
-__all__ = ["ENGINE", "Row", "fingerprint", "mean_level", "train", "unreduced"]
+__all__ = ["NUMERICS_VERSION", "EpochResult", "fingerprint", "mean_level", "train", "unreduced"]
 
-ENGINE = 2  # raised whenever the same Run gives other bits; a golden Record in the tests watches over it
+NUMERICS_VERSION = 2  # raised whenever the same Run gives other bits; a golden Record in the tests watches over it
 
 
 @dataclass(frozen=True)
-class Row:
+class EpochResult:
     """What one epoch of one Run measured.
 
     Args:
@@ -80,11 +80,11 @@ def train(
     resume: Mapping[str, Any] | None = None,
     conclude: bool = True,
     settings: Mapping[str, Any] | None = None,
-) -> Generator[Row, bool | None, None]:
+) -> Generator[EpochResult, bool | None, None]:
     """Train Runs one after another and yield a row per epoch, the first before training.
 
     ``rows.send(True)`` ends the Run in hand: what it returns is that Run's last row. The caller's generator state and
-    thread count are as before between any two rows. Nothing is looked up or stored: that is :func:`evaluate`.
+    thread count are as before between any two rows. Nothing is looked up or stored: that is :func:`run_all`.
 
     Args:
         runs: A Run or several.
@@ -106,7 +106,7 @@ def train(
         >>> from functools import partial
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
-        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=2)
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), max_epochs=2)
         >>> [row.epoch for row in train(Run(problem, level=0.2))]
         [0, 1, 2]
     """
@@ -122,12 +122,12 @@ class _State:
     model: nn.Module
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
-    schedule: Any
+    lr_scheduler: Any
     generator: tuple[Tensor, ...]  # torch's generator states on the CPU and the device, for dropout and the like
     device: torch.device
     controller: Any = None  # the state of a level controller
     lookup: PerClass | PerExample | Excess | None = None  # levels to look up, on the model's device
-    teacher: Teacher | None = None  # WaveBound's moving average of the model
+    teacher: EMATeacher | None = None  # WaveBound's moving average of the model
     again: bool = False  # whether the optimiser wants a closure that computes gradients anew
     ignores: bool = False  # whether the loss ignores some training targets
     checked: bool = False  # whether a training batch has been through model and loss
@@ -143,9 +143,9 @@ class _State:
 
 def _train(
     run: Run, global_state: _GlobalState, keep: bool, resume: Mapping[str, Any] | None, conclude: bool
-) -> Generator[Row, bool | None, None]:
+) -> Generator[EpochResult, bool | None, None]:
     began, tick = time.time(), time.perf_counter()
-    with unchanged(), _undisturbed(global_state):
+    with preserve_rng_state(), _isolated_rng(global_state):
         splits, state = _start(run, global_state.device)
     state.seconds = time.perf_counter() - tick
     if resume is not None:
@@ -156,26 +156,26 @@ def _train(
         if epoch < len(past):
             values = past[epoch]
         else:
-            with _undisturbed(global_state, state):
+            with _isolated_rng(global_state, state):
                 values = _epoch(run, state, splits.train, epoch, keep) if epoch else {}
                 with _eval_weights(state):
                     values |= {} if epoch else _before(run.problem, state, splits)
-                    values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.problem.horizon)
-                    _conclude(run, state, values, epoch)
+                    values |= _watch(run.problem, state.model, splits, epoch, last=epoch == run.problem.max_epochs)
+                    _end_epoch(run, state, values, epoch)
         losses = state.losses[epoch - 1] if 0 < epoch <= len(state.losses) else None
         if epoch == run.epochs and conclude:
             break
-        if (yield Row(run, epoch, dict(values), None, None, losses, _snapshot(state, epoch))):
+        if (yield EpochResult(run, epoch, dict(values), None, None, losses, _snapshot(state, epoch))):
             break
     if not conclude:
         return
-    end = None if _snapshot(state, epoch) is None or epoch == run.problem.horizon else _state(state, copied=True)
-    with _undisturbed(global_state, state), _eval_weights(state):
+    end = None if _snapshot(state, epoch) is None or epoch == run.problem.max_epochs else _state(state, copied=True)
+    with _isolated_rng(global_state, state), _eval_weights(state):
         record = _record(run, state, splits)
     told = {"began": began, "seconds": round(state.seconds, 3), "epochs_trained": state.trained}
     told["val_examples"] = len(splits.val)
-    record = replace(record, circumstances={**told, "pid": os.getpid(), **_versions()})
-    yield Row(run, epoch, values, record, state.weights, losses, None if end is None else lambda **_: end)
+    record = replace(record, metadata={**told, "pid": os.getpid(), **_versions()})
+    yield EpochResult(run, epoch, values, record, state.weights, losses, None if end is None else lambda **_: end)
 
 
 def _snapshot(state: _State, epoch: int) -> Callable[..., dict[str, Any]] | None:
@@ -186,7 +186,7 @@ def _snapshot(state: _State, epoch: int) -> Callable[..., dict[str, Any]] | None
 def _state(state: _State, *, copied: bool = False) -> dict[str, Any]:
     """Give all that changes while a Run trains, in types that a checkpoint may hold."""
     told: dict[str, Any] = {"generator": list(state.generator), "controller": state.controller}
-    for name in ("model", "optimizer", "schedule", "teacher"):
+    for name in ("model", "optimizer", "lr_scheduler", "teacher"):
         part = getattr(state, name)
         told[name] = None if part is None else part.state_dict()
     told = copy.deepcopy(told) if copied else told
@@ -194,14 +194,14 @@ def _state(state: _State, *, copied: bool = False) -> dict[str, Any]:
         told[name] = getattr(state, name)
     told |= {"curves": list(state.curves), "weights": dict(state.weights), "best": list(state.best)}  # never changed
     told["losses"] = torch.stack(state.losses) if state.losses else None
-    return told | {"mark": _mark(state.model, state.first_loss)}
+    return told | {"mark": _fingerprint(state.model, state.first_loss)}
 
 
 def _restore(run: Run, state: _State, told: Mapping[str, Any]) -> None:
     """Put a fresh state where a snapshot was taken."""
-    if told["mark"] != _mark(state.model, told["first_loss"]):
+    if told["mark"] != _fingerprint(state.model, told["first_loss"]):
         raise ValueError("a checkpoint must have this model's parameter shapes, got others. Train afresh.")
-    for name in ("model", "optimizer", "schedule", "teacher"):
+    for name in ("model", "optimizer", "lr_scheduler", "teacher"):
         if told[name] is not None:
             getattr(state, name).load_state_dict(copy.deepcopy(told[name]))
     state.generator = tuple(t.cpu() for t in told["generator"])
@@ -232,9 +232,9 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     optimizer = method.wrap(make, parameters) if isinstance(method, SAM) else make(parameters)
     if (switched := _schedule_free(optimizer)) is not None:
         switched.train()
-    schedule = problem.schedule(optimizer) if problem.schedule else None
-    check_scheduler(schedule, problem.horizon)
-    with seeded(stream(run.seed, "train")):
+    schedule = problem.lr_scheduler(optimizer) if problem.lr_scheduler else None
+    check_scheduler(schedule, problem.max_epochs)
+    with fork_rng(derive_seed(run.seed, "train")):
         state = _State(model, parameters, optimizer, schedule, _generators(device), device)
     if hasattr(run.level, "update"):
         state.controller = {name: t.to(device) for name, t in run.level.init().items()}
@@ -243,7 +243,7 @@ def _start(run: Run, device: torch.device) -> tuple[Splits, _State]:
     state.again = isinstance(method, SAM) or wants_closure
     state.ignores = _ignores(problem, splits.train)
     if isinstance(run.method, WaveBound):
-        state.teacher = Teacher(model, run.method.decay)
+        state.teacher = EMATeacher(model, run.method.decay)
     level = run.level
     if hasattr(level, "resolve"):
         found = level.resolve(problem, run.seed, device)
@@ -302,7 +302,7 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     """Train one epoch and tell what it saw."""
     model, optimizer, controller = state.model, state.optimizer, run.level
     criterion = _criterion(run)
-    order = _order(run, split, epoch)
+    order = _batch_indices(run, split, epoch)
     counts = _counts(run.problem, split, order, ignores=state.ignores)
     order = [index for index, count in zip(order, counts, strict=True) if count]  # torch's mean of nothing is NaN
     counts = [count for count in counts if count]
@@ -310,11 +310,11 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     constant = isinstance(run.level, float) and run.method.reduction == "mean"
     model.train()
     for index in order:
-        x, y = map_tensors(lambda t, i=index: _taken(t, i), split.x), _taken(split.y, index)
+        x, y = map_tensors(lambda t, i=index: _index_copy(t, i), split.x), _index_copy(split.y, index)
         if run.problem.augment is not None:
             x = run.problem.augment(x)
         ids = None if state.lookup is None else split.id[index]
-        gradient = functools.partial(_differentiate, run, state, criterion, x, y, ids)
+        gradient = functools.partial(_backward, run, state, criterion, x, y, ids)
         with nullcontext() if state.checked else _explain_first_pass(run.problem, model, y):
             output, loss, level, mean, _, weight = gradient()
         if keep and "first_flooded" not in state.weights and bool(is_flooded(loss, level).any()):
@@ -332,7 +332,7 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
             elif not constant:
                 shares.append(is_flooded(loss, level).float().mean())
         if state.controller is not None and controller is not None:
-            state.controller = controller.update(state.controller, Seen(loss=mean))
+            state.controller = controller.update(state.controller, StepInfo(loss=mean))
         if state.teacher is not None:
             state.teacher.update_parameters(model)
         if _is_logits(output, y):
@@ -355,7 +355,7 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
     return values
 
 
-def _taken(t: Tensor, index: Any) -> Tensor:
+def _index_copy(t: Tensor, index: Any) -> Tensor:
     """Take examples as a copy: a model or a loss may work in place, and the data are the caller's."""
     return t[index].clone() if isinstance(index, slice) else t[index]
 
@@ -382,7 +382,7 @@ def mean_level(levels: Sequence[Any]) -> float:
     return float(torch.stack([torch.as_tensor(level, dtype=torch.float32).mean() for level in levels]).mean())
 
 
-def _differentiate(
+def _backward(
     run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor, ids: Tensor | None
 ) -> _Batch:
     """Put the gradients of one batch in place: raw loss, level, objective, penalty, clipping."""
@@ -400,12 +400,12 @@ def _differentiate(
         raise ValueError("the loss must have a gradient, got a constant. Compute it from the outputs, in torch.")
     optimizer.zero_grad()
     value.backward(None if signed is None else Flooding.slope(loss, signed))
-    if problem.clip is not None:
-        nn.utils.clip_grad_norm_(state.parameters, problem.clip)
+    if problem.max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(state.parameters, problem.max_grad_norm)
     loss = loss.detach()
     mean = objective(loss, None, method, weight)
     if isinstance(method, WaveBound):  # what it compares are batch means, and a bound below the teacher's
-        loss, level = method.sides(loss, level)
+        loss, level = method.student_and_bound(loss, level)
     return _Batch(output, loss, level, mean, value.detach(), weight)
 
 
@@ -436,12 +436,12 @@ def _drop_ignored(problem: Problem, state: _State, losses: Tensor, y: Tensor) ->
     return losses[problem.target_mask(y)] if state.ignores and losses.shape == y.shape else losses
 
 
-def _order(run: Run, split: Split, epoch: int) -> list[Any]:
+def _batch_indices(run: Run, split: Split, epoch: int) -> list[Any]:
     """Index every batch of an epoch, in an order that depends on nothing but the seed and the epoch."""
     size = run.problem.batch_size
     if len(split) <= size:
         return [slice(None)]
-    generator = torch.Generator().manual_seed(stream(run.seed, "order", epoch))
+    generator = torch.Generator().manual_seed(derive_seed(run.seed, "order", epoch))
     return list(torch.randperm(len(split), generator=generator).to(split.y.device).split(size))
 
 
@@ -531,8 +531,8 @@ def _watch(problem: Problem, model: nn.Module, splits: Splits, epoch: int, last:
     curve = problem.test_curve
     if curve is not None and splits.test is not None and (epoch % curve.every == 0 or last):
         values |= _measure(problem, model, splits.test.take(slice(curve.examples)), "test")[1]
-    if problem.watch is not None and (epoch % getattr(problem.watch, "every", 1) == 0 or last):
-        values |= {name: float(value) for name, value in problem.watch(model, problem, splits).items()}
+    if problem.extra_metrics is not None and (epoch % getattr(problem.extra_metrics, "every", 1) == 0 or last):
+        values |= {name: float(value) for name, value in problem.extra_metrics(model, problem, splits).items()}
     return values
 
 
@@ -545,7 +545,7 @@ def _measure(
     model.eval()
     with torch.no_grad():
         parts = [slice(i, i + size) for i in range(0, len(split), size)]
-        outputs = [model(map_tensors(lambda t, i=part: _taken(t, i), split.x)) for part in parts]
+        outputs = [model(map_tensors(lambda t, i=part: _index_copy(t, i), split.x)) for part in parts]
         if first is not None:  # before they reach the loss: on a GPU its own check ends the process
             check_labels(problem, outputs[0], first)
         if isinstance(outputs[0], Tensor):
@@ -599,19 +599,19 @@ def _is_logits(output: Any, y: Tensor) -> bool:
     return isinstance(output, Tensor) and output.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
 
 
-def _conclude(run: Run, state: _State, values: dict[str, float], epoch: int) -> None:
+def _end_epoch(run: Run, state: _State, values: dict[str, float], epoch: int) -> None:
     """Keep an epoch's curves, show it to the controller, and keep the weights if they are the best so far."""
     state.curves.append(values)
     if epoch == 0:
         return
-    if isinstance(state.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        state.schedule.step(values["val_loss"])
-    elif state.schedule is not None:
-        state.schedule.step()
+    if isinstance(state.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        state.lr_scheduler.step(values["val_loss"])
+    elif state.lr_scheduler is not None:
+        state.lr_scheduler.step()
     if state.controller is not None:
-        seen = Seen(None, *(values.get(name) for name in ("train_accuracy", "val_loss", "val_accuracy")))
+        seen = StepInfo(None, *(values.get(name) for name in ("train_accuracy", "val_loss", "val_accuracy")))
         state.controller = run.level.update(state.controller, seen)
-    if (found := merit(values, run.problem)) > state.best:
+    if (found := validation_key(values, run.problem)) > state.best:
         state.best, state.best_epoch = found, epoch
         state.weights["best"] = _copy(state.model)
 
@@ -633,7 +633,7 @@ def _record(run: Run, state: _State, splits: Splits) -> Record:
     names = sorted(set().union(*state.curves))
     curves = {n: np.array([row.get(n, math.nan) for row in state.curves], np.float32) for n in names}
     weights = sha256(*(t for t in state.weights["last"].values() if isinstance(t, Tensor)))
-    return Record(run, curves, arrays, finals, weights, _mark(state.model, state.first_loss))
+    return Record(run, curves, arrays, finals, weights, _fingerprint(state.model, state.first_loss))
 
 
 def _finals(name: str, epoch: int, row: dict[str, float], tested: dict[str, float]) -> dict[str, float]:
@@ -662,8 +662,8 @@ def _test(problem: Problem, model: nn.Module, splits: Splits) -> tuple[dict[str,
                 views[f"reliability{suffix}"] = torch.stack(parts).cpu().numpy()
         if splits.posterior is not None:
             values["test_kl_to_posterior"] = float(metrics.kl_to_posterior(logits, splits.posterior.to(logits.device)))
-        if problem.probe is not None:
-            inputs = map_tensors(lambda t: t.to(logits.device), problem.probe())
+        if problem.probe_inputs is not None:
+            inputs = map_tensors(lambda t: t.to(logits.device), problem.probe_inputs())
             views["probe"] = metrics.probabilities(model(inputs)).float().cpu().numpy()
     return values, views
 
@@ -679,21 +679,21 @@ def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) 
     Returns:
         What the Run's Record carries as ``fingerprint``.
     """
-    until = replace(run, problem=replace(run.problem, test_curve=None), until=1)
+    until = replace(run, problem=replace(run.problem, test_curve=None), stop_epoch=1)
     global_state = _GlobalState.capture(threads, torch.device(device))
-    with unchanged(), _undisturbed(global_state):
+    with preserve_rng_state(), _isolated_rng(global_state):
         splits, state = _start(until, torch.device(device))
-    with _undisturbed(global_state, state), torch.no_grad():
-        index = _order(run, splits.train, 1)[0]
+    with _isolated_rng(global_state, state), torch.no_grad():
+        index = _batch_indices(run, splits.train, 1)[0]
         state.model.train()
-        x, y = map_tensors(lambda t: _taken(t, index), splits.train.x), _taken(splits.train.y, index)
+        x, y = map_tensors(lambda t: _index_copy(t, index), splits.train.x), _index_copy(splits.train.y, index)
         if run.problem.augment is not None:
             x = run.problem.augment(x)
         _, loss, weight = _raw(run, state, _criterion(run), x, y)
-        return _mark(state.model, float(objective(loss, None, run.method, weight)))
+        return _fingerprint(state.model, float(objective(loss, None, run.method, weight)))
 
 
-def _mark(model: nn.Module, first_loss: float) -> str:
+def _fingerprint(model: nn.Module, first_loss: float) -> str:
     shapes = [tuple(p.shape) for p in model.parameters()]
     return hashlib.sha256(f"{shapes} {np.float32(first_loss)!r}".encode()).hexdigest()
 
@@ -719,7 +719,7 @@ class _GlobalState(NamedTuple):
 
 
 @contextmanager
-def _undisturbed(global_state: _GlobalState, state: _State | None = None) -> Generator[None, None, None]:
+def _isolated_rng(global_state: _GlobalState, state: _State | None = None) -> Generator[None, None, None]:
     """Work with the Run's threads, settings and generator while no other thread does, then give the caller's back."""
     threads, dtype, settings, device = global_state
     with LOCK, pinned(settings), without_contexts(device):
@@ -754,7 +754,7 @@ def _set_generators(states: tuple[Tensor, ...], device: torch.device) -> None:
 @functools.cache
 def _versions() -> dict[str, str | int]:
     return {
-        "engine": ENGINE,
+        "engine": NUMERICS_VERSION,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from flooding.training.jobs import Job, Ready, _Failure, _picklable_failure, lead, work
-from flooding.training.loop import Row
+from flooding.training.jobs import ForkReady, Job, _Failure, _picklable_failure, run_job, run_shared_prefix
+from flooding.training.loop import EpochResult
 from flooding.training.watchdog import Watchdog
 
 __all__ = ["Pool", "serve"]
@@ -55,7 +55,9 @@ class Pool:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def work(self, jobs: Sequence[Job], workers: int) -> Generator[tuple[int, Row | BaseException], None, None]:
+    def run_job(
+        self, jobs: Sequence[Job], workers: int
+    ) -> Generator[tuple[int, EpochResult | BaseException], None, None]:
         """Train Runs on several workers and pass on what they tell, in the order it happens.
 
         Args:
@@ -103,10 +105,10 @@ class Pool:
                 if ended:
                     yield job.number, news
                 for item in [] if ended else news:
-                    reached = -len(job.forks) if isinstance(item, Ready) else item.epoch
+                    reached = -len(job.forks) if isinstance(item, ForkReady) else item.epoch
                     if reached > furthest.get(job.name, -(1 << 30)):
                         furthest[job.name], died[job.name] = reached, 0
-                    if not isinstance(item, Ready):
+                    if not isinstance(item, ForkReady):
                         watchdog.feed(worker, item.epoch)
                         yield job.number, replace(item, run=job.run)
                         ended = item.record is not None
@@ -313,7 +315,7 @@ def serve(parent: int) -> None:
             os.chdir(folder)
             job = pickle.loads(packed)
             torch.set_default_dtype(job.dtype)
-            for rows in _gathered(lead(job) if job.forks else work(job), job.quiet):
+            for rows in _batched(run_shared_prefix(job) if job.forks else run_job(job), job.quiet):
                 send(rows)
         except BaseException as error:  # ruff: ignore[blind-except] -- the parent raises it, whatever it is
             send(_picklable_failure(error))
@@ -344,19 +346,21 @@ def _exit_group() -> None:
     os._exit(0)
 
 
-def _gathered(rows: Iterator[Row] | Iterator[Ready], quiet: bool, seconds: float = 0.1) -> Iterator[list[Row | Ready]]:
+def _batched(
+    rows: Iterator[EpochResult] | Iterator[ForkReady], quiet: bool, seconds: float = 0.1
+) -> Iterator[list[EpochResult | ForkReady]]:
     """Bundle rows, without what the parent has or does not need, so that telling costs next to nothing."""
     bundle, told = [], time.monotonic()
     for row in rows:
-        urgent = isinstance(row, Ready) or row.record is not None
+        urgent = isinstance(row, ForkReady) or row.record is not None
         if quiet and not urgent:
             if time.monotonic() - told > _HEARTBEAT:
                 yield []
                 told = time.monotonic()
             continue
-        if isinstance(row, Row):
+        if isinstance(row, EpochResult):
             record = None if row.record is None else replace(row.record, run=None)
-            row = Row(None, row.epoch, row.values, record)  # type: ignore[arg-type]
+            row = EpochResult(None, row.epoch, row.values, record)  # type: ignore[arg-type]
         bundle.append(row)
         if urgent or time.monotonic() - told > seconds:
             yield bundle

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flooding.levels import Seen
+from flooding.levels import StepInfo
 from flooding.methods import Flooding, Hinge
-from flooding.training.loop import Row, mean_level
+from flooding.training.loop import EpochResult, mean_level
 from flooding.training.run import Run
 
-__all__ = ["Trunk", "can_share", "past", "trunk_of"]
+__all__ = ["SharedPrefix", "can_share", "prefix_run", "replay_rows"]
 
 
 def can_share(run: Run) -> bool:
@@ -35,12 +35,12 @@ def can_share(run: Run) -> bool:
     return run.level is None or isinstance(run.level, float) or hasattr(run.level, "update")
 
 
-def trunk_of(run: Run) -> Run:
+def prefix_run(run: Run) -> Run:
     """Give the plain Run that a Run shares its beginning with."""
-    return replace(run, level=None, method=Flooding(), until=None)
+    return replace(run, level=None, method=Flooding(), stop_epoch=None)
 
 
-def past(run: Run, snapshot: Mapping[str, Any]) -> Iterator[Row]:
+def replay_rows(run: Run, snapshot: Mapping[str, Any]) -> Iterator[EpochResult]:
     """Give the rows that led to a snapshot of a trunk.
 
     Args:
@@ -51,7 +51,7 @@ def past(run: Run, snapshot: Mapping[str, Any]) -> Iterator[Row]:
         Rows without snapshots of their own.
     """
     for epoch, values in enumerate(snapshot["curves"]):
-        yield Row(run, epoch, values, losses=snapshot["losses"][epoch - 1] if epoch else None)
+        yield EpochResult(run, epoch, values, losses=snapshot["losses"][epoch - 1] if epoch else None)
 
 
 class _Follower:
@@ -65,7 +65,7 @@ class _Follower:
         if hasattr(run.level, "update"):
             self.state = run.level.init()
 
-    def leaves(self, row: Row) -> bool:
+    def leaves(self, row: EpochResult) -> bool:
         """Go through the steps of an epoch; tell whether the Run would have flooded in one of them."""
         losses, level = row.losses, self.run.level
         assert losses is not None
@@ -82,15 +82,15 @@ class _Follower:
         for loss in losses:
             seen.append(state["level"])
             bits.append(loss > state["level"])
-            state = level.update(state, Seen(loss=loss))
+            state = level.update(state, StepInfo(loss=loss))
         if not bool(torch.stack(bits).all()):
             return True
         values = (row.values.get(name) for name in ("train_accuracy", "val_loss", "val_accuracy"))
-        self.state = level.update(state, Seen(None, *values))
+        self.state = level.update(state, StepInfo(None, *values))
         self.levels.append(mean_level(seen))
         return False
 
-    def near(self, row: Row) -> bool:
+    def near(self, row: EpochResult) -> bool:
         """Tell whether the Run may leave within the next few epochs."""
         if not isinstance(self.run.level, float):
             return self.run.level is not None
@@ -110,7 +110,7 @@ class _Follower:
         return told
 
 
-class Trunk:
+class SharedPrefix:
     """Follows the rows of a trunk and tells which Runs leave it.
 
     Args:
@@ -130,7 +130,7 @@ class Trunk:
         """The last epoch the trunk can be of use for."""
         return max((f.run.epochs for f in self._followers.values()), default=0)
 
-    def follow(self, row: Row) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
+    def follow(self, row: EpochResult) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
         """Go through one row of the trunk.
 
         Args:

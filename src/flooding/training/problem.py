@@ -19,9 +19,9 @@ from flooding.criterion import check_reduction, loss_options
 from flooding.data import Splits, map_tensors
 from flooding.training.config import UnhashableConfigError, to_config
 from flooding.training.numerics import LOCK, without_contexts
-from flooding.training.rng import seeded, stream
+from flooding.training.rng import derive_seed, fork_rng
 
-__all__ = ["Problem", "Score", "TestCurve", "Watch"]
+__all__ = ["PeriodicMetric", "Problem", "Score", "TestCurve"]
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,21 @@ class Problem:
         loss: Any torch loss ``(outputs, targets) -> scalar``, the mean over the batch. Targets that it ignores count
             nowhere: not in accuracy, score or calibration, and a batch without any other target is skipped. A loss of
             your own says which by an attribute or argument ``ignore_index``; without one it is -100.
-        report: The loss that curves and finals report, by default ``loss``. Name the plain one where ``loss`` has label
+        eval_loss: The loss that curves and metrics report, by default ``loss``. Name the plain one where ``loss`` has label
             smoothing or the like.
         batch_size: Examples in a batch, at least 1. The last batch of an epoch may be smaller.
         eval_batch_size: Examples in a batch of an evaluation pass, at least 1.
-        horizon: Epochs that fix the schedule, at least 1.
-        schedule: A callable ``(optimizer) -> LRScheduler``, stepped after every epoch: lengths are in epochs, such as
-            ``partial(OneCycleLR, max_lr=0.1, total_steps=horizon)``.
-        clip: Largest gradient norm, or None. Applied after flooding; the sign commutes with it.
+        max_epochs: Epochs that fix the schedule, at least 1.
+        lr_scheduler: A callable ``(optimizer) -> LRScheduler``, stepped after every epoch: lengths are in epochs, such as
+            ``partial(OneCycleLR, max_lr=0.1, total_steps=max_epochs)``.
+        max_grad_norm: Largest gradient norm, or None. Applied after flooding; the sign commutes with it.
         test_curve: Test curves to measure along the way, or None.
-        probe: A callable that gives inputs on which a classifier's probabilities are kept, such as a grid for drawing
+        probe_inputs: A callable that gives inputs on which a classifier's probabilities are kept, such as a grid for drawing
             its decision boundary, or None.
         augment: A callable ``x -> x`` for the inputs of every training batch, drawing from torch's generator; or None.
         score: What the best epoch and a search are judged by, where that is neither accuracy nor the loss. Of outputs
             ``[n, classes]`` it sees those with a target that counts.
-        watch: A callable ``(model, problem, splits) -> {name: number}`` whose numbers become curves of their own,
+        extra_metrics: A callable ``(model, problem, splits) -> {name: number}`` whose numbers become curves of their own,
             after every epoch and before the first (more rarely as a :class:`Watch`); it sees the model in evaluation
             mode and must leave it as it was.
         key: Name under which Records of a problem that cannot describe itself are looked up, together with every part
@@ -104,7 +104,7 @@ class Problem:
         >>> from functools import partial
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
-        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=3)
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), max_epochs=3)
         >>> problem.splits(seed=0).train.x.shape
         torch.Size([100, 10])
     """
@@ -113,17 +113,17 @@ class Problem:
     model: nn.Module | Callable[[], nn.Module]
     optimizer: Callable[[Any], torch.optim.Optimizer] = functools.partial(torch.optim.Adam, lr=1e-3)
     loss: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
-    report: Callable[[Any, Tensor], Tensor] | None = None
+    eval_loss: Callable[[Any, Tensor], Tensor] | None = None
     batch_size: int = 100
-    horizon: int = 500
+    max_epochs: int = 500
     eval_batch_size: int = 500  # the activations of a 500-unit layer then stay in a 2 MB cache
-    schedule: Callable[[torch.optim.Optimizer], Any] | None = None
-    clip: float | None = None
+    lr_scheduler: Callable[[torch.optim.Optimizer], Any] | None = None
+    max_grad_norm: float | None = None
     test_curve: TestCurve | None = None
-    probe: Callable[[], Any] | None = None
+    probe_inputs: Callable[[], Any] | None = None
     augment: Callable[[Any], Any] | None = None
     score: Score | None = None
-    watch: Callable[[nn.Module, Problem, Splits], Mapping[str, float]] | None = None
+    extra_metrics: Callable[[nn.Module, Problem, Splits], Mapping[str, float]] | None = None
     key: str | None = None
 
     def __post_init__(self) -> None:
@@ -133,23 +133,25 @@ class Problem:
             if not ready and not callable(value):
                 raise ValueError(f"{name} must be {fix}, got {type(value).__name__}.")
         check_reduction(self.loss, "loss")
-        check_reduction(self.reported, "report")
+        check_reduction(self.reported, "eval_loss")
         require_at_least("batch_size", self.batch_size, 1)
-        require_at_least("horizon", self.horizon, 1)
+        require_at_least("max_epochs", self.max_epochs, 1)
         require_at_least("eval_batch_size", self.eval_batch_size, 1)
-        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
-            raise ValueError(f"clip must be a positive norm, got {self.clip}. Leave it out for no clipping.")
+        if self.max_grad_norm is not None and not (math.isfinite(self.max_grad_norm) and self.max_grad_norm > 0):
+            raise ValueError(
+                f"max_grad_norm must be a positive norm, got {self.max_grad_norm}. Leave it out for no clipping."
+            )
 
     @property
     def reported(self) -> Callable[[Any, Tensor], Tensor]:
-        """The loss that curves and finals report."""
-        return self.loss if self.report is None else self.report
+        """The loss that curves and metrics report."""
+        return self.loss if self.eval_loss is None else self.eval_loss
 
     @functools.cached_property
     def ignore_index(self) -> int | None:
         """The target that the loss ignores, or None where it names none."""
         index = loss_options(self.loss).ignore_index
-        return loss_options(self.report).ignore_index if index is None and self.report is not None else index
+        return loss_options(self.eval_loss).ignore_index if index is None and self.eval_loss is not None else index
 
     def target_mask(self, y: Tensor) -> Tensor:
         """Tell which targets count, all but those that the loss ignores.
@@ -216,7 +218,7 @@ class Problem:
         """
         if isinstance(self.model, nn.Module) and not _is_lazy(self.model):
             return copy.deepcopy(self.model).train()
-        with seeded(stream(seed, "model")), without_contexts(torch.device("cpu")):
+        with fork_rng(derive_seed(seed, "model")), without_contexts(torch.device("cpu")):
             model = _copy(self.model) if isinstance(self.model, nn.Module) else self.model()
             if not isinstance(model, nn.Module):
                 raise ValueError(f"model must build a module, got {type(model).__name__}. Return a torch.nn.Module.")
@@ -243,7 +245,7 @@ def _is_lazy(model: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class Watch:
+class PeriodicMetric:
     """A Problem's ``watch`` that is not asked after every epoch, since what it measures is costly.
 
     Args:

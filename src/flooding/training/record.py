@@ -16,7 +16,7 @@ from flooding import npz
 from flooding.training.problem import Problem
 from flooding.training.run import Run
 
-__all__ = ["Record", "choose", "level_order", "merit", "selection_key"]
+__all__ = ["Record", "level_order", "select_best", "selection_key", "validation_key"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,19 +31,19 @@ class Record:
         arrays: Measured. ``best.reliability`` and ``last.reliability``: mean confidence, accuracy and count of 15 bins
             on the noisy test labels, ``[3, 15]``, and ``*.reliability_clean``; ``*.probe``: probabilities on the
             problem's probe, ``[inputs, classes]``.
-        finals: Measured. Numbers named ``best.*`` (the epoch with the best validation score) and ``last.*``.
-        weights: Measured. sha256 of the final weights and buffers.
+        metrics: Measured. Numbers named ``best.*`` (the epoch with the best validation score) and ``last.*``.
+        weights_sha256: Measured. sha256 of the final weights and buffers.
         fingerprint: Measured. sha256 of the parameter shapes and the first batch loss.
-        circumstances: Time, host, versions and the number of validation examples; never compared.
+        metadata: Time, host, versions and the number of validation examples; never compared.
     """
 
     run: Run | None
     curves: Mapping[str, np.ndarray] = field(repr=False)
     arrays: Mapping[str, np.ndarray] = field(repr=False)
-    finals: Mapping[str, float] = field(repr=False)
-    weights: str
+    metrics: Mapping[str, float] = field(repr=False)
+    weights_sha256: str
     fingerprint: str
-    circumstances: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def level(self) -> float | None:
@@ -52,7 +52,7 @@ class Record:
         0.0 is a level: a loss that may be negative is flooded at 0.
         """
         level = None if self.run is None else self.run.level
-        level = level if isinstance(level, (int, float)) else self.finals.get("last.level", math.nan)
+        level = level if isinstance(level, (int, float)) else self.metrics.get("last.level", math.nan)
         return float(level) if math.isfinite(level) else None
 
     def pack(self) -> tuple[bytes, str]:
@@ -67,9 +67,9 @@ class Record:
 
     def _told(self) -> str:
         """Write what is measured and no array as JSON."""
-        odd = {name: None if math.isnan(value) else str(value) for name, value in self.finals.items()}
-        finals = {name: value if math.isfinite(value) else odd[name] for name, value in self.finals.items()}
-        return json.dumps({"finals": finals, "weights": self.weights, "fingerprint": self.fingerprint})
+        odd = {name: None if math.isnan(value) else str(value) for name, value in self.metrics.items()}
+        finals = {name: value if math.isfinite(value) else odd[name] for name, value in self.metrics.items()}
+        return json.dumps({"finals": finals, "weights": self.weights_sha256, "fingerprint": self.fingerprint})
 
     @staticmethod
     def unpack(run: Run | None, blob: bytes, rest: str, circumstances: str) -> Record:
@@ -101,7 +101,7 @@ class Record:
         return Record(run, curves, rest_of, finals, weights, fingerprint, about)
 
     @property
-    def measured(self) -> str:
+    def content_hash(self) -> str:
         """Hash of everything measured; equal for bit-identical trainings."""
         digest = hashlib.sha256(self._told().encode())
         for name, values in sorted({**self.curves, **self.arrays}.items()):
@@ -131,7 +131,9 @@ def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, fl
     return (0.0 if accuracy is None else accuracy, -loss)
 
 
-def merit(values: Mapping[str, float], problem: Problem | None = None, prefix: str = "") -> tuple[float, float]:
+def validation_key(
+    values: Mapping[str, float], problem: Problem | None = None, prefix: str = ""
+) -> tuple[float, float]:
     """Order what was measured on the validation split: the problem's score, else accuracy, else loss.
 
     Args:
@@ -165,7 +167,7 @@ def level_order(level: float | None) -> float:
     return -math.inf if level is None else level
 
 
-def choose(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
+def select_best(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
     """Choose the Record with the best validation result, on the labels the user has.
 
     Ties go to the lower validation loss, then to the smaller level; no flooding comes first.
@@ -183,4 +185,4 @@ def choose(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
     ordered = sorted(records, key=lambda record: level_order(record.level))
     if not ordered:
         raise ValueError("records must hold at least one Record, got none.")
-    return max(ordered, key=lambda r: merit(r.finals, None if r.run is None else r.run.problem, f"{at}."))
+    return max(ordered, key=lambda r: validation_key(r.metrics, None if r.run is None else r.run.problem, f"{at}."))

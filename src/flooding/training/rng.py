@@ -11,10 +11,10 @@ import torch
 
 from flooding.training.numerics import LOCK, cuda_devices, fork_generators
 
-__all__ = ["seeded", "stream", "unchanged"]
+__all__ = ["fork_rng", "make_rng", "preserve_rng_state"]
 
 
-def stream(seed: int, purpose: str, *more: int) -> int:
+def derive_seed(seed: int, purpose: str, *more: int) -> int:
     """Derive an independent 63-bit seed for a purpose.
 
     Args:
@@ -30,7 +30,7 @@ def stream(seed: int, purpose: str, *more: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int) -> Generator[None, None, None]:
+def fork_rng(seed: int) -> Generator[None, None, None]:
     """Seed torch's CPU and CUDA generators for a block and give them back as they were.
 
     Args:
@@ -45,7 +45,7 @@ def seeded(seed: int) -> Generator[None, None, None]:
 
 
 @contextmanager
-def unchanged() -> Generator[None, None, None]:
+def preserve_rng_state() -> Generator[None, None, None]:
     """Give the generators of torch, NumPy and Python back as they were, whatever a user's code draws in a block.
 
     Yields:

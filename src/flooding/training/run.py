@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from flooding.levels import PerClass, PerExample
 from flooding.methods import Flooding, Method, WaveBound
-from flooding.training.config import NotKeyable, _fields, _is_default, describe
-from flooding.training.problem import Problem, _at_least
+from flooding.training.config import UnhashableConfigError, changed_fields, to_config
+from flooding.training.problem import Problem, require_at_least
 
 __all__ = ["Run"]
 
@@ -30,17 +29,17 @@ class Run:
         level: Flood level in the unit of the loss: a number, a tensor, a controller, or None for plain training.
         method: How the level acts; flooding of the mean batch loss unless said otherwise.
         seed: Seed of the data, the weights and the order of the batches, at least 0.
-        until: Epoch to stop at, from 1 to the problem's horizon; None is the horizon.
+        stop_epoch: Epoch to stop at, from 1 to the problem's max_epochs; None is max_epochs.
 
     Raises:
-        ValueError: If the level is not finite, the seed is negative or ``until`` is out of range.
+        ValueError: If the level is not finite, the seed is negative or ``stop_epoch`` is out of range.
     """
 
     problem: Problem
     level: Any = None
     method: Method = field(default_factory=Flooding)
     seed: int = 0
-    until: int | None = None
+    stop_epoch: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "level", _check_level(self.level))
@@ -49,45 +48,65 @@ class Run:
         if isinstance(self.level, (float, Tensor)) and not math.isfinite(self.level):
             raise ValueError(f"level must be finite, got {self.level}. Use None for plain training.")
         _check_method(self.level, self.method)
-        _at_least("seed", self.seed, 0)
-        if self.until is not None:
-            _at_least("until", self.until, 1)
-        if self.until is not None and self.until > self.problem.horizon:
-            raise ValueError(f"until must lie in 1 to the horizon {self.problem.horizon}, got {self.until}.")
+        require_at_least("seed", self.seed, 0)
+        if self.stop_epoch is not None:
+            require_at_least("stop_epoch", self.stop_epoch, 1)
+        if self.stop_epoch is not None and self.stop_epoch > self.problem.max_epochs:
+            raise ValueError(
+                f"stop_epoch must lie in 1 to max_epochs, {self.problem.max_epochs}, got {self.stop_epoch}."
+            )
 
     @property
     def epochs(self) -> int:
         """Number of epochs this Run trains."""
-        return self.until or self.problem.horizon
+        return self.stop_epoch or self.problem.max_epochs
 
-    def key(self, **circumstances: Any) -> str | None:
+    def key(self, **metadata: Any) -> str | None:
         """Name the trajectory of this Run, the same in every process.
 
-        ``until`` is not part of it: Records are found by trajectory and epoch.
+        ``stop_epoch`` is not part of it: Records are found by trajectory and epoch.
 
         Args:
-            **circumstances: What else changes bits: engine, device, dtype, threads, kernel.
+            **metadata: What else changes bits: engine, device, dtype, threads, kernel.
 
         Returns:
             64 hexadecimal digits, or None if the problem, the level or the method cannot describe itself and the
             problem has no key.
         """
-        problem = self.problem
-        told: dict[str, Any] = {"seed": self.seed}
-        tell = describe if problem.key is None else functools.partial(describe, named=True)
-        try:
-            told |= {"level": describe(self.level), "method": describe(self.method)}  # the key answers for neither
-            for name, value in ((f.name, value) for f, value in _fields(problem) if not _is_default(f, value)):
-                told[name] = problem.splits(self.seed).sha256 if name == "data" else tell(value)
-            if hasattr(self.level, "revision"):  # its rule changed, so that Records of the old one are no longer right
-                told["revision"] = self.level.revision
-            if _has_ignored(problem, self.seed):
-                told["ignored targets"] = "left out"  # they were not, in Records of older versions
-            if problem.key is None:
-                describe(problem.data)  # equal bytes may come from code that will change
-        except NotKeyable:
+        config = self.config()
+        if config is None:
             return None
-        return hashlib.sha256(json.dumps({**told, **circumstances}, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps({**config, **metadata}, sort_keys=True).encode()).hexdigest()
+
+    def config(self) -> dict[str, Any] | None:
+        """Describe everything that fixes the measurements of this Run, but where it stops and where it trains.
+
+        Returns:
+            What ``json.dumps`` takes; None if a part cannot be hashed and the problem has no key.
+        """
+        problem = self.problem
+        config: dict[str, Any] = {"seed": self.seed}
+        has_key = problem.key is not None
+        try:
+            # The user's key answers for the code of the problem, not for the level or the method.
+            config |= {"level": to_config(self.level), "method": to_config(self.method)}
+            for name, value in changed_fields(problem).items():
+                if name == "data":
+                    config[name] = problem.splits(self.seed).sha256
+                else:
+                    config[name] = to_config(value, allow_names=has_key)
+            # A controller whose rule changed has a revision: Records of the old rule are wrong.
+            if hasattr(self.level, "revision"):
+                config["revision"] = self.level.revision
+            # Older versions counted ignored targets, so their Records are wrong.
+            if _has_ignored(problem, self.seed):
+                config["ignored targets"] = "left out"
+            # Equal data may come from code that will change.
+            if not has_key:
+                to_config(problem.data)
+        except UnhashableConfigError:
+            return None
+        return config
 
 
 def _has_ignored(problem: Problem, seed: int) -> bool:

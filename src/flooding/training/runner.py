@@ -15,35 +15,35 @@ from typing import Any, Literal
 import torch
 
 from flooding.training.checkpoints import Checkpoints
-from flooding.training.config import describes_itself, is_promised
-from flooding.training.jobs import Job, Ready, can_travel, lead, work
+from flooding.training.config import has_user_key, is_hashable
+from flooding.training.jobs import ForkReady, Job, is_picklable, run_job, run_shared_prefix
 from flooding.training.ledger import Ledger, absolute_path, default_path
-from flooding.training.loop import ENGINE, Row, fingerprint
+from flooding.training.loop import NUMERICS_VERSION, EpochResult, fingerprint
 from flooding.training.numerics import capture_settings, environment, has_global_hooks
 from flooding.training.pool import Pool
-from flooding.training.prefix import can_share, trunk_of
+from flooding.training.prefix import can_share, prefix_run
 from flooding.training.record import Record
-from flooding.training.rng import unchanged
+from flooding.training.rng import preserve_rng_state
 from flooding.training.run import Run
 from flooding.training.scratch import scratch_folder
 from flooding.training.watchdog import Watchdog
 
-__all__ = ["cores", "evaluate", "trajectory", "usable"]
+__all__ = ["available_cpus", "check_device", "run_all", "run_key"]
 
 log = logging.getLogger("flooding")
 
 
-@unchanged()
-def evaluate(
+@preserve_rng_state()
+def run_all(
     runs: Iterable[Run],
     *,
     ledger: str | Path | Literal[False] | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
     workers: int | None = None,
     device: str = "cpu",
     threads: int = 1,
     on_start: Callable[[list[Run]], object] | None = None,
-    on_row: Callable[[Row], object] | None = None,
+    on_row: Callable[[EpochResult], object] | None = None,
 ) -> list[Record]:
     """Look Runs up in the ledger and train those that are not there, on all cores.
 
@@ -56,7 +56,7 @@ def evaluate(
     Args:
         runs: The Runs.
         ledger: SQLite file of Records; None is the default place, False none at all.
-        fresh: Train even what the ledger holds, and replace it there.
+        overwrite: Train even what the ledger holds, and replace it there.
         workers: Worker processes with one thread each; None is one per core, 0 trains in this process.
         device: Where to train.
         threads: torch threads to train with; more than 1 trains in this process, since processes are faster.
@@ -75,9 +75,9 @@ def evaluate(
         >>> from functools import partial
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
-        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), horizon=2)
-        >>> records = evaluate([Run(problem, level) for level in (None, 0.2)], ledger=False, workers=0)
-        >>> [record.finals["epochs"] for record in records]
+        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), max_epochs=2)
+        >>> records = run_all([Run(problem, level) for level in (None, 0.2)], ledger=False, workers=0)
+        >>> [record.metrics["epochs"] for record in records]
         [2.0, 2.0]
     """
     runs = list(runs)
@@ -85,11 +85,11 @@ def evaluate(
         raise ValueError(f"workers must be at least 0, got {workers}. 0 trains in this process.")
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
-    usable(device)
+    check_device(device)
     # Absolute, since a worker and a Run may change the working directory.
     path = None if ledger is False else str(absolute_path(ledger or default_path()))
-    keys = [trajectory(run, device=device, threads=threads) for run in runs]
-    records = {} if path is None or fresh else _found(path, runs, keys)
+    keys = [run_key(run, device=device, threads=threads) for run in runs]
+    records = {} if path is None or overwrite else _load_cached(path, runs, keys)
     for record in records.values():
         if not _is_own(record, device, threads):
             raise ValueError(
@@ -114,28 +114,28 @@ def evaluate(
         on_start([runs[n] for n in wanted])
     if not wanted:
         return [records[number] for number in range(len(runs))]
-    with scratch_folder() as scratch, _held(path):
+    with scratch_folder() as scratch, _open_ledger(path):
         lasting = str(scratch) if path is None else f"{path}.checkpoints"
-        Checkpoints(lasting).tidy()
-        how: dict[str, Any] = {"fresh": fresh, "device": device, "threads": threads}
+        Checkpoints(lasting).prune()
+        how: dict[str, Any] = {"overwrite": overwrite, "device": device, "threads": threads}
         how["quiet"] = on_row is None
         how["dtype"], how["settings"] = torch.get_default_dtype(), capture_settings()
         # A Run that cannot describe itself has no name that lasts: its checkpoints end with the call.
         jobs = [Job(n, runs[n], keys[n], path, folder=lasting if keys[n] else str(scratch), **how) for n in wanted]
         trained = 0
-        for number, row in _trained(_grouped(jobs, cores() if workers is None else workers), workers):
+        for number, row in _execute(_group_by_prefix(jobs, available_cpus() if workers is None else workers), workers):
             if on_row is not None:
                 on_row(row)
             if row.record is not None:
                 key = (keys[number] or number, runs[number].epochs)
                 records |= {n: replace(row.record, run=runs[n]) for n in twins[key]}
-                trained += row.record.circumstances["epochs_trained"]
+                trained += row.record.metadata["epochs_trained"]
     if trained < (epochs := sum(runs[n].epochs for n in wanted)):
         log.debug("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
     return [records[number] for number in range(len(runs))]
 
 
-def usable(device: str) -> None:
+def check_device(device: str) -> None:
     """Refuse a device that is not there.
 
     Args:
@@ -152,7 +152,7 @@ def usable(device: str) -> None:
 
 
 @contextmanager
-def _held(path: str | None) -> Generator[None, None, None]:
+def _open_ledger(path: str | None) -> Generator[None, None, None]:
     """Keep the ledger open: else SQLite folds its log into the file whenever a worker closes it."""
     book = None if path is None else Ledger(path)
     try:
@@ -162,15 +162,15 @@ def _held(path: str | None) -> Generator[None, None, None]:
             book.close()
 
 
-def _grouped(jobs: list[Job], workers: int) -> list[Job]:
+def _group_by_prefix(jobs: list[Job], workers: int) -> list[Job]:
     """Put Runs that share a beginning under a trunk of theirs."""
     groups: dict[object, list[Job]] = {}
     for job in jobs:
-        files, trunk = Checkpoints(job.folder or ""), trunk_of(job.run)
-        if job.fresh:
-            files.drop(job.name, job.run.epochs + 1)
-        alone = not can_share(job.run) or files.holds(job.name, job.run.epochs)
-        key = trajectory(trunk, device=job.device, threads=job.threads) or (id(job.run.problem), job.run.seed)
+        files, trunk = Checkpoints(job.folder or ""), prefix_run(job.run)
+        if job.overwrite:
+            files.delete(job.name, job.run.epochs + 1)
+        alone = not can_share(job.run) or files.exists(job.name, job.run.epochs)
+        key = run_key(trunk, device=job.device, threads=job.threads) or (id(job.run.problem), job.run.seed)
         groups.setdefault(("alone", job.number) if alone else key, []).append(job)
     grouped = []
     for key, group in groups.items():
@@ -182,15 +182,15 @@ def _grouped(jobs: list[Job], workers: int) -> list[Job]:
             grouped += group
             continue
         named = key if isinstance(key, str) else None
-        trunk = group[0]._replace(run=trunk_of(group[0].run), trajectory=named, forks=tuple(group))
-        if trunk.fresh:
-            Checkpoints(trunk.folder or "").drop(trunk.name, trunk.run.epochs + 1)
+        trunk = group[0]._replace(run=prefix_run(group[0].run), trajectory=named, forks=tuple(group))
+        if trunk.overwrite:
+            Checkpoints(trunk.folder or "").delete(trunk.name, trunk.run.epochs + 1)
         grouped.append(trunk)
         grouped += early
     return grouped
 
 
-def trajectory(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
+def run_key(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
     """Name the trajectory of a Run on a device, the key of the ledger.
 
     Args:
@@ -208,11 +208,17 @@ def trajectory(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None
     unusual = {"settings": capture_settings(), "environment": environment()}
     more = {name: value for name, value in unusual.items() if value}
     return run.key(
-        engine=ENGINE, torch=version, device=str(device), dtype=dtype, threads=threads, kernel="single", **more
+        engine=NUMERICS_VERSION,
+        torch=version,
+        device=str(device),
+        dtype=dtype,
+        threads=threads,
+        kernel="single",
+        **more,
     )
 
 
-def cores() -> int:
+def available_cpus() -> int:
     """Count the cores this process may use.
 
     Returns:
@@ -221,7 +227,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _found(path: str, runs: list[Run], keys: list[str | None]) -> dict[int, Record]:
+def _load_cached(path: str, runs: list[Run], keys: list[str | None]) -> dict[int, Record]:
     book = Ledger(path)
     try:
         found = {n: book.find(runs[n], key) for n, key in enumerate(keys) if key is not None}
@@ -233,10 +239,10 @@ def _found(path: str, runs: list[Run], keys: list[str | None]) -> dict[int, Reco
 def _is_own(record: Record, device: str, threads: int) -> bool:
     """Tell whether a Record is the Run's: a user's key promises that, but says nothing of the code behind it."""
     run = record.run
-    return run is None or not is_promised(run.problem) or record.fingerprint == fingerprint(run, device, threads)
+    return run is None or not has_user_key(run.problem) or record.fingerprint == fingerprint(run, device, threads)
 
 
-def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
+def _execute(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, EpochResult]]:
     """Train jobs in worker processes where they can go there, else here."""
     runs = [job.run for head in jobs for job in (head, *head.forks)]
     # In a thread of the caller's even one Run goes to a worker: other threads may draw from this process's generator.
@@ -244,7 +250,7 @@ def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
     spread = workers != 0 and (len(runs) > 1 or in_thread)
     away, stay, tied = [], [], []
     for job in jobs:
-        travels = spread and all(can_travel(j.run) for j in (job, *job.forks))
+        travels = spread and all(is_picklable(j.run) for j in (job, *job.forks))
         (away if travels and job.threads == 1 else stay).append(job)
         tied += [] if travels or not spread else [job]
     if tied:
@@ -253,28 +259,28 @@ def _trained(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, Row]]:
             "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", count
         )
     if away:
-        warm = all(describes_itself(run) for run in runs)
+        warm = all(is_hashable(run) for run in runs)
         # Closed before the pool is given back: whatever its workers still do must have ended by then.
-        limit = min(workers or cores(), 64)
-        with _pool(warm=warm) as pool, closing(pool.work(away, limit)) as told:
+        limit = min(workers or available_cpus(), 64)
+        with _pool(warm=warm) as pool, closing(pool.run(away, limit)) as told:
             for number, news in told:
                 if isinstance(news, BaseException):
                     raise news
                 yield number, news
     if stay:
-        yield from _trained_here(stay)
+        yield from _execute_here(stay)
 
 
-def _trained_here(jobs: list[Job]) -> Iterator[tuple[int, Row]]:
+def _execute_here(jobs: list[Job]) -> Iterator[tuple[int, EpochResult]]:
     """Train jobs one after another in this process."""
     watchdog = Watchdog()
     with watchdog.in_background():
         for head in jobs:
             waiting = {job.number: job for job in head.forks or (head,)}
             watchdog.start("here", head.run)
-            for ready in list(lead(head)) if head.forks else [Ready(head.number)]:
+            for ready in list(run_shared_prefix(head)) if head.forks else [ForkReady(head.number)]:
                 watchdog.start("here", waiting[ready.number].run)
-                for row in work(waiting[ready.number]):
+                for row in run_job(waiting[ready.number]):
                     watchdog.feed("here", row.epoch)
                     yield ready.number, row
                     watchdog.feed("here")  # the caller's own code may have taken long
@@ -284,7 +290,7 @@ _WARM: list[Pool] = []
 _LOCK = threading.Lock()
 
 
-def _forget() -> None:
+def _forget_pools() -> None:
     """Leave the workers to the parent, in a process that was forked from it."""
     for pool in _WARM:
         atexit.unregister(pool.close)
@@ -292,7 +298,7 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_forget_pools)
 
 
 @contextmanager
