@@ -1,21 +1,25 @@
-"""Kill the demo, or a search, at random moments and start it again: nothing is lost, no orphan stays, same result.
+"""Kill the demo, or a search, at random moments and start it again: nothing is lost, no orphan
+stays, same result.
 
     python benchmarks/crash.py [--kills 20] [--seed 0]
     python benchmarks/crash.py --search [--kills 100] [--seed 0]
     python benchmarks/crash.py --together [--kills 200] [--seed 0]
 
-The demo: each kill is a SIGKILL of the parent or of one worker (a coin decides), at a moment uniform over 1 to 9 s
-after the start. After a worker's death the parent must go on, so it is killed too, 1 to 4 s later. Then the demo runs
-to its end and is compared with an undisturbed one: tables, the measured part of every Record, what was started when.
+The demo: each kill is a SIGKILL of the parent or of one worker (a coin decides), at a moment
+uniform over 1 to 9 s after the start. After a worker's death the parent must go on, so it is killed
+too, 1 to 4 s later. Then the demo runs to its end and is compared with an undisturbed one: tables,
+the measured part of every Record, what was started when.
 
-The search: a grid of 51 levels, and a seed for every 20 signals, with two workers. Each signal waits for the first
-Record since the last one, and for a time drawn from an exponential distribution with mean 0.7 s. Dice decide between
-the parent and one of its workers, and between KILL, TERM, INT (for the parent) and STOP, which CONT follows after 1 to
-2 s. A parent that ended is started again; it must survive everything that happens to its workers. Then the search runs
-to its end, and its ledger is compared with an undisturbed one.
+The search: a grid of 51 levels, and a seed for every 20 signals, with two workers. Each signal
+waits for the first Record since the last one, and for a time drawn from an exponential distribution
+with mean 0.7 s. Dice decide between the parent and one of its workers, and between KILL, TERM, INT
+(for the parent) and STOP, which CONT follows after 1 to 2 s. A parent that ended is started again;
+it must survive everything that happens to its workers. Then the search runs to its end, and its
+ledger is compared with an undisturbed one.
 
-Together: two such searches with one ledger and one --out, and a Python program that calls ``flooding.run_all`` from
-four threads, for networks with dropout, in this process and in workers. The dice choose the program too.
+Together: two such searches with one ledger and one --out, and a Python program that calls
+``flooding.run_all`` from four threads, for networks with dropout, in this process and in workers.
+The dice choose the program too.
 """
 
 from __future__ import annotations
@@ -47,8 +51,11 @@ def command(ledger, out):
 
 
 def kill_once(ledger, out, dice):
-    """Start the demo, kill the parent or a worker, and tell who died and whether anybody survived the parent."""
-    parent = psutil.Popen(command(ledger, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Start the demo, kill the parent or a worker, and tell who died and whether anybody survived
+    the parent."""
+    parent = psutil.Popen(
+        command(ledger, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     time.sleep(dice.uniform(1, 9))
     children = parent.children() if parent.is_running() else []
     victim = "worker" if children and dice.random() < 0.5 else "parent"
@@ -65,12 +72,16 @@ def kill_once(ledger, out, dice):
 
 def finish(ledger, out):
     """Run the demo to its end and return what it prints."""
-    return subprocess.run(command(ledger, out), capture_output=True, text=True, check=True).stdout.replace(str(out), "")
+    return subprocess.run(
+        command(ledger, out), capture_output=True, text=True, check=True
+    ).stdout.replace(str(out), "")
 
 
 def trained_twice(book):
     """Count the starts of a Run after it had finished."""
-    ended = {key: record.metadata["began"] + record.metadata["seconds"] for key, record in book.records()}
+    ended = {
+        key: record.metadata["began"] + record.metadata["seconds"] for key, record in book.records()
+    }
     return sum(at > ended[key] for key, _, at, _ in book.starts() if key in ended)
 
 
@@ -84,9 +95,14 @@ def crash(kills, seed):
         victim, left = kill_once(stormy, folder / "out", dice)
         told[victim] += 1
         orphans += left
-        print(f"kill {number + 1}: {victim}, {len(Ledger(stormy)) if stormy.exists() else 0} runs finished", flush=True)
+        print(
+            f"kill {number + 1}: {victim}, {len(Ledger(stormy)) if stormy.exists() else 0} runs finished",
+            flush=True,
+        )
     last, undisturbed = finish(stormy, folder / "out"), finish(calm, folder / "out")
-    books = {name: dict(Ledger(path).records()) for name, path in (("calm", calm), ("stormy", stormy))}
+    books = {
+        name: dict(Ledger(path).records()) for name, path in (("calm", calm), ("stormy", stormy))
+    }
     same = {key: r.content_hash for key, r in books["calm"].items()} == {
         k: r.content_hash for k, r in books["stormy"].items()
     }
@@ -105,21 +121,56 @@ LEVELS = ",".join(f"{n / 100:g}" for n in range(51))
 
 
 def search_command(ledger, out, seeds):
-    task = ["find", "two-gaussians", "--epochs", "40", "--strategy", "grid", "--levels", LEVELS, "--seeds", str(seeds)]
-    return [sys.executable, "-m", "flooding", *task, "--workers", "2", "--ledger", str(ledger), "--out", str(out)]
+    task = [
+        "find",
+        "two-gaussians",
+        "--epochs",
+        "40",
+        "--strategy",
+        "grid",
+        "--levels",
+        LEVELS,
+        "--seeds",
+        str(seeds),
+    ]
+    return [
+        sys.executable,
+        "-m",
+        "flooding",
+        *task,
+        "--workers",
+        "2",
+        "--ledger",
+        str(ledger),
+        "--out",
+        str(out),
+    ]
 
 
 def threads_command(ledger, seeds):
-    return [sys.executable, str(Path(__file__).absolute()), "--threads", str(ledger), "--seeds", str(seeds)]
+    return [
+        sys.executable,
+        str(Path(__file__).absolute()),
+        "--threads",
+        str(ledger),
+        "--seeds",
+        str(seeds),
+    ]
 
 
 def train_in_threads(ledger, seeds):
     """Call ``evaluate`` from four threads, every other time without workers."""
     network = partial(mlp, 2, 2, width=100, depth=3, dropout=0.2)
     problem = Problem(partial(sinusoid, n_test=100), network, batch_size=20, max_epochs=40)
-    runs = [[Run(problem, level, seed=seed) for level in (None, 0.2, 0.3, 0.4)] for seed in range(2 * seeds)]
+    runs = [
+        [Run(problem, level, seed=seed) for level in (None, 0.2, 0.3, 0.4)]
+        for seed in range(2 * seeds)
+    ]
     with ThreadPoolExecutor(4) as pool:
-        calls = [pool.submit(run_all, part, ledger=ledger, workers=2 * (n % 2)) for n, part in enumerate(runs)]
+        calls = [
+            pool.submit(run_all, part, ledger=ledger, workers=2 * (n % 2))
+            for n, part in enumerate(runs)
+        ]
         for call in calls:
             call.result()
 
@@ -136,8 +187,11 @@ def count(ledger):
 
 
 def hit(parent, dice):
-    """Send a signal to a program or one of its workers; tell which, and who survived a parent that ended."""
-    workers = [child for child in parent.children(recursive=True) if "serve" in " ".join(child.cmdline())]
+    """Send a signal to a program or one of its workers; tell which, and who survived a parent that
+    ended."""
+    workers = [
+        child for child in parent.children(recursive=True) if "serve" in " ".join(child.cmdline())
+    ]
     who = "worker" if workers and dice.random() < 0.5 else "parent"
     victim = dice.choice(workers) if who == "worker" else parent
     how = dice.choice(["KILL", "TERM", "STOP"] + ["INT"] * (who == "parent"))
@@ -160,16 +214,22 @@ def hit(parent, dice):
 
 
 def storm(commands, ledger, kills, dice):
-    """Send signals until there were enough or nothing is left to do; programs that a signal ended start again."""
+    """Send signals until there were enough or nothing is left to do; programs that a signal ended
+    start again."""
     said = ledger.with_suffix(".log").open("a")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": said}
     told, orphans, known = collections.Counter(), 0, count(ledger)
     programs = [psutil.Popen(command, **quiet) for command in commands]
-    struck, done = set(), set()  # programs that may end with a signal's code, and those with nothing left to do
+    struck, done = (
+        set(),
+        set(),
+    )  # programs that may end with a signal's code, and those with nothing left to do
     while told.total() < kills and len(done) < len(commands):
         for n, program in enumerate(programs):
             if n not in done and program.poll() is not None:
-                assert program.returncode == 0 or n in struck, ledger.with_suffix(".log").read_text()[-5000:]
+                assert program.returncode == 0 or n in struck, ledger.with_suffix(
+                    ".log"
+                ).read_text()[-5000:]
                 if program.returncode == 0:
                     done.add(n)
                 else:
@@ -217,8 +277,16 @@ def crash_search(kills, seed, together=False):
         programs = [subprocess.Popen(command, **pipes) for command in commands(ledger)]
         printed = [program.communicate() for program in programs]
         assert not any(program.returncode for program in programs), printed
-        answers += [line.split("(")[0] for out, _ in printed for line in out.splitlines() if "(grid;" in line]
-    books = [{key: record.content_hash for key, record in Ledger(path).records()} for path in (calm, stormy)]
+        answers += [
+            line.split("(")[0]
+            for out, _ in printed
+            for line in out.splitlines()
+            if "(grid;" in line
+        ]
+    books = [
+        {key: record.content_hash for key, record in Ledger(path).records()}
+        for path in (calm, stormy)
+    ]
     left = sorted(path.name for path in folder.rglob("*") if path.suffix in {".part", ".lock"})
     return {
         "signals": told,
@@ -235,7 +303,9 @@ def crash_search(kills, seed, together=False):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--search", action="store_true", help="a search instead of the demo")
-    parser.add_argument("--together", action="store_true", help="two searches and a program with threads, at once")
+    parser.add_argument(
+        "--together", action="store_true", help="two searches and a program with threads, at once"
+    )
     parser.add_argument("--kills", type=int, help="20, 100 of a search, 200 together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", help=argparse.SUPPRESS)
@@ -244,7 +314,9 @@ def main():
     if arguments.threads:
         train_in_threads(arguments.threads, arguments.seeds)
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" ignores it, also in what is started here
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's "&" ignores it, also in what is started here
     run, kills = (crash_search, 100) if arguments.search else (crash, 20)
     if arguments.together:
         run, kills = partial(crash_search, together=True), 200

@@ -1,10 +1,12 @@
-"""Damage stored files: whatever is not as it was written is named and counts as missing; no other number comes out.
+"""Damage stored files: whatever is not as it was written is named and counts as missing; no other
+number comes out.
 
     python benchmarks/damage.py [--flips 300] [--seed 0] [--only ledger]
 
-For each kind of file: so many times a fresh copy gets one flipped bit, and a fifth as many times 512 zeroed bytes (a
-lost sector), at positions that the seed draws. Then the copy is used as the library uses it: a ledger is asked for
-every Run, what it lacks is put in again, and it is read as a whole. Printed are
+For each kind of file: so many times a fresh copy gets one flipped bit, and a fifth as many times
+512 zeroed bytes (a lost sector), at positions that the seed draws. Then the copy is used as the
+library uses it: a ledger is asked for every Run, what it lacks is put in again, and it is read as a
+whole. Printed are
 
     reported     the log or a ValueError of one line names the file
     harmless     the same numbers, as where unused bytes were hit
@@ -12,10 +14,11 @@ every Run, what it lacks is put in again, and it is read as a whole. Printed are
     wrong        another number came out (must be 0)
     traceback    any other exception (must be 0)
 
-The last lines give what a digest costs: of a checkpoint of a few MB, as a share of the 30 s between two of them; of
-a ledger's row, as a share of the training it stands for.
+The last lines give what a digest costs: of a checkpoint of a few MB, as a share of the 30 s between
+two of them; of a ledger's row, as a share of the training it stands for.
 
-Another kind of file is one more entry in ``KINDS``: what writes it into a folder, and what reads it.
+Another kind of file is one more entry in ``KINDS``: what writes it into a folder, and what reads
+it.
 """
 
 from __future__ import annotations
@@ -57,8 +60,8 @@ KEYS = [run_key(run) for run in RUNS]
 class Kind(NamedTuple):
     """A kind of stored file.
 
-    ``write(folder)`` writes it and returns its path. ``read(path)`` uses it, returns numbers by name, None for those
-    that are missing, and leaves the file fit for a second ``read``.
+    ``write(folder)`` writes it and returns its path. ``read(path)`` uses it, returns numbers by
+    name, None for those that are missing, and leaves the file fit for a second ``read``.
     """
 
     write: Callable[[Path], Path]
@@ -114,7 +117,9 @@ def write_archive(folder):
 
 def read_archive(path):
     records = Archive(path)(RUNS)
-    told = [[r.metrics, {n: c.tolist() for n, c in r.curves.items()}, dict(r.metadata)] for r in records]
+    told = [
+        [r.metrics, {n: c.tolist() for n, c in r.curves.items()}, dict(r.metadata)] for r in records
+    ]
     return {key: repr(numbers) for key, numbers in zip(KEYS, told, strict=True)}
 
 
@@ -159,7 +164,11 @@ def use(kind, path, truth):
         return "traceback"
     finally:
         log.removeHandler(said)
-    return "reported" if any(path.name in line or path.stem in line for line in said.lines) else outcome
+    return (
+        "reported"
+        if any(path.name in line or path.stem in line for line in said.lines)
+        else outcome
+    )
 
 
 def damages(content, flips, dice):
@@ -206,7 +215,10 @@ def costs():
     training = time.perf_counter() - began
     row = ("0" * 64, 12, *reversed(record.pack()), "{}")
     times = [timed(lambda: row_digest(*row)) for _ in range(200)]
-    yield f"a ledger's row, of a training of {1000 * training:.0f} ms", sorted(times)[100] / training
+    yield (
+        f"a ledger's row, of a training of {1000 * training:.0f} ms",
+        sorted(times)[100] / training,
+    )
 
 
 def timed(act):

@@ -2,9 +2,9 @@
 
     python benchmarks/demo.py [--test-every-epoch]
 
-The published script needs about 430 s for it on two cores, its two evaluations of 20,000 test points after every epoch
-included. Here: validation after every epoch, the test set at the best and the last epoch; with the option, one pass
-over the 20,000 test points after every epoch too.
+The published script needs about 430 s for it on two cores, its two evaluations of 20,000 test
+points after every epoch included. Here: validation after every epoch, the test set at the best and
+the last epoch; with the option, one pass over the 20,000 test points after every epoch too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ def main():
     print(machine())
     for _ in range(arguments.runs):
         tick = time.perf_counter()
-        subprocess.run([sys.executable, "-c", JOB.format(arguments.test_every_epoch)], check=True, cwd=sys.path[0])
+        subprocess.run(
+            [sys.executable, "-c", JOB.format(arguments.test_every_epoch)],
+            check=True,
+            cwd=sys.path[0],
+        )
         print(f"whole process, imports included: {time.perf_counter() - tick:.1f} s")
 
 

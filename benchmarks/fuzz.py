@@ -1,11 +1,13 @@
-"""Call the command line with random arguments: it ends with 0, 1, 2 or 130, one line for an error and no traceback.
+"""Call the command line with random arguments: it ends with 0, 1, 2 or 130, one line for an error
+and no traceback.
 
     nice python benchmarks/fuzz.py [--vectors 1000] [--processes 50] [--seed 0]
 
-The options come from the commands themselves; each is given a valid, an extreme or a malformed value. Most vectors run
-in this process, by ``main`` and ``sys.argv``; the last ones as programs of their own. Trainings are kept short: tiny
-networks, one or two epochs, and the plans of ``demo`` and ``reproduce`` cut down. After each vector nothing temporary
-may be left, and nothing at all where the exit code is not 0. Prints the vectors at fault, and counts.
+The options come from the commands themselves; each is given a valid, an extreme or a malformed
+value. Most vectors run in this process, by ``main`` and ``sys.argv``; the last ones as programs of
+their own. Trainings are kept short: tiny networks, one or two epochs, and the plans of ``demo`` and
+``reproduce`` cut down. After each vector nothing temporary may be left, and nothing at all where
+the exit code is not 0. Prints the vectors at fault, and counts.
 """
 
 from __future__ import annotations
@@ -74,18 +76,75 @@ FLOATS = [
     "٠.٥",
     "9" * 400,
 ]
-TEXTS = ["", " ", "x", "[red]", "[/]", "\x1b[31mred", "\x9b31m", "\u202egnp", "a\nb", "-", "--", "🦊", "'", "%s", "{}"]
-PATHS = ["", "plain.txt", "plain.txt/below", "loop/below", "dangling", "pipe", "/dev/null", "/proc/nowhere", "a" * 300]
-LEVELS = ["", ",", "nan", "inf", "1e39", "-1e39", "0.1,", "x", "9" * 400, "0.1,nan", "0.1 0.2", "0.1,0.2,0.3"]
+TEXTS = [
+    "",
+    " ",
+    "x",
+    "[red]",
+    "[/]",
+    "\x1b[31mred",
+    "\x9b31m",
+    "\u202egnp",
+    "a\nb",
+    "-",
+    "--",
+    "🦊",
+    "'",
+    "%s",
+    "{}",
+]
+PATHS = [
+    "",
+    "plain.txt",
+    "plain.txt/below",
+    "loop/below",
+    "dangling",
+    "pipe",
+    "/dev/null",
+    "/proc/nowhere",
+    "a" * 300,
+]
+LEVELS = [
+    "",
+    ",",
+    "nan",
+    "inf",
+    "1e39",
+    "-1e39",
+    "0.1,",
+    "x",
+    "9" * 400,
+    "0.1,nan",
+    "0.1 0.2",
+    "0.1,0.2,0.3",
+]
 # Valid values, and for short trainings small ones. What is not here is chosen by its type.
 VALID = {
     "--level": ["0.1", "0", "-0.5", "0.1,0.2", "1e30"],
     "--levels": ["0,0.1", "0.1,0.2,0.3", "0"],
     "--model": ["mlp", "mlp-bn"],
-    "--method": ["flooding", "iflood", "adaflood", "softad", "hinge", "wavebound", "sam", "gradient-penalty"],
+    "--method": [
+        "flooding",
+        "iflood",
+        "adaflood",
+        "softad",
+        "hinge",
+        "wavebound",
+        "sam",
+        "gradient-penalty",
+    ],
     "--schedule": ["constant", "warmup", "delayed", "heuristic", "plateau", "range"],
     "--optimizer": ["sgd", "adam", "adamw"],
-    "--strategy": ["finder", "grid", "halving", "backward", "heuristic", "accordance", "range-test", "tpe"],
+    "--strategy": [
+        "finder",
+        "grid",
+        "halving",
+        "backward",
+        "heuristic",
+        "accordance",
+        "range-test",
+        "tpe",
+    ],
     "--score": ["accuracy", "balanced-accuracy", "loss"],
     "--kind": ["classification", "regression"],
     "--target": ["y", "-1", "0", "\x1b[31mred", "[red]", "a|b"],
@@ -102,9 +161,19 @@ VALID = {
         ".",
         "pipe",
     ],
-    "--mlflow": ["foo://bar", "sqlite:///plain.txt", "sqlite:///nowhere/m.db"],  # a store that works takes 5 s
+    "--mlflow": [
+        "foo://bar",
+        "sqlite:///plain.txt",
+        "sqlite:///nowhere/m.db",
+    ],  # a store that works takes 5 s
     "--tag": ["a:b", "quick", ":", "a:"],
-    "--ledger": ["ledger.sqlite", "plain.txt", "folder/l.sqlite", "folder", "~nobody-of-this-name/l.sqlite"],
+    "--ledger": [
+        "ledger.sqlite",
+        "plain.txt",
+        "folder/l.sqlite",
+        "folder",
+        "~nobody-of-this-name/l.sqlite",
+    ],
     "--workers": ["0"],
     "--threads": ["1", "2"],
     "--seeds": ["1", "2"],
@@ -122,7 +191,20 @@ VALID = {
     "--seed": ["0", "9223372036854775807"],
 }
 TASKS = ["two-gaussians", "sinusoid", "sinusoid-nd", "spiral", "digits", "sinusoidd"]
-OWN = ["problem", "make", "needs", "raises", "none", "Class", "model", "nothing", "coroutine", "leaves", "a.b", ""]
+OWN = [
+    "problem",
+    "make",
+    "needs",
+    "raises",
+    "none",
+    "Class",
+    "model",
+    "nothing",
+    "coroutine",
+    "leaves",
+    "a.b",
+    "",
+]
 WHATS = [
     "a.csv", "a.csv", "odd\x1b[31m[red].csv", "numbers.csv", "missing.csv", "cut.csv.gz", "folder", "plain.txt",
     "pipe", "two-gaussians", "spiral", "mine.py", "mine.py:problem", "missing.py:problem", "missing:problem",
@@ -159,20 +241,34 @@ WEIGHTS = {"run": 40, "find": 30, "predict": 12, "reproduce": 10, "compare": 3, 
 
 
 def shorten_plans():
-    """Cut the trainings of ``demo`` and ``reproduce ishida2020`` down to a few epochs of tiny networks."""
+    """Cut the trainings of ``demo`` and ``reproduce ishida2020`` down to a few epochs of tiny
+    networks."""
     plan = demo.plan
 
     def tasks(*_):
-        tiny = [replace(t.problem, max_epochs=2, model=partial(t.problem.model, width=8, depth=1)) for t in plan(True)]
-        return [replace(t, problem=p, levels=t.levels[:2]) for t, p in zip(plan(True), tiny, strict=True)]
+        tiny = [
+            replace(t.problem, max_epochs=2, model=partial(t.problem.model, width=8, depth=1))
+            for t in plan(True)
+        ]
+        return [
+            replace(t, problem=p, levels=t.levels[:2])
+            for t, p in zip(plan(True), tiny, strict=True)
+        ]
 
     class Tiny(ishida2020.Cell):
         @property
         def problem(self):
-            return replace(super().problem, model=partial(mlp, ishida2020.TASKS[self.task][1], 2, width=4, depth=1))
+            return replace(
+                super().problem,
+                model=partial(mlp, ishida2020.TASKS[self.task][1], 2, width=4, depth=1),
+            )
 
     demo.plan = tasks
-    cells = [Tiny(task, noise, (0.0, 0.3), (0, 1), 2) for task in ishida2020.TASKS for noise in ishida2020.NOISES]
+    cells = [
+        Tiny(task, noise, (0.0, 0.3), (0, 1), 2)
+        for task in ishida2020.TASKS
+        for noise in ishida2020.NOISES
+    ]
     ishida2020.cells = lambda *_: cells
 
 
@@ -196,7 +292,9 @@ def prepare(folder):
     (folder / "loop").symlink_to("loop")
     os.mkfifo(folder / "pipe")
     problem = Problem(
-        partial(two_gaussians, n_train=30, n_val=20, n_test=20), partial(mlp, 10, 2, width=4), max_epochs=2
+        partial(two_gaussians, n_train=30, n_val=20, n_test=20),
+        partial(mlp, 10, 2, width=4),
+        max_epochs=2,
     )
     pack(folder / "other.npz", [fake_record(Run(problem, 0.1))], ("train_loss",), "here")
     whole = (folder / "other.npz").read_bytes()
@@ -206,7 +304,18 @@ def prepare(folder):
         whole = (folder / "results" / "ishida2020.npz").read_bytes()
     (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (folder / "zeros.npz").write_bytes(whole[:200] + bytes(200) + whole[400:])
-    code, *_ = call(["find", "a.csv", "--target", "y", "--epochs", "1", "--workers", "0", "--save", "model"])
+    code, *_ = call([
+        "find",
+        "a.csv",
+        "--target",
+        "y",
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--save",
+        "model",
+    ])
     assert code == 0
     shutil.copytree(folder / "model", folder / "cut-model")
     [weights] = (folder / "cut-model").glob("weights-*.pt")
@@ -248,7 +357,10 @@ def vector(dice, number):
             words += [name, _value(dice, name, known[name])]
     for name in ("--out", "--save", "--tensorboard"):
         if name in known and (name == "--out" or dice.random() < 0.2):
-            words += [name, dice.choice(PATHS) if dice.random() < 0.1 else f"out/{number}/{name[2:]}"]
+            words += [
+                name,
+                dice.choice(PATHS) if dice.random() < 0.1 else f"out/{number}/{name[2:]}",
+            ]
     if dice.random() < 0.02:
         words.insert(dice.randrange(len(words)), dice.choice(TEXTS))
     return words
@@ -259,23 +371,46 @@ def _subject(dice, command):
     if command == "run":
         return [dice.choice(TASKS) if dice.random() < 0.95 else dice.choice(TEXTS)]
     if command == "predict":
-        models = ["model", "model", "model", "cut-model", "odd-model", "missing", "pipe", dice.choice(PATHS)]
+        models = [
+            "model",
+            "model",
+            "model",
+            "cut-model",
+            "odd-model",
+            "missing",
+            "pipe",
+            dice.choice(PATHS),
+        ]
         return [dice.choice(models), "a.csv" if dice.random() < 0.6 else dice.choice(WHATS[:9])]
     if command == "reproduce":
-        return [dice.choice(["ishida2020", "ishida2020", "nothing", "", "[red]"])] if dice.random() < 0.9 else []
+        return (
+            [dice.choice(["ishida2020", "ishida2020", "nothing", "", "[red]"])]
+            if dice.random() < 0.9
+            else []
+        )
     if command == "demo":
         return []
     if command == "compare":
-        small = [what for what in WHATS if what not in TASKS]  # twelve methods on a built-in task take minutes
+        small = [
+            what for what in WHATS if what not in TASKS
+        ]  # twelve methods on a built-in task take minutes
         return dice.choice([["mine:problem"], ["a.csv", "--target", "y"], [dice.choice(small)]])
     good = ["a.csv", "odd\x1b[31m[red].csv", "numbers.csv", "mine:problem", "mine.py:make"]
-    what = dice.choice(dice.choice([good, WHATS])) if dice.random() < 0.95 else dice.choice(TEXTS + PATHS)
+    what = (
+        dice.choice(dice.choice([good, WHATS]))
+        if dice.random() < 0.95
+        else dice.choice(TEXTS + PATHS)
+    )
     return [what] + (["--target", "y"] if ".csv" in what and dice.random() < 0.9 else [])
 
 
 def _value(dice, name, kind):
-    wrong = {"int": INTEGERS, "float": FLOATS, "Path": PATHS}.get(kind, LEVELS if "level" in name else TEXTS)
-    valid = VALID.get(name) or {"float": ["0", "0.01", "0.5", "1"], "int": ["1", "2"]}.get(kind, ["x"])
+    wrong = {"int": INTEGERS, "float": FLOATS, "Path": PATHS}.get(
+        kind, LEVELS if "level" in name else TEXTS
+    )
+    valid = VALID.get(name) or {"float": ["0", "0.01", "0.5", "1"], "int": ["1", "2"]}.get(
+        kind, ["x"]
+    )
     return dice.choice(valid if dice.random() < 0.7 else wrong)
 
 
@@ -288,9 +423,12 @@ def stop(*_):
 
 
 def call(arguments):
-    """Run a command in this process; returns exit code, output, errors and what was wrong with its end."""
+    """Run a command in this process; returns exit code, output, errors and what was wrong with its
+    end."""
     signal.signal(signal.SIGALRM, stop)
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
+    streams = [
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)
+    ]
     fault = ""
     sys.argv = ["flooding", *arguments]
     path = [*sys.path]
@@ -315,7 +453,10 @@ def call(arguments):
 def call_program(arguments):
     """Run a command as a program of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "flooding", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [sys.executable, "-m", "flooding", *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     return done.returncode, done.stdout, done.stderr, ""
 
@@ -332,11 +473,19 @@ def faults_of(arguments, number, code, out, err, fault):
         yield err.splitlines()[-1]
     if code in {1, 2} and "error: " not in err and arguments:
         yield "no error message"
-    shown = err if arguments[:1] == ["predict"] else out + err  # predictions are data, printed as they are
+    shown = (
+        err if arguments[:1] == ["predict"] else out + err
+    )  # predictions are data, printed as they are
     if raw := {c for c in shown if not c.isprintable() and c != "\n"}:
         yield f"raw characters {raw}"
-    temporary = [str(path) for path in Path().rglob("*") if path.suffix == ".part" or path.name.startswith("tmp")]
-    temporary += [name for name in os.listdir("scratch") if not name.startswith("torchinductor")]  # torch's own cache
+    temporary = [
+        str(path)
+        for path in Path().rglob("*")
+        if path.suffix == ".part" or path.name.startswith("tmp")
+    ]
+    temporary += [
+        name for name in os.listdir("scratch") if not name.startswith("torchinductor")
+    ]  # torch's own cache
     if temporary:
         yield f"left behind: {temporary}"
     folder = Path("out", str(number))
@@ -349,19 +498,26 @@ def faults_of(arguments, number, code, out, err, fault):
 
 
 def fuzz(folder, vectors, processes, seed):
-    """Run vectors in a folder; prints those at fault; returns counts by command and exit code, seconds, and faults."""
+    """Run vectors in a folder; prints those at fault; returns counts by command and exit code,
+    seconds, and faults."""
     counts, seconds, faults = Counter(), Counter(), []
     before = os.getcwd()
     os.chdir(folder)
     Path("scratch").mkdir()
-    os.environ |= {"FLOODING_LEDGER": str(folder / "ledger.sqlite"), "TMPDIR": str(folder / "scratch")}
+    os.environ |= {
+        "FLOODING_LEDGER": str(folder / "ledger.sqlite"),
+        "TMPDIR": str(folder / "scratch"),
+    }
     tempfile.tempdir = None
     try:
         prepare(folder)
         dice = random.Random(seed)
         for number in range(vectors):
             arguments = vector(dice, number)
-            program = number >= vectors - processes and arguments[:1] not in (["demo"], ["reproduce"])
+            program = number >= vectors - processes and arguments[:1] not in (
+                ["demo"],
+                ["reproduce"],
+            )
             began = time.monotonic()
             result = (call_program if program else call)(arguments)
             name = arguments[0] if arguments and arguments[0] in BASE else "other"
@@ -390,7 +546,9 @@ def main():
         counts, seconds, faults = fuzz(Path(folder), given.vectors, given.processes, given.seed)
     for command in sorted({command for command, _ in counts}):
         each = {code: n for (name, code), n in sorted(counts.items(), key=str) if name == command}
-        print(f"{command:10s} {sum(each.values()):5d} vectors; exit codes {each}; {seconds[command]:.0f} s")
+        print(
+            f"{command:10s} {sum(each.values()):5d} vectors; exit codes {each}; {seconds[command]:.0f} s"
+        )
     for name in {name for name, _ in counts} - {"other"} if given.vectors >= 500 else ():
         if not counts[name, 0]:
             faults.append(name)

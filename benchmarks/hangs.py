@@ -1,11 +1,13 @@
-"""Train where the user's data loaders have processes of their own, in every way there is: nothing hangs or stays.
+"""Train where the user's data loaders have processes of their own, in every way there is: nothing
+hangs or stays.
 
     python benchmarks/hangs.py [--runs 50] [--limit 180]
 
-Each run is a process of its own: a search or a training whose problem is read by a ``DataLoader`` with 0, 1 or 2
-processes, forked, spawned or persistent, by ``find_level``, ``evaluate``, the command line or a notebook. A run that
-takes longer than the limit counts as hung. After its end nothing of its process tree, nor of the sessions that its
-workers began, may be alive five seconds later. The same seed gives the same runs.
+Each run is a process of its own: a search or a training whose problem is read by a ``DataLoader``
+with 0, 1 or 2 processes, forked, spawned or persistent, by ``find_level``, ``evaluate``, the
+command line or a notebook. A run that takes longer than the limit counts as hung. After its end
+nothing of its process tree, nor of the sessions that its workers began, may be alive five seconds
+later. The same seed gives the same runs.
 """
 
 from __future__ import annotations
@@ -83,8 +85,11 @@ def write(folder, way, options):
             "nbclient.NotebookClient(book, timeout=600).execute()\n"
         )
         return [sys.executable, "-c", code]
-    # A script without a guard would run itself again in every spawned loader: here as users write it, with one.
-    body = "\n".join(f"    {line}" for line in ["from mine import problem", *CALLS[way].splitlines()])
+    # A script without a guard would run itself again in every spawned loader: here as users write
+    # it, with one.
+    body = "\n".join(
+        f"    {line}" for line in ["from mine import problem", *CALLS[way].splitlines()]
+    )
     (folder / "script.py").write_text(f'if __name__ == "__main__":\n{body}\n')
     return [sys.executable, "script.py"]
 
@@ -94,7 +99,12 @@ def run(way, options, limit):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = {"PYTHONPATH": os.pathsep.join([name, os.environ.get("PYTHONPATH", "")])}
-        environment = {**os.environ, **path, "FLOODING_LEDGER": str(folder / "ledger.sqlite"), "FLOODING_TRIAL": name}
+        environment = {
+            **os.environ,
+            **path,
+            "FLOODING_LEDGER": str(folder / "ledger.sqlite"),
+            "FLOODING_TRIAL": name,
+        }
         with (folder / "output").open("wb") as output:
             command = write(folder, way, options)
             process = psutil.Popen(command, cwd=name, env=environment, stdout=output, stderr=output)
@@ -121,7 +131,10 @@ def marked(name):
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("FLOODING_TRIAL") == name:
+            if (
+                process.status() != psutil.STATUS_ZOMBIE
+                and process.environ().get("FLOODING_TRIAL") == name
+            ):
                 found.append(process)
         except (psutil.Error, OSError):
             continue
@@ -131,19 +144,26 @@ def marked(name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--limit", type=float, default=180.0, help="seconds after which a run counts as hung")
+    parser.add_argument(
+        "--limit", type=float, default=180.0, help="seconds after which a run counts as hung"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     every = list(itertools.product(WAYS, LOADERS))
     random.Random(arguments.seed).shuffle(every)
     results, left, longest = collections.Counter(), 0, 0.0
-    for number, (way, options) in enumerate(itertools.islice(itertools.cycle(every), arguments.runs)):
+    for number, (way, options) in enumerate(
+        itertools.islice(itertools.cycle(every), arguments.runs)
+    ):
         began = time.monotonic()
         ended, stayed = run(way, options, arguments.limit)
         seconds = time.monotonic() - began
         results[ended] += 1
         left, longest = left + stayed, max(longest, seconds)
-        print(f"run {number + 1}: {way}, {options}: {ended} after {seconds:.1f} s, {stayed} left", flush=True)
+        print(
+            f"run {number + 1}: {way}, {options}: {ended} after {seconds:.1f} s, {stayed} left",
+            flush=True,
+        )
     print(f"{dict(results)}, longest {longest:.1f} s, processes left: {left}")
 
 

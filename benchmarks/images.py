@@ -1,9 +1,11 @@
-"""Images: how long cached Fashion-MNIST takes to load, and the peak memory of training on all of CIFAR-10.
+"""Images: how long cached Fashion-MNIST takes to load, and the peak memory of training on all of
+CIFAR-10.
 
     FLOODING_DATA=folder python benchmarks/images.py [--rounds 5] [--epochs 1]
 
-Each is measured in processes of its own. Training is the published reproduction's: ResNet-44, 42,500 images with crops
-and mirrors, batches of 128, validation after the epoch; memory is the highest resident set, torch and data included.
+Each is measured in processes of its own. Training is the published reproduction's: ResNet-44,
+42,500 images with crops and mirrors, batches of 128, validation after the epoch; memory is the
+highest resident set, torch and data included.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def train(epochs):
 
 def apart(*arguments):
     """Call this script in a new process; give the number it prints."""
-    done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True
+    )
     return float(done.stdout)
 
 
@@ -56,10 +60,14 @@ def main():
     print(machine())
     apart("--only", "load")  # decodes and caches it
     seconds = [apart("--only", "load") for _ in range(given.rounds)]
-    told = f"{statistics.mean(seconds):.3f} s (sd {statistics.stdev(seconds):.3f}, n = {given.rounds})"
+    told = (
+        f"{statistics.mean(seconds):.3f} s (sd {statistics.stdev(seconds):.3f}, n = {given.rounds})"
+    )
     print(f"load of cached Fashion-MNIST: {told}", flush=True)
     peak = apart("--only", "train", "--epochs", str(given.epochs))
-    print(f"CIFAR-10, ResNet-44: peak memory {peak:.2f} GiB after {given.epochs} epochs of 42,500 images")
+    print(
+        f"CIFAR-10, ResNet-44: peak memory {peak:.2f} GiB after {given.epochs} epochs of 42,500 images"
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/ledger.py [--sizes 10 1000 100000]
 
-Records of 500 epochs, as the level benchmark has them. Each size is a file of its own; sizes take turns, so that a
-drifting machine slows all of them. The figure is the median over --repeats.
+Records of 500 epochs, as the level benchmark has them. Each size is a file of its own; sizes take
+turns, so that a drifting machine slows all of them. The figure is the median over --repeats.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from flooding.training.ledger import Ledger, _digest, _row
 
 def record():
     """Train a tiny network for the 500 epochs whose curves are stored."""
-    problem = Problem(partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=8), max_epochs=500)
+    problem = Problem(
+        partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=8), max_epochs=500
+    )
     *_, row = train(Run(problem, 0.1))
     return row.record
 
@@ -61,10 +63,16 @@ def main():
                 times["append", size].append(time.perf_counter() - tock)
         for what in ("look-up", "append"):
             medians = [1000 * statistics.median(times[what, size]) for size in given.sizes]
-            told = ", ".join(f"{size:,}: {ms:.2f} ms" for size, ms in zip(given.sizes, medians, strict=True))
-            print(f"{what} at {told}; largest over smallest {max(medians) / min(medians):.2f}, n = {given.repeats}")
+            told = ", ".join(
+                f"{size:,}: {ms:.2f} ms" for size, ms in zip(given.sizes, medians, strict=True)
+            )
+            print(
+                f"{what} at {told}; largest over smallest {max(medians) / min(medians):.2f}, n = {given.repeats}"
+            )
         for size in given.sizes:
-            print(f"{size:,} records: {(Path(folder) / f'{size}.sqlite').stat().st_size / size / 1024:.1f} KiB each")
+            print(
+                f"{size:,} records: {(Path(folder) / f'{size}.sqlite').stat().st_size / size / 1024:.1f} KiB each"
+            )
 
 
 if __name__ == "__main__":

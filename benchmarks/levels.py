@@ -1,9 +1,11 @@
-"""Compute the level benchmark, one seed at a time: 9 cells x 51 levels x 500 epochs, the paper's setting.
+"""Compute the level benchmark, one seed at a time: 9 cells x 51 levels x 500 epochs, the paper's
+setting.
 
     python benchmarks/levels.py --seeds 0 1 2
 
-About 25 minutes a seed on two cores. Finished runs are in the ledger (--ledger), so it can be killed and started again
-at any time. Each finished seed is packed into levels/seed<N>.npz; levels/README.md says what is in it.
+About 25 minutes a seed on two cores. Finished runs are in the ledger (--ledger), so it can be
+killed and started again at any time. Each finished seed is packed into levels/seed<N>.npz;
+levels/README.md says what is in it.
 """
 
 from __future__ import annotations
@@ -31,20 +33,28 @@ def runs(seed):
 
 
 def pack(records, told):
-    """Round Records to what the archive holds: losses to float16, validation accuracy to whole examples of 100."""
+    """Round Records to what the archive holds: losses to float16, validation accuracy to whole
+    examples of 100."""
     shape = (len(TASKS), len(NOISES), len(LEVELS))
     curves = {
-        name: np.stack([r.curves[name] for r in records]).reshape(*shape, -1) for name in ("train_loss", "val_loss")
+        name: np.stack([r.curves[name] for r in records]).reshape(*shape, -1)
+        for name in ("train_loss", "val_loss")
     }
     right = np.stack([r.curves["val_accuracy"] for r in records]).reshape(*shape, -1) * 100
-    assert np.abs(right - right.round()).max() < 1e-3, "validation accuracy must be a whole number of 100 examples"
+    assert np.abs(right - right.round()).max() < 1e-3, (
+        "validation accuracy must be a whole number of 100 examples"
+    )
     packed = {name: to_half(curve) for name, curve in curves.items()}
     packed["val_right"] = right.round().astype(np.uint8)
     for at in ("last", "best"):
         for name in FINALS:
             values = np.array([r.metrics[f"{at}.{name}"] for r in records], np.float32)
             packed[f"{at}_{name}"] = values.reshape(shape)
-    packed |= {"tasks": np.array(list(TASKS)), "noises": np.array(NOISES), "levels": np.array(LEVELS)}
+    packed |= {
+        "tasks": np.array(list(TASKS)),
+        "noises": np.array(NOISES),
+        "levels": np.array(LEVELS),
+    }
     return packed | {"told": np.array(told)}
 
 

@@ -29,7 +29,9 @@ class Table:
     def __init__(self, seeds):
         self.seeds = list(seeds)
         self._files = {seed: np.load(HERE / f"seed{seed}.npz") for seed in self.seeds}
-        self.arrays = {seed: {name: file[name] for name in file.files} for seed, file in self._files.items()}
+        self.arrays = {
+            seed: {name: file[name] for name in file.files} for seed, file in self._files.items()
+        }
 
     def cells(self):
         """Go through seeds, then tasks, then noises."""
@@ -55,7 +57,8 @@ class Cell:
         return ishida2020.Cell(self.task, self.noise).problem
 
     def evaluator(self):
-        """Give an ``evaluate`` for one search: it counts what sharing beginnings, and going on, would have cost."""
+        """Give an ``evaluate`` for one search: it counts what sharing beginnings, and going on,
+        would have cost."""
         reached = {}
 
         def evaluate(runs):
@@ -65,7 +68,9 @@ class Cell:
             records = []
             for run in runs:
                 known = reached.get(run.level, 0)
-                trained = run.epochs - (left[id(run)] if id(run) in left else min(known, run.epochs))
+                trained = run.epochs - (
+                    left[id(run)] if id(run) in left else min(known, run.epochs)
+                )
                 if run is payer and len(begun) > 1:
                     trained += min(run.epochs, left[id(run)] + 1)
                 reached[run.level] = max(known, run.epochs)
@@ -97,10 +102,17 @@ class Cell:
         index, until = self._index(run.level), run.epochs + 1
         names = {"train_loss": 1, "val_loss": 1, "val_right": 100}
         curves = {
-            name.replace("right", "accuracy"): self.arrays[name][*self.place, index, :until].astype(np.float32) / by
+            name.replace("right", "accuracy"): self.arrays[name][*self.place, index, :until].astype(
+                np.float32
+            )
+            / by
             for name, by in names.items()
         }
-        finals = {f"last.{name}": float(curve[-1]) for name, curve in curves.items()} | {"epochs": float(run.epochs)}
-        best = max(range(1, until), key=lambda e: (curves["val_accuracy"][e], -curves["val_loss"][e], -e))
+        finals = {f"last.{name}": float(curve[-1]) for name, curve in curves.items()} | {
+            "epochs": float(run.epochs)
+        }
+        best = max(
+            range(1, until), key=lambda e: (curves["val_accuracy"][e], -curves["val_loss"][e], -e)
+        )
         finals |= {f"best.{name}": float(curve[best]) for name, curve in curves.items()}
         return Record(run, curves, {}, finals, "", "", {"epochs_trained": trained})

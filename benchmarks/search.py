@@ -1,11 +1,13 @@
-"""A grid of levels by the engine against separate tight loops: what sharing beginnings saves, what the engine costs.
+"""A grid of levels by the engine against separate tight loops: what sharing beginnings saves, what
+the engine costs.
 
     python benchmarks/search.py [--rounds 3]
 
-Both sides use every core: the engine its warm pool, the loops as many processes, each with every second level. Both
-keep the same curves (loss, accuracy, labels noisy and clean, share of flooded steps) and the best weights, and test at
-the end. They take turns; the figure is the ratio of the mean times. Start-up (importing torch) is reported apart.
-"share" is the share of the steps that the engine took.
+Both sides use every core: the engine its warm pool, the loops as many processes, each with every
+second level. Both keep the same curves (loss, accuracy, labels noisy and clean, share of flooded
+steps) and the best weights, and test at the end. They take turns; the figure is the ratio of the
+mean times. Start-up (importing torch) is reported apart. "share" is the share of the steps that the
+engine took.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ CASES = {
     ),
     # Without the probe for its picture, through which the loops do not pass either.
     "demo: Sinusoid, batch norm, 200 epochs": replace(demo_sinusoid(adam), probe_inputs=None),
-    "paper: Two Gaussians 10 %, 500 epochs": ishida2020_problem(partial(two_gaussians, label_noise=0.1), 10),
+    "paper: Two Gaussians 10 %, 500 epochs": ishida2020_problem(
+        partial(two_gaussians, label_noise=0.1), 10
+    ),
 }
 
 
@@ -55,7 +59,10 @@ def judge(logits, split):
     found, told = logits.argmax(1), []
     for y in (split.y, split.clean):
         if y is not None:
-            told += [float(torch.nn.functional.cross_entropy(logits, y)), float((found == y).float().mean())]
+            told += [
+                float(torch.nn.functional.cross_entropy(logits, y)),
+                float((found == y).float().mean()),
+            ]
     return told
 
 
@@ -74,7 +81,11 @@ def tight(problem, level):
     best, kept, curves = (-float("inf"), -float("inf")), None, []
     for epoch in range(problem.max_epochs):
         model.train()
-        order = [slice(None)] if len(x) <= problem.batch_size else torch.randperm(len(x)).split(problem.batch_size)
+        order = (
+            [slice(None)]
+            if len(x) <= problem.batch_size
+            else torch.randperm(len(x)).split(problem.batch_size)
+        )
         losses, outputs = [], []
         for index in order:
             output = model(x[index])
@@ -86,7 +97,11 @@ def tight(problem, level):
         losses = torch.stack(losses)
         every = order[0] if len(order) == 1 else torch.cat(order)
         seen = Split(y[every], y[every], None if clean is None else clean[every])
-        row = [float(losses.mean()), float((losses < level).float().mean()), *judge(torch.cat(outputs), seen)]
+        row = [
+            float(losses.mean()),
+            float((losses < level).float().mean()),
+            *judge(torch.cat(outputs), seen),
+        ]
         val = measure(model, splits.val)
         curves.append(row + val)
         found = selection_key(*val[:2])
@@ -116,7 +131,9 @@ class Loops:
     def __init__(self, name):
         command = [sys.executable, __file__, "--loops", name, "--part"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.processes = [subprocess.Popen([*command, str(part)], **pipes) for part in range(available_cpus())]
+        self.processes = [
+            subprocess.Popen([*command, str(part)], **pipes) for part in range(available_cpus())
+        ]
         self.tell("warm")
 
     def tell(self, word):
@@ -166,7 +183,11 @@ def of_checkpoints(problem, folder):
     for name, function in own.items():
         setattr(checkpoints.Checkpoints, name, timed(function))
     tick = time.perf_counter()
-    run_all([Run(problem, level) for level in LEVELS], ledger=Path(folder) / "checkpoints.sqlite", workers=0)
+    run_all(
+        [Run(problem, level) for level in LEVELS],
+        ledger=Path(folder) / "checkpoints.sqlite",
+        workers=0,
+    )
     seconds = time.perf_counter() - tick
     for name, function in own.items():
         setattr(checkpoints.Checkpoints, name, function)
@@ -187,7 +208,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         tick = time.perf_counter()
         run_all(
-            [Run(Problem(two_gaussians, partial(mlp, 10, 2, width=8), max_epochs=1), level) for level in (0.1, 0.2)],
+            [
+                Run(Problem(two_gaussians, partial(mlp, 10, 2, width=8), max_epochs=1), level)
+                for level in (0.1, 0.2)
+            ],
             ledger=False,
         )
         print(f"start-up of {available_cpus()} workers: {time.perf_counter() - tick:.1f} s")
@@ -207,11 +231,18 @@ def main():
                         times[side].append(seconds), shares.append(share), busy.append(use)
             hand.close()
             engine, by_hand = (statistics.mean(times[side]) for side in ("engine", "loops"))
-            spread = [statistics.stdev(times[side]) if given.rounds > 1 else 0.0 for side in ("engine", "loops")]
+            spread = [
+                statistics.stdev(times[side]) if given.rounds > 1 else 0.0
+                for side in ("engine", "loops")
+            ]
             print(f"{name}: {len(LEVELS)} levels, n = {given.rounds}")
-            print(f"  engine {engine:.2f} s (sd {spread[0]:.2f}), tight loops {by_hand:.2f} s (sd {spread[1]:.2f})")
+            print(
+                f"  engine {engine:.2f} s (sd {spread[0]:.2f}), tight loops {by_hand:.2f} s (sd {spread[1]:.2f})"
+            )
             ratio = engine / by_hand
-            print(f"  ratio {ratio:.3f}; share of steps {shares[0]:.3f}; ratio / share {ratio / shares[0]:.3f}")
+            print(
+                f"  ratio {ratio:.3f}; share of steps {shares[0]:.3f}; ratio / share {ratio / shares[0]:.3f}"
+            )
             print(f"  workers busy {statistics.mean(busy):.2f} of the time", flush=True)
             print(
                 f"  checkpoints {100 * of_checkpoints(CASES[name], folder):.2f} % of the time in one process",

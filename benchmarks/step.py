@@ -1,9 +1,11 @@
-"""The engine's time per step against the tightest hand-written loop, paired; and one process against two.
+"""The engine's time per step against the tightest hand-written loop, paired; and one process
+against two.
 
     python benchmarks/step.py [--rounds 40]
 
-The paper's network (5 x 500, batch 100, Adam, flooding). One epoch of the engine and one of the hand-written loop take
-turns in one process, so that a drifting machine slows both; the figure is the ratio of the medians.
+The paper's network (5 x 500, batch 100, Adam, flooding). One epoch of the engine and one of the
+hand-written loop take turns in one process, so that a drifting machine slows both; the figure is
+the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -34,7 +36,11 @@ def by_hand(problem, seed, validate):
     yield
     while True:
         model.train()
-        order = [slice(None)] if len(x) <= problem.batch_size else torch.randperm(len(x)).split(problem.batch_size)
+        order = (
+            [slice(None)]
+            if len(x) <= problem.batch_size
+            else torch.randperm(len(x)).split(problem.batch_size)
+        )
         for index in order:
             loss = torch.nn.functional.cross_entropy(model(x[index]), y[index])
             optimizer.zero_grad()
@@ -104,7 +110,10 @@ def main():
             Problem(partial(two_gaussians, 5000), network, adam, max_epochs=10**6),
             50,
         ),
-        "full batch, validation every step": (Problem(two_gaussians_100, network, adam, max_epochs=10**6), 1),
+        "full batch, validation every step": (
+            Problem(two_gaussians_100, network, adam, max_epochs=10**6),
+            1,
+        ),
     }
     for name, (problem, steps) in cases.items():
         times = paired(problem, True, rounds * (1 if steps > 1 else 20))
@@ -117,7 +126,9 @@ def main():
         ratio = statistics.median(per_step["engine"]) / statistics.median(per_step["by hand"])
         print(f"{name}: engine over by hand {ratio:.3f}")
     two, one = processes(300)
-    print(f"two processes of one thread {two:.0f} steps/s, one process of two threads {one:.0f}: {two / one:.2f}")
+    print(
+        f"two processes of one thread {two:.0f} steps/s, one process of two threads {one:.0f}: {two / one:.2f}"
+    )
 
 
 two_gaussians_100 = partial(two_gaussians, 100)

@@ -1,11 +1,13 @@
-"""Other ways to spend two or three trainings on a level, replayed on trainings that are there already.
+"""Other ways to spend two or three trainings on a level, replayed on trainings that are there
+already.
 
     python benchmarks/variants.py
 
-Two families beside the finder's race: full trainings at fixed shares of the way to the cap, and a short race whose best
-level (or two) is trained to the end and judged there, beside plain training. Levels are rounded to those that were
-trained: 51 on the synthetic cells (seeds 0 to 4), 11 on the real problems (seeds 1 and 2). Figures are clean test
-accuracy at the last epoch minus that of the exhaustive choice. Nothing here has been confirmed on other seeds.
+Two families beside the finder's race: full trainings at fixed shares of the way to the cap, and a
+short race whose best level (or two) is trained to the end and judged there, beside plain training.
+Levels are rounded to those that were trained: 51 on the synthetic cells (seeds 0 to 4), 11 on the
+real problems (seeds 1 and 2). Figures are clean test accuracy at the last epoch minus that of the
+exhaustive choice. Nothing here has been confirmed on other seeds.
 """
 
 from __future__ import annotations
@@ -23,7 +25,13 @@ class Grid:
     """All levels of a problem and seed."""
 
     def __init__(self, levels, accuracy, loss, test, train):
-        self.levels, self.accuracy, self.loss, self.test, self.train = np.asarray(levels), accuracy, loss, test, train
+        self.levels, self.accuracy, self.loss, self.test, self.train = (
+            np.asarray(levels),
+            accuracy,
+            loss,
+            test,
+            train,
+        )
         self.max_epochs = self.accuracy.shape[1] - 1
         self.cap, self.floor = np.nanmin(self.loss[0, 1:]), np.nanmin(self.train[0, 1:])
 
@@ -55,7 +63,8 @@ def in_full(grid, shares, late):
 
 
 def race(grid, count, until, most, reach):
-    """Race levels for a part of the epochs, train the best to the end, and judge there, beside plain training."""
+    """Race levels for a part of the epochs, train the best to the end, and judge there, beside
+    plain training."""
     if grid.cap <= grid.floor:
         return 0, 1.0
     places = sorted({grid.near((place + 0.5) / count * reach) for place in range(count)})
@@ -66,7 +75,9 @@ def race(grid, count, until, most, reach):
         return 0, cost
     judged = [grid.judge(p, epochs, max(1, round(LATE * epochs))) for p in reached]
     order = sorted(range(len(reached)), key=lambda i: (*judged[i], -i), reverse=True)[:most]
-    return grid.best([0, *(reached[i] for i in order)], grid.max_epochs, 1), cost + len(order) * (1 - until)
+    return grid.best([0, *(reached[i] for i in order)], grid.max_epochs, 1), cost + len(order) * (
+        1 - until
+    )
 
 
 VARIANTS = {
@@ -97,13 +108,18 @@ def main():
         told = []
         for grids in (synthetic, real):
             chosen = [variant(grid) for grid in grids]
-            gains = [100 * (g.test[p] - g.test[exhaustive(g)]) for g, (p, _) in zip(grids, chosen, strict=True)]
+            gains = [
+                100 * (g.test[p] - g.test[exhaustive(g)])
+                for g, (p, _) in zip(grids, chosen, strict=True)
+            ]
             told.append((*interval(gains), np.mean([cost for _, cost in chosen])))
         rows.append((name, told))
     print(f"| Variant | synthetic, n = {len(synthetic)} | cost | real, n = {len(real)} | cost |")
     print("|---|---|---|---|---|")
     for name, told in sorted(rows, key=lambda row: -min(part[0] for part in row[1])):
-        texts = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] | {cost:.2f}" for mean, low, high, cost in told]
+        texts = [
+            f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] | {cost:.2f}" for mean, low, high, cost in told
+        ]
         print(f"| {name} | {' | '.join(texts)} |")
 
 

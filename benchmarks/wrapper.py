@@ -1,10 +1,12 @@
-"""What flooding adds to a training step of ResNet-20 on the CPU: steps in turn, and the wrapper's own time.
+"""What flooding adds to a training step of ResNet-20 on the CPU: steps in turn, and the wrapper's
+own time.
 
     python benchmarks/wrapper.py [--steps 40] [--batch 128]
 
-Plain and flooded steps take turns in one process, so that a drifting machine slows both; the figure is the ratio of the
-medians. Since a step takes long and flooding almost nothing, that ratio is mostly noise: the criterion is therefore
-also timed by itself, forward and backward from the same logits. Target: below 1 % of a step.
+Plain and flooded steps take turns in one process, so that a drifting machine slows both; the figure
+is the ratio of the medians. Since a step takes long and flooding almost nothing, that ratio is
+mostly noise: the criterion is therefore also timed by itself, forward and backward from the same
+logits. Target: below 1 % of a step.
 """
 
 from __future__ import annotations
@@ -67,20 +69,33 @@ def main():
     x, y = torch.randn(arguments.batch, 3, 32, 32), torch.randint(10, (arguments.batch,))
     model = resnet_cifar(20)
     criteria = {"plain": nn.CrossEntropyLoss(), "flooded": Flood(nn.CrossEntropyLoss(), level=0.05)}
-    print(f"{machine()}; 1 thread\nResNet-20, batch {arguments.batch} of 32 x 32 x 3, SGD with momentum")
+    print(
+        f"{machine()}; 1 thread\nResNet-20, batch {arguments.batch} of 32 x 32 x 3, SGD with momentum"
+    )
 
-    steps = {name: training_step(copy.deepcopy(model), criterion, x, y) for name, criterion in criteria.items()}
+    steps = {
+        name: training_step(copy.deepcopy(model), criterion, x, y)
+        for name, criterion in criteria.items()
+    }
     step = table("One training step", taking_turns(steps, arguments.steps), 1e3, "ms")
     print(f"ratio of medians {step['flooded'] / step['plain']:.4f}")
 
     logits = model(x).detach().requires_grad_()
     alone = {
-        name: lambda c=criterion: torch.autograd.grad(c(logits, y), logits) for name, criterion in criteria.items()
+        name: lambda c=criterion: torch.autograd.grad(c(logits, y), logits)
+        for name, criterion in criteria.items()
     }
-    own = table("The criterion by itself, forward and backward", taking_turns(alone, 50 * arguments.steps), 1e6, "us")
+    own = table(
+        "The criterion by itself, forward and backward",
+        taking_turns(alone, 50 * arguments.steps),
+        1e6,
+        "us",
+    )
     share = (own["flooded"] - own["plain"]) / step["plain"]
     verdict = "below" if share < TARGET else "NOT below"
-    print(f"flooding's own time over a plain step {100 * share:.3f} %: {verdict} the target of {100 * TARGET:g} %")
+    print(
+        f"flooding's own time over a plain step {100 * share:.3f} %: {verdict} the target of {100 * TARGET:g} %"
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,11 @@ def options() -> str:
         text, _, told = (parameter.help or "").replace("\\[", "[").partition(" [")
         shown = parameter.show_default if isinstance(parameter.show_default, str) else ""
         unset = parameter.default is None or parameter.default is False
-        default = told.removesuffix(".").removesuffix("]") or shown or ("" if unset else str(parameter.default))
+        default = (
+            told.removesuffix(".").removesuffix("]")
+            or shown
+            or ("" if unset else str(parameter.default))
+        )
         lines.append(f"| `{name}` | {default} | {text.rstrip('.')} |")
     return "\n".join(lines)
 
@@ -45,10 +49,16 @@ def advice() -> str:
     pages = ROOT / "docs" / "results"
     page = (pages / "bakeoff.md").read_text()
     [told] = re.findall(r"^- When to use flooding: (.*)$", page, re.MULTILINE)
-    where = re.findall(r"^- (Flooding minus (?:plain|early stopping): most .*)$", page, re.MULTILINE)
+    where = re.findall(
+        r"^- (Flooding minus (?:plain|early stopping): most .*)$", page, re.MULTILINE
+    )
     table = (pages / "ishida2020.md").read_text()
-    cells = re.findall(r"^- Clean labels, (.*?: flooding wins \d+ and loses \d+ of .*?\))", table, re.MULTILINE)
-    where.append(f"Cell by cell, in [the paper's synthetic table](docs/results/ishida2020.md): {'; '.join(cells)}.")
+    cells = re.findall(
+        r"^- Clean labels, (.*?: flooding wins \d+ and loses \d+ of .*?\))", table, re.MULTILINE
+    )
+    where.append(
+        f"Cell by cell, in [the paper's synthetic table](docs/results/ishida2020.md): {'; '.join(cells)}."
+    )
     return "\n".join([told[0].upper() + told[1:], "", *(f"- {sentence}" for sentence in where)])
 
 

@@ -1,4 +1,5 @@
-"""A small problem that crosses its level often, its obvious twin, and what spawned ranks do with it."""
+"""A small problem that crosses its level often, its obvious twin, and what spawned ranks do with
+it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from flooding.functional import flood
 from flooding.step import FloodStep
 
 STEPS, BATCH = 50, 48
-# Below a hundredth of these a decision would hang on rounding; every twin asserts that its 50 decisions do not.
+# Below a hundredth of these a decision would hang on rounding; every twin asserts that its 50
+# decisions do not.
 MARGIN = {torch.float32: 1e-5, torch.float64: 1e-9}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 OPTIMIZERS = {
@@ -31,9 +33,10 @@ OPTIMIZERS = {
 def build(dtype=torch.float64, seed=0):
     """Model, batches of 48 examples and a level.
 
-    The level is the median of the batches' first losses. Their spread (about 0.05) is thousands of times the rounding
-    of a mean, so both signs occur often and no decision is a near tie. Tanh and not ReLU: no gradient is nearly zero
-    by cancellation, which Adam would scale up to a full step in a direction that rounding chooses.
+    The level is the median of the batches' first losses. Their spread (about 0.05) is thousands of
+    times the rounding of a mean, so both signs occur often and no decision is a near tie. Tanh and
+    not ReLU: no gradient is nearly zero by cancellation, which Adam would scale up to a full step
+    in a direction that rounding chooses.
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(STEPS, BATCH, 6, generator=generator, dtype=torch.float64)
@@ -43,7 +46,9 @@ def build(dtype=torch.float64, seed=0):
         model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
     x = x.to(dtype)
     with torch.no_grad():
-        first = torch.stack([functional.cross_entropy(model(a), b) for a, b in zip(x, y, strict=True)])
+        first = torch.stack([
+            functional.cross_entropy(model(a), b) for a, b in zip(x, y, strict=True)
+        ])
     return model, list(zip(x, y, strict=True)), first.median().item()
 
 
@@ -63,7 +68,8 @@ def clip(model, norm):
 
 
 def twin(model, batches, level, make, norm=None):
-    """The slow, obvious implementation: one forward of the whole batch, its flooded loss, one backward, one step."""
+    """The slow, obvious implementation: one forward of the whole batch, its flooded loss, one
+    backward, one step."""
     model = copy.deepcopy(model)
     optimizer = make(model.parameters())
     losses, clipped = [], 0
@@ -88,11 +94,16 @@ def distance(model, other):
     return max((a - b).abs().max().item() for a, b in zip(full, other.parameters(), strict=True))
 
 
-def train_ranks(net, model, batches, level, make, group, k=1, norm=None, exact=True, per_microbatch=False):
-    """Train on my share of every batch; ``exact=False`` is the naive wrapper, which floods what it sees."""
+def train_ranks(
+    net, model, batches, level, make, group, k=1, norm=None, exact=True, per_microbatch=False
+):
+    """Train on my share of every batch; ``exact=False`` is the naive wrapper, which floods what it
+    sees."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     optimizer = make(net.parameters())
-    flood_step = FloodStep(optimizer, level if exact or local else None, per_microbatch=local, group=group)
+    flood_step = FloodStep(
+        optimizer, level if exact or local else None, per_microbatch=local, group=group
+    )
     for step, (x, y) in enumerate(batches):
         sizes = parts(world * k, step)
         mine = list(zip(x.split(sizes), y.split(sizes), strict=True))[rank * k : (rank + 1) * k]
@@ -117,11 +128,15 @@ def _ddp(group, dtype, name, k=1, norm=None):
     for kind in ("exact", "naive", "local"):
         net = DistributedDataParallel(copy.deepcopy(model), process_group=group)
         options = {"exact": kind == "exact", "local": kind == "local"}
-        flood_step = train_ranks(net, model, batches, level, OPTIMIZERS[name], group, k, norm, **options)
+        flood_step = train_ranks(
+            net, model, batches, level, OPTIMIZERS[name], group, k, norm, **options
+        )
         result[kind] = distance(net.module, reference)
         result[kind + " model"] = net.module
         if kind == "exact":
-            result["counts"] = abs(int(flood_step.state["flooded"]) - sum(loss < level for loss in losses))
+            result["counts"] = abs(
+                int(flood_step.state["flooded"]) - sum(loss < level for loss in losses)
+            )
             result["loss"] = abs(float(flood_step.state["loss"]) - losses[-1])
     result["local and naive"] = distance(result.pop("local model"), result.pop("naive model"))
     result["ranks"] = _spread(result.pop("exact model"), group)
@@ -146,7 +161,9 @@ def _fsdp(mesh, dtype, name, k, norm=None):
         net = copy.deepcopy(model)
         fully_shard(net[0], mesh=mesh)
         fully_shard(net, mesh=mesh)
-        train_ranks(net, model, batches, level, OPTIMIZERS[name], mesh.get_group(), k, norm, kind == "exact")
+        train_ranks(
+            net, model, batches, level, OPTIMIZERS[name], mesh.get_group(), k, norm, kind == "exact"
+        )
         result[kind] = distance(net, reference)
     return result
 
@@ -164,7 +181,9 @@ def _masked(dtype):
     whole = functional.cross_entropy(reference(x), y)
     flood(whole, level).backward()
     rank = dist.get_rank()
-    loss = flood_step(functional.cross_entropy(net(x[16 * rank : 16 * rank + 16]), y[16 * rank : 16 * rank + 16]))
+    loss = flood_step(
+        functional.cross_entropy(net(x[16 * rank : 16 * rank + 16]), y[16 * rank : 16 * rank + 16])
+    )
     (loss * ((rank != 1) * 3 / 2)).backward()
     for optimizer in optimizers:
         optimizer.step()
@@ -181,7 +200,11 @@ def rank_main(rank, world, folder):
     """Run every check on this rank; rank 0 writes the figures."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
     )
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -191,13 +214,20 @@ def rank_main(rank, world, folder):
     for dtype in (torch.float32, torch.float64):
         figures["ddp, 3 ranks", dtype] = _ddp(None, dtype, "sgd")
         figures["a masked rank", dtype] = _masked(dtype)
-        figures["ddp, 3 ranks, 3 micro-batches, clipped", dtype] = _ddp(None, dtype, "adamw", 3, 0.05)
+        figures["ddp, 3 ranks, 3 micro-batches, clipped", dtype] = _ddp(
+            None, dtype, "adamw", 3, 0.05
+        )
         if rank < 2:
             figures["ddp, 2 ranks", dtype] = _ddp(pair, dtype, "adam")
             figures["ddp, 2 ranks, 4 micro-batches", dtype] = _ddp(pair, dtype, "sgd", 4)
             figures["fsdp2, 2 ranks", dtype] = _fsdp(mesh, dtype, "sgd", 1)
-            figures["fsdp2, 2 ranks, 3 micro-batches, clipped", dtype] = _fsdp(mesh, dtype, "adam", 3, 0.05)
+            figures["fsdp2, 2 ranks, 3 micro-batches, clipped", dtype] = _fsdp(
+                mesh, dtype, "adam", 3, 0.05
+            )
     if rank == 0:
-        torch.save({f"{name}, {dtype}": figures[name, dtype] for name, dtype in figures}, Path(folder) / "figures.pt")
+        torch.save(
+            {f"{name}, {dtype}": figures[name, dtype] for name, dtype in figures},
+            Path(folder) / "figures.pt",
+        )
     dist.barrier()
     dist.destroy_process_group()

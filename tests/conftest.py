@@ -6,7 +6,8 @@ import hypothesis
 import pytest
 import torch
 
-# No deadline: the machines are shared. The same examples in CI, so that what it says depends on the change alone.
+# No deadline: the machines are shared. The same examples in CI, so that what it says depends on the
+# change alone.
 hypothesis.settings.register_profile("shared", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("shared")
 

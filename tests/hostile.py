@@ -1,4 +1,5 @@
-"""Problems whose code forks, reads, prints, exits and raises: what a user's code may do in a worker."""
+"""Problems whose code forks, reads, prints, exits and raises: what a user's code may do in a
+worker."""
 
 from __future__ import annotations
 
@@ -28,13 +29,19 @@ def splits(seed=0):
 
 
 def problem(data=splits, model=None, **changes):
-    return Problem(data, model or partial(nn.Linear, 4, 2), batch_size=10, **{"horizon": 3} | changes)
+    return Problem(
+        data, model or partial(nn.Linear, 4, 2), batch_size=10, **{"horizon": 3} | changes
+    )
 
 
 def from_loaders(seed=0, workers=2, context=None, persistent=False):
     """Read by a DataLoader's processes; a persistent one keeps them."""
     loader = DataLoader(
-        PARTS[0], 10, num_workers=workers, multiprocessing_context=context, persistent_workers=persistent
+        PARTS[0],
+        10,
+        num_workers=workers,
+        multiprocessing_context=context,
+        persistent_workers=persistent,
     )
     if persistent:
         KEPT.append(loader)
@@ -111,7 +118,9 @@ def fork_in_a_thread():
 def leave_a_child(path):
     """Start a process that would outlive everybody, and write its number down."""
     with open(path, "w", encoding="utf-8") as file:
-        file.write(str(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"]).pid))
+        file.write(
+            str(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"]).pid)
+        )
 
 
 def leave_a_child_and_die(path):

@@ -21,7 +21,13 @@ def small(**changes):
     """Two Gaussians with a network of 2 x 16."""
     data = partial(two_gaussians, n_train=40, n_val=30, n_test=200)
     return Problem(
-        **{"data": data, "model": partial(mlp, 10, 2, width=16, depth=2), "optimizer": adam, "horizon": 6} | changes
+        **{
+            "data": data,
+            "model": partial(mlp, 10, 2, width=16, depth=2),
+            "optimizer": adam,
+            "horizon": 6,
+        }
+        | changes
     )
 
 
@@ -29,7 +35,10 @@ def normed(**changes):
     """Sinusoid in mini-batches, with batch norm and dropout."""
     data = partial(sinusoid, n_train=50, n_val=30, n_test=200)
     model = partial(mlp, 2, 2, width=16, depth=2, batch_norm=True, dropout=0.2)
-    return Problem(**{"data": data, "model": model, "optimizer": adam, "horizon": 6, "batch_size": 12} | changes)
+    return Problem(
+        **{"data": data, "model": model, "optimizer": adam, "horizon": 6, "batch_size": 12}
+        | changes
+    )
 
 
 def regression(**changes):
@@ -38,20 +47,29 @@ def regression(**changes):
 
     def split(n):
         x = torch.randn(n, 3, generator=generator)
-        return Split({"x": x}, x.sum(1, keepdim=True) + 0.1 * torch.randn(n, 1, generator=generator))
+        return Split(
+            {"x": x}, x.sum(1, keepdim=True) + 0.1 * torch.randn(n, 1, generator=generator)
+        )
 
-    given = {"data": Splits(split(40), split(20), split(20)), "model": FromDict, "loss": torch.nn.functional.mse_loss}
+    given = {
+        "data": Splits(split(40), split(20), split(20)),
+        "model": FromDict,
+        "loss": torch.nn.functional.mse_loss,
+    }
     return Problem(**given | {"optimizer": adam, "horizon": 6} | changes)
 
 
 def wide(**changes):
-    """A network large enough for the kernels that a lower precision chooses, with denormal inputs."""
+    """A network large enough for the kernels that a lower precision chooses, with denormal
+    inputs."""
     x = torch.randn(120, 64, generator=torch.Generator().manual_seed(0))
     x[:, 0] *= 1e-40
     y = (x[:, 1] > 0).long()
     parts = Splits(Split(x[:60], y[:60]), Split(x[60:], y[60:]))
     layers = partial(Encoder, 64)
-    return small(**{"data": parts, "model": layers, "optimizer": adam, "horizon": 2, "key": "wide"} | changes)
+    return small(
+        **{"data": parts, "model": layers, "optimizer": adam, "horizon": 2, "key": "wide"} | changes
+    )
 
 
 class Encoder(torch.nn.Module):
@@ -97,7 +115,8 @@ class FromDict(torch.nn.Module):
 
 
 class Dying(torch.nn.Linear):
-    """A module whose process dies, with each of its first trainings a step later; ``spared`` is how many of them."""
+    """A module whose process dies, with each of its first trainings a step later; ``spared`` is how
+    many of them."""
 
     def __init__(self, path, spared):
         super().__init__(10, 2)

@@ -1,4 +1,5 @@
-"""AdaFlood: held-out means held-out, the levels are the formula, and a user's own loop is served by id."""
+"""AdaFlood: held-out means held-out, the levels are the formula, and a user's own loop is served by
+id."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ from small import FromDict, normed, regression, small
 def given(probability, gamma=0.5, **more):
     n = len(probability)
     probability = torch.tensor(probability, dtype=torch.float64)
-    return AdaFloodLevels(torch.arange(n), torch.arange(n) % 2, gamma, 0, "0" * 64, probability, **more)
+    return AdaFloodLevels(
+        torch.arange(n), torch.arange(n) % 2, gamma, 0, "0" * 64, probability, **more
+    )
 
 
 def flat_regression(**changes):
@@ -46,7 +49,8 @@ class FlatFromDict(FromDict):
 
 
 class Memory(nn.Module):
-    """Remembers exactly whom it was trained on, says class 1 for those and a coin toss for everybody else."""
+    """Remembers exactly whom it was trained on, says class 1 for those and a coin toss for
+    everybody else."""
 
     def __init__(self, n=24):
         super().__init__()
@@ -65,7 +69,10 @@ def everybody_is_one(n=24):
     """Training inputs that say who they are; validation is somebody of no interest."""
     x = torch.arange(n, dtype=torch.float32)[:, None]
     ids = 3 * torch.arange(n).flip(0) + 5  # neither sorted nor counted from 0
-    train, other = Split(x, torch.ones(n, dtype=torch.int64), id=ids), Split(x[:2], torch.ones(2, dtype=torch.int64))
+    train, other = (
+        Split(x, torch.ones(n, dtype=torch.int64), id=ids),
+        Split(x[:2], torch.ones(2, dtype=torch.int64)),
+    )
     return Problem(Splits(train, other, other), Memory, max_epochs=3, batch_size=7)
 
 
@@ -79,7 +86,10 @@ def test_the_last_layer_variant_has_seen_every_example_through_its_features():
 
 
 def test_every_training_is_a_plain_run_on_the_other_folds_alone():
-    problem, rows = small(test_curve=TestCurve(), probe_inputs=lambda: pytest.fail("drawn"), key="mine"), []
+    problem, rows = (
+        small(test_curve=TestCurve(), probe_inputs=lambda: pytest.fail("drawn"), key="mine"),
+        [],
+    )
     found = adaflood(problem, folds=4, on_row=rows.append)
     runs = [row.run for row in rows if row.record]
     assert len(runs) == 4
@@ -88,7 +98,9 @@ def test_every_training_is_a_plain_run_on_the_other_folds_alone():
         assert run.level is run.problem.test_curve is run.problem.key is None
         assert torch.equal(run.problem.data.train.id, found.ids[found.folds != number])
         assert run.problem.data.val is splits.val
-        assert run.problem.data.test is splits.val, "the fold must not be measured by the training either"
+        assert run.problem.data.test is splits.val, (
+            "the fold must not be measured by the training either"
+        )
     for label in (0, 1):
         counts = found.folds[splits.train.y == label].bincount(minlength=4)
         assert counts.max() - counts.min() <= 1, "folds are stratified"
@@ -102,17 +114,23 @@ def random_labels():
     generator = torch.Generator().manual_seed(0)
 
     def split(n):
-        return Split(torch.randn(n, 30, generator=generator), torch.randint(2, (n,), generator=generator))
+        return Split(
+            torch.randn(n, 30, generator=generator), torch.randint(2, (n,), generator=generator)
+        )
 
     adam = partial(torch.optim.Adam, lr=3e-3)
     return Problem(
-        Splits(split(N_RANDOM), split(20), split(20)), partial(mlp, 30, 2, width=64, depth=2), adam, max_epochs=30
+        Splits(split(N_RANDOM), split(20), split(20)),
+        partial(mlp, 30, 2, width=64, depth=2),
+        adam,
+        max_epochs=30,
     )
 
 
 def test_labels_that_mean_nothing_are_predicted_by_chance_however_much_is_memorised():
     problem = random_labels()
-    # p lies in [0, 1] with mean 1/2 for labels that are tosses of a coin, so its standard deviation is at most 1/2.
+    # p lies in [0, 1] with mean 1/2 for labels that are tosses of a coin, so its standard deviation
+    # is at most 1/2.
     error = 0.5 / math.sqrt(N_RANDOM)
     found = adaflood(problem, at="last")
     assert abs(float(found.probability.mean()) - 0.5) < 4 * error
@@ -124,11 +142,15 @@ def test_labels_that_mean_nothing_are_predicted_by_chance_however_much_is_memori
     assert inside.mean() > 0.95
     leaky = adaflood(problem, at="last", variant=LastLayer())
     assert float(leaky.probability.mean()) > 0.5 + 8 * error
-    assert leaky.levels.levels.mean() < 0.5 * found.levels.levels.mean(), "and so its levels are too low"
+    assert leaky.levels.levels.mean() < 0.5 * found.levels.levels.mean(), (
+        "and so its levels are too low"
+    )
 
 
 def test_folds_partition_the_ids_and_spread_every_class():
-    y = torch.tensor([0] * 13 + [1] * 7 + [2] * 3)[torch.randperm(23, generator=torch.Generator().manual_seed(0))]
+    y = torch.tensor([0] * 13 + [1] * 7 + [2] * 3)[
+        torch.randperm(23, generator=torch.Generator().manual_seed(0))
+    ]
     ids, asked, trained = torch.arange(100, 123).flip(0), [], []
 
     def fit(train_ids):
@@ -173,13 +195,19 @@ def test_levels_agree_with_cross_validation_written_out(gamma):
             p = math.exp(logits[split.y[n]]) / sum(math.exp(logit) for logit in logits)
             levels[n] = -math.log((1 - gamma) * p + gamma)
     # float32 logits of one example alone and of its fold differ in the last bits
-    assert found.levels.levels.tolist() == pytest.approx([levels[n] for n in range(len(split))], abs=1e-6)
+    assert found.levels.levels.tolist() == pytest.approx(
+        [levels[n] for n in range(len(split))], abs=1e-6
+    )
     assert found.cost == 12
 
 
 def test_gamma_zero_is_the_held_out_loss_and_gamma_one_is_no_level():
     found = given([0.25, 0.5, 1.0])
-    assert found.with_gamma(0.0).levels.levels.tolist() == pytest.approx([math.log(4), math.log(2), 0.0])
+    assert found.with_gamma(0.0).levels.levels.tolist() == pytest.approx([
+        math.log(4),
+        math.log(2),
+        0.0,
+    ])
     assert found.with_gamma(1.0).levels.levels.tolist() == [0.0, 0.0, 0.0]
     assert torch.equal(found.probability, found.with_gamma(1.0).probability)
     assert given([0.0], gamma=1e-3).levels.levels.tolist() == pytest.approx([-math.log(1e-3)])
@@ -189,7 +217,10 @@ def test_gamma_one_trains_plainly_bit_for_bit():
     problem = small(batch_size=12)
     found = adaflood(problem, folds=2)
     weights = []
-    for run in (Run(problem), *(Run(problem, f.levels, IFlood()) for f in (found.with_gamma(1.0), found))):
+    for run in (
+        Run(problem),
+        *(Run(problem, f.levels, IFlood()) for f in (found.with_gamma(1.0), found)),
+    ):
         *_, row = train(run)
         weights.append(row.record.weights_sha256)
     assert weights[0] == weights[1] != weights[2]
@@ -281,7 +312,12 @@ def test_epochs_and_the_weights_that_score():
 def test_the_last_layer_alone_is_tuned_from_a_fresh_start():
     rows = []
     found = adaflood(
-        normed(max_epochs=30), epochs=30, folds=3, variant=LastLayer(epochs=5), at="last", on_row=rows.append
+        normed(max_epochs=30),
+        epochs=30,
+        folds=3,
+        variant=LastLayer(epochs=5),
+        at="last",
+        on_row=rows.append,
     )
     base, *tuned = [row.weights["last"] for row in rows if row.record]
     assert len(tuned) == 3
@@ -294,7 +330,9 @@ def test_the_last_layer_alone_is_tuned_from_a_fresh_start():
     ends = [row for row in rows if row.record]
     starts = [row for row in rows if row.epoch == 0]
     trained = ends[0].record.curves["train_loss"][-1]
-    assert all(row.values["train_loss"] > trained + 0.1 for row in starts[1:]), "a fresh layer knows nothing yet"
+    assert all(row.values["train_loss"] > trained + 0.1 for row in starts[1:]), (
+        "a fresh layer knows nothing yet"
+    )
 
 
 def test_the_last_layer_is_tuned_as_long_as_the_network_unless_told():
@@ -305,10 +343,14 @@ def test_a_last_layer_of_several_modules_trains_as_it_would_in_the_network():
     rows = []
 
     def build():
-        return nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2)))
+        return nn.Sequential(
+            nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2))
+        )
 
     variant = LastLayer(epochs=4, layer=lambda model: model[2])
-    adaflood(small(model=build, batch_size=10), folds=2, variant=variant, at="last", on_row=rows.append)
+    adaflood(
+        small(model=build, batch_size=10), folds=2, variant=variant, at="last", on_row=rows.append
+    )
     base, tuned, _ = [row.weights["last"] for row in rows if row.record]
     assert tuned["model.1.num_batches_tracked"] == base["1.num_batches_tracked"] == 6 * 4
     assert tuned["model.2.0.num_batches_tracked"] == 4 * 2, "from a fresh start, in training mode"
@@ -316,7 +358,13 @@ def test_a_last_layer_of_several_modules_trains_as_it_would_in_the_network():
 
 def test_the_last_layer_is_the_one_the_user_names():
     rows = []
-    adaflood(small(), folds=2, variant=LastLayer(layer=lambda model: model[1]), at="last", on_row=rows.append)
+    adaflood(
+        small(),
+        folds=2,
+        variant=LastLayer(layer=lambda model: model[1]),
+        at="last",
+        on_row=rows.append,
+    )
     base, tuned, _ = [row.weights["last"] for row in rows if row.record]
     changed = {key for key in base if not torch.equal(base[key], tuned[f"model.{key}"])}
     assert changed == {"1.weight", "1.bias"}
@@ -338,7 +386,9 @@ def test_squared_error_gives_the_shrunk_held_out_error():
     assert found.with_gamma(1.0).levels.levels.max() == 0
     *_, row = train(Run(problem, found.levels, IFlood()))
     assert row.record.metrics["last.flooded"] > 0
-    own = cross_fit_levels(lambda _: lambda ids: -2.0 * torch.ones(len(ids)), 4, folds=2, gamma=0.5, squared_error=True)
+    own = cross_fit_levels(
+        lambda _: lambda ids: -2.0 * torch.ones(len(ids)), 4, folds=2, gamma=0.5, squared_error=True
+    )
     assert own.levels.levels.tolist() == [1.0] * 4
 
 
@@ -350,16 +400,23 @@ class WithIds(TensorDataset):
 def test_levels_find_their_examples_in_a_loop_of_ones_own():
     problem = small()
     found, split = adaflood(problem, folds=4), problem.splits(0).train
-    model, table = problem.build(0), dict(zip(found.levels.ids.tolist(), found.levels.levels.tolist(), strict=True))
+    model, table = (
+        problem.build(0),
+        dict(zip(found.levels.ids.tolist(), found.levels.levels.tolist(), strict=True)),
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     criterion = Flood(nn.CrossEntropyLoss(reduction="none"), found.levels, IFlood())
     order = torch.Generator().manual_seed(0)
     seen = []
     for _ in range(2):
-        for x, y, ids in DataLoader(WithIds(split.x, split.y), batch_size=7, shuffle=True, generator=order):
+        for x, y, ids in DataLoader(
+            WithIds(split.x, split.y), batch_size=7, shuffle=True, generator=order
+        ):
             loss = criterion(model(x), y, id=ids)
             raw = nn.functional.cross_entropy(model(x), y, reduction="none").tolist()
-            by_id = [abs(r - table[one]) + table[one] for r, one in zip(raw, ids.tolist(), strict=True)]
+            by_id = [
+                abs(r - table[one]) + table[one] for r, one in zip(raw, ids.tolist(), strict=True)
+            ]
             assert loss.item() == pytest.approx(sum(by_id) / len(by_id), rel=1e-5)
             optimizer.zero_grad()
             loss.backward()
@@ -389,7 +446,9 @@ def test_a_file_gives_back_everything(tmp_path):
     assert torch.equal(back.levels.levels, found.levels.levels)
     told = ("gamma", "seed", "data_sha256", "cost", "error")
     assert [getattr(back, n) for n in told] == [0.3, 1, problem.splits(1).sha256, 12, None]
-    regression = AdaFloodLevels.load(adaflood(flat_regression(), folds=2).save(tmp_path / "regression.pt"))
+    regression = AdaFloodLevels.load(
+        adaflood(flat_regression(), folds=2).save(tmp_path / "regression.pt")
+    )
     assert regression.probability is None
     assert isinstance(torch.load(path, weights_only=True), dict)
 
@@ -400,8 +459,14 @@ def test_other_data_is_refused():
     found.check(problem)
     found.check(problem.splits(0).sha256)
     other = small(data=partial(two_gaussians, n_train=40, n_val=30, n_test=200, label_noise=0.2))
-    for check in (lambda: found.check(other), lambda: found.check(problem, seed=1), lambda: found.check("f" * 64)):
-        with pytest.raises(ValueError, match=r"must come from the data .* got .* Find levels for this data"):
+    for check in (
+        lambda: found.check(other),
+        lambda: found.check(problem, seed=1),
+        lambda: found.check("f" * 64),
+    ):
+        with pytest.raises(
+            ValueError, match=r"must come from the data .* got .* Find levels for this data"
+        ):
             check()
 
 
@@ -411,7 +476,9 @@ def test_own_data_is_known_by_its_hash():
 
     found = cross_fit_levels(fit, 4, folds=2)
     with pytest.raises(ValueError, match="must come from the data"):
-        cross_fit_levels(fit, 4, folds=2, labels=torch.tensor([0, 1, 0, 1])).check(found.data_sha256)
+        cross_fit_levels(fit, 4, folds=2, labels=torch.tensor([0, 1, 0, 1])).check(
+            found.data_sha256
+        )
     cross_fit_levels(fit, 4, folds=2, data_sha256="mine").check("mine")
 
 
@@ -457,7 +524,9 @@ def test_damaged_levels_are_refused_and_never_other_levels(tmp_path, damage):
     refused = 0
     for place in places:
         flipped = content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
-        path.write_bytes({"flips": flipped, "cut": content[: len(content) // 2], "empty": b""}[damage])
+        path.write_bytes(
+            {"flips": flipped, "cut": content[: len(content) // 2], "empty": b""}[damage]
+        )
         try:
             assert torch.equal(AdaFloodLevels.load(path).levels.levels, levels)
         except ValueError as error:
@@ -478,10 +547,22 @@ def test_levels_of_the_version_before_are_read_and_the_log_says_what_is_unknown(
     ("answer", "match"),
     [
         (lambda ids: [0.5] * (len(ids) - 1), r"one number per id, shape \[3\], got \[2\]"),
-        (lambda ids: torch.full((len(ids), 2), 0.5), r"one number per id, shape \[3\], got \[3, 2\]"),
-        (lambda ids: [math.nan] + [0.5] * (len(ids) - 1), r"must lie in \[0, 1\], got \[nan\] for 1 of 3 ids"),
-        (lambda ids: [0.5] * (len(ids) - 1) + [1.5], r"must lie in \[0, 1\], got \[1.5\] for 1 of 3 ids"),
-        (lambda ids: [-0.1] * len(ids), r"must lie in \[0, 1\], got \[-0.1, -0.1, -0.1\] for 3 of 3 ids"),
+        (
+            lambda ids: torch.full((len(ids), 2), 0.5),
+            r"one number per id, shape \[3\], got \[3, 2\]",
+        ),
+        (
+            lambda ids: [math.nan] + [0.5] * (len(ids) - 1),
+            r"must lie in \[0, 1\], got \[nan\] for 1 of 3 ids",
+        ),
+        (
+            lambda ids: [0.5] * (len(ids) - 1) + [1.5],
+            r"must lie in \[0, 1\], got \[1.5\] for 1 of 3 ids",
+        ),
+        (
+            lambda ids: [-0.1] * len(ids),
+            r"must lie in \[0, 1\], got \[-0.1, -0.1, -0.1\] for 3 of 3 ids",
+        ),
     ],
     ids=["an id is missing", "an axis too many", "NaN", "above 1", "below 0"],
 )
@@ -492,7 +573,9 @@ def test_predictions_that_are_no_probabilities_are_refused(answer, match):
 
 def test_an_error_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match=r"an error must be finite, got \[inf"):
-        cross_fit_levels(lambda _: lambda ids: [math.inf] * len(ids), 4, folds=2, squared_error=True)
+        cross_fit_levels(
+            lambda _: lambda ids: [math.inf] * len(ids), 4, folds=2, squared_error=True
+        )
 
 
 @pytest.mark.parametrize(
@@ -518,16 +601,42 @@ def test_bad_arguments_are_refused_before_anything_trains(arguments, match):
     ("problem", "arguments", "match"),
     [
         (small, {"gamma": -0.1, "variant": LastLayer()}, "gamma must lie in"),
-        (small, {"folds": 41, "variant": LastLayer()}, "folds must lie in 2 to the 40 examples, got 41"),
+        (
+            small,
+            {"folds": 41, "variant": LastLayer()},
+            "folds must lie in 2 to the 40 examples, got 41",
+        ),
         (small, {"at": "first"}, "at must be 'best' or 'last', got 'first'"),
         (small, {"epochs": 0}, "horizon must be"),
         (small, {"variant": LastLayer(epochs=0)}, "horizon must be"),
         (small, {"variant": LastLayer(layer=lambda _: nn.Linear(1, 1))}, "must return a submodule"),
-        (regression, {}, r"outputs must be .* got \[2, 1\] for torch.float32 \[2, 1\]. Use held_out"),
-        (partial(flat_regression, loss=nn.functional.l1_loss), {}, "outputs must be .* Use held_out"),
-        (partial(flat_regression, model=FromDict), {}, r"outputs must be .* got \[2, 1\] for torch.float32 \[2\]"),
+        (
+            regression,
+            {},
+            r"outputs must be .* got \[2, 1\] for torch.float32 \[2, 1\]. Use held_out",
+        ),
+        (
+            partial(flat_regression, loss=nn.functional.l1_loss),
+            {},
+            "outputs must be .* Use held_out",
+        ),
+        (
+            partial(flat_regression, model=FromDict),
+            {},
+            r"outputs must be .* got \[2, 1\] for torch.float32 \[2\]",
+        ),
     ],
-    ids=["gamma", "folds", "at", "epochs", "tuning epochs", "layer", "two axes", "absolute error", "axis to broadcast"],
+    ids=[
+        "gamma",
+        "folds",
+        "at",
+        "epochs",
+        "tuning epochs",
+        "layer",
+        "two axes",
+        "absolute error",
+        "axis to broadcast",
+    ],
 )
 def test_bad_problems_are_refused_before_anything_trains(problem, arguments, match):
     with pytest.raises(ValueError, match=match):
@@ -541,7 +650,8 @@ def test_mean_squared_error_is_known_in_every_form():
 
 def test_no_probability_may_be_zero_without_trust():
     with pytest.raises(
-        ValueError, match=r"at gamma 0 no probability may be 0, got \[0.0\] for 1 of 2 ids, first \[1\]"
+        ValueError,
+        match=r"at gamma 0 no probability may be 0, got \[0.0\] for 1 of 2 ids, first \[1\]",
     ):
         given([0.5, 0.0], gamma=0.0)
     with pytest.raises(ValueError, match="no probability may be 0"):
@@ -580,18 +690,26 @@ def test_a_level_that_describes_itself_trains_as_the_levels_it_finds():
     problem = small(max_epochs=8)
     level = AdaFlood(gamma=0.3, folds=3, epochs=4)
     found = adaflood(problem, gamma=0.3, folds=3, epochs=4, seed=1)
-    given, by_itself = record_of(Run(problem, found.levels, IFlood(), 1)), record_of(Run(problem, level, IFlood(), 1))
+    given, by_itself = (
+        record_of(Run(problem, found.levels, IFlood(), 1)),
+        record_of(Run(problem, level, IFlood(), 1)),
+    )
     assert by_itself.weights == given.weights
     assert by_itself.content_hash == given.content_hash
     assert Run(problem, level, IFlood()).key() is not None
-    keys = {Run(problem, AdaFlood(*arguments), IFlood()).key() for arguments in [(0.3,), (0.4,), (0.3, 4), (0.3, 5, 2)]}
+    keys = {
+        Run(problem, AdaFlood(*arguments), IFlood()).key()
+        for arguments in [(0.3,), (0.4,), (0.3, 4), (0.3, 5, 2)]
+    }
     assert len(keys) == 4
 
 
 def test_auxiliary_networks_are_trained_once_whatever_gamma(monkeypatch):
     problem, trained = small(max_epochs=3, batch_size=17), []
     original = adaflood
-    monkeypatch.setattr("flooding.adaflood.adaflood", lambda *a, **k: trained.append(k["seed"]) or original(*a, **k))
+    monkeypatch.setattr(
+        "flooding.adaflood.adaflood", lambda *a, **k: trained.append(k["seed"]) or original(*a, **k)
+    )
     first = record_of(Run(problem, AdaFlood(0.2, 2), IFlood()))
     second = record_of(Run(problem, AdaFlood(0.7, 2), IFlood()))
     assert trained == [0]

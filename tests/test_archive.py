@@ -1,4 +1,5 @@
-"""An archive gives Records back: finals exactly, curves in float16 or exactly, found by what describes the Run."""
+"""An archive gives Records back: finals exactly, curves in float16 or exactly, found by what
+describes the Run."""
 
 import re
 from dataclasses import replace
@@ -31,7 +32,9 @@ KEEP = ("train_loss", "val_loss", "level", "nobody_has_it")
 @pytest.fixture
 def archive(tmp_path):
     records = [fake_record(run) for run in RUNS]
-    path = pack(tmp_path / "a.npz", records, KEEP, "a machine", exact=lambda run: run.stop_epoch is not None)
+    path = pack(
+        tmp_path / "a.npz", records, KEEP, "a machine", exact=lambda run: run.stop_epoch is not None
+    )
     return records, Archive(path)
 
 
@@ -79,7 +82,9 @@ def test_another_run_is_missing(archive, other):
         archive[1]([RUNS[0], other])
 
 
-def test_an_archive_grows_by_what_it_lacks_and_each_run_keeps_where_it_was_trained(archive, tmp_path):
+def test_an_archive_grows_by_what_it_lacks_and_each_run_keeps_where_it_was_trained(
+    archive, tmp_path
+):
     _, held = archive
     assert held.seeds == (0, 1)
     asked, wanted = [], [Run(PROBLEM, 0.3, seed=4), RUNS[1], Run(PROBLEM, 0.4, seed=2), RUNS[0]]
@@ -98,13 +103,18 @@ def test_an_archive_grows_by_what_it_lacks_and_each_run_keeps_where_it_was_train
     for before, after in zip(held(RUNS[:2]), grown(RUNS[:2]), strict=True):
         assert before.metrics == after.metrics
         for name, curve in before.curves.items():
-            np.testing.assert_array_equal(after.curves[name], curve)  # rounding twice is rounding once
+            np.testing.assert_array_equal(
+                after.curves[name], curve
+            )  # rounding twice is rounding once
 
 
 def test_equal_runs_have_one_name_and_one_place(tmp_path):
     twin = Run(small(max_epochs=30), 0.1)
     assert run_id(twin) == run_id(RUNS[0])
-    assert len(Archive(pack(tmp_path / "a.npz", [fake_record(RUNS[0]), fake_record(twin)], KEEP, ""))) == 1
+    assert (
+        len(Archive(pack(tmp_path / "a.npz", [fake_record(RUNS[0]), fake_record(twin)], KEEP, "")))
+        == 1
+    )
 
 
 def test_what_is_no_archive_is_refused(tmp_path):

@@ -1,4 +1,5 @@
-"""A file is written whole or not at all, by whoever writes it, and nothing is written through a link."""
+"""A file is written whole or not at all, by whoever writes it, and nothing is written through a
+link."""
 
 import os
 import subprocess
@@ -33,7 +34,9 @@ def read_until(path, ended):
 
 def test_two_programs_write_one_file_and_every_reader_sees_a_whole_one(tmp_path):
     path = write_atomic(tmp_path / "a.txt", "z" * SIZE)
-    programs = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), letter]) for letter in "xy"]
+    programs = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), letter]) for letter in "xy"
+    ]
     torn = read_until(path, lambda: all(program.poll() is not None for program in programs))
     assert [program.wait() for program in programs] == [0, 0], "neither may end in an error"
     assert torn == []
@@ -59,7 +62,9 @@ def test_threads_write_one_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.parametrize("content", [b"new", "new", lambda file: file.write(b"new")], ids=["bytes", "text", "function"])
+@pytest.mark.parametrize(
+    "content", [b"new", "new", lambda file: file.write(b"new")], ids=["bytes", "text", "function"]
+)
 def test_a_link_under_the_name_is_replaced_and_its_target_stays(tmp_path, content):
     target = tmp_path / "target"
     target.write_text("precious")
@@ -91,7 +96,9 @@ def test_a_link_under_a_temporary_name_that_was_guessed_is_not_followed(tmp_path
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit, MemoryError], ids=lambda e: e.__name__)
+@pytest.mark.parametrize(
+    "error", [OSError, KeyboardInterrupt, SystemExit, MemoryError], ids=lambda e: e.__name__
+)
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = write_atomic(tmp_path / "a.txt", "old")
 
@@ -105,7 +112,9 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640)], ids=["022", "077", "027"])
+@pytest.mark.parametrize(
+    ("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640)], ids=["022", "077", "027"]
+)
 def test_permissions_are_those_of_any_new_file(tmp_path, mask, mode):
     old = os.umask(mask)
     try:

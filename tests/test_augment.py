@@ -26,8 +26,12 @@ def test_jitter_is_independent_gaussian_noise_of_its_standard_deviation():
     n = x.numel()
     assert abs(float(noise.mean())) < 4 * 0.1 / math.sqrt(n)
     assert float(noise.std()) == pytest.approx(0.1, abs=4 * 0.1 / math.sqrt(2 * n))
-    assert float((noise.abs() < 0.1).float().mean()) == pytest.approx(0.6827, abs=4 * math.sqrt(0.22 / n))
-    assert len(noise.unique()) > 0.1 * n  # no example or column shares its noise; float32 near 3 has a coarse grid
+    assert float((noise.abs() < 0.1).float().mean()) == pytest.approx(
+        0.6827, abs=4 * math.sqrt(0.22 / n)
+    )
+    assert (
+        len(noise.unique()) > 0.1 * n
+    )  # no example or column shares its noise; float32 near 3 has a coarse grid
     assert torch.equal(x, torch.full((200, 500), 3.0))
 
 
@@ -79,12 +83,27 @@ def test_the_global_generator_decides(function):
     ("call", "message"),
     [
         (lambda: jitter(torch.zeros(2, 2), sd=-0.1), "sd must be finite and at least 0, got -0.1"),
-        (lambda: jitter(torch.zeros(2, 2), sd=math.nan), "sd must be finite and at least 0, got nan"),
-        (lambda: shift(torch.zeros(2, 64)), r"images must be \[n, channels, height, width\], got \[2, 64\]"),
-        (lambda: shift(torch.zeros(2, 60), size=8), r"flat images must be \[n, 64\], got \[2, 60\]"),
-        (lambda: shift(torch.zeros(2, 1, 8, 8), size=8), r"flat images must be \[n, 64\], got \[2, 1, 8, 8\]"),
+        (
+            lambda: jitter(torch.zeros(2, 2), sd=math.nan),
+            "sd must be finite and at least 0, got nan",
+        ),
+        (
+            lambda: shift(torch.zeros(2, 64)),
+            r"images must be \[n, channels, height, width\], got \[2, 64\]",
+        ),
+        (
+            lambda: shift(torch.zeros(2, 60), size=8),
+            r"flat images must be \[n, 64\], got \[2, 60\]",
+        ),
+        (
+            lambda: shift(torch.zeros(2, 1, 8, 8), size=8),
+            r"flat images must be \[n, 64\], got \[2, 1, 8, 8\]",
+        ),
         (lambda: shift(torch.zeros(2, 1, 8, 4), pixels=4), r"pixels must lie in 0 \.\.\. 3, got 4"),
-        (lambda: shift(torch.zeros(2, 1, 8, 4), pixels=-1), r"pixels must lie in 0 \.\.\. 3, got -1"),
+        (
+            lambda: shift(torch.zeros(2, 1, 8, 4), pixels=-1),
+            r"pixels must lie in 0 \.\.\. 3, got -1",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):
@@ -108,7 +127,9 @@ def test_cropping_and_flipping_equals_its_image_by_image_twin():
 
 
 def test_bytes_are_cropped_and_mirrored_like_numbers_and_padded_with_black():
-    x = torch.randint(1, 256, (50, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    x = torch.randint(
+        1, 256, (50, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     found = []
     for images in (x, x.float()):
         torch.manual_seed(1)
@@ -125,5 +146,7 @@ def test_half_of_the_images_are_mirrored_and_the_input_is_kept():
     mirrored = (found[:, 0, 0, 0] == 2).double()
     assert float(mirrored.mean()) == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(2000))
     assert torch.equal(x, torch.arange(3.0).expand(2000, 1, 2, 3))
-    with pytest.raises(ValueError, match=r"images must be \[n, channels, height, width\], got \[4, 9\]"):
+    with pytest.raises(
+        ValueError, match=r"images must be \[n, channels, height, width\], got \[4, 9\]"
+    ):
         flip(torch.zeros(4, 9))

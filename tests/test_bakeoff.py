@@ -1,4 +1,5 @@
-"""The bake-off: equal budgets, choices by validation alone, the finder's level for flooding, words from numbers."""
+"""The bake-off: equal budgets, choices by validation alone, the finder's level for flooding, words
+from numbers."""
 
 from dataclasses import replace
 from functools import partial
@@ -29,8 +30,15 @@ def answer(runs, worth):
         curves = dict(made.curves) | {"val_accuracy": np.full(run.epochs + 1, val, np.float32)}
         finals = dict(made.metrics)
         for at in ("last", "best"):
-            finals |= {f"{at}.val_accuracy": val, f"{at}.test_accuracy_clean": test, f"{at}.test_loss": 1.0}
-            finals |= {f"{at}.test_{name}_clean": 0.25 for name in ("nll", "brier", "ece", "over_confidence")}
+            finals |= {
+                f"{at}.val_accuracy": val,
+                f"{at}.test_accuracy_clean": test,
+                f"{at}.test_loss": 1.0,
+            }
+            finals |= {
+                f"{at}.test_{name}_clean": 0.25
+                for name in ("nll", "brier", "ece", "over_confidence")
+            }
         records.append(replace(made, curves=curves, metrics=finals))
     return records
 
@@ -64,21 +72,37 @@ def test_every_method_has_the_same_budget():
         "weight decay": lambda r: "weight_decay" in r.problem.optimizer.keywords,
         "label smoothing": lambda r: r.problem.eval_loss is not None,
     }
-    assert {name: sum(map(kind, first)) for name, kind in kinds.items()} == dict.fromkeys(kinds, bakeoff.BUDGET)
-    assert len(first) == 4 * len(kinds) + 2, "plain training and early stopping have nothing to choose"
+    assert {name: sum(map(kind, first)) for name, kind in kinds.items()} == dict.fromkeys(
+        kinds, bakeoff.BUDGET
+    )
+    assert len(first) == 4 * len(kinds) + 2, (
+        "plain training and early stopping have nothing to choose"
+    )
     assert len(last) == 1
     race = [run for round_ in asked[1:-1] for run in round_]
     assert sum(run.epochs for run in race) <= (bakeoff.BUDGET - 1) * PROBLEM.max_epochs * 1.1
 
 
 def test_settings_are_what_their_names_say():
-    runs = {name: [s.run(0) for s in make(PROBLEM, 2)] for name, (make, _) in bakeoff.METHODS.items() if make}
-    assert {r.problem.optimizer.func for r in runs["weight decay"]} == {torch.optim.AdamW}, "decoupled"
+    runs = {
+        name: [s.run(0) for s in make(PROBLEM, 2)]
+        for name, (make, _) in bakeoff.METHODS.items()
+        if make
+    }
+    assert {r.problem.optimizer.func for r in runs["weight decay"]} == {torch.optim.AdamW}, (
+        "decoupled"
+    )
     assert all(r.problem.optimizer.keywords["lr"] == 1e-2 for r in runs["weight decay"])
     assert [r.problem.build(0)[3].p for r in runs["dropout"]] == [0.1, 0.25, 0.5, 0.75]
-    assert {r.problem.reported for r in runs["label smoothing"]} == {PROBLEM.loss}, "the plain loss is reported"
-    assert [r.level for r in runs["iFlood"]] == [round(s * np.log(2), 3) for s in (0.05, 0.15, 0.3, 0.5)]
-    other = replace(PROBLEM, model=torch.nn.Linear(10, 2), optimizer=partial(torch.optim.SGD, lr=0.1))
+    assert {r.problem.reported for r in runs["label smoothing"]} == {PROBLEM.loss}, (
+        "the plain loss is reported"
+    )
+    assert [r.level for r in runs["iFlood"]] == [
+        round(s * np.log(2), 3) for s in (0.05, 0.15, 0.3, 0.5)
+    ]
+    other = replace(
+        PROBLEM, model=torch.nn.Linear(10, 2), optimizer=partial(torch.optim.SGD, lr=0.1)
+    )
     assert bakeoff._dropout(other, 2) == []
     assert bakeoff._weight_decay(other, 2)[0].problem.optimizer.func is torch.optim.SGD
 
@@ -111,15 +135,20 @@ def test_what_beats_flooding_comes_first():
 
 def test_the_advice_follows_from_the_numbers():
     def worth(run, flooded, smoothed):
-        draw = 0.001 * ((7 * run.seed + run.problem.batch_size * len(repr((run.level, run.method)))) % 11)
+        draw = 0.001 * (
+            (7 * run.seed + run.problem.batch_size * len(repr((run.level, run.method)))) % 11
+        )
         better = flooded * (run.level not in {None, 0} and type(run.method).__name__ == "Flooding")
-        return 0.7 + better / 10, 0.7 + better + smoothed * (run.problem.eval_loss is not None) + draw * (better == 0)
+        return 0.7 + better / 10, 0.7 + better + smoothed * (
+            run.problem.eval_loss is not None
+        ) + draw * (better == 0)
 
     def advice(flooded, smoothed=0.0):
         names = {f"problem {n}": replace(PROBLEM, batch_size=12 + n) for n in range(4)}
         many = {name: (problem, 2) for name, problem in names.items()}
         report, _ = run_generator(
-            bakeoff.compare(many, (0, 1)), lambda runs: answer(runs, partial(worth, flooded=flooded, smoothed=smoothed))
+            bakeoff.compare(many, (0, 1)),
+            lambda runs: answer(runs, partial(worth, flooded=flooded, smoothed=smoothed)),
         )
         return next(s for s in report.findings if s.startswith("When to use flooding"))
 
@@ -130,10 +159,16 @@ def test_the_advice_follows_from_the_numbers():
     assert "and none is shown to be better" in wins
     assert "trainings, some with dearer steps, weight decay, dropout, label smoothing" in wins
     assert "Mean ranks by accuracy: flooding 1.5, flooding + early stopping 1.5, " in wins
-    assert "n = 4 problems, 2 seeds each, intervals are 95 % and not corrected, p is after Holm over 10" in wins
+    assert (
+        "n = 4 problems, 2 seeds each, intervals are 95 % and not corrected, p is after Holm over 10"
+        in wins
+    )
     loses = advice(0.0, smoothed=0.2)
     assert "flooding is not shown to differ from plain training" in loses
-    assert "none is shown to be worse than flooding's last epoch and label smoothing is shown to be better" in loses
+    assert (
+        "none is shown to be worse than flooding's last epoch and label smoothing is shown to be better"
+        in loses
+    )
 
 
 def test_plain_training_is_a_fifth_setting_where_that_is_asked():
@@ -156,9 +191,14 @@ def test_cells_of_a_task_count_once():
         flooded = run.level not in {None, 0} and type(run.method).__name__ == "Flooding"
         return 0.7, 0.7 + flooded * (0.1 if run.problem.batch_size == 15 else 0.02)
 
-    many = {n: (replace(PROBLEM, batch_size=s), 2) for n, s in (("A, 1 %", 12), ("A, 5 %", 13), ("B", 15))}
+    many = {
+        n: (replace(PROBLEM, batch_size=s), 2)
+        for n, s in (("A, 1 %", 12), ("A, 5 %", 13), ("B", 15))
+    }
     report, _ = run_generator(bakeoff.compare(many, (0, 1)), lambda runs: answer(runs, worth))
-    [sentence] = [s for s in report.findings if s.startswith("Cells of one task") and "minus plain" in s]
+    [sentence] = [
+        s for s in report.findings if s.startswith("Cells of one task") and "minus plain" in s
+    ]
     assert "+6.0 [" in sentence, "the mean of 2 and 10 points"
     assert "over 2 tasks" in sentence
     [most] = [s for s in report.findings if s.startswith("Flooding minus plain: most")]
@@ -182,7 +222,9 @@ def test_extremes_are_of_problems_that_were_flooded():
 
 
 def test_flooding_is_judged_by_a_full_training_at_the_finders_level():
-    report, records, asked = told(lambda run: (0.7 + 0.1 * (run.level == 0.3), 0.8), names=("a",), seeds=(0,))
+    report, records, asked = told(
+        lambda run: (0.7 + 0.1 * (run.level == 0.3), 0.8), names=("a",), seeds=(0,)
+    )
     last = asked[-1][0]
     assert last.epochs == PROBLEM.max_epochs
     expected = "none" if last.level is None else f"b {last.level:g}"
@@ -211,7 +253,10 @@ def test_for_real_and_again_from_its_archive(tmp_path):
     report, records = run_generator(bakeoff.compare(small_one, [0, 1]), ask)
     path = pack(tmp_path / "a.npz", records, bakeoff.CURVES, "here", bakeoff.exact)
     again, _ = run_generator(bakeoff.compare(small_one, [0, 1]), Archive(path))
-    told, expected = ([t.csv() for t in r.tables if t.name in {"accuracy", "nll", "settings"}] for r in (again, report))
+    told, expected = (
+        [t.csv() for t in r.tables if t.name in {"accuracy", "nll", "settings"}]
+        for r in (again, report)
+    )
     assert told == expected, "no finals and no choice is rounded"
     names = list(rows(report, "overall")["plain"])[1:-1]  # the late band is of a rounded curve
     assert [[r[n] for n in names] for r in rows(again, "overall").values()] == [

@@ -57,7 +57,10 @@ class AsInTraining(As):
 
 
 def problem(**changes):
-    return Problem(**{"data": halves(X, Y), "model": net, "optimizer": adam, "horizon": 3, "batch_size": 8} | changes)
+    return Problem(
+        **{"data": halves(X, Y), "model": net, "optimizer": adam, "horizon": 3, "batch_size": 8}
+        | changes
+    )
 
 
 def refused(message, method=None, **changes):
@@ -82,7 +85,9 @@ ELEMENTWISE = [
 ]
 
 
-@pytest.mark.parametrize("loss", ELEMENTWISE, ids=lambda loss: type(getattr(loss, "func", loss)).__name__)
+@pytest.mark.parametrize(
+    "loss", ELEMENTWISE, ids=lambda loss: type(getattr(loss, "func", loss)).__name__
+)
 def test_outputs_n_1_against_targets_n_are_refused(loss):
     refused(
         r"outputs \[20, 1\] and targets \[20\]\. Give the targets that axis",
@@ -113,7 +118,17 @@ def test_a_loss_of_torch_inside_ones_own_is_refused_too_but_not_what_makes_the_s
         if False
         else pytest.raises(ValueError, match=r"\[20, 1\] and targets \[20\]")
     ):
-        list(train(Run(problem(loss=lambda output, y: F.mse_loss(output, y), data=data, model=partial(net, 1)))))
+        list(
+            train(
+                Run(
+                    problem(
+                        loss=lambda output, y: F.mse_loss(output, y),
+                        data=data,
+                        model=partial(net, 1),
+                    )
+                )
+            )
+        )
     for loss in (
         lambda output, y: F.mse_loss(output.squeeze(1), y),
         lambda output, y: F.mse_loss(output, y.view_as(output)),
@@ -138,15 +153,27 @@ def test_a_loss_of_ones_own_that_makes_every_pair_is_told(caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": partial(net, 1)}, r"at least two classes, got outputs \[20, 1\].*BCEWithLogitsLoss"),
+        (
+            {"model": partial(net, 1)},
+            r"at least two classes, got outputs \[20, 1\].*BCEWithLogitsLoss",
+        ),
         (
             {"data": halves(X, Y[:, None])},
             r"must have shape \[20\], got outputs \[20, 2\] and targets \[20, 1\].*squeeze",
         ),
-        ({"data": halves(X, F.one_hot(Y))}, r"targets \[20, 2\]\. For one-hot targets use y\.argmax\(1\)"),
+        (
+            {"data": halves(X, F.one_hot(Y))},
+            r"targets \[20, 2\]\. For one-hot targets use y\.argmax\(1\)",
+        ),
         ({"model": Scalars}, r"needs outputs \[n, classes\], got outputs \[20\]"),
-        ({"data": halves(X, Y.float())}, r"must be int64, got torch\.float32 \[20\]\. Convert with y\.long"),
-        ({"loss": F.nll_loss, "data": halves(X, F.one_hot(Y).float())}, r"nll_loss must be int64, got torch\.float32"),
+        (
+            {"data": halves(X, Y.float())},
+            r"must be int64, got torch\.float32 \[20\]\. Convert with y\.long",
+        ),
+        (
+            {"loss": F.nll_loss, "data": halves(X, F.one_hot(Y).float())},
+            r"nll_loss must be int64, got torch\.float32",
+        ),
         (
             {
                 "loss": nn.CrossEntropyLoss(),
@@ -182,7 +209,9 @@ def test_class_probabilities_and_uint8_labels_are_as_good():
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.bool], ids=str)
 @pytest.mark.parametrize(
-    "loss", [F.cross_entropy, nn.NLLLoss(), partial(F.multi_margin_loss, p=1)], ids=["ce", "nll", "margin"]
+    "loss",
+    [F.cross_entropy, nn.NLLLoss(), partial(F.multi_margin_loss, p=1)],
+    ids=["ce", "nll", "margin"],
 )
 def test_labels_that_are_no_int64_are_refused(dtype, loss):
     refused(
@@ -208,7 +237,10 @@ def with_label(label, at):
         (with_label(5, 3), r"got 0 to 5 in the train split\. Give the model 6 outputs"),
         (with_label(2, 25), r"got 0 to 2 in the val split"),
         (with_label(2, 35), r"got 0 to 2 in the test split"),
-        (with_label(-1, 35), r"got -1 to 1 in the test split\. If -1 marks what to leave out, set ignore_index=-1"),
+        (
+            with_label(-1, 35),
+            r"got -1 to 1 in the test split\. If -1 marks what to leave out, set ignore_index=-1",
+        ),
         (with_label(255, 3), r"set ignore_index=255"),
     ],
     ids=["from 1", "in training", "in validation", "in test", "-1", "255"],
@@ -235,14 +267,20 @@ def test_labels_without_an_output_under_a_loss_of_ones_own_are_told(caplog):
 @pytest.mark.parametrize("name", ["train", "val", "test"])
 @pytest.mark.parametrize(
     ("loss", "label"),
-    [(F.cross_entropy, -100), (nn.CrossEntropyLoss(ignore_index=255), 255), (partial(F.nll_loss, ignore_index=1), 1)],
+    [
+        (F.cross_entropy, -100),
+        (nn.CrossEntropyLoss(ignore_index=255), 255),
+        (partial(F.nll_loss, ignore_index=1), 1),
+    ],
     ids=["-100", "255", "a class"],
 )
 def test_a_split_without_a_target_that_counts_is_refused(name, loss, label):
     data = halves(X, Y.clone())
     y = getattr(data, name).y
     y[:] = label
-    message = rf"the {name} split must hold at least one target that counts, but all {len(y)} are {label}"
+    message = (
+        rf"the {name} split must hold at least one target that counts, but all {len(y)} are {label}"
+    )
     refused(message, data=data, loss=loss)
     with pytest.raises(ValueError, match=message):
         find_level(problem(data=data, loss=loss), workers=0)
@@ -358,7 +396,14 @@ def test_outputs_that_are_no_tensor_need_a_loss_that_picks_one(model, kind, mess
 
 def test_a_loss_that_picks_its_output_trains():
     record = list(
-        train(Run(problem(model=partial(As, lambda o: {"out": o}), loss=lambda o, y: F.cross_entropy(o["out"], y))))
+        train(
+            Run(
+                problem(
+                    model=partial(As, lambda o: {"out": o}),
+                    loss=lambda o, y: F.cross_entropy(o["out"], y),
+                )
+            )
+        )
     )[-1].record
     assert record.metrics["last.train_loss"] < 1
 
@@ -366,15 +411,24 @@ def test_a_loss_that_picks_its_output_trains():
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda o, y: {"loss": F.cross_entropy(o, y), "n": 1}, r"a 0-d tensor, got dict of loss, n\. Return that part"),
+        (
+            lambda o, y: {"loss": F.cross_entropy(o, y), "n": 1},
+            r"a 0-d tensor, got dict of loss, n\. Return that part",
+        ),
         (lambda o, y: (F.cross_entropy(o, y), o), r"a 0-d tensor, got tuple of 2"),
         (lambda o, y: None, r"a 0-d tensor, got NoneType"),
         (
             lambda o, y: F.cross_entropy(o, y, reduction="none"),
             r"a 0-d tensor, got shape \[20\]\. Use reduction='mean'",
         ),
-        (lambda o, y: F.cross_entropy(o, y).item(), r"the loss must have a gradient, got the number 0\..*\.item\(\)"),
-        (lambda o, y: F.cross_entropy(o.detach(), y), r"the loss must have a gradient, got a constant"),
+        (
+            lambda o, y: F.cross_entropy(o, y).item(),
+            r"the loss must have a gradient, got the number 0\..*\.item\(\)",
+        ),
+        (
+            lambda o, y: F.cross_entropy(o.detach(), y),
+            r"the loss must have a gradient, got a constant",
+        ),
     ],
     ids=["dict", "tuple", "nothing", "one each", "a number", "no graph"],
 )
@@ -393,7 +447,9 @@ def test_a_loss_must_return_a_mean(loss, message):
 )
 @pytest.mark.parametrize("name", ["loss", "report"])
 def test_a_problem_refuses_a_loss_that_is_no_mean(loss, name):
-    with pytest.raises(ValueError, match=rf"the {name} must be a batch's mean, got reduction='(sum|none)'"):
+    with pytest.raises(
+        ValueError, match=rf"the {name} must be a batch's mean, got reduction='(sum|none)'"
+    ):
         problem(**{name: loss})
 
 
@@ -408,19 +464,27 @@ def test_a_problem_refuses_a_loss_that_is_no_mean(loss, name):
         partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=2),
         lambda optimizer: lr_scheduler.SequentialLR(
             optimizer,
-            [lr_scheduler.ConstantLR(optimizer, total_iters=1), lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)],
+            [
+                lr_scheduler.ConstantLR(optimizer, total_iters=1),
+                lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9),
+            ],
             milestones=[1],
         ),
     ],
     ids=["steps", "epochs and steps", "too short", "inside another"],
 )
 def test_a_one_cycle_that_does_not_end_with_the_training_is_refused(schedule):
-    refused(r"stepped once an epoch, so OneCycleLR needs total_steps=3, the horizon, got [29]\.", lr_scheduler=schedule)
+    refused(
+        r"stepped once an epoch, so OneCycleLR needs total_steps=3, the horizon, got [29]\.",
+        lr_scheduler=schedule,
+    )
 
 
 def test_a_one_cycle_of_the_horizon_ends_at_its_lowest_rate():
     schedule = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=5)
-    rates = [row.values["lr"] for row in train(Run(problem(max_epochs=5, lr_scheduler=schedule)))][1:]
+    rates = [row.values["lr"] for row in train(Run(problem(max_epochs=5, lr_scheduler=schedule)))][
+        1:
+    ]
     assert rates[-1] == min(rates) < 1e-5
     assert max(rates) > 0.09
 
@@ -465,17 +529,23 @@ class Folded(nn.Module):
 
 @pytest.mark.parametrize("size", [19, 1])
 def test_a_last_batch_of_one_example_under_batch_norm_is_refused_before_training(size):
-    message = rf"no batch may hold a single example, but 20 examples in batches of {size} leave one over"
+    message = (
+        rf"no batch may hold a single example, but 20 examples in batches of {size} leave one over"
+    )
     with pytest.raises(ValueError, match=message):
         next(train(Run(problem(model=normalised, batch_size=size))))
     with pytest.raises(ValueError, match=message):
         check_last_batch(
-            problem(model=lambda: nn.Sequential(nn.LazyBatchNorm1d(), nn.Linear(6, 2)), batch_size=size), 0
+            problem(
+                model=lambda: nn.Sequential(nn.LazyBatchNorm1d(), nn.Linear(6, 2)), batch_size=size
+            ),
+            0,
         )
 
 
 @pytest.mark.parametrize(
-    ("model", "size"), [(normalised, 18), (Folded, 19), (net, 19), (lambda: normalised().requires_grad_(), 20)]
+    ("model", "size"),
+    [(normalised, 18), (Folded, 19), (net, 19), (lambda: normalised().requires_grad_(), 20)],
 )
 def test_what_batch_norm_can_take_is_not_refused(model, size):
     list(train(Run(problem(model=model, batch_size=size))))

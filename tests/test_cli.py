@@ -1,4 +1,5 @@
-"""The command line: what it prints and saves, and that bad input is refused before anything is written."""
+"""The command line: what it prints and saves, and that bad input is refused before anything is
+written."""
 
 import os
 import re
@@ -67,22 +68,40 @@ def test_every_option_reaches_the_record(flooding, tmp_path):
     assert record.metrics["last.level"] == -1
     assert record.metrics["last.lr"] == pytest.approx(0.05)
     assert record.metrics["epochs"] == 2
-    values = [n + 1 for n in range(0, len(words), 2) if words[n] != "--optimizer"]  # the others have no momentum
+    values = [
+        n + 1 for n in range(0, len(words), 2) if words[n] != "--optimizer"
+    ]  # the others have no momentum
     for n in values:
-        other = "mlp-bn" if words[n] == "mlp" else "0.25" if "." in words[n] else str(int(words[n]) + 1)
+        other = (
+            "mlp-bn" if words[n] == "mlp" else "0.25" if "." in words[n] else str(int(words[n]) + 1)
+        )
         assert flooding("run", "two-gaussians", *words[:n], other, *words[n + 1 :])[0] == 0
-    assert len(Ledger(tmp_path / "ledger.sqlite")) == 1 + len(values)  # every option made another Run of it
+    assert len(Ledger(tmp_path / "ledger.sqlite")) == 1 + len(
+        values
+    )  # every option made another Run of it
 
 
 def test_save_keeps_three_sets_of_weights(flooding, tmp_path):
     code, out, _ = flooding(
-        "run", "sinusoid", "--level", "0.6", *TINY, "--epochs", "30", "--learning-rate", "0.1", "--save", "weights"
+        "run",
+        "sinusoid",
+        "--level",
+        "0.6",
+        *TINY,
+        "--epochs",
+        "30",
+        "--learning-rate",
+        "0.1",
+        "--save",
+        "weights",
     )
     assert code == 0
     saved = {path.stem: load_file(path) for path in (tmp_path / "weights").iterdir()}
     assert set(saved) == {"first_flooded", "best", "last"}
     assert all(f"{name}.safetensors" in out for name in saved)
-    assert not torch.equal(*(next(iter(saved[name].values())) for name in ("first_flooded", "last")))
+    assert not torch.equal(
+        *(next(iter(saved[name].values())) for name in ("first_flooded", "last"))
+    )
     code, out, _ = flooding("run", "sinusoid", *TINY, "--save", "weights2")
     assert "no step was flooded" in out
 
@@ -90,14 +109,28 @@ def test_save_keeps_three_sets_of_weights(flooding, tmp_path):
 def test_trackers_get_every_epoch(flooding, tmp_path):
     import mlflow
 
-    extra = ["--mlflow", "sqlite:///mlflow.db", "--tensorboard", "runs", "--tag", "team:blue", "--tag", "quick"]
+    extra = [
+        "--mlflow",
+        "sqlite:///mlflow.db",
+        "--tensorboard",
+        "runs",
+        "--tag",
+        "team:blue",
+        "--tag",
+        "quick",
+    ]
     code, _, err = flooding("run", "sinusoid", "--level", "0.2", *TINY, *extra)
     assert code == 0, err
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     [found] = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert {"team": "blue", "quick": "true"}.items() <= found.data.tags.items()
     assert found.data.params["level"] == "0.2"
-    assert [m.step for m in client.get_metric_history(found.info.run_id, "val_loss")] == [0, 1, 2, 3]
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "val_loss")] == [
+        0,
+        1,
+        2,
+        3,
+    ]
     assert list((tmp_path / "runs").rglob("events*"))
 
 
@@ -115,12 +148,21 @@ def test_trackers_get_every_epoch(flooding, tmp_path):
         (["run", "sinusoid", "--tensorboard", "plain.txt"], "plain.txt"),
         (["run", "sinusoid", "--mlflow", "sqlite:///nowhere/m.db"], "nowhere"),
         (["run", "sinusoid", "--mlflow", "foo://bar"], "a store MLflow can open"),
-        (["run", "sinusoid", "--ledger", "/proc/nowhere/l.sqlite"], "SQLite file this tool can open"),
-        (["run", "sinusoid", "--batch-size", "0"], "batch_size must be a whole number of at least 1, got 0"),
+        (
+            ["run", "sinusoid", "--ledger", "/proc/nowhere/l.sqlite"],
+            "SQLite file this tool can open",
+        ),
+        (
+            ["run", "sinusoid", "--batch-size", "0"],
+            "batch_size must be a whole number of at least 1, got 0",
+        ),
         (["run", "sinusoid", "--batch-size", "99"], "no batch may hold a single example"),
         (["run", "sinusoid", "--device", "cuda:7"], "device must be there"),
         (["run", "sinusoid", "--device", "toaster"], "device must be there"),
-        (["run", "sinusoid", "--optimizer", "adam", "--momentum", "0.9"], "momentum belongs to sgd"),
+        (
+            ["run", "sinusoid", "--optimizer", "adam", "--momentum", "0.9"],
+            "momentum belongs to sgd",
+        ),
         (["run", "sinusoid", "--learning-rate", "inf"], "learning_rate must"),
         (["run", "sinusoid", "--dimension", "3"], "dimension"),
         (["run", "digits", "--train-samples", "1797"], "1797"),
@@ -133,7 +175,9 @@ def test_trackers_get_every_epoch(flooding, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_refused_with_rule_value_and_fix_and_nothing_is_written(flooding, tmp_path, arguments, said):
+def test_bad_input_is_refused_with_rule_value_and_fix_and_nothing_is_written(
+    flooding, tmp_path, arguments, said
+):
     (tmp_path / "plain.txt").write_text("mine")
     code, out, err = flooding(*arguments)
     assert code == 2
@@ -144,7 +188,9 @@ def test_bad_input_is_refused_with_rule_value_and_fix_and_nothing_is_written(flo
 
 
 NUMBERS = st.one_of(
-    st.integers(-2, 60), st.floats(-1, 2), st.sampled_from(["nan", "inf", "-inf", "1e400", "x", "", "0"])
+    st.integers(-2, 60),
+    st.floats(-1, 2),
+    st.sampled_from(["nan", "inf", "-inf", "1e400", "x", "", "0"]),
 )
 OPTIONS = [
     "--label-noise", "--spiral-noise", "--negative-mean", "--dimension", "--train-samples", "--val-samples", "--level",
@@ -153,7 +199,9 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     task=st.sampled_from([*DATA, "sinusoid", "spirals"]),
     model=st.sampled_from(["mlp", "mlp-bn", "resnet"]),
@@ -173,7 +221,9 @@ def test_help_does_not_import_torch(tmp_path):
         "import sys; sys.argv = ['flooding', '--help']\nfrom flooding import cli\n"
         "try:\n    cli.main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert done.stdout.strip().endswith("False")
     assert "demo" in done.stdout
 
@@ -187,7 +237,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     start = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     start += "runpy.run_module('flooding', run_name='__main__')"
     command = [sys.executable, "-c", start, "run", "sinusoid", "--epochs", "100000"]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (tmp_path / "l.sqlite").exists():
             time.sleep(0.1)
@@ -197,7 +249,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
             _, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    # A shell shows 130 for both: Python ends by the signal itself where it came in the middle of an exec().
+    # A shell shows 130 for both: Python ends by the signal itself where it came in the middle of an
+    # exec().
     assert process.returncode in {130, -signal.SIGINT}
     assert "goes on from there" in " ".join(err.split())
     assert "Traceback" not in err
@@ -222,17 +275,32 @@ def test_every_method_runs_and_is_another_training(flooding, tmp_path):
     flooding("run", "sinusoid", *TINY, "--epochs", "6", "--learning-rate", "0.05")
     for method, numbers in METHODS.items():
         code, _, err = flooding(
-            "run", "sinusoid", *TINY, "--epochs", "6", "--learning-rate", "0.05", "--method", method, *numbers
+            "run",
+            "sinusoid",
+            *TINY,
+            "--epochs",
+            "6",
+            "--learning-rate",
+            "0.05",
+            "--method",
+            method,
+            *numbers,
         )
         assert code == 0, err
     assert set(METHODS) == set(tasks.METHODS) - {"flooding"}
-    assert len(set(weights(tmp_path / "ledger.sqlite"))) >= len(METHODS)  # a hinge never reached equals plain training
+    assert len(set(weights(tmp_path / "ledger.sqlite"))) >= len(
+        METHODS
+    )  # a hinge never reached equals plain training
 
 
 @pytest.mark.parametrize("schedule", tasks.SCHEDULES)
 def test_every_schedule_runs(flooding, tmp_path, schedule):
-    start = {"delayed": ["--until-loss", "0.69"], "heuristic": ["--until-accuracy", "0.5"]}.get(schedule, [])
-    code, _, err = flooding("run", "sinusoid", *TINY, "--schedule", schedule, "--level", "0.3", *start)
+    start = {"delayed": ["--until-loss", "0.69"], "heuristic": ["--until-accuracy", "0.5"]}.get(
+        schedule, []
+    )
+    code, _, err = flooding(
+        "run", "sinusoid", *TINY, "--schedule", schedule, "--level", "0.3", *start
+    )
     assert code == 0, err
     [(_, record)] = Ledger(tmp_path / "ledger.sqlite").records()
     assert record.metrics["last.level"] <= 0.5
@@ -242,7 +310,10 @@ def test_every_schedule_runs(flooding, tmp_path, schedule):
     ("options", "said"),
     [
         (["--method", "softadd"], "Did you mean softad?"),
-        (["--method", "sam", "--sigma", "1"], "an argument of method sam must be one of rho; got sigma"),
+        (
+            ["--method", "sam", "--sigma", "1"],
+            "an argument of method sam must be one of rho; got sigma",
+        ),
         (["--method", "iflood", "--sigma", "1"], "must be one of none at all; got sigma"),
         (["--method", "wavebound"], "needs epsilon"),
         (["--method", "wavebound", "--epsilon", "0.1", "--level", "0.3"], "Leave it out"),
@@ -254,8 +325,14 @@ def test_every_schedule_runs(flooding, tmp_path, schedule):
         (["--level", "0.1,0.2,0.3", "--method", "iflood"], "each of 2 classes, got 3"),
         (["--level", "low"], "numbers with commas, got 'low'"),
         (["--excess"], "excess needs one constant level"),
-        (["--level", "0.1", "--schedule", "plateau", "--excess"], "excess needs one constant level"),
-        (["--schedule", "delayed", "--level", "0.3", "--warmup-steps", "4"], "an argument of schedule delayed"),
+        (
+            ["--level", "0.1", "--schedule", "plateau", "--excess"],
+            "excess needs one constant level",
+        ),
+        (
+            ["--schedule", "delayed", "--level", "0.3", "--warmup-steps", "4"],
+            "an argument of schedule delayed",
+        ),
         (["--until-loss", "0.1"], "a constant level has no until_loss"),
         (["--dropout", "1"], r"dropout must lie in \[0, 1\)"),
         (["--label-smoothing", "-1"], "label_smoothing"),
@@ -272,13 +349,21 @@ def test_bad_methods_and_schedules_are_refused(flooding, tmp_path, options, said
 
 def test_levels_per_class_and_of_the_excess(flooding, tmp_path):
     many = [*TINY, "--epochs", "40", "--learning-rate", "0.1", "--label-smoothing", "0.1"]
-    for options in (["--method", "iflood", "--level", "0.1,0.6"], ["--level", "0.3", "--excess"], ["--level", "0.3"]):
+    for options in (
+        ["--method", "iflood", "--level", "0.1,0.6"],
+        ["--level", "0.3", "--excess"],
+        ["--level", "0.3"],
+    ):
         code, _, err = flooding("run", "sinusoid", *many, *options)
         assert code == 0, err
-    levels = sorted(record.metrics["last.level"] for _, record in Ledger(tmp_path / "ledger.sqlite").records())
+    levels = sorted(
+        record.metrics["last.level"] for _, record in Ledger(tmp_path / "ledger.sqlite").records()
+    )
     assert levels[0] == pytest.approx(0.3)
     assert 0.1 < levels[1] < 0.6  # the mean of 0.1 and 0.6 over the labels
-    assert levels[2] == pytest.approx(0.3 + 0.1985, abs=1e-4)  # 0.1985: entropy of a label smoothed by 0.1, 2 classes
+    assert levels[2] == pytest.approx(
+        0.3 + 0.1985, abs=1e-4
+    )  # 0.1985: entropy of a label smoothed by 0.1, 2 classes
 
 
 def test_progress_estimates_what_is_left(monkeypatch, capsys):

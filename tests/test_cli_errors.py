@@ -1,4 +1,5 @@
-"""Every command ends with one line for an error, and nothing in a user's files acts on the terminal."""
+"""Every command ends with one line for an error, and nothing in a user's files acts on the
+terminal."""
 
 import os
 import signal
@@ -12,7 +13,18 @@ import pytest
 from flooding import cli
 from flooding.cli import _errors, _shown
 
-TINY = ["--width", "4", "--depth", "1", "--epochs", "2", "--train-samples", "20", "--test-samples", "20"]
+TINY = [
+    "--width",
+    "4",
+    "--depth",
+    "1",
+    "--epochs",
+    "2",
+    "--train-samples",
+    "20",
+    "--test-samples",
+    "20",
+]
 MINE = """
 import sys
 from functools import partial
@@ -85,7 +97,9 @@ def _forget():
 
 def program(*arguments, **options):
     """Run the command line as a program of its own."""
-    return subprocess.run([sys.executable, "-m", "flooding", *arguments], capture_output=True, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "flooding", *arguments], capture_output=True, **options
+    )
 
 
 HUGE = ["1e39", "-1e39", "1e308", "inf", "-inf", "nan", "9" * 400]
@@ -175,7 +189,11 @@ def test_the_others_refuse_extreme_numbers(flooding, tmp_path, words):
         ("mine:nothing", 2, "has no attribute 'nothing'"),
         ("mine:a.b", 2, "has no attribute 'a.b'"),
         ("mine:Problem", 2, "it needs data, model"),
-        ("mine:raises", 1, "in your code, {here}/mine.py, line 27: IndexError: list index out of range."),
+        (
+            "mine:raises",
+            1,
+            "in your code, {here}/mine.py, line 27: IndexError: list index out of range.",
+        ),
         ("mine:ends", 1, "in your code, {here}/mine.py, line 28: SystemExit: 3."),
         ("mine:wrong", 2, "at least 1, got 0. It comes from your code, {here}/mine.py, line 29."),
         ("mine:", 2, "must name a module and a Problem in it, got mine:. Try mine:problem."),
@@ -187,7 +205,11 @@ def test_the_others_refuse_extreme_numbers(flooding, tmp_path, words):
         ("mine.below:x", 2, "'mine' is not a package"),
         ("missing:problem", 2, "No module named 'missing'"),
         ("folder/missing.py:problem", 2, "folder/missing.py is missing"),
-        ("mine.py", 2, "a Python file needs the name of its Problem, got mine.py alone. Try mine.py:problem."),
+        (
+            "mine.py",
+            2,
+            "a Python file needs the name of its Problem, got mine.py alone. Try mine.py:problem.",
+        ),
         ("random.py:problem", 2, "must not be that of another module, but random is"),
     ],
     ids=lambda value: value if isinstance(value, str) and ":" in value and " " not in value else "",
@@ -205,17 +227,35 @@ def test_a_module_that_gives_no_problem(flooding, tmp_path, what, code, message)
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
-        ("import sys\nsys.exit('no')", 2, "broken called sys.exit(no). Put its script below if __name__"),
+        (
+            "import sys\nsys.exit('no')",
+            2,
+            "broken called sys.exit(no). Put its script below if __name__",
+        ),
         ("raise SystemExit", 2, "broken called sys.exit()"),
         ("x = 1\ndef (", 1, "broken.py, line 2: SyntaxError: invalid syntax"),
-        ("import nothing_of_this_name", 1, "line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        (
+            "import nothing_of_this_name",
+            1,
+            "line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'",
+        ),
         ("from mine import nothing", 1, "line 1: ImportError: cannot import name 'nothing'"),
         ("1 / 0", 1, "line 1: ZeroDivisionError: division by zero"),
         ("raise TypeError('x')", 1, "line 1: TypeError: x"),
         ("input()", 1, "line 1: "),
         ("class E(BaseException): pass\nraise E('\\x1b[31m')", 1, "line 2: E: \\x1b[31m"),
     ],
-    ids=["exit", "SystemExit", "syntax", "import", "from", "division", "TypeError", "input", "BaseException"],
+    ids=[
+        "exit",
+        "SystemExit",
+        "syntax",
+        "import",
+        "from",
+        "division",
+        "TypeError",
+        "input",
+        "BaseException",
+    ],
 )
 def test_a_module_that_cannot_be_imported(flooding, tmp_path, text, code, message):
     (tmp_path / "broken.py").write_text(text)
@@ -236,7 +276,9 @@ def test_a_module_that_cannot_be_imported(flooding, tmp_path, text, code, messag
         ("large", 2, "there is too little memory"),
     ],
 )
-def test_an_error_in_training_is_one_line_with_its_place(flooding, name, code, message, monkeypatch):
+def test_an_error_in_training_is_one_line_with_its_place(
+    flooding, name, code, message, monkeypatch
+):
     words = ["find", f"mine:{name}", "--workers", 0, "--strategy", "grid", "--levels", "0,0.1"]
     ended, _, err = flooding(*words)
     assert ended == code, err
@@ -264,7 +306,11 @@ def test_a_traceback_is_printed_when_asked_for(flooding, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (TypeError("x"), 1, "unexpected TypeError: x. If no code of your own is part of it, this is a bug."),
+        (
+            TypeError("x"),
+            1,
+            "unexpected TypeError: x. If no code of your own is part of it, this is a bug.",
+        ),
         (RuntimeError(""), 1, "unexpected RuntimeError. If no code"),
         (RecursionError("deep"), 1, "unexpected RecursionError: deep."),
         (OverflowError("large"), 1, "unexpected OverflowError: large."),
@@ -327,7 +373,10 @@ def test_what_this_package_raises_itself_is_no_bug(flooding, monkeypatch):
         (["run", "[red]x[/]"], "got [red]x[/]"),
         (["run", "sinusoid\x1b]0;x\x07"], r"got sinusoid\x1b]0;x\x07"),
         (["find", "a\nb"], "got a b."),
-        (["find", "missing\x1b[31m.csv", "--target", "y"], r"missing\x1b[31m.csv, which is missing"),
+        (
+            ["find", "missing\x1b[31m.csv", "--target", "y"],
+            r"missing\x1b[31m.csv, which is missing",
+        ),
         (["find", "a.csv", "--target", "\x1b[31m"], r"\x1b[31m"),
         (["run", "sinusoid", "--out", "x"], "No such option"),
         (["run", "sinusoid", "--tag", "a:b"], "tag belongs to MLflow"),
@@ -431,7 +480,11 @@ def test_a_console_obeys_no_name_in_a_table(capsys):
 def test_what_is_no_file_is_called_what_it_is(flooding, tmp_path, what, message):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder.csv").mkdir()
-    for words in (["find", what, "--target", "y"], ["compare", what, "--target", "y"], ["predict", "model", what]):
+    for words in (
+        ["find", what, "--target", "y"],
+        ["compare", what, "--target", "y"],
+        ["predict", "model", what],
+    ):
         code, _, err = flooding(*words)
         assert code == 2
         assert message in err
@@ -442,7 +495,10 @@ def test_a_strategy_by_accuracy_needs_classes(flooding, tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n" + "".join(f"{i % 13},{i / 7}\n" for i in range(60)))
     code, _, err = flooding("find", "a.csv", "--target", "y", "--strategy", "heuristic")
     assert code == 2
-    assert err == "error: heuristic needs the accuracy of classes, but a.csv has numbers. Choose another --strategy.\n"
+    assert (
+        err
+        == "error: heuristic needs the accuracy of classes, but a.csv has numbers. Choose another --strategy.\n"
+    )
 
 
 def test_predictions_replace_neither_their_table_nor_a_device(flooding, tmp_path):
@@ -478,7 +534,9 @@ def test_a_ledger_that_is_read_only_is_refused_at_once(flooding, tmp_path, monke
     (tmp_path / "old.sqlite").write_bytes(b"")
     access = os.access
     readonly = {str(tmp_path / "home"), str(tmp_path / "old.sqlite")}
-    monkeypatch.setattr(os, "access", lambda path, mode: str(path) not in readonly and access(path, mode))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: str(path) not in readonly and access(path, mode)
+    )
     for ledger in ("home/state/l.sqlite", "old.sqlite"):
         code, _, err = flooding("run", "sinusoid", *TINY, "--ledger", ledger)
         assert code == 2
@@ -491,21 +549,29 @@ def test_a_reader_that_leaves_ends_neither_the_work_nor_the_program(tmp_path):
     environment = {**os.environ, "FLOODING_LEDGER": str(tmp_path / "l.sqlite")}
     command = f"{sys.executable} -m flooding find a.csv --target y --epochs 2 --workers 0 --save model --out out"
     command = f"{command} | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.stdout == "0\n", done.stderr
     assert "Error" not in done.stderr
     assert (tmp_path / "model" / "model.json").exists(), "what was asked for is saved all the same"
     with (tmp_path / "a.csv").open("a") as file:
         file.write("1,2,[/]\n" * 20_000)
     command = f"{sys.executable} -m flooding predict model a.csv | head -1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.stdout.splitlines()[1:] == ["0"]
     assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
     ("end", "code", "said"),
-    [(">&-", 0, ""), ("<&- >&- 2>&-", 0, ""), ("> /dev/full", 2, "error: [Errno 28] No space left on device\n")],
+    [
+        (">&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        ("> /dev/full", 2, "error: [Errno 28] No space left on device\n"),
+    ],
     ids=["closed output", "all closed", "full disk"],
 )
 def test_an_output_that_cannot_be_written(tmp_path, end, code, said):

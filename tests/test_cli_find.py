@@ -1,4 +1,5 @@
-"""``flooding find`` and ``flooding predict``: tasks, modules and tables, and clear words for bad input."""
+"""``flooding find`` and ``flooding predict``: tasks, modules and tables, and clear words for bad
+input."""
 
 import csv
 import json
@@ -58,14 +59,20 @@ def table(path, rows=60, target=lambda i: "yes" if i % 2 else "no"):
 
 
 def test_a_task(flooding, tmp_path):
-    code, out, err = flooding("find two-gaussians --label-noise 0.05 --epochs 5 --workers 0 --out here")
+    code, out, err = flooding(
+        "find two-gaussians --label-noise 0.05 --epochs 5 --workers 0 --out here"
+    )
     assert code == 0, err
     assert "flood level" in out or "train without flooding" in out
     assert "epochs" in err
     told = json.loads((tmp_path / "here" / "found.json").read_text())
     assert told["strategy"] == "finder"
-    assert {"found.json", "table.csv", "curves.npz", "search.png"} == {p.name for p in (tmp_path / "here").iterdir()}
-    code, _, err = flooding("find two-gaussians --label-noise 0.05 --epochs 5 --workers 0 --out here")
+    assert {"found.json", "table.csv", "curves.npz", "search.png"} == {
+        p.name for p in (tmp_path / "here").iterdir()
+    }
+    code, _, err = flooding(
+        "find two-gaussians --label-noise 0.05 --epochs 5 --workers 0 --out here"
+    )
     assert code == 0
     assert "training 1 runs" not in err  # everything is in the ledger
     assert "1 of 1 runs from the ledger" in err
@@ -108,14 +115,19 @@ def test_a_number_is_found_by_its_squared_error(flooding, tmp_path):
     code, out, err = flooding("find people.csv --target income --epochs 5 --workers 0 --save model")
     assert code == 0, err
     assert "accuracy" not in out.split("estimate")[0].split("Assumed")[-1].split("level")[-1]
-    assert "standardised target; for squared errors of income itself" in out or "train without flooding" in out
+    assert (
+        "standardised target; for squared errors of income itself" in out
+        or "train without flooding" in out
+    )
     assert "a root mean squared error of" in out
     code, out, _ = flooding("predict model people.csv")
     assert out.startswith("value")
 
 
 def test_none_among_the_levels_is_plain_training_and_0_a_level(flooding):
-    code, out, err = flooding("find spiral --epochs 2 --workers 0 --strategy grid --levels 0.2,none,0,-1")
+    code, out, err = flooding(
+        "find spiral --epochs 2 --workers 0 --strategy grid --levels 0.2,none,0,-1"
+    )
     assert code == 0, err
     rows = re.findall(r"(\S+) 0 2 0\.\d", out)  # level, seed 0, 2 epochs, accuracy
     assert rows == ["none", "-1", "0", "0.2"]
@@ -123,7 +135,13 @@ def test_none_among_the_levels_is_plain_training_and_0_a_level(flooding):
 
 @pytest.mark.parametrize(
     "strategy",
-    ["halving --levels 0,0.2,0.4", "backward --levels 0.1,0.2", "heuristic", "accordance", "tpe --trainings 2"]
+    [
+        "halving --levels 0,0.2,0.4",
+        "backward --levels 0.1,0.2",
+        "heuristic",
+        "accordance",
+        "tpe --trainings 2",
+    ]
     + ["policy-gradient --trainings 2", "range-test"],
 )
 def test_every_strategy(flooding, strategy):
@@ -150,7 +168,10 @@ def test_every_strategy(flooding, strategy):
         ("find digits --score recall", "accuracy, balanced-accuracy or loss"),
         ("find digits --strategy magic", "strategy must be one of"),
         ("find digits --levels 0,x", "levels must be numbers"),
-        ("find digits --strategy grid --levels none,none", "levels must be finite, different and at least one"),
+        (
+            "find digits --strategy grid --levels none,none",
+            "levels must be finite, different and at least one",
+        ),
         ("find digits --strategy grid --levels none,", "levels must be numbers"),
         ("find digits --levels 0,1", "--levels belongs to backward and grid and halving"),
         ("find digits --budget 1", "budget must be above 1"),
@@ -158,7 +179,10 @@ def test_every_strategy(flooding, strategy):
         ("find digits --strategy grid --budget 5", "--budget belongs to finder"),
         ("find digits --device cuda:77", "device must be there"),
         ("find numbers.csv --target income --score accuracy", "accuracy needs classes"),
-        ("find people.csv --target income --save full", "folder must be new or hold a saved model alone"),
+        (
+            "find people.csv --target income --save full",
+            "folder must be new or hold a saved model alone",
+        ),
         ("find people.csv --target income --save x --out x", "must be different folders"),
         ("find spiral --label-noise 2", "label_noise must lie in"),
         ("find digits --out people.csv/x", "must not be, or lie below, a file"),

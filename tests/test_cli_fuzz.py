@@ -1,4 +1,5 @@
-"""Some random argument vectors of ``benchmarks/fuzz.py``: no traceback, known exit codes, nothing half-written."""
+"""Some random argument vectors of ``benchmarks/fuzz.py``: no traceback, known exit codes, nothing
+half-written."""
 
 import os
 import tempfile
@@ -11,16 +12,22 @@ from flooding.experiments import demo, ishida2020
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_random_arguments_end_with_a_known_exit_code_and_no_traceback(tmp_path, monkeypatch, capsys):
+def test_random_arguments_end_with_a_known_exit_code_and_no_traceback(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import fuzz
 
     for name in ("FLOODING_LEDGER", "TMPDIR"):
-        monkeypatch.setenv(name, os.environ.get(name, str(tmp_path)))  # else fuzz would leave its own behind
+        monkeypatch.setenv(
+            name, os.environ.get(name, str(tmp_path))
+        )  # else fuzz would leave its own behind
     monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
     monkeypatch.setattr(demo, "plan", demo.plan)
     monkeypatch.setattr(ishida2020, "cells", ishida2020.cells)
-    monkeypatch.setattr(fuzz, "WEIGHTS", fuzz.WEIGHTS | {"compare": 0, "demo": 0, "reproduce": 0})  # the long ones
+    monkeypatch.setattr(
+        fuzz, "WEIGHTS", fuzz.WEIGHTS | {"compare": 0, "demo": 0, "reproduce": 0}
+    )  # the long ones
     fuzz.shorten_plans()
     counts, _, faults = fuzz.fuzz(tmp_path, vectors=60, processes=0, seed=0)
     assert faults == [], capsys.readouterr().out
@@ -34,7 +41,12 @@ def test_random_arguments_end_with_a_known_exit_code_and_no_traceback(tmp_path, 
         (3, "", "", "exit code 3"),
         (None, "", "", "exit code None"),
         (1, "", "Traceback (most recent call last):", "a traceback"),
-        (1, "", "error: unexpected KeyError: 1. If no code of your own is part of it, this is a bug.", "is a bug"),
+        (
+            1,
+            "",
+            "error: unexpected KeyError: 1. If no code of your own is part of it, this is a bug.",
+            "is a bug",
+        ),
         (2, "", "", "no error message"),
         (2, "\x1b[31m", "error: ", "raw characters"),
         (0, "", "", "incomplete"),

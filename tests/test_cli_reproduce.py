@@ -1,4 +1,5 @@
-"""``flooding reproduce`` and ``flooding compare`` end to end, small; bad input ends with one sentence."""
+"""``flooding reproduce`` and ``flooding compare`` end to end, small; bad input ends with one
+sentence."""
 
 import re
 import time
@@ -38,9 +39,13 @@ def _tiny(monkeypatch):
     class Tiny(ishida2020.Cell):
         @property
         def problem(self):
-            return replace(super().problem, model=partial(mlp, TASKS[self.task][1], 2, width=8, depth=1))
+            return replace(
+                super().problem, model=partial(mlp, TASKS[self.task][1], 2, width=8, depth=1)
+            )
 
-    plan = [Tiny(task, noise, (0.0, 0.3), (0, 1), 2) for task in TASKS for noise in ishida2020.NOISES]
+    plan = [
+        Tiny(task, noise, (0.0, 0.3), (0, 1), 2) for task in TASKS for noise in ishida2020.NOISES
+    ]
     monkeypatch.setattr(ishida2020, "cells", lambda quick=False: plan)
 
 
@@ -58,12 +63,19 @@ def test_an_experiment_is_estimated_trained_written_looked_up_and_drawn_again(tm
     told = call("reproduce", "ishida2020", "--out", "first", "--workers", "0")
     assert re.search(r"about \d+ s for 36 trainings, \d+\.\d s each", told.stderr)
     first = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
-    assert {"ishida2020.md", "ishida2020.npz", "ishida2020-levels.png", "ishida2020-clean.csv"} <= first.keys()
+    assert {
+        "ishida2020.md",
+        "ishida2020.npz",
+        "ishida2020-levels.png",
+        "ishida2020-clean.csv",
+    } <= first.keys()
     assert "Found:" in told.stdout
     told = call("reproduce", "ishida2020", "--out", "second", "--workers", "0")
     assert "about" not in told.stderr, "nothing is left to train"
     second = {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
-    assert {n: b for n, b in first.items() if n[-4:] != ".npz"} == {n: b for n, b in second.items() if n[-4:] != ".npz"}
+    assert {n: b for n, b in first.items() if n[-4:] != ".npz"} == {
+        n: b for n, b in second.items() if n[-4:] != ".npz"
+    }
 
 
 def test_an_estimate_counts_what_is_measured_now_and_then():
@@ -75,7 +87,10 @@ def test_an_estimate_counts_what_is_measured_now_and_then():
         return {}
 
     plain = small(max_epochs=10)
-    watched = [replace(plain, extra_metrics=PeriodicMetric(partial(slow, name=name), every=4)) for name in "abc"]
+    watched = [
+        replace(plain, extra_metrics=PeriodicMetric(partial(slow, name=name), every=4))
+        for name in "abc"
+    ]
     # A sleep is at least as long as it says: at epochs 0, 4, 8 and 10 of each of the three.
     assert experiments.estimate([Run(problem) for problem in watched], 2) >= 3 * 4 * 0.05 / 2
     assert asked == ["a", "a"], "the others differ in their watch alone"
@@ -87,13 +102,27 @@ def test_an_archive_is_continued_without_its_ledger(tmp_path):
     assert " for 18 trainings" in told.stderr
     (tmp_path / "ledger.sqlite").unlink()
     archive = tmp_path / "first" / "ishida2020.npz"
-    told = call("reproduce", "ishida2020", "--from", archive, "--more", "--out", "second", "--workers", "0")
+    told = call(
+        "reproduce", "ishida2020", "--from", archive, "--more", "--out", "second", "--workers", "0"
+    )
     assert " for 18 trainings" in told.stderr, "one of two seeds was in the archive"
     call("reproduce", "ishida2020", "--fresh", "--out", "whole", "--workers", "0")
-    tables = [(tmp_path / folder / "ishida2020-clean.csv").read_text() for folder in ("second", "whole", "first")]
+    tables = [
+        (tmp_path / folder / "ishida2020-clean.csv").read_text()
+        for folder in ("second", "whole", "first")
+    ]
     assert tables[0] == tables[1] != tables[2]
-    call("reproduce", "ishida2020", "--from", tmp_path / "second" / "ishida2020.npz", "--out", "third")
-    assert (tmp_path / "third" / "ishida2020.md").read_text() == (tmp_path / "second" / "ishida2020.md").read_text()
+    call(
+        "reproduce",
+        "ishida2020",
+        "--from",
+        tmp_path / "second" / "ishida2020.npz",
+        "--out",
+        "third",
+    )
+    assert (tmp_path / "third" / "ishida2020.md").read_text() == (
+        tmp_path / "second" / "ishida2020.md"
+    ).read_text()
 
 
 def test_from_the_level_benchmark_without_a_training(tmp_path, request):

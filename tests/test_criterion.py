@@ -1,6 +1,8 @@
-"""What a loss says about itself: the same mean as torch's for each way to write it, reductions, errors, warnings.
+"""What a loss says about itself: the same mean as torch's for each way to write it, reductions,
+errors, warnings.
 
-Expected numbers come from torch's own mean of the plain loss, ``functional.cross_entropy(...)`` and the like.
+Expected numbers come from torch's own mean of the plain loss, ``functional.cross_entropy(...)`` and
+the like.
 """
 
 import copy
@@ -40,12 +42,15 @@ def rng():
 
 def draw(rng, shape):
     """Scores of 4 classes in float64 and their labels, three in ten of them 255."""
-    scores = torch.randn(shape[0], 4, *shape[1:], generator=rng, dtype=torch.float64, requires_grad=True)
+    scores = torch.randn(
+        shape[0], 4, *shape[1:], generator=rng, dtype=torch.float64, requires_grad=True
+    )
     y = torch.randint(4, shape, generator=rng)
     return scores, y.masked_fill(torch.rand(shape, generator=rng) < 0.3, 255)
 
 
-# ---------------------------------------------------------------- one mean, however a loss is written
+# ---------------------------------------------------------------- one mean, however a loss is
+# written
 
 
 def wrapped(loss):
@@ -63,7 +68,8 @@ class Named(nn.CrossEntropyLoss):
 
 
 def unmerged(*args, **kwargs):
-    """Make a partial that functools does not merge with the one around it, since it has an attribute."""
+    """Make a partial that functools does not merge with the one around it, since it has an
+    attribute."""
     bound = partial(*args, **kwargs)
     bound.note = "mine"
     return bound
@@ -73,11 +79,15 @@ FORMS = {
     "module": lambda **o: nn.CrossEntropyLoss(**o),
     "subclass": lambda **o: Named(**o),
     "partial": lambda **o: partial(F.cross_entropy, **o),
-    "nested partial": lambda reduction, **o: partial(unmerged(F.cross_entropy, reduction=reduction), **o),
+    "nested partial": lambda reduction, **o: partial(
+        unmerged(F.cross_entropy, reduction=reduction), **o
+    ),
     "overridden partial": lambda **o: partial(unmerged(F.cross_entropy, reduction="sum"), **o),
     "wraps of a partial": lambda **o: wrapped(partial(F.cross_entropy, **o)),
     "partial of wraps": lambda **o: partial(wrapped(F.cross_entropy), **o),
-    "partial of a module": lambda ignore_index=-100, **o: partial(nn.CrossEntropyLoss(ignore_index=ignore_index, **o)),
+    "partial of a module": lambda ignore_index=-100, **o: partial(
+        nn.CrossEntropyLoss(ignore_index=ignore_index, **o)
+    ),
     "bound forward": lambda **o: nn.CrossEntropyLoss(**o).forward,
 }
 OPTIONS = {
@@ -97,7 +107,11 @@ def test_every_form_has_torchs_own_mean(form, options, shape, rng):
     loss = form(reduction="none", **options)
     for method in EACH:
         criterion = Flood(loss, None, method)
-        for got in (criterion(scores, y), criterion.eval()(scores, y), criterion(input=scores, target=y)):
+        for got in (
+            criterion(scores, y),
+            criterion.eval()(scores, y),
+            criterion(input=scores, target=y),
+        ):
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
     for method in MEAN:
         criterion = Flood(form(reduction="mean", **options), None, method)
@@ -117,7 +131,9 @@ def test_every_form_floods_alike(form, method, shape, rng):
         losses = F.cross_entropy(scores, y.clamp_max(3), reduction="none")
         both = zip(losses.view(-1), y.view(-1), strict=True)
         pairs = [(method(one, level), CLASS_WEIGHTS[c]) for one, c in both if c != 255]
-        expected = sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
+        expected = sum(value * weight for value, weight in pairs) / sum(
+            weight for _, weight in pairs
+        )
         assert criterion(scores, y) is not None
         assert criterion.n_seen == len(pairs)
     torch.testing.assert_close(criterion(scores, y), expected, rtol=1e-12, atol=0)
@@ -129,8 +145,12 @@ def test_the_case_of_the_issue():
         torch.randn(6, 4), torch.randint(4, (6,)), torch.randn(6, 4)  # what its script draws first
         seg, mask = torch.randn(2, 5, 8, 8), torch.randint(5, (2, 8, 8))
     mask[:, :6] = 255
-    criterion = Flood(partial(F.cross_entropy, ignore_index=255, reduction="none"), 1.0, IFlood()).eval()
-    assert criterion(seg, mask).item() == pytest.approx(1.768, abs=5e-4)  # 0.442 with the ignored ones counted
+    criterion = Flood(
+        partial(F.cross_entropy, ignore_index=255, reduction="none"), 1.0, IFlood()
+    ).eval()
+    assert criterion(seg, mask).item() == pytest.approx(
+        1.768, abs=5e-4
+    )  # 0.442 with the ignored ones counted
 
 
 @pytest.mark.parametrize("weight", [None, CLASS_WEIGHTS], ids=["plain", "class weights"])
@@ -150,7 +170,9 @@ def test_options_of_the_call_count(options, rng):
     scores, y = draw(rng, (6,))
     expected = F.cross_entropy(scores, y, **options)
     criterion = Flood(F.cross_entropy, None, IFlood())
-    torch.testing.assert_close(criterion(scores, y, reduction="none", **options), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        criterion(scores, y, reduction="none", **options), expected, rtol=1e-12, atol=0
+    )
     smoothing = options.get("label_smoothing", 0.0)
     positional = criterion(scores, y, options.get("weight"), None, 255, None, "none", smoothing)
     torch.testing.assert_close(positional, expected, rtol=1e-12, atol=0)
@@ -158,7 +180,9 @@ def test_options_of_the_call_count(options, rng):
 
 def test_a_compiled_module_has_torchs_own_mean(rng):
     scores, y = draw(rng, (3, 5))
-    loss = torch.compile(nn.CrossEntropyLoss(reduction="none", **OPTIONS["smoothing"]), backend="eager")
+    loss = torch.compile(
+        nn.CrossEntropyLoss(reduction="none", **OPTIONS["smoothing"]), backend="eager"
+    )
     expected = F.cross_entropy(scores, y, **OPTIONS["smoothing"])
     torch.testing.assert_close(Flood(loss, None, IFlood())(scores, y), expected, rtol=1e-12, atol=0)
 
@@ -168,8 +192,16 @@ def nll(scores, y, **options):
 
 
 OTHERS = {
-    "nll_loss": (partial(F.nll_loss, weight=CLASS_WEIGHTS, ignore_index=255), nll, OPTIONS["class weights"]),
-    "NLLLoss": (nn.NLLLoss(weight=CLASS_WEIGHTS, ignore_index=255, reduction="none"), nll, OPTIONS["class weights"]),
+    "nll_loss": (
+        partial(F.nll_loss, weight=CLASS_WEIGHTS, ignore_index=255),
+        nll,
+        OPTIONS["class weights"],
+    ),
+    "NLLLoss": (
+        nn.NLLLoss(weight=CLASS_WEIGHTS, ignore_index=255, reduction="none"),
+        nll,
+        OPTIONS["class weights"],
+    ),
     "uint8": (partial(F.cross_entropy, ignore_index=255), F.cross_entropy, {"ignore_index": 255}),
 }
 
@@ -186,7 +218,9 @@ def test_other_losses_of_classes(loss, torchs, options, rng):
 
 def test_bytes_with_class_weights_and_with_a_level_per_class(rng):
     scores, y = draw(rng, (6,))
-    criterion = Flood(partial(F.cross_entropy, **OPTIONS["class weights"], reduction="none"), None, IFlood())
+    criterion = Flood(
+        partial(F.cross_entropy, **OPTIONS["class weights"], reduction="none"), None, IFlood()
+    )
     expected = F.cross_entropy(scores, y, **OPTIONS["class weights"])
     torch.testing.assert_close(criterion(scores, y.byte()), expected, rtol=1e-12, atol=0)
     assert PerClass([0.5, 0.25]).at(torch.tensor([1, 0], dtype=torch.uint8)).tolist() == [0.25, 0.5]
@@ -194,10 +228,15 @@ def test_bytes_with_class_weights_and_with_a_level_per_class(rng):
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch 2.13")
 def test_the_last_layer_inside_the_loss(rng):
-    features, y = torch.randn(6, 3, generator=rng, requires_grad=True), torch.tensor([0, 1, 2, 3, 255, 255])
+    features, y = (
+        torch.randn(6, 3, generator=rng, requires_grad=True),
+        torch.tensor([0, 1, 2, 3, 255, 255]),
+    )
     layer = torch.randn(4, 3, generator=rng)
     expected = F.linear_cross_entropy(features, layer, y, ignore_index=255)
-    criterion = Flood(partial(F.linear_cross_entropy, ignore_index=255, reduction="none"), None, IFlood())
+    criterion = Flood(
+        partial(F.linear_cross_entropy, ignore_index=255, reduction="none"), None, IFlood()
+    )
     torch.testing.assert_close(criterion(features, layer, y), expected)
     module = nn.LinearCrossEntropyLoss(3, 4, ignore_index=255, reduction="none")
     expected = F.linear_cross_entropy(features, module.linear.weight, y, ignore_index=255)
@@ -212,7 +251,9 @@ def test_weights_of_elements(function, rng):
     a.requires_grad_()
     criterion = Flood(function, None, IFlood())
     expected = function(a, b, weight=w)
-    torch.testing.assert_close(criterion(a, b, reduction="none", weight=w), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        criterion(a, b, reduction="none", weight=w), expected, rtol=1e-12, atol=0
+    )
     assert not torch.isclose(expected, (function(a, b, reduction="none") * w).mean()), "they differ"
 
 
@@ -230,7 +271,11 @@ def test_binary_losses_divide_by_the_number_of_elements(function, options, rng):
     y = torch.rand(5, 3, generator=rng).round()
     expected = F.binary_cross_entropy_with_logits(scores, y, **options)
     given = {"reduction": "none", **options}
-    loss = partial(F.binary_cross_entropy_with_logits, **given) if function else nn.BCEWithLogitsLoss(**given)
+    loss = (
+        partial(F.binary_cross_entropy_with_logits, **given)
+        if function
+        else nn.BCEWithLogitsLoss(**given)
+    )
     torch.testing.assert_close(Flood(loss, None, IFlood())(scores, y), expected)
 
 
@@ -241,7 +286,9 @@ class Focal(nn.CrossEntropyLoss):
     """A subclass with a formula of its own."""
 
     def forward(self, scores, y):
-        losses = F.cross_entropy(scores, y, self.weight, ignore_index=self.ignore_index, reduction="none")
+        losses = F.cross_entropy(
+            scores, y, self.weight, ignore_index=self.ignore_index, reduction="none"
+        )
         return (1 - (-losses).exp()) ** 2 * losses
 
 
@@ -277,18 +324,25 @@ def test_what_a_loss_of_ones_own_ignores_counts_for_nothing(loss, rng):
     expected = flood(losses[y != 255], 0.75).mean()
     torch.testing.assert_close(criterion(scores, y), expected, rtol=1e-12, atol=0)
     assert criterion.n_seen == int((y != 255).sum())
-    torch.testing.assert_close(criterion.eval()(scores, y), losses[y != 255].mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        criterion.eval()(scores, y), losses[y != 255].mean(), rtol=1e-12, atol=0
+    )
 
 
 def test_losses_of_another_shape_than_the_targets_each_count(rng):
     scores, y = draw(rng, (3, 5))
     sequence = lambda a, y, ignore_index=255: squared(a, y, ignore_index).mean(1)  # ruff: ignore[lambda-assignment]
-    torch.testing.assert_close(Flood(sequence, 0.5, IFlood())(scores, y), flood(sequence(scores, y), 0.5).mean())
+    torch.testing.assert_close(
+        Flood(sequence, 0.5, IFlood())(scores, y), flood(sequence(scores, y), 0.5).mean()
+    )
 
 
 def test_class_weights_in_a_forward_of_ones_own_are_refused():
     loss = Focal(weight=CLASS_WEIGHTS, reduction="none")
-    with pytest.raises(ValueError, match=r"got Focal with one of its own.*objective\(losses, level, method, weight\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"got Focal with one of its own.*objective\(losses, level, method, weight\)",
+    ):
         Flood(loss, 0.1, IFlood())
     patched = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, reduction="none")
     patched.forward = lambda scores, y: F.cross_entropy(scores, y, reduction="none")
@@ -327,17 +381,24 @@ def test_per_example_losses_of_a_run_have_its_own_mean(loss, rng):
     assert losses.shape == (6,)
     if weight is not None:
         losses = losses / weight.masked_fill(weight == 0, 1)
-    torch.testing.assert_close(objective(losses, None, IFlood(), weight), loss(scores, y), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        objective(losses, None, IFlood(), weight), loss(scores, y), rtol=1e-12, atol=0
+    )
 
 
 def test_nll_and_batchmean_as_losses_of_a_run(rng):
     scores, y = draw(rng, (6,))
-    logs, soft = scores.log_softmax(1), torch.rand(6, 4, generator=rng, dtype=torch.float64).softmax(1)
+    logs, soft = (
+        scores.log_softmax(1),
+        torch.rand(6, 4, generator=rng, dtype=torch.float64).softmax(1),
+    )
     for loss in (partial(F.nll_loss, **OPTIONS["class weights"]), nn.NLLLoss(ignore_index=255)):
         each = unreduced(loss)
         weight = example_weight(each, y)
         losses = each(logs, y) / weight.masked_fill(weight == 0, 1)
-        torch.testing.assert_close(objective(losses, None, IFlood(), weight), loss(logs, y), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            objective(losses, None, IFlood(), weight), loss(logs, y), rtol=1e-12, atol=0
+        )
     for loss in (nn.KLDivLoss(reduction="batchmean"), partial(F.kl_div, reduction="batchmean")):
         losses = unreduced(loss)(logs, soft)
         assert losses.shape == (6,)
@@ -346,7 +407,10 @@ def test_nll_and_batchmean_as_losses_of_a_run(rng):
 
 @pytest.mark.parametrize("shape", [(100,), (7, 30)])
 def test_the_losses_of_a_run_are_those_of_the_module_bit_for_bit(shape, rng):
-    scores, y = torch.randn(shape[0], 4, *shape[1:], generator=rng), torch.randint(4, shape, generator=rng)
+    scores, y = (
+        torch.randn(shape[0], 4, *shape[1:], generator=rng),
+        torch.randint(4, shape, generator=rng),
+    )
     module = nn.CrossEntropyLoss(reduction="none")
     assert torch.equal(unreduced(F.cross_entropy)(scores, y), module(scores, y))
     losses, weight = module(scores, y), example_weight(module, y)
@@ -395,7 +459,13 @@ class Own(nn.Module):
     def forward(self, scores, y):
         word = getattr(self.reduction, "name", self.reduction)
         losses = F.cross_entropy(scores, y, reduction="none")
-        return losses if word in ("NONE", "none") else losses.sum() if word in ("SUM", "sum", "Sum") else losses.mean()
+        return (
+            losses
+            if word in ("NONE", "none")
+            else losses.sum()
+            if word in ("SUM", "sum", "Sum")
+            else losses.mean()
+        )
 
 
 def summing(scores, y, reduction="sum"):
@@ -422,12 +492,19 @@ MEANS = {
 @pytest.mark.parametrize("loss", MEANS.values(), ids=MEANS)
 @pytest.mark.parametrize("method", MEAN, ids=name)
 def test_a_scalar_mean_by_any_word_is_accepted(loss, method, rng):
-    scores, y = torch.randn(6, 4, generator=rng, requires_grad=True), torch.randint(4, (6,), generator=rng)
-    torch.testing.assert_close(Flood(loss, 0.5, method)(scores, y), method(F.cross_entropy(scores, y), 0.5))
+    scores, y = (
+        torch.randn(6, 4, generator=rng, requires_grad=True),
+        torch.randint(4, (6,), generator=rng),
+    )
+    torch.testing.assert_close(
+        Flood(loss, 0.5, method)(scores, y), method(F.cross_entropy(scores, y), 0.5)
+    )
     Problem(small().data, small().model, loss=loss)
 
 
-@pytest.mark.parametrize("loss", [nn.KLDivLoss(reduction="batchmean"), partial(F.kl_div, reduction="batchmean")])
+@pytest.mark.parametrize(
+    "loss", [nn.KLDivLoss(reduction="batchmean"), partial(F.kl_div, reduction="batchmean")]
+)
 @pytest.mark.parametrize("method", MEAN, ids=name)
 def test_batchmean_is_a_mean(loss, method, rng):
     logs = torch.randn(6, 4, generator=rng).log_softmax(1).requires_grad_()
@@ -458,11 +535,14 @@ SUMS = {
 @pytest.mark.parametrize("loss", SUMS.values(), ids=SUMS)
 def test_a_sum_is_refused(loss):
     for method in (*MEAN, *EACH):
-        with pytest.raises(ValueError, match=rf"got a criterion with reduction='sum'. Build.*'{method.reduction}'"):
+        with pytest.raises(
+            ValueError, match=rf"got a criterion with reduction='sum'. Build.*'{method.reduction}'"
+        ):
             Flood(loss, 0.1, method)
     for field in ("loss", "report"):
         with pytest.raises(
-            ValueError, match=f"the {field} must be a batch's mean, got reduction='sum'.*reduction='mean'"
+            ValueError,
+            match=f"the {field} must be a batch's mean, got reduction='sum'.*reduction='mean'",
         ):
             Problem(small().data, small().model, **{field: loss})
     assert check_reduction(F.mse_loss) is None
@@ -488,14 +568,18 @@ NONES = {
 
 @pytest.mark.parametrize("loss", NONES.values(), ids=NONES)
 def test_a_problem_takes_no_losses_per_example(loss):
-    with pytest.raises(ValueError, match=r"the loss must be a batch's mean, got reduction='none'\. Per-example"):
+    with pytest.raises(
+        ValueError, match=r"the loss must be a batch's mean, got reduction='none'\. Per-example"
+    ):
         Problem(small().data, small().model, loss=loss)
 
 
 def test_a_problem_takes_a_plain_loss_that_is_built():
     with pytest.raises(ValueError, match=r"got the class MSELoss\. Write MSELoss\(\)"):
         Problem(small().data, small().model, loss=nn.MSELoss)
-    with pytest.raises(ValueError, match=r"the loss must be plain, got Flood\. Give the Problem its criterion"):
+    with pytest.raises(
+        ValueError, match=r"the loss must be plain, got Flood\. Give the Problem its criterion"
+    ):
         Problem(small().data, small().model, loss=Flood(nn.MSELoss(), 0.1))
 
 
@@ -509,8 +593,16 @@ def test_reductions_of_a_run_are_set_to_none(rng):
     def narrow(scores, y):
         return F.cross_entropy(scores, y)
 
-    for loss in (narrow, functools.wraps(F.cross_entropy)(narrow), partial(leading, "mean"), Silent(), Two(Some.MEAN)):
-        with pytest.raises(ValueError, match=r"needs a loss with reduction='none', got .* Give it that argument"):
+    for loss in (
+        narrow,
+        functools.wraps(F.cross_entropy)(narrow),
+        partial(leading, "mean"),
+        Silent(),
+        Two(Some.MEAN),
+    ):
+        with pytest.raises(
+            ValueError, match=r"needs a loss with reduction='none', got .* Give it that argument"
+        ):
             unreduced(loss)
 
 
@@ -527,19 +619,32 @@ class Two(Own):
     """A loss whose Enum has no member for none."""
 
 
-# ---------------------------------------------------------------- errors: arguments in the wrong place, wrong types
+# ---------------------------------------------------------------- errors: arguments in the wrong
+# place, wrong types
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.1, nn.CrossEntropyLoss()), r"criterion must be a loss .* got 0.1. The order is Flood\(criterion, level\)"),
+        (
+            (0.1, nn.CrossEntropyLoss()),
+            r"criterion must be a loss .* got 0.1. The order is Flood\(criterion, level\)",
+        ),
         ((torch.tensor(0.1), nn.CrossEntropyLoss()), r"got tensor\(0.1000\). The order is Flood"),
         (("cross_entropy", 0.1), "got 'cross_entropy'. The order is"),
         ((None, 0.1), "got None. The order is"),
-        ((nn.CrossEntropyLoss, 0.1), r"got the class CrossEntropyLoss. Build it first: CrossEntropyLoss\(\)"),
-        ((F.mse_loss, F.mse_loss), r"level must be a number.*got <function.*Flood\(criterion, level\)"),
-        ((nn.MSELoss(), nn.MSELoss()), r"level must be a number.*got MSELoss\(\).*Flood\(criterion, level\)"),
+        (
+            (nn.CrossEntropyLoss, 0.1),
+            r"got the class CrossEntropyLoss. Build it first: CrossEntropyLoss\(\)",
+        ),
+        (
+            (F.mse_loss, F.mse_loss),
+            r"level must be a number.*got <function.*Flood\(criterion, level\)",
+        ),
+        (
+            (nn.MSELoss(), nn.MSELoss()),
+            r"level must be a number.*got MSELoss\(\).*Flood\(criterion, level\)",
+        ),
         ((nn.MSELoss(), 0.1, "iflood"), "method must be a method such as .* got 'iflood'"),
         ((nn.MSELoss(), 0.1, IFlood), "got <class .*IFlood'>. Build it first"),
         ((nn.MSELoss(), 0.1, None), "method must be .* got None"),
@@ -612,7 +717,9 @@ def test_any_real_number_is_a_level(level, rng):
 
 
 @pytest.mark.parametrize(
-    "level", [10**400, 1e39, -1e39, np.float64("inf"), np.array(math.nan)], ids=lambda v: f"{v!s:.9}"
+    "level",
+    [10**400, 1e39, -1e39, np.float64("inf"), np.array(math.nan)],
+    ids=lambda v: f"{v!s:.9}",
 )
 def test_numbers_too_large_for_the_level_are_refused(level):
     with pytest.raises(ValueError, match="level must be finite"):
@@ -622,15 +729,25 @@ def test_numbers_too_large_for_the_level_are_refused(level):
 
 @pytest.mark.parametrize(
     ("levels", "message"),
-    [("ab", "got 'ab'"), ([True, False], "got torch.bool"), ([1j], "got torch.complex64"), ({"a": 1}, "got {'a': 1}")],
+    [
+        ("ab", "got 'ab'"),
+        ([True, False], "got torch.bool"),
+        ([1j], "got torch.complex64"),
+        ({"a": 1}, "got {'a': 1}"),
+    ],
 )
 def test_tables_of_levels_are_numbers(levels, message):
-    with pytest.raises(TypeError, match=f"levels must be a 1-d tensor of finite numbers, {message}"):
+    with pytest.raises(
+        TypeError, match=f"levels must be a 1-d tensor of finite numbers, {message}"
+    ):
         PerClass(levels)
 
 
 RETURNS = {
-    "dict": ({"loss": 1.0, "logits": 2.0}, "a dict with keys 'loss', 'logits'. Return the loss alone"),
+    "dict": (
+        {"loss": 1.0, "logits": 2.0},
+        "a dict with keys 'loss', 'logits'. Return the loss alone",
+    ),
     "tuple": ((torch.tensor(1.0), None), "a tuple of 2. Return the loss alone"),
     "list": ([torch.tensor(1.0)], "a list of 1. Return the loss alone"),
     "float": (0.5, "float 0.5, which has no gradient"),
@@ -645,20 +762,54 @@ RETURNS = {
 def test_a_loss_that_returns_no_tensor(value, message):
     for mode in (True, False):
         with pytest.raises(ValueError, match=f"the loss must be one tensor, got {message}"):
-            Flood(lambda a, b: value, 0.1).train(mode)(torch.zeros(2, requires_grad=True), torch.zeros(2))
+            Flood(lambda a, b: value, 0.1).train(mode)(
+                torch.zeros(2, requires_grad=True), torch.zeros(2)
+            )
 
 
 LABELS = torch.tensor([0, 1, 2, 2])
 MISFITS = {
-    "int32": (F.cross_entropy, lambda x: (x, LABELS.int()), r"int64, got torch.int32 .* Pass y.long\(\)"),
-    "float labels": (nn.NLLLoss(), lambda x: (x, LABELS.float()), r"int64, got torch.float32 .* Pass y.long\(\)"),
-    "bool": (nn.CrossEntropyLoss(), lambda x: (x, LABELS > 0), r"got torch.bool .* Pass y.long\(\)"),
-    "from 1": (F.cross_entropy, lambda x: (x, LABELS + 1), r"0 to 2, since outputs have 3 scores, got \[3\].*from 1"),
+    "int32": (
+        F.cross_entropy,
+        lambda x: (x, LABELS.int()),
+        r"int64, got torch.int32 .* Pass y.long\(\)",
+    ),
+    "float labels": (
+        nn.NLLLoss(),
+        lambda x: (x, LABELS.float()),
+        r"int64, got torch.float32 .* Pass y.long\(\)",
+    ),
+    "bool": (
+        nn.CrossEntropyLoss(),
+        lambda x: (x, LABELS > 0),
+        r"got torch.bool .* Pass y.long\(\)",
+    ),
+    "from 1": (
+        F.cross_entropy,
+        lambda x: (x, LABELS + 1),
+        r"0 to 2, since outputs have 3 scores, got \[3\].*from 1",
+    ),
     "negative": (nn.CrossEntropyLoss(), lambda x: (x, LABELS - 1), r"got \[-1\]"),
-    "255": (F.cross_entropy, lambda x: (x, LABELS.masked_fill(LABELS == 0, 255)), r"got \[255\].*ignore_index"),
-    "an axis too many": (nn.CrossEntropyLoss(), lambda x: (x, LABELS[:, None]), r"\[4, 1\] .* Pass y.squeeze\(1\)"),
-    "NumPy targets": (F.cross_entropy, lambda x: (x, LABELS.numpy()), r"targets of type ndarray. Pass torch.as_tensor"),
-    "list": (nn.MSELoss(), lambda x: (x, [0.0]), r"mse_loss needs tensors, got targets of type list"),
+    "255": (
+        F.cross_entropy,
+        lambda x: (x, LABELS.masked_fill(LABELS == 0, 255)),
+        r"got \[255\].*ignore_index",
+    ),
+    "an axis too many": (
+        nn.CrossEntropyLoss(),
+        lambda x: (x, LABELS[:, None]),
+        r"\[4, 1\] .* Pass y.squeeze\(1\)",
+    ),
+    "NumPy targets": (
+        F.cross_entropy,
+        lambda x: (x, LABELS.numpy()),
+        r"targets of type ndarray. Pass torch.as_tensor",
+    ),
+    "list": (
+        nn.MSELoss(),
+        lambda x: (x, [0.0]),
+        r"mse_loss needs tensors, got targets of type list",
+    ),
     "tuple of outputs": (
         nn.CrossEntropyLoss(),
         lambda x: ((x, x), LABELS),
@@ -703,25 +854,39 @@ def test_other_errors_of_a_loss_pass_through():
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_what_is_ignored_is_no_class(form, rng):
     scores, y = draw(rng, (3, 5))
-    criterion = Flood(form(reduction="none", ignore_index=255), PerClass([0.5, 1.0, 1.5, 2.0]), IFlood())
+    criterion = Flood(
+        form(reduction="none", ignore_index=255), PerClass([0.5, 1.0, 1.5, 2.0]), IFlood()
+    )
     losses, valid = F.cross_entropy(scores, y.clamp_max(3), reduction="none"), y != 255
     levels = torch.tensor([0.5, 1.0, 1.5, 2.0])[y[valid]]
-    torch.testing.assert_close(criterion(scores, y), flood(losses[valid], levels).mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        criterion(scores, y), flood(losses[valid], levels).mean(), rtol=1e-12, atol=0
+    )
 
 
-@pytest.mark.parametrize(("classes", "wrong"), [([0, 2], "2"), ([-1, 1], "-1"), ([5, 9, 1], "5, 9")])
+@pytest.mark.parametrize(
+    ("classes", "wrong"), [([0, 2], "2"), ([-1, 1], "-1"), ([5, 9, 1], "5, 9")]
+)
 def test_classes_outside_the_table(classes, wrong):
     table = PerClass([0.1, 0.2])
-    with pytest.raises(IndexError, match=rf"classes must lie in 0 to 1, .* 2 levels, got \[{wrong}\].*ignore_index"):
+    with pytest.raises(
+        IndexError, match=rf"classes must lie in 0 to 1, .* 2 levels, got \[{wrong}\].*ignore_index"
+    ):
         table.at(torch.tensor(classes))
 
 
 def test_levels_per_class_need_classes(rng):
     criterion = Flood(nn.CrossEntropyLoss(reduction="none"), PerClass([0.1, 0.2, 0.3]), IFlood())
     scores = torch.randn(4, 3, generator=rng, requires_grad=True)
-    with pytest.raises(TypeError, match=r"integer classes, got torch\.float32\. For soft targets see Excess"):
+    with pytest.raises(
+        TypeError, match=r"integer classes, got torch\.float32\. For soft targets see Excess"
+    ):
         criterion(scores, scores.detach().softmax(1))
-    own = Flood(lambda a, labels: F.cross_entropy(a, labels, reduction="none"), PerClass([0.1, 0.2, 0.3]), IFlood())
+    own = Flood(
+        lambda a, labels: F.cross_entropy(a, labels, reduction="none"),
+        PerClass([0.1, 0.2, 0.3]),
+        IFlood(),
+    )
     with pytest.raises(TypeError, match=r"need the targets, got NoneType\. Pass them as target=y"):
         own(scores, labels=LABELS)
 
@@ -737,7 +902,10 @@ def best_guess(loss, scores, target):
 
 def test_the_guess_with_pos_weight_is_not_ln_2(rng):
     # The case of the issue, and the reason why nothing is said there.
-    rare, loss = (torch.rand(1000, generator=rng) < 0.3).float(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(10.0))
+    rare, loss = (
+        (torch.rand(1000, generator=rng) < 0.3).float(),
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor(10.0)),
+    )
     assert best_guess(loss, torch.zeros(1000), rare) > 1.7 > math.log(2)
 
 
@@ -749,7 +917,11 @@ SILENT = {
         1.5,
     ),
     "weight of BCE": (nn.BCEWithLogitsLoss(weight=torch.tensor(5.0)), "binary", 3.0),
-    "soft targets with class weights": (nn.CrossEntropyLoss(weight=torch.full((3,), 5.0)), "soft", 5.0),
+    "soft targets with class weights": (
+        nn.CrossEntropyLoss(weight=torch.full((3,), 5.0)),
+        "soft",
+        5.0,
+    ),
     "several labels at once": (nn.CrossEntropyLoss(), "multi-hot", 2.0),
     "class weights and smoothing": (
         partial(F.cross_entropy, weight=torch.tensor([0.1, 9.0, 9.0]), label_smoothing=0.5),
@@ -776,12 +948,18 @@ def targets(kind, rng):
 @pytest.mark.parametrize(("loss", "kind", "level"), SILENT.values(), ids=SILENT)
 def test_no_warning_where_the_loss_of_a_guess_is_another(loss, kind, level, rng):
     scores = torch.randn(6, 3, generator=rng, requires_grad=True)
-    Flood(loss, level, IFlood() if kind == "each" else Flooding())(scores, targets(kind, rng))  # warnings are errors
+    Flood(loss, level, IFlood() if kind == "each" else Flooding())(
+        scores, targets(kind, rng)
+    )  # warnings are errors
 
 
 WARNED = {
     "partial": (partial(F.cross_entropy), "labels", "ln 3"),
-    "nested partial": (partial(unmerged(F.cross_entropy, ignore_index=5), label_smoothing=0.1), "labels", "ln 3"),
+    "nested partial": (
+        partial(unmerged(F.cross_entropy, ignore_index=5), label_smoothing=0.1),
+        "labels",
+        "ln 3",
+    ),
     "class weights": (nn.CrossEntropyLoss(weight=torch.tensor([0.1, 9.0, 1.0])), "labels", "ln 3"),
     "wraps": (wrapped(F.nll_loss), "labels", "ln 3"),
     "binary function": (F.binary_cross_entropy_with_logits, "binary", "ln 2"),
@@ -794,7 +972,9 @@ def test_a_level_above_the_loss_of_a_guess_warns_in_every_form(loss, kind, guess
     scores, target = torch.rand(6, 3, generator=rng, requires_grad=True), targets(kind, rng)
     same = torch.full((6, 3), {"ln 3": math.log(1 / 3), "ln 2": 0.0}[guess])
     same = torch.full((6, 3), 0.5) if isinstance(loss, nn.BCELoss) else same
-    assert loss(same, target).item() == pytest.approx(math.log(int(guess[-1]))), "it is the loss of a guess"
+    assert loss(same, target).item() == pytest.approx(math.log(int(guess[-1]))), (
+        "it is the loss of a guess"
+    )
     with pytest.warns(UserWarning, match=f"below {guess} = .*, got 1.2"):
         Flood(loss, 1.2)(scores, target)
 
@@ -805,7 +985,9 @@ def test_a_level_below_the_floor_of_a_smoothed_partial_warns(rng):
         lambda: Flood(partial(F.cross_entropy, label_smoothing=0.1), 0.2)(scores, y),
         lambda: Flood(F.cross_entropy, 0.2)(scores, y, label_smoothing=0.1),
     ):
-        with pytest.warns(UserWarning, match=r"above 0.2911, the lowest loss that label smoothing 0.1 allows"):
+        with pytest.warns(
+            UserWarning, match=r"above 0.2911, the lowest loss that label smoothing 0.1 allows"
+        ):
             call()
 
 
@@ -817,24 +999,35 @@ def test_excess_levels_refuse_class_weights_in_a_partial():
 # ---------------------------------------------------------------- state and tools
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"]
+)
 def test_copies_of_a_partial_criterion(clone, rng):
     scores, y = draw(rng, (6,))
-    criterion = Flood(partial(F.cross_entropy, **OPTIONS["class weights"], reduction="none"), 0.5, IFlood())
+    criterion = Flood(
+        partial(F.cross_entropy, **OPTIONS["class weights"], reduction="none"), 0.5, IFlood()
+    )
     assert torch.equal(clone(criterion)(scores, y), criterion(scores, y))
     assert list(criterion.state_dict()) == []
-    assert list(Flood(nn.CrossEntropyLoss(weight=CLASS_WEIGHTS), 0.5).state_dict()) == ["criterion.weight"]
+    assert list(Flood(nn.CrossEntropyLoss(weight=CLASS_WEIGHTS), 0.5).state_dict()) == [
+        "criterion.weight"
+    ]
 
 
 def test_the_printed_form_shows_level_and_method():
     assert "level=0.1, method=Flooding()" in repr(Flood(nn.MSELoss(), 0.1))
     assert "level=None, method=Hinge()" in repr(Flood(F.mse_loss, None, Hinge()))
-    assert "level=PerClass, method=IFlood()" in repr(Flood(nn.NLLLoss(reduction="none"), PerClass([0.1]), IFlood()))
+    assert "level=PerClass, method=IFlood()" in repr(
+        Flood(nn.NLLLoss(reduction="none"), PerClass([0.1]), IFlood())
+    )
 
 
 @pytest.mark.parametrize(
     "loss",
-    [partial(F.cross_entropy, weight=CLASS_WEIGHTS.float(), ignore_index=255, reduction="none"), squared],
+    [
+        partial(F.cross_entropy, weight=CLASS_WEIGHTS.float(), ignore_index=255, reduction="none"),
+        squared,
+    ],
     ids=["partial", "own"],
 )
 def test_compiled_forms_keep_one_graph(loss, rng):
@@ -842,7 +1035,9 @@ def test_compiled_forms_keep_one_graph(loss, rng):
     criterion = Flood(loss, 0.1, IFlood())
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(lambda scores, y: criterion(scores, y), fullgraph=True, backend=counter)
+    compiled = torch.compile(
+        lambda scores, y: criterion(scores, y), fullgraph=True, backend=counter
+    )
     for level in (0.1, 0.5, 1.0):
         criterion.level = level
         torch.testing.assert_close(compiled(scores, y), criterion(scores, y))
@@ -852,14 +1047,20 @@ def test_compiled_forms_keep_one_graph(loss, rng):
 
 def test_torch_func_names_the_way_out():
     criterion = Flood(nn.MSELoss(), 1.0)
-    with pytest.raises(RuntimeError, match=r"counts in-place, which torch.func does not allow. Call objective\("):
+    with pytest.raises(
+        RuntimeError, match=r"counts in-place, which torch.func does not allow. Call objective\("
+    ):
         torch.func.grad(lambda a: criterion(a, torch.zeros(3)))(torch.ones(3))
 
 
 @pytest.mark.parametrize("loss", [0.5, np.ones(2), torch.ones(2)], ids=["float", "NumPy", "torch"])
 @pytest.mark.parametrize("formula", [flood, soft_flood, is_flooded])
 def test_formulas_say_what_is_no_number(formula, loss):
-    with pytest.raises(TypeError, match=r"numbers or arrays.* level of type str. Convert it: float\('0.1'\)"):
+    with pytest.raises(
+        TypeError, match=r"numbers or arrays.* level of type str. Convert it: float\('0.1'\)"
+    ):
         formula(loss, "0.1")
-    with pytest.raises(TypeError, match=r"a loss of type dict and a level of type float\. Pass the numbers"):
+    with pytest.raises(
+        TypeError, match=r"a loss of type dict and a level of type float\. Pass the numbers"
+    ):
         formula({}, 0.1)

@@ -1,4 +1,5 @@
-"""What is stored is as it was written, or counts as missing and is named: never another number, never a traceback."""
+"""What is stored is as it was written, or counts as missing and is named: never another number,
+never a traceback."""
 
 import io
 import json
@@ -67,7 +68,8 @@ def sql(path, order, *values):
 
 
 def damaged(content, number, seed):
-    """Give so many copies with a bit flipped, and a third as many with a sector zeroed, at places a seed draws."""
+    """Give so many copies with a bit flipped, and a third as many with a sector zeroed, at places a
+    seed draws."""
     dice = random.Random(seed)
     for _ in range(number):
         copy, place = bytearray(content), dice.randrange(len(content))
@@ -80,7 +82,8 @@ def damaged(content, number, seed):
 
 
 def mends(path, records):
-    """Ask a ledger for everything and put in what it lacks, until it is as if nothing had happened."""
+    """Ask a ledger for everything and put in what it lacks, until it is as if nothing had
+    happened."""
     true = {key: record.content_hash for key, record in zip(KEYS, records, strict=True)}
     lost = 0
     for _ in range(3):  # what is damaged may show itself as late as in records()
@@ -106,7 +109,9 @@ def mends(path, records):
 # Ledger
 
 
-def test_a_ledger_with_a_flipped_bit_or_a_lost_sector_gives_no_other_number(pristine, records, tmp_path, caplog):
+def test_a_ledger_with_a_flipped_bit_or_a_lost_sector_gives_no_other_number(
+    pristine, records, tmp_path, caplog
+):
     lost, named = 0, 0
     for number, content in enumerate(damaged(pristine, 60, "ledger")):
         path = tmp_path / f"{number}.sqlite"
@@ -119,7 +124,9 @@ def test_a_ledger_with_a_flipped_bit_or_a_lost_sector_gives_no_other_number(pris
     assert lost >= 10
 
 
-@pytest.mark.parametrize("byte", [0, 16, 18, 20, 28, 47, 100, 103, 4000], ids=lambda byte: f"byte {byte}")
+@pytest.mark.parametrize(
+    "byte", [0, 16, 18, 20, 28, 47, 100, 103, 4000], ids=lambda byte: f"byte {byte}"
+)
 def test_a_damaged_first_page_costs_no_record(byte, path, pristine, records, caplog):
     content = bytearray(pristine)
     content[byte] ^= 0xFF
@@ -128,7 +135,9 @@ def test_a_damaged_first_page_costs_no_record(byte, path, pristine, records, cap
     if path.with_name("ledger.sqlite.damaged-1").exists():
         assert f"its {len(RUNS)} good Records are in a new file" in caplog.text
         assert path.with_name("ledger.sqlite.damaged-1").read_bytes() == content
-    assert not [p for p in path.parent.iterdir() if p.name.startswith(".") or p.name.endswith(".repair")]
+    assert not [
+        p for p in path.parent.iterdir() if p.name.startswith(".") or p.name.endswith(".repair")
+    ]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.8, 0.95])
@@ -238,7 +247,9 @@ def test_a_damaged_ledger_of_0_1_0_saves_what_can_be_read(old, records, caplog):
 def test_a_ledger_of_a_newer_schema_is_refused_and_left_as_it_is(version, path):
     sql(path, f"PRAGMA user_version={version}")
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=f"got schema {version} .*Upgrade flooding, or name another ledger"):
+    with pytest.raises(
+        ValueError, match=f"got schema {version} .*Upgrade flooding, or name another ledger"
+    ):
         Ledger(path)
     assert path.read_bytes() == before
 
@@ -285,7 +296,9 @@ db.execute("COMMIT")"""
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["in time", "too late"])
-def test_whoever_waits_for_a_locked_ledger_says_for_whom_and_how_long(ends, path, records, monkeypatch, caplog):
+def test_whoever_waits_for_a_locked_ledger_says_for_whom_and_how_long(
+    ends, path, records, monkeypatch, caplog
+):
     monkeypatch.setattr("flooding.training.ledger._SILENCE", 0.3)
     monkeypatch.setattr("flooding.training.ledger._PATIENCE", 30.0 if ends else 1.5)
     command = [sys.executable, "-c", LOCK, str(path), "1.5" if ends else "60"]
@@ -296,12 +309,17 @@ def test_whoever_waits_for_a_locked_ledger_says_for_whom_and_how_long(ends, path
             if ends:
                 ledger.add("new", records[0])
             else:
-                with pytest.raises(OSError, match=rf"{who} has locked it .*End that process, or name another ledger"):
+                with pytest.raises(
+                    OSError,
+                    match=rf"{who} has locked it .*End that process, or name another ledger",
+                ):
                     ledger.add("new", records[0])
             process.kill()
         assert len(ledger) == len(RUNS) + ends
     [said] = [r.getMessage() for r in caplog.records if "has locked" in r.getMessage()]
-    assert said.endswith("waiting for it, at most 30 s." if ends else "waiting for it, at most 2 s.")
+    assert said.endswith(
+        "waiting for it, at most 30 s." if ends else "waiting for it, at most 2 s."
+    )
     assert str(path) in said
 
 
@@ -317,14 +335,17 @@ def test_a_ledger_that_is_locked_can_be_read(path):
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_ledger_that_may_not_be_written_names_that(kind, path, records, monkeypatch):
-    monkeypatch.setattr("flooding.training.ledger.os.access", lambda place, mode: False)  # root may write everything
+    monkeypatch.setattr(
+        "flooding.training.ledger.os.access", lambda place, mode: False
+    )  # root may write everything
     with closing(Ledger(path)) as ledger:
         if kind == "file":
             ledger._db.execute("PRAGMA query_only=ON")
         else:
             monkeypatch.setattr(Ledger, "_wait", refuse)
         with pytest.raises(
-            OSError, match=r"must be writable: .*Make the file and its folder writable, or name another"
+            OSError,
+            match=r"must be writable: .*Make the file and its folder writable, or name another",
         ):
             ledger.add("new", records[0])
     assert not path.with_name("ledger.sqlite.damaged-1").exists()
@@ -344,14 +365,23 @@ def test_a_new_ledger_and_its_folders_are_their_owners_alone(tmp_path, records):
         ledger.add("a", records[0])
         modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in path.parent.iterdir()}
     Checkpoints(f"{path}.checkpoints").save("a", 1, {})
-    assert modes == dict.fromkeys(["ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"], 0o600)
+    assert modes == dict.fromkeys(
+        ["ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm"], 0o600
+    )
     [file] = path.with_name("ledger.sqlite.checkpoints").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     folders = [path.parent, path.parent.parent, file.parent, tmp_path / "there"]
-    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700, 0o700, 0o700, 0o755]
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [
+        0o700,
+        0o700,
+        0o700,
+        0o755,
+    ]
 
 
-@pytest.mark.parametrize("special", [os.mkfifo, lambda path: os.symlink("/dev/null", path)], ids=["pipe", "device"])
+@pytest.mark.parametrize(
+    "special", [os.mkfifo, lambda path: os.symlink("/dev/null", path)], ids=["pipe", "device"]
+)
 def test_a_pipe_or_device_is_no_ledger(special, tmp_path):
     special(tmp_path / "x")
     with pytest.raises(ValueError, match="must be a regular file"):
@@ -362,9 +392,13 @@ def test_a_pipe_or_device_is_no_ledger(special, tmp_path):
 def test_without_a_home_the_ledger_must_be_named(name, tmp_path, monkeypatch):
     monkeypatch.delenv("FLOODING_LEDGER", raising=False)
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: str(path))  # what it gives where there is none
+    monkeypatch.setattr(
+        "os.path.expanduser", lambda path: str(path)
+    )  # what it gives where there is none
     if name == "neither":
-        with pytest.raises(ValueError, match=r"no home folder.*--ledger FILE, or set FLOODING_LEDGER"):
+        with pytest.raises(
+            ValueError, match=r"no home folder.*--ledger FILE, or set FLOODING_LEDGER"
+        ):
             Ledger()
     else:
         monkeypatch.setenv(name, str(tmp_path / "x"))
@@ -434,7 +468,10 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(other, tmp_path, c
     path, run = tmp_path / "ledger.sqlite", Run(PROBLEM, 0.2)
     files = Checkpoints(f"{path}.checkpoints")
     [alone] = run_all([run], ledger=False, workers=0)
-    theirs = {"seed": replace(run, seed=1), "problem": Run(small(max_epochs=9, batch_size=7), 0.2)}.get(other, run)
+    theirs = {
+        "seed": replace(run, seed=1),
+        "problem": Run(small(max_epochs=9, batch_size=7), 0.2),
+    }.get(other, run)
     snapshot = next(row for row in train(theirs) if row.epoch == 3).snapshot()
     name = ("trunk-" if other == "trunk" else "") + run_key(theirs)
     files.save(name, 3, snapshot)
@@ -497,12 +534,20 @@ def test_leftovers_of_a_crash_are_removed_in_time(tmp_path):
 @pytest.fixture(scope="module")
 def packed(records, tmp_path_factory):
     """The bytes of an archive, and what it gives."""
-    path = pack(tmp_path_factory.mktemp("archive") / "a.npz", records, ("train_loss", "val_loss"), "a machine")
+    path = pack(
+        tmp_path_factory.mktemp("archive") / "a.npz",
+        records,
+        ("train_loss", "val_loss"),
+        "a machine",
+    )
     return path.read_bytes(), numbers(path)
 
 
 def numbers(path):
-    return [repr((r.metrics, {n: c.tolist() for n, c in r.curves.items()}, r.metadata)) for r in Archive(path)(RUNS)]
+    return [
+        repr((r.metrics, {n: c.tolist() for n, c in r.curves.items()}, r.metadata))
+        for r in Archive(path)(RUNS)
+    ]
 
 
 def test_an_archive_with_a_flipped_bit_or_a_lost_sector_gives_no_other_number(packed, tmp_path):
@@ -515,7 +560,8 @@ def test_an_archive_with_a_flipped_bit_or_a_lost_sector_gives_no_other_number(pa
         except ValueError as error:
             refused.append(str(error))
     told = re.compile(
-        re.escape(f"an archive must be a file of flooding reproduce, got {path}: ") + ".+ write it again."
+        re.escape(f"an archive must be a file of flooding reproduce, got {path}: ")
+        + ".+ write it again."
     )
     assert all(map(told.fullmatch, refused))
     assert len(refused) > 150
@@ -533,7 +579,10 @@ WRONG = {
     "without a name": lambda a: a.pop("on"),
     "without ends": lambda a: a.pop("ends/val_loss/float16"),
     "an unknown name": lambda a: a.update(more=np.ones(3)),
-    "an unknown kind": lambda a: a.update({"curve/x/int8": np.ones(3, np.int8), "ends/x/int8": np.ones(24, np.int64)}),
+    "an unknown kind": lambda a: a.update({
+        "curve/x/int8": np.ones(3, np.int8),
+        "ends/x/int8": np.ones(24, np.int64),
+    }),
     "finals cut": lambda a: a.update(metrics=a["finals"][1:]),
     "finals of one axis": lambda a: a.update(metrics=a["finals"][0]),
     "finals as text": lambda a: a.update(metrics=a["finals"].astype(str)),
@@ -542,10 +591,16 @@ WRONG = {
     "a run twice": lambda a: a.update(runs=a["runs"][[0, *range(23)]]),
     "one number for all": lambda a: a.update(seconds=np.float32(1)),
     "ends fall": lambda a: a.update({"ends/val_loss/float16": a["ends/val_loss/float16"][::-1]}),
-    "ends overflow": lambda a: a["ends/val_loss/float16"].__setitem__(slice(0, 2), [1 << 62, -(1 << 62)]),
+    "ends overflow": lambda a: a["ends/val_loss/float16"].__setitem__(
+        slice(0, 2), [1 << 62, -(1 << 62)]
+    ),
     "ends beyond": lambda a: a.update({"ends/val_loss/float16": a["ends/val_loss/float16"] + 1}),
-    "ends of one fewer": lambda a: a.update({"ends/val_loss/float16": a["ends/val_loss/float16"][1:]}),
-    "curves of float64": lambda a: a.update({"curve/val_loss/float16": a["curve/val_loss/float16"].astype(float)}),
+    "ends of one fewer": lambda a: a.update({
+        "ends/val_loss/float16": a["ends/val_loss/float16"][1:]
+    }),
+    "curves of float64": lambda a: a.update({
+        "curve/val_loss/float16": a["curve/val_loss/float16"].astype(float)
+    }),
     "objects": lambda a: a.update(runs=a["runs"].astype(object)),
     "dates": lambda a: a.update(seconds=np.zeros(24, "datetime64[s]")),
 }
@@ -574,13 +629,18 @@ def test_an_archive_whose_numbers_were_changed_is_refused(packed, tmp_path):
 
 def header(shape):
     with io.BytesIO() as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f8", "fortran_order": False, "shape": shape}
+        )
         return file.getvalue()
 
 
 def bomb(path, size, lie=False):
     """A small file whose one array unpacks to so many bytes; it may say that they are fewer."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("runs.npy", "w", force_zip64=True) as part:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file,
+        file.open("runs.npy", "w", force_zip64=True) as part,
+    ):
         part.write(header((size // 8,)))
         for _ in range(size >> 24):
             part.write(bytes(1 << 24))
@@ -598,8 +658,12 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_does(lie, tmp_
     assert path.stat().st_size < 1 << 20
     chunks = []
     read = zipfile.ZipExtFile.read
-    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda part, n=None: (chunks.append(n), read(part, n))[1])
-    with pytest.raises(ValueError, match="runs" if lie else "unpacks to 268,435,5.. bytes, more than"):
+    monkeypatch.setattr(
+        zipfile.ZipExtFile, "read", lambda part, n=None: (chunks.append(n), read(part, n))[1]
+    )
+    with pytest.raises(
+        ValueError, match="runs" if lie else "unpacks to 268,435,5.. bytes, more than"
+    ):
         npz.read(path, limit=128 << 20)
     assert len(chunks) <= 1
     assert None not in chunks
@@ -615,7 +679,14 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_does(lie, tmp_
         (b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16, "."),
         (b"", "."),
     ],
-    ids=["a huge shape", "a negative shape", "another format", "a header cut off", "a header of nonsense", "nothing"],
+    ids=[
+        "a huge shape",
+        "a negative shape",
+        "another format",
+        "a header cut off",
+        "a header of nonsense",
+        "nothing",
+    ],
 )
 def test_an_array_that_is_none_is_one_error(content, match, tmp_path):
     path = tmp_path / "a.npz"
@@ -648,9 +719,17 @@ def test_arrays_come_back_as_numpy_reads_them(tmp_path):
 def level_benchmark(folder, **changes):
     grid = ishida2020._GRID
     rng = np.random.default_rng(0)
-    table = {name: rng.random(shape, np.float32) for name, shape in (ishida2020._CURVES | ishida2020._FIGURES).items()}
+    table = {
+        name: rng.random(shape, np.float32)
+        for name, shape in (ishida2020._CURVES | ishida2020._FIGURES).items()
+    }
     told = "engine 1, torch 2, a machine, 0.5 core hours"
-    names = {"tasks": list(ishida2020.TASKS), "noises": ishida2020.NOISES, "levels": ishida2020.LEVELS, "told": told}
+    names = {
+        "tasks": list(ishida2020.TASKS),
+        "noises": ishida2020.NOISES,
+        "levels": ishida2020.LEVELS,
+        "told": told,
+    }
     table |= {"last_epoch": np.full(grid, 500.0), "best_epoch": np.full(grid, 7.0)}
     table = {name: value for name, value in (table | names | changes).items() if value is not None}
     np.savez(folder / "seed0.npz", **table)
@@ -682,7 +761,8 @@ def test_a_level_benchmark_that_is_whole_is_read(tmp_path):
 )
 def test_a_level_benchmark_that_is_not_whole_is_one_error(changes, tmp_path):
     with pytest.raises(
-        ValueError, match=r"a file of the level benchmark must be whole, got .*seed0.*\. Get it from git"
+        ValueError,
+        match=r"a file of the level benchmark must be whole, got .*seed0.*\. Get it from git",
     ):
         ishida2020.load(level_benchmark(tmp_path, **changes))
 

@@ -1,4 +1,5 @@
-"""Splits hold aligned examples, hash every bit of them, and flip exactly the labels they were told to."""
+"""Splits hold aligned examples, hash every bit of them, and flip exactly the labels they were told
+to."""
 
 import numpy as np
 import pytest
@@ -10,16 +11,26 @@ from flooding.data import Split, Splits, flip_labels, make_rng, map_tensors, sha
 
 
 def a_split(n=4, **changes):
-    fields = {"x": torch.arange(2.0 * n).reshape(n, 2), "y": torch.arange(n) % 2, "clean": torch.zeros(n).long()}
+    fields = {
+        "x": torch.arange(2.0 * n).reshape(n, 2),
+        "y": torch.arange(n) % 2,
+        "clean": torch.zeros(n).long(),
+    }
     return Split(**(fields | changes))
 
 
 def test_map_tensors_reaches_every_leaf_and_keeps_the_structure():
-    doubled = map_tensors(lambda t: 2 * t, {"a": torch.ones(2), "b": (torch.ones(1), [torch.full((1,), 3.0)])})
+    doubled = map_tensors(
+        lambda t: 2 * t, {"a": torch.ones(2), "b": (torch.ones(1), [torch.full((1,), 3.0)])}
+    )
     assert list(doubled) == ["a", "b"]
     assert type(doubled["b"]) is tuple
     assert type(doubled["b"][1]) is list
-    assert [doubled["a"].tolist(), doubled["b"][0].tolist(), doubled["b"][1][0].tolist()] == [[2, 2], [2], [6]]
+    assert [doubled["a"].tolist(), doubled["b"][0].tolist(), doubled["b"][1][0].tolist()] == [
+        [2, 2],
+        [2],
+        [6],
+    ]
 
 
 def test_map_tensors_names_what_is_not_a_tensor():
@@ -43,7 +54,9 @@ def test_take_and_to_leave_absent_clean_labels_absent():
     assert split.take(slice(0, 2)).clean is None
     assert split.to("meta").clean is None
     assert a_split().to("meta").clean.device.type == "meta"
-    assert {t.device.type for t in (split.to("meta").x, split.to("meta").y, split.to("meta").id)} == {"meta"}
+    assert {
+        t.device.type for t in (split.to("meta").x, split.to("meta").y, split.to("meta").id)
+    } == {"meta"}
 
 
 @pytest.mark.parametrize("field", ["x", "clean", "id"])
@@ -65,12 +78,18 @@ def test_an_empty_split_is_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"y": np.arange(4)}, r"y must be a tensor \[examples, \.\.\.\], got ndarray\. Convert it: torch\.as_tensor"),
+        (
+            {"y": np.arange(4)},
+            r"y must be a tensor \[examples, \.\.\.\], got ndarray\. Convert it: torch\.as_tensor",
+        ),
         ({"y": [0, 1, 0, 1]}, r"y must be a tensor .* got list\."),
         ({"y": torch.tensor(1)}, r"y must be a tensor .* got a single number\."),
         ({"clean": np.arange(4)}, r"clean must be a tensor"),
         ({"id": range(4)}, r"id must be a tensor"),
-        ({"x": np.zeros((4, 2))}, r"inputs must be tensors, .* got ndarray\. Convert arrays with torch\.as_tensor"),
+        (
+            {"x": np.zeros((4, 2))},
+            r"inputs must be tensors, .* got ndarray\. Convert arrays with torch\.as_tensor",
+        ),
         ({"x": {"a": torch.zeros(4), "b": "text"}}, r"inputs must be tensors, .* got str"),
         ({"x": torch.tensor(1.0)}, r"equally many examples, got \[0, 4\]"),
     ],
@@ -141,7 +160,8 @@ def test_the_hash_sees_where_something_is_absent():
 
 
 def test_the_hash_of_known_bytes():
-    # sha256 of b"torch.uint8(2,)" + bytes([1, 2]), from hashlib directly: the layout is part of every stored key.
+    # sha256 of b"torch.uint8(2,)" + bytes([1, 2]), from hashlib directly: the layout is part of
+    # every stored key.
     import hashlib
 
     expected = hashlib.sha256(b"torch.uint8(2,)" + bytes([1, 2])).hexdigest()
@@ -149,7 +169,9 @@ def test_the_hash_of_known_bytes():
 
 
 labels = st.integers(2, 6).flatmap(
-    lambda classes: st.tuples(st.just(classes), st.lists(st.integers(0, classes - 1), min_size=1, max_size=60))
+    lambda classes: st.tuples(
+        st.just(classes), st.lists(st.integers(0, classes - 1), min_size=1, max_size=60)
+    )
 )
 
 
@@ -180,7 +202,8 @@ def test_wrong_classes_are_drawn_uniformly_and_everywhere():
     expected = n / 2 / (classes - 1)
     # 27.9 is the 1 - 1e-5 quantile of chi-squared with 4 degrees of freedom; here there are 3.
     assert ((steps[1:] - expected) ** 2 / expected).sum() < 27.9
-    # Of the first half of the examples half are flipped: hypergeometric, standard deviation sqrt(n) / 4.
+    # Of the first half of the examples half are flipped: hypergeometric, standard deviation sqrt(n)
+    # / 4.
     assert abs(int((noisy != y)[: n // 2].sum()) - n // 4) < 4.5 * n**0.5 / 4
 
 
@@ -203,7 +226,11 @@ def test_flip_labels_refuses(y, share, classes, message):
 
 
 def test_streams_differ_by_seed_and_path_and_repeat():
-    firsts = {make_rng(seed, *path).random() for seed in (0, 1) for path in ((), (0,), (1,), (0, 0), (0, 1))}
+    firsts = {
+        make_rng(seed, *path).random()
+        for seed in (0, 1)
+        for path in ((), (0,), (1,), (0, 0), (0, 1))
+    }
     assert len(firsts) == 10
     assert make_rng(3, 1).random() == make_rng(np.int64(3), 1).random()
 

@@ -19,7 +19,8 @@ PROBLEM = small(max_epochs=8)
 
 
 def record(level, seed, last, best, test=0.5):
-    """A Record with (accuracy, loss) on validation at the last and at the best epoch, and one test figure."""
+    """A Record with (accuracy, loss) on validation at the last and at the best epoch, and one test
+    figure."""
     finals = {"last.level": level}
     for at, (accuracy, loss) in (("last", last), ("best", best)):
         finals |= {
@@ -54,7 +55,10 @@ def test_each_row_chooses_by_validation_accuracy_then_loss_then_the_smaller_leve
     }
     assert chosen(RECORDS) == chosen(RECORDS[::-1]) == expected
     better = [
-        replace(RECORDS[0], metrics=RECORDS[0].metrics | {"last.val_accuracy": 0.8, "last.val_loss": 0.6}),
+        replace(
+            RECORDS[0],
+            metrics=RECORDS[0].metrics | {"last.val_accuracy": 0.8, "last.val_loss": 0.6},
+        ),
         *RECORDS[1:],
     ]
     assert chosen(better)["chosen, 0 included"] == (0.0, "last")
@@ -85,9 +89,17 @@ def test_cells_are_mean_and_deviation_over_seeds_in_percent():
 @pytest.mark.parametrize(
     ("plain", "flooded", "said"),
     [
-        ([0.8, 0.7], [0.9, 0.9], "Against plain training, flooding's last epoch wins by 15.0 ± 7.1 points."),
+        (
+            [0.8, 0.7],
+            [0.9, 0.9],
+            "Against plain training, flooding's last epoch wins by 15.0 ± 7.1 points.",
+        ),
         ([0.9], [0.8], "Against plain training, flooding's last epoch LOSES by 10.0 points."),
-        ([0.9, 0.8], [0.8, 0.9], "Against plain training, flooding's last epoch ties (0.0 ± 14.1 points)."),
+        (
+            [0.9, 0.8],
+            [0.8, 0.9],
+            "Against plain training, flooding's last epoch ties (0.0 ± 14.1 points).",
+        ),
     ],
 )
 def test_the_verdict_says_who_won(plain, flooded, said):
@@ -127,15 +139,23 @@ def test_every_picture_is_drawn(tmp_path):
     records = [run_all(task.runs, ledger=False, workers=0) for task in tasks]
     files = demo.draw(tasks, records, tmp_path / "pictures")
     assert len(files) == len(set(files)) == 7
-    assert all(file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 5000 for file in files)
+    assert all(
+        file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 5000 for file in files
+    )
     assert {"synth_loss.png", "synth_acc.png"} <= {file.name for file in files}
 
 
 def test_splits_without_clean_test_labels_show_a_dash():
     x, y = torch.randn(30, 10, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 2
-    parts = [Split(x[:10], y[:10], 1 - y[:10]), Split(x[10:20], y[10:20], 1 - y[10:20]), Split(x[20:], y[20:])]
+    parts = [
+        Split(x[:10], y[:10], 1 - y[:10]),
+        Split(x[10:20], y[10:20], 1 - y[10:20]),
+        Split(x[20:], y[20:]),
+    ]
     task = demo.Task("own", small(data=Splits(*parts), max_epochs=2), (0.0, 0.3), (0,))
     rows = demo.summary(run_all(task.runs, ledger=False, workers=0))
     cells = demo.cells(rows["flooding"])
     assert cells[4] == "–"
-    assert float(cells[3]) == pytest.approx(100 * rows["flooding"][0][0].metrics["last.test_accuracy"], abs=0.05)
+    assert float(cells[3]) == pytest.approx(
+        100 * rows["flooding"][0][0].metrics["last.test_accuracy"], abs=0.05
+    )

@@ -1,8 +1,10 @@
-"""The pages: every Python block runs, every ``# -> value`` holds, every link leads somewhere, every method has a card.
+"""The pages: every Python block runs, every ``# -> value`` holds, every link leads somewhere, every
+method has a card.
 
-Convention: an expression on a line of its own that ends in ``# -> text`` is evaluated, and its ``repr`` must be that
-text. A page's blocks run from top to bottom in one namespace. docs/accumulation.md is run by test_docs_accumulation.py,
-which also measures its loop; here only its links are checked.
+Convention: an expression on a line of its own that ends in ``# -> text`` is evaluated, and its
+``repr`` must be that text. A page's blocks run from top to bottom in one namespace.
+docs/accumulation.md is run by test_docs_accumulation.py, which also measures its loop; here only
+its links are checked.
 """
 
 from __future__ import annotations
@@ -32,10 +34,20 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 INDEX = ROOT / "docs" / "methods" / "README.md"
 CARDS = [page for page in PAGES if page.parent == INDEX.parent and page != INDEX]
 RUN_ELSEWHERE = {ROOT / "docs" / "accumulation.md"}
-SECTIONS = ["Formula", "How to use", "Suggested settings", "Helps and clashes", "Edges", "Attribution"]
+SECTIONS = [
+    "Formula",
+    "How to use",
+    "Suggested settings",
+    "Helps and clashes",
+    "Edges",
+    "Attribution",
+]
 
-# Appended to every documented command, where the last word counts: the command as written, but small.
-SMALL = shlex.split("--width 16 --depth 2 --epochs 3 --train-samples 40 --val-samples 40 --test-samples 100")
+# Appended to every documented command, where the last word counts: the command as written, but
+# small.
+SMALL = shlex.split(
+    "--width 16 --depth 2 --epochs 3 --train-samples 40 --val-samples 40 --test-samples 100"
+)
 
 
 def _name(page: Path) -> str:
@@ -51,7 +63,9 @@ def fences(page: Path) -> list[tuple[int, str, str]]:
     text = page.read_text()
     found = re.finditer(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
     blocks = [(text[: m.start(3)].count("\n") + 1, m[2], textwrap.dedent(m[3])) for m in found]
-    assert 2 * len(blocks) == len(re.findall(r"^ *```", text, re.MULTILINE)), "a fence is not closed"
+    assert 2 * len(blocks) == len(re.findall(r"^ *```", text, re.MULTILINE)), (
+        "a fence is not closed"
+    )
     return blocks
 
 
@@ -75,7 +89,9 @@ def run_block(code: str, names: dict, where: str = "block", line: int = 1) -> in
     for statement in ast.parse(code).body:
         text = wanted.pop(statement.end_lineno or 0, None)
         value = isinstance(statement, ast.Expr) and text is not None
-        assert value or text is None, f"{where}: only an expression has a value, line {line + statement.lineno - 1}"
+        assert value or text is None, (
+            f"{where}: only an expression has a value, line {line + statement.lineno - 1}"
+        )
         ast.increment_lineno(statement, line - 1)
         if value:
             got = repr(eval(compile(ast.Expression(statement.value), where, "eval"), names))
@@ -105,7 +121,9 @@ def test_every_block_runs_and_every_arrow_holds(page):
     checks = 0
     for line, language, code in fences(page):
         # Any other spelling would be coloured alike and never run.
-        assert language == "python" or not language.lower().startswith("py"), f"line {line}: write ```python"
+        assert language == "python" or not language.lower().startswith("py"), (
+            f"line {line}: write ```python"
+        )
         if language == "python":
             checks += run_block(code, names, _name(page), line) + code.count("assert ")
     assert checks or page not in CARDS, "a card needs a claim that can fail: an assert, or an arrow"
@@ -131,18 +149,23 @@ def test_links_between_pages_resolve(page):
         assert file.exists(), f"{target} is not there"
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-            slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            slugs = [
+                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+            ]
             assert anchor in slugs, f"{target}: no such heading"
 
 
 def _index() -> dict[str, list[str]]:
     """The index: card by card the classes it stands for."""
-    rows = re.findall(r"^\| \[[^\]]+\]\((\w[\w-]*\.md)\) \|([^|]*)\|", INDEX.read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| \[[^\]]+\]\((\w[\w-]*\.md)\) \|([^|]*)\|", INDEX.read_text(), re.MULTILINE
+    )
     return {card: re.findall(r"`(\w+)`", classes) for card, classes in rows}
 
 
 def _public(module) -> list[str]:
-    # Data classes and modules: what a user builds. Protocols, and Seen, which is what a controller is shown, are not.
+    # Data classes and modules: what a user builds. Protocols, and Seen, which is what a controller
+    # is shown, are not.
     kinds = [(name, getattr(module, name)) for name in module.__all__]
     return [
         name
@@ -155,11 +178,15 @@ def test_the_index_lists_every_card_once():
     assert sorted(_index()) == sorted(page.name for page in CARDS)
 
 
-@pytest.mark.parametrize("name", [name for module in (losses, levels, baselines) for name in _public(module)])
+@pytest.mark.parametrize(
+    "name", [name for module in (losses, levels, baselines) for name in _public(module)]
+)
 def test_every_public_class_has_a_card_that_runs_it(name):
     cards = [card for card, classes in _index().items() if name in classes]
     assert len(cards) == 1, f"docs/methods/README.md must list {name} for one card, not for {cards}"
-    code = "".join(code for _, language, code in fences(INDEX.parent / cards[0]) if language == "python")
+    code = "".join(
+        code for _, language, code in fences(INDEX.parent / cards[0]) if language == "python"
+    )
     used = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
     assert name in used, f"{cards[0]} never uses {name}"
 
@@ -170,13 +197,19 @@ def test_the_index_names_nothing_that_is_not_there():
 
 
 def _commands(page: Path) -> list[list[str]]:
-    lines = [line for _, language, code in fences(page) if language == "sh" for line in code.splitlines()]
-    return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("flooding run ")]
+    lines = [
+        line for _, language, code in fences(page) if language == "sh" for line in code.splitlines()
+    ]
+    return [
+        shlex.split(line, comments=True)[2:] for line in lines if line.startswith("flooding run ")
+    ]
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.usefixtures("_reader")
-@pytest.mark.parametrize("page", [page for page in CARDS if "\nflooding run" in page.read_text()], ids=_name)
+@pytest.mark.parametrize(
+    "page", [page for page in CARDS if "\nflooding run" in page.read_text()], ids=_name
+)
 def test_documented_commands_run(page):
     for words in _commands(page):
         result = CliRunner().invoke(cli.app, ["run", *words, *SMALL])

@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 
 from flooding.report.document import Report, Table, write
 
-TABLE = Table("numbers", "Two numbers, n = 1", ["name", "value"], [["a|b", 1.5], ["c", "2 ± 1"]], "A note.")
+TABLE = Table(
+    "numbers", "Two numbers, n = 1", ["name", "value"], [["a|b", 1.5], ["c", "2 ± 1"]], "A note."
+)
 
 
 def test_a_table_as_markdown_and_csv():
@@ -22,7 +24,11 @@ def test_a_table_as_markdown_and_csv():
         "",
         "A note.",
     ]
-    assert list(csv.reader(io.StringIO(TABLE.csv()))) == [["name", "value"], ["a|b", "1.5"], ["c", "2 ± 1"]]
+    assert list(csv.reader(io.StringIO(TABLE.csv()))) == [
+        ["name", "value"],
+        ["a|b", "1.5"],
+        ["c", "2 ± 1"],
+    ]
 
 
 def test_a_row_of_another_length_is_refused():
@@ -31,7 +37,12 @@ def test_a_row_of_another_length_is_refused():
 
 
 def report(**changes):
-    given = {"failures": ("It failed.",), "findings": ("It held.",), "tables": (TABLE,), "told": "A machine."}
+    given = {
+        "failures": ("It failed.",),
+        "findings": ("It held.",),
+        "tables": (TABLE,),
+        "told": "A machine.",
+    }
     figures = {"line": ("A line.", lambda: Figure(figsize=(2, 2)))}
     return Report("Title", "About.", **given | {"figures": figures} | changes)
 
@@ -39,7 +50,14 @@ def report(**changes):
 def test_failures_come_before_findings_and_empty_parts_are_left_out():
     text = report().markdown("try")
     headings = [line for line in text.splitlines() if line.startswith("#")]
-    assert headings == ["# Title", "## Not reproduced", "## Found", "## Tables", "## Figures", "## Circumstances"]
+    assert headings == [
+        "# Title",
+        "## Not reproduced",
+        "## Found",
+        "## Tables",
+        "## Figures",
+        "## Circumstances",
+    ]
     assert text.index("It failed.") < text.index("It held.")
     assert "![A line.](try-line.png)" in text
     bare = report(failures=(), tables=(), figures={}, provenance="").markdown("try")
@@ -68,7 +86,15 @@ HOSTILE = "<script>alert(1)</script>\n| # `x` &lt; \\| \x1b[31m\u202e"
 def test_nothing_in_a_cell_is_html_code_or_the_end_of_a_cell():
     table = Table("t", HOSTILE, ["a", HOSTILE], [[HOSTILE, "p < 0.1"]], HOSTILE)
     lines = table.markdown().splitlines()
-    assert [line.replace("\\\\", "").replace("\\|", "").count("|") for line in lines] == [1, 0, 3, 3, 3, 0, 1]
+    assert [line.replace("\\\\", "").replace("\\|", "").count("|") for line in lines] == [
+        1,
+        0,
+        3,
+        3,
+        3,
+        0,
+        1,
+    ]
     text = table.markdown()
     assert "<script" not in text
     assert "&lt;script>alert(1)&lt;/script>" in text
@@ -81,7 +107,9 @@ def test_nothing_in_a_cell_is_html_code_or_the_end_of_a_cell():
 
 def test_nothing_on_a_page_is_html():
     figures = {"line": (HOSTILE, lambda: Figure(figsize=(2, 2)))}
-    page = report(failures=(HOSTILE,), findings=(HOSTILE,), provenance=HOSTILE, figures=figures).markdown("x")
+    page = report(
+        failures=(HOSTILE,), findings=(HOSTILE,), provenance=HOSTILE, figures=figures
+    ).markdown("x")
     page += Report(HOSTILE, HOSTILE).markdown("x")
     assert "<script" not in page
     assert page.count("&lt;script>") == 7

@@ -1,4 +1,5 @@
-"""The criterion on curves whose answer is known, and a report whose numbers follow from its Records."""
+"""The criterion on curves whose answer is known, and a report whose numbers follow from its
+Records."""
 
 import json
 import statistics
@@ -51,13 +52,16 @@ def shape(curve):
         ([100, 50, 54, 40, 20], (4, 20), None, None),  # rises by 4 = a twentieth, not more
         ([100, 50, 55, 40, 20], (1, 50), (2, 55), (4, 20)),  # and by more
         ([50, 80, 90], (0, 50), None, None),
-        ([50, 90, 10, 40, 20], (2, 10), (3, 40), (4, 20)),  # what comes before the first descent does not count
+        # What comes before the first descent does not count
+        ([50, 90, 10, 40, 20], (2, 10), (3, 40), (4, 20)),
         ([7, 7, 7], (0, 7), None, None),
         ([7], (0, 7), None, None),
         ([100, 10, 10, 60, 60, 20, 20], (1, 10), (3, 60), (5, 20)),  # of equal values the first
-        ([100, 10, 40, 30, 70, 45, 55, 25, 90], (1, 10), (4, 70), (7, 25)),  # the largest fall, not the highest peak
+        # The largest fall, not the highest peak
+        ([100, 10, 40, 30, 70, 45, 55, 25, 90], (1, 10), (4, 70), (7, 25)),
         ([100, 0, 11, 10, 40, 10, 40, 10], (1, 0), (4, 40), (5, 10)),
-        ([500, 499.9, 500, 480, 100, 200, 150], (4, 100), (5, 200), (6, 150)),  # the jitter of the start is no minimum
+        # The jitter of the start is no minimum
+        ([500, 499.9, 500, 480, 100, 200, 150], (4, 100), (5, 200), (6, 150)),
     ],
     ids=["second descent", "below the first", "rise to the end", "too small a fall", "fall of a step", "monotone",
          "too small a rise", "large enough a rise", "only rising", "rise at the start", "constant", "one point", "ties",
@@ -74,7 +78,9 @@ def test_numbers_of_a_second_descent():
     assert curve.step == 4.5
     assert (curve.recovery, curve.gap) == (0.8, 10)
     assert (curve.end, curve.tail) == (24, 14)
-    assert curve.crest == statistics.fmean(values[0:7])  # five points from the peak on, and the two before it
+    assert curve.crest == statistics.fmean(
+        values[0:7]
+    )  # five points from the peak on, and the two before it
     again = found([100, 10, 60, 10])
     assert (again.gap, again.recovery) == (0, 1)
     assert found([100, 10, 60, 5]).recovery == 1.1
@@ -87,9 +93,24 @@ def test_numbers_of_a_second_descent():
     ("start", "plain", "tail", "lasting"),
     [
         (1000, 198, [100] * 10, True),  # crest 198.2, end 100, against a step of 50
-        (1000, 198, [140, *[160] * 9], False),  # falls by 60 to its lowest point, and by 40.2 on average
-        (1000, 100, [100] * 10, False),  # one bad epoch: the largest fall of the curve, and none of its mean
-        (20, 198, [192] * 10, False),  # falls by 6.2, more than a step of 1 and less than a twentieth of the rise
+        (
+            1000,
+            198,
+            [140, *[160] * 9],
+            False,
+        ),  # falls by 60 to its lowest point, and by 40.2 on average
+        (
+            1000,
+            100,
+            [100] * 10,
+            False,
+        ),  # one bad epoch: the largest fall of the curve, and none of its mean
+        (
+            20,
+            198,
+            [192] * 10,
+            False,
+        ),  # falls by 6.2, more than a step of 1 and less than a twentieth of the rise
         (20, 198, [186] * 10, True),  # by 12.2
     ],
 )
@@ -120,7 +141,9 @@ def test_unmeasured_epochs_are_passed_over():
     assert found(values, epochs=[5, 10, 20, 40, 80]).peak == (20, 60)
 
 
-@pytest.mark.parametrize(("values", "epochs"), [([], []), ([NAN, np.inf], [0, 1]), ([1.0, 2.0], [0]), ([[1.0]], [[0]])])
+@pytest.mark.parametrize(
+    ("values", "epochs"), [([], []), ([NAN, np.inf], [0, 1]), ([1.0, 2.0], [0]), ([[1.0]], [[0]])]
+)
 def test_what_is_no_curve_is_refused(values, epochs):
     with pytest.raises(ValueError, match="a curve must be"):
         descents(np.array(values), np.array(epochs))
@@ -179,20 +202,26 @@ def test_a_second_minimum_lies_between_what_it_must(values):
     assert not curve.lasting or curve.second is not None
 
 
-# A report from Records whose curves are known. The turn of a curve is its three values after the start; every curve
-# starts at 4 and stays at its last value. Numbers are eighths or sixteenths, which float16 holds exactly.
+# A report from Records whose curves are known. The turn of a curve is its three values after the
+# start; every curve starts at 4 and stays at its last value. Numbers are eighths or sixteenths,
+# which float16 holds exactly.
 DESCENDS, RISES, FALLS = (1.0, 3.0, 1.5), (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)
 STEPS = 24
 
 
 def record(run, loss, accuracy=(0.5, 0.5, 0.5), flooded=0.0, clean=True, falls=4):
     def drawn(start, turn):
-        return np.array([start, *[turn[0]] * 4, *[turn[1]] * 8, *[turn[2]] * (STEPS - 12)], np.float32)
+        return np.array(
+            [start, *[turn[0]] * 4, *[turn[1]] * 8, *[turn[2]] * (STEPS - 12)], np.float32
+        )
 
     end = "_clean" if clean else ""
     curves = {f"test_loss{end}": drawn(4.0, loss), f"test_accuracy{end}": drawn(0.0, accuracy)}
     if clean:  # noisy labels judge nothing
-        curves |= {"test_loss": drawn(9.0, (9.0, 9.0, 9.0)), "test_accuracy": drawn(0.0, (0.0, 0.0, 0.0))}
+        curves |= {
+            "test_loss": drawn(9.0, (9.0, 9.0, 9.0)),
+            "test_accuracy": drawn(0.0, (0.0, 0.0, 0.0)),
+        }
     curves["train_loss"] = np.maximum(1 - np.arange(STEPS + 1, dtype=np.float32) / falls, 0)
     curves["flooded"] = np.where(np.arange(STEPS + 1) >= 13, flooded, 0.0).astype(np.float32)
     return Record(run, curves, {}, {}, "", "", {"seconds": 36.0, "on": "a machine"})
@@ -203,7 +232,13 @@ def conditions(groups):
     problem = small(max_epochs=STEPS, test_curve=TestCurve(50, every=1))
     return {
         group: [
-            Condition(title, replace(problem, batch_size=10 + len(title)), levels, tuple(range(n)), factors)
+            Condition(
+                title,
+                replace(problem, batch_size=10 + len(title)),
+                levels,
+                tuple(range(n)),
+                factors,
+            )
             for title, levels, n, factors in some
         ]
         for group, some in groups.items()
@@ -211,12 +246,17 @@ def conditions(groups):
 
 
 def reported(monkeypatch, groups, made):
-    """Drive the experiment through other conditions with Records that ``made(condition, run)`` makes."""
+    """Drive the experiment through other conditions with Records that ``made(condition, run)``
+    makes."""
     monkeypatch.setattr(double_descent, "plan", lambda quick: groups)
     running = double_descent.experiment()
     runs = next(running)
-    ours = [(condition, run) for some in groups.values() for condition in some for run in condition.runs]
-    assert [(run.problem, run.level, run.seed) for run in runs] == [(r.problem, r.level, r.seed) for _, r in ours]
+    ours = [
+        (condition, run) for some in groups.values() for condition in some for run in condition.runs
+    ]
+    assert [(run.problem, run.level, run.seed) for run in runs] == [
+        (r.problem, r.level, r.seed) for _, r in ours
+    ]
     with pytest.raises(StopIteration) as end:
         running.send([made(condition, run) for (condition, _), run in zip(ours, runs, strict=True)])
     return end.value.value
@@ -224,14 +264,20 @@ def reported(monkeypatch, groups, made):
 
 GROUPS = {
     "synthetic": [("Cell", (0.0, 0.1, 0.5), 4, ())],
-    "digits": [("Digits", (0.0, 0.2), 2, ()), ("Digits + weight decay", (0.0, 0.2), 2, ("weight decay",))],
+    "digits": [
+        ("Digits", (0.0, 0.2), 2, ()),
+        ("Digits + weight decay", (0.0, 0.2), 2, ("weight decay",)),
+    ],
 }
 
 
 def mixed(condition, run):
-    """Flooding brings a second descent in three of four seeds at 0.1; the level 0.5 is reached in seeds 1 and 3."""
+    """Flooding brings a second descent in three of four seeds at 0.1; the level 0.5 is reached in
+    seeds 1 and 3."""
     if condition.title != "Cell":
-        return record(run, DESCENDS if run.level else RISES, flooded=0.5 * (run.level > 0), clean=False)
+        return record(
+            run, DESCENDS if run.level else RISES, flooded=0.5 * (run.level > 0), clean=False
+        )
     loss = RISES
     if run.level == 0.1 and run.seed < 3:
         loss = (1.0, 3.0, (0.5, 1.0, 1.5)[run.seed])
@@ -247,21 +293,57 @@ def cell(report, table, row, column):
 def test_table_numbers_follow_from_the_curves(monkeypatch):
     report = reported(monkeypatch, conditions(GROUPS), mixed)
     tell = partial(cell, report, "synthetic-loss")
-    columns = ("second descent", "lasting", "recovery", "regained", "m2 − m1", "end − m1", "epochs of m1, M, m2")
-    assert [tell(0, c) for c in columns] == ["0 of 4", "0 of 4", "–", "–", "–", "2.000 ± 0.000", "–"]
+    columns = (
+        "second descent",
+        "lasting",
+        "recovery",
+        "regained",
+        "m2 − m1",
+        "end − m1",
+        "epochs of m1, M, m2",
+    )
+    assert [tell(0, c) for c in columns] == [
+        "0 of 4",
+        "0 of 4",
+        "–",
+        "–",
+        "–",
+        "2.000 ± 0.000",
+        "–",
+    ]
     # m2 = 0.5, 1, 1.5 of m1 = 1 and M = 3: recovery 1.25, 1, 0.75.
-    row = ["3 of 4", "3 of 4", "1.00 ± 0.25", "2 of 3", "0.000 ± 0.500", "0.500 ± 1.080", "1, 5, 13"]
+    row = [
+        "3 of 4",
+        "3 of 4",
+        "1.00 ± 0.25",
+        "2 of 3",
+        "0.000 ± 0.500",
+        "0.500 ± 1.080",
+        "1, 5, 13",
+    ]
     assert [tell(1, c) for c in columns] == row
-    # end - m1 is -0.5, 0, 0.5, 2 with flooding and 2 without: differences -2.5, -2, -1.5, 0, sd 1.0801, t = -2.7775,
-    # t with 3 degrees of freedom: with x = t / sqrt(3), p = 1 - 2 / pi * (x / (1 + x^2) + atan(x)) = 0.0691, times 2
-    # for two tested rows; 97.5 % quantile 3.1824.
+    # end - m1 is -0.5, 0, 0.5, 2 with flooding and 2 without: differences -2.5, -2, -1.5, 0, sd
+    # 1.0801, t = -2.7775, t with 3 degrees of freedom: with x = t / sqrt(3), p = 1 - 2 / pi * (x /
+    # (1 + x^2) + atan(x)) = 0.0691, times 2 for two tested rows; 97.5 % quantile 3.1824.
     assert tell(1, "end, flooded − plain") == "-1.500 [-3.219, +0.219]"
     assert tell(1, "p (end)") == "0.138"
     # Three of four differ, all one way: 2 / 2^3, times 2 rows.
-    assert (tell(1, "p (lasting)"), tell(0, "p (lasting)"), tell(2, "p (lasting)")) == ("0.500", "–", "1.000")
-    assert (tell(1, "p (m2)"), tell(0, "p (end)"), tell(1, "flooded (%)")) == ("1.000", "–", "25.0 ± 0.0")
+    assert (tell(1, "p (lasting)"), tell(0, "p (lasting)"), tell(2, "p (lasting)")) == (
+        "0.500",
+        "–",
+        "1.000",
+    )
+    assert (tell(1, "p (m2)"), tell(0, "p (end)"), tell(1, "flooded (%)")) == (
+        "1.000",
+        "–",
+        "25.0 ± 0.0",
+    )
     # Only the seeds that reached the level: 1 and 3, as without flooding.
-    assert [tell(2, c) for c in ("reached", "flooded (%)", "second descent")] == ["2 of 4", "50.0 ± 0.0", "0 of 2"]
+    assert [tell(2, c) for c in ("reached", "flooded (%)", "second descent")] == [
+        "2 of 4",
+        "50.0 ± 0.0",
+        "0 of 2",
+    ]
     assert tell(2, "end, flooded − plain") == "+0.000 [+0.000, +0.000]"
     assert (tell(0, "no rise"), tell(2, "no rise")) == ("0 of 4", "0 of 2")
     # Error in percent: 100, 25, 50, 37.5, the same with and without flooding.
@@ -275,7 +357,9 @@ def test_table_numbers_follow_from_the_curves(monkeypatch):
         "12.5 ± 0.0",
     ]
     assert tell(1, "p (m2)") == "< 0.001"  # 12.5 above in every seed
-    assert cell(report, "digits-loss", 1, "recovery") == "0.75 ± 0.00"  # test labels without a clean twin
+    assert (
+        cell(report, "digits-loss", 1, "recovery") == "0.75 ± 0.00"
+    )  # test labels without a clean twin
     assert report.provenance == "20 trainings, 0.20 CPU hours; a machine."
 
 
@@ -287,20 +371,34 @@ def test_sentences_follow_from_the_counts(monkeypatch):
         "with flooding (lasting in 3), 0 of 4 without (lasting in 0), regaining its first minimum in 2 of 3 (recovery "
         "1.00 ± 0.25); at level 0.5 in 0 of 2 trainings with flooding (lasting in 0), 0 of 2 without (lasting in 0)."
     ) in text
-    assert "Synthetic tasks, test loss: flooding brings a second descent in 1 of 2 tested rows (0 not tested)" in text
-    assert "Synthetic tasks, test error: flooding brings a second descent in 0 of 2 tested rows" in text  # plain does
+    assert (
+        "Synthetic tasks, test loss: flooding brings a second descent in 1 of 2 tested rows (0 not tested)"
+        in text
+    )
+    assert (
+        "Synthetic tasks, test error: flooding brings a second descent in 0 of 2 tested rows"
+        in text
+    )  # plain does
     # McNemar's least p with 4 seeds is 2 / 2^4, and there are two rows.
     assert (
-        "(0 not tested), which the lasting descents of 4 seeds cannot show at 5 % in single rows, after Holm; " in text
+        "(0 not tested), which the lasting descents of 4 seeds cannot show at 5 % in single rows, after Holm; "
+        in text
     )
     assert (
-        "Digits with weight decay (1 condition), the test loss descends a second time: at level 0.2 in 2 of 2" in text
+        "Digits with weight decay (1 condition), the test loss descends a second time: at level 0.2 in 2 of 2"
+        in text
     )
     assert "Digits with none of these (1 condition)" in text
-    # Seeds 0 to 3 have 1 of 1, 1 of 2, 1 of 1, 0 of 2 with flooding and none without: t = 62.5 / 23.936 = 2.611, and
-    # as above p = 0.0797, times 3: the differences of digits, 100 in every seed, come before it.
-    assert "with flooding minus without: +62.5 [-13.7, +138.7] points, n = 4 seeds, p 0.239." in text
-    assert "with flooding minus without: +100.0 [+100.0, +100.0] points, n = 2 seeds, p < 0.001." in text
+    # Seeds 0 to 3 have 1 of 1, 1 of 2, 1 of 1, 0 of 2 with flooding and none without: t = 62.5 /
+    # 23.936 = 2.611, and as above p = 0.0797, times 3: the differences of digits, 100 in every
+    # seed, come before it.
+    assert (
+        "with flooding minus without: +62.5 [-13.7, +138.7] points, n = 4 seeds, p 0.239." in text
+    )
+    assert (
+        "with flooding minus without: +100.0 [+100.0, +100.0] points, n = 2 seeds, p < 0.001."
+        in text
+    )
     # Equal differences in all seeds: p = 0.
     assert "its curve ends lower than plain training's in 2 and higher in 0 of them" in text
     assert report.failures == [
@@ -321,18 +419,35 @@ def test_rows_with_weight_decay_that_show_nothing_are_counted_too(monkeypatch):
         return record(run, DESCENDS if shows else RISES, flooded=0.5 * (run.level > 0))
 
     report = reported(monkeypatch, conditions(GROUPS | {"digits": both}), one)
-    (said,) = [text for text in report.failures if "(the reproduction) does not hold by the criterion" in text]
-    assert "in 1 of 4 rows with weight decay whose level was reached (Others at 0.4), lasting in 2 of 2 " in said
-    assert "All rows with weight decay: 2 of 8 trainings with flooding, 0 of 8 without, each of which counts" in said
+    (said,) = [
+        text
+        for text in report.failures
+        if "(the reproduction) does not hold by the criterion" in text
+    ]
+    assert (
+        "in 1 of 4 rows with weight decay whose level was reached (Others at 0.4), lasting in 2 of 2 "
+        in said
+    )
+    assert (
+        "All rows with weight decay: 2 of 8 trainings with flooding, 0 of 8 without, each of which counts"
+        in said
+    )
 
 
 def test_when_flooding_can_begin_is_told_and_late_is_a_failure(monkeypatch):
-    both = GROUPS | {"digits": [("Digits", (0.0, 0.9), 2, ()), ("Digits + weight decay", (0.0, 0.2), 2, ())]}
+    both = GROUPS | {
+        "digits": [("Digits", (0.0, 0.9), 2, ()), ("Digits + weight decay", (0.0, 0.2), 2, ())]
+    }
 
     def falling(falls):
-        made = reported(monkeypatch, conditions(both), lambda c, run: record(run, DESCENDS, falls=falls))
+        made = reported(
+            monkeypatch, conditions(both), lambda c, run: record(run, DESCENDS, falls=falls)
+        )
         told = "plain training is below the largest level before half of the epochs in"
-        return [[text.split(f"{told} ")[1] for text in some if told in text] for some in (made.findings, made.failures)]
+        return [
+            [text.split(f"{told} ")[1] for text in some if told in text]
+            for some in (made.findings, made.failures)
+        ]
 
     # From 1 to 0 in 4 epochs: below 0.5 after 3 of 24, below 0.9 after 1, below 0.2 after 4.
     early = [
@@ -341,23 +456,34 @@ def test_when_flooding_can_begin_is_told_and_late_is_a_failure(monkeypatch):
     ]
     assert falling(4) == [early, []]
     # In 24: below 0.5 after 13, below 0.9 after 3, below 0.2 after 20.
-    late = ["0 of 1 condition, in every seed.", "1 of 2 conditions, in every seed, after 12 % of them."]
+    late = [
+        "0 of 1 condition, in every seed.",
+        "1 of 2 conditions, in every seed, after 12 % of them.",
+    ]
     assert falling(24) == [[], late]
 
 
 def test_a_verdict_on_weight_decay_has_the_p_of_its_table(monkeypatch):
-    # Nine seeds: 2 / 2^9 = 0.0039 for each row that shows it; times 16 rows it is 0.06, times 8 it were 0.03.
+    # Nine seeds: 2 / 2^9 = 0.0039 for each row that shows it; times 16 rows it is 0.06, times 8 it
+    # were 0.03.
     plan_ = [(f"Digits {i}", (0.0, 0.2), 9, ("weight decay",) if i < 8 else ()) for i in range(16)]
     groups = conditions(GROUPS | {"digits": plan_})
     for place, condition in enumerate(groups["digits"]):
-        groups["digits"][place] = replace(condition, problem=replace(condition.problem, max_grad_norm=1.0 + place))
+        groups["digits"][place] = replace(
+            condition, problem=replace(condition.problem, max_grad_norm=1.0 + place)
+        )
     report = reported(
         monkeypatch,
         groups,
-        lambda c, run: record(run, DESCENDS if run.level and c.title != "Cell" else RISES, flooded=0.5, clean=False),
+        lambda c, run: record(
+            run, DESCENDS if run.level and c.title != "Cell" else RISES, flooded=0.5, clean=False
+        ),
     )
     assert cell(report, "digits-loss", 1, "p (lasting)") == "0.062"
-    assert any("does not hold by the criterion, which no single row shows at 5 %" in text for text in report.failures)
+    assert any(
+        "does not hold by the criterion, which no single row shows at 5 %" in text
+        for text in report.failures
+    )
 
 
 def test_enough_seeds_can_show_it_with_weight_decay(monkeypatch):
@@ -370,16 +496,18 @@ def test_enough_seeds_can_show_it_with_weight_decay(monkeypatch):
 def test_enough_seeds_can_show_it_in_single_rows(monkeypatch):
     many = GROUPS | {"synthetic": [("Cell", (0.0, 0.1, 0.5), 8, ())]}
     report = reported(
-        monkeypatch, conditions(many), lambda c, run: record(run, DESCENDS if run.level == 0.1 else RISES, flooded=0.5)
+        monkeypatch,
+        conditions(many),
+        lambda c, run: record(run, DESCENDS if run.level == 0.1 else RISES, flooded=0.5),
     )
-    told = (
-        "a second descent in 1 of 2 tested rows (0 not tested), by the numbers of lasting descents in 1 of them at 5 %"
-    )
+    told = "a second descent in 1 of 2 tested rows (0 not tested), by the numbers of lasting descents in 1 of them at 5 %"
     assert any(told in text for text in report.findings), "2 / 2^8 for each of two rows"
 
 
 def test_a_level_never_reached_is_not_tested(monkeypatch):
-    def unreached(condition, run):  # the curves would show a second descent, had anything been flooded
+    def unreached(
+        condition, run
+    ):  # the curves would show a second descent, had anything been flooded
         return record(run, DESCENDS if run.level else RISES, clean=False)
 
     report = reported(monkeypatch, conditions(GROUPS), unreached)
@@ -390,7 +518,10 @@ def test_a_level_never_reached_is_not_tested(monkeypatch):
                 assert row[3:5] == ["0.0", "not tested (level never reached)"]
                 assert set(row[5:]) == {"–"}
     assert report.failures == []
-    assert any("is not judged: with weight decay no level was reached (n = 0)" in text for text in report.findings)
+    assert any(
+        "is not judged: with weight decay no level was reached (n = 0)" in text
+        for text in report.findings
+    )
     assert any("in 0 of 0 tested rows (2 not tested)" in text for text in report.findings)
     assert any("at level 0.5 not tested (level never reached)." in text for text in report.findings)
 
@@ -406,11 +537,17 @@ def test_ends_are_compared_and_not_distances_from_two_minima(monkeypatch):
 
 def test_a_stray_batch_does_not_reach_a_level(monkeypatch):
     def stray(condition, run):
-        return record(run, DESCENDS if run.level else RISES, flooded=0.015 * (run.level > 0))  # in half of the epochs
+        return record(
+            run, DESCENDS if run.level else RISES, flooded=0.015 * (run.level > 0)
+        )  # in half of the epochs
 
     report = reported(monkeypatch, conditions(GROUPS), stray)
-    assert all(row[2].startswith("0 of ") for table in report.tables for row in table.rows if row[1] != "0")
-    reached = reported(monkeypatch, conditions(GROUPS), lambda c, run: record(run, RISES, flooded=0.03))
+    assert all(
+        row[2].startswith("0 of ") for table in report.tables for row in table.rows if row[1] != "0"
+    )
+    reached = reported(
+        monkeypatch, conditions(GROUPS), lambda c, run: record(run, RISES, flooded=0.03)
+    )
     assert cell(reached, "synthetic-loss", 1, "reached") == "4 of 4"
 
 
@@ -424,15 +561,15 @@ def test_claims_are_judged_by_rows_whose_level_was_reached(monkeypatch):
         "level 0.1: 0 of 4 seeds with flooding, 0 of 4 without; level 0.5: 0 of 4 seeds with flooding, 0 of 4 without."
     )
     assert len(report.failures) == 3
-    told = (
-        "(the reproduction) is not judged, since weight decay makes no difference: flooding brings a second descent of "
-    )
+    told = "(the reproduction) is not judged, since weight decay makes no difference: flooding brings a second descent of "
     told += "the test loss in 0 of 1 rows with weight decay whose level was reached, and in 0 of 1 without it."
     assert any(told in text for text in report.findings)
 
     def otherwise(condition, run):
         shows = run.level and condition.title == "Digits"
-        turn = FALLS if condition.title == "Cell" and run.seed == 1 else DESCENDS if shows else RISES
+        turn = (
+            FALLS if condition.title == "Cell" and run.seed == 1 else DESCENDS if shows else RISES
+        )
         return record(run, turn, flooded=0.5 * (0 < run.level < 0.5))
 
     report = reported(monkeypatch, conditions(GROUPS), otherwise)
@@ -465,16 +602,22 @@ def test_epochs_are_medians(monkeypatch):
     def late(condition, run):
         made, by = record(run, DESCENDS, flooded=0.5 * (run.level > 0)), (0, 2, 10, 4)[run.seed]
         return replace(
-            made, curves={n: np.concatenate([c[:1].repeat(by), c])[: len(c)] for n, c in made.curves.items()}
+            made,
+            curves={
+                n: np.concatenate([c[:1].repeat(by), c])[: len(c)] for n, c in made.curves.items()
+            },
         )
 
     report = reported(monkeypatch, conditions(GROUPS), late)
-    # m1, M and m2 at 1, 5, 13 and 2, 10 and 4 epochs later; the level is not reached before the end in the last.
+    # m1, M and m2 at 1, 5, 13 and 2, 10 and 4 epochs later; the level is not reached before the end
+    # in the last.
     assert cell(report, "synthetic-loss", 0, "epochs of m1, M, m2") == "4, 8, 16"
 
 
 def test_a_monotone_curve_has_no_rise_in_the_table(monkeypatch):
-    report = reported(monkeypatch, conditions(GROUPS), lambda _, run: record(run, FALLS, flooded=0.5 * run.level))
+    report = reported(
+        monkeypatch, conditions(GROUPS), lambda _, run: record(run, FALLS, flooded=0.5 * run.level)
+    )
     row = [cell(report, "synthetic-loss", 1, c) for c in ("no rise", "second descent", "end − m1")]
     assert row == ["4 of 4", "0 of 4", "0.000 ± 0.000"]
 
@@ -483,12 +626,20 @@ def test_an_archive_gives_the_same_report(monkeypatch, tmp_path):
     def uneven(condition, run):
         made = mixed(condition, run)
         draw = np.random.default_rng([run.seed, int(10 * run.level), len(condition.title)])
-        noise = {n: draw.normal(0, 0.01, STEPS + 1).astype(np.float32) for n in made.curves if n != "flooded"}
-        return replace(made, curves={n: c + noise.get(n, np.float32(0)) for n, c in made.curves.items()})
+        noise = {
+            n: draw.normal(0, 0.01, STEPS + 1).astype(np.float32)
+            for n in made.curves
+            if n != "flooded"
+        }
+        return replace(
+            made, curves={n: c + noise.get(n, np.float32(0)) for n, c in made.curves.items()}
+        )
 
     groups = conditions(GROUPS)
     for some in groups.values():  # an archive knows a Run by what describes it
-        some[:] = [replace(c, problem=replace(c.problem, max_grad_norm=1.0 + len(c.title))) for c in some]
+        some[:] = [
+            replace(c, problem=replace(c.problem, max_grad_norm=1.0 + len(c.title))) for c in some
+        ]
     kept = []
     live = reported(monkeypatch, groups, lambda c, r: kept.append(uneven(c, r)) or kept[-1])
     archive = Archive(pack(tmp_path / "a.npz", kept, double_descent.CURVES, "a machine"))
@@ -508,14 +659,27 @@ def test_the_plan_is_what_was_asked():
     assert len({c.factors for c in digits}) == 8
     for d in digits:
         problem, told = d.problem, json.dumps(to_config(d.runs[1]))  # every one describes itself
-        assert (d.levels, problem.max_epochs, problem.test_curve) == ((0.0, 0.2, 0.5, 0.8), 200, TestCurve(897, 1))
+        assert (d.levels, problem.max_epochs, problem.test_curve) == (
+            (0.0, 0.2, 0.5, 0.8),
+            200,
+            TestCurve(897, 1),
+        )
         assert ("augmentation" in d.factors) == (problem.augment is not None)
-        assert ("rate decay" in d.factors) == (problem.lr_scheduler is not None) == ("[100, 160]" in told)
+        assert (
+            ("rate decay" in d.factors)
+            == (problem.lr_scheduler is not None)
+            == ("[100, 160]" in told)
+        )
         (group,) = problem.optimizer([torch.zeros(1, requires_grad=True)]).param_groups
-        assert (group["weight_decay"], group["lr"]) == (0.5 if "weight decay" in d.factors else 0, 1e-3)
+        assert (group["weight_decay"], group["lr"]) == (
+            0.5 if "weight decay" in d.factors else 0,
+            1e-3,
+        )
         assert all(factor in d.title for factor in d.factors)
     quick = plan(quick=True)
-    assert [(c.levels, c.seeds, c.problem.max_epochs) for c in quick["synthetic"]] == [((0.0, 0.15), (0, 1), 100)] * 3
+    assert [(c.levels, c.seeds, c.problem.max_epochs) for c in quick["synthetic"]] == [
+        ((0.0, 0.15), (0, 1), 100)
+    ] * 3
     assert [(c.factors, c.seeds, c.problem.max_epochs) for c in quick["digits"]] == [
         ((), (0, 1), 40),
         (("weight decay",), (0, 1), 40),
@@ -528,10 +692,14 @@ def test_images_have_the_same_eight_ways():
     assert sum(len(c.runs) for c in conditions_) == 8 * 3 * 3
     for c in conditions_:
         (group,) = c.problem.optimizer([torch.zeros(1, requires_grad=True)]).param_groups
-        assert group["weight_decay"] == (double_descent_cifar10.WEIGHT_DECAY if "weight decay" in c.factors else 0)
+        assert group["weight_decay"] == (
+            double_descent_cifar10.WEIGHT_DECAY if "weight decay" in c.factors else 0
+        )
         augmented = "augmentation" in c.factors
         assert augmented == (c.problem.augment is crop_and_flip)
-        assert (c.problem.max_epochs, c.levels[1:]) == ((100, (1.0, 1.2)) if augmented else (60, (0.3, 0.8)))
+        assert (c.problem.max_epochs, c.levels[1:]) == (
+            (100, (1.0, 1.2)) if augmented else (60, (0.3, 0.8))
+        )
         assert ("rate decay" in c.factors) == (c.problem.lr_scheduler is not None)
         assert (c.levels[0], c.seeds, c.problem.test_curve) == (0.0, (0, 1, 2), TestCurve(2000, 1))
     runs = next(double_descent_cifar10.experiment(quick=True, seeds=[3]))
@@ -540,14 +708,20 @@ def test_images_have_the_same_eight_ways():
 
 def test_images_are_judged_by_the_same_criterion():
     def answer(runs):
-        return [record(run, RISES if run.level == 0 else FALLS, flooded=0.5, clean=False) for run in runs]
+        return [
+            record(run, RISES if run.level == 0 else FALLS, flooded=0.5, clean=False)
+            for run in runs
+        ]
 
     report = run_generator(double_descent_cifar10.experiment(), answer)[0]
     assert [t.name for t in report.tables] == ["cifar10-loss", "cifar10-error"]
     assert report.title == "A second descent on CIFAR-10, reduced"
     assert "3 seeds" in report.about
     assert "second minimum m2" in report.about
-    assert any(sentence.startswith("CIFAR-10 with weight decay (4 conditions)") for sentence in report.findings)
+    assert any(
+        sentence.startswith("CIFAR-10 with weight decay (4 conditions)")
+        for sentence in report.findings
+    )
 
 
 def test_the_rate_falls_twice_and_other_seeds_can_be_asked():
@@ -570,9 +744,12 @@ def test_quick_is_trained_and_drawn(monkeypatch, tmp_path):
     groups = plan(quick=True)
     data = partial(two_gaussians, n_test=100, label_noise=0.1)
     groups["synthetic"] = [
-        replace(c, problem=replace(c.problem, data=data, **tiny), levels=(0.0, 0.9)) for c in groups["synthetic"]
+        replace(c, problem=replace(c.problem, data=data, **tiny), levels=(0.0, 0.9))
+        for c in groups["synthetic"]
     ]
-    groups["digits"] = [replace(c, problem=replace(c.problem, max_epochs=3)) for c in groups["digits"]]
+    groups["digits"] = [
+        replace(c, problem=replace(c.problem, max_epochs=3)) for c in groups["digits"]
+    ]
     monkeypatch.setattr(double_descent, "plan", lambda quick: groups)
     running = double_descent.experiment(quick=True)
     runs = next(running)
@@ -580,13 +757,20 @@ def test_quick_is_trained_and_drawn(monkeypatch, tmp_path):
     with pytest.raises(StopIteration) as end:
         running.send(run_all(runs, ledger=False, workers=0))
     report = end.value.value
-    assert [t.name for t in report.tables] == ["synthetic-loss", "synthetic-error", "digits-loss", "digits-error"]
+    assert [t.name for t in report.tables] == [
+        "synthetic-loss",
+        "synthetic-error",
+        "digits-loss",
+        "digits-error",
+    ]
     assert [len(t.rows) for t in report.tables] == [6, 6, 8, 8]
     assert cell(report, "digits-loss", 1, "second descent") == "not tested (level never reached)"
     assert cell(report, "synthetic-loss", 1, "reached") == "2 of 2"
     files = report.save(tmp_path, "double_descent")
     pictures = [file for file in files if file.suffix == ".png"]
-    assert [file.stem.removeprefix("double_descent-") for file in pictures] == [t.name for t in report.tables]
+    assert [file.stem.removeprefix("double_descent-") for file in pictures] == [
+        t.name for t in report.tables
+    ]
     assert all(file.stat().st_size > 5000 for file in pictures)
 
 
@@ -597,7 +781,9 @@ def test_figures_show_each_level_that_was_reached(monkeypatch):
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert list(lines) == ["without flooding", "level 0.1", "level 0.5"]
     assert lines["level 0.1"].get_ydata()[-1] == pytest.approx((0.5 + 1 + 1.5 + 3) / 4)
-    band = axes.collections[1].get_paths()[0].vertices[:, 1]  # where seeds differ: 1.5 and their deviation
+    band = (
+        axes.collections[1].get_paths()[0].vertices[:, 1]
+    )  # where seeds differ: 1.5 and their deviation
     assert band.min() == pytest.approx(1.5 - statistics.stdev([0.5, 1, 1.5, 3]))
     assert axes.get_yscale() == "log"
     figure = report.figures["digits-error"][1]()
@@ -611,12 +797,19 @@ def test_figures_show_each_level_that_was_reached(monkeypatch):
 def test_a_level_looks_the_same_in_every_panel(monkeypatch):
     decayed = ("Digits + weight decay", (0.0, 0.4), 2, ("weight decay",))
     groups = conditions(GROUPS | {"digits": [GROUPS["digits"][0], decayed]})
-    report = reported(monkeypatch, groups, lambda _, run: record(run, RISES, flooded=0.5 * (run.level > 0)))
+    report = reported(
+        monkeypatch, groups, lambda _, run: record(run, RISES, flooded=0.5 * (run.level > 0))
+    )
     drawn = [axes.get_lines() for axes in report.figures["digits-error"][1]().axes]
     looks = [
-        {line.get_label(): (*np.atleast_1d(line.get_color()), line.get_linestyle()) for line in lines}
+        {
+            line.get_label(): (*np.atleast_1d(line.get_color()), line.get_linestyle())
+            for line in lines
+        }
         for lines in drawn
     ]
-    assert [list(panel) for panel in looks] == [["without flooding", f"level {level}"] for level in (0.2, 0.4)]
+    assert [list(panel) for panel in looks] == [
+        ["without flooding", f"level {level}"] for level in (0.2, 0.4)
+    ]
     assert looks[0]["without flooding"] == looks[1]["without flooding"]
     assert looks[0]["level 0.2"] != looks[1]["level 0.4"]

@@ -52,7 +52,9 @@ def test_measured_is_bit_identical_here_in_workers_in_a_new_process_and_looked_u
         "print(evaluate([Run(normed(), 0.2, seed=1)], ledger=False, workers=0)[0].measured)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert told.stdout.strip() == here[LEVELS.index(0.2) * 2 + 1]
 
 
@@ -149,19 +151,26 @@ def test_a_pasted_snippet_works_without_a_main_guard(tmp_path, way, workers):
         "standard input": ([sys.executable, "-"], code),
         "repl": ([sys.executable, "-i", "-q", "-c", ""], "exec(open('script.py').read())\n"),
     }[way]
-    done = subprocess.run(command, cwd=tmp_path, input=fed, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=tmp_path, input=fed, capture_output=True, text=True, timeout=120
+    )
     assert "3 records" in done.stdout, done.stderr
 
 
 def test_a_module_of_the_users_own_goes_to_workers(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        SCRIPT.split("records =")[0].format(key="").replace("part = lambda a, b:", "def part(a, b): return")
+        SCRIPT
+        .split("records =")[0]
+        .format(key="")
+        .replace("part = lambda a, b:", "def part(a, b): return")
     )
     monkeypatch.syspath_prepend(tmp_path)
     import mine
 
     assert is_picklable(Run(mine.problem, 0.1))
-    assert len(run_all([Run(mine.problem, level) for level in LEVELS], ledger=False, workers=1)) == 4
+    assert (
+        len(run_all([Run(mine.problem, level) for level in LEVELS], ledger=False, workers=1)) == 4
+    )
 
 
 def spawn(path, epochs=100_000):
@@ -211,7 +220,9 @@ def test_a_killed_worker_is_replaced_and_its_run_done(path):
     parent.children()[0].send_signal(signal.SIGKILL)
     assert parent.wait(timeout=120) == 0
     assert len(starts(path)) == 3
-    undisturbed = [r.content_hash for r in run_all([Run(small(max_epochs=1500), 0.1)], ledger=False, workers=0)]
+    undisturbed = [
+        r.content_hash for r in run_all([Run(small(max_epochs=1500), 0.1)], ledger=False, workers=0)
+    ]
     key = run_key(Run(small(max_epochs=1500), 0.1))
     book = Ledger(path)
     assert [book.find(Run(small(max_epochs=1500), 0.1), key).content_hash] == undisturbed
@@ -219,7 +230,9 @@ def test_a_killed_worker_is_replaced_and_its_run_done(path):
 
 
 @pytest.mark.parametrize("gets_further", [True, False])
-def test_a_run_is_given_up_only_if_its_workers_die_without_getting_further(gets_further, path, tmp_path, monkeypatch):
+def test_a_run_is_given_up_only_if_its_workers_die_without_getting_further(
+    gets_further, path, tmp_path, monkeypatch
+):
     monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 2)
     deaths = tmp_path / "deaths"
     # The second one can never count its deaths, and dies at the same step each time.
@@ -238,7 +251,11 @@ def test_a_worker_that_died_while_idle_is_replaced(path):
     runs = [Run(small(), level) for level in LEVELS]
     before = {child.pid for child in psutil.Process().children()}
     run_all(runs[:2], ledger=path, workers=2)
-    workers = [child for child in psutil.Process().children() if child.pid not in before or len(before) == 2]
+    workers = [
+        child
+        for child in psutil.Process().children()
+        if child.pid not in before or len(before) == 2
+    ]
     for worker in workers:
         worker.kill()
     time.sleep(0.5)
@@ -264,9 +281,15 @@ def test_evaluate_within_evaluate():
 
     def on_row(row):
         if row.record is not None and not inner:
-            inner.extend(run_all([Run(small(), level, seed=7) for level in (0.1, 0.2)], ledger=False, workers=1))
+            inner.extend(
+                run_all(
+                    [Run(small(), level, seed=7) for level in (0.1, 0.2)], ledger=False, workers=1
+                )
+            )
 
-    outer = run_all([Run(small(), level) for level in (0.1, 0.2)], ledger=False, workers=1, on_row=on_row)
+    outer = run_all(
+        [Run(small(), level) for level in (0.1, 0.2)], ledger=False, workers=1, on_row=on_row
+    )
     assert len(outer) == len(inner) == 2
     assert not {r.weights_sha256 for r in outer} & {r.weights_sha256 for r in inner}
 
@@ -313,13 +336,17 @@ def test_workers_see_the_code_as_it_is_now(own):
     for scale in (1, 3):
         module = own(scale)
         runs = [Run(module.problem(), level) for level in (None, 0.1)]
-        here, away = ([r.weights_sha256 for r in run_all(runs, ledger=False, workers=n)] for n in (0, 1))
+        here, away = (
+            [r.weights_sha256 for r in run_all(runs, ledger=False, workers=n)] for n in (0, 1)
+        )
         assert here == away
 
 
 def test_arguments_count_under_a_users_key(own, path):
     module = own(1)
-    slow, fast = run_all([Run(module.problem(lr), None) for lr in (1e-6, 0.5)], ledger=path, workers=0)
+    slow, fast = run_all(
+        [Run(module.problem(lr), None) for lr in (1e-6, 0.5)], ledger=path, workers=0
+    )
     assert slow.weights_sha256 != fast.weights_sha256
     again = run_all([Run(module.problem(0.5), None)], ledger=path, workers=0)[0]
     assert again.metadata == fast.metadata
@@ -340,7 +367,10 @@ def test_data_of_the_users_own_is_made_anew():
 
 def test_a_job_a_worker_cannot_read_is_an_error_and_not_a_wait(monkeypatch):
     module = types.ModuleType("made_in_memory")
-    exec("import torch\nclass Net(torch.nn.Linear):\n    def __init__(self): super().__init__(10, 2)", module.__dict__)
+    exec(
+        "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self): super().__init__(10, 2)",
+        module.__dict__,
+    )
     module.Net.__module__ = "made_in_memory"
     monkeypatch.setitem(sys.modules, "made_in_memory", module)
     runs = [Run(small(model=module.Net), level) for level in (None, 0.1)]
@@ -373,7 +403,9 @@ def test_workers_take_the_callers_dtype_and_the_key_tells_it():
     torch.set_default_dtype(torch.float64)
     try:
         runs = [Run(small(data=double(small().splits(0))), level) for level in (None, 0.1)]
-        here, away = ([r.content_hash for r in run_all(runs, ledger=False, workers=n)] for n in (0, 1))
+        here, away = (
+            [r.content_hash for r in run_all(runs, ledger=False, workers=n)] for n in (0, 1)
+        )
         assert here == away
         assert run_key(runs[0]) != single
     finally:
@@ -381,19 +413,26 @@ def test_workers_take_the_callers_dtype_and_the_key_tells_it():
 
 
 def double(splits):
-    return Splits(*(Split(s.x.double(), s.y, s.clean) for s in (splits.train, splits.val, splits.test)))
+    return Splits(
+        *(Split(s.x.double(), s.y, s.clean) for s in (splits.train, splits.val, splits.test))
+    )
 
 
 def test_a_relative_ledger_stays_where_it_was_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     runs = [Run(small(), level) for level in LEVELS]
-    run_all(runs, ledger="here.sqlite", workers=1, on_start=lambda _: os.chdir(tmp_path / "elsewhere"))
+    run_all(
+        runs, ledger="here.sqlite", workers=1, on_start=lambda _: os.chdir(tmp_path / "elsewhere")
+    )
     assert len(Ledger(tmp_path / "here.sqlite")) == 4
 
 
 def test_files_in_the_working_directory_do_not_stand_in_for_modules(tmp_path, monkeypatch):
-    for name in ("queue", "json"):  # one that the library imports, one that a worker needs before its path is set
+    for name in (
+        "queue",
+        "json",
+    ):  # one that the library imports, one that a worker needs before its path is set
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('not the module you want')")
     code = (
         "from small import small; from flooding import Run, evaluate;"
@@ -401,7 +440,9 @@ def test_files_in_the_working_directory_do_not_stand_in_for_modules(tmp_path, mo
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     command = [sys.executable, "-P", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.stdout.strip() == "2", done.stderr
 
 
@@ -425,13 +466,17 @@ def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
     assert told[0] == told[1] == [r.content_hash for r in run_all(runs, ledger=False, workers=0)]
     book = Ledger(path)
     assert sorted(record.content_hash for _, record in book.records()) == sorted(told[0])
-    assert len(book.starts()) == 24, "each run was trained by one of them, and looked up by the other"
+    assert len(book.starts()) == 24, (
+        "each run was trained by one of them, and looked up by the other"
+    )
     book.close()
     assert not list(path.with_name("ledger.sqlite.checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("until", [None, 9])
-def test_a_search_that_began_after_the_look_up_of_another_leaves_it_nothing_to_do(path, until, monkeypatch):
+def test_a_search_that_began_after_the_look_up_of_another_leaves_it_nothing_to_do(
+    path, until, monkeypatch
+):
     runs = [Run(small(max_epochs=12), 0.1 * n, stop_epoch=until) for n in range(6)]
     alone = [record.content_hash for record in run_all(runs, ledger=False, workers=0)]
     folder = path.with_name("ledger.sqlite.checkpoints")
@@ -462,7 +507,9 @@ def test_what_a_trunk_left_for_a_run_that_was_trained_meanwhile_is_removed(path,
 
 
 def test_who_is_told_the_end_may_kill_the_process_and_no_claim_is_left(path, tmp_path):
-    job = Job(0, Run(small(), 0.2), run_key(Run(small(), 0.2)), str(path), folder=str(tmp_path / "claims"))
+    job = Job(
+        0, Run(small(), 0.2), run_key(Run(small(), 0.2)), str(path), folder=str(tmp_path / "claims")
+    )
     claims = (tmp_path / "claims").glob
     for _ in range(2):  # trained, then looked up
         rows = run_job(job)

@@ -61,7 +61,10 @@ def test_pairs_must_match(ours, theirs):
 @given(PS)
 def test_holm_never_lowers_a_p_keeps_order_and_is_bounded(ps):
     adjusted = holm(ps)
-    assert all(p <= a <= min(1.0, p * len(ps) + 1e-12) or a <= 1.0 for p, a in zip(ps, adjusted, strict=True))
+    assert all(
+        p <= a <= min(1.0, p * len(ps) + 1e-12) or a <= 1.0
+        for p, a in zip(ps, adjusted, strict=True)
+    )
     assert all(p <= a for p, a in zip(ps, adjusted, strict=True))
     order = sorted(range(len(ps)), key=lambda i: ps[i])
     assert [adjusted[i] for i in order] == sorted(adjusted)
@@ -96,12 +99,19 @@ def test_spread_says_no_more_than_it_knows():
 
 
 def test_a_verdict_needs_p_below_5_percent_and_a_tie_needs_every_pair():
-    assert describe_difference(paired([1.0, 2.0], [2.0, 1.0]), 1.0).startswith("is not shown to differ: +0.0 [")
-    assert describe_difference(paired([1.0, 2.0], [1.0, 2.0]), 1.0) == "ties in every pair: +0.0 [+0.0, +0.0]"
+    assert describe_difference(paired([1.0, 2.0], [2.0, 1.0]), 1.0).startswith(
+        "is not shown to differ: +0.0 ["
+    )
+    assert (
+        describe_difference(paired([1.0, 2.0], [1.0, 2.0]), 1.0)
+        == "ties in every pair: +0.0 [+0.0, +0.0]"
+    )
     assert describe_difference(paired([1.0], [1.0]), math.nan) == "ties in every pair: +0.0"
     assert describe_difference(paired([1.0], [3.0]), math.nan) == "is not tested, by one pair: -2.0"
     gain = paired([3.0, 4.0, 5.0], [2.0, 2.0, 2.0])
     assert describe_difference(gain, 0.049).startswith("wins: +2.0")
     assert describe_difference(gain, 0.05).startswith("is not shown")
-    assert describe_difference(paired([2.0, 2.0, 2.0], [3.0, 4.0, 5.0]), 0.049).startswith("LOSES: -2.0")
+    assert describe_difference(paired([2.0, 2.0, 2.0], [3.0, 4.0, 5.0]), 0.049).startswith(
+        "LOSES: -2.0"
+    )
     assert describe_difference(gain, math.nan).startswith("is not shown")

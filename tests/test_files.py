@@ -1,4 +1,5 @@
-"""Files of data sets are found, or fetched whole, and never used unless they are the official ones."""
+"""Files of data sets are found, or fetched whole, and never used unless they are the official
+ones."""
 
 import gzip
 import hashlib
@@ -23,7 +24,8 @@ CONTENT = b"a\ttarget\n1\t0\n2\t1\n"
 
 @pytest.fixture
 def official(tmp_path, monkeypatch):
-    """Serve one tiny file from the disk as its official address, with an empty cache and no folder of data."""
+    """Serve one tiny file from the disk as its official address, with an empty cache and no folder
+    of data."""
     served = tmp_path / "official.tsv"
     served.write_bytes(CONTENT)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -50,7 +52,13 @@ def own(official, tmp_path, monkeypatch):
         (".gz", CONTENT),
         ("", CONTENT.replace(b"\n", b"\r\n")),
     ],
-    ids=["plain", "compressed", "compressed otherwise", "not compressed after all", "line ends of Windows"],
+    ids=[
+        "plain",
+        "compressed",
+        "compressed otherwise",
+        "not compressed after all",
+        "line ends of Windows",
+    ],
 )
 def test_a_file_in_the_users_folder_is_used_however_it_is_stored(own, official, ending, stored):
     official.unlink()
@@ -73,15 +81,22 @@ def test_a_file_that_is_nowhere_is_fetched_once(own, official, served):
     assert (kept.suffix == ".gz") == (served != CONTENT)
 
 
-def test_fetching_tells_how_far_it_is_with_and_without_logging(official, monkeypatch, capsys, caplog):
+def test_fetching_tells_how_far_it_is_with_and_without_logging(
+    official, monkeypatch, capsys, caplog
+):
     content = bytes(range(256)) * (20 << 12)  # 20 pieces
 
     class Answer(io.BytesIO):
         headers = MappingProxyType({"Content-Length": str(len(content))})
 
     monkeypatch.setattr(files, "urlopen", lambda *_, **__: Answer(content))
-    monkeypatch.setitem(files.FILES, NAME, ("https://a.place/tiny.tsv", hashlib.sha256(content).hexdigest()))
-    told = ["fetching https://a.place/tiny.tsv", *(f"fetched {part} % of 21 MB" for part in range(10, 110, 10))]
+    monkeypatch.setitem(
+        files.FILES, NAME, ("https://a.place/tiny.tsv", hashlib.sha256(content).hexdigest())
+    )
+    told = [
+        "fetching https://a.place/tiny.tsv",
+        *(f"fetched {part} % of 21 MB" for part in range(10, 110, 10)),
+    ]
     logger = logging.getLogger("flooding")
     monkeypatch.setattr(logger, "handlers", [])  # the command line leaves one of its own
     with monkeypatch.context() as patch:
@@ -115,10 +130,15 @@ def test_without_a_network_the_error_says_which_file_goes_where(own, monkeypatch
         address = f"http://127.0.0.1:{free.getsockname()[1]}/tiny.tsv.gz"
     monkeypatch.setitem(files.FILES, NAME, (address, files.FILES[NAME][1]))
     monkeypatch.setenv("no_proxy", "*")
-    with pytest.raises(ValueError, match=r"tables/tiny\.tsv must be in the folder \$FLOODING_DATA") as error:
+    with pytest.raises(
+        ValueError, match=r"tables/tiny\.tsv must be in the folder \$FLOODING_DATA"
+    ) as error:
         read(NAME)
     told = str(error.value)
-    assert f"download {address}, put it into a folder as tables/tiny.tsv.gz, and set FLOODING_DATA" in told
+    assert (
+        f"download {address}, put it into a folder as tables/tiny.tsv.gz, and set FLOODING_DATA"
+        in told
+    )
     assert str(cache()) in told
 
 
@@ -135,12 +155,16 @@ def test_without_a_network_the_error_says_which_file_goes_where(own, monkeypatch
 )
 def test_other_content_is_refused_wherever_it_comes_from(own, official, stored, message):
     official.write_bytes(stored)
-    with pytest.raises(ValueError, match=rf"official\.tsv must serve the official file.*{message}") as error:
+    with pytest.raises(
+        ValueError, match=rf"official\.tsv must serve the official file.*{message}"
+    ) as error:
         read(NAME)
     assert "set FLOODING_DATA" in str(error.value)
     assert find(NAME) is None  # it is not kept
     (own / NAME).write_bytes(stored)
-    with pytest.raises(ValueError, match=rf"own/tables/tiny\.tsv must be the file .*{message}.*Delete it"):
+    with pytest.raises(
+        ValueError, match=rf"own/tables/tiny\.tsv must be the file .*{message}.*Delete it"
+    ):
         read(NAME)
 
 
@@ -152,7 +176,9 @@ def test_a_folder_that_is_none_is_refused(official, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_refused(official, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(official))
-    with pytest.raises(ValueError, match=r"cache must be a folder that can be written.*Set XDG_CACHE_HOME"):
+    with pytest.raises(
+        ValueError, match=r"cache must be a folder that can be written.*Set XDG_CACHE_HOME"
+    ):
         read(NAME)
 
 
@@ -248,7 +274,15 @@ SLOW = r"got [\d,]+ bytes in 0\.3 s, less than 1024 a second\. Try again"
         drips(STATUS + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", b"0" * 300),
         lambda connection: time.sleep(2),
     ],
-    ids=["content", "content of unknown length", "header", "status", "size of a chunk", "second chunk", "nothing"],
+    ids=[
+        "content",
+        "content of unknown length",
+        "header",
+        "status",
+        "size of a chunk",
+        "second chunk",
+        "nothing",
+    ],
 )
 def test_a_server_that_drips_is_given_up(official, monkeypatch, serve, answer):
     serves(monkeypatch, serve(answer))
@@ -260,7 +294,9 @@ def test_a_server_that_drips_is_given_up(official, monkeypatch, serve, answer):
     assert not cache().exists()
 
 
-def test_a_slow_server_is_given_up_behind_a_redirect_and_in_a_handshake(official, monkeypatch, serve):
+def test_a_slow_server_is_given_up_behind_a_redirect_and_in_a_handshake(
+    official, monkeypatch, serve
+):
     serves(monkeypatch, serve(redirects(serve(drips(STATUS + b"\r\n", b"x" * 300)))))
     with pytest.raises(ValueError, match=SLOW):
         read(NAME)
@@ -286,10 +322,22 @@ def test_a_download_has_an_end(official, monkeypatch, serve):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (sends(STATUS + b"Content-Length: 999999999999\r\n\r\nx"), "999,999,999,999 bytes, more than the 100,000 of"),
-        (sends(STATUS + b"\r\n" + bytes(200_000)), "more than the 100,000 bytes of FLOODING_MAX_BYTES"),
-        (sends(STATUS + b"Content-Length: 17\r\n\r\n" + gzip.compress(bytes(10**6))), "broken gzip"),
-        (sends(STATUS + b"\r\n" + gzip.compress(bytes(10**6))), "broken gzip file: it unpacks to more than 100,000"),
+        (
+            sends(STATUS + b"Content-Length: 999999999999\r\n\r\nx"),
+            "999,999,999,999 bytes, more than the 100,000 of",
+        ),
+        (
+            sends(STATUS + b"\r\n" + bytes(200_000)),
+            "more than the 100,000 bytes of FLOODING_MAX_BYTES",
+        ),
+        (
+            sends(STATUS + b"Content-Length: 17\r\n\r\n" + gzip.compress(bytes(10**6))),
+            "broken gzip",
+        ),
+        (
+            sends(STATUS + b"\r\n" + gzip.compress(bytes(10**6))),
+            "broken gzip file: it unpacks to more than 100,000",
+        ),
         (redirects("file:///etc/passwd"), "302"),
         (redirects("ftp://127.0.0.1/x"), "a redirect to an address other than http or https"),
         (redirects("data:,x"), "302"),
@@ -297,7 +345,18 @@ def test_a_download_has_an_end(official, monkeypatch, serve):
         (sends(b""), "closed connection"),
         (sends(STATUS + b"Content-Length: many\r\n\r\nx"), "got 1 bytes"),
     ],
-    ids=["said to be huge", "huge", "cut off", "bomb", "file", "ftp", "data", "no HTTP", "nothing", "odd length"],
+    ids=[
+        "said to be huge",
+        "huge",
+        "cut off",
+        "bomb",
+        "file",
+        "ftp",
+        "data",
+        "no HTTP",
+        "nothing",
+        "odd length",
+    ],
 )
 def test_what_a_server_may_not_send(official, monkeypatch, serve, answer, message):
     monkeypatch.setenv("FLOODING_MAX_BYTES", "100000")
@@ -312,7 +371,8 @@ def test_what_a_server_may_not_send(official, monkeypatch, serve, answer, messag
 def test_what_a_server_may_send(official, monkeypatch, serve, kind):
     answers = {
         "length": b"Content-Length: %d\r\n\r\n%s" % (len(CONTENT), CONTENT),
-        "chunked": b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(CONTENT), CONTENT),
+        "chunked": b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+        % (len(CONTENT), CONTENT),
     }
     address = serve(sends(STATUS + answers.get(kind, b"\r\n" + CONTENT)))
     serves(monkeypatch, serve(redirects(address)) if kind == "redirected" else address)
@@ -322,7 +382,10 @@ def test_what_a_server_may_send(official, monkeypatch, serve, kind):
 def test_a_stored_bomb_is_refused_within_the_limit(own, monkeypatch):
     monkeypatch.setenv("FLOODING_MAX_BYTES", "100000")
     (own / f"{NAME}.gz").write_bytes(gzip.compress(bytes(10**6)))
-    with pytest.raises(ValueError, match=r"own/tables/tiny.* unpacks to more than 100,000 bytes.*FLOODING_MAX_BYTES"):
+    with pytest.raises(
+        ValueError,
+        match=r"own/tables/tiny.* unpacks to more than 100,000 bytes.*FLOODING_MAX_BYTES",
+    ):
         read(NAME)
 
 

@@ -1,4 +1,5 @@
-"""find_level answers, touches nothing, goes on where it stopped, and refuses what cannot be judged."""
+"""find_level answers, touches nothing, goes on where it stopped, and refuses what cannot be
+judged."""
 
 import json
 import logging
@@ -33,7 +34,12 @@ assert NUMERICS_VERSION  # the trajectories below carry it
 def noisy(**changes):
     """Overfits within its 40 epochs."""
     data = partial(two_gaussians, n_train=40, n_val=30, n_test=50, label_noise=0.1)
-    given = {"data": data, "model": partial(mlp, 10, 2, width=32, depth=2), "optimizer": adam, "horizon": 40}
+    given = {
+        "data": data,
+        "model": partial(mlp, 10, 2, width=32, depth=2),
+        "optimizer": adam,
+        "horizon": 40,
+    }
     return Problem(**given | changes)
 
 
@@ -56,7 +62,9 @@ def test_a_level_below_the_cap_at_the_stated_cost(path):
 
 def test_more_budget_races_longer_and_more_seeds_cost_as_many_times_more(path):
     for budget in (2.0, 3.0, 5.0, 9.0):
-        found = find_level(noisy(), budget=budget, ledger=path.with_name(f"{budget}.sqlite"), workers=0)
+        found = find_level(
+            noisy(), budget=budget, ledger=path.with_name(f"{budget}.sqlite"), workers=0
+        )
         assert 0.45 * budget < found.cost.steps <= 1.05 * budget
     found = find_level(noisy(), seeds=3, ledger=path, workers=0)
     assert 5 < found.cost.steps <= 9.15
@@ -107,7 +115,8 @@ def drawn_augment(x):
 
 
 class Counted(nn.Module):
-    """A user's module that fails at its third training, draws from every generator and works in place."""
+    """A user's module that fails at its third training, draws from every generator and works in
+    place."""
 
     made = 0
     fail = 3
@@ -140,9 +149,14 @@ def test_state_is_never_touched_also_after_an_exception(path):
         assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
         assert states[2] == random.getstate()
         assert torch.get_num_threads() == threads
-        assert all(torch.equal(split.x, x) for split, x in zip((data.train, data.val, data.test), inputs, strict=True))
+        assert all(
+            torch.equal(split.x, x)
+            for split, x in zip((data.train, data.val, data.test), inputs, strict=True)
+        )
 
-    found = find_level(noisy(model=model, data=drawn_data, augment=drawn_augment), ledger=path, workers=0)
+    found = find_level(
+        noisy(model=model, data=drawn_data, augment=drawn_augment), ledger=path, workers=0
+    )
     untouched()
     found.model()
     untouched()
@@ -213,7 +227,11 @@ def test_a_lifted_function_with_curves_can_use_the_finder():
     def train(level, seed, epochs):
         *_, row = __import__("flooding").train(Run(noisy(), level, seed=seed, stop_epoch=epochs))
         curves = row.record.curves
-        return {"score": curves["val_accuracy"], "val_loss": curves["val_loss"], "train_loss": curves["train_loss"]}
+        return {
+            "score": curves["val_accuracy"],
+            "val_loss": curves["val_loss"],
+            "train_loss": curves["train_loss"],
+        }
 
     lifted = search(finder(ExternalProblem(max_epochs=40), shared=False), train)
     own = search(finder(noisy(), shared=False), partial(run_all, ledger=False, workers=0))
@@ -267,7 +285,9 @@ def test_a_score_of_the_users_decides(path):
     assert (found.level or 0.0) == max(scores, key=lambda level: scores[level])
     worst = replaced(problem, score=Score(recall, greater_is_better=False))
     found = search(grid(worst, [0.0, 0.2, 0.6]), partial(run_all, ledger=path, workers=0))
-    assert (found.level or 0.0) == min(scores, key=lambda level: (scores[level][0], -scores[level][1]))
+    assert (found.level or 0.0) == min(
+        scores, key=lambda level: (scores[level][0], -scores[level][1])
+    )
 
 
 def replaced(problem, **changes):
@@ -278,7 +298,9 @@ def replaced(problem, **changes):
 
 def test_dict_inputs_and_no_test_split(path):
     given = regression().data
-    found = find_level(regression(data=Splits(given.train, given.val), model=FromDict), ledger=path, workers=0)
+    found = find_level(
+        regression(data=Splits(given.train, given.val), model=FromDict), ledger=path, workers=0
+    )
     assert isinstance(found, FoundLevel)
     assert not any("test" in name for record in found.records for name in record.metrics)
 
@@ -286,7 +308,10 @@ def test_dict_inputs_and_no_test_split(path):
 def test_where_nothing_overfits_the_answer_is_none(path):
     data = partial(two_gaussians, n_train=400, n_val=400, n_test=50)
     problem = noisy(
-        data=data, model=partial(nn.Linear, 10, 2), optimizer=partial(torch.optim.SGD, lr=1e-3), max_epochs=5
+        data=data,
+        model=partial(nn.Linear, 10, 2),
+        optimizer=partial(torch.optim.SGD, lr=1e-3),
+        max_epochs=5,
     )
     found = find_level(problem, ledger=path, workers=0)
     assert found.level is None
@@ -295,7 +320,9 @@ def test_where_nothing_overfits_the_answer_is_none(path):
 
 
 def test_a_training_that_diverges_is_said_so(path):
-    found = find_level(regression(optimizer=partial(torch.optim.SGD, lr=1e30)), ledger=path, workers=0)
+    found = find_level(
+        regression(optimizer=partial(torch.optim.SGD, lr=1e30)), ledger=path, workers=0
+    )
     assert found.level is None
     assert "not finite" in found.warnings[0]
 
@@ -313,7 +340,10 @@ BOTH = [0, 1] * 10
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"data": splits([1] * 20, BOTH)}, "train split must hold at least two classes, got only class 1"),
+        (
+            {"data": splits([1] * 20, BOTH)},
+            "train split must hold at least two classes, got only class 1",
+        ),
         ({"data": splits(BOTH, [0] * 20)}, "val split must hold at least two classes"),
         ({"data": splits(BOTH, BOTH, X.where(X < 2, float("nan")))}, "inputs must be finite"),
         ({"data": splits(BOTH, BOTH, torch.ones(20, 10))}, "inputs must vary"),
@@ -340,7 +370,10 @@ def test_other_bad_input(path):
     with pytest.raises(ValueError, match="at least one example"):
         find_level(
             noisy(
-                data=Splits(Split(torch.zeros(2, 10), torch.tensor([0, 1])), Split(torch.zeros(0, 10), torch.zeros(0)))
+                data=Splits(
+                    Split(torch.zeros(2, 10), torch.tensor([0, 1])),
+                    Split(torch.zeros(0, 10), torch.zeros(0)),
+                )
             )
         )
 
@@ -356,7 +389,12 @@ def test_what_is_saved_can_be_read_again(path, tmp_path):
     with np.load(folder / "curves.npz") as curves:
         assert np.array_equal(curves["0/val_loss"], found.records[0].curves["val_loss"])
     assert (folder / "search.png").stat().st_size > 10_000
-    assert sorted(p.name for p in folder.iterdir()) == ["curves.npz", "found.json", "search.png", "table.csv"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "curves.npz",
+        "found.json",
+        "search.png",
+        "table.csv",
+    ]
 
 
 def test_the_model_is_the_runs_own(path):
@@ -375,7 +413,13 @@ def test_two_searches_on_one_ledger_share_its_runs(path, caplog):
     caplog.set_level(logging.INFO, "flooding")
     find_level(noisy(), ledger=path, workers=0)
     started = []
-    find_level(noisy(), strategy=partial(grid, levels=[0.0]), ledger=path, workers=0, on_start=started.extend)
+    find_level(
+        noisy(),
+        strategy=partial(grid, levels=[0.0]),
+        ledger=path,
+        workers=0,
+        on_start=started.extend,
+    )
     find_level(noisy(), budget=4.0, ledger=path, workers=0, on_start=started.extend)
     assert started
     assert started[0].level == 0.0  # the plain runs of the second search are known
@@ -387,8 +431,13 @@ def test_two_searches_on_one_ledger_share_its_runs(path, caplog):
 def test_where_the_loss_falls_slowly_the_race_reaches_further_for_the_same_price(path):
     slow = noisy(optimizer=partial(torch.optim.Adam, lr=1.5e-3), max_epochs=80)
     shared = search(finder(slow), partial(run_all, ledger=path, workers=0))
-    alone = search(finder(slow, shared=False), partial(run_all, ledger=path.with_name("b.sqlite"), workers=0))
-    until = [max(r.run.epochs for r in found.records if r.run.level is not None) for found in (shared, alone)]
+    alone = search(
+        finder(slow, shared=False), partial(run_all, ledger=path.with_name("b.sqlite"), workers=0)
+    )
+    until = [
+        max(r.run.epochs for r in found.records if r.run.level is not None)
+        for found in (shared, alone)
+    ]
     assert until[0] > 1.3 * until[1] >= 0.39 * 80
     assert shared.cost.steps <= 3.05
     assert alone.cost.trainings <= 3.05
@@ -404,7 +453,9 @@ def test_a_short_training_stays_within_its_budget_or_says_so(path, horizon):
 
 def test_a_level_that_was_not_reached_cannot_win(path):
     found = find_level(noisy(max_epochs=8), ledger=path, workers=0)
-    flooded = {r.run.level: r.curves["flooded"].sum() for r in found.records if r.run.level is not None}
+    flooded = {
+        r.run.level: r.curves["flooded"].sum() for r in found.records if r.run.level is not None
+    }
     assert found.level is None or flooded[found.level] > 0
     lazy = noisy(max_epochs=30, optimizer=partial(torch.optim.SGD, lr=1e-4))
     found = search(grid(lazy, [0.0, 0.1, 0.2]), partial(run_all, ledger=path, workers=0))
@@ -444,22 +495,49 @@ def test_range_test_takes_the_level_of_the_best_stretch(path):
     ("call", "message"),
     [
         (lambda: find_level(mlp(10, 2)), "find_level needs a Problem, .* got Sequential|got MLP"),
-        (lambda: find_level(ExternalProblem(30)), "find_level needs a Problem, .* search.strategy, train"),
-        (lambda: find_level(noisy(), strategy="halving"), "strategy must be a function, .* got 'halving'"),
+        (
+            lambda: find_level(ExternalProblem(30)),
+            "find_level needs a Problem, .* search.strategy, train",
+        ),
+        (
+            lambda: find_level(noisy(), strategy="halving"),
+            "strategy must be a function, .* got 'halving'",
+        ),
         (lambda: find_level(noisy(), device="cuda:77"), "device must be there, got 'cuda:77'"),
-        (lambda: Problem(torch.utils.data.DataLoader([1]), mlp), "data must be Splits .*loaders.splits"),
-        (lambda: noisy(optimizer=torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)), "optimizer must be .* got SGD"),
+        (
+            lambda: Problem(torch.utils.data.DataLoader([1]), mlp),
+            "data must be Splits .*loaders.splits",
+        ),
+        (
+            lambda: noisy(optimizer=torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)),
+            "optimizer must be .* got SGD",
+        ),
         (lambda: noisy(loss=nn.CrossEntropyLoss(reduction="none")), "mean, got reduction='none'"),
         (lambda: search(grid(ExternalProblem(3), [0.1])), "Pass it: search.strategy, train"),
-        (lambda: search(accordance(ExternalProblem(3)), lambda runs: runs), "needs a Problem, got Elsewhere"),
-        (lambda: search(grid(ExternalProblem(3), [0.1]), lambda b, seed, epochs: 1.0), "got .b, seed, epochs.* Name"),
-        (lambda: search(grid(ExternalProblem(3), [0.1]), lambda level, **_: "0.9"), "must return numbers, got '0.9'"),
-        (lambda: search(grid(ExternalProblem(3), [0.1]), lambda level, **_: (0.9, 3.0)), "one score, or a mapping"),
+        (
+            lambda: search(accordance(ExternalProblem(3)), lambda runs: runs),
+            "needs a Problem, got Elsewhere",
+        ),
+        (
+            lambda: search(grid(ExternalProblem(3), [0.1]), lambda b, seed, epochs: 1.0),
+            "got .b, seed, epochs.* Name",
+        ),
+        (
+            lambda: search(grid(ExternalProblem(3), [0.1]), lambda level, **_: "0.9"),
+            "must return numbers, got '0.9'",
+        ),
+        (
+            lambda: search(grid(ExternalProblem(3), [0.1]), lambda level, **_: (0.9, 3.0)),
+            "one score, or a mapping",
+        ),
         (
             lambda: search(grid(ExternalProblem(3), [0.1]), lambda **_: {"score": [1.0] * 3}),
             "after each of 3 epochs, got 3",
         ),
-        (lambda: search(grid(ExternalProblem(3), [0.1]), lambda **_: 1.0).model(), "Train your own at level"),
+        (
+            lambda: search(grid(ExternalProblem(3), [0.1]), lambda **_: 1.0).model(),
+            "Train your own at level",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_told_in_a_sentence(call, message, path, monkeypatch):

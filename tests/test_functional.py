@@ -1,4 +1,5 @@
-"""The formulas: one arithmetic everywhere, closed-form gradients, limits, and the facts the library leans on."""
+"""The formulas: one arithmetic everywhere, closed-form gradients, limits, and the facts the library
+leans on."""
 
 import itertools
 import math
@@ -44,7 +45,12 @@ def number(x):
 @pytest.mark.parametrize(
     ("loss", "level", "expected"),
     [(0.5, 0.125, 0.5), (0.0, 0.125, 0.25), (0.125, 0.125, 0.125), (-2.0, -1.5, -1.0)],
-    ids=["above: the loss", "below: twice the level less the loss", "at the level", "negative level"],
+    ids=[
+        "above: the loss",
+        "below: twice the level less the loss",
+        "at the level",
+        "negative level",
+    ],
 )
 def test_one_arithmetic_for_floats_numpy_torch_and_jax(array, loss, level, expected):
     # All numbers are dyadic, so every width of float must give them exactly.
@@ -57,7 +63,8 @@ def test_one_arithmetic_for_floats_numpy_torch_and_jax(array, loss, level, expec
 
 @pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
 def test_one_soft_arithmetic(array):
-    # x = 3/4 makes the square root rational: sqrt(1 + 9/16) = 5/4, so the value is 2 * 0.5 + 4 * 1/4 = 2.
+    # x = 3/4 makes the square root rational: sqrt(1 + 9/16) = 5/4, so the value is 2 * 0.5 + 4 *
+    # 1/4 = 2.
     soft = soft_flood(array(2.0), 0.5, sigma=2.0, eta=2.0)
     assert type(soft) is type(array(2.0))
     assert number(soft) == 2.0
@@ -65,7 +72,11 @@ def test_one_soft_arithmetic(array):
 
 @pytest.mark.parametrize("array", HALVES.values(), ids=HALVES)
 def test_half_precision_is_widened_to_float32(array):
-    for result in (flood(array(0.5), 0.1), soft_flood(array(0.5), 0.1), adaflood_level(array(0.5), 0.1)):
+    for result in (
+        flood(array(0.5), 0.1),
+        soft_flood(array(0.5), 0.1),
+        adaflood_level(array(0.5), 0.1),
+    ):
         assert "float32" in str(result.dtype)
     # 0.1 in float32 lies above 0.0999756 = 0.1 in float16, and below 0.10009766 = 0.1 in bfloat16.
     assert number(is_flooded(array(0.1), 0.1)) == (float(array(0.1)[0]) < 0.1)
@@ -74,8 +85,20 @@ def test_half_precision_is_widened_to_float32(array):
 @pytest.mark.parametrize("array", (ARRAYS | HALVES).values(), ids=ARRAYS | HALVES)
 @pytest.mark.parametrize(
     ("p", "gamma", "expected"),
-    [(0.5, 0.0, math.log(2)), (0.25, 0.5, -math.log(0.625)), (0.5, 1.0, 0.0), (1.0, 0.0, 0.0), (1.0, 0.25, 0.0)],
-    ids=["gamma 0: the held-out loss", "between", "gamma 1: plain", "sure and right", "sure and right, mixed"],
+    [
+        (0.5, 0.0, math.log(2)),
+        (0.25, 0.5, -math.log(0.625)),
+        (0.5, 1.0, 0.0),
+        (1.0, 0.0, 0.0),
+        (1.0, 0.25, 0.0),
+    ],
+    ids=[
+        "gamma 0: the held-out loss",
+        "between",
+        "gamma 1: plain",
+        "sure and right",
+        "sure and right, mixed",
+    ],
 )
 def test_adaflood_level_everywhere(array, p, gamma, expected):
     level = number(adaflood_level(array(p), gamma))
@@ -150,22 +173,30 @@ def test_is_flooded_agrees_with_the_sign_of_the_slope(loss, level):
 
 
 def test_comparing_flooded_with_raw_over_counts():
-    # float32 losses spread over [0.3, 2.3]: from 1.3 on, loss - 0.3 loses a bit that adding 0.3 does not bring back.
-    spread = torch.rand(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 + 0.3
+    # float32 losses spread over [0.3, 2.3]: from 1.3 on, loss - 0.3 loses a bit that adding 0.3
+    # does not bring back.
+    spread = (
+        torch.rand(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+        + 0.3
+    )
     above = spread.float()
     above = above[above >= 0.3]
     naive = (flood(above, 0.3) != above).double().mean()
-    # 0.1740 measured beforehand with 100,000 losses, so the standard error of 10,000 is 0.0038; four of them.
+    # 0.1740 measured beforehand with 100,000 losses, so the standard error of 10,000 is 0.0038;
+    # four of them.
     assert abs(naive - 0.174) < 0.016
     assert not is_flooded(above, 0.3).any()
 
 
 @pytest.mark.parametrize(
-    ("loss", "level", "sigma"), [(0.7, 0.2, 1.0), (-3.0, 0.2, 0.5), (0.3, 0.3, 1.0), (9.0, 1.0, 2.0)]
+    ("loss", "level", "sigma"),
+    [(0.7, 0.2, 1.0), (-3.0, 0.2, 0.5), (0.3, 0.3, 1.0), (9.0, 1.0, 2.0)],
 )
 def test_soft_flood_in_float64_equals_the_textbook_form(loss, level, sigma):
     x = (loss - level) / sigma
-    assert soft_flood(loss, level, sigma, eta=0.5) == pytest.approx(0.5 * level + sigma**2 * (math.sqrt(1 + x * x) - 1))
+    assert soft_flood(loss, level, sigma, eta=0.5) == pytest.approx(
+        0.5 * level + sigma**2 * (math.sqrt(1 + x * x) - 1)
+    )
 
 
 def test_soft_flood_keeps_small_residuals_where_the_textbook_form_loses_them():
@@ -193,7 +224,8 @@ def test_soft_flood_refuses_a_sigma_below_the_minimum(sigma):
         SoftAD(sigma=sigma)
 
 
-# Gradients: each method weighs the gradient of each raw loss, by its paper's formula; the mean over n divides by n.
+# Gradients: each method weighs the gradient of each raw loss, by its paper's formula; the mean over
+# n divides by n.
 
 
 def phi(x):
@@ -226,20 +258,28 @@ def test_gradients_in_closed_form(method, closed, draw):
     signs = set()
     for _ in range(50):
         losses = draw(N)
-        level = draw(()) if method.reduction == "mean" else draw(N)  # per example: AdaFlood, class-wise flooding
+        level = (
+            draw(()) if method.reduction == "mean" else draw(N)
+        )  # per example: AdaFlood, class-wise flooding
         expected = closed(losses, level)
         signs |= set(expected.sign().tolist())
         torch.testing.assert_close(gradient(method, losses, level), expected, rtol=1e-12, atol=0)
-    assert signs == ({0.0, 1.0} if isinstance(method, Hinge) else {-1.0, 1.0}), "both sides of the level were met"
+    assert signs == ({0.0, 1.0} if isinstance(method, Hinge) else {-1.0, 1.0}), (
+        "both sides of the level were met"
+    )
 
 
 def test_gradient_of_wavebound_in_closed_form(draw):
     for _ in range(50):
         losses, teacher = draw(N, OUTPUTS), draw(N, OUTPUTS)
-        expected = torch.sign(losses.mean(0) - (teacher.mean(0) - 0.01)).expand(N, OUTPUTS) / (N * OUTPUTS)
+        expected = torch.sign(losses.mean(0) - (teacher.mean(0) - 0.01)).expand(N, OUTPUTS) / (
+            N * OUTPUTS
+        )
         losses.requires_grad_()
         value = objective(losses, teacher, WaveBound(epsilon=0.01))
-        torch.testing.assert_close(torch.autograd.grad(value, losses)[0], expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            torch.autograd.grad(value, losses)[0], expected, rtol=1e-12, atol=0
+        )
         # The slow twin: one output after the other.
         slow = [flood(losses[:, j].mean(), teacher[:, j].mean() - 0.01) for j in range(OUTPUTS)]
         torch.testing.assert_close(value, sum(slow) / OUTPUTS, rtol=1e-12, atol=0)
@@ -252,7 +292,9 @@ def test_gradients_pass_gradcheck(draw):
         assert torch.autograd.gradcheck(lambda x, m=method: objective(x, 0.4, m), losses)
     for method in (Flooding(), Hinge()):
         for level in (0.2, 0.8):
-            assert torch.autograd.gradcheck(lambda x, m=method, b=level: objective(x.mean(), b, m), losses)
+            assert torch.autograd.gradcheck(
+                lambda x, m=method, b=level: objective(x.mean(), b, m), losses
+            )
 
 
 def test_limit_level_zero_and_gamma_one_are_plain_training(draw):
@@ -273,7 +315,10 @@ def test_limit_sigma_to_zero_is_iflood(draw):
     losses, levels = draw(N), draw(N)
     target = gradient(IFlood(), losses, levels)
     # 1 - phi(x) ~ 1/(2 x^2): the gap falls with sigma^2, so by 1e-2 with each step of 0.1.
-    gaps = [(gradient(SoftAD(sigma=s), losses, levels) / s - target).abs().max() for s in (1e-2, 1e-3, 1e-4)]
+    gaps = [
+        (gradient(SoftAD(sigma=s), losses, levels) / s - target).abs().max()
+        for s in (1e-2, 1e-3, 1e-4)
+    ]
     for wide, narrow in itertools.pairwise(gaps):
         assert narrow / wide == pytest.approx(1e-2, rel=0.2)
 
@@ -281,7 +326,9 @@ def test_limit_sigma_to_zero_is_iflood(draw):
 def test_limit_sigma_to_infinity_is_the_squared_distance(draw):
     # sigma^2 rho(r / sigma) -> r^2 / 2, hence the weight is r itself.
     losses, levels = draw(N), draw(N)
-    torch.testing.assert_close(gradient(SoftAD(sigma=1e4), losses, levels), (losses - levels) / N, rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        gradient(SoftAD(sigma=1e4), losses, levels), (losses - levels) / N, rtol=1e-7, atol=0
+    )
 
 
 @pytest.mark.parametrize("level", [0.2, 0.7], ids=["above", "below"])

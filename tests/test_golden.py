@@ -33,12 +33,17 @@ def measure(name):
 @pytest.mark.parametrize("name", RUNS)
 def test_bits_change_only_with_the_engine_number(name):
     golden = json.loads(GOLDEN.read_text())
-    assert golden["engine"] == NUMERICS_VERSION, "the engine was raised: run python tests/test_golden.py"
+    assert golden["engine"] == NUMERICS_VERSION, (
+        "the engine was raised: run python tests/test_golden.py"
+    )
     now = measure(name)
-    # Another processor or torch rounds differently; a few small epochs amplify that to far less than this.
+    # Another processor or torch rounds differently; a few small epochs amplify that to far less
+    # than this.
     assert now["last.val_loss"] == pytest.approx(golden["records"][name]["last.val_loss"], rel=1e-3)
     if circumstances() != golden["circumstances"]:
-        pytest.skip(f"golden bits are from {golden['circumstances']}, this is {circumstances()}; values agree to 1e-3")
+        pytest.skip(
+            f"golden bits are from {golden['circumstances']}, this is {circumstances()}; values agree to 1e-3"
+        )
     assert now["measured"] == golden["records"][name]["measured"], (
         "bits changed: raise flooding.training.loop.NUMERICS_VERSION"
     )

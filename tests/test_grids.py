@@ -1,4 +1,5 @@
-"""Images at reduced scale: validation alone chooses, levels that were not reached are not called tested."""
+"""Images at reduced scale: validation alone chooses, levels that were not reached are not called
+tested."""
 
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,10 @@ from small import small
 @pytest.fixture(autouse=True)
 def _without_files(monkeypatch):
     """Plan with small problems in place of images."""
-    plan = [Cell(name, small(max_epochs=horizon), LEVELS, (0, 1, 2)) for name, horizon in (("A", 10), ("B", 20))]
+    plan = [
+        Cell(name, small(max_epochs=horizon), LEVELS, (0, 1, 2))
+        for name, horizon in (("A", 10), ("B", 20))
+    ]
     monkeypatch.setattr(images5k, "cells", lambda quick=False, seeds=None: plan)
 
 
@@ -33,7 +37,8 @@ def answer(
     val=lambda level, seed: 0.5,
     test=lambda level, seed: 0.5 + level / 10,
 ):
-    """Make Records whose training loss falls below 0.4 after some epochs; from epoch ``begins`` on it is flooded."""
+    """Make Records whose training loss falls below 0.4 after some epochs; from epoch ``begins`` on
+    it is flooded."""
     told = []
     for run in runs:
         level, seed, epochs = run.level or 0.0, run.seed, run.epochs
@@ -43,7 +48,11 @@ def answer(
         }
         finals = {"best.epoch": best(level, seed)}
         for at in ("last", "best"):
-            made = {"val_accuracy": val(level, seed), "val_loss": 1.0, "test_accuracy": test(level, seed)}
+            made = {
+                "val_accuracy": val(level, seed),
+                "val_loss": 1.0,
+                "test_accuracy": test(level, seed),
+            }
             made |= {"test_nll": 1.0 - level, "test_ece": 0.1, "train_loss": max(level, 0.01)}
             finals |= {f"{at}.{name}": value for name, value in made.items()}
         told.append(Record(run, curves, {}, finals, "", "", {"seconds": 36.0, "on": "a machine"}))
@@ -62,7 +71,12 @@ def rows(told, name):
 def test_the_plan_is_that_of_the_docstring(monkeypatch):
     monkeypatch.undo()
     plan = cells()
-    assert [cell.title for cell in plan] == ["MNIST", "Fashion-MNIST", "Fashion-MNIST, 20 % label noise", "CIFAR-10"]
+    assert [cell.title for cell in plan] == [
+        "MNIST",
+        "Fashion-MNIST",
+        "Fashion-MNIST, 20 % label noise",
+        "CIFAR-10",
+    ]
     assert sum(len(cell.runs) for cell in plan) == 4 * 6 * 3
     assert [cell.problem.data.keywords["label_noise"] for cell in plan] == [0.0, 0.0, 0.2, 0.0]
     assert [cell.seeds for cell in cells(seeds=[5])] == [(5,)] * 4
@@ -72,7 +86,11 @@ def test_the_plan_is_that_of_the_docstring(monkeypatch):
 
 
 def test_validation_chooses_a_level_above_0_and_ties_go_to_the_smaller():
-    told = report(val=lambda level, seed: 0.9 if level == 0 else 0.8 if level >= 0.1 + 0.1 * (seed == 1) else 0.3)
+    told = report(
+        val=lambda level, seed: (
+            0.9 if level == 0 else 0.8 if level >= 0.1 + 0.1 * (seed == 1) else 0.3
+        )
+    )
     [row, _] = rows(told, "last")
     assert row["levels"] == "0.1, 0.2, 0.1"
     assert row["flooding"] == "51.3 ± 0.6"
@@ -84,7 +102,10 @@ def test_levels_that_were_never_reached_read_not_tested():
     told = report(flooded=0.009)  # a stray batch
     assert all(row["flooding"] == "not tested: no level was reached" for row in rows(told, "last"))
     assert all(row["plain"] == "50.0 ± 0.0" for row in rows(told, "last"))
-    assert [row["reached"] for row in rows(told, "levels")] == ["–", *["0 of 3: not tested"] * 5] * 2
+    assert [row["reached"] for row in rows(told, "levels")] == [
+        "–",
+        *["0 of 3: not tested"] * 5,
+    ] * 2
     assert sum("not tested: no level was reached" in sentence for sentence in told.failures) == 6
     assert not any("wins" in sentence for sentence in told.findings)
     assert any("never reached: 0.02, 0.05, 0.1, 0.2, 0.4" in sentence for sentence in told.findings)
@@ -94,8 +115,13 @@ def test_levels_that_were_never_reached_read_not_tested():
 def test_a_level_that_a_seed_did_not_reach_is_no_candidate_there():
     def some(runs):  # 0.4 alone is reached, by seeds 1 and 2
         told = answer(runs, val=lambda level, seed: 0.9 - level)
-        low = [np.full_like(r.curves["flooded"], 0.5 * (r.run.level == 0.4 and r.run.seed > 0)) for r in told]
-        return [replace(r, curves={**r.curves, "flooded": f}) for r, f in zip(told, low, strict=True)]
+        low = [
+            np.full_like(r.curves["flooded"], 0.5 * (r.run.level == 0.4 and r.run.seed > 0))
+            for r in told
+        ]
+        return [
+            replace(r, curves={**r.curves, "flooded": f}) for r, f in zip(told, low, strict=True)
+        ]
 
     told = run_generator(experiment(), some)[0]
     row = rows(told, "last")[0]
@@ -111,15 +137,20 @@ def test_a_level_that_a_seed_did_not_reach_is_no_candidate_there():
 
 
 def test_a_best_epoch_before_the_level_was_reached_tests_no_flooding():
-    # Level 0.4 is best at epoch 6, in seed 2 alone, and all others at epoch 5; flooding begins with epoch 6.
+    # Level 0.4 is best at epoch 6, in seed 2 alone, and all others at epoch 5; flooding begins with
+    # epoch 6.
     told = report(
-        begins=6, best=lambda level, seed: 5 + (level == 0.4 and seed == 2), val=lambda level, seed: 0.9 - level
+        begins=6,
+        best=lambda level, seed: 5 + (level == 0.4 and seed == 2),
+        val=lambda level, seed: 0.9 - level,
     )
     last, stopped = rows(told, "last")[0], rows(told, "stopped")[0]
     assert (last["levels"], last["flooded %"]) == ("0.02, 0.02, 0.02", "25.0 ± 0.0")
     assert (stopped["levels"], stopped["flooded %"]) == ("0.4", "8.3")  # a half of one epoch in six
     assert (stopped["flooding, stopped"], stopped["difference"]) == ("54.0", "+4.0, n = 1")
-    both = "A, early stopping on both sides: flooding is not tested, by one pair: +4.0 points, n = 1"
+    both = (
+        "A, early stopping on both sides: flooding is not tested, by one pair: +4.0 points, n = 1"
+    )
     missing = "(2 seeds not tested: no level was reached before the best epoch), p –."
     assert f"{both} {missing}" in told.failures
     levels = rows(told, "levels")[1:6]
@@ -127,7 +158,10 @@ def test_a_best_epoch_before_the_level_was_reached_tests_no_flooding():
     assert [row["reached"] for row in levels] == ["3 of 3"] * 5
     losses = rows(told, "losses")[0]
     assert losses["flooding, stopped: NLL"] == "0.600"
-    assert [losses[f"flooding{end}: flooded %"] for end in ("", ", stopped")] == ["25.0 ± 0.0, n = 3", "8.3, n = 1"]
+    assert [losses[f"flooding{end}: flooded %"] for end in ("", ", stopped")] == [
+        "25.0 ± 0.0, n = 3",
+        "8.3, n = 1",
+    ]
     never = report(begins=6, best=lambda level, seed: 5)
     why = "not tested: no level was reached before the best epoch"
     assert [row["flooding, stopped"] for row in rows(never, "stopped")] == [why] * 2
@@ -136,7 +170,11 @@ def test_a_best_epoch_before_the_level_was_reached_tests_no_flooding():
 
 
 def test_rows_are_compared_in_the_seeds_that_both_have():
-    told = report(begins=6, best=lambda level, seed: 5 + (seed == 2), test=lambda level, seed: 0.5 + 0.1 * seed)
+    told = report(
+        begins=6,
+        best=lambda level, seed: 5 + (seed == 2),
+        test=lambda level, seed: 0.5 + 0.1 * seed,
+    )
     assert rows(told, "stopped")[0]["plain, stopped"] == "70.0"
     assert rows(told, "last")[0]["plain"] == "60.0 ± 10.0"
 
@@ -146,7 +184,10 @@ def test_plain_training_must_be_below_the_largest_level_before_half():
     told = report(falls=9)  # of 10 epochs in the first cell, of 20 in the second
     when = "not below the level 0.4 before half of the epochs (seed by seed: 90 %, 90 %, 90 %)"
     assert list(told.failures) == [f"A: plain training is {when}."]
-    assert any(s == "B: plain training is below the level 0.4 after 45 % of the epochs." for s in told.findings)
+    assert any(
+        s == "B: plain training is below the level 0.4 after 45 % of the epochs."
+        for s in told.findings
+    )
     never = report(falls=99).failures
     assert len(never) == 2
     assert "(seed by seed: never, never, never)" in never[0]
@@ -165,8 +206,17 @@ def test_what_the_paper_claims_is_reproduced_where_it_is_shown():
         *("A, last epoch", "B, last epoch"),
         *("A, early stopping on both sides", "B, early stopping on both sides"),
     ]
-    assert sum("against plain early stopping: flooding is not shown to differ" in s for s in told.findings) == 2
-    assert any("early stopping: flooding ties in every pair: +0.0" in s for s in report(test=lambda *_: 0.8).findings)
+    assert (
+        sum(
+            "against plain early stopping: flooding is not shown to differ" in s
+            for s in told.findings
+        )
+        == 2
+    )
+    assert any(
+        "early stopping: flooding ties in every pair: +0.0" in s
+        for s in report(test=lambda *_: 0.8).findings
+    )
 
 
 def test_the_page_and_its_picture_are_written(tmp_path):
@@ -183,7 +233,9 @@ def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
     assert (full.batch_size, full.max_epochs, full.augment) == (128, 500, crop_and_flip)
     sizes = {"n_train": 42_500, "n_val": 7_500, "label_noise": 0.0, "standardise": False}
     assert full.data.keywords == sizes
-    assert [tuple(value.flatten().tolist()) for value in model[0].buffers()] == [pytest.approx(v) for v in IMAGENET]
+    assert [tuple(value.flatten().tolist()) for value in model[0].buffers()] == [
+        pytest.approx(v) for v in IMAGENET
+    ]
     optimizer = full.optimizer(model.parameters())
     schedule = full.lr_scheduler(optimizer)
     rates = []
@@ -191,14 +243,29 @@ def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert [round(rates[epoch], 6) for epoch in (0, 249, 250, 399, 400)] == [0.1, 0.1, 0.01, 0.01, 0.001]
+    assert [round(rates[epoch], 6) for epoch in (0, 249, 250, 399, 400)] == [
+        0.1,
+        0.1,
+        0.01,
+        0.01,
+        0.001,
+    ]
     assert optimizer.param_groups[0]["weight_decay"] == 0
     assert (reduced.max_epochs, reduced.augment) == (80, None)
     assert [cell.levels[-2:] for cell in kim2022_cifar10.cells(full=True)] == [(0.1, 0.2)] * 2
-    assert [cell.problem.optimizer.keywords["lr"] for cell in kim2022_cifar10.cells()] == [0.1, 0.001]
-    assert [cell.levels[-1] for cell in kim2022_cifar10.cells()] == [0.2, 1.8], "which their training losses fall below"
-    assert [cell.problem.data.keywords["n_train"] for cell in kim2022_cifar10.cells()] == [4_250] * 2
-    assert [cell.problem.data.keywords["n_train"] for cell in kim2022_cifar10.cells(quick=True)] == [850] * 2
+    assert [cell.problem.optimizer.keywords["lr"] for cell in kim2022_cifar10.cells()] == [
+        0.1,
+        0.001,
+    ]
+    assert [cell.levels[-1] for cell in kim2022_cifar10.cells()] == [0.2, 1.8], (
+        "which their training losses fall below"
+    )
+    assert [cell.problem.data.keywords["n_train"] for cell in kim2022_cifar10.cells()] == [
+        4_250
+    ] * 2
+    assert [
+        cell.problem.data.keywords["n_train"] for cell in kim2022_cifar10.cells(quick=True)
+    ] == [850] * 2
 
 
 def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
@@ -209,14 +276,22 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
     def curved(runs):
         told = answer(runs)
         falling = {name: np.linspace(2.3, 0.1, 11) for name in ("test_loss",)}
-        return [replace(r, curves={**r.curves, **falling, "level": np.full(11, r.run.level or np.nan)}) for r in told]
+        return [
+            replace(r, curves={**r.curves, **falling, "level": np.full(11, r.run.level or np.nan)})
+            for r in told
+        ]
 
     asked = []
 
     def findable(runs):
         asked.append(runs)
-        told = [{"val_loss": np.full(r.run.epochs + 1, 1 - (r.level or 0.0) / 2), **r.curves} for r in curved(runs)]
-        told = [{name: curve.astype(np.float32) for name, curve in curves.items()} for curves in told]
+        told = [
+            {"val_loss": np.full(r.run.epochs + 1, 1 - (r.level or 0.0) / 2), **r.curves}
+            for r in curved(runs)
+        ]
+        told = [
+            {name: curve.astype(np.float32) for name, curve in curves.items()} for curves in told
+        ]
         return [replace(r, curves=curves) for r, curves in zip(curved(runs), told, strict=True)]
 
     told, records = run_generator(kim2022_cifar10.experiment(), findable)
@@ -228,7 +303,9 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
         assert row["finder"].startswith(f"{mean:.1f} ±")
     assert len(asked) > 2
     assert all(run.level for run in asked[-1]), "the case tells a level from plain training"
-    assert [row["data"] for row in rows(told, "finder-against-all")] == [cell.title for cell in plan]
+    assert [row["data"] for row in rows(told, "finder-against-all")] == [
+        cell.title for cell in plan
+    ]
     assert f"{len({run_id(run) for runs in asked for run in runs})} trainings" in told.provenance
     path = pack(tmp_path / "a.npz", records, kim2022_cifar10.CURVES, "here", kim2022_cifar10.exact)
     again = run_generator(kim2022_cifar10.experiment(), Archive(path))[0]
@@ -249,9 +326,15 @@ def test_a_finder_that_finds_nothing_worth_flooding_tests_no_flooding(monkeypatc
 
     told = run_generator(kim2022_cifar10.experiment(), worse)[0]
     assert rows(told, "finder")[0]["finder"] == "not tested: the finder chose no flooding"
-    assert "one, the finder against plain training: not tested: the finder chose no flooding." in told.findings
+    assert (
+        "one, the finder against plain training: not tested: the finder chose no flooding."
+        in told.findings
+    )
     assert rows(told, "finder-against-all")[0]["levels"] == "0, 0"
     assert rows(told, "finder-against-all")[0]["difference"].endswith(", n = 2")
     full = run_generator(kim2022_cifar10.experiment(full=True), worse)[0]
-    assert (full.title, told.title) == ("CIFAR-10 with a residual network", "CIFAR-10 with a residual network, reduced")
+    assert (full.title, told.title) == (
+        "CIFAR-10 with a residual network",
+        "CIFAR-10 with a residual network, reduced",
+    )
     assert full.about.startswith("**The source's protocol**: CIFAR-10, 42,500 training")

@@ -49,8 +49,14 @@ class LogSoftmax(nn.Sequential):
 
 LOSSES = {
     "torch's default": (F.cross_entropy, -100),
-    "a module": (nn.CrossEntropyLoss(ignore_index=255, weight=torch.tensor([1.0, 2.0, 1.0, 0.5])), 255),
-    "nested partials": (partial(partial(F.cross_entropy, ignore_index=-1), label_smoothing=0.1), -1),
+    "a module": (
+        nn.CrossEntropyLoss(ignore_index=255, weight=torch.tensor([1.0, 2.0, 1.0, 0.5])),
+        255,
+    ),
+    "nested partials": (
+        partial(partial(F.cross_entropy, ignore_index=-1), label_smoothing=0.1),
+        -1,
+    ),
     "nll": (partial(F.nll_loss, ignore_index=3), 3),
     "an argument's default": (smooth, 7),
     "a partial of one's own": (partial(smooth, ignore_index=-5), -5),
@@ -70,7 +76,9 @@ def parts(x, y, clean=None):
 def dropped(splits):
     """The same splits without the ignored examples."""
     places = zip(("train", "val", "test"), IGNORED.split((100, 60, 80)), strict=True)
-    return Splits(*(getattr(splits, name).take((~ignored).nonzero()[:, 0]) for name, ignored in places))
+    return Splits(
+        *(getattr(splits, name).take((~ignored).nonzero()[:, 0]) for name, ignored in places)
+    )
 
 
 def problem(loss, data, **changes):
@@ -85,9 +93,13 @@ def last(run):
     return list(train(run))[-1].record
 
 
-@pytest.mark.parametrize(("level", "method"), [(None, Flooding()), (0.9, Flooding())], ids=["plain", "flooded"])
+@pytest.mark.parametrize(
+    ("level", "method"), [(None, Flooding()), (0.9, Flooding())], ids=["plain", "flooded"]
+)
 @pytest.mark.parametrize(("loss", "index"), LOSSES.values(), ids=LOSSES)
-def test_full_batches_measure_what_they_measure_without_the_ignored_examples(loss, index, level, method):
+def test_full_batches_measure_what_they_measure_without_the_ignored_examples(
+    loss, index, level, method
+):
     y = Y % 3 if index == 3 else Y
     data = parts(X, marked(y, index), y)
     record = last(Run(problem(loss, data), level, method))
@@ -95,16 +107,24 @@ def test_full_batches_measure_what_they_measure_without_the_ignored_examples(los
     assert set(record.metrics) == set(other.metrics)
     for name, value in other.metrics.items():
         if "clean" not in name:  # clean labels have no ignored ones: there every example counts
-            assert record.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True), name
+            assert record.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True), (
+                name
+            )
     for name, curve in other.curves.items():
         if "clean" not in name:
-            np.testing.assert_allclose(record.curves[name], curve, rtol=1e-4, atol=1e-5, err_msg=name)
-    np.testing.assert_allclose(record.arrays["last.reliability"], other.arrays["last.reliability"], atol=1e-4)
+            np.testing.assert_allclose(
+                record.curves[name], curve, rtol=1e-4, atol=1e-5, err_msg=name
+            )
+    np.testing.assert_allclose(
+        record.arrays["last.reliability"], other.arrays["last.reliability"], atol=1e-4
+    )
     assert record.arrays["last.reliability"][2].sum() == (~IGNORED[160:]).sum()
     assert record.arrays["last.reliability_clean"][2].sum() == 80
 
 
-@pytest.mark.parametrize("method", [IFlood(), SoftAD(), WaveBound(epsilon=0.01)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method", [IFlood(), SoftAD(), WaveBound(epsilon=0.01)], ids=lambda m: type(m).__name__
+)
 @pytest.mark.parametrize("name", ["torch's default", "nested partials"])
 def test_methods_on_each_example_leave_ignored_ones_out_of_the_flooded_share_too(name, method):
     loss, index = LOSSES[name]
@@ -113,15 +133,23 @@ def test_methods_on_each_example_leave_ignored_ones_out_of_the_flooded_share_too
     record, other = (last(Run(problem(loss, d), level, method)) for d in (data, dropped(data)))
     assert 0 < other.curves["flooded"][1] < 1 or isinstance(method, WaveBound)
     for name in ("train_loss", "val_loss", "flooded", "train_accuracy"):
-        np.testing.assert_allclose(record.curves[name], other.curves[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            record.curves[name], other.curves[name], rtol=1e-4, atol=1e-5, err_msg=name
+        )
 
 
 def test_levels_of_ignored_examples_are_not_counted_as_flooded():
     data = parts(X, marked(Y, -100))
     levels = PerExample(torch.full((100,), 100.0), data.train.id)
-    assert last(Run(problem(F.cross_entropy, data), levels, IFlood())).curves["flooded"][1:].tolist() == [1.0] * 8
+    assert (
+        last(Run(problem(F.cross_entropy, data), levels, IFlood())).curves["flooded"][1:].tolist()
+        == [1.0] * 8
+    )
     levels = PerExample(torch.where(IGNORED[:100], 100.0, -100.0), data.train.id)
-    assert last(Run(problem(F.cross_entropy, data), levels, IFlood())).curves["flooded"][1:].tolist() == [0.0] * 8
+    assert (
+        last(Run(problem(F.cross_entropy, data), levels, IFlood())).curves["flooded"][1:].tolist()
+        == [0.0] * 8
+    )
 
 
 def test_an_epochs_loss_is_the_mean_over_the_targets_that_count():
@@ -140,7 +168,9 @@ def test_batches_of_ignored_targets_alone_are_skipped():
     y = Y.clone()
     y[3:100] = -100
     for size in (10, 1):
-        *_, row = train(Run(problem(F.cross_entropy, parts(X, y), batch_size=size, max_epochs=1), seed=1))
+        *_, row = train(
+            Run(problem(F.cross_entropy, parts(X, y), batch_size=size, max_epochs=1), seed=1)
+        )
         assert np.isfinite(row.record.curves["train_loss"]).all()
         assert 1 <= len(row.losses) <= 3  # steps: no other moved the weights
         assert len(row.losses) == 3 or size > 1
@@ -159,7 +189,9 @@ class Pixels(nn.Module):
 
 
 def segment(output, y, ignore_index=255):
-    return F.cross_entropy(output["out"] if isinstance(output, dict) else output, y, ignore_index=ignore_index)
+    return F.cross_entropy(
+        output["out"] if isinstance(output, dict) else output, y, ignore_index=ignore_index
+    )
 
 
 @pytest.mark.parametrize("mapping", [False, True], ids=["tensor", "mapping"])
@@ -188,12 +220,16 @@ def test_pixels_that_are_ignored_weigh_nothing_in_chunks_and_batches(mapping):
             np.testing.assert_allclose(
                 record.curves[f"{name}_loss"], float(segment(model(split.x), split.y)), rtol=1e-5
             )
-    assert record.metrics["last.test_loss"] == pytest.approx(record.curves["val_loss"][-1], rel=1e-5)
+    assert record.metrics["last.test_loss"] == pytest.approx(
+        record.curves["val_loss"][-1], rel=1e-5
+    )
 
 
 def test_the_number_of_classes_and_the_limit_know_what_is_ignored():
     for index in (-100, 255):
-        ignoring = problem(partial(F.cross_entropy, ignore_index=index), parts(X, marked(Y, index)), max_epochs=10)
+        ignoring = problem(
+            partial(F.cross_entropy, ignore_index=index), parts(X, marked(Y, index)), max_epochs=10
+        )
         assert ignoring.classes(0) == 4
         _, counts = Y[:100][~IGNORED[:100]].unique(return_counts=True)
         entropy = float(torch.distributions.Categorical(counts.double()).entropy())
@@ -209,13 +245,17 @@ def test_the_number_of_classes_and_the_limit_know_what_is_ignored():
 
 def test_one_class_beside_ignored_targets_is_one_class():
     y = torch.where(Y == 1, 1, -100)
-    with pytest.raises(ValueError, match="the train split must hold at least two classes, got only class 1"):
+    with pytest.raises(
+        ValueError, match="the train split must hold at least two classes, got only class 1"
+    ):
         find_level(problem(F.cross_entropy, parts(X, y)), workers=0)
 
 
 def test_only_problems_with_ignored_targets_have_another_key(monkeypatch):
     """Older Records of theirs hold an accuracy that counts ignored targets as wrong."""
-    whole, some = (problem(F.cross_entropy, d, score=None) for d in (parts(X, Y), parts(X, marked(Y, -100))))
+    whole, some = (
+        problem(F.cross_entropy, d, score=None) for d in (parts(X, Y), parts(X, marked(Y, -100)))
+    )
     now = [Run(p).key() for p in (whole, some)]
     monkeypatch.setattr(flooding.training.problem, "_has_ignored", lambda *_: False)
     before = [Run(p).key() for p in (whole, some)]

@@ -1,4 +1,5 @@
-"""Images are read from idx files, drawn without overlap, standardised alike, and noisy only where they should be."""
+"""Images are read from idx files, drawn without overlap, standardised alike, and noisy only where
+they should be."""
 
 import gzip
 import hashlib
@@ -92,7 +93,10 @@ def numbers(split, splits):
     test = numbered(20, seed=1)[0][:, 0, 0].astype(float)
     became = splits.test.x[:, 0, 0, 0].double().numpy()
     slope = (test[19] - test[0]) / (became[19] - became[0])
-    return [round(test[0] + (value - became[0]) * slope) for value in split.x[:, 0, 0, 0].double().tolist()]
+    return [
+        round(test[0] + (value - became[0]) * slope)
+        for value in split.x[:, 0, 0, 0].double().tolist()
+    ]
 
 
 def test_all_pixels_are_standardised_alike_with_those_of_the_training_images():
@@ -106,12 +110,16 @@ def test_all_pixels_are_standardised_alike_with_those_of_the_training_images():
     other = x.copy()
     others = np.setdiff1d(np.arange(60), drawn)
     other[others, 1:] = 255 - other[others, 1:]
-    assert torch.equal(split_images(other, y, *numbered(20), n_train=30, n_val=20, seed=1).train.x, splits.train.x)
+    assert torch.equal(
+        split_images(other, y, *numbered(20), n_train=30, n_val=20, seed=1).train.x, splits.train.x
+    )
 
 
 def test_blank_images_are_only_centred():
     x = np.full((12, 2, 2), 7, np.uint8)
-    splits = split_images(x, np.arange(12, dtype=np.uint8) % 2, x[:1], np.zeros(1, np.uint8), 6, 4, seed=0)
+    splits = split_images(
+        x, np.arange(12, dtype=np.uint8) % 2, x[:1], np.zeros(1, np.uint8), 6, 4, seed=0
+    )
     assert torch.equal(splits.train.x, torch.zeros(6, 1, 2, 2))
 
 
@@ -128,15 +136,20 @@ def test_noise_replaces_exactly_its_share_in_training_and_validation_only():
 
 
 def test_training_and_validation_flips_are_independent():
-    splits = split_images(*numbered(200), *numbered(20), n_train=100, n_val=100, label_noise=0.5, seed=5)
+    splits = split_images(
+        *numbered(200), *numbered(20), n_train=100, n_val=100, label_noise=0.5, seed=5
+    )
     at = [s.y != s.clean for s in (splits.train, splits.val)]
-    # Two independent halves of 100 share about 25 examples, with standard deviation 2.5; the same half shares 50.
+    # Two independent halves of 100 share about 25 examples, with standard deviation 2.5; the same
+    # half shares 50.
     assert 10 < int((at[0] & at[1]).sum()) < 40
 
 
 def test_the_seed_decides_the_draw_but_never_the_test_images():
     x, y = numbered()
-    first, again, other = (split_images(x, y, *numbered(20), 30, 20, 0.2, seed=s) for s in (0, 0, 1))
+    first, again, other = (
+        split_images(x, y, *numbered(20), 30, 20, 0.2, seed=s) for s in (0, 0, 1)
+    )
     assert first.sha256 == again.sha256 != other.sha256
     assert first.test.y.tolist() == other.test.y.tolist() == numbered(20)[1].tolist()
 
@@ -144,11 +157,17 @@ def test_the_seed_decides_the_draw_but_never_the_test_images():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": np.zeros((60, 4, 3))}, r"images must be uint8 \[n, height, width\] .* got float64 \(60, 4, 3\)"),
+        (
+            {"x": np.zeros((60, 4, 3))},
+            r"images must be uint8 \[n, height, width\] .* got float64 \(60, 4, 3\)",
+        ),
         ({"y": np.zeros(60, np.int64)}, "labels uint8"),
         ({"y": np.zeros(59, np.uint8)}, r"uint8 \(59,\)"),
         ({"test_x": np.zeros((20, 12), np.uint8)}, r"got uint8 \(20, 12\)"),
-        ({"test_x": np.zeros((20, 3, 3), np.uint8)}, r"test images must be of the size .* got \(3, 3\) and \(4, 3\)"),
+        (
+            {"test_x": np.zeros((20, 3, 3), np.uint8)},
+            r"test images must be of the size .* got \(3, 3\) and \(4, 3\)",
+        ),
         ({"n_val": 31}, "n_train and n_val must be at least 2, got 30 and 31 of 60"),
         ({"n_train": 1}, "at least 2, got 1 and 30 of 60"),
         ({"label_noise": 1}, r"\[0, 1\), got 1"),
@@ -157,7 +176,15 @@ def test_the_seed_decides_the_draw_but_never_the_test_images():
 def test_wrong_images_are_refused(change, message):
     x, y = numbered()
     test_x, test_y = numbered(20)
-    good = {"x": x, "y": y, "test_x": test_x, "test_y": test_y, "n_train": 30, "n_val": 30, "seed": 0}
+    good = {
+        "x": x,
+        "y": y,
+        "test_x": test_x,
+        "test_y": test_y,
+        "n_train": 30,
+        "n_val": 30,
+        "seed": 0,
+    }
     split_images(**good)
     with pytest.raises(ValueError, match=message):
         split_images(**(good | change))
@@ -177,7 +204,9 @@ def put(data, monkeypatch, path, stored, known=None):
     (data / path).parent.mkdir(exist_ok=True)
     (data / path).write_bytes(stored)
     known = known or "md5:" + hashlib.md5(stored, usedforsecurity=False).hexdigest()
-    monkeypatch.setitem(files.FILES, path.removesuffix(".gz"), ("https://example.invalid/x.gz", known))
+    monkeypatch.setitem(
+        files.FILES, path.removesuffix(".gz"), ("https://example.invalid/x.gz", known)
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,15 +221,25 @@ def test_the_official_training_and_test_files_are_read(make, name, known, data, 
     for part, (x, y) in {"train": numbered(), "t10k": numbered(20, seed=1)}.items():
         for kind, array in {"images-idx3": x, "labels-idx1": y}.items():
             content = idx(array)
-            put(data, monkeypatch, f"{name}/{part}-{kind}-ubyte.gz", gzip.compress(content), known(content))
+            put(
+                data,
+                monkeypatch,
+                f"{name}/{part}-{kind}-ubyte.gz",
+                gzip.compress(content),
+                known(content),
+            )
     found = make(0.2, n_train=30, n_val=20, seed=4)
-    assert found.sha256 == split_images(*numbered(), *numbered(20, seed=1), 30, 20, 0.2, seed=4).sha256
+    assert (
+        found.sha256 == split_images(*numbered(), *numbered(20, seed=1), 30, 20, 0.2, seed=4).sha256
+    )
 
 
 def coloured(n=60, seed=0):
     """Colour images of 32 x 32 and their classes."""
     generator = np.random.default_rng(seed)
-    return generator.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
+    return generator.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), (np.arange(n) % 10).astype(
+        np.uint8
+    )
 
 
 def mat(x, y):
@@ -214,8 +253,13 @@ def mat(x, y):
 def test_svhn_is_read_and_its_class_10_is_the_digit_0(data, monkeypatch):
     for part, (x, y) in {"train": coloured(), "test": coloured(20, seed=1)}.items():
         put(data, monkeypatch, f"svhn/{part}_32x32.mat", mat(x, y))
-    assert all(np.array_equal(*pair) for pair in zip(load("svhn"), (*coloured(), *coloured(20, seed=1)), strict=True))
-    assert svhn(0.2, 30, 20, seed=4).sha256 == split_images(*load("svhn"), 30, 20, 0.2, seed=4).sha256
+    assert all(
+        np.array_equal(*pair)
+        for pair in zip(load("svhn"), (*coloured(), *coloured(20, seed=1)), strict=True)
+    )
+    assert (
+        svhn(0.2, 30, 20, seed=4).sha256 == split_images(*load("svhn"), 30, 20, 0.2, seed=4).sha256
+    )
 
 
 class _Python2(pickle._Pickler):
@@ -225,7 +269,11 @@ class _Python2(pickle._Pickler):
 
     def save_string(self, content):
         size = len(content)
-        head = pickle.SHORT_BINSTRING + bytes([size]) if size < 256 else pickle.BINSTRING + struct.pack("<i", size)
+        head = (
+            pickle.SHORT_BINSTRING + bytes([size])
+            if size < 256
+            else pickle.BINSTRING + struct.pack("<i", size)
+        )
         self.write(head + content)
         self.memoize(content)
 
@@ -239,9 +287,15 @@ def pickled(thing):
 
 
 def batch(x, y, labels=b"labels"):
-    """Pickle a batch: bytes for names, a list of classes, the colours of an image one after another."""
+    """Pickle a batch: bytes for names, a list of classes, the colours of an image one after
+    another."""
     flat = x.reshape(len(x), -1)
-    return pickled({b"batch_label": b"part", labels: y.tolist(), b"data": flat, b"filenames": [b"a.png"] * len(x)})
+    return pickled({
+        b"batch_label": b"part",
+        labels: y.tolist(),
+        b"data": flat,
+        b"filenames": [b"a.png"] * len(x),
+    })
 
 
 def tar(contents, mode):
@@ -259,11 +313,17 @@ def cifar(monkeypatch, name):
     x, y = coloured()
     test = coloured(20, seed=1)
     if name == "cifar10":
-        parts = {f"data_batch_{n + 1}": batch(x[12 * n : 12 * n + 12], y[12 * n : 12 * n + 12]) for n in range(5)}
+        parts = {
+            f"data_batch_{n + 1}": batch(x[12 * n : 12 * n + 12], y[12 * n : 12 * n + 12])
+            for n in range(5)
+        }
         parts["test_batch"] = batch(*test)
     else:
         parts = {"train": batch(x, y, b"fine_labels"), "test": batch(*test, b"fine_labels")}
-    known = {part: hashlib.md5(content, usedforsecurity=False).hexdigest() for part, content in parts.items()}
+    known = {
+        part: hashlib.md5(content, usedforsecurity=False).hexdigest()
+        for part, content in parts.items()
+    }
     monkeypatch.setitem(files.ARCHIVES, name, (f"file:///nowhere/{name}.tar.gz", known))
     return parts, (x, y, *test)
 
@@ -284,7 +344,9 @@ def test_cifar_is_read_however_it_is_stored(name, stored, data, monkeypatch, tmp
     else:
         (folder / f"anything.{stored}").write_bytes(tar(parts, f"w:{stored.partition('.')[2]}"))
     found = load(name)
-    assert all(a.dtype == np.uint8 and np.array_equal(a, b) for a, b in zip(found, images, strict=True))
+    assert all(
+        a.dtype == np.uint8 and np.array_equal(a, b) for a, b in zip(found, images, strict=True)
+    )
     if stored == "fetched":
         assert (files.cache() / name / "official.tar.gz").read_bytes() == served.read_bytes()
 
@@ -331,7 +393,10 @@ def test_people_label_the_test_images_of_cifar_10(data, monkeypatch):
     assert abs(float(splits.train.x.double().mean())) < 1e-6
     first = torch.from_numpy(x[test].astype(np.float64))
     for channel in range(3):  # images in the order of their labels
-        assert np.corrcoef(splits.test.x[:, channel].ravel(), first[:, channel].ravel())[0, 1] > 1 - 1e-9
+        assert (
+            np.corrcoef(splits.test.x[:, channel].ravel(), first[:, channel].ravel())[0, 1]
+            > 1 - 1e-9
+        )
     assert drawn.sum() == 400 * len(y)
     expected = 400 * shares
     assert (np.abs(drawn - expected) < 5 * np.sqrt(400 * shares * (1 - shares)) + 1).all()
@@ -359,7 +424,10 @@ class Reader(Evil):
         (pickled({b"data": Reader()}), "numpy.*fromfile, which is not an array of numbers"),
         (batch(*coloured(4))[:-20], "a batch must hold images and labels of CIFAR"),
         (pickled({b"data": np.zeros((2, 3072), np.uint8)}), "b'labels'"),
-        (batch(coloured(4)[0], np.zeros(3, np.uint8)), r"images uint8 \(4, 3072\) and labels \(3,\)"),
+        (
+            batch(coloured(4)[0], np.zeros(3, np.uint8)),
+            r"images uint8 \(4, 3072\) and labels \(3,\)",
+        ),
         (b"", "Fetch it anew"),
     ],
 )
@@ -397,15 +465,24 @@ def test_a_damaged_file_is_refused_and_nothing_is_cached(name, damage, data, mon
     else:
         for part, test in (("train", "train"), ("t10k", "test")):
             x, y = coloured() if name == "svhn" else numbered()
-            held = {f"{part}-images-idx3-ubyte.gz": gzip.compress(idx(x)), f"{part}-labels-idx1-ubyte.gz": idx(y)}
-            for file, content in ({f"{test}_32x32.mat": mat(x, y)} if name == "svhn" else held).items():
+            held = {
+                f"{part}-images-idx3-ubyte.gz": gzip.compress(idx(x)),
+                f"{part}-labels-idx1-ubyte.gz": idx(y),
+            }
+            for file, content in (
+                {f"{test}_32x32.mat": mat(x, y)} if name == "svhn" else held
+            ).items():
                 put(data, monkeypatch, f"{name}/{file}", content)
         path = sorted((data / name).iterdir())[0]
         if damage == "missing":
             path.unlink()
         else:
             path.write_bytes(path.read_bytes()[:-9] if damage == "cut off" else b"nothing")
-    told = "is missing" if damage == "missing" and name.startswith("cifar") else "must be in the folder|must have md5"
+    told = (
+        "is missing"
+        if damage == "missing" and name.startswith("cifar")
+        else "must be in the folder|must have md5"
+    )
     with pytest.raises(ValueError, match=told):
         load(name)
     assert not (files.cache() / "decoded").exists()
@@ -420,7 +497,9 @@ def test_a_broken_archive_is_refused(data, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut off", "another file", "one is missing"])
-def test_an_archive_that_is_not_the_official_one_is_refused_when_it_is_fetched(damage, data, monkeypatch, tmp_path):
+def test_an_archive_that_is_not_the_official_one_is_refused_when_it_is_fetched(
+    damage, data, monkeypatch, tmp_path
+):
     parts, _ = cifar(monkeypatch, "cifar10")
     if damage == "another file":
         parts["data_batch_3"] = parts["data_batch_2"]
@@ -430,7 +509,9 @@ def test_an_archive_that_is_not_the_official_one_is_refused_when_it_is_fetched(d
     content = tar(parts, "w:gz")
     served.write_bytes(content[: len(content) // 2] if damage == "cut off" else content)
     monkeypatch.setitem(files.ARCHIVES, "cifar10", (served.as_uri(), files.ARCHIVES["cifar10"][1]))
-    with pytest.raises(ValueError, match=r"must serve the official archive.*Try again later; or download file"):
+    with pytest.raises(
+        ValueError, match=r"must serve the official archive.*Try again later; or download file"
+    ):
         load("cifar10")
     assert [path for path in files.cache().rglob("*") if path.is_file()] == []
 
@@ -439,7 +520,10 @@ def test_an_archive_that_is_not_the_official_one_is_refused_when_it_is_fetched(d
     ("content", "message"),
     [
         (b"\x80\x02}r\xff\xff\xff\x7f.", "memo's index 2,147,483,647|memo's index 2147483647"),
-        (b"\x80\x02}(U\x04datacnumpy\nndarray\nJ\x00\x00\x00\x40\x85RU\x06labels]u.", "not callable"),
+        (
+            b"\x80\x02}(U\x04datacnumpy\nndarray\nJ\x00\x00\x00\x40\x85RU\x06labels]u.",
+            "not callable",
+        ),
         (
             b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nJ\x00\x00\x00\x40\x85"
             b"U\x01btRU\x06labels]u.",
@@ -450,7 +534,15 @@ def test_an_archive_that_is_not_the_official_one_is_refused_when_it_is_fetched(d
         (pickled({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10**30]}), "got "),
         (b"\x80\x02]", "got "),
     ],
-    ids=["memo", "an array by its class", "an array without its bytes", "lists", "fractions", "huge", "cut off"],
+    ids=[
+        "memo",
+        "an array by its class",
+        "an array without its bytes",
+        "lists",
+        "fractions",
+        "huge",
+        "cut off",
+    ],
 )
 def test_a_batch_allocates_nothing_on_its_own_word(content, message):
     with pytest.raises(ValueError, match=message):
@@ -478,7 +570,10 @@ def sparse():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (tar({"other": bytes(10**6), "data_batch_1": b"x"}, "w:gz"), "unpacks to more than 100,000 bytes"),
+        (
+            tar({"other": bytes(10**6), "data_batch_1": b"x"}, "w:gz"),
+            "unpacks to more than 100,000 bytes",
+        ),
         (tar({"other": bytes(10), "data_batch_1": b"x"}, "w:gz"), "data_batch_1 must have md5"),
         (long_name(), "unpacks to more than 100,000 bytes"),
         (sparse(), "data_batch_1 is missing"),
@@ -489,7 +584,9 @@ def sparse():
     ],
     ids=["skipped", "small", "name", "sparse", "xz", "bzip2", "no tar", "empty"],
 )
-def test_archives_that_unpack_to_more_than_the_limit_are_refused(data, monkeypatch, content, message):
+def test_archives_that_unpack_to_more_than_the_limit_are_refused(
+    data, monkeypatch, content, message
+):
     cifar(monkeypatch, "cifar10")
     (data / "cifar10").mkdir()
     (data / "cifar10" / "a.tar.gz").write_bytes(content)
@@ -503,7 +600,9 @@ def test_a_matlab_file_that_unpacks_to_more_than_the_limit_is_refused(monkeypatc
 
     x, y = coloured(400)
     with io.BytesIO() as file:
-        savemat(file, {"X": x.transpose(2, 3, 1, 0) * 0, "y": y.reshape(-1, 1)}, do_compression=True)
+        savemat(
+            file, {"X": x.transpose(2, 3, 1, 0) * 0, "y": y.reshape(-1, 1)}, do_compression=True
+        )
         content = file.getvalue()
     assert len(content) < 10_000
     assert len(read_mat(content)[1]) == 400
@@ -556,7 +655,9 @@ def test_an_unknown_set_is_refused():
         load("imagenet")
 
 
-@pytest.mark.parametrize(("make", "name", "least"), [(fashion_mnist, "fashion-mnist", 0.62), (mnist, "mnist", 0.75)])
+@pytest.mark.parametrize(
+    ("make", "name", "least"), [(fashion_mnist, "fashion-mnist", 0.62), (mnist, "mnist", 0.75)]
+)
 def test_the_official_images_as_the_settings_table_says(make, name, least):
     official(name)
     splits = make(seed=0)
@@ -578,8 +679,9 @@ def test_the_official_images_as_the_settings_table_says(make, name, least):
     assert float((found == splits.test.y).double().mean()) > least
 
 
-# sha256 of training images, their classes, test images and theirs, one after another. The channels of CIFAR-10 have the
-# means and deviations that are published everywhere: .4914, .4822, .4465 and .2470, .2435, .2616.
+# sha256 of training images, their classes, test images and theirs, one after another. The channels
+# of CIFAR-10 have the means and deviations that are published everywhere: .4914, .4822, .4465 and
+# .2470, .2435, .2616.
 DECODED = {
     "mnist": "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",
     "fashion-mnist": "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f",

@@ -1,4 +1,5 @@
-"""The paper's table: validation alone chooses, figures are those of the Records, words follow the numbers."""
+"""The paper's table: validation alone chooses, figures are those of the Records, words follow the
+numbers."""
 
 from dataclasses import replace
 from functools import partial
@@ -19,13 +20,21 @@ LEVEL_BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "levels"
 
 def record(run, val=0.5, loss=1.0, clean=0.8, best=None, **more):
     """A Record with these results at the last epoch, and at the best one unless told otherwise."""
-    best = {"val_accuracy": val, "val_loss": loss, "test_accuracy_clean": clean} if best is None else best
+    best = (
+        {"val_accuracy": val, "val_loss": loss, "test_accuracy_clean": clean}
+        if best is None
+        else best
+    )
     finals = {}
     for at, told in (
         ("last", {"val_accuracy": val, "val_loss": loss, "test_accuracy_clean": clean}),
         ("best", best),
     ):
-        given = {"test_accuracy": told["test_accuracy_clean"] - 0.05, "test_nll": 1.0, "test_ece": 0.1} | told | more
+        given = (
+            {"test_accuracy": told["test_accuracy_clean"] - 0.05, "test_nll": 1.0, "test_ece": 0.1}
+            | told
+            | more
+        )
         finals |= {f"{at}.{name}": value for name, value in given.items()}
     return Record(run, {}, {}, finals, "", "", {"seconds": 36.0, "on": "a machine"})
 
@@ -46,7 +55,9 @@ def rows(told, name):
 
 def test_the_plan_is_the_papers():
     plan = cells()
-    assert [(cell.task, cell.noise) for cell in plan] == [(task, noise) for task in TASKS for noise in NOISES]
+    assert [(cell.task, cell.noise) for cell in plan] == [
+        (task, noise) for task in TASKS for noise in NOISES
+    ]
     assert LEVELS[0] == 0
     assert (len(LEVELS), LEVELS[-1]) == (51, 0.5)
     runs = [run for cell in plan for run in cell.runs]
@@ -63,7 +74,11 @@ def test_the_plan_is_the_papers():
 def by_validation(level, seed):
     """Seed 0 prefers 0.15, seed 1 prefers 0.3 by its lower loss; 0.05 has the best test result."""
     val = {0.0: 0.7, 0.05: 0.6, 0.15: 0.8, 0.3: 0.75 + 0.05 * seed}[level]
-    return {"val": val, "loss": 1.0 - level, "clean": {0.0: 0.8, 0.05: 0.99, 0.15: 0.85, 0.3: 0.9}[level]}
+    return {
+        "val": val,
+        "loss": 1.0 - level,
+        "clean": {0.0: 0.8, 0.05: 0.99, 0.15: 0.85, 0.3: 0.9}[level],
+    }
 
 
 def test_validation_chooses_and_test_results_are_those_of_what_it_chose():
@@ -80,7 +95,13 @@ def test_validation_chooses_and_test_results_are_those_of_what_it_chose():
 
 def test_early_stopping_is_judged_at_the_best_epoch_on_both_sides():
     def table(level, seed):
-        return {"best": {"val_accuracy": 0.9 + 0.05 * (level == 0.05), "val_loss": 1.0, "test_accuracy_clean": 0.9}}
+        return {
+            "best": {
+                "val_accuracy": 0.9 + 0.05 * (level == 0.05),
+                "val_loss": 1.0,
+                "test_accuracy_clean": 0.9,
+            }
+        }
 
     told = report(table)
     row = rows(told, "stopped")[0]
@@ -110,7 +131,11 @@ def test_nothing_is_sure_of_one_seed():
 
 
 def test_ceilings():
-    assert [round(ishida2020.ceiling("two-gaussians", p), 1) for p in NOISES] == [93.4, 89.9, 85.4]  # 85.45
+    assert [round(ishida2020.ceiling("two-gaussians", p), 1) for p in NOISES] == [
+        93.4,
+        89.9,
+        85.4,
+    ]  # 85.45
     assert [round(ishida2020.ceiling("sinusoid", p), 6) for p in NOISES] == [99, 95, 90]
     assert ishida2020.ceiling("spiral", 0.1) == pytest.approx(100 * spiral_best_accuracy(0.1))
 
@@ -122,13 +147,17 @@ def test_nothing_beats_the_best_accuracy_of_spiral_but_the_best_rule_reaches_it(
     splits = spiral(n_test=4000, label_noise=0.0, seed=5)
     x, y = splits.test.x.double(), splits.test.y
     angle = torch.linspace(0, 4 * torch.pi, 2000, dtype=torch.float64)
-    arms = [r[:, None] * torch.stack([angle.cos(), angle.sin()], 1) for r in (angle + torch.pi, angle)]
+    arms = [
+        r[:, None] * torch.stack([angle.cos(), angle.sin()], 1) for r in (angle + torch.pi, angle)
+    ]
     density = torch.stack([torch.exp(-(torch.cdist(x, arm) ** 2) / 2).sum(1) for arm in arms], 1)
     right = float((density.argmax(1) == y).double().mean())
     error = (0.9 * 0.1 / 4000) ** 0.5
     assert abs(right - spiral_best_accuracy()) < 4 * error
     assert spiral_best_accuracy(spiral_noise=0.2) > 0.999
-    assert spiral_best_accuracy(0.1) == pytest.approx(0.9 * spiral_best_accuracy() + 0.1 * (1 - spiral_best_accuracy()))
+    assert spiral_best_accuracy(0.1) == pytest.approx(
+        0.9 * spiral_best_accuracy() + 0.1 * (1 - spiral_best_accuracy())
+    )
     with pytest.raises(ValueError, match="spiral_noise must be above 0"):
         spiral_best_accuracy(spiral_noise=0)
 
@@ -140,9 +169,13 @@ def test_the_level_benchmark_stands_for_trainings():
     table = np.load(LEVEL_BENCHMARK / "seed3.npz")
     found = held(cell.runs)
     assert [r.level for r in found] == [0.0, 0.07, 0.0, 0.07]
-    assert found[3].metrics["last.test_accuracy_clean"] == float(table["last_test_accuracy_clean"][2, 1, 7])
+    assert found[3].metrics["last.test_accuracy_clean"] == float(
+        table["last_test_accuracy_clean"][2, 1, 7]
+    )
     best = int(table["best_epoch"][2, 1, 7])
-    assert found[3].metrics["best.val_accuracy"] == pytest.approx(table["val_right"][2, 1, 7, best] / 100)
+    assert found[3].metrics["best.val_accuracy"] == pytest.approx(
+        table["val_right"][2, 1, 7, best] / 100
+    )
     for bad in (
         replace(cell.runs[0], seed=99),
         replace(cell.runs[0], level=0.075),

@@ -21,7 +21,9 @@ def test_one_logit_has_the_logistic_loss():
     logits = net(x)
     assert logits.shape == (20, 2)
     assert (logits[:, 0] == 0).all()
-    torch.testing.assert_close(cross_entropy(logits, y), binary_cross_entropy_with_logits(logits[:, 1], y.float()))
+    torch.testing.assert_close(
+        cross_entropy(logits, y), binary_cross_entropy_with_logits(logits[:, 1], y.float())
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,9 @@ def test_one_logit_has_the_logistic_loss():
 )
 def test_a_variant_changes_what_it_says_and_nothing_else(name, fields):
     changed = VARIANTS[name](PAPER)
-    assert {f for f in vars(PAPER) if repr(getattr(PAPER, f)) != repr(getattr(changed, f))} == fields
+    assert {
+        f for f in vars(PAPER) if repr(getattr(PAPER, f)) != repr(getattr(changed, f))
+    } == fields
     splits = changed.splits(0)
     assert len(splits.train) == (200 if "200" in name else 100)
     assert changed.build(0)(splits.train.x).shape == (len(splits.train), 2)
@@ -49,7 +53,10 @@ def test_the_reproductions_setting_keeps_the_noise():
 
 
 def answer(runs, worth):
-    return [Record(r, {}, {}, {"last.test_accuracy": worth(r)}, "", "", {"seconds": 1.0, "on": "here"}) for r in runs]
+    return [
+        Record(r, {}, {}, {"last.test_accuracy": worth(r)}, "", "", {"seconds": 1.0, "on": "here"})
+        for r in runs
+    ]
 
 
 def test_words_follow_the_numbers():
@@ -61,7 +68,9 @@ def test_words_follow_the_numbers():
     report, records = run_generator(experiment(seeds=[0, 1]), partial(answer, worth=worth))
     assert len({run_id(record.run) for record in records}) == 6 * 3 * 2
     assert len(report.failures) == 5
-    assert report.failures[0].startswith("as in our table: -1.9 ± 0.1, -1.9 ± 0.1, -1.9 ± 0.1 points")
+    assert report.failures[0].startswith(
+        "as in our table: -1.9 ± 0.1, -1.9 ± 0.1, -1.9 ± 0.1 points"
+    )
     near, sure = report.findings
     assert near.startswith("mini-batches of 20: 0.2 ± 0.1, 0.2 ± 0.1, 0.2 ± 0.1 points")
     assert "sure at 5 % (n = 2): mini-batches of 20, Two Gaussians, 1 % (+2.1 [" in sure

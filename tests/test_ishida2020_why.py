@@ -1,4 +1,5 @@
-"""Why flooding works: what is measured, against its plain definition, and verdicts that follow the numbers."""
+"""Why flooding works: what is measured, against its plain definition, and verdicts that follow the
+numbers."""
 
 import math
 from dataclasses import replace
@@ -22,7 +23,10 @@ def measured():
     """A short training, measured; with its weights after every epoch."""
     run = next(run for run in why.runs(20, [3]) if run.level == 0.25)
     run = replace(
-        run, problem=replace(run.problem, extra_metrics=PeriodicMetric(run.problem.extra_metrics.function, 5))
+        run,
+        problem=replace(
+            run.problem, extra_metrics=PeriodicMetric(run.problem.extra_metrics.function, 5)
+        ),
     )
     rows, iterates = [], []
     for row in train(run, conclude=False):
@@ -47,7 +51,9 @@ def test_what_is_measured_is_measured_rarely_and_is_what_it_says(measured):
             loss = float(run.problem.loss(model(splits.train.x), splits.train.y))
         assert row["memorised"] == pytest.approx(float(wrong.double().mean()))
         assert row["val_over_confidence"] == pytest.approx(known)
-        assert row["moved"] == pytest.approx(float((weights(model) - weights(iterates[10])).norm()), abs=1e-6)
+        assert row["moved"] == pytest.approx(
+            float((weights(model) - weights(iterates[10])).norm()), abs=1e-6
+        )
         assert row[f"line_{len(why.STEPS) // 2}"] == pytest.approx(loss, rel=1e-5)
         assert row["sharpness"] > 0
         assert abs(row["trace"]) > row["sharpness"] / 10
@@ -61,24 +67,49 @@ def test_the_same_run_is_measured_alike_in_workers():
 
 
 def made(
-    run, sharp=1.0, fitted=30, exponent=1.0, memorised=1.0, band=1.0, flooded=0.5, swing=0.0, moved=2.0, grows=1.0
+    run,
+    sharp=1.0,
+    fitted=30,
+    exponent=1.0,
+    memorised=1.0,
+    band=1.0,
+    flooded=0.5,
+    swing=0.0,
+    moved=2.0,
+    grows=1.0,
 ):
-    """Make up a Record: flooded ones are ``sharp`` times as sharp as plain ones, and ``moved`` times as far away."""
+    """Make up a Record: flooded ones are ``sharp`` times as sharp as plain ones, and ``moved``
+    times as far away."""
     epochs, b, jitter = run.epochs, run.level, 1 + 0.01 * run.seed
     at = np.arange(epochs + 1)
     half = epochs // 2
     curves = {
-        "train_loss": np.full(epochs + 1, 0.001) if b is None else band * b * jitter * (1 + swing * (-1.0) ** at),
+        "train_loss": np.full(epochs + 1, 0.001)
+        if b is None
+        else band * b * jitter * (1 + swing * (-1.0) ** at),
         "train_accuracy": np.where(at >= fitted, 1.0, 0.9),
         "flooded": np.full(epochs + 1, 0.0 if b is None else flooded),
         "val_over_confidence": 0.001 * at * jitter * grows,
-        "moved": np.abs(at - half).astype(float) ** (exponent / 2) * (jitter if b is None else moved * jitter),
+        "moved": np.abs(at - half).astype(float) ** (exponent / 2)
+        * (jitter if b is None else moved * jitter),
     }
     seen = (at % max(1, epochs // 20) == 0) | (at == epochs)
-    curves |= {"sharpness": 1.0 + at, "trace": 2.0 + at, "gradient_norm": 0.1 + at, "memorised": at / epochs}
+    curves |= {
+        "sharpness": 1.0 + at,
+        "trace": 2.0 + at,
+        "gradient_norm": 0.1 + at,
+        "memorised": at / epochs,
+    }
     curves |= {
         n: np.where(seen, curves[n], math.nan)
-        for n in ("val_over_confidence", "moved", "sharpness", "trace", "gradient_norm", "memorised")
+        for n in (
+            "val_over_confidence",
+            "moved",
+            "sharpness",
+            "trace",
+            "gradient_norm",
+            "memorised",
+        )
     }
     finals = {f"last.{name}": float(curve[-1]) for name, curve in curves.items()}
     sharpness = jitter * (1.0 if b is None else sharp)
@@ -89,7 +120,9 @@ def made(
 
 
 def verdicts(**how):
-    told = run_generator(why.experiment(seeds=range(4)), lambda runs: [made(run, **how) for run in runs])[0]
+    told = run_generator(
+        why.experiment(seeds=range(4)), lambda runs: [made(run, **how) for run in runs]
+    )[0]
     return {row[0]: row[1] for row in told.tables[0].rows}, told
 
 
@@ -127,11 +160,16 @@ def test_statements_fail_where_the_numbers_say_so(how, which, verdict):
 
 def test_a_loss_that_swings_has_its_mean_at_the_level_all_the_same():
     found, told = verdicts(sharp=0.1, swing=0.5)
-    assert [text.split()[0] for said, text in found.items() if "holds the training loss" in said] == [
+    assert [
+        text.split()[0] for said, text in found.items() if "holds the training loss" in said
+    ] == [
         "holds",
         "opposite",
     ]
-    assert any("in a band" in text and "-50.00 [-50.00, -50.00] % above one half" in text for text in told.failures)
+    assert any(
+        "in a band" in text and "-50.00 [-50.00, -50.00] % above one half" in text
+        for text in told.failures
+    )
 
 
 def test_a_seed_that_did_not_reach_the_level_is_left_out_alone():
@@ -142,11 +180,16 @@ def test_a_seed_that_did_not_reach_the_level_is_left_out_alone():
         )[0]
 
     three = told({0, 1, 3})
-    assert sum("Flooding ends flatter (trace" in text and "n = 3, " in text for text in three.findings) == 5
+    assert (
+        sum("Flooding ends flatter (trace" in text and "n = 3, " in text for text in three.findings)
+        == 5
+    )
     assert "Two Gaussians at 0.3 3 of 4" in three.tables[1].note
     shares = [row[1] for row in three.tables[1].rows]
     assert shares == ["–", "40.0 ± 20.0"] * 5
-    assert sum("in a band" in text and "n = 4, " in text for text in three.findings) == 5, "of all seeds"
+    assert sum("in a band" in text and "n = 4, " in text for text in three.findings) == 5, (
+        "of all seeds"
+    )
     one = told({2})
     assert {row[1] for row in one.tables[0].rows[:-1]} == {"not tested"}
 
@@ -154,9 +197,13 @@ def test_a_seed_that_did_not_reach_the_level_is_left_out_alone():
 def test_the_page_and_its_pictures_are_written(tmp_path, monkeypatch):
     for name in ("_draw_surface", "_draw_planes"):  # they train
         monkeypatch.setattr(why, name, partial(lambda draw, horizon: draw(40), getattr(why, name)))
-    told = run_generator(why.experiment(seeds=range(2)), lambda runs: [made(run, sharp=0.1) for run in runs])[0]
+    told = run_generator(
+        why.experiment(seeds=range(2)), lambda runs: [made(run, sharp=0.1) for run in runs]
+    )[0]
     names = {path.name for path in told.save(tmp_path, "ishida2020_why")}
-    assert {f"ishida2020_why-{name}.png" for name in ("along", "lines", "planes", "surface")} <= names
+    assert {
+        f"ishida2020_why-{name}.png" for name in ("along", "lines", "planes", "surface")
+    } <= names
 
 
 def test_one_training_that_fitted_all_labels_is_no_test():
@@ -169,4 +216,6 @@ def test_one_training_that_fitted_all_labels_is_no_test():
     assert some(1).tables[0].rows[-1][1] == "not tested"
     assert not any("nan" in text for text in (*some(1).findings, *some(1).failures))
     assert some(2).tables[0].rows[-1][1].startswith("holds")
-    assert any("n = 2, " in text and "2 of 4 fitted all labels" in text for text in some(2).findings)
+    assert any(
+        "n = 2, " in text and "2 of 4 fitted all labels" in text for text in some(2).findings
+    )

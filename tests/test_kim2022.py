@@ -1,4 +1,5 @@
-"""The reproduction's searches: tables, claims and figures follow the Records, and test data choose nothing."""
+"""The reproduction's searches: tables, claims and figures follow the Records, and test data choose
+nothing."""
 
 import math
 import statistics
@@ -23,13 +24,16 @@ from flooding.training.record import Record
 from small import normed, small
 
 SEEDS = (0, 1, 2)
-PLAN = Plan(small(max_epochs=8), (0.0, 0.1, 0.2, 0.3), (0.1, 0.2), 1e-4, 16, SEEDS, policies=0, trainings=3)
+PLAN = Plan(
+    small(max_epochs=8), (0.0, 0.1, 0.2, 0.3), (0.1, 0.2), 1e-4, 16, SEEDS, policies=0, trainings=3
+)
 START = 5  # first flooded epoch of delayed Runs
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a Run of this file's making measured, in shares, nats and seconds; ``best`` is noisy test accuracy there."""
+    """What a Run of this file's making measured, in shares, nats and seconds; ``best`` is noisy
+    test accuracy there."""
 
     val: float = 0.7
     val_best: float = 0.7
@@ -56,18 +60,29 @@ def way(run):
     return "forward", run.level or 0.0
 
 
-# Validation likes 0.2 forward in seeds 0 and 1 and 0.3 in seed 2; backward 0.1, in seed 2 0.2. Seeds differ by a
-# little, and by other amounts in other searches, so that differences have a deviation. Stopped early it likes 0.1.
+# Validation likes 0.2 forward in seeds 0 and 1 and 0.3 in seed 2; backward 0.1, in seed 2 0.2.
+# Seeds differ by a little, and by other amounts in other searches, so that differences have a
+# deviation. Stopped early it likes 0.1.
 def usual(search, level, seed):
     if search == "forward":
         chosen = 0.3 if seed == 2 else 0.2
         gain = 0.0 if level == 0 else 0.04 + level / 10
-        told = Told(val=0.75 if level == chosen else 0.7, noisy=0.75 + gain + seed / 100, train=0.99 - level / 5)
+        told = Told(
+            val=0.75 if level == chosen else 0.7,
+            noisy=0.75 + gain + seed / 100,
+            train=0.99 - level / 5,
+        )
         told = replace(told, val_best=0.75 if level == 0.1 else 0.7)
-        return replace(told, clean=told.noisy + 0.06, nll=1.5 - level + seed / 10, below=0.5 + seed / 50)
+        return replace(
+            told, clean=told.noisy + 0.06, nll=1.5 - level + seed / 10, below=0.5 + seed / 50
+        )
     if search == "backward":
         chosen = 0.2 if seed == 2 else 0.1
-        told = Told(val=0.75 if level == chosen else 0.7, noisy=0.78 + level / 10 + seed / 80, train=0.97 - level / 5)
+        told = Told(
+            val=0.75 if level == chosen else 0.7,
+            noisy=0.78 + level / 10 + seed / 80,
+            train=0.97 - level / 5,
+        )
         return replace(told, train=told.train - seed / 1000, clean=told.noisy + 0.05, loss=0.02)
     return Told(noisy=0.77 + seed / 70, clean=0.82, seconds=170.0 + seed)
 
@@ -77,8 +92,14 @@ def record(run, told):
     search, asked = way(run)
     epochs = np.arange(run.epochs + 1)
     start = told.start if search in {"backward", "heuristic"} else 1
-    level = {"backward": asked, "heuristic": 0.15 + 0.01 * run.seed, "policy": 0.05}.get(search, asked)
-    levels = np.where(epochs >= start, level, -math.inf) if told.began else np.full(len(epochs), -math.inf)
+    level = {"backward": asked, "heuristic": 0.15 + 0.01 * run.seed, "policy": 0.05}.get(
+        search, asked
+    )
+    levels = (
+        np.where(epochs >= start, level, -math.inf)
+        if told.began
+        else np.full(len(epochs), -math.inf)
+    )
     if not asked and search == "forward":
         levels = np.full(len(epochs), math.nan)
     levels[0] = math.nan
@@ -87,17 +108,27 @@ def record(run, told):
     loss = np.where(reached, told.loss * (level or 0.0) * rise, 0.6 - 0.02 * epochs)
     curves = {"flooded": np.where(reached, told.below, 0.0), "level": levels, "train_loss": loss}
     draw = np.random.default_rng(run.seed)
-    curves |= {"val_loss": 1 - draw.random(len(epochs)) / 3, "val_accuracy": 0.5 + draw.random(len(epochs)) / 3}
+    curves |= {
+        "val_loss": 1 - draw.random(len(epochs)) / 3,
+        "val_accuracy": 0.5 + draw.random(len(epochs)) / 3,
+    }
     curves |= {"train_accuracy": told.train - 0.01 * (run.epochs - epochs)}
     seen = epochs % 4 == 0
     curves |= {"test_loss": np.where(seen, told.nll + 0.1 * epochs, math.nan)}
     curves |= {"test_accuracy": np.where(seen, told.noisy, math.nan)}
-    finals = {"last.level": levels[-1], "last.train_loss": loss[-1], "last.train_accuracy": told.train}
+    finals = {
+        "last.level": levels[-1],
+        "last.train_loss": loss[-1],
+        "last.train_accuracy": told.train,
+    }
     for at in ("last", "best"):
         finals |= {f"{at}.val_accuracy": told.val if at == "last" else told.val_best}
         finals |= {f"{at}.val_loss": 0.6, f"{at}.test_nll": told.nll}
         noisy = told.noisy if at == "last" else told.best
-        finals |= {f"{at}.test_accuracy": noisy, f"{at}.test_accuracy_clean": told.clean + (at == "best") / 100}
+        finals |= {
+            f"{at}.test_accuracy": noisy,
+            f"{at}.test_accuracy_clean": told.clean + (at == "best") / 100,
+        }
     curves = {name: np.asarray(values, np.float32) for name, values in curves.items()}
     finals = {name: float(value) for name, value in finals.items()}
     return Record(run, curves, {}, finals, "", "", {"seconds": told.seconds, "on": "a machine"})
@@ -142,7 +173,9 @@ def sentence(report, start):
 
 def lines(figure, panel):
     """Lines of a panel by their labels, as arrays of x and y."""
-    return [(line.get_label(), *line.get_data(orig=True)) for line in figure.axes[panel].get_lines()]
+    return [
+        (line.get_label(), *line.get_data(orig=True)) for line in figure.axes[panel].get_lines()
+    ]
 
 
 # The plan.
@@ -153,7 +186,9 @@ def test_the_plan_is_the_sources_setting():
     assert plan.forward == tuple(n / 50 for n in range(19))
     assert plan.backward == tuple(n / 50 for n in range(1, 15))
     asked = [way(run) for run in plan.runs]
-    assert [sum(search == name for search, _ in asked) for name in ("forward", "backward", "heuristic")] == [
+    assert [
+        sum(search == name for search, _ in asked) for name in ("forward", "backward", "heuristic")
+    ] == [
         200,
         140,
         10,
@@ -161,14 +196,19 @@ def test_the_plan_is_the_sources_setting():
     longer = [run for run in plan.runs if run.level is None and run.epochs == 1000]
     assert [run.seed for run in longer] == list(range(10))
     assert {run.epochs for run in plan.runs if way(run)[0] == "heuristic"} == {1000}
-    assert {run.epochs for run in plan.runs if way(run)[0] != "heuristic" and run.level is not None} == {500}
+    assert {
+        run.epochs for run in plan.runs if way(run)[0] != "heuristic" and run.level is not None
+    } == {500}
     assert sum(run.level is None for run in plan.runs) == 20
     assert {run.level.until_loss for run in plan.runs if isinstance(run.level, Delayed)} == {1e-4}
     assert plan.policy_seeds == (0, 1, 2)
     assert plan.trainings == 20
     splits = plan.problem.splits(0)
     assert [len(split) for split in (splits.train, splits.val, splits.test)] == [1000, 100, 20_000]
-    assert [int((split.y != split.clean).sum()) for split in (splits.train, splits.val)] == [100, 10]
+    assert [int((split.y != split.clean).sum()) for split in (splits.train, splits.val)] == [
+        100,
+        10,
+    ]
     assert [int((split.clean == 1).sum()) for split in (splits.train, splits.val)] == [500, 50]
     model = plan.problem.build(0)
     linear = [module for module in model if isinstance(module, torch.nn.Linear)]
@@ -209,18 +249,33 @@ def test_cells_are_means_over_the_chosen_levels_of_each_seed():
     report, _ = told_by(usual)
     rows = table(report, "published")
     assert list(rows) == [
-        *("no flooding", "no flooding, as long as the heuristic", "forward", "backward", "heuristic"),
+        *(
+            "no flooding",
+            "no flooding, as long as the heuristic",
+            "forward",
+            "backward",
+            "heuristic",
+        ),
         *("no flooding, stopped", "forward, stopped"),
     ]
     plain, forward = rows["no flooding"], rows["forward"]
     assert plain["noisy %"] == spread([75.0, 76.0, 77.0])
-    assert (plain["level"], plain["began"], plain["never began"], plain["trainings"]) == ("–", "–", "–", "1")
+    assert (plain["level"], plain["began"], plain["never began"], plain["trainings"]) == (
+        "–",
+        "–",
+        "–",
+        "1",
+    )
     # Levels 0.2, 0.2 and 0.3 of seeds 0, 1 and 2.
     assert forward["noisy %"] == spread([81.0, 82.0, 84.0])
     assert forward["clean %"] == spread([87.0, 88.0, 90.0])
     assert forward["NLL"] == spread([1.3, 1.4, 1.4], 3)
     assert forward["level"] == "0.20 (0.20 to 0.30)"
-    assert (forward["n"], forward["trainings"], forward["CPU hours"]) == (3, "3", f"{300 / 3600:.2f}")
+    assert (forward["n"], forward["trainings"], forward["CPU hours"]) == (
+        3,
+        "3",
+        f"{300 / 3600:.2f}",
+    )
     backward = rows["backward"]
     assert backward["noisy %"] == spread([79.0, 80.25, 82.5])
     assert backward["level"] == "0.10 (0.10 to 0.20)"
@@ -229,14 +284,25 @@ def test_cells_are_means_over_the_chosen_levels_of_each_seed():
     assert heuristic["noisy %"] == spread([77.0, 77 + 100 / 70, 77 + 200 / 70])
     assert heuristic["level"] == "0.16 (0.15 to 0.17)"
     assert (heuristic["began"], heuristic["never began"], heuristic["trainings"]) == (3, 0, "2")
-    assert rows["no flooding, stopped"]["noisy %"] == rows["forward, stopped"]["noisy %"] == "90.0 ± 0.0"
+    assert (
+        rows["no flooding, stopped"]["noisy %"]
+        == rows["forward, stopped"]["noisy %"]
+        == "90.0 ± 0.0"
+    )
     assert rows["no flooding, stopped"]["clean %"] == spread([82.0, 83.0, 84.0])
     assert rows["forward, stopped"]["level"] == "0.10 (0.10 to 0.10)"
 
 
 def test_the_sources_figures_stand_beside_ours():
     rows = table(told_by(usual)[0], "published")
-    names = ["printed: noisy %", "printed: level", "logs: noisy %", "logs: clean %", "logs: NLL", "logs: level"]
+    names = [
+        "printed: noisy %",
+        "printed: level",
+        "logs: noisy %",
+        "logs: clean %",
+        "logs: NLL",
+        "logs: level",
+    ]
     assert {row: [rows[row][name] for name in names] for row in rows} == {
         "no flooding": ["77.89", "–", "77.7", "84.7", "1.85", "–"],
         "no flooding, as long as the heuristic": ["–"] * 6,
@@ -255,7 +321,9 @@ def test_figures_far_from_both_of_the_sources_are_failures(noisy, said):
     found = [s for s in report.failures if s.startswith("Noisy test accuracy, no flooding:")]
     assert bool(found) == said
     if said:
-        assert found[0].endswith("79.4 ± 0.0 % against 77.89 % printed (+1.5) and 77.7 % in its logs (+1.7).")
+        assert found[0].endswith(
+            "79.4 ± 0.0 % against 77.89 % printed (+1.5) and 77.7 % in its logs (+1.7)."
+        )
 
 
 def levels(world):
@@ -264,19 +332,25 @@ def levels(world):
 
 def test_test_data_choose_nothing_and_validation_does():
     def spoilt(told, level, seed):
-        return replace(told, noisy=0.5 - level, clean=0.5 - level, best=0.4 + level, nll=9 + level, train=0.1)
+        return replace(
+            told, noisy=0.5 - level, clean=0.5 - level, best=0.4 + level, nll=9 + level, train=0.1
+        )
 
     assert levels(changed(forward=spoilt, backward=spoilt)) == levels(usual)
 
     def liked(told, level, seed):
-        return replace(told, val=0.9 if level == 0.1 else 0.6, val_best=0.9 if level == 0.3 else 0.6)
+        return replace(
+            told, val=0.9 if level == 0.1 else 0.6, val_best=0.9 if level == 0.3 else 0.6
+        )
 
     assert levels(changed(forward=liked))["forward"] == "0.10 (0.10 to 0.10)"
     assert levels(changed(forward=liked))["forward, stopped"] == "0.30 (0.30 to 0.30)"
 
 
 def test_plain_training_is_no_answer_of_a_search():
-    world = changed(forward=lambda told, level, seed: told if level else replace(told, val=1.0, val_best=1.0))
+    world = changed(
+        forward=lambda told, level, seed: told if level else replace(told, val=1.0, val_best=1.0)
+    )
     assert levels(world) == levels(usual)
 
 
@@ -299,10 +373,14 @@ def test_runs_that_never_begin_are_counted_labelled_and_left_out():
     _, said = sentence(report, "Backward flooding lowers training accuracy")
     assert "n = 2" in said
     assert "(4 of 6 backward runs began to flood)" in said
-    assert "(2 of 3 heuristic runs began to flood)" in sentence(report, "The heuristic is better")[1]
+    assert (
+        "(2 of 3 heuristic runs began to flood)" in sentence(report, "The heuristic is better")[1]
+    )
     assert "4 of 6 runs, those that began to flood" in report.figures["backward"][0]
     assert "2 of 3 runs" in report.figures["heuristic"][0]
-    assert len(lines(report.figures["heuristic"][1](), 0)) == 2 + 1 + 1  # two seeds, their mean, the start
+    assert (
+        len(lines(report.figures["heuristic"][1](), 0)) == 2 + 1 + 1
+    )  # two seeds, their mean, the start
 
 
 def test_claims_about_what_never_began_are_not_judged():
@@ -314,7 +392,11 @@ def test_claims_about_what_never_began_are_not_judged():
     unjudged = [said for said in report.failures if ": cannot be judged (0 of " in said]
     assert len(unjudged) == 3 + 3
     rows = table(report, "published")
-    assert rows["backward"]["level"] == rows["heuristic"]["level"] == "3 of 3 never flooded: plain training"
+    assert (
+        rows["backward"]["level"]
+        == rows["heuristic"]["level"]
+        == "3 of 3 never flooded: plain training"
+    )
     assert table(report, "levels")["0.1"]["backward: noisy %"] == "–"
     assert "the hardest of 4 (" in sentence(report, "Plain early stopping")[1]
 
@@ -326,7 +408,11 @@ def expected(world):
     """Compute the eight differences anew, seed by seed, and their p by scipy and Holm's rule."""
     told = {
         (search, level, seed): world(search, level, seed)
-        for search, levels in (("forward", PLAN.forward), ("backward", PLAN.backward), ("heuristic", [None]))
+        for search, levels in (
+            ("forward", PLAN.forward),
+            ("backward", PLAN.backward),
+            ("heuristic", [None]),
+        )
         for level in levels
         for seed in SEEDS
     }
@@ -334,7 +420,8 @@ def expected(world):
     def gains(name):
         return [
             statistics.mean(
-                100 * (getattr(told["backward", b, s], name) - getattr(told["forward", b, s], name)) for b in (0.1, 0.2)
+                100 * (getattr(told["backward", b, s], name) - getattr(told["forward", b, s], name))
+                for b in (0.1, 0.2)
             )
             for s in SEEDS
         ]
@@ -343,15 +430,25 @@ def expected(world):
     heuristic = [told["heuristic", None, s] for s in SEEDS]
     plain = [told["forward", 0.0, s] for s in SEEDS]
     differences = [gains("train"), gains("noisy"), gains("clean")]
-    differences.append([100 * statistics.mean(told["forward", b, s].below for b in (0.1, 0.2, 0.3)) for s in SEEDS])
+    differences.append([
+        100 * statistics.mean(told["forward", b, s].below for b in (0.1, 0.2, 0.3)) for s in SEEDS
+    ])
     differences.append([100 * (a.noisy - b.noisy) for a, b in zip(heuristic, plain, strict=True)])
     differences.append([100 * (a.noisy - b.noisy) for a, b in zip(heuristic, chosen, strict=True)])
     differences.append([a.seconds - 300 for a in heuristic])
     # The hardest rival is the one with the largest one-sided p.
-    rivals = [[told[search, b, s] for s in SEEDS] for search, b in list(dict.fromkeys(k[:2] for k in told)) if b != 0]
+    rivals = [
+        [told[search, b, s] for s in SEEDS]
+        for search, b in list(dict.fromkeys(k[:2] for k in told))
+        if b != 0
+    ]
     rivals += [chosen, [told["backward", 0.2 if s == 2 else 0.1, s] for s in SEEDS]]
-    stopped = [[100 * (a.best - b.noisy) for a, b in zip(plain, rival, strict=True)] for rival in rivals]
-    differences.append(max(stopped, key=lambda d: stats.ttest_1samp(d, 0, alternative="greater").pvalue))
+    stopped = [
+        [100 * (a.best - b.noisy) for a, b in zip(plain, rival, strict=True)] for rival in rivals
+    ]
+    differences.append(
+        max(stopped, key=lambda d: stats.ttest_1samp(d, 0, alternative="greater").pvalue)
+    )
     tests = [stats.ttest_1samp(d, 0) for d in differences]
     ps = np.array([test.pvalue for test in tests])
     order = ps.argsort()
@@ -359,7 +456,8 @@ def expected(world):
     adjusted[order] = np.maximum.accumulate(np.minimum(1, ps[order] * np.arange(8, 0, -1)))
     ends = [test.confidence_interval(0.95) for test in tests]
     return [
-        f"{statistics.mean(d):+.1f} [{end.low:+.1f}, {end.high:+.1f}]" for d, end in zip(differences, ends, strict=True)
+        f"{statistics.mean(d):+.1f} [{end.low:+.1f}, {end.high:+.1f}]"
+        for d, end in zip(differences, ends, strict=True)
     ], adjusted
 
 
@@ -389,15 +487,23 @@ def test_claims_tell_difference_interval_and_p():
 def by(**changes):
     """Shift numbers of a Told by amounts that differ a little from seed to seed."""
     return lambda told, level, seed: replace(
-        told, **{name: getattr(told, name) + shift * (1 + seed / 1000) for name, shift in changes.items()}
+        told,
+        **{
+            name: getattr(told, name) + shift * (1 + seed / 1000) for name, shift in changes.items()
+        },
     )
 
 
-# For each claim, worlds in which it holds, in which its opposite does, and in which there is nothing to see.
+# For each claim, worlds in which it holds, in which its opposite does, and in which there is
+# nothing to see.
 UP = (-0.01, 0.01, 0.0)  # adds up to nothing over the seeds
 EQUAL = {
-    "forward": lambda told, level, seed: Told(noisy=0.8 + (seed - 1) / 100, clean=0.8 + (seed - 1) / 100),
-    "backward": lambda told, level, seed: Told(noisy=0.8 + UP[seed], clean=0.8 + UP[seed], train=0.95 + UP[seed]),
+    "forward": lambda told, level, seed: Told(
+        noisy=0.8 + (seed - 1) / 100, clean=0.8 + (seed - 1) / 100
+    ),
+    "backward": lambda told, level, seed: Told(
+        noisy=0.8 + UP[seed], clean=0.8 + UP[seed], train=0.95 + UP[seed]
+    ),
     "heuristic": lambda told, level, seed: Told(noisy=0.8 + UP[seed], seconds=300 + 900 * UP[seed]),
 }
 
@@ -405,7 +511,10 @@ EQUAL = {
 def shifted(search, **changes):
     """Shift one search of the world where all is equal."""
     start = EQUAL[search]
-    return changed(**EQUAL | {search: lambda told, level, seed: by(**changes)(start(told, level, seed), level, seed)})
+    return changed(
+        **EQUAL
+        | {search: lambda told, level, seed: by(**changes)(start(told, level, seed), level, seed)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -455,7 +564,9 @@ def test_every_flooded_model_must_be_beaten_by_early_stopping():
 
     is_found, said = sentence(told_by(changed(forward=by(best=0.05), backward=good))[0], CLAIMS[7])
     assert not is_found
-    assert "the hardest of 8 (backward at 0.2): the opposite holds; " in said  # 3 forward, 2 backward, 2 chosen, 1
+    assert (
+        "the hardest of 8 (backward at 0.2): the opposite holds; " in said
+    )  # 3 forward, 2 backward, 2 chosen, 1
 
 
 def test_the_pick_of_the_hardest_rival_is_paid_for():
@@ -471,7 +582,10 @@ def test_the_heuristic_is_compared_with_plain_training_as_long_as_it():
     def answer(runs):
         told = [usual(*way(run), run.seed) for run in runs]
         longer = [run.level is None and run.epochs == PLAN.heuristic_epochs for run in runs]
-        return [record(r, replace(t, noisy=0.6) if long else t) for r, t, long in zip(runs, told, longer, strict=True)]
+        return [
+            record(r, replace(t, noisy=0.6) if long else t)
+            for r, t, long in zip(runs, told, longer, strict=True)
+        ]
 
     report = run_generator(kim2022.study(PLAN), answer)[0]
     rows = table(report, "published")
@@ -489,7 +603,10 @@ def test_late_accuracies_are_those_of_the_last_fifty_epochs():
 
 @pytest.mark.parametrize(
     ("noisy", "hardest", "verdict"),
-    [(0.99, "backward at 0.2", "cannot be tested; -9.0 "), (0.5, "forward, level chosen", "holds; ")],
+    [
+        (0.99, "backward at 0.2", "cannot be tested; -9.0 "),
+        (0.5, "forward, level chosen", "holds; "),
+    ],
     ids=["not beaten", "beaten"],
 )
 def test_a_rival_with_a_single_pair_matters_where_it_is_not_beaten(noisy, hardest, verdict):
@@ -502,7 +619,10 @@ def test_a_rival_with_a_single_pair_matters_where_it_is_not_beaten(noisy, hardes
 
 def test_of_single_pairs_the_best_rival_is_the_hardest():
     report, _ = told_by(usual, replace(PLAN, seeds=(0,)))
-    assert "the hardest of 8 (forward at 0.3): cannot be tested; +8.0 points" in sentence(report, CLAIMS[7])[1]
+    assert (
+        "the hardest of 8 (forward at 0.3): cannot be tested; +8.0 points"
+        in sentence(report, CLAIMS[7])[1]
+    )
 
 
 # Below the level.
@@ -512,9 +632,12 @@ def test_the_forward_search_stays_above_or_does_not():
     above = changed(forward=lambda told, level, seed: replace(told, below=0.0, loss=1.0))
     is_found, said = sentence(told_by(above)[0], CLAIMS[3])
     assert is_found
-    assert said.startswith(f"{CLAIMS[3]}: holds; +0.0 [+0.0, +0.0] % of steps below the level from the epoch on that ")
+    assert said.startswith(
+        f"{CLAIMS[3]}: holds; +0.0 [+0.0, +0.0] % of steps below the level from the epoch on that "
+    )
     assert (
-        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the level: 1.00 ± 0.00" in said
+        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the level: 1.00 ± 0.00"
+        in said
     )
 
     astride = changed(forward=lambda told, level, seed: replace(told, below=0.3, loss=1.1))
@@ -522,20 +645,32 @@ def test_the_forward_search_stays_above_or_does_not():
     assert not is_found
     assert ": does not hold; +30.0 [+30.0, +30.0] % " in said
     assert (
-        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the level: 1.10 ± 0.00" in said
+        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the level: 1.10 ± 0.00"
+        in said
     )
 
-    once = changed(forward=lambda told, level, seed: replace(told, below=0.2 if (level, seed) == (0.1, 0) else 0.0))
+    once = changed(
+        forward=lambda told, level, seed: replace(
+            told, below=0.2 if (level, seed) == (0.1, 0) else 0.0
+        )
+    )
     is_found, said = sentence(told_by(once)[0], CLAIMS[3])
     assert not is_found
     assert ": does not hold; " in said
 
 
 def test_depths_are_told_before_and_after_the_switch():
-    world = changed(backward=lambda told, level, seed: replace(told, below=0.25 + seed / 100, start=5 + seed, loss=0.2))
+    world = changed(
+        backward=lambda told, level, seed: replace(
+            told, below=0.25 + seed / 100, start=5 + seed, loss=0.2
+        )
+    )
     _, said = sentence(told_by(world)[0], CLAIMS[3])
-    # Before: the mean loss of the last plain epochs, 4 to 6, is 0.6 - 0.02 * epoch, over levels 0.1 and 0.2.
-    before = [statistics.mean((0.6 - 0.02 * end) / level for level in (0.1, 0.2)) for end in (4, 5, 6)]
+    # Before: the mean loss of the last plain epochs, 4 to 6, is 0.6 - 0.02 * epoch, over levels 0.1
+    # and 0.2.
+    before = [
+        statistics.mean((0.6 - 0.02 * end) / level for level in (0.1, 0.2)) for end in (4, 5, 6)
+    ]
     told = f"; backward: {spread(before, 2)} before flooding begins and 0.20 ± 0.00 from there on"
     assert f"{told}, with {spread([25.0, 26.0, 27.0])} % of steps below." in said
 
@@ -548,7 +683,10 @@ def test_a_level_out_of_reach_is_not_judged():
         return replace(made, curves=made.curves | {"train_loss": loss, "flooded": 0 * loss})
 
     report, _ = run_generator(kim2022.study(PLAN), lambda runs: [answer(run) for run in runs])
-    assert sentence(report, CLAIMS[3]) == (False, f"{CLAIMS[3]}: cannot be judged (0 of 9 runs reached their level).")
+    assert sentence(report, CLAIMS[3]) == (
+        False,
+        f"{CLAIMS[3]}: cannot be judged (0 of 9 runs reached their level).",
+    )
 
 
 # The table of levels.
@@ -567,7 +705,9 @@ def test_levels_stand_side_by_side():
     assert row["backward: training accuracy %"] == spread([93.0, 92.9, 92.8])
     assert row["backward: noisy %"] == spread([80.0, 81.25, 82.5])
     assert row["backward: clean %"] == spread([85.0, 86.25, 87.5])
-    assert row["backward: training loss"] == "0.005 ± 0.000"  # 0.02 of 0.2, three epochs of a tenth later
+    assert (
+        row["backward: training loss"] == "0.005 ± 0.000"
+    )  # 0.02 of 0.2, three epochs of a tenth later
     assert row["backward: steps flooded %"] == spread([25.0] * 3)
     assert row["backward: began"] == "3 of 3"
     assert set(list(rows["0.3"].values())[6:]) == {"–"}
@@ -587,7 +727,12 @@ def test_agents_are_judged_by_their_last_training():
         number = next(turn)
         finals = {"last.test_accuracy": 0.6 + number / 10, "last.test_nll": 0.3 + number}
         return [
-            replace(r, metrics=r.metrics | finals | {"last.test_accuracy": 0.6 + number / 10 + r.run.seed / 50})
+            replace(
+                r,
+                metrics=r.metrics
+                | finals
+                | {"last.test_accuracy": 0.6 + number / 10 + r.run.seed / 50},
+            )
             for r in made
         ]
 
@@ -596,8 +741,14 @@ def test_agents_are_judged_by_their_last_training():
     assert row["noisy %"] == spread([80.0, 82.0])  # the third of three trainings
     assert row["NLL"] == "2.300 ± 0.000"
     assert row["level"] == "0.05 (0.05 to 0.05)"
-    assert (row["n"], row["trainings"], row["CPU hours"]) == (2, "3", f"{(3 * 170 + 1.5) / 3600:.2f}")
-    assert list(table(report, "published")).index("policy gradient") == 5  # after the other searches
+    assert (row["n"], row["trainings"], row["CPU hours"]) == (
+        2,
+        "3",
+        f"{(3 * 170 + 1.5) / 3600:.2f}",
+    )
+    assert (
+        list(table(report, "published")).index("policy gradient") == 5
+    )  # after the other searches
     assert report.provenance.startswith("30 trainings")
 
 
@@ -605,7 +756,10 @@ def test_an_agent_that_gave_up_is_plain_training():
     def answer(runs):
         made = [record(run, usual(*way(run), run.seed)) for run in runs]
         lost = {"val_loss": np.full(9, math.nan, np.float32)}
-        return [replace(r, curves=r.curves | lost) if isinstance(r.run.level, Policy) else r for r in made]
+        return [
+            replace(r, curves=r.curves | lost) if isinstance(r.run.level, Policy) else r
+            for r in made
+        ]
 
     report, _ = run_generator(kim2022.study(replace(PLAN, policies=2)), answer)
     rows = table(report, "published")
@@ -621,13 +775,23 @@ def test_a_search_is_drawn_as_a_line_for_each_level():
     report, _ = told_by(usual)
     assert list(report.figures) == ["forward", "backward", "training-accuracy", "heuristic"]
     figure = report.figures["forward"][1]()
-    labels = ["Training loss (nats)", "Training accuracy (%)", "Test loss (nats)", "Test accuracy (%)"]
+    labels = [
+        "Training loss (nats)",
+        "Training accuracy (%)",
+        "Test loss (nats)",
+        "Test accuracy (%)",
+    ]
     assert [axes.get_ylabel() for axes in figure.axes[:4]] == labels
     assert [axes.get_xlabel() for axes in figure.axes[2:4]] == ["Epoch", "Epoch"]
     assert figure.axes[4].get_ylabel() == "Flood level (nats)"
     assert figure.axes[4].get_ylim() == (0.0, 0.3)
     drawn = lines(figure, 2)
-    assert [label for label, _, _ in drawn][1::2] == ["no flooding", "flooded", "flooded", "flooded"]
+    assert [label for label, _, _ in drawn][1::2] == [
+        "no flooding",
+        "flooded",
+        "flooded",
+        "flooded",
+    ]
     _, at, values = drawn[2]  # the raw line of the second level
     assert list(at) == [0, 4, 8]
     assert values == pytest.approx([1.5 - 0.1 + 0.1 + 0.1 * epoch for epoch in (0, 4, 8)])
@@ -640,7 +804,12 @@ def test_a_search_is_drawn_as_a_line_for_each_level():
     colours = [line.get_color() for line in figure.axes[0].get_lines()]
     assert colours[0::2] == colours[1::2]
     assert len(set(colours)) == 4
-    assert [line.get_linestyle() for line in figure.axes[0].get_lines()][1::2] == ["--", "-", "-", "-"]
+    assert [line.get_linestyle() for line in figure.axes[0].get_lines()][1::2] == [
+        "--",
+        "-",
+        "-",
+        "-",
+    ]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no flooding", "flooded"]
     backward = report.figures["backward"][1]()
     assert len(lines(backward, 0)) == 2 * 3  # 0, 0.1 and 0.2
@@ -667,10 +836,20 @@ def test_accuracies_are_drawn_without_their_first_rise():
 def test_training_accuracies_are_drawn_side_by_side():
     figure = told_by(usual)[0].figures["training-accuracy"][1]()
     forward, backward, last = figure.axes[:3]
-    assert [axes.get_title() for axes in (forward, backward, last)] == ["Forward", "Backward", "Last epoch"]
+    assert [axes.get_title() for axes in (forward, backward, last)] == [
+        "Forward",
+        "Backward",
+        "Last epoch",
+    ]
     assert forward.get_ylabel() == last.get_ylabel() == "Training accuracy (%)"
-    values = np.concatenate([line.get_ydata() for axes in (forward, backward) for line in axes.get_lines()])
-    assert forward.get_ylim() == backward.get_ylim() == pytest.approx((values.min() - 1, values.max() + 1))
+    values = np.concatenate([
+        line.get_ydata() for axes in (forward, backward) for line in axes.get_lines()
+    ])
+    assert (
+        forward.get_ylim()
+        == backward.get_ylim()
+        == pytest.approx((values.min() - 1, values.max() + 1))
+    )
     assert last.get_xlabel() == "Flood level (nats)"
     assert len(forward.get_lines()) == len(backward.get_lines()) == 2 * 3
     ours, theirs = (container.lines[0].get_data() for container in last.containers)
@@ -681,7 +860,9 @@ def test_training_accuracies_are_drawn_side_by_side():
 
 
 def test_the_heuristic_is_aligned_where_flooding_begins():
-    world = changed(heuristic=lambda told, level, seed: replace(told, start=5 + 2 * seed, nll=0.5 + seed))
+    world = changed(
+        heuristic=lambda told, level, seed: replace(told, start=5 + 2 * seed, nll=0.5 + seed)
+    )
     figure = told_by(world)[0].figures["heuristic"][1]()
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "Flood level (nats)",
@@ -696,7 +877,8 @@ def test_the_heuristic_is_aligned_where_flooding_begins():
     assert level[3][2] == pytest.approx([0.16] * 8)
     assert [at[0] for _, at, _ in loss[:3]] == [-5, -7, -9]
     assert [list(at) for _, at, _ in test[:2]] == [[-5, -1, 3, 7, 11], [-7, -3, 1, 5, 9]]
-    # At epoch 0 of flooding: epochs 5, 7 and 9, which lie between those measured; the loss rises by 0.1 an epoch.
+    # At epoch 0 of flooding: epochs 5, 7 and 9, which lie between those measured; the loss rises by
+    # 0.1 an epoch.
     assert list(test[3][1]) == list(range(-5, 8))
     assert test[3][2][5] == pytest.approx(statistics.mean([0.5 + 0.5, 1.5 + 0.7, 2.5 + 0.9]))
     assert test[3][0] == "mean, n = 3"
@@ -711,7 +893,8 @@ def world_of_archives(search, level, seed):
 
 @pytest.fixture
 def archived(tmp_path, monkeypatch):
-    """A report with agents, its Records, and where they are packed; the module's own plan is the small one."""
+    """A report with agents, its Records, and where they are packed; the module's own plan is the
+    small one."""
     plan = replace(PLAN, policies=2)
     monkeypatch.setattr(kim2022, "plan", lambda quick=False: plan)
 
@@ -772,7 +955,10 @@ def test_each_turn_of_an_agent_is_its_own(tmp_path, monkeypatch):
     turn = count()
 
     def answer(runs):
-        return [record(run, replace(usual(*way(run), run.seed), noisy=next(turn) / 1000)) for run in runs]
+        return [
+            record(run, replace(usual(*way(run), run.seed), noisy=next(turn) / 1000))
+            for run in runs
+        ]
 
     _, records = run_generator(kim2022.experiment(), answer)
     path = pack(tmp_path / "kim2022.npz", records, kim2022.CURVES, "a machine")
@@ -789,14 +975,18 @@ def test_each_turn_of_an_agent_is_its_own(tmp_path, monkeypatch):
 def test_a_small_plan_trains_and_reports(tmp_path):
     problem = normed(test_curve=TestCurve(50, every=2))
     plan = Plan(problem, (0.0, 0.2, 0.5), (0.2, 0.5), 10.0, 8, (0, 1), policies=1, trainings=2)
-    report, records = run_generator(kim2022.study(plan), lambda runs: run_all(runs, ledger=False, workers=0))
+    report, records = run_generator(
+        kim2022.study(plan), lambda runs: run_all(runs, ledger=False, workers=0)
+    )
     assert len(records) == (3 + 2 + 2) * 2 + 2
     assert [len(draw().axes) for _, draw in report.figures.values()] == [5, 5, 4, 3]
     rows = table(report, "published")
     assert [rows[name]["never began"] for name in ("backward", "heuristic")] == [0, 0]
     plain = [100 * r.metrics["last.test_accuracy"] for r in records[:2]]
     assert rows["no flooding"]["noisy %"] == spread(plain)
-    told = [s for s in [*report.failures, *report.findings] if not s.startswith("Noisy test accuracy")]
+    told = [
+        s for s in [*report.failures, *report.findings] if not s.startswith("Noisy test accuracy")
+    ]
     assert len(told) == len(CLAIMS)
     path = pack(tmp_path / "kim2022.npz", records[:-2], kim2022.CURVES, "a machine")
     again, _ = run_generator(kim2022.study(replace(plan, policies=0)), Archive(path))

@@ -1,4 +1,5 @@
-"""The ledger: Records come back bit for bit, and neither two writers nor a kill lose or tear one."""
+"""The ledger: Records come back bit for bit, and neither two writers nor a kill lose or tear
+one."""
 
 import math
 import os
@@ -20,20 +21,38 @@ from small import small
 
 
 def record(number=0.0, epochs=4, run=None):
-    """A Record with awkward numbers: NaN, infinities, -0.0, a denormal, one without an exact decimal form."""
+    """A Record with awkward numbers: NaN, infinities, -0.0, a denormal, one without an exact
+    decimal form."""
     odd = np.array([math.nan, math.inf, -0.0, 1e-45, 0.1 + number], np.float32)
     arrays = {
         "last.reliability": np.arange(45, dtype=np.float32).reshape(3, 15) / 7,
         "best.probe": np.random.default_rng(0).random((6, 2), np.float32),
     }
-    finals = {"epochs": float(epochs), "last.val_loss": 0.1 + 0.2, "last.level": math.nan, "best.x": -0.0, "y": 5e-324}
+    finals = {
+        "epochs": float(epochs),
+        "last.val_loss": 0.1 + 0.2,
+        "last.level": math.nan,
+        "best.x": -0.0,
+        "y": 5e-324,
+    }
     circumstances = {"host": "here", "seconds": 1.5}
-    return Record(run, {"val_loss": odd, "lr": odd[::-1]}, arrays, finals | {"n": number}, "w", "f", circumstances)
+    return Record(
+        run,
+        {"val_loss": odd, "lr": odd[::-1]},
+        arrays,
+        finals | {"n": number},
+        "w",
+        "f",
+        circumstances,
+    )
 
 
 def bits(values):
     """Everything about named arrays that can differ: names, types, shapes, bytes."""
-    return {name: (a.dtype.str, a.shape, np.ascontiguousarray(a).tobytes()) for name, a in values.items()}
+    return {
+        name: (a.dtype.str, a.shape, np.ascontiguousarray(a).tobytes())
+        for name, a in values.items()
+    }
 
 
 @pytest.fixture
@@ -63,12 +82,16 @@ def test_a_record_comes_back_bit_for_bit(ledger):
 def test_finals_are_readable_by_plain_sql(ledger):
     ledger.add("a", record())
     with sqlite3.connect(ledger.path) as database:
-        (row,) = database.execute("""SELECT json_extract(finals, '$.finals."last.val_loss"') FROM records""").fetchall()
+        (row,) = database.execute(
+            """SELECT json_extract(finals, '$.finals."last.val_loss"') FROM records"""
+        ).fetchall()
     database.close()
     assert row == (0.1 + 0.2,)
 
 
-@pytest.mark.parametrize(("replace", "kept"), [(False, 1.0), (True, 2.0)], ids=["the first stays", "replaced"])
+@pytest.mark.parametrize(
+    ("replace", "kept"), [(False, 1.0), (True, 2.0)], ids=["the first stays", "replaced"]
+)
 def test_add_twice(ledger, replace, kept):
     ledger.add("a", record(1.0))
     ledger.add("a", record(2.0), replace=replace)
@@ -109,7 +132,10 @@ def test_starts_are_listed_in_order(ledger):
 
 
 def contents(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in sorted(Path(folder).rglob("*"))}
+    return {
+        path: path.read_bytes() if path.is_file() else None
+        for path in sorted(Path(folder).rglob("*"))
+    }
 
 
 @pytest.fixture
@@ -131,11 +157,23 @@ def busy(tmp_path):
     ("name", "message"),
     [
         ("", "a ledger must be a file, got the folder {0}. Name a file in it: {0}/ledger.sqlite."),
-        ("text/ledger.sqlite", "a ledger must lie in a folder, but {0}/text is a file. Choose another path."),
-        ("text/a/b/ledger.sqlite", "a ledger must lie in a folder, but {0}/text is a file. Choose another path."),
+        (
+            "text/ledger.sqlite",
+            "a ledger must lie in a folder, but {0}/text is a file. Choose another path.",
+        ),
+        (
+            "text/a/b/ledger.sqlite",
+            "a ledger must lie in a folder, but {0}/text is a file. Choose another path.",
+        ),
         ("text", "must be a SQLite file this tool can open, got {0}/text: file is not a database."),
-        ("short", "must be a SQLite file this tool can open, got {0}/short: file is not a database."),
-        ("other.db", "must be a SQLite file this tool can open, got {0}/other.db: it belongs to another program."),
+        (
+            "short",
+            "must be a SQLite file this tool can open, got {0}/short: file is not a database.",
+        ),
+        (
+            "other.db",
+            "must be a SQLite file this tool can open, got {0}/other.db: it belongs to another program.",
+        ),
         pytest.param(
             "wal.db",
             "must be a SQLite file this tool can open, got {0}/wal.db: it belongs to another program.",
@@ -181,7 +219,8 @@ def test_the_default_place_is_the_users_to_name(monkeypatch, tmp_path):
     assert (tmp_path / "mine").is_file()
 
 
-# What the processes below do: write Records whose every part follows from a number, so that a torn one shows.
+# What the processes below do: write Records whose every part follows from a number, so that a torn
+# one shows.
 WRITER = """
 import sys
 import numpy as np
@@ -215,7 +254,11 @@ def whole(ledger):
         number = int(stored.metrics["n"])
         values = np.full(3000, number, np.float32) + np.arange(3000, dtype=np.float32)
         assert name == f"{stored.weights}-{number}"
-        assert stored.curves["val_loss"].tolist() == stored.arrays["last.x"].tolist() == values.tolist()
+        assert (
+            stored.curves["val_loss"].tolist()
+            == stored.arrays["last.x"].tolist()
+            == values.tolist()
+        )
         yield name
 
 
@@ -272,7 +315,9 @@ def test_a_new_ledger_can_be_opened_by_several_at_once(tmp_path):
             failed.append(str(error))
 
     for trial in range(40):
-        threads = [threading.Thread(target=open_one, args=[tmp_path / f"{trial}.sqlite"]) for _ in range(4)]
+        threads = [
+            threading.Thread(target=open_one, args=[tmp_path / f"{trial}.sqlite"]) for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -48,7 +48,12 @@ some_losses = st.lists(st.sampled_from([1.0, 0.25, 0.2, 0.15, 0.01, NAN]), min_s
 # One example of 250 is 0.4 points, so the heuristic's threshold is met exactly again and again.
 some_counts = st.one_of(st.integers(215, 235), st.integers(0, 250))
 some_epochs = st.lists(
-    st.tuples(some_losses, st.integers(220, 250), st.sampled_from([1.0, 1.1, 1.15, 1.2, 0.9, 0.5, NAN]), some_counts),
+    st.tuples(
+        some_losses,
+        st.integers(220, 250),
+        st.sampled_from([1.0, 1.1, 1.15, 1.2, 0.9, 0.5, NAN]),
+        some_counts,
+    ),
     max_size=25,
 )
 
@@ -58,12 +63,20 @@ def step(loss):
 
 
 def shown(epochs):
-    """Turn drawn epochs (losses, n right of 250, val loss, n right of 250) into what a controller is shown."""
+    """Turn drawn epochs (losses, n right of 250, val loss, n right of 250) into what a controller
+    is shown."""
     seens = []
     for losses, right, val_loss, val_right in epochs:
         seens += [step(loss) for loss in losses]
         # Float32 shares, as a mean over examples gives them.
-        seens.append(StepInfo(None, torch.tensor(right / 250), torch.tensor(val_loss), torch.tensor(val_right / 250)))
+        seens.append(
+            StepInfo(
+                None,
+                torch.tensor(right / 250),
+                torch.tensor(val_loss),
+                torch.tensor(val_right / 250),
+            )
+        )
     return seens
 
 
@@ -88,10 +101,15 @@ def test_ramps_are_the_exact_ramp(start, stop, steps, stairs, more):
     start, stop = Fraction(start, 10), Fraction(stop, 10)
 
     def ramp(k, stairs):
-        return start + (stop - start) * Fraction(math.floor(Fraction(min(k, steps), steps) * stairs), stairs)
+        return start + (stop - start) * Fraction(
+            math.floor(Fraction(min(k, steps), steps) * stairs), stairs
+        )
 
     seens = [step(1.0)] * (steps + 3)
-    found = {steps: Warmup(float(stop), steps, float(start)), stairs: Warmup(float(stop), steps, float(start), stairs)}
+    found = {
+        steps: Warmup(float(stop), steps, float(start)),
+        stairs: Warmup(float(stop), steps, float(start), stairs),
+    }
     if stop < start:
         found[steps] = Range(float(start), float(stop), steps)
     for rises, controller in found.items():
@@ -114,7 +132,8 @@ def test_constant_never_moves():
 
 
 def delayed_twin(level, begins, epochs):
-    """Levels in force at each entry and afterwards; ``begins`` judges an epoch by its last loss and n right."""
+    """Levels in force at each entry and afterwards; ``begins`` judges an epoch by its last loss and
+    n right."""
     now, out = -math.inf, [-math.inf]
     for losses, right, _, _ in epochs:
         out += [now] * len(losses)
@@ -135,7 +154,14 @@ def test_delayed_begins_after_the_first_epoch_that_meets_its_condition(epochs):
 
 
 def test_until_loss_looks_at_the_last_batch_of_an_epoch_only():
-    seens = [step(1e-6), step(0.5), StepInfo(train_accuracy=1.0), step(0.5), step(1e-4), StepInfo(train_accuracy=0.0)]
+    seens = [
+        step(1e-6),
+        step(0.5),
+        StepInfo(train_accuracy=1.0),
+        step(0.5),
+        step(1e-4),
+        StepInfo(train_accuracy=0.0),
+    ]
     assert levels(Delayed(0.25, until_loss=1e-4), seens) == [-math.inf] * 6 + [0.25]
 
 
@@ -143,7 +169,10 @@ def test_zero_training_error_allows_for_a_rounded_mean():
     just_below_one = float(np.nextafter(np.float32(1), np.float32(0)))
     # One wrong example of half a million is still an error.
     for accuracy, level in ((just_below_one, 0.25), (1 - 2e-6, -math.inf)):
-        assert levels(Delayed(0.25, until_accuracy=1.0), [StepInfo(train_accuracy=accuracy)]) == [-math.inf, level]
+        assert levels(Delayed(0.25, until_accuracy=1.0), [StepInfo(train_accuracy=accuracy)]) == [
+            -math.inf,
+            level,
+        ]
 
 
 def heuristic_twin(epochs, level, change, move, low, high):
@@ -167,16 +196,25 @@ def heuristic_twin(epochs, level, change, move, low, high):
 
 @seeded
 @given(
-    some_epochs, st.sampled_from([(1e-4, 0.4, 0.015, 1e-4, 0.5), (0.0, 0.4, 0.2, 0.0, 0.5), (0.1, 0.0, 0.1, 0.0, 0.2)])
+    some_epochs,
+    st.sampled_from([
+        (1e-4, 0.4, 0.015, 1e-4, 0.5),
+        (0.0, 0.4, 0.2, 0.0, 0.5),
+        (0.1, 0.0, 0.1, 0.0, 0.2),
+    ]),
 )
 def test_heuristic_is_the_published_rule(epochs, constants):
     level, change, move, low, high = constants
-    controller = Heuristic(level, until_loss=0.2, min_delta=change, step_size=move, low=low, high=high)
+    controller = Heuristic(
+        level, until_loss=0.2, min_delta=change, step_size=move, low=low, high=high
+    )
     states = simulate(controller, shown(epochs))
     for state, (b, reference) in zip(states, heuristic_twin(epochs, *constants), strict=True):
         assert state["started"].item() == (b is not None)
         # Up to 25 float32 sums below 0.5, each off by at most 3e-8.
-        assert state["level"].item() == (-math.inf if b is None else pytest.approx(float(b), abs=1e-6))
+        assert state["level"].item() == (
+            -math.inf if b is None else pytest.approx(float(b), abs=1e-6)
+        )
         assert state["reference"].item() == pytest.approx(float(reference), abs=1e-4)
         assert state["level"].item() == -math.inf or f32(low) <= state["level"].item() <= f32(high)
 
@@ -185,22 +223,41 @@ def test_heuristic_trace_worked_by_hand():
     points = [99.0, 70.0, 70.3, 70.4, 69.9, 70.1, 70.5]
     seens = [StepInfo(None, float(i > 0), 1.0, v / 100) for i, v in enumerate([50.0, *points])]
     states = simulate(Heuristic(until_accuracy=1.0), seens)
-    # Epoch 0 is not fitted. Epoch 1 is and gives b0, its 99 points count for nothing. 70 is above reference 0: up.
-    # 70.3 is within 0.4 of 70; 70.4 is 0.4 above it: up; 69.9 is 0.5 below 70.4: down; 70.1 is within 0.4 of 69.9;
-    # 70.5 is 0.6 above 69.9, the last change, though only 0.1 above the best: up.
+    # Epoch 0 is not fitted. Epoch 1 is and gives b0, its 99 points count for nothing. 70 is above
+    # reference 0: up. 70.3 is within 0.4 of 70; 70.4 is 0.4 above it: up; 69.9 is 0.5 below 70.4:
+    # down; 70.1 is within 0.4 of 69.9; 70.5 is 0.6 above 69.9, the last change, though only 0.1
+    # above the best: up.
     b = 1e-4 + 0.015 * np.array([0, 1, 1, 2, 1, 1, 2])
-    assert [state["level"].item() for state in states] == pytest.approx([-math.inf, -math.inf, *b], abs=1e-7)
-    assert [state["reference"].item() for state in states[2:]] == pytest.approx([0, 70, 70, 70.4, 69.9, 69.9, 70.5])
+    assert [state["level"].item() for state in states] == pytest.approx(
+        [-math.inf, -math.inf, *b], abs=1e-7
+    )
+    assert [state["reference"].item() for state in states[2:]] == pytest.approx([
+        0,
+        70,
+        70,
+        70.4,
+        69.9,
+        69.9,
+        70.5,
+    ])
 
 
 @pytest.mark.parametrize("kind", [float, torch.tensor], ids=["floats", "float32"])
 def test_heuristic_ties_do_not_hang_on_rounding(kind):
     # One example of 250 is exactly the 0.4 points that count: enough to rise, not enough to fall.
     for right in range(1, 250):
-        first, more, fewer = [StepInfo(None, 1.0, 1.0, kind(n / 250)) for n in (right, right + 1, right - 1)]
+        first, more, fewer = [
+            StepInfo(None, 1.0, 1.0, kind(n / 250)) for n in (right, right + 1, right - 1)
+        ]
         trained = [StepInfo(None, 1.0, 1.0, 0.0), first]
-        assert levels(Heuristic(until_accuracy=1.0), [*trained, more])[-2:] == pytest.approx([0.0151, 0.0301])
-        assert levels(Heuristic(until_accuracy=1.0), [*trained, fewer])[-2:] == pytest.approx([0.0151, 0.0151])
+        assert levels(Heuristic(until_accuracy=1.0), [*trained, more])[-2:] == pytest.approx([
+            0.0151,
+            0.0301,
+        ])
+        assert levels(Heuristic(until_accuracy=1.0), [*trained, fewer])[-2:] == pytest.approx([
+            0.0151,
+            0.0151,
+        ])
 
 
 def test_heuristic_climbs_to_its_clip_and_returns():
@@ -246,11 +303,17 @@ def test_plateau_has_the_published_constants():
     flat = [StepInfo(val_loss=1.0)] * 17
     # Epoch 1 is the lowest; epochs 2 to 9 are eight without improvement; 10 to 17 are eight more.
     assert levels(Plateau(0.4), flat) == pytest.approx([0.4] * 9 + [0.35] * 8 + [0.3])
-    assert levels(Plateau(0.4), [StepInfo(val_loss=1.0), StepInfo(val_loss=1.16)])[-1] == f32(0.4), "0.4 is the highest"
+    assert levels(Plateau(0.4), [StepInfo(val_loss=1.0), StepInfo(val_loss=1.16)])[-1] == f32(
+        0.4
+    ), "0.4 is the highest"
     at = [StepInfo(val_loss=1.0), StepInfo(val_loss=1.25)]
-    assert levels(Plateau(0.1, threshold=1.25), at)[-1] == f32(0.1), "more than the ratio, not as much"
+    assert levels(Plateau(0.1, threshold=1.25), at)[-1] == f32(0.1), (
+        "more than the ratio, not as much"
+    )
     assert levels(Plateau(0.1), [StepInfo(val_loss=1.0), StepInfo(val_loss=1.14)])[-1] == f32(0.1)
-    assert levels(Plateau(0.1), [StepInfo(val_loss=1.0), StepInfo(val_loss=1.16)])[-1] == pytest.approx(0.15)
+    assert levels(Plateau(0.1), [StepInfo(val_loss=1.0), StepInfo(val_loss=1.16)])[
+        -1
+    ] == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize(
@@ -263,11 +326,20 @@ def test_plateau_has_the_published_constants():
         ([-1.0, 0.2], -0.95),
         ([-1.0] * 9, -1.05),
     ],
-    ids=["falls or stands", "a little worse", "worse", "from above 0", "to above 0", "stands for 8 epochs"],
+    ids=[
+        "falls or stands",
+        "a little worse",
+        "worse",
+        "from above 0",
+        "to above 0",
+        "stands for 8 epochs",
+    ],
 )
 def test_plateau_of_a_negative_loss_rises_where_it_gets_worse_alone(losses, ends):
     controller = Plateau(-1.0, low=-3.0, high=0.0)
-    assert levels(controller, [StepInfo(val_loss=loss) for loss in losses])[-1] == pytest.approx(ends)
+    assert levels(controller, [StepInfo(val_loss=loss) for loss in losses])[-1] == pytest.approx(
+        ends
+    )
 
 
 @pytest.mark.parametrize("controller", ALL, ids=str)
@@ -297,7 +369,10 @@ def test_states_of_several_runs_may_be_stacked(controller):
     def see(v, kind):
         return StepInfo(v[..., 0]) if kind < 2 else StepInfo(None, v[..., 1], v[..., 2], v[..., 3])
 
-    alone = [simulate(controller, [see(values[run, i], kind) for i, kind in enumerate(kinds)]) for run in range(3)]
+    alone = [
+        simulate(controller, [see(values[run, i], kind) for i, kind in enumerate(kinds)])
+        for run in range(3)
+    ]
     first = {name: torch.stack([t, t, t]) for name, t in controller.init().items()}
     together = itertools.accumulate(
         (see(values[:, i], kind) for i, kind in enumerate(kinds)), controller.update, initial=first
@@ -308,7 +383,8 @@ def test_states_of_several_runs_may_be_stacked(controller):
 
 
 class Training:
-    """The smallest training that floods: two batches per epoch, the level applied as a slope on the gradients."""
+    """The smallest training that floods: two batches per epoch, the level applied as a slope on the
+    gradients."""
 
     def __init__(self, controller):
         draw = torch.Generator().manual_seed(3)
@@ -326,12 +402,17 @@ class Training:
         seens = [StepInfo(loss)]
         self.steps += 1
         if self.steps % 2 == 0:
-            seens.append(StepInfo(None, 1 - loss.detach() / 2, loss.detach() * 1.1, 1 - loss.detach() / 3))
+            seens.append(
+                StepInfo(None, 1 - loss.detach() / 2, loss.detach() * 1.1, 1 - loss.detach() / 3)
+            )
         state = self.state["controller"]
         for seen in seens:
             state = self.controller.update(state, seen)
         self.state = {"w": (w - 0.05 * slope * gradient).detach(), "controller": state}
-        return [seen._replace(loss=seen.loss.detach()) if seen.loss is not None else seen for seen in seens]
+        return [
+            seen._replace(loss=seen.loss.detach()) if seen.loss is not None else seen
+            for seen in seens
+        ]
 
 
 # The toy's loss falls from about 1 to 0.1, so these begin, move and flood on the way.
@@ -362,7 +443,10 @@ def test_a_training_killed_in_mid_epoch_resumes_exactly(controller):
         for _ in range(21 - killed):
             second.step()
         assert torch.equal(second.state["w"], whole.state["w"])
-        assert all(torch.equal(t, whole.state["controller"][k]) for k, t in second.state["controller"].items())
+        assert all(
+            torch.equal(t, whole.state["controller"][k])
+            for k, t in second.state["controller"].items()
+        )
 
 
 @pytest.mark.parametrize("controller", FLOODING, ids=str)
@@ -439,14 +523,20 @@ def test_none_floods_nothing():
         (lambda: Range(0.1, 0.1, 3), "stop must lie below start"),
         (lambda: Range(0.1, -math.inf, 3), "stop must be finite"),
         (lambda: Range(0.1, 0.0, 0), "steps must be at least 1"),
-        (lambda: Delayed(0.1), "exactly one of until_loss and until_accuracy must be given, got None"),
+        (
+            lambda: Delayed(0.1),
+            "exactly one of until_loss and until_accuracy must be given, got None",
+        ),
         (lambda: Delayed(0.1, 1e-4, 1.0), "got until_loss and until_accuracy"),
         (lambda: Delayed(-math.inf, 1e-4), "level must be finite"),
         (lambda: Delayed(0.1, NAN), "until_loss must not be NaN"),
         (lambda: Delayed(0.1, until_accuracy=100), r"until_accuracy must lie in \(0, 1\], got 100"),
         (lambda: Delayed(0.1, until_accuracy=0), "until_accuracy must lie in"),
         (Heuristic, "exactly one of until_loss and until_accuracy"),
-        (lambda: Heuristic(0.0, until_loss=1e-4), r"level must lie in \[low, high\] = \[0.0001, 0.5\], got 0.0"),
+        (
+            lambda: Heuristic(0.0, until_loss=1e-4),
+            r"level must lie in \[low, high\] = \[0.0001, 0.5\], got 0.0",
+        ),
         (lambda: Heuristic(until_loss=1e-4, min_delta=-1), "change must be at least 0"),
         (lambda: Heuristic(until_loss=1e-4, step_size=0), "move must be above 0"),
         (lambda: Heuristic(until_loss=1e-4, high=math.inf), "high must be finite"),
@@ -478,7 +568,10 @@ def test_impossible_numbers_are_refused_at_once(make, message):
             lambda: simulate(Delayed(0.1, until_accuracy=1), [StepInfo()]),
             "Delayed needs train_accuracy after every epoch",
         ),
-        (lambda: simulate(Plateau(0.1), [StepInfo(val_accuracy=1.0)]), "Plateau needs val_loss after every epoch"),
+        (
+            lambda: simulate(Plateau(0.1), [StepInfo(val_accuracy=1.0)]),
+            "Plateau needs val_loss after every epoch",
+        ),
     ],
 )
 def test_wrong_kinds_are_refused_with_a_fix(make, message):

@@ -81,7 +81,11 @@ def test_a_shuffling_loader_leaves_the_generator_as_it_was():
 
 def test_gathered_data_trains():
     data = splits(Mapped(), DataLoader(Mapped(), batch_size=5))
-    problem = small(data=data, model=lambda: torch.nn.Sequential(FromDict(), torch.nn.Linear(1, 2)), max_epochs=2)
+    problem = small(
+        data=data,
+        model=lambda: torch.nn.Sequential(FromDict(), torch.nn.Linear(1, 2)),
+        max_epochs=2,
+    )
     *_, row = train(Run(problem, 0.3))
     assert row.record.metrics["last.val_accuracy"] >= 0
     assert data.test is None
@@ -97,7 +101,10 @@ def test_gathered_data_trains():
             [(X, Y), (X[:, :2], Y)],
             r"inputs of all batches must fit together, got examples of \[2\] and \[3\]\. Pad them",
         ),
-        ([({"a": X}, Y), ({"a": X, "b": X}, Y)], r"fit together, got a mapping of a and a mapping of a, b\."),
+        (
+            [({"a": X}, Y), ({"a": X, "b": X}, Y)],
+            r"fit together, got a mapping of a and a mapping of a, b\.",
+        ),
         ([({"a": X}, Y), ({"b": X}, Y)], r"fit together, got a mapping of a and a mapping of b\."),
         ([((X, X), Y), ((X, X, X), Y)], r"fit together, got a tuple of 2 and a tuple of 3\."),
         ([(X, Y), ((X, X), Y)], "fit together"),
@@ -153,10 +160,14 @@ MAPPINGS = {
         {"ids": IDS[i].tolist(), "x": X[i].tolist(), "label": int(Y[i])} for i in range(14)
     ],
     "dicts of lists, batches": [
-        {"ids": IDS[p].tolist(), "x": X[p].tolist(), "label": Y[p].tolist()} for p in (slice(0, 6), slice(6, 14))
+        {"ids": IDS[p].tolist(), "x": X[p].tolist(), "label": Y[p].tolist()}
+        for p in (slice(0, 6), slice(6, 14))
     ],
     "dicts of arrays": [{"ids": IDS.numpy(), "x": X.numpy(), "labels": Y.numpy()}],
-    "dicts in another order": [{"ids": IDS[:3], "x": X[:3], "y": Y[:3]}, {"y": Y[3:], "x": X[3:], "ids": IDS[3:]}],
+    "dicts in another order": [
+        {"ids": IDS[:3], "x": X[:3], "y": Y[:3]},
+        {"y": Y[3:], "x": X[3:], "ids": IDS[3:]},
+    ],
     "no dicts": [Wrapped(ids=IDS[:3], x=X[:3], y=Y[:3]), Wrapped(x=X[3:], ids=IDS[3:], y=Y[3:])],
 }
 
@@ -178,7 +189,9 @@ def test_many_examples_come_in_order():
 
 def test_targets_that_are_no_classes_keep_their_type():
     assert load_split([(X, X[:, :1].double())]).y.dtype == torch.float64
-    assert load_split([(X[i], 0.5 * i) for i in range(14)]).y.tolist() == [0.5 * i for i in range(14)]
+    assert load_split([(X[i], 0.5 * i) for i in range(14)]).y.tolist() == [
+        0.5 * i for i in range(14)
+    ]
     assert load_split(TensorDataset(X, X)).y.shape == (14, 3)
 
 
@@ -242,13 +255,22 @@ BAD = {
     ),
     "unequal examples": ([(X[0], 0), (X[0, :2], 1)], r"got examples of \[2\] and \[3\]\. Pad them"),
     "pictures": (Pictures(), r"examples must be tensors, arrays or numbers, got <class 'object'>"),
-    "targets of several numbers": ([(X[0], Y[:2])], r"equally many examples, got 3 and 2\. Examples one by one"),
+    "targets of several numbers": (
+        [(X[0], Y[:2])],
+        r"equally many examples, got 3 and 2\. Examples one by one",
+    ),
     "a batch of a number": ([(torch.tensor(1.0), Y)], r"got a single number and 14"),
     "no inputs": ([{"y": Y}], r"got no input and 14"),
-    "whole tensors": ((X, Y), r"must be \(inputs, targets\) or a mapping, got Tensor\. Whole tensors make a split"),
+    "whole tensors": (
+        (X, Y),
+        r"must be \(inputs, targets\) or a mapping, got Tensor\. Whole tensors make a split",
+    ),
     "a whole mapping": ({"x": X, "y": Y}, r"got dict\. Tensors make a split"),
     "an array": (X.numpy(), r"got ndarray\."),
-    "a dataset without length": (Unending(), r"a dataset must have a length, got Unending without __len__"),
+    "a dataset without length": (
+        Unending(),
+        r"a dataset must have a length, got Unending without __len__",
+    ),
 }
 
 
@@ -280,7 +302,11 @@ def test_the_batch_size_of_a_training_loader_is_told_to_be_unused(caplog):
     ]
     assert Problem(data, torch.nn.Linear(3, 2)).batch_size == 100
     caplog.clear()
-    load_split(DataLoader(TensorDataset(X, Y), batch_sampler=BatchSampler(RandomSampler(X), 3, drop_last=False)))
+    load_split(
+        DataLoader(
+            TensorDataset(X, Y), batch_sampler=BatchSampler(RandomSampler(X), 3, drop_last=False)
+        )
+    )
     assert "batch_size 3" in warned(caplog)[0]
     caplog.clear()
     load_split(TensorDataset(X, Y))
@@ -300,13 +326,24 @@ WEIGHTED = WeightedRandomSampler([1.0] * 7 + [9.0] * 7, 14)
         {"batch_sampler": BatchSampler(WEIGHTED, 4, drop_last=False)},
         {"sampler": WEIGHTED, "batch_size": None},
     ],
-    ids=["weighted", "weighted, without replacement", "with replacement", "in a batch sampler", "without batches"],
+    ids=[
+        "weighted",
+        "weighted, without replacement",
+        "with replacement",
+        "in a batch sampler",
+        "without batches",
+    ],
 )
 def test_a_sampler_that_repeats_or_weighs_examples_is_refused(options):
     loader = DataLoader(TensorDataset(X, Y), **options)
-    for call in (load_split, lambda source: splits(TensorDataset(X, Y), source), lambda source: splits(source, source)):
+    for call in (
+        load_split,
+        lambda source: splits(TensorDataset(X, Y), source),
+        lambda source: splits(source, source),
+    ):
         with pytest.raises(
-            ValueError, match=r"must give each example once, got (Weighted)?RandomSampler.*the dataset itself"
+            ValueError,
+            match=r"must give each example once, got (Weighted)?RandomSampler.*the dataset itself",
         ):
             call(loader)
 
@@ -336,7 +373,10 @@ class Pairs(Backwards):
 
 @pytest.mark.parametrize(
     ("options", "places"),
-    [({"sampler": Backwards(), "batch_size": 3}, range(13, -1, -1)), ({"batch_sampler": Pairs()}, [0, 13, 1, 12])],
+    [
+        ({"sampler": Backwards(), "batch_size": 3}, range(13, -1, -1)),
+        ({"batch_sampler": Pairs()}, [0, 13, 1, 12]),
+    ],
     ids=["of examples", "of batches"],
 )
 def test_a_sampler_of_ones_own_is_asked_once_and_that_is_told(options, places, caplog):
@@ -350,7 +390,9 @@ def test_a_sampler_of_ones_own_is_asked_once_and_that_is_told(options, places, c
 def test_what_drop_last_leaves_out_is_told(shuffle, caplog):
     split = load_split(DataLoader(TensorDataset(X, Y), 4, drop_last=True, shuffle=shuffle))
     assert len(split) == 12
-    assert any("drop_last of the loader left 2 of 14 examples out" in text for text in warned(caplog))
+    assert any(
+        "drop_last of the loader left 2 of 14 examples out" in text for text in warned(caplog)
+    )
     caplog.clear()
     assert len(load_split(DataLoader(TensorDataset(X, Y), 7, drop_last=True))) == 14
     assert not any("drop_last" in text for text in warned(caplog))
@@ -366,7 +408,10 @@ def test_a_loaders_own_collate_function_is_used():
 
 def test_a_loaders_own_generator_is_left_as_it_was():
     generator = torch.Generator().manual_seed(3)
-    for options in ({"shuffle": True}, {"sampler": SubsetRandomSampler(range(14), generator=generator)}):
+    for options in (
+        {"shuffle": True},
+        {"sampler": SubsetRandomSampler(range(14), generator=generator)},
+    ):
         state, before = generator.get_state(), torch.get_rng_state()
         loader = DataLoader(TensorDataset(X, Y), 4, generator=generator, **options)
         one, two = load_split(loader), load_split(loader)
@@ -408,7 +453,8 @@ ENDLESS = {
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
 def test_a_source_that_never_ends_is_refused_after_the_limit(source):
     with pytest.raises(
-        ValueError, match=r"must end within limit=1,000 examples, got more\. Cut them, with itertools\.islice"
+        ValueError,
+        match=r"must end within limit=1,000 examples, got more\. Cut them, with itertools\.islice",
     ):
         load_split(source, limit=1000)
     with pytest.raises(ValueError, match="must end within limit=1,000"):
@@ -432,4 +478,6 @@ def test_reading_for_long_is_told(monkeypatch, caplog):
     now = itertools.count(step=2.0)
     monkeypatch.setattr(loaders, "time", SimpleNamespace(monotonic=lambda: next(now)))
     load_split(iter([(X, Y)] * 9))
-    assert warned(caplog) == [f"still reading: {n} examples of at most limit=1,000,000" for n in (42, 84, 126)]
+    assert warned(caplog) == [
+        f"still reading: {n} examples of at most limit=1,000,000" for n in (42, 84, 126)
+    ]

@@ -24,7 +24,9 @@ def last(run, **more):
     return list(train(run, **more))[-1]
 
 
-@pytest.mark.parametrize("level", [None, 0.3, 0.65], ids=["plain", "flooded", "flooded from the start"])
+@pytest.mark.parametrize(
+    "level", [None, 0.3, 0.65], ids=["plain", "flooded", "flooded from the start"]
+)
 @pytest.mark.parametrize(
     "problem",
     [small(), normed(), small(lr_scheduler=decay, max_grad_norm=0.1)],
@@ -35,16 +37,23 @@ def test_weights_and_losses_equal_the_obvious_loop_bit_for_bit(problem, level):
     weights, losses = by_hand(run)
     row = last(run)
     assert all(torch.equal(row.weights["last"][name], weights[name]) for name in weights)
-    sizes = [len(part) for part in torch.arange(len(problem.splits(3).train)).split(problem.batch_size)]
+    sizes = [
+        len(part) for part in torch.arange(len(problem.splits(3).train)).split(problem.batch_size)
+    ]
     epochs = np.average(np.reshape(losses, (6, -1)), axis=1, weights=sizes)
     np.testing.assert_allclose(row.record.curves["train_loss"][1:], epochs, rtol=1e-6)
     if problem.batch_size == 100:  # one batch an epoch: the very same numbers
         assert row.record.curves["train_loss"][1:].tolist() == np.float32(losses).tolist()
-        assert row.record.curves["flooded"][1:].tolist() == [float(level is not None and x < level) for x in losses]
+        assert row.record.curves["flooded"][1:].tolist() == [
+            float(level is not None and x < level) for x in losses
+        ]
 
 
 def test_level_zero_equals_plain_training_of_a_loss_that_is_never_negative():
-    assert last(Run(small(), 0.0)).record.weights_sha256 == last(Run(small(), None)).record.weights_sha256
+    assert (
+        last(Run(small(), 0.0)).record.weights_sha256
+        == last(Run(small(), None)).record.weights_sha256
+    )
 
 
 def test_flooding_changes_the_weights_only_after_a_loss_below_the_level():
@@ -64,7 +73,9 @@ def test_a_row_per_epoch_from_before_training_and_a_record_at_the_end():
     record = rows[6].record
     assert {len(curve) for curve in record.curves.values()} == {7}
     for name in ("val_loss", "val_accuracy", "train_loss", "flooded", "level"):
-        np.testing.assert_array_equal(record.curves[name], np.float32([row.values[name] for row in rows[:7]]))
+        np.testing.assert_array_equal(
+            record.curves[name], np.float32([row.values[name] for row in rows[:7]])
+        )
         assert np.float32(record.metrics[f"last.{name}"]) == record.curves[name][-1]
     best = choose_epoch(record)
     assert record.metrics["best.epoch"] == best
@@ -85,7 +96,9 @@ def test_send_ends_a_run_and_gives_its_record():
     assert [next(rows).epoch for _ in range(3)] == [0, 1, 2]
     ended = rows.send(True)
     assert ended.record.metrics["epochs"] == 2
-    assert ended.record.weights_sha256 == last(Run(small(), 0.3, stop_epoch=2)).record.weights_sha256
+    assert (
+        ended.record.weights_sha256 == last(Run(small(), 0.3, stop_epoch=2)).record.weights_sha256
+    )
     assert next(rows).run.seed == 1
 
 
@@ -127,7 +140,9 @@ def test_finals_are_metrics_of_the_best_and_the_last_weights():
         model.load_state_dict(row.weights[at])
         with torch.no_grad():
             found = model(test.x)
-        assert row.record.metrics[f"{at}.test_accuracy"] == pytest.approx((found.argmax(1) == test.y).float().mean())
+        assert row.record.metrics[f"{at}.test_accuracy"] == pytest.approx(
+            (found.argmax(1) == test.y).float().mean()
+        )
         clean = (found.argmax(1) == test.clean).float().mean()
         assert row.record.metrics[f"{at}.test_accuracy_clean"] == pytest.approx(clean)
         nll = torch.nn.functional.cross_entropy(found, test.y)
@@ -186,7 +201,10 @@ def test_first_flooded_weights_come_from_before_the_first_step_below_the_level()
     below = int(np.argmax(row.record.curves["flooded"] > 0))
     model, split = run.problem.build(0), run.problem.splits(0).train
     model.load_state_dict(row.weights["first_flooded"])
-    assert torch.nn.functional.cross_entropy(model(split.x), split.y).item() == row.record.curves["train_loss"][below]
+    assert (
+        torch.nn.functional.cross_entropy(model(split.x), split.y).item()
+        == row.record.curves["train_loss"][below]
+    )
     assert "first_flooded" not in last(Run(small(), 1e-9), first_flooded=True).weights
 
 
@@ -228,22 +246,31 @@ def test_sam_equals_its_two_passes_by_hand_and_keeps_the_callers_optimiser():
     weights = last(Run(problem, None, SAM(0.05))).weights["last"]
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
-    assert last(Run(problem, None)).record.weights_sha256 != last(Run(problem, None, SAM(0.05))).record.weights_sha256
+    assert (
+        last(Run(problem, None)).record.weights_sha256
+        != last(Run(problem, None, SAM(0.05))).record.weights_sha256
+    )
 
 
 def test_sam_with_a_level_holds_the_loss():
     plain, held = (
-        last(Run(small(max_epochs=60), level, SAM(0.05))).record.metrics["last.train_loss"] for level in (None, 0.4)
+        last(Run(small(max_epochs=60), level, SAM(0.05))).record.metrics["last.train_loss"]
+        for level in (None, 0.4)
     )
     assert plain < 0.1 < 0.3 < held
 
 
 def test_the_gradient_penalty_equals_its_formula_and_lowers_the_gradient():
-    problem = small(optimizer=partial(torch.optim.SGD, lr=0.1), max_epochs=1, model=partial(torch.nn.Linear, 10, 2))
+    problem = small(
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        max_epochs=1,
+        model=partial(torch.nn.Linear, 10, 2),
+    )
     model, split = problem.build(0).double(), problem.splits(0).train
     x = torch.cat([split.x, torch.ones(40, 1)], 1).double()
     w = torch.cat([model.weight, model.bias[:, None]], 1).detach()
-    # Closed form for softmax regression: g = (p - y)^T x / n, and d(|g|^2 / 2)/dw through the softmax Jacobian.
+    # Closed form for softmax regression: g = (p - y)^T x / n, and d(|g|^2 / 2)/dw through the
+    # softmax Jacobian.
     p, y = (x @ w.T).softmax(1), torch.nn.functional.one_hot(split.y, 2).double()
     g = (p - y).T @ x / 40
     v = x @ g.T
@@ -251,12 +278,17 @@ def test_the_gradient_penalty_equals_its_formula_and_lowers_the_gradient():
     expected = w - 0.1 * (g + 0.5 * hv)
     found = last(Run(problem, None, GradientPenalty(0.5))).weights["last"]
     torch.testing.assert_close(
-        torch.cat([found["weight"], found["bias"][:, None]], 1).double(), expected, rtol=0, atol=1e-6
+        torch.cat([found["weight"], found["bias"][:, None]], 1).double(),
+        expected,
+        rtol=0,
+        atol=1e-6,
     )
 
 
 def test_lbfgs_gets_the_closure_it_wants():
-    problem = small(optimizer=partial(torch.optim.LBFGS, lr=0.5, line_search_fn="strong_wolfe"), max_epochs=8)
+    problem = small(
+        optimizer=partial(torch.optim.LBFGS, lr=0.5, line_search_fn="strong_wolfe"), max_epochs=8
+    )
     record = last(Run(problem, None)).record
     assert record.curves["train_loss"][-1] < 0.1
     held = last(Run(problem, 0.3)).record
@@ -270,7 +302,9 @@ def test_what_is_reported_is_the_plain_loss_where_training_uses_another():
     model, split = problem.build(0).eval(), problem.splits(0).val
     model.load_state_dict(row.weights["last"])
     with torch.no_grad():
-        plain, smoothed = (float(loss(model(split.x), split.y)) for loss in (problem.eval_loss, smooth))
+        plain, smoothed = (
+            float(loss(model(split.x), split.y)) for loss in (problem.eval_loss, smooth)
+        )
     assert row.record.metrics["last.val_loss"] == pytest.approx(plain, rel=1e-5)
     assert abs(plain - smoothed) > 1e-3
     assert row.record.weights_sha256 == last(Run(small(loss=smooth))).record.weights_sha256
@@ -292,15 +326,21 @@ def test_a_per_example_method_without_a_level_is_plain_training():
     "loss",
     [
         torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0])),
-        partial(torch.nn.functional.cross_entropy, weight=torch.tensor([1.0, 5.0]), label_smoothing=0.1),
+        partial(
+            torch.nn.functional.cross_entropy, weight=torch.tensor([1.0, 5.0]), label_smoothing=0.1
+        ),
         partial(torch.nn.functional.cross_entropy, ignore_index=0),
     ],
     ids=["module with class weights", "function with class weights", "ignored class"],
 )
 def test_per_example_methods_keep_torchs_weighted_mean(loss):
     problem = small(loss=loss)
-    plain, unflooded = (last(Run(problem, level, m)).record for level, m in ((None, Flooding()), (-10.0, IFlood())))
-    np.testing.assert_allclose(unflooded.curves["train_loss"], plain.curves["train_loss"], rtol=1e-4)
+    plain, unflooded = (
+        last(Run(problem, level, m)).record for level, m in ((None, Flooding()), (-10.0, IFlood()))
+    )
+    np.testing.assert_allclose(
+        unflooded.curves["train_loss"], plain.curves["train_loss"], rtol=1e-4
+    )
     assert (unflooded.curves["flooded"] == 0).all()
 
 
@@ -311,7 +351,9 @@ def test_excess_levels_of_soft_targets_are_averaged_for_the_batch_mean():
     problem, mean = small(data=Splits(*parts)), 0.1 + np.log(2) / 2
     row, constant = last(Run(problem, Excess(0.1, classes=2))), last(Run(problem, mean))
     np.testing.assert_allclose(row.record.curves["level"][1:], mean, rtol=1e-6)
-    for name, tensor in constant.weights["last"].items():  # and the mean is what acts, not each example's level
+    for name, tensor in constant.weights[
+        "last"
+    ].items():  # and the mean is what acts, not each example's level
         torch.testing.assert_close(row.weights["last"][name], tensor)
 
 
@@ -354,7 +396,9 @@ def test_the_closure_of_lbfgs_returns_what_was_differentiated():
         def step(self, closure):
             told.append(closure())
 
-    raw = last(Run(small(optimizer=partial(Spy, lr=0.1), max_epochs=2), 2.0)).record.curves["train_loss"][1]
+    raw = last(Run(small(optimizer=partial(Spy, lr=0.1), max_epochs=2), 2.0)).record.curves[
+        "train_loss"
+    ][1]
     assert told[0] == pytest.approx(2 * 2.0 - raw, rel=1e-6)
 
 
@@ -397,10 +441,19 @@ class OfPair(torch.nn.Linear):
     [
         {"optimizer": partial(NoClosure, lr=0.1)},
         {"model": Caching},
-        {"schedule": partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=10.0)},
+        {
+            "schedule": partial(
+                torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=10.0
+            )
+        },
         {"model": partial(torch.nn.utils.parametrizations.weight_norm, torch.nn.Linear(10, 2))},
     ],
-    ids=["an optimiser without closure", "a module that caches", "a schedule that wants the loss", "weight norm"],
+    ids=[
+        "an optimiser without closure",
+        "a module that caches",
+        "a schedule that wants the loss",
+        "weight norm",
+    ],
 )
 def test_users_modules_optimisers_and_schedules_train(changes):
     record = last(Run(small(max_epochs=5, **changes), 0.3)).record
@@ -434,7 +487,9 @@ def test_the_fingerprint_is_that_of_the_first_batch(method):
     assert fingerprint(run) != fingerprint(Run(normed(batch_size=10), 0.3, method))
 
 
-@pytest.mark.parametrize("level", ["0.3", True, float("nan"), torch.tensor([0.1, 0.5]), torch.tensor(torch.nan), {}])
+@pytest.mark.parametrize(
+    "level", ["0.3", True, float("nan"), torch.tensor([0.1, 0.5]), torch.tensor(torch.nan), {}]
+)
 def test_what_is_no_level_is_refused(level):
     with pytest.raises(ValueError, match="level must be"):
         Run(small(), level)

@@ -1,4 +1,5 @@
-"""Criteria: flooded in training only, exact at the edges, cheap for the device, and what users trip over."""
+"""Criteria: flooded in training only, exact at the edges, cheap for the device, and what users trip
+over."""
 
 import copy
 import functools
@@ -16,7 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flooding.criterion import Flood
 from flooding.functional import flood
 from flooding.levels import Excess, PerClass, PerExample, excess, target_entropy
-from flooding.methods import EMATeacher, Flooding, Hinge, IFlood, SoftAD, WaveBound, flooded_fraction, objective
+from flooding.methods import (
+    EMATeacher,
+    Flooding,
+    Hinge,
+    IFlood,
+    SoftAD,
+    WaveBound,
+    flooded_fraction,
+    objective,
+)
 
 METHODS = [Flooding(), IFlood(), SoftAD(sigma=0.5), Hinge()]
 ABS = [Flooding(), IFlood()]
@@ -60,7 +70,9 @@ def test_evaluation_and_no_grad_are_plain(method, batch):
     logits = logits + 3 * F.one_hot(y)
     plain = F.cross_entropy(logits, y)
     criterion = Flood(cross_entropy(method), level=plain.item() + 0.05, method=method)
-    assert not torch.equal(criterion(logits, y), plain), "training floods: the level lies above the loss"
+    assert not torch.equal(criterion(logits, y), plain), (
+        "training floods: the level lies above the loss"
+    )
 
     with torch.no_grad():
         assert torch.equal(criterion(logits, y), plain)
@@ -68,7 +80,9 @@ def test_evaluation_and_no_grad_are_plain(method, batch):
         assert torch.equal(criterion(logits.detach(), y), plain)
     assert torch.equal(criterion(logits.detach(), y), plain), "a loss without gradient"
     criterion.eval()
-    assert torch.equal(criterion(logits, y), plain), "evaluation mode with gradients, as for saliency maps"
+    assert torch.equal(criterion(logits, y), plain), (
+        "evaluation mode with gradients, as for saliency maps"
+    )
 
 
 def test_evaluation_leaves_the_training_figures_alone(batch):
@@ -79,7 +93,10 @@ def test_evaluation_leaves_the_training_figures_alone(batch):
         criterion(logits, y)
 
     def figures():
-        return [t.clone() for t in (criterion.raw_loss, criterion.flooded_loss, criterion.flooded_fraction)]
+        return [
+            t.clone()
+            for t in (criterion.raw_loss, criterion.flooded_loss, criterion.flooded_fraction)
+        ]
 
     before = figures()
     criterion.eval()(2 * logits, y)
@@ -124,7 +141,9 @@ def test_a_level_of_minus_infinity_is_plain_bit_for_bit(method):
     result, slope = slopes(0.3, torch.tensor(-math.inf), method)
     assert torch.equal(result, loss)
     assert torch.equal(slope, torch.ones_like(slope))
-    assert torch.equal(objective(loss, torch.tensor(-math.inf), method), objective(loss, None, method))
+    assert torch.equal(
+        objective(loss, torch.tensor(-math.inf), method), objective(loss, None, method)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
@@ -164,7 +183,9 @@ def test_above_the_level_the_gradient_is_the_plain_one_bit_for_bit(level, rng):
         model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
     x, y = torch.randn(16, 5, generator=rng), torch.randint(3, (16,), generator=rng)
     plain = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
-    flooded = torch.autograd.grad(objective(F.cross_entropy(model(x), y), level), list(model.parameters()))
+    flooded = torch.autograd.grad(
+        objective(F.cross_entropy(model(x), y), level), list(model.parameters())
+    )
     assert all(map(torch.equal, plain, flooded))
     assert torch.equal(torch_state, torch.random.get_rng_state())
 
@@ -176,10 +197,13 @@ def test_without_a_level_the_loss_is_the_very_same_tensor():
     assert torch.equal(objective(losses, None), losses.mean())
 
 
-@pytest.mark.parametrize(("dtype", "sign"), [(torch.bfloat16, 1), (torch.float16, -1)], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "sign"), [(torch.bfloat16, 1), (torch.float16, -1)], ids=["bfloat16", "float16"]
+)
 @pytest.mark.parametrize("method", METHODS, ids=name)
 def test_half_precision_compares_in_float32(dtype, sign, method):
-    # The bfloat16 nearest to 0.05 is 0.0500488 and the float16 0.0499878: the types themselves see a tie.
+    # The bfloat16 nearest to 0.05 is 0.0500488 and the float16 0.0499878: the types themselves see
+    # a tie.
     loss = torch.full((3,) if method.reduction == "none" else (), 0.05, dtype=dtype)
     assert not (loss > torch.tensor(0.05, dtype=dtype)).any()
     assert not (loss < torch.tensor(0.05, dtype=dtype)).any(), "the comparison in the type errs"
@@ -197,11 +221,15 @@ def test_half_precision_compares_in_float32(dtype, sign, method):
 
 
 def slow_objective(losses, levels, weights, formula):
-    total = sum(w * formula(loss, b) for loss, b, w in zip(losses, levels, weights, strict=True) if w)
+    total = sum(
+        w * formula(loss, b) for loss, b, w in zip(losses, levels, weights, strict=True) if w
+    )
     return total / sum(weights)
 
 
-@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 0.0], [0.5, 2.0, 0.0, 1.25]])
+@pytest.mark.parametrize(
+    "weights", [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 0.0], [0.5, 2.0, 0.0, 1.25]]
+)
 def test_weighted_mean_against_the_slow_twin(weights):
     losses, levels = [0.1, 0.9, 0.4, 0.2], [0.3, 0.3, 0.1, 0.7]
     fast = objective(
@@ -233,11 +261,18 @@ def test_all_ignored_gives_zero_with_a_gradient(level):
 
 def test_objective_refuses_the_wrong_raw_loss():
     losses = torch.rand(3, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=r"Flooding needs the scalar batch mean, got shape \(3,\).*reduction='mean'"):
+    with pytest.raises(
+        ValueError,
+        match=r"Flooding needs the scalar batch mean, got shape \(3,\).*reduction='mean'",
+    ):
         objective(losses, 0.1)
-    with pytest.raises(ValueError, match=r"IFlood needs one raw loss per example, got shape \(\).*reduction='none'"):
+    with pytest.raises(
+        ValueError, match=r"IFlood needs one raw loss per example, got shape \(\).*reduction='none'"
+    ):
         objective(losses.mean(), 0.1, IFlood())
-    with pytest.raises(ValueError, match=r"weight must have the shape of the loss, \(3,\), got \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"weight must have the shape of the loss, \(3,\), got \(2,\)"
+    ):
         objective(losses, 0.1, IFlood(), weight=torch.ones(2))
     with pytest.raises(ValueError, match="WaveBound averages inside"):
         objective(losses, 0.1, WaveBound(0.01), weight=torch.ones(3))
@@ -253,7 +288,12 @@ def test_flooded_fraction_is_strict_and_masked():
     losses = torch.tensor([0.0, 0.1, 0.3, math.nan, -math.inf])
     assert flooded_fraction(losses, 0.1) == 0.2  # 0.0 only: a tie, NaN and -inf are not flooded
     assert flooded_fraction(losses, None) == 0
-    assert flooded_fraction(losses, torch.full((5,), 0.2), weight=torch.tensor([1.0, 0.0, 2.0, 0.0, 0.0])) == 0.5
+    assert (
+        flooded_fraction(
+            losses, torch.full((5,), 0.2), weight=torch.tensor([1.0, 0.0, 2.0, 0.0, 0.0])
+        )
+        == 0.5
+    )
     assert flooded_fraction(losses, 0.1, weight=torch.zeros(5)) == 0
     assert flooded_fraction(torch.tensor(0.05), 0.1) == 1
 
@@ -335,10 +375,14 @@ def test_pixels_with_a_level_per_class_and_per_image(rng):
     assert torch.equal(per_image(logits, y, id=torch.tensor([9, 8])), expected)
 
 
-@pytest.mark.parametrize("inner", [F.cross_entropy, lambda a, y: F.cross_entropy(a, y), nn.CrossEntropyLoss()])
+@pytest.mark.parametrize(
+    "inner", [F.cross_entropy, lambda a, y: F.cross_entropy(a, y), nn.CrossEntropyLoss()]
+)
 def test_any_module_or_function_is_a_criterion(inner, batch):
     logits, y = batch
-    torch.testing.assert_close(Flood(inner, 0.5)(logits, y), flood(F.cross_entropy(logits, y), 0.5), rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        Flood(inner, 0.5)(logits, y), flood(F.cross_entropy(logits, y), 0.5), rtol=1e-7, atol=0
+    )
     if inner is F.cross_entropy:
         assert Flood(inner, 0.5)(input=logits, target=y, label_smoothing=0.1) > 0
 
@@ -361,9 +405,13 @@ def test_two_losses_with_a_level_each(rng):
 
 def test_a_criterion_with_another_reduction_is_refused():
     for reduction in ("sum", "none"):
-        with pytest.raises(ValueError, match=f"Flooding needs the scalar batch mean, got a .*{reduction}"):
+        with pytest.raises(
+            ValueError, match=f"Flooding needs the scalar batch mean, got a .*{reduction}"
+        ):
             Flood(nn.CrossEntropyLoss(reduction=reduction), 0.1)
-    with pytest.raises(ValueError, match=r"IFlood needs one raw loss per example, got a .*reduction='mean'"):
+    with pytest.raises(
+        ValueError, match=r"IFlood needs one raw loss per example, got a .*reduction='mean'"
+    ):
         Flood(nn.CrossEntropyLoss(), 0.1, IFlood())
     with pytest.raises(ValueError, match="reduction='sum'"):
         Flood(functools.partial(F.cross_entropy, reduction="sum"), 0.1)
@@ -447,7 +495,9 @@ def test_levels_per_class():
 
 
 def test_levels_per_example_against_a_dictionary(rng):
-    ids = torch.randperm(1000, generator=rng)[:50] * 10**12  # large and sparse: no dense table could hold them
+    ids = (
+        torch.randperm(1000, generator=rng)[:50] * 10**12
+    )  # large and sparse: no dense table could hold them
     levels = torch.rand(50, generator=rng)
     table = PerExample(levels, ids)
     slow = dict(zip(ids.tolist(), levels.tolist(), strict=True))
@@ -465,9 +515,13 @@ def test_an_example_without_a_level_is_never_level_zero():
     with pytest.raises(ValueError, match=r"none for 4 of 6 ids, first \[2, 4, 6, -1\]"):
         table.check(missing)
     for method in (IFlood(), SoftAD()):
-        assert objective(torch.rand(6), table.at(None, missing), method).isnan(), "it cannot go unnoticed"
+        assert objective(torch.rand(6), table.at(None, missing), method).isnan(), (
+            "it cannot go unnoticed"
+        )
     with pytest.raises(ValueError, match="need the examples' ids, got none"):
-        Flood(nn.MSELoss(reduction="none"), table, IFlood())(torch.zeros(2, requires_grad=True), torch.zeros(2))
+        Flood(nn.MSELoss(reduction="none"), table, IFlood())(
+            torch.zeros(2, requires_grad=True), torch.zeros(2)
+        )
     with pytest.raises(ValueError, match="every id must come once"):
         PerExample(torch.ones(2), torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="equal length, got 2 and 1"):
@@ -482,12 +536,16 @@ def test_target_entropy_is_the_least_cross_entropy(smoothing):
     expected = [-sum(p * math.log(p) for p in row if p) for row in mixed.tolist()]
     for target in (y, soft):
         entropy = target_entropy(target, 3, smoothing)
-        torch.testing.assert_close(entropy.double(), torch.tensor(expected).double(), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            entropy.double(), torch.tensor(expected).double(), rtol=1e-6, atol=1e-7
+        )
         assert not torch.signbit(entropy).any(), "never -0.0"
         # Logits ln(mixed) reach it; where a class is impossible -60 stands for minus infinity.
         best = mixed.log().clamp_min(-60)
         reached = F.cross_entropy(best, target, reduction="none", label_smoothing=smoothing)
-        torch.testing.assert_close(excess(reached, target, 3, smoothing), torch.zeros(2).double(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            excess(reached, target, 3, smoothing), torch.zeros(2).double(), rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("method", [Flooding(), IFlood(), SoftAD(sigma=0.2)], ids=name)
@@ -502,7 +560,9 @@ def test_excess_levels_flood_the_excess_loss(method, kind, rng):
     over = excess(losses, y, 3, smoothing)
     level = over.detach().median().item() + 0.01
     slow = objective(over.mean() if method.reduction == "mean" else over, level, method)
-    criterion = Flood(cross_entropy(method, label_smoothing=smoothing), Excess(level, 3, smoothing), method)
+    criterion = Flood(
+        cross_entropy(method, label_smoothing=smoothing), Excess(level, 3, smoothing), method
+    )
     fast = criterion(logits, y)
     pair = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (fast, slow)]
     torch.testing.assert_close(*pair, rtol=1e-6, atol=1e-7)  # entropies of hard targets are float32
@@ -554,7 +614,9 @@ def test_non_finite_examples_are_counted_each():
 
 
 def test_state_dicts_load_strictly_both_ways():
-    plain, flooded = ({"net": nn.Linear(2, 2), "loss": loss} for loss in (nn.CrossEntropyLoss(), None))
+    plain, flooded = (
+        {"net": nn.Linear(2, 2), "loss": loss} for loss in (nn.CrossEntropyLoss(), None)
+    )
     flooded["loss"] = Flood(nn.CrossEntropyLoss(), 0.3)
     plain, flooded = nn.ModuleDict(plain), nn.ModuleDict(flooded)
     flooded.load_state_dict(plain.state_dict(), strict=True)
@@ -580,13 +642,19 @@ def test_casting_a_model_does_not_round_the_level():
 
 
 @pytest.mark.parametrize(
-    "level", [0.5, PerExample(torch.tensor([0.5, 1.0]), torch.tensor([0, 1]))], ids=["number", "per example"]
+    "level",
+    [0.5, PerExample(torch.tensor([0.5, 1.0]), torch.tensor([0, 1]))],
+    ids=["number", "per example"],
 )
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"]
+)
 def test_copies_are_equal_and_independent(level, clone):
     x, ids = torch.tensor([0.5, 1.5], requires_grad=True), torch.tensor([0, 1])
     criterion = Flood(nn.MSELoss(reduction="none"), level, IFlood())
-    criterion(x, torch.zeros(2), id=ids)  # its figures must not hold on to the graph: deepcopy would refuse
+    criterion(
+        x, torch.zeros(2), id=ids
+    )  # its figures must not hold on to the graph: deepcopy would refuse
     twin = clone(criterion)
     assert torch.equal(twin(x, torch.zeros(2), id=ids), criterion(x, torch.zeros(2), id=ids))
     assert torch.equal(twin.n_seen, criterion.n_seen)
@@ -635,7 +703,12 @@ def test_a_step_never_waits_for_the_device(method, level):
             if not isinstance(level, (PerClass, PerExample)):
                 criterion.level = 0.1 * step
                 criterion.level = torch.tensor(0.1)
-        figures = criterion.raw_loss, criterion.flooded_loss, criterion.flooded_fraction, criterion.n_nonfinite
+        figures = (
+            criterion.raw_loss,
+            criterion.flooded_loss,
+            criterion.flooded_fraction,
+            criterion.n_nonfinite,
+        )
         criterion.reset()
         assert reads.n == 0
         _ = [float(t) for t in figures]
@@ -697,7 +770,10 @@ def test_a_level_that_is_a_python_number_recompiles(rng):
 def test_vmap_of_grad_turns_flooding_into_iflood(rng):
     # Per-example gradients see a batch of one, so the batch mean is each example's own loss.
     w = torch.randn(3, generator=rng, dtype=torch.float64)
-    x, y = torch.randn(8, 3, generator=rng, dtype=torch.float64), torch.randn(8, generator=rng, dtype=torch.float64)
+    x, y = (
+        torch.randn(8, 3, generator=rng, dtype=torch.float64),
+        torch.randn(8, generator=rng, dtype=torch.float64),
+    )
 
     def batch_flooded(w, x, y):
         return objective(F.mse_loss(x @ w, y), 1.0)
@@ -706,13 +782,18 @@ def test_vmap_of_grad_turns_flooding_into_iflood(rng):
         return objective((x @ w - y).square(), 1.0, IFlood())
 
     per_example = torch.func.vmap(torch.func.grad(batch_flooded), in_dims=(None, 0, 0))(w, x, y)
-    torch.testing.assert_close(per_example.mean(0), torch.func.grad(each_flooded)(w), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        per_example.mean(0), torch.func.grad(each_flooded)(w), rtol=1e-12, atol=0
+    )
     batch = torch.func.grad(batch_flooded)(w, x, y)
     assert not torch.allclose(per_example.mean(0), batch)
-    # The criterion keeps counts, which torch.func refuses to change in place: there the trap is an error.
+    # The criterion keeps counts, which torch.func refuses to change in place: there the trap is an
+    # error.
     criterion = Flood(nn.MSELoss(), 1.0)
     with pytest.raises(RuntimeError, match="in-place"):
-        torch.func.vmap(torch.func.grad(lambda w, x, y: criterion(x @ w, y)), in_dims=(None, 0, 0))(w, x, y)
+        torch.func.vmap(torch.func.grad(lambda w, x, y: criterion(x @ w, y)), in_dims=(None, 0, 0))(
+            w, x, y
+        )
 
 
 # ---------------------------------------------------------------- the teacher
@@ -747,7 +828,8 @@ def test_teacher_is_an_exponential_moving_average():
 
 
 def test_wavebound_holds_each_output_at_its_teachers_risk_less_epsilon(rng):
-    # More weights than examples, so plain training would drive both risks to 0; the teacher is an early copy.
+    # More weights than examples, so plain training would drive both risks to 0; the teacher is an
+    # early copy.
     x, y = torch.randn(8, 10, generator=rng), torch.randn(8, 2, generator=rng)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -768,7 +850,8 @@ def test_wavebound_holds_each_output_at_its_teachers_risk_less_epsilon(rng):
     bound = target.mean(0) - 0.05
     risks = torch.stack([step(target, WaveBound(epsilon=0.05)) for _ in range(200)])
     assert (risks[0] > bound).all()
-    # The step turns round when it crosses the level, so it can be no further from it than one step goes.
+    # The step turns round when it crosses the level, so it can be no further from it than one step
+    # goes.
     one_step = risks[150:].diff(dim=0).abs().amax(0)
     assert ((risks[150:] - bound).abs() <= one_step).all()
     assert (one_step < 0.05).all()

@@ -47,7 +47,10 @@ def slow_balanced_accuracy(rows, y):
 
 def slow_nll(rows, y):
     # ln(sum exp) - z_y, with the highest logit taken out.
-    losses = [max(r) + math.log(sum(math.exp(z - max(r)) for z in r)) - r[c] for r, c in zip(rows, y, strict=True)]
+    losses = [
+        max(r) + math.log(sum(math.exp(z - max(r)) for z in r)) - r[c]
+        for r, c in zip(rows, y, strict=True)
+    ]
     return sum(losses) / len(y)
 
 
@@ -75,20 +78,26 @@ def slow_ece(confidences, correct, bins):
     total = 0.0
     for inside, hits in slow_bins(confidences, correct, bins):
         if inside:
-            total += len(inside) / len(correct) * abs(sum(hits) / len(hits) - sum(inside) / len(inside))
+            total += (
+                len(inside) / len(correct) * abs(sum(hits) / len(hits) - sum(inside) / len(inside))
+            )
     return total
 
 
 def logits_for(*rows):
     """Logits whose softmax is these probabilities, to a rounding; 0 becomes exactly 0."""
-    return torch.tensor([[math.log(p) if p else -1e4 for p in row] for row in rows], dtype=torch.float64)
+    return torch.tensor(
+        [[math.log(p) if p else -1e4 for p in row] for row in rows], dtype=torch.float64
+    )
 
 
 @st.composite
 def batches(draw):
     n, classes = draw(st.integers(1, 9)), draw(st.integers(2, 5))
     logit = st.floats(-30, 30, allow_nan=False, width=32)
-    rows = draw(st.lists(st.lists(logit, min_size=classes, max_size=classes), min_size=n, max_size=n))
+    rows = draw(
+        st.lists(st.lists(logit, min_size=classes, max_size=classes), min_size=n, max_size=n)
+    )
     y = draw(st.lists(st.integers(0, classes - 1), min_size=n, max_size=n))
     return rows, y
 
@@ -101,11 +110,15 @@ def test_metrics_agree_with_their_twins(batch):
     for found, row in zip(probabilities(logits).tolist(), rows, strict=True):
         assert found == pytest.approx(softmax(row), **near)
     assert accuracy(logits, labels).item() == pytest.approx(slow_accuracy(rows, y), **near)
-    assert balanced_accuracy(logits, labels).item() == pytest.approx(slow_balanced_accuracy(rows, y), **near)
+    assert balanced_accuracy(logits, labels).item() == pytest.approx(
+        slow_balanced_accuracy(rows, y), **near
+    )
     assert nll(logits, labels).item() == pytest.approx(slow_nll(rows, y), **near)
     assert brier(logits, labels).item() == pytest.approx(slow_brier(rows, y), **near)
     mean_confidence = sum(max(softmax(row)) for row in rows) / len(y)
-    assert over_confidence(logits, labels).item() == pytest.approx(mean_confidence - slow_accuracy(rows, y), **near)
+    assert over_confidence(logits, labels).item() == pytest.approx(
+        mean_confidence - slow_accuracy(rows, y), **near
+    )
 
 
 @given(batches(), st.integers(1, 20))
@@ -115,7 +128,9 @@ def test_calibration_agrees_with_its_twin(batch, bins):
     # The confidences are taken as computed: a last-bit difference would decide the bin at an edge.
     confidences = probabilities(logits).amax(1).tolist()
     correct = [row.index(max(row)) == label for row, label in zip(rows, y, strict=True)]
-    assert ece(logits, labels, bins).item() == pytest.approx(slow_ece(confidences, correct, bins), abs=1e-12)
+    assert ece(logits, labels, bins).item() == pytest.approx(
+        slow_ece(confidences, correct, bins), abs=1e-12
+    )
     found = reliability(logits, labels, bins)
     expected = slow_bins(confidences, correct, bins)
     assert found.count.tolist() == [len(inside) for inside, _ in expected]
@@ -129,8 +144,9 @@ def test_calibration_agrees_with_its_twin(batch, bins):
 
 
 def test_confidences_of_exactly_one_share_the_last_bin():
-    # Four examples in the last of five bins: gaps -0.1 (right at 0.9), +1 (wrong at 1.0), 0, 0 (right at 1.0).
-    # Together |0.9| / 4 = 0.225; a bin of its own for 1.0 gives (0.1 + 1.0) / 4 = 0.275.
+    # Four examples in the last of five bins: gaps -0.1 (right at 0.9), +1 (wrong at 1.0), 0, 0
+    # (right at 1.0). Together |0.9| / 4 = 0.225; a bin of its own for 1.0 gives (0.1 + 1.0) / 4 =
+    # 0.275.
     logits = logits_for((0.9, 0.1), (1.0, 0.0), (1.0, 0.0), (1.0, 0.0))
     y = torch.tensor([0, 1, 0, 0])
     assert probabilities(logits)[1:].amax(1).eq(1).all()
@@ -140,7 +156,8 @@ def test_confidences_of_exactly_one_share_the_last_bin():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    ("classes", "bins", "number"), [(2, 2, 0), (2, 4, 1), (4, 4, 0), (5, 5, 0), (5, 10, 1), (3, 15, 4)]
+    ("classes", "bins", "number"),
+    [(2, 2, 0), (2, 4, 1), (4, 4, 0), (5, 5, 0), (5, 10, 1), (3, 15, 4)],
 )
 def test_a_confidence_at_an_edge_belongs_to_the_bin_below(dtype, classes, bins, number):
     # Equal logits: the confidence is the float nearest to 1 / classes, which is also the edge.
@@ -167,14 +184,18 @@ def test_of_equal_logits_the_first_counts():
 
 
 def test_balanced_accuracy_counts_every_class_alike_and_leaves_absent_ones_out():
-    # Class 0: 3 of 4 right. Class 2: 0 of 1. Class 1 does not occur, though one row is taken for it.
+    # Class 0: 3 of 4 right. Class 2: 0 of 1. Class 1 does not occur, though one row is taken for
+    # it.
     logits = torch.eye(3)[[0, 0, 0, 1, 0]]
     assert balanced_accuracy(logits, torch.tensor([0, 0, 0, 0, 2])) == 0.375
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened(dtype):
-    logits, y = torch.tensor([[0.25, 1.5], [2.0, -1.0]], dtype=dtype), torch.tensor([0, 0])  # exact in both
+    logits, y = (
+        torch.tensor([[0.25, 1.5], [2.0, -1.0]], dtype=dtype),
+        torch.tensor([0, 0]),
+    )  # exact in both
     for metric in (accuracy, balanced_accuracy, nll, brier, ece, over_confidence):
         assert metric(logits, y).dtype == torch.float32
         assert torch.equal(metric(logits, y), metric(logits.float(), y))
@@ -190,14 +211,20 @@ def test_a_perfect_and_a_perfectly_wrong_brier_score():
 def test_divergence_from_the_posterior_agrees_with_its_twin(batch, seed):
     rows, _ = batch
     logits = torch.tensor(rows, dtype=torch.float64)
-    weights = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    weights = torch.rand(
+        logits.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     weights[:, 0] *= seed % 2  # half of the cases have an impossible class
     posterior = weights / weights.sum(1, keepdim=True)
     total = 0.0
     for row, exact in zip(rows, posterior.tolist(), strict=True):
         log_sum = max(row) + math.log(sum(math.exp(z - max(row)) for z in row))
-        total += sum(q * (math.log(q) - (z - log_sum)) for z, q in zip(row, exact, strict=True) if q > 0)
-    assert kl_to_posterior(logits, posterior).item() == pytest.approx(total / len(rows), rel=1e-10, abs=1e-12)
+        total += sum(
+            q * (math.log(q) - (z - log_sum)) for z, q in zip(row, exact, strict=True) if q > 0
+        )
+    assert kl_to_posterior(logits, posterior).item() == pytest.approx(
+        total / len(rows), rel=1e-10, abs=1e-12
+    )
     best = sum(max(exact) for exact in posterior.tolist()) / len(rows)
     assert bayes_accuracy(posterior).item() == pytest.approx(best, rel=1e-12)
     assert kl_to_posterior(posterior.log(), posterior).abs() < 1e-12 or seed % 2 == 0
@@ -215,7 +242,9 @@ def test_expected_nll_is_the_divergence_plus_the_entropy():
 def test_loss_variance_agrees_with_its_twin(losses):
     mean = sum(losses) / len(losses)
     expected = sum((loss - mean) ** 2 for loss in losses) / len(losses)
-    assert loss_variance(torch.tensor(losses, dtype=torch.float64)).item() == pytest.approx(expected, abs=1e-9)
+    assert loss_variance(torch.tensor(losses, dtype=torch.float64)).item() == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
 LABELLED = [accuracy, balanced_accuracy, nll, brier, ece, over_confidence]
@@ -231,11 +260,17 @@ def test_metrics_are_scalars_that_never_leave_the_device(metric):
 
 def test_the_other_metrics_never_leave_the_device_either():
     logits = torch.zeros(6, 3, device="meta")
-    assert kl_to_posterior(logits, logits).shape == bayes_accuracy(logits).shape == loss_variance(logits[:, 0]).shape
+    assert (
+        kl_to_posterior(logits, logits).shape
+        == bayes_accuracy(logits).shape
+        == loss_variance(logits[:, 0]).shape
+    )
     assert reliability(logits, torch.zeros(6, device="meta").long(), bins=4).count.shape == (4,)
     model = mlp(3, 2, width=4, depth=1).to("meta")
     loss = model(logits).sum()
-    assert gradient_norm(model, loss).shape == filter_normalized_gradient_norm(model, loss).shape == ()
+    assert (
+        gradient_norm(model, loss).shape == filter_normalized_gradient_norm(model, loss).shape == ()
+    )
 
 
 @pytest.mark.parametrize("metric", LABELLED)
@@ -278,17 +313,29 @@ def test_shapes_that_do_not_match_are_refused(metric, logits, y, message):
     ("call", "message"),
     [
         (lambda: probabilities(torch.zeros(3)), "logits must be"),
-        (lambda: kl_to_posterior(torch.zeros(3, 2), torch.zeros(2, 2)), r"got \[2, 2\] and \[3, 2\]"),
+        (
+            lambda: kl_to_posterior(torch.zeros(3, 2), torch.zeros(2, 2)),
+            r"got \[2, 2\] and \[3, 2\]",
+        ),
         (lambda: bayes_accuracy(torch.zeros(3)), r"must be \[n, classes\]"),
-        (lambda: ece(torch.zeros(3, 2), torch.zeros(3).long(), bins=0), "bins must be at least 1, got 0"),
-        (lambda: reliability(torch.zeros(3, 2), torch.zeros(3).long(), bins=-1), "bins must be at least 1, got -1"),
+        (
+            lambda: ece(torch.zeros(3, 2), torch.zeros(3).long(), bins=0),
+            "bins must be at least 1, got 0",
+        ),
+        (
+            lambda: reliability(torch.zeros(3, 2), torch.zeros(3).long(), bins=-1),
+            "bins must be at least 1, got -1",
+        ),
         (lambda: loss_variance(torch.tensor(1.0)), r"losses must be \[n\] with n >= 1, got \[\]"),
         (lambda: loss_variance(torch.zeros(0)), r"got \[0\]"),
         (lambda: gradient_norm(nn.ReLU()), "trainable parameters, got none"),
         (lambda: gradient_norm(nn.Linear(1, 1), torch.zeros(2)), r"scalar, got shape \[2\]"),
         (lambda: filter_normalized_gradient_norm(nn.LayerNorm(2)), "two or more axes, got none"),
         (lambda: gradient_accordance(nn.Linear(1, 1), []), "at least two batches, got 0"),
-        (lambda: gradient_accordance(nn.Linear(1, 1), [torch.zeros(2)]), r"scalar, got shape \[2\]"),
+        (
+            lambda: gradient_accordance(nn.Linear(1, 1), [torch.zeros(2)]),
+            r"scalar, got shape \[2\]",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(call, message):
@@ -319,9 +366,15 @@ def seeded(build):
 def a_network(kind):
     generator = torch.Generator().manual_seed(1)
     if kind == "mlp":
-        model, x = seeded(lambda: mlp(4, 3, width=6, depth=2, batch_norm=True)), torch.randn(8, 4, generator=generator)
+        model, x = (
+            seeded(lambda: mlp(4, 3, width=6, depth=2, batch_norm=True)),
+            torch.randn(8, 4, generator=generator),
+        )
     else:
-        model, x = seeded(lambda: small_cnn(3, 2, size=8)), torch.randn(8, 2, 8, 8, generator=generator)
+        model, x = (
+            seeded(lambda: small_cnn(3, 2, size=8)),
+            torch.randn(8, 2, 8, 8, generator=generator),
+        )
     y = torch.randint(3, (8,), generator=generator)
     return model, nll(model(x.double()), y)
 
@@ -352,10 +405,15 @@ def test_parameters_without_a_gradient_count_as_zero():
 
 
 def test_filter_normalisation_undoes_a_rescaling_before_batch_norm():
-    # Batch norm with a vanishing epsilon ignores the scale of a filter: the network and its sharpness stay the same.
+    # Batch norm with a vanishing epsilon ignores the scale of a filter: the network and its
+    # sharpness stay the same.
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     y = torch.arange(16) % 2
-    model = seeded(lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5, eps=1e-30), nn.Linear(5, 2)))
+    model = seeded(
+        lambda: nn.Sequential(
+            nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5, eps=1e-30), nn.Linear(5, 2)
+        )
+    )
     before = nll(model(x), y)
     plain, filtered = gradient_norm(model, before), filter_normalized_gradient_norm(model, before)
     with torch.no_grad():
@@ -367,8 +425,8 @@ def test_filter_normalisation_undoes_a_rescaling_before_batch_norm():
 
 
 def test_filter_normalised_norm_is_the_slope_along_normalised_directions():
-    # Along d_f = |w_f| * g_f / |g_f| the slope of the loss is sum_f |w_f| |g_f|, for a single filter the norm itself.
-    # The central difference is exact up to rounding for a quadratic.
+    # Along d_f = |w_f| * g_f / |g_f| the slope of the loss is sum_f |w_f| |g_f|, for a single
+    # filter the norm itself. The central difference is exact up to rounding for a quadratic.
     model = seeded(lambda: nn.Linear(3, 1, bias=False))
     x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
 

@@ -64,7 +64,9 @@ def older(folder):
     """Turn a model into one that flooding 0.1.0 saved."""
     config = json.loads((folder / "model.json").read_text())
     del config["weights"], config["sha256"]
-    (folder / "model.json").write_text(json.dumps({**config, "format": "flooding table model 1"}, indent=1))
+    (folder / "model.json").write_text(
+        json.dumps({**config, "format": "flooding table model 1"}, indent=1)
+    )
     weights_file(folder).rename(folder / "weights.pt")
 
 
@@ -79,9 +81,15 @@ def test_flipped_bits_in_weights_are_noticed(folder, is_older):
     content, generator = path.read_bytes(), random.Random(0)
     # Without a digest, what lies between the members of the archive has no checksum.
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        starts = {m.filename: content.index(archive.read(m)) for m in archive.infolist() if m.file_size > 3}
+        starts = {
+            m.filename: content.index(archive.read(m))
+            for m in archive.infolist()
+            if m.file_size > 3
+        }
         spans = [
-            range(starts[m.filename], starts[m.filename] + m.file_size) for m in archive.infolist() if m.file_size > 3
+            range(starts[m.filename], starts[m.filename] + m.file_size)
+            for m in archive.infolist()
+            if m.file_size > 3
         ]
     places = [at for span in spans for at in span] if is_older else range(len(content))
     expected = load_model(folder).network.state_dict()
@@ -92,7 +100,10 @@ def test_flipped_bits_in_weights_are_noticed(folder, is_older):
         with pytest.raises(ValueError, match=REFUSED):
             load_model(folder)
     path.write_bytes(content)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_model(folder).network.state_dict().items())
+    assert all(
+        torch.equal(tensor, expected[name])
+        for name, tensor in load_model(folder).network.state_dict().items()
+    )
 
 
 def test_flipped_bits_in_the_description_are_noticed(folder):
@@ -124,7 +135,15 @@ def test_flipped_bits_in_the_description_are_noticed(folder):
         lambda content: b"{}",
         lambda content: b"\xff\xfe" + content,
     ],
-    ids=["a start", "a byte short", "empty", "a byte more", "a sector of zeros", "something else", "another encoding"],
+    ids=[
+        "a start",
+        "a byte short",
+        "empty",
+        "a byte more",
+        "a sector of zeros",
+        "something else",
+        "another encoding",
+    ],
 )
 @pytest.mark.parametrize("name", ["model.json", "weights*.pt"])
 def test_files_cut_off_or_overwritten_are_refused(folder, name, damage):
@@ -137,7 +156,9 @@ def test_files_cut_off_or_overwritten_are_refused(folder, name, damage):
 def test_files_of_two_models_are_no_model(tmp_path, table, folder):
     save_model(tmp_path / "other", weights_of(table, seed=1), table)
     content = weights_file(folder).read_bytes()
-    weights_file(folder).write_bytes(weights_file(tmp_path / "other").read_bytes())  # other weights under the name
+    weights_file(folder).write_bytes(
+        weights_file(tmp_path / "other").read_bytes()
+    )  # other weights under the name
     with pytest.raises(ValueError, match=r"weights-.*pt is damaged or belongs to another model"):
         load_model(folder)
     weights_file(folder).write_bytes(content)
@@ -150,12 +171,16 @@ def test_files_of_two_models_are_no_model(tmp_path, table, folder):
     described = (folder / "model.json").read_text()
     save_model(folder, weights_of(table), table)
     old = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps(old | {"preprocessing": json.loads(described)["preprocessing"]}))
+    (folder / "model.json").write_text(
+        json.dumps(old | {"preprocessing": json.loads(described)["preprocessing"]})
+    )
     with pytest.raises(ValueError, match=r"model.json was changed after it was written"):
         load_model(folder)
 
 
-def test_models_of_the_first_release_load_with_a_remark_and_are_replaced(tmp_path, table, folder, caplog):
+def test_models_of_the_first_release_load_with_a_remark_and_are_replaced(
+    tmp_path, table, folder, caplog
+):
     expected = predict(folder, tmp_path / "table.csv")
     assert caplog.text == ""
     older(folder)
@@ -170,7 +195,11 @@ def test_models_of_the_first_release_load_with_a_remark_and_are_replaced(tmp_pat
     (tmp_path / f".model-{'0b' * 16}").mkdir()
     (tmp_path / f".model-{'0b' * 16}" / "mine.txt").write_text("no model")
     save_model(folder, weights_of(table), table)
-    assert {path.name for path in tmp_path.iterdir()} == {"table.csv", "model", f".model-{'0b' * 16}"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "table.csv",
+        "model",
+        f".model-{'0b' * 16}",
+    }
     assert len(list(folder.iterdir())) == 2
 
 
@@ -249,7 +278,9 @@ FIRST = ("preprocessing", "columns", 0)
         lambda folder: (folder / "model.json").write_text('{"format": "a", "format": "b"}'),
         lambda folder: (folder / "model.json").write_text('{"format": ' + "9" * 100_000 + "}"),
         lambda folder: (folder / "model.json").write_text(
-            (folder / "model.json").read_text().replace('"header"', '"format": "flooding table model 2", "header"')
+            (folder / "model.json")
+            .read_text()
+            .replace('"header"', '"format": "flooding table model 2", "header"')
         ),
         lambda folder: (folder / "model.json").write_text("[]"),
         lambda folder: (folder / "model.json").write_text("null"),
@@ -292,22 +323,38 @@ def repacked(content, method=zipfile.ZIP_STORED, pickle=None):
         (lambda w: saved(Evil()), "not tensors alone"),
         (lambda w: saved({**w, "1.bias": Evil()}), "not tensors alone"),
         (lambda w: repacked(saved(w), zipfile.ZIP_DEFLATED), "is packed"),
-        (lambda w: repacked(saved(w), pickle=b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."), "bytearray"),
-        (lambda w: repacked(saved(w), pickle=b"\x80\x02ctorch\nTensor\nJ\xff\xff\xff\x7f\x85R."), "torch Tensor"),
+        (
+            lambda w: repacked(
+                saved(w), pickle=b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."
+            ),
+            "bytearray",
+        ),
+        (
+            lambda w: repacked(saved(w), pickle=b"\x80\x02ctorch\nTensor\nJ\xff\xff\xff\x7f\x85R."),
+            "torch Tensor",
+        ),
         (lambda w: saved({**w, "1.bias": torch.zeros(1).expand(10**9)}), "larger than the file"),
         (lambda w: saved({**w, "1.bias": torch.zeros(9)}), "the weights must fit the network"),
         (lambda w: saved({**w, "more": torch.zeros(9)}), "the weights must fit the network"),
-        (lambda w: saved({**w, "1.bias": torch.zeros(8, dtype=torch.int64)}), "the weights must fit"),
+        (
+            lambda w: saved({**w, "1.bias": torch.zeros(8, dtype=torch.int64)}),
+            "the weights must fit",
+        ),
         (lambda w: saved({**w, "1.bias": w["1.bias"] * torch.inf}), "the weights must be finite"),
         (lambda w: saved(list(w.values())), "something else than a state dict"),
         (lambda w: saved({0: w["1.bias"]}), "something else than a state dict"),
         (lambda w: saved({**w, "1.bias": "text"}), "something else than a state dict"),
-        (lambda w: saved({**w, "1.bias": torch.zeros(8).to_sparse()}), "not tensors alone|something else"),
+        (
+            lambda w: saved({**w, "1.bias": torch.zeros(8).to_sparse()}),
+            "not tensors alone|something else",
+        ),
         (lambda w: repacked(b"PK\5\6" + bytes(18)), "is no file of torch.save"),
         (lambda w: b"\x80\x02}.", "not a zip file"),
     ],
 )
-def test_malicious_weights_are_refused_and_nothing_is_called(tmp_path, table, folder, monkeypatch, make, message):
+def test_malicious_weights_are_refused_and_nothing_is_called(
+    tmp_path, table, folder, monkeypatch, make, message
+):
     monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
     content = make(weights_of(table))
     with_weights(folder, content)
@@ -405,13 +452,16 @@ def test_a_reader_sees_the_old_model_or_the_new_one(tmp_path, table, folder):
     environment = {**os.environ, "PYTHONPATH": str(Path(flooding.__file__).parents[1])}
     command = [sys.executable, "-c", SAVING, tmp_path / "table.csv", folder]
     writers = [
-        subprocess.Popen([*command, json.dumps(seeds)], env=environment) for seeds in ([0, 1] * 50, [1, 1, 0] * 10)
+        subprocess.Popen([*command, json.dumps(seeds)], env=environment)
+        for seeds in ([0, 1] * 50, [1, 1, 0] * 10)
     ]
     seen = set()
     while any(writer.poll() is None for writer in writers):
         model = load_model(folder)
         weights = model.network.state_dict()
-        assert all(torch.equal(tensor, expected[model.header][name]) for name, tensor in weights.items())
+        assert all(
+            torch.equal(tensor, expected[model.header][name]) for name, tensor in weights.items()
+        )
         seen.add(model.header)
     assert [writer.returncode for writer in writers] == [0, 0]
     assert seen == {False, True}

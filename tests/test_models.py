@@ -1,4 +1,5 @@
-"""The networks have the layers, the numbers of parameters and the shapes that their sources state."""
+"""The networks have the layers, the numbers of parameters and the shapes that their sources
+state."""
 
 import math
 
@@ -81,7 +82,8 @@ def test_mlp_without_hidden_layers_is_linear():
 
 
 def resnet_parameters(depth, classes=10):
-    """By hand: convolutions of 9 weights a pair of channels, two numbers a normalised channel, a linear layer."""
+    """By hand: convolutions of 9 weights a pair of channels, two numbers a normalised channel, a
+    linear layer."""
     n = (depth - 2) // 6
     total = 9 * 3 * 16 + 2 * 16
     fan_in = 16
@@ -93,7 +95,9 @@ def resnet_parameters(depth, classes=10):
 
 
 # Millions of parameters from table 6 of He et al.
-@pytest.mark.parametrize(("depth", "millions"), [(20, "0.27"), (32, "0.46"), (44, "0.66"), (56, "0.85")])
+@pytest.mark.parametrize(
+    ("depth", "millions"), [(20, "0.27"), (32, "0.46"), (44, "0.66"), (56, "0.85")]
+)
 def test_resnet_cifar_has_the_published_size(depth, millions):
     model = resnet_cifar(depth)
     assert parameters(model) == resnet_parameters(depth)
@@ -136,7 +140,9 @@ def test_a_basic_block_computes_what_the_paper_says():
     block = layers(model, type(model[3]))[1]  # the first with stride 2
     first, _, _, second, _ = block.body
     x = torch.randn(2, 16, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    shrink = 1 / math.sqrt(1 + 1e-5)  # fresh batch norm in evaluation: mean 0, variance 1, epsilon 1e-5
+    shrink = 1 / math.sqrt(
+        1 + 1e-5
+    )  # fresh batch norm in evaluation: mean 0, variance 1, epsilon 1e-5
     hidden = (F.conv2d(x, first.weight, stride=2, padding=1) * shrink).clamp(min=0)
     residual = F.conv2d(hidden, second.weight, padding=1) * shrink
     shortcut = torch.zeros_like(residual)
@@ -155,7 +161,8 @@ def test_resnets_start_from_he_s_initialisation():
 
 
 def test_resnet_18_for_small_images():
-    # 1,728 + 128 for the stem, four stages of two blocks with projections in three, 5,130 for ten classes.
+    # 1,728 + 128 for the stem, four stages of two blocks with projections in three, 5,130 for ten
+    # classes.
     total, fan_in = 9 * 3 * 64 + 128, 64
     for width in (64, 128, 256, 512):
         for block in range(2):

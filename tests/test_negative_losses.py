@@ -1,4 +1,5 @@
-"""Losses that may be negative: level 0 is a level, no flooding is None, and every search says what it did."""
+"""Losses that may be negative: level 0 is a level, no flooding is None, and every search says what
+it did."""
 
 import json
 import math
@@ -87,14 +88,26 @@ def splits(train=40, val=60, classes=False):
 
 
 def density(**changes):
-    """Overfits within its 60 epochs: its training loss falls to about -2.8, its validation loss to about -1.7."""
-    given = {"data": splits(), "model": Density, "loss": gaussian, "optimizer": adam, "batch_size": 20, "horizon": 60}
+    """Overfits within its 60 epochs: its training loss falls to about -2.8, its validation loss to
+    about -1.7."""
+    given = {
+        "data": splits(),
+        "model": Density,
+        "loss": gaussian,
+        "optimizer": adam,
+        "batch_size": 20,
+        "horizon": 60,
+    }
     return Problem(**given | changes)
 
 
 def shifted(**changes):
     """Cross-entropy less 5 nats, judged by the accuracy."""
-    given = {"data": splits(classes=True), "model": classifier, "loss": partial(below, functional.cross_entropy)}
+    given = {
+        "data": splits(classes=True),
+        "model": classifier,
+        "loss": partial(below, functional.cross_entropy),
+    }
     return density(**given | changes)
 
 
@@ -131,7 +144,17 @@ def test_no_flooding_and_level_0_are_two_levels_of_a_record(plain_and_zero):
         (None, math.nan, None),
         (None, 0.0, 0.0),
     ],
-    ids=["none", "0", "-0", "negative", "never began", "began at 0", "began below 0", "WaveBound", "tensor"]
+    ids=[
+        "none",
+        "0",
+        "-0",
+        "negative",
+        "never began",
+        "began at 0",
+        "began below 0",
+        "WaveBound",
+        "tensor",
+    ]
     + ["unknown run, none", "unknown run, 0"],
 )
 def test_the_level_of_a_record_is_a_number_or_none(run, last, level):
@@ -142,7 +165,14 @@ def test_the_level_of_a_record_is_a_number_or_none(run, last, level):
 def test_a_record_without_a_level_in_its_finals_has_none():
     assert Record(None, {}, {}, {}, "", "").level is None
     assert (
-        Record(Run(small(), PerExample(torch.zeros(3), torch.arange(3)), method=IFlood()), {}, {}, {}, "", "").level
+        Record(
+            Run(small(), PerExample(torch.zeros(3), torch.arange(3)), method=IFlood()),
+            {},
+            {},
+            {},
+            "",
+            "",
+        ).level
         is None
     )
 
@@ -166,14 +196,20 @@ def test_the_level_survives_the_ledger(tmp_path):
     assert len({run.key() for run in runs}) == 3
 
 
-@pytest.mark.parametrize("levels", [(0.1, 0.0, None), (-1.0, None, 0.0), (None, -0.5, -1.0)], ids=str)
+@pytest.mark.parametrize(
+    "levels", [(0.1, 0.0, None), (-1.0, None, 0.0), (None, -0.5, -1.0)], ids=str
+)
 def test_ties_go_to_no_flooding_first(levels):
     equal = {"last.val_accuracy": 0.5, "last.val_loss": 0.7}
     records = [replace(fake_record(Run(small(), b)), curves={}, metrics=equal) for b in levels]
     assert select_best(records, "last").level is None
     assert best_level(records) is None
     numbers = [record for record in records if record.level is not None]
-    assert select_best(numbers, "last").level == best_level(numbers) == min(b for b in levels if b is not None)
+    assert (
+        select_best(numbers, "last").level
+        == best_level(numbers)
+        == min(b for b in levels if b is not None)
+    )
 
 
 # Level 0 in the searches
@@ -199,7 +235,9 @@ def test_level_0_is_a_flooded_row_beside_no_flooding(plain_and_zero):
     assert [row["level"] for row in found.table] == [None, -1.5, 0.0]
     for row, record in zip(found.table[::2], plain_and_zero, strict=True):
         assert row["train_loss"] == record.metrics["last.train_loss"]
-    assert found.level == min((row["val_loss"], row["level"] or -9) for row in found.table)[1] == -1.5
+    assert (
+        found.level == min((row["val_loss"], row["level"] or -9) for row in found.table)[1] == -1.5
+    )
     assert (found.suggestions[0].low, found.suggestions[0].high) == (-math.inf, 0.0)
     assert not found.warnings
 
@@ -218,21 +256,29 @@ def test_a_level_0_that_floods_is_the_answer_0_and_not_none(strategy):
     found = find_level(density(max_epochs=25), strategy=strategy, workers=0)
     assert found.level == 0.0
     assert found.suggestions[0].level == 0.0
-    assert found.run.level == (0.0 if found.strategy != "backward" else Delayed(0.0, until_loss=-0.5))
+    assert found.run.level == (
+        0.0 if found.strategy != "backward" else Delayed(0.0, until_loss=-0.5)
+    )
     assert all(row["flooded"] is not None for row in found.table)
     assert (
-        "the best level 0 is the smallest of the grid: a smaller one, or no flooding, may be better" in found.warnings
+        "the best level 0 is the smallest of the grid: a smaller one, or no flooding, may be better"
+        in found.warnings
     )
 
 
 @pytest.mark.parametrize("levels", [[0.0, 5.0], [None, 5.0], [None, 0.0, 5.0]], ids=str)
-@pytest.mark.parametrize("make", [grid, partial(halving, least=1.0), backward], ids=["grid", "halving", "backward"])
+@pytest.mark.parametrize(
+    "make", [grid, partial(halving, least=1.0), backward], ids=["grid", "halving", "backward"]
+)
 def test_a_level_0_that_floods_nothing_is_plain_training(make, levels):
     found = search(make(regression(max_epochs=8), levels), ask)
     assert found.level is None
     assert found.run.level is None
     assert found.suggestions[0].level is None
-    assert [r.run.level for r in found.records[:1]] in ([levels[0]], [Delayed(0.0, until_loss=1e-4)])
+    assert [r.run.level for r in found.records[:1]] in (
+        [levels[0]],
+        [Delayed(0.0, until_loss=1e-4)],
+    )
     assert not any("below 0" in warning or "smallest" in warning for warning in found.warnings)
 
 
@@ -243,7 +289,9 @@ def test_backward_fits_first_at_every_level(levels):
         assert record.run.level is None or isinstance(record.run.level, Delayed)
         curve = record.curves["level"][1:]
         assert not np.isfinite(curve[0]), "the first epoch is plain"
-    assert {None if r.run.level is None else r.run.level.level for r in found.records} == set(levels)
+    assert {None if r.run.level is None else r.run.level.level for r in found.records} == set(
+        levels
+    )
 
 
 def test_backward_says_that_a_start_at_0_is_no_fit():
@@ -261,7 +309,9 @@ def test_tpe_below_the_range_says_so():
     pytest.importorskip("optuna")
 
     def lower_is_better(runs):
-        return [replace(fake_record(r), curves={}, metrics={"last.val_loss": r.level}) for r in runs]
+        return [
+            replace(fake_record(r), curves={}, metrics={"last.val_loss": r.level}) for r in runs
+        ]
 
     found = search(tpe(density(), trainings=4, low=0.3, high=0.6), lower_is_better)
     assert found.level == min(r.level for r in found.records)
@@ -285,15 +335,25 @@ def test_halving_races_plain_training_with_negative_levels():
 def test_halving_asks_in_the_order_of_the_levels():
     def none_second(runs):
         score = {0.0: 0.9, None: 0.8}
-        finals = [{"last.val_accuracy": score.get(r.level, 0.1), "last.val_loss": 0.5} for r in runs]
-        return [replace(fake_record(r), curves={}, metrics=f) for r, f in zip(runs, finals, strict=True)]
+        finals = [
+            {"last.val_accuracy": score.get(r.level, 0.1), "last.val_loss": 0.5} for r in runs
+        ]
+        return [
+            replace(fake_record(r), curves={}, metrics=f) for r, f in zip(runs, finals, strict=True)
+        ]
 
     found = search(halving(small(), [-1.0, None, 0.5, 0.0], eta=2, least=0.5), none_second)
     assert [r.run.level for r in found.records] == [None, -1.0, 0.0, 0.5, None, 0.0]
-    assert (found.level, found.suggestions[0].low, found.suggestions[0].high) == (0.0, -math.inf, 0.0)
+    assert (found.level, found.suggestions[0].low, found.suggestions[0].high) == (
+        0.0,
+        -math.inf,
+        0.0,
+    )
 
 
-@pytest.mark.parametrize("loss", [gaussian, student, partial(below, gaussian)], ids=["Gaussian", "Student", "shifted"])
+@pytest.mark.parametrize(
+    "loss", [gaussian, student, partial(below, gaussian)], ids=["Gaussian", "Student", "shifted"]
+)
 def test_the_finder_places_its_levels_between_the_losses_of_either_sign(loss):
     found = search(finder(density(loss=loss)), ask)
     plain = found.records[0]
@@ -301,16 +361,22 @@ def test_the_finder_places_its_levels_between_the_losses_of_either_sign(loss):
     assert floor < cap < 0
     levels = sorted({r.run.level for r in found.records[1:]})
     assert len(levels) == 5
-    np.testing.assert_allclose(levels, [floor + (0.1 + 0.2 * n) * (cap - floor) for n in range(5)], atol=0.006)
+    np.testing.assert_allclose(
+        levels, [floor + (0.1 + 0.2 * n) * (cap - floor) for n in range(5)], atol=0.006
+    )
     assert found.level in {None, *levels}
     race = found.suggestions[0]
     assert floor - 0.01 <= race.low <= race.high <= cap
     assert not any("below 0" in warning for warning in found.warnings)
-    # Honest: the level that was chosen beats plain training at the race's length, by the late mean it is judged by.
+    # Honest: the level that was chosen beats plain training at the race's length, by the late mean
+    # it is judged by.
     assert found.level is not None
     raced = next(r for r in found.records if r.run.level == found.level)
     late = slice(-max(1, round(0.125 * raced.run.epochs)), None)
-    assert raced.curves["val_loss"][late].mean() < plain.curves["val_loss"][: raced.run.epochs + 1][late].mean()
+    assert (
+        raced.curves["val_loss"][late].mean()
+        < plain.curves["val_loss"][: raced.run.epochs + 1][late].mean()
+    )
 
 
 def test_a_loss_moved_below_0_has_the_levels_of_the_loss_itself():
@@ -319,7 +385,10 @@ def test_a_loss_moved_below_0_has_the_levels_of_the_loss_itself():
         search(finder(shifted(loss=loss)), ask)
         for loss in (functional.cross_entropy, partial(below, functional.cross_entropy))
     )
-    a, b = (sorted({r.run.level for r in found.records if r.run.level is not None}) for found in (own, moved))
+    a, b = (
+        sorted({r.run.level for r in found.records if r.run.level is not None})
+        for found in (own, moved)
+    )
     np.testing.assert_allclose(np.array(b) + 5, a, atol=0.006)
     assert len(a) == len(b) == 5
     assert (own.level is None) == (moved.level is None)
@@ -328,7 +397,13 @@ def test_a_loss_moved_below_0_has_the_levels_of_the_loss_itself():
 def test_the_interval_of_plain_training_ends_at_the_lowest_loss_and_not_at_0():
     def never_better(runs):
         return [
-            replace(r, curves={**r.curves, "val_loss": r.curves["val_loss"] * 0 + (9 if r.run.level else -1.0)})
+            replace(
+                r,
+                curves={
+                    **r.curves,
+                    "val_loss": r.curves["val_loss"] * 0 + (9 if r.run.level else -1.0),
+                },
+            )
             for r in ask(runs)
         ]
 
@@ -356,13 +431,22 @@ def test_a_policy_at_level_0_floods_a_negative_loss():
 
     def at_0(runs):
         return [
-            replace(r, curves={**r.curves, "level": np.zeros_like(r.curves["level"]), "flooded": flooded(r)})
+            replace(
+                r,
+                curves={
+                    **r.curves,
+                    "level": np.zeros_like(r.curves["level"]),
+                    "flooded": flooded(r),
+                },
+            )
             for r in ask(runs)
         ]
 
     for share, level in ((0.5, 0.0), (0.0, None)):
         flooded = lambda r, share=share: np.full_like(r.curves["flooded"], share)  # noqa: E731
-        chosen = search(policy_gradient(density(max_epochs=12), [0.0, 0.5], trainings=2), at_0).suggestions[0]
+        chosen = search(
+            policy_gradient(density(max_epochs=12), [0.0, 0.5], trainings=2), at_0
+        ).suggestions[0]
         assert chosen.level == level
     with pytest.raises(ValueError, match="a policy chooses among numbers, got None"):
         Policy((None, 0.1), epochs=3)
@@ -390,10 +474,16 @@ def test_no_warning_where_the_levels_worth_trying_are_positive():
     def moved(lowest, val):
         def run_all(runs):
             curves = [
-                {**r.curves, "train_loss": r.curves["train_loss"] + lowest, "val_loss": r.curves["val_loss"] + val}
+                {
+                    **r.curves,
+                    "train_loss": r.curves["train_loss"] + lowest,
+                    "val_loss": r.curves["val_loss"] + val,
+                }
                 for r in map(fake_record, runs)
             ]
-            return [replace(fake_record(run), curves=c) for run, c in zip(runs, curves, strict=True)]
+            return [
+                replace(fake_record(run), curves=c) for run, c in zip(runs, curves, strict=True)
+            ]
 
         return search(grid(small(max_epochs=40)), run_all).warnings
 
@@ -426,11 +516,15 @@ def test_a_function_is_asked_for_none_and_for_0():
 
 def test_a_function_keeps_none_and_0_apart_in_its_ledger(tmp_path):
     train = ObjectiveAdapter(
-        lambda level, seed, epochs: 1.0 if level is None else 0.5, key="a", ledger=tmp_path / "l.sqlite"
+        lambda level, seed, epochs: 1.0 if level is None else 0.5,
+        key="a",
+        ledger=tmp_path / "l.sqlite",
     )
     assert search(grid(ExternalProblem(5), [0.0, None]), train).level is None
     again = ObjectiveAdapter(lambda **_: 1 / 0, key="a", ledger=tmp_path / "l.sqlite")
-    assert [row["val_score"] for row in search(grid(ExternalProblem(5), [0.0, None]), again).table] == [1.0, 0.5]
+    assert [
+        row["val_score"] for row in search(grid(ExternalProblem(5), [0.0, None]), again).table
+    ] == [1.0, 0.5]
 
 
 def test_a_function_that_takes_no_none_is_told_what_none_is():
@@ -445,7 +539,9 @@ def test_a_function_that_takes_no_none_is_told_what_none_is():
 @pytest.mark.parametrize("level", [None, 0.0])
 def test_files_tell_none_from_0(tmp_path, monkeypatch, level):
     monkeypatch.setattr("flooding.report.plots.save", lambda *_: None)
-    found = find_level(density(max_epochs=6), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0)
+    found = find_level(
+        density(max_epochs=6), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0
+    )
     folder = replace(found, run=replace(found.run, level=level)).save(tmp_path)
     assert json.loads((folder / "found.json").read_text())["level"] == level
     rows = (folder / "table.csv").read_text().splitlines()[1:]
@@ -453,30 +549,59 @@ def test_files_tell_none_from_0(tmp_path, monkeypatch, level):
 
 
 def test_the_picture_tells_none_from_0(plain_and_zero):
-    found = find_level(density(max_epochs=25), strategy=partial(grid, levels=[None, -1.0, 0.0]), workers=0)
+    found = find_level(
+        density(max_epochs=25), strategy=partial(grid, levels=[None, -1.0, 0.0]), workers=0
+    )
     figure = picture(found)
-    [axes] = [a for a in figure.axes if a.get_ylabel() == "Validation loss" and a.get_xlabel().startswith("Flood")]
-    marks = [line for line in axes.get_lines() if line.get_marker() == "o" and len(line.get_xdata())]
-    assert [line.get_xdata()[0] for line in marks] == [-1.0, 0.0], "plain training has no place among negative levels"
+    [axes] = [
+        a
+        for a in figure.axes
+        if a.get_ylabel() == "Validation loss" and a.get_xlabel().startswith("Flood")
+    ]
+    marks = [
+        line for line in axes.get_lines() if line.get_marker() == "o" and len(line.get_xdata())
+    ]
+    assert [line.get_xdata()[0] for line in marks] == [-1.0, 0.0], (
+        "plain training has no place among negative levels"
+    )
     assert any(str(line.get_label()).startswith("plain training") for line in axes.get_lines())
     alone = find_level(density(max_epochs=25), strategy=partial(grid, levels=[0.0]), workers=0)
     figure = picture(alone)
     assert figure.get_suptitle().startswith("grid: flood level 0 (1 Run")
-    assert not any("plain" in t.get_text() for a in figure.axes if a.get_legend() for t in a.get_legend().get_texts())
+    assert not any(
+        "plain" in t.get_text()
+        for a in figure.axes
+        if a.get_legend()
+        for t in a.get_legend().get_texts()
+    )
 
 
 def test_plain_training_has_no_mark_where_level_0_has_one():
-    found = find_level(density(max_epochs=15), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0)
+    found = find_level(
+        density(max_epochs=15), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0
+    )
     figure = picture(replace(found, records=found.records[::-1]))
-    [axes] = [a for a in figure.axes if a.get_ylabel() == "Validation loss" and "level" in a.get_xlabel()]
-    marks = [line.get_data() for line in axes.get_lines() if line.get_marker() == "o" and len(line.get_xdata())]
+    [axes] = [
+        a for a in figure.axes if a.get_ylabel() == "Validation loss" and "level" in a.get_xlabel()
+    ]
+    marks = [
+        line.get_data()
+        for line in axes.get_lines()
+        if line.get_marker() == "o" and len(line.get_xdata())
+    ]
     late = [record.curves["val_loss"][-4:].mean() for record in found.records[1:]]
     np.testing.assert_allclose(marks, [[[0.0], [late[0]]], [[0.5], [late[1]]]], rtol=1e-5)
 
 
 def test_the_picture_says_below_where_an_interval_has_no_lower_end():
     found = search(grid(density(max_epochs=15), [None, -1.0]), ask)
-    found = replace(found, suggestions=(LevelEstimate("a", -1.0, -math.inf, -0.5), LevelEstimate("b", -1.0, -math.inf)))
+    found = replace(
+        found,
+        suggestions=(
+            LevelEstimate("a", -1.0, -math.inf, -0.5),
+            LevelEstimate("b", -1.0, -math.inf),
+        ),
+    )
     texts = [text.get_text() for axes in picture(found).axes for text in axes.texts]
     assert {"a: -1 (below -0.5)", "b: -1"} <= set(texts)
 
@@ -487,7 +612,10 @@ def test_the_picture_says_below_where_an_interval_has_no_lower_end():
 @pytest.mark.parametrize(
     ("problem", "limits"),
     [
-        (lambda: density(data=splits(classes=True), model=partial(nn.Linear, 6, 1), loss=counts), []),
+        (
+            lambda: density(data=splits(classes=True), model=partial(nn.Linear, 6, 1), loss=counts),
+            [],
+        ),
         (lambda: shifted(), []),
         (lambda: shifted(loss=functional.cross_entropy), ["label entropy"]),
     ],
@@ -546,6 +674,8 @@ def test_an_answer_of_0_needs_a_flooded_step():
 )
 def test_an_end_of_the_range_is_told(level, said):
     warnings = end_of_range(level, (-1.0, 0.1, 0.2))
-    assert [word in warning for word, warning in zip(said, warnings, strict=True)] == [True] * len(said)
+    assert [word in warning for word, warning in zip(said, warnings, strict=True)] == [True] * len(
+        said
+    )
     assert end_of_range(0.1, (0.1,)) == ()
     assert end_of_range(0.1, (None, 0.1, 0.2)) == ()

@@ -1,4 +1,5 @@
-"""Torch's global state: a Run has the same bits under it, or another key, and gives it back as it was."""
+"""Torch's global state: a Run has the same bits under it, or another key, and gives it back as it
+was."""
 
 import os
 import subprocess
@@ -53,10 +54,18 @@ SETTINGS = {
     "matmul precision medium": (torch.set_float32_matmul_precision, "medium", "highest"),
     "matmul precision high": (torch.set_float32_matmul_precision, "high", "highest"),
     "fp32 precision of everything": (attribute(torch.backends, "fp32_precision"), "tf32", "none"),
-    "fp32 precision of oneDNN's products": (attribute(torch.backends.mkldnn.matmul, "fp32_precision"), "bf16", "none"),
+    "fp32 precision of oneDNN's products": (
+        attribute(torch.backends.mkldnn.matmul, "fp32_precision"),
+        "bf16",
+        "none",
+    ),
     "deterministic": (torch.use_deterministic_algorithms, True, False),
     "deterministic, warnings": (torch.set_deterministic_debug_mode, "warn", "default"),
-    "memory not filled": (attribute(torch.utils.deterministic, "fill_uninitialized_memory"), False, True),
+    "memory not filled": (
+        attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
+        False,
+        True,
+    ),
     "denormals flushed": (torch.set_flush_denormal, True, False),
     "no oneDNN": (torch._C._set_mkldnn_enabled, False, True),
     "deterministic oneDNN": (torch._C._set_mkldnn_deterministic, True, False),
@@ -88,7 +97,9 @@ def test_workers_train_under_the_callers_settings():
     both = [Run(wide(), level) for level in (0.2, 0.3)]
     for name in ("matmul precision medium", "denormals flushed"):
         with Switched(*SETTINGS[name]):
-            here, away = ([r.content_hash for r in run_all(both, ledger=False, workers=n)] for n in (0, 1))
+            here, away = (
+                [r.content_hash for r in run_all(both, ledger=False, workers=n)] for n in (0, 1)
+            )
         assert here == away, name
 
 
@@ -175,7 +186,9 @@ def test_a_variable_that_chooses_kernels_changes_the_key(name, plain, monkeypatc
 def test_torchs_defaults_are_what_a_fresh_process_has():
     code = "from flooding.training.numerics import capture_settings; print(capture_settings())"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TORCH_", "NVIDIA_"))}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "{}"
 
 

@@ -1,4 +1,5 @@
-"""What people's labels say is compared with the levels that validation chooses, and a claim can fail."""
+"""What people's labels say is compared with the levels that validation chooses, and a claim can
+fail."""
 
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,8 @@ def _without_files(monkeypatch, request):
 
 
 def answer(runs, accuracy=lambda level: 0.6 + level / 10, flooded=0.5, best=20, falls=2.0):
-    """Make Records of 20 epochs whose validation follows the test accuracy; the second half is flooded."""
+    """Make Records of 20 epochs whose validation follows the test accuracy; the second half is
+    flooded."""
     told = []
     for run in runs:
         level = run.level or 0.0
@@ -36,8 +38,17 @@ def answer(runs, accuracy=lambda level: 0.6 + level / 10, flooded=0.5, best=20, 
         curves["flooded"] = 2 * flooded * (level > 0) * curves["flooded"]
         found = accuracy(level) + 0.001 * (run.seed % 2) * (level > 0)
         nll = 2.0 - level + 0.01 * ((7 * run.seed + round(50 * level)) % 5)
-        values = {"val_accuracy": found, "val_loss": 1.0, "test_accuracy_clean": found, "test_nll": nll}
-        finals = {f"{at}.{k}": v for at in ("last", "best") for k, v in {**values, "test_kl_to_posterior": 1.0}.items()}
+        values = {
+            "val_accuracy": found,
+            "val_loss": 1.0,
+            "test_accuracy_clean": found,
+            "test_nll": nll,
+        }
+        finals = {
+            f"{at}.{k}": v
+            for at in ("last", "best")
+            for k, v in {**values, "test_kl_to_posterior": 1.0}.items()
+        }
         finals["best.epoch"] = best + run.seed % 2
         told.append(Record(run, curves, {}, finals, "", "", {"seconds": 36.0, "on": "a machine"}))
     return told
@@ -50,7 +61,9 @@ def report(**how):
 def test_counts_are_recovered_from_shares():
     draw = np.random.default_rng(0)
     people = draw.integers(47, 64, 300)
-    told = np.stack([draw.multinomial(n, draw.dirichlet(np.ones(10))) for n in people]).astype(float)
+    told = np.stack([draw.multinomial(n, draw.dirichlet(np.ones(10))) for n in people]).astype(
+        float
+    )
     found = counts(told / people[:, None])
     assert np.allclose(found / found.sum(1, keepdims=True), told / people[:, None])
     assert (found.sum(1) <= people).all()
@@ -84,11 +97,16 @@ def test_a_level_above_the_irreducible_loss_that_is_better_is_a_failure_and_come
     assert ": the opposite holds; -" in failure
     assert "points of accuracy, n = 5" in failure
     assert "chosen 0.2, 0.2, 0.2, 0.2, 0.2 against 1.6, 1.6, 1.6, 1.6, 1.6" in failure
-    assert any(s.startswith("Flooding is better than plain training: holds; +") for s in told.findings)
+    assert any(
+        s.startswith("Flooding is better than plain training: holds; +") for s in told.findings
+    )
     lower = report(accuracy=lambda level: 0.7 - level / 10)
     assert not any(s.startswith("Levels up to") for s in lower.failures if "accuracy" in s)
     assert any("Levels of 0.25" in s and "the opposite holds" in s for s in lower.failures)
-    assert any(s.startswith("Flooding is better than plain training: the opposite holds") for s in lower.failures)
+    assert any(
+        s.startswith("Flooding is better than plain training: the opposite holds")
+        for s in lower.failures
+    )
     noise = report(accuracy=lambda level: 0.7)  # nothing but what differs between seeds
     assert any(s.startswith("Levels up to") and ": not shown; " in s for s in noise.failures)
 
@@ -102,7 +120,10 @@ def test_levels_that_were_never_reached_read_not_tested():
 
 
 def test_plain_training_must_be_below_the_largest_level_before_half():
-    assert "Plain training is below the largest level, 1.6, after 25 % of the epochs." in report().findings  # 2 to 0
+    assert (
+        "Plain training is below the largest level, 1.6, after 25 % of the epochs."
+        in report().findings
+    )  # 2 to 0
     late = "Plain training is not below the largest level, 1.6, before half of the epochs."
     assert late in report(falls=0.8).failures
     assert late in report(falls=0.2).failures
@@ -113,7 +134,9 @@ def test_a_best_epoch_before_the_level_was_reached_is_not_tested():
         return [row[1:3] for row in report(best=best).tables[1].rows[1:]]
 
     assert shares(9) == [["50.0 ± 0.0", "0.0 ± 0.0: not tested"]] * 9
-    assert shares(10) == [["50.0 ± 0.0", "3.6 ± 5.0: 2 of 5 seeds"]] * 9  # 0, 1 of 11, 0, 1 of 11, 0
+    assert (
+        shares(10) == [["50.0 ± 0.0", "3.6 ± 5.0: 2 of 5 seeds"]] * 9
+    )  # 0, 1 of 11, 0, 1 of 11, 0
     assert shares(20) == [["50.0 ± 0.0", "50.0 ± 0.0"]] * 9
 
 

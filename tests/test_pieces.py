@@ -1,4 +1,5 @@
-"""The protocols at full scale, cut down: a piece may end anywhere, the next goes on, the last writes the page."""
+"""The protocols at full scale, cut down: a piece may end anywhere, the next goes on, the last
+writes the page."""
 
 import signal
 import sys
@@ -38,7 +39,9 @@ def call(pieces, monkeypatch, capsys, folder, *words):
     return capsys.readouterr().out
 
 
-def test_a_piece_ends_the_next_goes_on_and_the_last_writes_the_page(pieces, monkeypatch, capsys, tmp_path):
+def test_a_piece_ends_the_next_goes_on_and_the_last_writes_the_page(
+    pieces, monkeypatch, capsys, tmp_path
+):
     undisturbed = call(pieces, monkeypatch, capsys, tmp_path / "whole")
     evaluate, seen = pieces.evaluate, []
 
@@ -61,8 +64,16 @@ def test_a_piece_ends_the_next_goes_on_and_the_last_writes_the_page(pieces, monk
     pages = [tmp_path / folder / "mnist-page" for folder in ("whole", "cut")]
     tables = [{path.name: path.read_text() for path in page.glob("*.csv")} for page in pages]
     assert tables[0] == tables[1]
-    assert {"mnist-last.csv", "mnist-stopped.csv", "mnist-finder.csv", "mnist-levels.csv"} <= tables[0].keys()
-    finished = [int(told.split(" runs finished")[0].split()[-1]) for told in (undisturbed, first, second, third)]
+    assert {
+        "mnist-last.csv",
+        "mnist-stopped.csv",
+        "mnist-finder.csv",
+        "mnist-levels.csv",
+    } <= tables[0].keys()
+    finished = [
+        int(told.split(" runs finished")[0].split()[-1])
+        for told in (undisturbed, first, second, third)
+    ]
     assert finished[0] == sum(finished[1:]), "what was finished is not trained again"
     assert finished[1] > 0
     again = call(pieces, monkeypatch, capsys, tmp_path / "cut")
@@ -70,7 +81,20 @@ def test_a_piece_ends_the_next_goes_on_and_the_last_writes_the_page(pieces, monk
 
 
 def test_a_part_has_an_archive_of_its_own(pieces, monkeypatch, capsys, tmp_path):
-    told = call(pieces, monkeypatch, capsys, tmp_path, "--levels", "0", "0.1", "--epochs", "5", "--seeds", "3", "4")
+    told = call(
+        pieces,
+        monkeypatch,
+        capsys,
+        tmp_path,
+        "--levels",
+        "0",
+        "0.1",
+        "--epochs",
+        "5",
+        "--seeds",
+        "3",
+        "4",
+    )
     assert "4 of 4 runs are finished" in told
     assert "written" not in told
     assert not (tmp_path / "mnist.npz").exists()
@@ -89,8 +113,12 @@ def test_every_protocol_plans_what_its_text_says_and_can_go_on(pieces, monkeypat
         levels = {round(0.01 * n, 2) for n in range(11)} | ({0.2} if published else set())
         assert {run.level for run in runs} == levels
         assert {(run.epochs, run.seed) for run in runs} == {(500, 0)}
-        assert {r.problem.optimizer.keywords["lr"] for r in runs} == ({0.1, 0.001} if published else {0.1})
-        assert all(is_hashable(run) for run in runs), "else neither ledger nor checkpoints know them"
+        assert {r.problem.optimizer.keywords["lr"] for r in runs} == (
+            {0.1, 0.001} if published else {0.1}
+        )
+        assert all(is_hashable(run) for run in runs), (
+            "else neither ledger nor checkpoints know them"
+        )
         assert all(is_picklable(run) for run in runs), "else they train one after another"
         grey = protocol.endswith("mnist")
         pixels = torch.zeros(2, 1 if grey else 3, *([28, 28] if grey else [32, 32]))

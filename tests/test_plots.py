@@ -1,4 +1,5 @@
-"""What is drawn is what was measured: lines, bands, stages, rings and bins, read back from the figures."""
+"""What is drawn is what was measured: lines, bands, stages, rings and bins, read back from the
+figures."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ NAN = math.nan
 def record(arrays=None, ece=0.1, **curves):
     """A Record of these curves and nothing else."""
     curves = {name: np.array(values, np.float32) for name, values in curves.items()}
-    return Record(None, curves, arrays or {}, {"last.test_ece": ece}, weights_sha256="", fingerprint="")
+    return Record(
+        None, curves, arrays or {}, {"last.test_ece": ece}, weights_sha256="", fingerprint=""
+    )
 
 
 def curves(seed, epochs=10, level=NAN, every=5):
@@ -57,7 +60,9 @@ def line(axes, start):
 def legends(figure):
     """Every legend text of a figure, titles included."""
     boxes = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
-    return "\n".join(text.get_text() for box in boxes for text in (*box.get_texts(), box.get_title()))
+    return "\n".join(
+        text.get_text() for box in boxes for text in (*box.get_texts(), box.get_title())
+    )
 
 
 def by_epoch(records, name):
@@ -66,31 +71,43 @@ def by_epoch(records, name):
     return {epoch: row for epoch, row in enumerate(rows) if all(map(math.isfinite, row))}
 
 
-@pytest.mark.parametrize(("draw", "what"), [(plots.loss_curves, "loss"), (plots.accuracy_curves, "accuracy")])
+@pytest.mark.parametrize(
+    ("draw", "what"), [(plots.loss_curves, "loss"), (plots.accuracy_curves, "accuracy")]
+)
 def test_curves_are_means_over_seeds_and_bands_one_standard_deviation(draw, what):
     figure = draw(PLAIN, FLOODED, title="A title")
     (axes,) = figure.axes
     bands = list(axes.collections)
     for records, end in ((PLAIN, "without flooding"), (FLOODED, "with flooding")):
         # Training on the labels the network saw, test on clean ones.
-        named = {"training (noisy labels)": f"train_{what}", "test (clean labels)": f"test_{what}_clean"}
+        named = {
+            "training (noisy labels)": f"train_{what}",
+            "test (clean labels)": f"test_{what}_clean",
+        }
         for start, name in named.items():
             expected = by_epoch(records, name)
             drawn = line(axes, f"{start}, {end}")
             assert list(drawn.get_xdata()) == list(expected)
             means = [statistics.fmean(row) for row in expected.values()]
-            np.testing.assert_allclose(drawn.get_ydata(), means, rtol=1e-14)  # two orders of adding in float64
+            np.testing.assert_allclose(
+                drawn.get_ydata(), means, rtol=1e-14
+            )  # two orders of adding in float64
             x, y = bands.pop(0).get_paths()[0].vertices.T
             assert set(x) == set(expected)
             for epoch, mean in zip(expected, means, strict=True):
                 deviation = statistics.stdev(expected[epoch])
                 np.testing.assert_allclose(
-                    [y[x == epoch].min(), y[x == epoch].max()], [mean - deviation, mean + deviation], atol=1e-12
+                    [y[x == epoch].min(), y[x == epoch].max()],
+                    [mean - deviation, mean + deviation],
+                    atol=1e-12,
                 )
     assert not bands
     assert axes.get_title() == "A title"
     assert axes.get_xlabel() == "Epoch"
-    assert axes.get_ylabel() == {"loss": "Loss (nats per example)", "accuracy": "Accuracy (1 − Error)"}[what]
+    assert (
+        axes.get_ylabel()
+        == {"loss": "Loss (nats per example)", "accuracy": "Accuracy (1 − Error)"}[what]
+    )
     told = legends(figure)
     assert "without flooding: mean ± s.d. of 3 seeds; with: mean ± s.d. of 4 seeds" in told
     assert all(str(drawn.get_label()) in told.split("\n") for drawn in axes.get_lines())
@@ -141,7 +158,9 @@ def test_a_single_seed_has_no_band():
     ],
 )
 def test_level_is_drawn_and_named(levels, ends, label):
-    flooded = [record(train_loss=[1] * 3, test_loss=[1] * 3, level=[NAN, *level]) for level in levels]
+    flooded = [
+        record(train_loss=[1] * 3, test_loss=[1] * 3, level=[NAN, *level]) for level in levels
+    ]
     drawn = line(plots.loss_curves(PLAIN, flooded, title="").axes[0], "flood level")
     np.testing.assert_array_equal(drawn.get_ydata(), [NAN, *ends])
     assert list(drawn.get_xdata()) == [0, 1, 2]
@@ -173,12 +192,16 @@ def test_what_cannot_be_averaged_is_refused(records, message):
         plots.loss_curves(records, FLOODED, title="")
 
 
-# Thresholds by hand: the training loss starts at 1, so near zero is below 0.05; the test loss starts at 1, so it has
-# risen again where it exceeds its lowest value by more than 0.05.
+# Thresholds by hand: the training loss starts at 1, so near zero is below 0.05; the test loss
+# starts at 1, so it has risen again where it exceeds its lowest value by more than 0.05.
 @pytest.mark.parametrize(
     ("train", "test", "expected"),
     [
-        ([1, 0.5, 0.3, 0.1, 0.04, 0.0], [1, 0.6, 0.5, 0.7, 0.9, 1.2], {"A": (0, 2), "B": (2, 4), "C": (4, 5)}),
+        (
+            [1, 0.5, 0.3, 0.1, 0.04, 0.0],
+            [1, 0.6, 0.5, 0.7, 0.9, 1.2],
+            {"A": (0, 2), "B": (2, 4), "C": (4, 5)},
+        ),
         ([1, 0.5, 0.3, 0.3, 0.3, 0.3], [1, 0.6, 0.5, 0.4, 0.3, 0.2], {"A": (0, 5)}),
         ([1, 0.5, 0.3, 0.3, 0.3, 0.3], [1, 0.5, 0.7, 0.9, 0.54, 0.53], {"A": (0, 1), "B": (1, 3)}),
         ([1, 0.5, 0.01, 0.3, 0.01, 0.0], [1, 0.6, NAN, 0.5, NAN, NAN], {"A": (0, 3), "C": (4, 5)}),
@@ -213,7 +236,14 @@ def slow_stages(train, test):
     last = len(train) - 1
     measured = [e for e in range(last + 1) if math.isfinite(test[e])]
     lowest = min(measured, key=lambda e: (test[e], e))
-    zero = next((e for e in range(last + 1) if all(abs(v) < plots.NEAR_ZERO * abs(train[0]) for v in train[e:])), None)
+    zero = next(
+        (
+            e
+            for e in range(last + 1)
+            if all(abs(v) < plots.NEAR_ZERO * abs(train[0]) for v in train[e:])
+        ),
+        None,
+    )
     found = {}
     if lowest > 0:
         found["A"] = (0, lowest if zero is None else min(lowest, zero))
@@ -262,7 +292,9 @@ def test_concept_shades_the_stages_it_finds_and_names_those_it_does_not():
     assert "(epochs 0 to 5)" in told[0]
     assert "mean ± s.d. of 2 seeds" in a.get_title()
     assert "1 seed" in b.get_title()
-    np.testing.assert_allclose(line(a, "training").get_ydata(), train, rtol=1e-6)  # curves are float32
+    np.testing.assert_allclose(
+        line(a, "training").get_ydata(), train, rtol=1e-6
+    )  # curves are float32
     (band,) = b.collections
     assert band.get_label() == "0 to the flood level 0.25"
     x, y = band.get_paths()[0].vertices.T
@@ -275,21 +307,32 @@ def splits_of(split):
 
 
 def test_scatter_draws_every_point_once_by_its_label_and_rings_the_flipped():
-    tasks = {"Sinusoid": sinusoid(n_test=2, label_noise=0.07, seed=1), "Spiral": spiral(n_train=40, n_test=2, seed=1)}
+    tasks = {
+        "Sinusoid": sinusoid(n_test=2, label_noise=0.07, seed=1),
+        "Spiral": spiral(n_train=40, n_test=2, seed=1),
+    }
     figure = plots.scatter(tasks)
     for axes, (name, splits), flips in zip(figure.axes, tasks.items(), (7, 4), strict=True):
         train = splits.train
         looks = set()
         for number in (0, 1):
             drawn = line(axes, f"class {number}")
-            np.testing.assert_array_equal(np.stack(drawn.get_data(), 1), train.x[train.y == number].double())
+            np.testing.assert_array_equal(
+                np.stack(drawn.get_data(), 1), train.x[train.y == number].double()
+            )
             looks.add((drawn.get_marker(), drawn.get_color()))
-        assert all(len(set(each)) == 2 for each in zip(*looks, strict=True))  # marker and colour both differ
+        assert all(
+            len(set(each)) == 2 for each in zip(*looks, strict=True)
+        )  # marker and colour both differ
         ringed = np.stack(line(axes, "flipped").get_data(), 1)
         np.testing.assert_array_equal(ringed, train.x[train.y != train.clean].double())
         assert axes.get_title() == f"{name}\n{flips} of {len(train)} flipped"
         assert len(ringed) == flips
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["class 0", "class 1", "flipped label"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "class 0",
+        "class 1",
+        "flipped label",
+    ]
 
 
 def test_scatter_of_ten_dimensions_projects_on_the_class_means_and_says_so():
@@ -297,7 +340,11 @@ def test_scatter_of_ten_dimensions_projects_on_the_class_means_and_says_so():
     (axes,) = plots.scatter({"Two Gaussians": splits_of(train)}).axes
     assert axes.get_xlabel() == "$x_1$"
     assert axes.get_ylabel() == r"projection on $\mu_1 - \mu_0$"
-    means = [[statistics.fmean(x[train.clean == c, j].tolist()) for j in range(10)] for c in (0, 1) for x in [train.x]]
+    means = [
+        [statistics.fmean(x[train.clean == c, j].tolist()) for j in range(10)]
+        for c in (0, 1)
+        for x in [train.x]
+    ]
     way = [one - zero for zero, one in zip(*means, strict=True)]
     drawn, points = line(axes, "class 1"), train.x[train.y == 1].tolist()
     expected = [sum(p * q for p, q in zip(x, way, strict=True)) / math.hypot(*way) for x in points]
@@ -311,7 +358,9 @@ def test_scatter_without_noise_rings_nothing():
     assert "0 of 100" in axes.get_title()
 
 
-@pytest.mark.parametrize(("x", "y"), [((6, 2), [0, 1, 2, 0, 1, 2]), ((6, 1), [0, 1] * 3)], ids=["3 classes", "1-d"])
+@pytest.mark.parametrize(
+    ("x", "y"), [((6, 2), [0, 1, 2, 0, 1, 2]), ((6, 1), [0, 1] * 3)], ids=["3 classes", "1-d"]
+)
 def test_scatter_refuses_what_it_would_draw_in_part(x, y):
     split = Split(torch.zeros(x), torch.tensor(y))
     with pytest.raises(ValueError, match=r"labels 0 or 1, got .*two-class tasks only"):
@@ -337,14 +386,21 @@ def test_decision_boundary_draws_the_probe_the_right_way_round():
     plain, flooded = believer(4 * (probe[:, 0] - 0.5)), believer(4 * (probe[:, 1] + 1))
     figure = plots.decision_boundary(plain, flooded, splits, probe, truth=lambda x1, x2: x1 - x2)
     *panels, bar = figure.axes
-    for axes, one, coordinate, value in zip(panels, (plain, flooded), (0, 1), (0.5, -1), strict=True):
+    for axes, one, coordinate, value in zip(
+        panels, (plain, flooded), (0, 1), (0.5, -1), strict=True
+    ):
         (mesh,) = [c for c in axes.collections if isinstance(c, QuadMesh)]
         np.testing.assert_array_equal(mesh.get_array().ravel(), one.arrays["last.probe"][:, 1])
         assert (mesh.norm.vmin, mesh.norm.vmax) == (0, 1)
-        centres = mesh.get_coordinates()[:-1, :-1] + np.diff(mesh.get_coordinates()[:2, :2, 0]).max() / 2
+        centres = (
+            mesh.get_coordinates()[:-1, :-1] + np.diff(mesh.get_coordinates()[:2, :2, 0]).max() / 2
+        )
         np.testing.assert_allclose(centres.reshape(-1, 2), probe, atol=1e-6)  # the grid is float32
-        # Linear interpolation of a sigmoid between points 0.22 apart is off by less than a tenth of that.
-        np.testing.assert_allclose(boundary_points(axes, dashes=False)[:, coordinate], value, atol=0.02)
+        # Linear interpolation of a sigmoid between points 0.22 apart is off by less than a tenth of
+        # that.
+        np.testing.assert_allclose(
+            boundary_points(axes, dashes=False)[:, coordinate], value, atol=0.02
+        )
         true = boundary_points(axes, dashes=True)
         np.testing.assert_allclose(true[:, 0], true[:, 1], atol=1e-6)
         assert len(line(axes, "flipped").get_xdata()) == 10
@@ -366,11 +422,15 @@ def test_decision_boundary_without_truth_does_not_claim_one():
     assert "true boundary" not in legends(figure)
 
 
-@pytest.mark.parametrize("arrays", [{}, {"last.probe": np.zeros((9, 3), np.float32)}], ids=["none", "3 classes"])
+@pytest.mark.parametrize(
+    "arrays", [{}, {"last.probe": np.zeros((9, 3), np.float32)}], ids=["none", "3 classes"]
+)
 def test_decision_boundary_needs_the_probe(arrays):
     probe = grid_2d(points=3)
     with pytest.raises(ValueError, match=r"must hold 'last.probe' of shape \[9, 2\], got"):
-        plots.decision_boundary(record(arrays), believer(probe[:, 0]), sinusoid(n_test=2, seed=0), probe)
+        plots.decision_boundary(
+            record(arrays), believer(probe[:, 0]), sinusoid(n_test=2, seed=0), probe
+        )
 
 
 def binned(seed, bins=15):
@@ -405,7 +465,11 @@ def test_reliability_pools_the_seeds_by_counts():
         np.testing.assert_allclose([bar.get_height() for bar in container], shares, rtol=1e-12)
         middles = [15 * (bar.get_x() + bar.get_width() / 2) for bar in container]
         assert [math.floor(middle) for middle in middles] == list(range(15))
-    assert list(line(diagram, "perfectly").get_xdata()) == list(line(diagram, "perfectly").get_ydata()) == [0, 1]
+    assert (
+        list(line(diagram, "perfectly").get_xdata())
+        == list(line(diagram, "perfectly").get_ydata())
+        == [0, 1]
+    )
     told = legends(figure)
     # ECE 0.125, 0.25 and 0.375, 0.5, 0.625: standard deviations 0.125 / sqrt(2) and 0.125 by hand.
     assert "without flooding: ECE 0.188 ± 0.088, 2 seeds" in told
@@ -413,7 +477,9 @@ def test_reliability_pools_the_seeds_by_counts():
 
 
 def test_reliability_of_one_seed_has_no_deviation():
-    assert "without flooding: ECE 0.125, 1 seed\n" in legends(plots.reliability([binned(0)], [binned(1)]))
+    assert "without flooding: ECE 0.125, 1 seed\n" in legends(
+        plots.reliability([binned(0)], [binned(1)])
+    )
 
 
 def test_reliability_needs_a_classifier():
@@ -426,12 +492,20 @@ def every_figure():
     probe, sinus = grid_2d(points=11), sinusoid(n_test=2, seed=0)
     many = [curves(seed, epochs=200, level=0.123 + 0.0111 * seed) for seed in range(12)]
     yield plots.loss_curves(many, many, title="Sinusoid, 10 % label noise, SGD with momentum: loss")
-    yield plots.accuracy_curves(many, many[:5], title="Sinusoid, 10 % label noise, SGD with momentum: accuracy")
+    yield plots.accuracy_curves(
+        many, many[:5], title="Sinusoid, 10 % label noise, SGD with momentum: accuracy"
+    )
     yield plots.concept(many, many[:5])
-    tasks = {"Two Gaussians": two_gaussians(n_test=2, seed=0), "Sinusoid": sinus, "Spiral": spiral(n_test=2, seed=0)}
+    tasks = {
+        "Two Gaussians": two_gaussians(n_test=2, seed=0),
+        "Sinusoid": sinus,
+        "Spiral": spiral(n_test=2, seed=0),
+    }
     yield plots.scatter(tasks)
     height = probe[:, 0] - 0.1
-    yield plots.decision_boundary(believer(height), believer(height), sinus, probe, truth=lambda a, b: a + np.sin(b))
+    yield plots.decision_boundary(
+        believer(height), believer(height), sinus, probe, truth=lambda a, b: a + np.sin(b)
+    )
     yield plots.reliability([binned(0), binned(1)], [binned(2), binned(3)])
 
 
@@ -449,7 +523,9 @@ def test_every_text_is_large_enough_inside_the_figure_and_no_legend_covers_data(
         boxes = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
         assert boxes
         for box in boxes:
-            assert not any(box.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
+            assert not any(
+                box.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes
+            )
 
 
 def test_nothing_global_is_used_or_changed(monkeypatch):
@@ -508,7 +584,8 @@ def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_save_below_a_regular_file_is_refused(tmp_path, below):
     (tmp_path / "file").touch()
     with pytest.raises(
-        NotADirectoryError, match=r"must lie in a folder, got .*a\.png below a regular file\. Name another"
+        NotADirectoryError,
+        match=r"must lie in a folder, got .*a\.png below a regular file\. Name another",
     ):
         plots.save(plots.reliability([binned(0)], [binned(1)]), tmp_path / below)
 

@@ -1,4 +1,5 @@
-"""What a user's code may do in a worker: nothing hangs, nothing is left behind, and its words reach the user."""
+"""What a user's code may do in a worker: nothing hangs, nothing is left behind, and its words reach
+the user."""
 
 import os
 import pickle
@@ -28,8 +29,12 @@ def workers():
 
 
 def train_in(pool, *problems, limit=1):
-    """Train a Run of each problem in a pool's workers, and give their Records; an exception is raised."""
-    jobs = [Job(number, Run(problem, 0.1), None, None, quiet=True) for number, problem in enumerate(problems)]
+    """Train a Run of each problem in a pool's workers, and give their Records; an exception is
+    raised."""
+    jobs = [
+        Job(number, Run(problem, 0.1), None, None, quiet=True)
+        for number, problem in enumerate(problems)
+    ]
     records = {}
     for number, news in pool.work(jobs, limit):
         if isinstance(news, BaseException):
@@ -46,7 +51,9 @@ LOADERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where another test imported it
+@pytest.mark.filterwarnings(
+    "ignore:os.fork:RuntimeWarning"
+)  # of JAX, where another test imported it
 def test_a_data_loader_with_processes_of_its_own_in_workers_and_here(workers):
     problems = [hostile.problem(data) for data in LOADERS.values()]
     [plain] = run_all([Run(hostile.problem(), 0.1)], ledger=False, workers=0)
@@ -77,7 +84,9 @@ def test_code_that_forks_reads_and_prints_trains_as_any_other(action, workers):
 
 def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys, monkeypatch):
     monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 2)
-    with pytest.raises(RuntimeError, match=r"(?s)died 2 times.*exit code 9.*the reason is known\nand told"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)died 2 times.*exit code 9.*the reason is known\nand told"
+    ):
         train_in(workers, hostile.acting(hostile.print_and_die))
     assert capsys.readouterr().err.count("the reason is known") == 2
 
@@ -87,7 +96,10 @@ def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys,
     [
         (partial(hostile.kill_itself, signal.SIGKILL), "SIGKILL; is there memory"),
         (partial(hostile.kill_itself, signal.SIGTERM), "SIGTERM. It printed nothing"),
-        (partial(hostile.kill_itself, signal.SIGSEGV), r"(?s)SIGSEGV.*Segmentation fault.*hostile.py"),
+        (
+            partial(hostile.kill_itself, signal.SIGSEGV),
+            r"(?s)SIGSEGV.*Segmentation fault.*hostile.py",
+        ),
         (partial(os._exit, 0), "exit code 0. It printed nothing"),
     ],
     ids=["killed", "terminated", "segmentation fault", "left"],
@@ -100,7 +112,13 @@ def test_the_error_says_how_a_worker_died(action, cause, workers, monkeypatch):
 
 def test_a_fatal_error_is_quoted_from_its_first_line_however_long_the_paths_are():
     frames = [f'  File "/{"deep/" * 60}file.py", line {i} in f' for i in range(10)]
-    printed = "\n".join(["earlier", "Fatal Python error: Aborted", "", *frames, "Extension modules: numpy (total: 1)"])
+    printed = "\n".join([
+        "earlier",
+        "Fatal Python error: Aborted",
+        "",
+        *frames,
+        "Extension modules: numpy (total: 1)",
+    ])
     quoted = _quote(printed)
     assert quoted.startswith("Fatal Python error: Aborted")
     assert "Extension modules" not in quoted
@@ -130,7 +148,10 @@ def test_what_is_raised_in_a_worker_is_raised_here_with_its_traceback(action, er
 def test_an_exit_in_a_worker_is_an_exit_of_the_search():
     with pytest.raises(SystemExit, match="no data today"):
         run_all(
-            [Run(hostile.acting(partial(hostile.leave, "no data today")), level) for level in (None, 0.1)],
+            [
+                Run(hostile.acting(partial(hostile.leave, "no data today")), level)
+                for level in (None, 0.1)
+            ],
             ledger=False,
             workers=1,
         )
@@ -157,7 +178,9 @@ def wait_until(condition, seconds=30):
         time.sleep(0.05)
 
 
-def test_a_child_of_a_worker_that_died_ends_with_it_and_holds_nobody_up(workers, tmp_path, monkeypatch):
+def test_a_child_of_a_worker_that_died_ends_with_it_and_holds_nobody_up(
+    workers, tmp_path, monkeypatch
+):
     monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 1)
     path = tmp_path / "pid"
     with pytest.raises(RuntimeError, match="exit code 7"):
@@ -165,7 +188,9 @@ def test_a_child_of_a_worker_that_died_ends_with_it_and_holds_nobody_up(workers,
     wait_until(lambda: not is_alive(int(path.read_text())))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name
+)
 def test_no_child_of_a_worker_outlives_the_parent(tmp_path, number):
     path = tmp_path / "pid"
     code = (
@@ -196,7 +221,9 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
         train_in(workers, problem)
     else:
         run_all([Run(problem, 0.1)], ledger=False, workers=0)
-    lines = [record.getMessage() for record in caplog.records if "no news for" in record.getMessage()]
+    lines = [
+        record.getMessage() for record in caplog.records if "no news for" in record.getMessage()
+    ]
     assert any("level 0.1 and seed 0 after epoch 0" in line for line in lines)
     assert len(lines) < 8, "the wait doubles"
 
@@ -218,7 +245,9 @@ def test_no_more_workers_are_started_than_there_are_runs():
         "print(len(psutil.Process().children()))"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["2", "3"]
 
 
@@ -241,7 +270,9 @@ def dropout_runs():
     """Give Runs that draw from torch's generator, each as what only this process can train."""
     local = normed().model
     return [
-        Run(normed(model=lambda: local(), max_epochs=25), level, seed=s) for s in (0, 1) for level in (None, 0.2, 0.3)
+        Run(normed(model=lambda: local(), max_epochs=25), level, seed=s)
+        for s in (0, 1)
+        for level in (None, 0.2, 0.3)
     ]
 
 
@@ -289,7 +320,9 @@ def test_the_callers_generator_is_given_back_whatever_threads_do():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_folders_of_killed_searches_are_removed_and_those_of_living_ones_stay(tmp_path, monkeypatch):
+def test_folders_of_killed_searches_are_removed_and_those_of_living_ones_stay(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("flooding.training.scratch._AGE", 0.0)
     from flooding.training.scratch import scratch_folder
@@ -310,4 +343,7 @@ def test_folders_of_killed_searches_are_removed_and_those_of_living_ones_stay(tm
         assert not left.exists()
         with scratch_folder() as second:
             assert living.exists() and second.exists()  # noqa: PT018
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["flooding-link", "flooding-of-somebody-else"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "flooding-link",
+        "flooding-of-somebody-else",
+    ]

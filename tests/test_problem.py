@@ -38,13 +38,18 @@ from small import normed, regression, small
 @pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "horizon"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
 def test_problem_refuses_counts_that_are_none(name, value):
-    with pytest.raises(ValueError, match=rf"{name} must be a whole number of at least 1, got {value!r}\."):
+    with pytest.raises(
+        ValueError, match=rf"{name} must be a whole number of at least 1, got {value!r}\."
+    ):
         small(**{name: value})
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, math.inf, math.nan])
 def test_problem_refuses_a_clip_that_is_no_norm(clip):
-    with pytest.raises(ValueError, match=rf"clip must be a positive norm, got {clip}\. Leave it out for no clipping\."):
+    with pytest.raises(
+        ValueError,
+        match=rf"clip must be a positive norm, got {clip}\. Leave it out for no clipping\.",
+    ):
         small(max_grad_norm=clip)
 
 
@@ -56,17 +61,25 @@ def test_test_curve_refuses_counts_below_one(name):
 
 @pytest.mark.parametrize("level", [math.nan, math.inf, -math.inf])
 def test_run_refuses_a_level_that_is_not_finite(level):
-    with pytest.raises(ValueError, match=rf"level must be finite, got {level}\. Use None for plain training\."):
+    with pytest.raises(
+        ValueError, match=rf"level must be finite, got {level}\. Use None for plain training\."
+    ):
         Run(small(), level)
 
 
 def test_run_takes_what_is_merely_unusual():
-    assert [Run(small(), level).level for level in (-1.0, 0, 7.0)] == [-1.0, 0, 7.0]  # densities have negative losses
+    assert [Run(small(), level).level for level in (-1.0, 0, 7.0)] == [
+        -1.0,
+        0,
+        7.0,
+    ]  # densities have negative losses
 
 
 @pytest.mark.parametrize("seed", [-1, 0.0, None])
 def test_run_refuses_a_seed_that_is_none(seed):
-    with pytest.raises(ValueError, match=rf"seed must be a whole number of at least 0, got {seed}\."):
+    with pytest.raises(
+        ValueError, match=rf"seed must be a whole number of at least 0, got {seed}\."
+    ):
         Run(small(), seed=seed)
 
 
@@ -112,7 +125,11 @@ def test_describe_is_explicit():
         "args": [],
         "with": {"lr": 0.1},
     }
-    assert to_config(partial(mlp, 10, 2)) == {"call": "flooding.models.mlp", "args": [10, 2], "with": {}}
+    assert to_config(partial(mlp, 10, 2)) == {
+        "call": "flooding.models.mlp",
+        "args": [10, 2],
+        "with": {},
+    }
     assert to_config(Flooding()) == {"is": "flooding.methods.Flooding"}
     assert to_config(SoftAD(sigma=0.5)) == {"is": "flooding.methods.SoftAD", "sigma": 0.5}
     assert to_config(TestCurve(7)) == {"is": "flooding.training.problem.TestCurve", "examples": 7}
@@ -124,8 +141,12 @@ def test_describe_tells_tensors_and_splits_by_content():
     others = [x.double(), x.reshape(2, 3), x.flip(0), x + 1e-6]
     assert len({json.dumps(to_config(t)) for t in [x, *others]}) == 5
     long = torch.zeros(5000)
-    assert to_config(long) != to_config(long.index_fill(0, torch.tensor(2500), 1))  # though both print alike
-    assert to_config(PerClass(torch.tensor([0.1, 0.2]))) != to_config(PerClass(torch.tensor([0.1, 0.3])))
+    assert to_config(long) != to_config(
+        long.index_fill(0, torch.tensor(2500), 1)
+    )  # though both print alike
+    assert to_config(PerClass(torch.tensor([0.1, 0.2]))) != to_config(
+        PerClass(torch.tensor([0.1, 0.3]))
+    )
     assert to_config(splits_of(x)) == to_config(splits_of(x.clone())) != to_config(splits_of(x + 1))
 
 
@@ -139,7 +160,9 @@ def test_describe_leaves_out_fields_at_their_default():
 
 def test_a_new_field_with_a_default_changes_no_description():
     old = dataclasses.make_dataclass("Thing", [("a", int)], frozen=True)
-    new = dataclasses.make_dataclass("Thing", [("a", int), ("b", float, 0.5), ("c", str | None, None)], frozen=True)
+    new = dataclasses.make_dataclass(
+        "Thing", [("a", int), ("b", float, 0.5), ("c", str | None, None)], frozen=True
+    )
     old.__module__ = new.__module__ = "flooding.things"
     assert to_config(old(1)) == to_config(new(1)) == {"is": "flooding.things.Thing", "a": 1}
     assert to_config(new(1, 0.6)) == {"is": "flooding.things.Thing", "a": 1, "b": 0.6}
@@ -148,7 +171,9 @@ def test_a_new_field_with_a_default_changes_no_description():
 
 
 def defaults(kind):
-    return {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    return {
+        f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING
+    }
 
 
 def splits_of(x):
@@ -196,7 +221,8 @@ NOT_KEYABLE = {
 @pytest.mark.parametrize("value", NOT_KEYABLE.values(), ids=NOT_KEYABLE)
 def test_what_has_no_description_says_so(value):
     with pytest.raises(
-        UnhashableConfigError, match=r"does not describe itself\. Give the Problem a key='\.\.\.' to look its"
+        UnhashableConfigError,
+        match=r"does not describe itself\. Give the Problem a key='\.\.\.' to look its",
     ):
         to_config(value)
 
@@ -204,7 +230,9 @@ def test_what_has_no_description_says_so(value):
 def test_a_local_function_of_this_library_has_no_description():
     function = of_module("flooding.models")
     function.__qualname__ = "mlp.<locals>.function"
-    with pytest.raises(UnhashableConfigError, match=r"flooding\.models\.mlp\.<locals>\.function does not"):
+    with pytest.raises(
+        UnhashableConfigError, match=r"flooding\.models\.mlp\.<locals>\.function does not"
+    ):
         to_config(function)
 
 
@@ -231,7 +259,9 @@ def base(**changes):
 
 
 def data(**changes):
-    return small(data=partial(two_gaussians, **{"n_train": 40, "n_val": 30, "n_test": 200} | changes))
+    return small(
+        data=partial(two_gaussians, **{"n_train": 40, "n_val": 30, "n_test": 200} | changes)
+    )
 
 
 def different():
@@ -258,12 +288,16 @@ def different():
         "fused": base(problem=small(optimizer=partial(adam, lr=1e-2, fused=True))),
         "optimizer": base(problem=small(optimizer=partial(torch.optim.SGD, lr=1e-2))),
         "loss": base(problem=small(loss=functional.multi_margin_loss)),
-        "smoothing": base(problem=small(loss=partial(functional.cross_entropy, label_smoothing=0.1))),
+        "smoothing": base(
+            problem=small(loss=partial(functional.cross_entropy, label_smoothing=0.1))
+        ),
         "report": base(problem=small(eval_loss=functional.multi_margin_loss)),
         "batch size": base(problem=small(batch_size=20)),
         "evaluation batch size": base(problem=small(eval_batch_size=100)),
         "horizon": base(problem=small(max_epochs=7)),
-        "schedule": base(problem=small(lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2))),
+        "schedule": base(
+            problem=small(lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2))
+        ),
         "clip": base(problem=small(max_grad_norm=1.0)),
         "clip's value": base(problem=small(max_grad_norm=2.0)),
         "test curve": base(problem=small(test_curve=TestCurve())),
@@ -287,16 +321,31 @@ def test_each_change_changes_the_key():
     assert all(len(key) == 64 and int(key, 16) for key in found.values())
     same = [pair for pair in itertools.combinations(found, 2) if found[pair[0]] == found[pair[1]]]
     assert same == []
-    assert len({base().key(threads=n, device=d) for n in (1, 2) for d in ("cpu", "cuda")} | {base().key()}) == 5
+    assert (
+        len(
+            {base().key(threads=n, device=d) for n in (1, 2) for d in ("cpu", "cuda")}
+            | {base().key()}
+        )
+        == 5
+    )
 
 
 def test_equal_runs_have_equal_keys():
     key = base().key(threads=1)
     assert base(stop_epoch=2).key(threads=1) == key  # where to stop is no part of the trajectory
     assert base(problem=small(), method=Flooding()).key(threads=1) == key
-    assert base(problem=small(max_grad_norm=None, batch_size=100, loss=functional.cross_entropy)).key(threads=1) == key
+    assert (
+        base(problem=small(max_grad_norm=None, batch_size=100, loss=functional.cross_entropy)).key(
+            threads=1
+        )
+        == key
+    )
     splits = data().splits(0)
-    assert base(problem=small(data=splits)).key() == base(problem=small(data=data(seed=0).data)).key() == base().key()
+    assert (
+        base(problem=small(data=splits)).key()
+        == base(problem=small(data=data(seed=0).data)).key()
+        == base().key()
+    )
 
 
 def test_a_single_label_changes_the_key():
@@ -322,7 +371,9 @@ print(json.dumps([test_problem.keys(), test_problem.stream(3, "model", 4)]))
 """
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    told = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
     assert json.loads(told) == [keys(), derive_seed(3, "model", 4)]
 
 
@@ -339,7 +390,9 @@ class MyLevel(Delayed):
         base(problem=small(optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1))),
         base(problem=small(data=lambda *, seed: data().splits(seed))),
         base(level=MyLevel(0.3, until_loss=0.1)),
-        base(level=MyLevel(0.3, until_loss=0.1), problem=small(key="mine")),  # the key names the problem only
+        base(
+            level=MyLevel(0.3, until_loss=0.1), problem=small(key="mine")
+        ),  # the key names the problem only
         base(method=Mine()),
     ],
     ids=["model", "module", "loss", "optimizer", "data", "level", "level with a key", "method"],
@@ -352,9 +405,14 @@ def test_a_problem_with_a_key_has_one_whatever_it_holds():
     model = {"model": lambda: nn.Linear(10, 2), "data": lambda *, seed: data().splits(seed)}
     mine = base(problem=small(key="mine", **model)).key()
     assert mine is not None
-    assert base(problem=small(key="mine", **model | {"model": lambda: nn.Linear(10, 3)})).key() == mine
+    assert (
+        base(problem=small(key="mine", **model | {"model": lambda: nn.Linear(10, 3)})).key() == mine
+    )
     # What can describe itself counts all the same, so that a sweep under one key is not one Record.
-    assert base(problem=small(key="mine", optimizer=partial(torch.optim.SGD, lr=0.123), **model)).key() != mine
+    assert (
+        base(problem=small(key="mine", optimizer=partial(torch.optim.SGD, lr=0.123), **model)).key()
+        != mine
+    )
     assert base(problem=small(key="mine", max_grad_norm=0.5, **model)).key() != mine
     assert base(problem=small(key="yours", **model)).key() != mine
 
@@ -434,8 +492,18 @@ def test_streams_are_repeatable_and_distinct():
 
 def test_numbers_from_neighbouring_streams_are_uncorrelated():
     n = 20_000
-    paths = [(0, "model"), (1, "model"), (0, "order"), (0, "order", 0), (0, "order", 1), (1, "order", 0)]
-    drawn = np.stack([torch.randn(n, generator=torch.Generator().manual_seed(derive_seed(*p))).numpy() for p in paths])
+    paths = [
+        (0, "model"),
+        (1, "model"),
+        (0, "order"),
+        (0, "order", 0),
+        (0, "order", 1),
+        (1, "order", 0),
+    ]
+    drawn = np.stack([
+        torch.randn(n, generator=torch.Generator().manual_seed(derive_seed(*p))).numpy()
+        for p in paths
+    ])
     correlations = np.corrcoef(drawn)[np.triu_indices(len(paths), 1)]
     assert np.abs(correlations).max() < 4.5 / math.sqrt(n)  # 15 pairs: chance of a false alarm 1e-4
 
@@ -455,7 +523,11 @@ def worse(a, b):
     return a[0] > b[0]
 
 
-@given(results=st.lists(st.tuples(numbers, st.sampled_from([0.0, 0.5, 0.9, 1.0])), min_size=3, max_size=3))
+@given(
+    results=st.lists(
+        st.tuples(numbers, st.sampled_from([0.0, 0.5, 0.9, 1.0])), min_size=3, max_size=3
+    )
+)
 @example(results=[(math.nan, 1.0), (math.inf, 0.0), (0.1, 0.0)])
 @settings(max_examples=200, deadline=None)
 def test_selection_is_a_total_order(results):
@@ -499,11 +571,21 @@ def judged(level, loss, accuracy=None, at="last"):
         ([(0.2, 0.5), (0.1, 0.6)], 0.2),
         ([(0.2, 0.5, 0.9), (0.1, 0.5, 0.9), (None, 0.5, 0.9)], None),
     ],
-    ids=["accuracy", "loss breaks ties", "then the smaller level", "NaN loses", "no accuracy", "plain counts as 0"],
+    ids=[
+        "accuracy",
+        "loss breaks ties",
+        "then the smaller level",
+        "NaN loses",
+        "no accuracy",
+        "plain counts as 0",
+    ],
 )
 @pytest.mark.parametrize("at", ["best", "last"])
 def test_choose_takes_the_best_validation_result(results, level, at):
-    records = [judged(*result, at=at) if len(result) == 3 else judged(*result, None, at) for result in results]
+    records = [
+        judged(*result, at=at) if len(result) == 3 else judged(*result, None, at)
+        for result in results
+    ]
     assert select_best(iter(records), at).run.level == level
     assert select_best(records[::-1], at).run.level == level
 
@@ -518,7 +600,12 @@ def test_choose_refuses_nothing():
 
 def measured(**changes):
     curve = np.array([0.1, math.nan], np.float32)
-    given = {"curves": {"a": curve}, "arrays": {"last.b": curve}, "finals": {"x": 0.1}, "weights": "w"}
+    given = {
+        "curves": {"a": curve},
+        "arrays": {"last.b": curve},
+        "finals": {"x": 0.1},
+        "weights": "w",
+    }
     return Record(**{"run": None, "fingerprint": "f"} | given | changes).content_hash
 
 
@@ -544,5 +631,12 @@ def test_the_level_of_a_record_is_the_runs_or_the_one_in_force_at_the_end():
         return Record(run, {}, {}, {"last.level": last}, "", "").level
 
     delayed = Run(small(), Delayed(0.3, until_loss=0.1))
-    assert [level(Run(small(), 0.3), 0.25), level(delayed, 0.25), level(None, 0.25)] == [0.3, 0.25, 0.25]
-    assert [level(Run(small(), None), math.nan), level(None, math.nan)] == [None, None]  # plain training
+    assert [level(Run(small(), 0.3), 0.25), level(delayed, 0.25), level(None, 0.25)] == [
+        0.3,
+        0.25,
+        0.25,
+    ]
+    assert [level(Run(small(), None), math.nan), level(None, math.nan)] == [
+        None,
+        None,
+    ]  # plain training

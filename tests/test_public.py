@@ -23,7 +23,8 @@ def python(code):
 
 
 @pytest.mark.parametrize(
-    "statement", ["import flooding", "from flooding.functional import flood", "from flooding import flood"]
+    "statement",
+    ["import flooding", "from flooding.functional import flood", "from flooding import flood"],
 )
 def test_no_framework_is_imported_before_it_is_needed(statement):
     frameworks = "{'torch', 'numpy', 'jax', 'scipy', 'sklearn', 'matplotlib', 'typer', 'rich', 'mlflow', 'tensorboard'}"
@@ -32,7 +33,9 @@ def test_no_framework_is_imported_before_it_is_needed(statement):
 
 def test_every_public_name_can_be_imported_in_any_order():
     for names in ("flooding.__all__", "reversed(flooding.__all__)"):
-        told = python(f"import flooding\nfor n in {names}: print(n, type(getattr(flooding, n)).__name__)")
+        told = python(
+            f"import flooding\nfor n in {names}: print(n, type(getattr(flooding, n)).__name__)"
+        )
         kinds = dict(zip(told[::2], told[1::2], strict=True))
         assert sorted(kinds) == flooding.__all__
         assert set(kinds.values()) == {"function", "type"}
@@ -71,7 +74,12 @@ def test_a_wrong_name_is_answered_with_the_right_ones():
 
 
 def test_modules_import_only_from_lines_below_their_own():
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()", "--no-cache"]
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command as lint; lint()",
+        "--no-cache",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout

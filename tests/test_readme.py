@@ -45,7 +45,10 @@ def test_when_to_use_it_is_what_the_bake_off_says():
 
 def test_only_the_marked_part_is_replaced():
     put = readme().put
-    assert put("a<!-- x:begin -->\nold\n<!-- x:end -->b", "x", r"n\ew") == "a<!-- x:begin -->\nn\\ew\n<!-- x:end -->b"
+    assert (
+        put("a<!-- x:begin -->\nold\n<!-- x:end -->b", "x", r"n\ew")
+        == "a<!-- x:begin -->\nn\\ew\n<!-- x:end -->b"
+    )
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/choosing-a-level.md"])
@@ -59,9 +62,15 @@ def test_documented_searches_run(page, tmp_path, monkeypatch, capsys):
     assert len(lines) >= 2
     for line in lines:
         words = shlex.split(line, comments=True)
-        monkeypatch.setattr(sys, "argv", words + ["--epochs", "2", "--workers", "0"] * (words[1] == "find"))
+        monkeypatch.setattr(
+            sys, "argv", words + ["--epochs", "2", "--workers", "0"] * (words[1] == "find")
+        )
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert not ended.value.code, f"{line}: {capsys.readouterr().err}"
-    answers = capsys.readouterr().out if page == "README.md" else (tmp_path / "predictions.csv").read_text()
+    answers = (
+        capsys.readouterr().out
+        if page == "README.md"
+        else (tmp_path / "predictions.csv").read_text()
+    )
     assert re.search(r"^class,.*\n(yes|no),.*\n(yes|no),", answers, re.MULTILINE)

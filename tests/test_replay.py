@@ -1,4 +1,5 @@
-"""The level benchmark replays a search: same choice as by hand from its arrays, cost as the engine would count it."""
+"""The level benchmark replays a search: same choice as by hand from its arrays, cost as the engine
+would count it."""
 
 import sys
 from pathlib import Path
@@ -31,10 +32,21 @@ def test_there_are_nine_cells_and_their_files_are_whole(cells):
     assert sum(path.stat().st_size for path in files) <= 15 << 20
     for path in files:
         with np.load(path) as file:
-            assert file["train_loss"].shape == file["val_loss"].shape == file["val_right"].shape == (3, 3, 51, 501)
+            assert (
+                file["train_loss"].shape
+                == file["val_loss"].shape
+                == file["val_right"].shape
+                == (3, 3, 51, 501)
+            )
             assert file["val_right"].max() <= 100
             assert (np.diff(file["levels"]) > 0).all()
-            for name in ("test_accuracy", "test_accuracy_clean", "test_nll", "test_nll_clean", "test_ece"):
+            for name in (
+                "test_accuracy",
+                "test_accuracy_clean",
+                "test_nll",
+                "test_nll_clean",
+                "test_ece",
+            ):
                 assert np.isfinite(file[f"last_{name}"]).all()
                 assert np.isfinite(file[f"best_{name}"]).all()
 
@@ -43,11 +55,14 @@ def test_a_grid_chooses_as_by_hand(cells):
     for cell in cells:
         arrays, place = cell.arrays, cell.place
         found = search(grid(cell.problem, LEVELS, seeds=[cell.seed]), cell.evaluator())
-        right, loss = (arrays[name][*place, :, -1].astype(float) for name in ("val_right", "val_loss"))
+        right, loss = (
+            arrays[name][*place, :, -1].astype(float) for name in ("val_right", "val_loss")
+        )
         by_hand = max(range(51), key=lambda i, right=right, loss=loss: (right[i], -loss[i], -i))
         assert (found.level or 0.0) == LEVELS[by_hand]
         assert (
-            cell.final(found.level, "last_test_accuracy_clean") == arrays["last_test_accuracy_clean"][*place, by_hand]
+            cell.final(found.level, "last_test_accuracy_clean")
+            == arrays["last_test_accuracy_clean"][*place, by_hand]
         )
         assert found.cost.trainings == 51
         assert 30 < found.cost.steps < 51, "beginnings are shared"
@@ -61,7 +76,9 @@ def test_halving_pays_for_no_epoch_twice(cells):
     assert found.cost.epochs <= sum(longest.values())
 
 
-@pytest.mark.parametrize(("level", "seed", "message"), [(0.505, 3, "0, 0.01 ... 0.50"), (0.1, 4, "has seed 3, got 4")])
+@pytest.mark.parametrize(
+    ("level", "seed", "message"), [(0.505, 3, "0, 0.01 ... 0.50"), (0.1, 4, "has seed 3, got 4")]
+)
 def test_what_the_benchmark_lacks_is_refused(cells, level, seed, message):
     with pytest.raises(ValueError, match=message):
         cells[0].evaluator()([Run(cells[0].problem, level, seed=seed)])

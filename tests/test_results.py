@@ -1,4 +1,5 @@
-"""docs/results holds what its archives give: a wrong figure there fails here. Nothing is trained."""
+"""docs/results holds what its archives give: a wrong figure there fails here. Nothing is
+trained."""
 
 from pathlib import Path
 
@@ -35,9 +36,15 @@ def test_the_page_is_what_its_archive_gives(name):
     assert (RESULTS / f"{name}.md").read_text() == report.markdown(name)
     tables = {path.name: path.read_text() for path in RESULTS.glob(f"{name}-*.csv")}
     assert tables == {f"{name}-{table.name}.csv": table.csv() for table in report.tables}
-    assert {path.name for path in RESULTS.glob(f"{name}-*.png")} == {f"{name}-{n}.png" for n in report.figures}
+    assert {path.name for path in RESULTS.glob(f"{name}-*.png")} == {
+        f"{name}-{n}.png" for n in report.figures
+    }
 
 
 def test_archives_are_small():
-    sizes = [path.stat().st_size for folder in (RESULTS, SOURCES["ishida2020"]) for path in folder.glob("*.npz")]
+    sizes = [
+        path.stat().st_size
+        for folder in (RESULTS, SOURCES["ishida2020"])
+        for path in folder.glob("*.npz")
+    ]
     assert sum(sizes) <= 20 << 20

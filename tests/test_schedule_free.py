@@ -1,4 +1,5 @@
-"""Optimisers that evaluate other weights than they train are switched around all that is measured and returned."""
+"""Optimisers that evaluate other weights than they train are switched around all that is measured
+and returned."""
 
 from functools import partial
 
@@ -13,7 +14,8 @@ from small import normed, small
 
 
 class Averaged(torch.optim.SGD):
-    """SGD that evaluates the mean of its iterates. Its mode is no part of its state; misuse is an error."""
+    """SGD that evaluates the mean of its iterates. Its mode is no part of its state; misuse is an
+    error."""
 
     def __init__(self, params, lr):
         super().__init__(params, lr=lr)
@@ -68,7 +70,8 @@ OPTIMIZERS = {
 
 
 def by_hand(run, epochs):
-    """Train for so many epochs without an evaluation on the way: losses seen, and the model to evaluate."""
+    """Train for so many epochs without an evaluation on the way: losses seen, and the model to
+    evaluate."""
     problem, split, losses = run.problem, run.problem.splits(0).train, []
     model = problem.build(0)
     optimizer = problem.optimizer(model.parameters())
@@ -91,20 +94,30 @@ def test_what_is_measured_and_returned_are_the_evaluation_weights(optimizer, lev
     val, best = run.problem.splits(0).val, int(row.record.metrics["best.epoch"])
     for name, epochs in (("best", best), ("last", 12), (None, 5)):
         losses, model = by_hand(run, epochs)
-        assert row.record.curves["train_loss"][1 : epochs + 1].tolist() == np.float32(losses).tolist()
+        assert (
+            row.record.curves["train_loss"][1 : epochs + 1].tolist() == np.float32(losses).tolist()
+        )
         with torch.no_grad():
-            assert row.record.curves["val_loss"][epochs] == np.float32(F.cross_entropy(model(val.x), val.y).item())
+            assert row.record.curves["val_loss"][epochs] == np.float32(
+                F.cross_entropy(model(val.x), val.y).item()
+            )
         for key, tensor in model.state_dict().items() if name else ():
             assert torch.equal(row.weights[name][key], tensor)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_a_run_that_goes_on_and_one_that_keeps_its_first_flooded_weights_have_the_same_bits(optimizer):
+def test_a_run_that_goes_on_and_one_that_keeps_its_first_flooded_weights_have_the_same_bits(
+    optimizer,
+):
     run = Run(normed(optimizer=optimizer), 0.6)
     *_, whole = train(run)
     *_, kept = train(run, first_flooded=True)
     assert kept.record.content_hash == whole.record.content_hash
-    states = [row.snapshot(copied=True) for row in train(run) if row.snapshot is not None and row.record is None]
+    states = [
+        row.snapshot(copied=True)
+        for row in train(run)
+        if row.snapshot is not None and row.record is None
+    ]
     for state in states[::2]:
         *_, rest = train(run, resume=state)
         assert rest.record.content_hash == whole.record.content_hash
@@ -124,7 +137,9 @@ def test_prefix_sharing_has_the_bits_of_training_alone():
     problem = small(optimizer=partial(Averaged, lr=0.3), max_epochs=20)
     runs = [Run(problem, level) for level in (None, 0.3, 0.5)]
     shared = run_all(runs, ledger=False, workers=0)
-    assert [record.content_hash for record in shared] == [list(train(run))[-1].record.content_hash for run in runs]
+    assert [record.content_hash for record in shared] == [
+        list(train(run))[-1].record.content_hash for run in runs
+    ]
 
 
 def test_sam_switches_the_optimiser_inside():
@@ -134,9 +149,16 @@ def test_sam_switches_the_optimiser_inside():
     *_, plain = train(Run(problem))
     last = small(optimizer=partial(torch.optim.SGD, lr=0.3), max_epochs=5)
     *_, trained = train(Run(last, None, SAM(0.01)))
-    assert row.record.weights_sha256 not in {plain.record.weights_sha256, trained.record.weights_sha256}
-    assert row.record.curves["train_loss"].tolist() == trained.record.curves["train_loss"].tolist()  # the same path
-    assert row.record.metrics["last.val_loss"] != trained.record.metrics["last.val_loss"]  # the mean of it
+    assert row.record.weights_sha256 not in {
+        plain.record.weights_sha256,
+        trained.record.weights_sha256,
+    }
+    assert (
+        row.record.curves["train_loss"].tolist() == trained.record.curves["train_loss"].tolist()
+    )  # the same path
+    assert (
+        row.record.metrics["last.val_loss"] != trained.record.metrics["last.val_loss"]
+    )  # the mean of it
 
 
 def test_an_optimiser_with_one_of_the_two_methods_is_left_alone():

@@ -1,4 +1,5 @@
-"""The picture of a search shows what was measured: marks, lines, colours and limits, read back from the figure."""
+"""The picture of a search shows what was measured: marks, lines, colours and limits, read back from
+the figure."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ from small import small
 
 NAN, INF = math.nan, math.inf
 PROBLEM = small(max_epochs=40)
-ACCURACY, LOSS, TRAINING = "Validation accuracy (%)", "Validation loss (nats per example)", "Training loss"
+ACCURACY, LOSS, TRAINING = (
+    "Validation accuracy (%)",
+    "Validation loss (nats per example)",
+    "Training loss",
+)
 
 
 def evaluate(runs, **how):
@@ -47,7 +52,9 @@ def hand(*levels, chosen=0.1, suggestions=(), seeds=(0,), problem=PROBLEM, stop_
         for level in levels
         for seed in seeds
     ]
-    return SearchResult("by hand", Run(problem, chosen), tuple(suggestions), (), tuple(evaluate(runs)))
+    return SearchResult(
+        "by hand", Run(problem, chosen), tuple(suggestions), (), tuple(evaluate(runs))
+    )
 
 
 def change(record, **curves):
@@ -60,13 +67,19 @@ def change(record, **curves):
 def panel(figure, label, by="level"):
     """The panel of this measure against the level or the epoch."""
     starts = {"level": "Flood level", "epoch": "Epoch"}[by]
-    (axes,) = [a for a in figure.axes if a.get_ylabel().startswith(label) and a.get_xlabel().startswith(starts)]
+    (axes,) = [
+        a
+        for a in figure.axes
+        if a.get_ylabel().startswith(label) and a.get_xlabel().startswith(starts)
+    ]
     return axes
 
 
 def marks(axes, size=None):
     """Place, height and line of every mark drawn, large or small."""
-    lines = [line for line in axes.get_lines() if line.get_marker() == "o" and len(line.get_xdata())]
+    lines = [
+        line for line in axes.get_lines() if line.get_marker() == "o" and len(line.get_xdata())
+    ]
     sizes = [line.get_markersize() for line in lines]
     chosen = [line for line, ms in zip(lines, sizes, strict=True) if size is None or ms == size]
     return [(x, y, line) for line in chosen for x, y in zip(*line.get_data(), strict=True)]
@@ -80,13 +93,22 @@ def labelled(axes, start):
 
 def uprights(axes):
     """Vertical lines, by place."""
-    lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 2 and list(line.get_ydata()) == [0, 1]]
+    lines = [
+        line
+        for line in axes.get_lines()
+        if len(line.get_xdata()) == 2 and list(line.get_ydata()) == [0, 1]
+    ]
     return {line.get_xdata()[0]: line for line in lines}
 
 
 def legend(figure):
     """Legend texts."""
-    return [text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
+    return [
+        text.get_text()
+        for axes in figure.axes
+        if axes.get_legend()
+        for text in axes.get_legend().get_texts()
+    ]
 
 
 def strip(figure):
@@ -116,19 +138,28 @@ def test_four_panels():
         (LOSS, "Flood level (nats)"),
     ]
     assert names[4:] == [("Flood level (nats)", "")]  # the colour bar
-    assert figure.get_suptitle() == "by hand: flood level 0.1 (3 Runs for the price of 3.0 trainings)"
+    assert (
+        figure.get_suptitle() == "by hand: flood level 0.1 (3 Runs for the price of 3.0 trainings)"
+    )
 
 
-@pytest.mark.parametrize(("label", "name", "times"), [(ACCURACY, "val_accuracy", 100), (LOSS, "val_loss", 1)])
+@pytest.mark.parametrize(
+    ("label", "name", "times"), [(ACCURACY, "val_accuracy", 100), (LOSS, "val_loss", 1)]
+)
 def test_a_mark_for_each_run_and_one_for_the_mean_of_its_seeds(label, name, times):
     answer = hand(0.0, 0.1, 0.3, seeds=(0, 1, 2))
     figure = found(answer)
     axes = panel(figure, label)
     each = {(r.run.level, r.run.seed): times * late(r, name) for r in answer.records}
     small = marks(axes, size=0.6 * 8)
-    np.testing.assert_allclose([(x, y) for x, y, _ in small], [(level, v) for (level, _), v in each.items()])
+    np.testing.assert_allclose(
+        [(x, y) for x, y, _ in small], [(level, v) for (level, _), v in each.items()]
+    )
     assert {line.get_alpha() for *_, line in small} == {0.4}
-    means = [(level, statistics.fmean(each[level, seed] for seed in range(3))) for level in (0.0, 0.1, 0.3)]
+    means = [
+        (level, statistics.fmean(each[level, seed] for seed in range(3)))
+        for level in (0.0, 0.1, 0.3)
+    ]
     np.testing.assert_allclose([(x, y) for x, y, _ in marks(axes, size=8)], means)
     assert {line.get_alpha() for *_, line in marks(axes, size=8)} == {None}
     assert {"mean of 3 seeds, 40 epochs", "one seed"} <= set(legend(figure))
@@ -142,34 +173,51 @@ def test_runs_that_stopped_early_are_hollow_and_smaller():
     sizes = sorted({line.get_markersize() for *_, line in drawn})
     assert sizes == pytest.approx([4, 8 / math.sqrt(3), 8])  # a ninth would be too small to see
     assert [line.get_markerfacecolor() == "white" for *_, line in drawn] == [True] * 5 + [False]
-    assert {"Run, 36 epochs", "Run, 4 to 12 of 36 epochs", "the smaller, the shorter"} <= set(legend(figure))
+    assert {"Run, 36 epochs", "Run, 4 to 12 of 36 epochs", "the smaller, the shorter"} <= set(
+        legend(figure)
+    )
 
 
-@pytest.mark.parametrize(("label", "name", "times"), [(ACCURACY, "val_accuracy", 100), (LOSS, "val_loss", 1)])
+@pytest.mark.parametrize(
+    ("label", "name", "times"), [(ACCURACY, "val_accuracy", 100), (LOSS, "val_loss", 1)]
+)
 def test_plain_training_is_a_dashed_line_and_a_mark_where_the_others_stopped(label, name, times):
     answer = hand(None, 0.1, 0.2, stop_epoch=12, seeds=(0, 1))
     axes = panel(found(answer), label)
     plain = [record for record in answer.records if record.run.level is None]
     line = labelled(axes, "plain training, 40 epochs")
     assert line.get_linestyle() == "--"
-    np.testing.assert_allclose(line.get_ydata(), [times * statistics.fmean(late(r, name) for r in plain)] * 2)
+    np.testing.assert_allclose(
+        line.get_ydata(), [times * statistics.fmean(late(r, name) for r in plain)] * 2
+    )
     ((_, height, mark),) = [m for m in marks(axes, size=8) if m[0] == 0]
-    assert height == pytest.approx(times * statistics.fmean(late(r, name, stop_epoch=12) for r in plain), rel=1e-12)
+    assert height == pytest.approx(
+        times * statistics.fmean(late(r, name, stop_epoch=12) for r in plain), rel=1e-12
+    )
     assert mark.get_markerfacecolor() == "white"
     assert to_hex(mark.get_color()) == to_hex(line.get_color()) == to_hex("0.5")
 
 
 def test_plain_training_that_stopped_says_so():
-    runs = [Run(PROBLEM, stop_epoch=10), Run(PROBLEM, stop_epoch=30), Run(PROBLEM, 0.1, stop_epoch=20)]
+    runs = [
+        Run(PROBLEM, stop_epoch=10),
+        Run(PROBLEM, stop_epoch=30),
+        Run(PROBLEM, 0.1, stop_epoch=20),
+    ]
     records = evaluate(runs)
     figure = found(SearchResult("stopped", runs[2], records=tuple(records)))
     line = labelled(panel(figure, ACCURACY), "plain training, 30 of 40 epochs")
     np.testing.assert_allclose(line.get_ydata(), 100 * late(records[1], "val_accuracy"))
-    assert len(marks(panel(figure, ACCURACY))) == 2  # the other, and plain training as it was after 20 epochs
+    assert (
+        len(marks(panel(figure, ACCURACY))) == 2
+    )  # the other, and plain training as it was after 20 epochs
 
 
 def test_plain_training_has_no_place_far_from_the_levels():
-    assert [x for x, *_ in marks(panel(found(hand(None, 5.0, 5.1, chosen=5.0)), ACCURACY))] == [5.0, 5.1]
+    assert [x for x, *_ in marks(panel(found(hand(None, 5.0, 5.1, chosen=5.0)), ACCURACY))] == [
+        5.0,
+        5.1,
+    ]
 
 
 def test_a_level_of_zero_that_floods_is_not_plain():
@@ -197,17 +245,26 @@ def test_no_flooding_is_said_and_no_line_drawn():
     assert not uprights(panel(figure, ACCURACY))
     assert not uprights(panel(figure, LOSS))
     assert "no flooding" in figure.get_suptitle()
-    grey, *others = [line for line in panel(figure, ACCURACY, "epoch").get_lines() if line.get_alpha() is None][:3]
+    grey, *others = [
+        line for line in panel(figure, ACCURACY, "epoch").get_lines() if line.get_alpha() is None
+    ][:3]
     assert grey.get_linewidth() > max(line.get_linewidth() for line in others)
 
 
 def test_limits_are_lines_and_one_far_off_does_not_stretch_the_axis():
-    limits = [LevelEstimate("cap", 0.3, 0.01, 0.3), LevelEstimate("label entropy", 2.303, 2.29, 2.303)]
+    limits = [
+        LevelEstimate("cap", 0.3, 0.01, 0.3),
+        LevelEstimate("label entropy", 2.303, 2.29, 2.303),
+    ]
     figure = found(hand(None, 0.1, 0.2, suggestions=[*limits, LevelEstimate("race", 0.15)]))
     axes = panel(figure, ACCURACY)
     assert sorted(uprights(axes)) == [0.1, 0.3]
     assert axes.get_xlim()[1] < 0.4
-    assert {text.get_text() for text in axes.texts} == {"chosen: 0.1", "cap: 0.3", "label entropy: 2.3 →"}
+    assert {text.get_text() for text in axes.texts} == {
+        "chosen: 0.1",
+        "cap: 0.3",
+        "label entropy: 2.3 →",
+    }
     heights = [text.get_position()[1] for text in axes.texts]
     assert np.diff(heights).min() >= 16  # points: a row for each
 
@@ -227,7 +284,11 @@ def test_suggestions_are_bars_on_the_same_axis():
     assert axes.get_xlim() == ends
     bars = [list(line.get_xdata()) for line in axes.get_lines() if line.get_marker() == "None"]
     np.testing.assert_allclose(bars, [[0.05, 0.15], [0.2, ends[1]], [0.0, 0.05], [0.1, ends[1]]])
-    points = [(line.get_xdata()[0], line.get_marker()) for line in axes.get_lines() if line.get_marker() != "None"]
+    points = [
+        (line.get_xdata()[0], line.get_marker())
+        for line in axes.get_lines()
+        if line.get_marker() != "None"
+    ]
     off = (ends[1], ">")  # of the bar, and of the level in it
     assert points == [(0.1, "D"), (0.12, "D"), off, off, off, (0.15, "D")]
     assert [text.get_text() for text in axes.texts] == [
@@ -243,7 +304,9 @@ def test_suggestions_are_bars_on_the_same_axis():
 def test_without_suggestions_there_is_no_axis_for_them():
     runs = [Run(PROBLEM, Warmup(0.2, steps=5))]
     figure = found(SearchResult("controllers", runs[0], records=tuple(evaluate(runs))))
-    assert not [axes for axes in figure.axes if axes.get_xlabel().startswith("Flood level") and axes.axison]
+    assert not [
+        axes for axes in figure.axes if axes.get_xlabel().startswith("Flood level") and axes.axison
+    ]
 
 
 def test_the_axis_of_a_single_level_reaches_to_the_suggestions():
@@ -265,7 +328,11 @@ def test_colours_are_those_of_the_bar():
     assert to_hex(shades.cmap(0.0)) == by_level[0.05]
     assert to_hex(shades.cmap(1.0)) == by_level[0.3]
     assert to_hex(shades.cmap(0.2)) == by_level[0.1]
-    curves = [line for line in panel(figure, TRAINING, "epoch").get_lines() if line.get_alpha() is not None]
+    curves = [
+        line
+        for line in panel(figure, TRAINING, "epoch").get_lines()
+        if line.get_alpha() is not None
+    ]
     drawn = {to_hex(line.get_color()) for line in curves if len(line.get_xdata())}
     assert drawn == {*by_level.values()}
     assert by_level[0.0] == to_hex("0.5")
@@ -280,7 +347,9 @@ def slow_smooth(values, window):
     """Slow twin: the mean of the known neighbours of each known value."""
     around = [values[max(0, i - window // 2) : i + window // 2 + 1] for i in range(len(values))]
     known = [[v for v in near if math.isfinite(v)] for near in around]
-    return [statistics.fmean(k) if math.isfinite(v) else NAN for k, v in zip(known, values, strict=True)]
+    return [
+        statistics.fmean(k) if math.isfinite(v) else NAN for k, v in zip(known, values, strict=True)
+    ]
 
 
 def test_curves_are_faint_as_measured_and_smooth_over_that():
@@ -298,16 +367,20 @@ def test_curves_are_faint_as_measured_and_smooth_over_that():
         assert raw.get_alpha() < 0.5
         assert smooth.get_alpha() is None
     assert lines[1].get_linewidth() < lines[3].get_linewidth()  # the choice
-    assert {"plain training", "level, told by its colour", "the choice", "faint: each epoch; lines: mean of 5"} <= set(
-        legend(figure)
-    )
+    assert {
+        "plain training",
+        "level, told by its colour",
+        "the choice",
+        "faint: each epoch; lines: mean of 5",
+    } <= set(legend(figure))
 
 
 def test_the_loss_axis_is_logarithmic_where_the_loss_is_positive():
     answer = hand(None, 0.1, 0.2)
     axes = panel(found(answer), TRAINING, "epoch")
     assert axes.get_yscale() == "log"
-    # Plain training falls to 1e-6: it leaves the panel a hundred times below the lowest level, 5 % of margin aside.
+    # Plain training falls to 1e-6: it leaves the panel a hundred times below the lowest level, 5 %
+    # of margin aside.
     assert 5e-4 < axes.get_ylim()[0] < 1e-3 < 1 < axes.get_ylim()[1]
     narrow = tuple(change(r, train_loss=np.linspace(0.6, 0.5, 41)) for r in answer.records)
     assert panel(found(replace(answer, records=narrow)), TRAINING, "epoch").get_yscale() == "log"
@@ -318,13 +391,19 @@ def test_the_loss_axis_is_logarithmic_where_the_loss_is_positive():
 
 
 def test_levels_that_move_have_curves_only():
-    runs = [Run(PROBLEM), Run(PROBLEM, Delayed(0.1, until_loss=1e-3)), Run(PROBLEM, Warmup(0.2, steps=5))]
+    runs = [
+        Run(PROBLEM),
+        Run(PROBLEM, Delayed(0.1, until_loss=1e-3)),
+        Run(PROBLEM, Warmup(0.2, steps=5)),
+    ]
     alone = SearchResult("controllers", runs[1], records=tuple(evaluate(runs)))
     figure = found(alone)
     assert not [a for a in figure.axes if a.get_ylabel() == LOSS]
     assert panel(figure, TRAINING, "epoch")
     assert panel(figure, ACCURACY, "epoch")
-    assert colour_bar(figure).get_ylim() == pytest.approx((0.1, 0.2), rel=1e-6)  # a state is float32
+    assert colour_bar(figure).get_ylim() == pytest.approx(
+        (0.1, 0.2), rel=1e-6
+    )  # a state is float32
     assert "level that moves, coloured by its last" in legend(figure)
 
     mixed = replace(alone, records=(*alone.records, fake_record(Run(PROBLEM, 0.3))))
@@ -346,8 +425,13 @@ def lifted(train, seeds=(0,)):
 
 
 def test_a_function_without_curves_has_the_left_panels_side_by_side():
-    figure = found(lifted(lambda level, seed, epochs: {"score": 1 - abs(level - 0.1), "val_loss": 0.5 + level}))
-    score, loss = panel(figure, "Validation score (higher is better)"), panel(figure, "Validation loss")
+    figure = found(
+        lifted(lambda level, seed, epochs: {"score": 1 - abs(level - 0.1), "val_loss": 0.5 + level})
+    )
+    score, loss = (
+        panel(figure, "Validation score (higher is better)"),
+        panel(figure, "Validation loss"),
+    )
     assert loss.get_ylabel() == "Validation loss"
     assert score.get_xlabel() == loss.get_xlabel() == "Flood level (unit of the loss)"
     assert score.get_position().y0 == pytest.approx(loss.get_position().y0)
@@ -355,14 +439,18 @@ def test_a_function_without_curves_has_the_left_panels_side_by_side():
     np.testing.assert_allclose([y for _, y, _ in marks(loss)], [0.5, 0.6, 0.7])
     assert not [a for a in figure.axes if a.get_xlabel() == "Epoch"]
     assert {"Run, 100 epochs"} == set(legend(figure)), "nobody knows whether level 0 flooded"
-    plain = search_anywhere(grid(ExternalProblem(100), [None, 0.1]), lambda level, seed, epochs: 1 - (level or 0.0))
+    plain = search_anywhere(
+        grid(ExternalProblem(100), [None, 0.1]), lambda level, seed, epochs: 1 - (level or 0.0)
+    )
     assert {"Run, 100 epochs", "plain training, 100 epochs"} == set(legend(found(plain)))
 
 
 def test_a_score_without_a_curve_leaves_its_panel_to_the_loss():
     answer = hand(None, 0.1, 0.2, problem=replace(PROBLEM, score=Score(float)))
     kept = ("train_loss", "val_loss")
-    records = tuple(replace(r, curves={name: r.curves[name] for name in kept}) for r in answer.records)
+    records = tuple(
+        replace(r, curves={name: r.curves[name] for name in kept}) for r in answer.records
+    )
     figure = found(replace(answer, records=records))
     ends = [record.metrics["last.val_score"] for record in records]
     assert [y for _, y, _ in marks(panel(figure, "Validation score"))] == ends
@@ -372,7 +460,9 @@ def test_a_score_without_a_curve_leaves_its_panel_to_the_loss():
 @pytest.mark.parametrize("worst", [0.8, NAN], ids=["finite", "one is NaN"])
 def test_a_loss_that_stands_for_the_score_is_not_drawn(worst):
     figure = found(lifted(lambda level, seed, epochs: worst if level == 0.2 else 0.9))
-    assert [a.get_ylabel() for a in figure.axes if a.get_ylabel()] == ["Validation score (higher is better)"]
+    assert [a.get_ylabel() for a in figure.axes if a.get_ylabel()] == [
+        "Validation score (higher is better)"
+    ]
 
 
 def test_without_a_score_the_loss_is_drawn_alone():
@@ -390,7 +480,9 @@ def test_a_score_of_the_users_own_takes_the_place_of_the_accuracy():
     problem = replace(PROBLEM, score=Score(float, greater_is_better=False))
     answer = search(grid(problem, [0.0, 0.1]), evaluate)
     axes = panel(found(answer), "Validation score (lower is better)")
-    np.testing.assert_allclose([y for _, y, _ in marks(axes)], [late(r, "val_score") for r in answer.records])
+    np.testing.assert_allclose(
+        [y for _, y, _ in marks(axes)], [late(r, "val_score") for r in answer.records]
+    )
 
 
 def test_what_diverged_has_no_mark_and_is_counted():
@@ -422,20 +514,35 @@ def test_plain_training_that_diverged_has_no_line():
 
 def every_figure():
     """Answers of every kind, with much to say."""
-    limits = [LevelEstimate("cap", 0.29, 0.01, 0.3), LevelEstimate("label entropy", 0.3, 0.28, 0.31)]
+    limits = [
+        LevelEstimate("cap", 0.29, 0.01, 0.3),
+        LevelEstimate("label entropy", 0.3, 0.28, 0.31),
+    ]
     yield search(finder(PROBLEM, seeds=(0, 1, 2)), evaluate)
     yield search(grid(PROBLEM, [n / 50 for n in range(26)], seeds=(0, 1)), evaluate)
     yield hand(None, 0.1, 0.2, 0.3, chosen=0.3, suggestions=limits)
     yield hand(
-        None, 0.1, 0.2, 0.3, chosen=0.1, suggestions=[*limits, *[LevelEstimate(f"way {n}", 0.1) for n in range(6)]]
+        None,
+        0.1,
+        0.2,
+        0.3,
+        chosen=0.1,
+        suggestions=[*limits, *[LevelEstimate(f"way {n}", 0.1) for n in range(6)]],
     )
     yield hand(0.0, 0.1, 0.2, chosen=None, suggestions=limits[::-1])
     yield hand(None, 1e-4, 2e-4, chosen=1e-4)
-    runs = [Run(PROBLEM), Run(PROBLEM, 0.1), Run(PROBLEM, 0.2, stop_epoch=20), Run(PROBLEM, Warmup(0.2, steps=5))]
+    runs = [
+        Run(PROBLEM),
+        Run(PROBLEM, 0.1),
+        Run(PROBLEM, 0.2, stop_epoch=20),
+        Run(PROBLEM, Warmup(0.2, steps=5)),
+    ]
     runs += [replace(run, seed=1) for run in runs]
     yield SearchResult("everything", runs[1], tuple(limits), (), tuple(evaluate(runs)))
     yield SearchResult("controllers", runs[3], (), (), tuple(evaluate(runs[3:4])))
-    yield SearchResult("moving", runs[3], (LevelEstimate("warmup", 0.2, 0.1, 0.3),), (), tuple(evaluate(runs[3:4])))
+    yield SearchResult(
+        "moving", runs[3], (LevelEstimate("warmup", 0.2, 0.1, 0.3),), (), tuple(evaluate(runs[3:4]))
+    )
     yield hand(None, chosen=None)
     yield search(grid(PROBLEM, [0.0, 0.1]), partial(evaluate, accuracy=False, diverges=True))
     yield search(advisor(PROBLEM, label_noise=0.1, lowest_val_loss=0.4), evaluate)
@@ -455,7 +562,9 @@ def texts(figure):
                 yield axis.label
                 low, high = sorted(axis.get_view_interval())
                 shown = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=False)
-                yield from (label for place, label in shown if low <= place <= high and label.get_visible())
+                yield from (
+                    label for place, label in shown if low <= place <= high and label.get_visible()
+                )
 
 
 @pytest.mark.parametrize("answer", list(every_figure()), ids=lambda answer: answer.strategy)
@@ -470,11 +579,16 @@ def test_every_text_is_large_enough_inside_the_figure_and_apart_from_the_others(
         assert box.y0 >= 0
         assert box.x1 <= figure.bbox.x1
         assert box.y1 <= figure.bbox.y1
-    assert [(a, b) for (a, box), (b, other) in combinations(boxes, 2) if box.padded(-1).overlaps(other)] == []
+    assert [
+        (a, b) for (a, box), (b, other) in combinations(boxes, 2) if box.padded(-1).overlaps(other)
+    ] == []
     flags = [text for axes in figure.axes for text in axes.texts if isinstance(text, Annotation)]
     for high, low in permutations(flags, 2):
         if high.axes is low.axes and high.get_position()[1] > low.get_position()[1]:
-            box, pole = Text.get_window_extent(low), high.axes.transData.transform((high.xy[0], 0))[0]
+            box, pole = (
+                Text.get_window_extent(low),
+                high.axes.transData.transform((high.xy[0], 0))[0],
+            )
             assert not box.x0 + 1 < pole < box.x1 - 1
     inside = [box.get_window_extent() for axes in figure.axes if (box := axes.get_legend())]
     seen = [axes.get_tightbbox() for axes in figure.axes if axes.axison]
@@ -484,14 +598,27 @@ def test_every_text_is_large_enough_inside_the_figure_and_apart_from_the_others(
 def test_a_wide_legend_does_not_push_the_panels_apart():
     stops = {0.1: 3000, 0.2: 4000}
     runs = [
-        Run(small(max_epochs=5000), level, seed=seed, stop_epoch=stops[level]) for level in stops for seed in (0, 1)
+        Run(small(max_epochs=5000), level, seed=seed, stop_epoch=stops[level])
+        for level in stops
+        for seed in (0, 1)
     ]
     record = fake_record(Run(PROBLEM, 0.1))
-    figure = found(SearchResult("wide", runs[0], records=tuple(replace(record, run=run) for run in runs)))
+    figure = found(
+        SearchResult("wide", runs[0], records=tuple(replace(record, run=run) for run in runs))
+    )
     figure.draw_without_rendering()
-    texts = {text.get_text(): text for text in next(a for a in figure.axes if a.get_legend()).get_legend().get_texts()}
-    assert texts["mean of 2 seeds, 3000 to 4000 of 5000 epochs"].get_window_extent().x1 < figure.bbox.x1
-    assert colour_bar(figure).get_position().x0 - panel(figure, ACCURACY, "epoch").get_position().x1 < 0.05
+    texts = {
+        text.get_text(): text
+        for text in next(a for a in figure.axes if a.get_legend()).get_legend().get_texts()
+    }
+    assert (
+        texts["mean of 2 seeds, 3000 to 4000 of 5000 epochs"].get_window_extent().x1
+        < figure.bbox.x1
+    )
+    assert (
+        colour_bar(figure).get_position().x0 - panel(figure, ACCURACY, "epoch").get_position().x1
+        < 0.05
+    )
 
 
 def test_the_first_epochs_may_leave_the_panel_of_the_score():

@@ -1,4 +1,5 @@
-"""Runs that share a beginning, and Runs that go on from a checkpoint, are bit-identical to training alone."""
+"""Runs that share a beginning, and Runs that go on from a checkpoint, are bit-identical to training
+alone."""
 
 import io
 import math
@@ -36,7 +37,8 @@ def alone(run):
 
 
 def check(runs, **how):
-    """Compare shared Runs with Runs alone, bit for bit; return the share of steps that was taken."""
+    """Compare shared Runs with Runs alone, bit for bit; return the share of steps that was
+    taken."""
     weights = {}
 
     def on_row(row):
@@ -48,7 +50,9 @@ def check(runs, **how):
         row = alone(run)
         assert record.content_hash == row.record.content_hash, run.level
         if id(run) in weights:
-            assert all(torch.equal(t, row.weights["last"][name]) for name, t in weights[id(run)].items())
+            assert all(
+                torch.equal(t, row.weights["last"][name]) for name, t in weights[id(run)].items()
+            )
     return sum(r.metadata["epochs_trained"] for r in records) / sum(r.epochs for r in runs)
 
 
@@ -57,7 +61,9 @@ PROBLEMS = {
     "mini-batches, batch norm, dropout, augmentation, schedule": partial(
         normed, max_epochs=12, augment=noisy, lr_scheduler=partial(StepLR, step_size=3), key="noisy"
     ),
-    "plateau schedule": partial(normed, max_epochs=12, lr_scheduler=partial(ReduceLROnPlateau, patience=1)),
+    "plateau schedule": partial(
+        normed, max_epochs=12, lr_scheduler=partial(ReduceLROnPlateau, patience=1)
+    ),
 }
 
 
@@ -74,17 +80,25 @@ def test_controllers_share_too(make):
 
 
 def test_hinge_shares_and_methods_that_act_from_the_first_step_do_not():
-    runs = [Run(small(max_epochs=25), 0.2, method=Hinge()), Run(small(max_epochs=25), 0.2), Run(small(max_epochs=25))]
+    runs = [
+        Run(small(max_epochs=25), 0.2, method=Hinge()),
+        Run(small(max_epochs=25), 0.2),
+        Run(small(max_epochs=25)),
+    ]
     assert all(can_share(run) for run in runs)
     assert check(runs) < 1
-    others = [Run(small(), 0.2, method=m) for m in (IFlood(), SoftAD(), SAM())] + [Run(small(), method=WaveBound(0.01))]
+    others = [Run(small(), 0.2, method=m) for m in (IFlood(), SoftAD(), SAM())] + [
+        Run(small(), method=WaveBound(0.01))
+    ]
     assert not any(can_share(run) for run in others)
     assert check(others) == 1
 
 
 def test_runs_that_stop_early_share():
     problem = small(max_epochs=30)
-    runs = [Run(problem, level, stop_epoch=until) for level in (None, 0.0, 0.3) for until in (5, 17, 30)]
+    runs = [
+        Run(problem, level, stop_epoch=until) for level in (None, 0.0, 0.3) for until in (5, 17, 30)
+    ]
     assert check(runs) < 1
 
 
@@ -101,12 +115,16 @@ def below_0(outputs, y):
 def test_levels_of_a_loss_that_falls_below_0_share():
     problem = regression(max_epochs=60, loss=below_0)
     records = run_all([Run(problem, level) for level in (None, 0.0, -0.5)], ledger=False, workers=0)
-    assert [bool(r.curves["flooded"].any()) for r in records] == [False, True, True], "each level is reached"
+    assert [bool(r.curves["flooded"].any()) for r in records] == [False, True, True], (
+        "each level is reached"
+    )
     assert check([Run(problem, level) for level in (None, 0.0, -0.5, 0.5, -9.0)]) < 1
 
 
 def test_level_0_of_a_loss_above_0_is_the_trunk_to_its_end():
-    plain, zero = run_all([Run(normed(max_epochs=9)), Run(normed(max_epochs=9), 0.0)], ledger=False, workers=0)
+    plain, zero = run_all(
+        [Run(normed(max_epochs=9)), Run(normed(max_epochs=9), 0.0)], ledger=False, workers=0
+    )
     assert plain.weights_sha256 == zero.weights_sha256
     assert plain.metadata["epochs_trained"] + zero.metadata["epochs_trained"] == 9
 
@@ -121,7 +139,11 @@ def test_the_last_to_leave_pays_for_the_trunk_and_nobody_else():
     levels = [0.25, 0.3, 0.5]
     records = run_all([Run(problem, level) for level in levels], ledger=False, workers=0)
     left = [int((record.curves["train_loss"][1:] <= record.level).argmax()) for record in records]
-    assert [r.metadata["epochs_trained"] for r in records] == [25 + 1, 25 - left[1], 25 - left[2]], left
+    assert [r.metadata["epochs_trained"] for r in records] == [
+        25 + 1,
+        25 - left[1],
+        25 - left[2],
+    ], left
 
 
 def test_a_stale_snapshot_is_as_good():
@@ -144,11 +166,15 @@ RESUMED = {
     "flooded": Run(normed(max_epochs=9), 0.4),
     "controller": Run(normed(max_epochs=9), Heuristic(until_loss=0.6)),
     "schedule": Run(normed(max_epochs=9, lr_scheduler=partial(CosineAnnealingLR, T_max=9)), 0.4),
-    "plateau schedule": Run(normed(max_epochs=9, lr_scheduler=partial(ReduceLROnPlateau, patience=1)), 0.4),
+    "plateau schedule": Run(
+        normed(max_epochs=9, lr_scheduler=partial(ReduceLROnPlateau, patience=1)), 0.4
+    ),
     "teacher": Run(normed(max_epochs=9), method=WaveBound(0.01)),
     "sam": Run(normed(max_epochs=9), method=SAM()),
     "lbfgs": Run(small(max_epochs=9, optimizer=torch.optim.LBFGS)),
-    "momentum": Run(normed(max_epochs=9, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9)), 0.4),
+    "momentum": Run(
+        normed(max_epochs=9, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9)), 0.4
+    ),
     "augmented": Run(normed(max_epochs=9, augment=noisy), 0.4),
 }
 
@@ -166,7 +192,9 @@ def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
     assert [row.epoch for row in rows] == list(range(10))
     assert [str(row.values) for row in rows] == [str(row.values) for row in whole]
     assert rows[-1].record.content_hash == whole[-1].record.content_hash
-    assert all(torch.equal(t, rows[-1].weights["last"][n]) for n, t in whole[-1].weights["last"].items())
+    assert all(
+        torch.equal(t, rows[-1].weights["last"][n]) for n, t in whole[-1].weights["last"].items()
+    )
 
 
 @pytest.mark.parametrize("where", ["trunk", "run"])
@@ -189,7 +217,9 @@ def test_what_was_interrupted_goes_on_from_its_last_epoch(where, tmp_path, monke
 
     follow = SharedPrefix.follow
     with monkeypatch.context() as patch:
-        patch.setattr(SharedPrefix, "follow", lambda trunk, row: (interrupt(), follow(trunk, row))[1])
+        patch.setattr(
+            SharedPrefix, "follow", lambda trunk, row: (interrupt(), follow(trunk, row))[1]
+        )
         with pytest.raises(KeyboardInterrupt):
             run_all(runs, ledger=path, workers=0, on_row=interrupt)
     assert 0 < len(stepped) < undisturbed
@@ -206,7 +236,9 @@ def test_a_longer_run_goes_on_where_a_shorter_one_stopped(tmp_path):
         assert record.content_hash == alone(run).record.content_hash
         told.append(record.metadata["epochs_trained"])
     assert told == [5, 10, 15]
-    assert not list((tmp_path / "ledger.sqlite.checkpoints").iterdir())  # nobody can go on from the horizon
+    assert not list(
+        (tmp_path / "ledger.sqlite.checkpoints").iterdir()
+    )  # nobody can go on from the horizon
 
 
 def test_fresh_ignores_checkpoints(tmp_path):
@@ -306,7 +338,10 @@ def test_in_a_large_group_the_first_to_leave_begins_at_once_where_there_are_work
 def test_a_run_without_a_name_never_goes_on_from_another_ones_checkpoint(tmp_path):
     path, problems = (
         tmp_path / "ledger.sqlite",
-        [small(max_epochs=9, optimizer=lambda p, lr=lr: torch.optim.Adam(p, lr=lr)) for lr in (0.01, 0.03)],
+        [
+            small(max_epochs=9, optimizer=lambda p, lr=lr: torch.optim.Adam(p, lr=lr))
+            for lr in (0.01, 0.03)
+        ],
     )
     rows = []
 
@@ -316,7 +351,12 @@ def test_a_run_without_a_name_never_goes_on_from_another_ones_checkpoint(tmp_pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_all([Run(problems[0], level) for level in (None, 0.0, 0.6)], ledger=path, workers=0, on_row=stop)
+        run_all(
+            [Run(problems[0], level) for level in (None, 0.0, 0.6)],
+            ledger=path,
+            workers=0,
+            on_row=stop,
+        )
     run = Run(problems[1], 0.3, stop_epoch=5)
     [record] = run_all([run], ledger=path, workers=0)
     [longer] = run_all([Run(problems[1], 0.3)], ledger=path, workers=0)
@@ -328,7 +368,9 @@ def test_a_run_without_a_name_never_goes_on_from_another_ones_checkpoint(tmp_pat
 def test_test_curves_do_not_depend_on_where_a_run_stopped(tmp_path):
     problem = small(max_epochs=8, test_curve=TestCurve(50, 4))
     for until in (3, None):
-        [record] = run_all([Run(problem, 0.1, stop_epoch=until)], ledger=tmp_path / "ledger.sqlite", workers=0)
+        [record] = run_all(
+            [Run(problem, 0.1, stop_epoch=until)], ledger=tmp_path / "ledger.sqlite", workers=0
+        )
     assert record.content_hash == alone(Run(problem, 0.1)).record.content_hash
     assert check([Run(problem, 0.01, stop_epoch=3), Run(problem)]) < 1
 
@@ -337,7 +379,8 @@ def test_a_trunk_ends_with_its_last_fork_and_leaves_no_file(tmp_path):
     runs = [Run(small(max_epochs=9), level) for level in (None, 0.3, 0.6)]
     keys = [run_key(run) for run in runs]
     forks = tuple(
-        Job(n, run, key, None, folder=str(tmp_path)) for n, (run, key) in enumerate(zip(runs, keys, strict=True))
+        Job(n, run, key, None, folder=str(tmp_path))
+        for n, (run, key) in enumerate(zip(runs, keys, strict=True))
     )
     trunk = forks[0]._replace(forks=forks)
     assert sorted(ready.number for ready in run_shared_prefix(trunk)) == [0, 1, 2]

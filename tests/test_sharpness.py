@@ -1,4 +1,5 @@
-"""Sharpness measures against the dense Hessian of a small network; the network is as before afterwards."""
+"""Sharpness measures against the dense Hessian of a small network; the network is as before
+afterwards."""
 
 import copy
 
@@ -22,7 +23,8 @@ from flooding.sharpness import (
 
 @pytest.fixture(params=["tanh", "relu with batch norm"])
 def case(request):
-    """A network of about 100 parameters in float64, its loss in three parts, and its dense Hessian."""
+    """A network of about 100 parameters in float64, its loss in three parts, and its dense
+    Hessian."""
     torch.manual_seed(0)
     if request.param == "tanh":
         model = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3)).double()
@@ -40,7 +42,9 @@ def case(request):
 
     def whole(vector):
         parts = vector.split([p.numel() for p in model.parameters()])
-        given = {n: part.view_as(p) for n, part, p in zip(names, parts, model.parameters(), strict=True)}
+        given = {
+            n: part.view_as(p) for n, part, p in zip(names, parts, model.parameters(), strict=True)
+        }
         return nn.functional.cross_entropy(torch.func.functional_call(model, given, (x,)), y)
 
     dense = torch.autograd.functional.hessian(whole, weights(model))
@@ -50,7 +54,9 @@ def case(request):
 def test_products_eigenvalues_and_trace_are_those_of_the_dense_hessian(case):
     model, losses, dense = case
     vector = torch.randn(len(dense), dtype=torch.double, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(hessian_product(model, losses, vector), dense @ vector, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(
+        hessian_product(model, losses, vector), dense @ vector, rtol=1e-10, atol=1e-12
+    )
     known = torch.linalg.eigvalsh(dense).flip(0).numpy()
     assert known[0] > 1.5 * known[5] > 0, "the largest must be told apart"
     found = hessian_eigenvalues(model, losses, k=5, tolerance=1e-9)
@@ -95,14 +101,18 @@ def test_a_filter_direction_is_as_long_as_each_filter_and_spares_what_has_none()
         if p.ndim < 2:
             assert not part.any()
         else:
-            assert torch.allclose(part.view(len(p), -1).norm(dim=1), p.detach().flatten(1).norm(dim=1), rtol=1e-5)
+            assert torch.allclose(
+                part.view(len(p), -1).norm(dim=1), p.detach().flatten(1).norm(dim=1), rtol=1e-5
+            )
     assert torch.equal(direction, filter_direction(model, seed=3))
     assert not torch.equal(direction, filter_direction(model, seed=4))
 
 
 def test_a_filter_scaled_with_its_loss_unchanged_has_the_same_landscape():
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 2))
+    model = nn.Sequential(
+        nn.Linear(5, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 2)
+    )
     model = model.double()
     x, y = torch.randn(40, 5, dtype=torch.double), torch.randint(2, (40,))
 
@@ -140,7 +150,9 @@ def test_iterates_are_projected_where_they_were_made():
     np.testing.assert_allclose(project(iterates, origin, list(plane)), made.numpy(), atol=1e-12)
     found = principal_directions(iterates, origin)
     again = origin + torch.from_numpy(project(iterates, origin, found)) @ torch.stack(found)
-    assert torch.allclose(again, torch.stack(iterates), atol=1e-10), "two directions span the plane they were made in"
+    assert torch.allclose(again, torch.stack(iterates), atol=1e-10), (
+        "two directions span the plane they were made in"
+    )
     spread = project(iterates, origin, found).std(0)
     assert spread[0] > spread[1]
 
@@ -153,10 +165,19 @@ LINE = nn.Linear(2, 1)
     [
         (lambda: weights(nn.ReLU()), "must have parameters that require a gradient"),
         (lambda: hessian_product(LINE, list, torch.ones(3)), "at least one scalar, got none"),
-        (lambda: hessian_product(LINE, lambda: [LINE.weight.sum()], torch.ones(2)), r"the 3 trainable .* got \[2\]"),
-        (lambda: hessian_eigenvalues(LINE, lambda: [LINE.weight.sum()], k=3), "below the 3 parameters, got 3"),
+        (
+            lambda: hessian_product(LINE, lambda: [LINE.weight.sum()], torch.ones(2)),
+            r"the 3 trainable .* got \[2\]",
+        ),
+        (
+            lambda: hessian_eigenvalues(LINE, lambda: [LINE.weight.sum()], k=3),
+            "below the 3 parameters, got 3",
+        ),
         (lambda: hessian_trace(LINE, lambda: [LINE.weight.sum()], probes=1), "at least 2, got 1"),
-        (lambda: landscape(LINE, lambda: [LINE.weight.sum()], [torch.ones(3)], []), "steps for each direction"),
+        (
+            lambda: landscape(LINE, lambda: [LINE.weight.sum()], [torch.ones(3)], []),
+            "steps for each direction",
+        ),
         (lambda: principal_directions([torch.ones(3)], torch.ones(3)), "at least 2 iterates"),
     ],
 )

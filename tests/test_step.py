@@ -1,4 +1,5 @@
-"""Flooding a whole optimiser step: equal to flooding its whole batch, in every loop that PyTorch offers."""
+"""Flooding a whole optimiser step: equal to flooding its whole batch, in every loop that PyTorch
+offers."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ FLOAT64 = torch.float64
 
 
 def train(model, batches, level, make, k=1, norm=None, exact=True):
-    """The loop under test; ``exact=False`` is the naive wrapper, which floods every micro-batch by itself."""
+    """The loop under test; ``exact=False`` is the naive wrapper, which floods every micro-batch by
+    itself."""
     model = copy.deepcopy(model)
     optimizer = make(model.parameters())
     flood_step = FloodStep(optimizer, level if exact else None)
@@ -45,7 +47,9 @@ def train(model, batches, level, make, k=1, norm=None, exact=True):
 
 @pytest.mark.parametrize("dtype", [torch.float32, FLOAT64])
 @pytest.mark.parametrize("k", [2, 3, 4, 8, 16])
-@pytest.mark.parametrize(("name", "norm"), [("sgd", None), ("sgd", 0.05), ("adam", None), ("adamw", 0.05)])
+@pytest.mark.parametrize(
+    ("name", "norm"), [("sgd", None), ("sgd", 0.05), ("adam", None), ("adamw", 0.05)]
+)
 def test_accumulation_equals_the_whole_batch(name, norm, k, dtype):
     model, batches, level = build(dtype)
     reference, losses_ = twin(model, batches, level, OPTIMIZERS[name], norm)
@@ -53,11 +57,14 @@ def test_accumulation_equals_the_whole_batch(name, norm, k, dtype):
     naive, _ = train(model, batches, level, OPTIMIZERS[name], k, norm, exact=False)
     print(f"exact {distance(exact, reference):.1e}, naive {distance(naive, reference):.1e}")
     assert distance(exact, reference) <= TOLERANCE[dtype]
-    # Ten times what float32 is allowed. SGD clipped to 0.05 moves by at most 1e-3 * 0.05 * 10 a step, all in all 0.025.
+    # Ten times what float32 is allowed. SGD clipped to 0.05 moves by at most 1e-3 * 0.05 * 10 a
+    # step, all in all 0.025.
     assert distance(naive, reference) > 1e-4
     assert flood_step.state["flooded"] == sum(loss < level for loss in losses_)
     assert flood_step.state["loss"].item() == pytest.approx(losses_[-1], abs=TOLERANCE[dtype])
-    assert flood_step.state["value"].item() == pytest.approx(flood(losses_[-1], level), abs=TOLERANCE[dtype])
+    assert flood_step.state["value"].item() == pytest.approx(
+        flood(losses_[-1], level), abs=TOLERANCE[dtype]
+    )
 
 
 @pytest.mark.parametrize("level", [None, -math.inf, torch.tensor(-math.inf)], ids=str)
@@ -106,7 +113,9 @@ def _plain(model, batches, make, k=1):
 
 
 def _same(model, other):
-    return all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
 
 
 def _weight(value=1.0, **options):
@@ -118,7 +127,14 @@ def _weight(value=1.0, **options):
 
 @pytest.mark.parametrize(
     ("loss", "slope", "non_finite"),
-    [(0.5, 1, 0), (0.125, -1, 0), (0.25, 0, 0), (math.nan, 1, 1), (math.inf, 1, 1), (-math.inf, 1, 1)],
+    [
+        (0.5, 1, 0),
+        (0.125, -1, 0),
+        (0.25, 0, 0),
+        (math.nan, 1, 1),
+        (math.inf, 1, 1),
+        (-math.inf, 1, 1),
+    ],
     ids=["above", "below", "at the level", "NaN", "inf", "-inf"],
 )
 def test_slope(loss, slope, non_finite):
@@ -137,7 +153,8 @@ finite = st.floats(-10, 10, allow_subnormal=False)
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(finite, st.floats(0.01, 100), finite), min_size=1, max_size=6), finite)
 def test_slope_is_the_sign_of_the_weighted_mean(micro, level):
-    """Exact rational arithmetic is the twin; a mean of floats may be off by a few units of 1e-16 x its terms."""
+    """Exact rational arithmetic is the twin; a mean of floats may be off by a few units of 1e-16 x
+    its terms."""
     weights = sum(Fraction(c) for _, c, _ in micro)
     excess = sum(Fraction(c) * Fraction(loss) for loss, c, _ in micro) / weights - Fraction(level)
     assume(abs(excess) > 1e-13)
@@ -147,7 +164,9 @@ def test_slope_is_the_sign_of_the_weighted_mean(micro, level):
     optimizer.step()
     slope = 1 if excess > 0 else -1
     assert flood_step.state["slope"] == slope
-    assert w.item() == pytest.approx(-slope * sum(c * gradient for _, c, gradient in micro), abs=1e-11)
+    assert w.item() == pytest.approx(
+        -slope * sum(c * gradient for _, c, gradient in micro), abs=1e-11
+    )
 
 
 @pytest.mark.parametrize("divide", ["loss / k", "loss /= k", "scaled", "sum"])
@@ -166,7 +185,8 @@ def test_the_loss_is_returned_as_it_is_and_may_be_scaled_in_any_way(divide):
 
 
 def test_half_precision_losses_are_averaged_in_float32():
-    """The mean 1 + 2^-8 is no bfloat16; rounded to the even neighbour 1 it would lie below the level."""
+    """The mean 1 + 2^-8 is no bfloat16; rounded to the even neighbour 1 it would lie below the
+    level."""
     w = nn.Parameter(torch.tensor(1.0, dtype=torch.bfloat16))
     optimizer = torch.optim.SGD([w], lr=1.0)
     flood_step = FloodStep(optimizer, 1.002)
@@ -189,7 +209,8 @@ def test_evaluation_is_left_alone():
 
 
 def _closure_loop(model, batches, level, install, order):
-    """What Lightning ("loss first") and skorch ("zero first") do: the closure holds the whole step."""
+    """What Lightning ("loss first") and skorch ("zero first") do: the closure holds the whole
+    step."""
     model = copy.deepcopy(model)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     watch = install(optimizer, level)
@@ -238,7 +259,8 @@ def test_closures_are_flipped_after_they_ran(order):
 
 
 def test_lightning_accumulates_before_the_closure():
-    """Its first micro-batches run outside of step(closure), and zero_grad comes between loss and backward."""
+    """Its first micro-batches run outside of step(closure), and zero_grad comes between loss and
+    backward."""
     w, optimizer, flood_step = _weight(level=2.0)
     for raws in ((1.0, 2.5), (4.0, 1.0)):
         first, second = raws
@@ -299,8 +321,11 @@ def test_lbfgs_sees_the_flooded_value_and_gradient(search):
     reference, expected = run(obvious)
     exact, values = run(lambda net, optimizer: halves(net, optimizer, FloodStep(optimizer, level)))
     naive, _ = run(lambda net, optimizer: halves(net, optimizer, _naive_hook(optimizer, level)))
-    print(f"exact {distance(exact, reference):.1e}, naive {distance(naive, reference):.1e}, values {values.tolist()}")
-    # A line search compares values: rounding differences of 1e-16 grow with its quotients, hence not 1e-12.
+    print(
+        f"exact {distance(exact, reference):.1e}, naive {distance(naive, reference):.1e}, values {values.tolist()}"
+    )
+    # A line search compares values: rounding differences of 1e-16 grow with its quotients, hence
+    # not 1e-12.
     assert distance(exact, reference) <= 1e-9
     assert torch.allclose(values, expected, atol=1e-9)
     assert distance(naive, reference) > 1e-2
@@ -313,17 +338,21 @@ def test_lbfgs_sees_the_flooded_value_and_gradient(search):
 
 
 def rounding_bound(model, x, unit, k):
-    """Largest difference of the mean loss between two ways of splitting a batch, at the same weights.
+    """Largest difference of the mean loss between two ways of splitting a batch, at the same
+    weights.
 
-    Two evaluations of a linear layer, rounded to a unit roundoff u after float32 sums over n terms, both lie within
-    v * S of the exact one, with v = u + n * 2^-24 and S = |W||x| + |b| (float16's underflow, 2^-25, is far less). So
-    they are 2 v S apart, plus (1 + v) |W| times what their inputs differ by; all this element by element. Tanh is
-    1-Lipschitz and rounded too: 2 v |h| more. A cross-entropy differs by at most twice the largest difference of its
-    logits. It and the means over at most BATCH + k terms are float32: (BATCH + k + 8) * 2^-24 of the largest loss,
+    Two evaluations of a linear layer, rounded to a unit roundoff u after float32 sums over n terms,
+    both lie within v * S of the exact one, with v = u + n * 2^-24 and S = |W||x| + |b| (float16's
+    underflow, 2^-25, is far less). So they are 2 v S apart, plus (1 + v) |W| times what their
+    inputs differ by; all this element by element. Tanh is 1-Lipschitz and rounded too: 2 v |h|
+    more. A cross-entropy differs by at most twice the largest difference of its logits. It and the
+    means over at most BATCH + k terms are float32: (BATCH + k + 8) * 2^-24 of the largest loss,
     twice.
     """
     inner, outer = (
-        [m.detach().float().abs() for m in layer.parameters()] for layer in model if isinstance(layer, nn.Linear)
+        [m.detach().float().abs() for m in layer.parameters()]
+        for layer in model
+        if isinstance(layer, nn.Linear)
     )
 
     def layer(weight, bias, inputs, apart):
@@ -340,9 +369,11 @@ def rounding_bound(model, x, unit, k):
 
 
 def _half_problem():
-    """Batches with easy labels, with hard labels, and with both: losses well below, well above and near the level.
+    """Batches with easy labels, with hard labels, and with both: losses well below, well above and
+    near the level.
 
-    The worst case of bfloat16 is wide (0.2). A small learning rate keeps two thirds of the decisions outside of it.
+    The worst case of bfloat16 is wide (0.2). A small learning rate keeps two thirds of the
+    decisions outside of it.
     """
     model, batches, _ = build(torch.float32)
     ruled = []
@@ -351,7 +382,10 @@ def _half_problem():
         model[2].weight.mul_(4)
         for i, (x, _) in enumerate(batches):
             easy, hard = model(x).argmax(1), model(x).argmin(1)
-            ruled.append((x, (easy, hard, torch.where(torch.arange(BATCH) % 2 == 0, easy, hard))[i % 3]))
+            ruled.append((
+                x,
+                (easy, hard, torch.where(torch.arange(BATCH) % 2 == 0, easy, hard))[i % 3],
+            ))
         level = sum(functional.cross_entropy(model(x), y).item() for x, y in ruled) / len(ruled)
     return model, ruled, level
 
@@ -367,7 +401,9 @@ def test_half_precision_decides_as_the_whole_batch_does(dtype, unit, fused, unsc
     model, batches, level = _half_problem()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused)
     flood_step = FloodStep(optimizer, level)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=10, enabled=dtype != torch.bfloat16)
+    scaler = torch.amp.GradScaler(
+        "cpu", init_scale=2.0**8, growth_interval=10, enabled=dtype != torch.bfloat16
+    )
     k, near, near_apart, flips, naive_wrong, skipped, taken = 4, 0, 0, 0, 0, 0, 0
     for step, (x, y) in enumerate(batches):
         sizes = parts(k, step)
@@ -414,10 +450,13 @@ def test_half_precision_decides_as_the_whole_batch_does(dtype, unit, fused, unsc
     assert naive_wrong >= 5
 
 
-@pytest.mark.parametrize("zero", ["optimizer", "to zero", "model", "model to zero", "by hand", "by hand to zero"])
+@pytest.mark.parametrize(
+    "zero", ["optimizer", "to zero", "model", "model to zero", "by hand", "by hand to zero"]
+)
 @pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
 def test_a_skipped_step_leaves_no_trace(fused, zero):
-    """The unfused skip calls no hook: its loss of 100 must not count in the next step, however grads are cleared."""
+    """The unfused skip calls no hook: its loss of 100 must not count in the next step, however
+    grads are cleared."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.125, fused=fused)
@@ -425,14 +464,19 @@ def test_a_skipped_step_leaves_no_trace(fused, zero):
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for raw, ruin in ((100.0, True), (2.0, False), (2.0, True), (3.0, False), (2.0, False)):
         for _ in range(2):
-            scaler.scale(flood_step(raw * (model.weight / model.weight.detach()).sum()) / 2).backward()
+            scaler.scale(
+                flood_step(raw * (model.weight / model.weight.detach()).sum()) / 2
+            ).backward()
         if ruin:
             model.weight.grad.fill_(math.inf)
         before = flood_step.state_dict()
         scaler.step(optimizer)
         scaler.update()
         if ruin:
-            assert all(torch.equal(flood_step.state[name], before[name]) or before[name].isnan() for name in before)
+            assert all(
+                torch.equal(flood_step.state[name], before[name]) or before[name].isnan()
+                for name in before
+            )
         else:
             assert flood_step.state["loss"] == raw
         {
@@ -487,7 +531,8 @@ def test_other_methods_of_one_loss_drop_in():
 
 
 def test_penalties_after_apply_are_not_flipped():
-    """Twin: flood(data loss) + penalty in one backward. Watching their sum flips the penalty too."""
+    """Twin: flood(data loss) + penalty in one backward. Watching their sum flips the penalty
+    too."""
     model, batches, level = build()
 
     def penalty(net):
@@ -500,7 +545,9 @@ def test_penalties_after_apply_are_not_flipped():
     for x, y in batches:
         for optimizer in optimizers.values():
             optimizer.zero_grad()
-        (flood(functional.cross_entropy(nets["twin"](x), y), level) + penalty(nets["twin"])).backward()
+        (
+            flood(functional.cross_entropy(nets["twin"](x), y), level) + penalty(nets["twin"])
+        ).backward()
         exact(functional.cross_entropy(nets["exact"](x), y)).backward()
         exact.apply()
         penalty(nets["exact"]).backward()
@@ -524,7 +571,9 @@ def test_apply_twice_in_a_step_is_refused():
 
 
 def test_local_floods_each_micro_batch():
-    w, optimizer, flood_step = _weight(level=4.0, per_microbatch=True)  # above the mean, between the two
+    w, optimizer, flood_step = _weight(
+        level=4.0, per_microbatch=True
+    )  # above the mean, between the two
     for raw, gradient in ((1.0, 5.0), (5.0, 3.0)):
         (flood_step(raw + gradient * (w - w.detach())) / 2).backward()
     optimizer.step()
@@ -583,7 +632,10 @@ def test_a_controller_is_updated_after_every_step_and_epoch():
         def update(self, state, seen):
             if seen.loss is not None:
                 return state
-            return {"level": state["level"] + 1, "seen": torch.tensor([seen.train_accuracy, seen.val_loss, 0])}
+            return {
+                "level": state["level"] + 1,
+                "seen": torch.tensor([seen.train_accuracy, seen.val_loss, 0]),
+            }
 
     flood_step.level = Epochs()
     _run(model, optimizer, flood_step, batches[:2])
@@ -597,7 +649,11 @@ def test_resume_in_the_middle_of_an_epoch_is_exact():
     model, optimizer, flood_step, _, batches = _controlled()
     _run(model, optimizer, flood_step, batches[:17])
     file = io.BytesIO()
-    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "flood": flood_step.state_dict()}
+    saved = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "flood": flood_step.state_dict(),
+    }
     torch.save(saved, file)
     _run(model, optimizer, flood_step, batches[17:])
     file.seek(0)
@@ -629,7 +685,9 @@ class _Syncs(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "level", [0.1, torch.tensor(2.0), levels.Warmup(2.0, steps=3), None], ids=["float", "tensor", "controller", "None"]
+    "level",
+    [0.1, torch.tensor(2.0), levels.Warmup(2.0, steps=3), None],
+    ids=["float", "tensor", "controller", "None"],
 )
 def test_the_flip_never_waits_for_the_device(level):
     w, optimizer, flood_step = _weight(level=level)
@@ -647,7 +705,8 @@ def test_the_flip_never_waits_for_the_device(level):
 
 
 def test_compiled_model_and_step():
-    """The model and criterion compile to one graph with the watch outside; a compiled step() flips as well."""
+    """The model and criterion compile to one graph with the watch outside; a compiled step() flips
+    as well."""
     model, batches, level = build()
     reference, _ = twin(model, batches, level, OPTIMIZERS["sgd"])
     frames = CompileCounterWithBackend("aot_eager")
@@ -655,7 +714,10 @@ def test_compiled_model_and_step():
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     flood_step = FloodStep(optimizer, level)
     compiled = torch.compile(
-        lambda x, y: functional.cross_entropy(model(x), y), fullgraph=True, backend=frames, dynamic=False
+        lambda x, y: functional.cross_entropy(model(x), y),
+        fullgraph=True,
+        backend=frames,
+        dynamic=False,
     )
     for x, y in batches:
         optimizer.zero_grad()
@@ -694,12 +756,17 @@ def test_sparse_gradients(coalesced):
         table.weight.grad = table.weight.grad.coalesce()
     flood(dense(rows).square().mean(), 1e3).backward()
     optimizer.step(), other.step()
-    assert torch.allclose(table.weight, dense.weight, rtol=1e-6)  # repeated rows add up in another order
+    assert torch.allclose(
+        table.weight, dense.weight, rtol=1e-6
+    )  # repeated rows add up in another order
     assert (table.weight[[1, 4]] > start[[1, 4]]).all()
 
 
 def test_several_parameter_dtypes_and_unused_parameters():
-    ps = [nn.Parameter(torch.ones((), dtype=dtype)) for dtype in (torch.float32, FLOAT64, torch.bfloat16)]
+    ps = [
+        nn.Parameter(torch.ones((), dtype=dtype))
+        for dtype in (torch.float32, FLOAT64, torch.bfloat16)
+    ]
     optimizer = torch.optim.SGD([*ps, nn.Parameter(torch.ones(2))], lr=1.0)
     flood_step = FloodStep(optimizer, 100.0)
     flood_step(sum(p.double() for p in ps)).backward()
@@ -716,7 +783,9 @@ def test_an_optimiser_that_calls_super_step_flips_once(closure):
             return super().step(closure)
 
     w = nn.Parameter(torch.tensor(1.0))
-    torch.optim.SGD([nn.Parameter(torch.ones(()))])  # torch hooks a class when it is first instantiated
+    torch.optim.SGD([
+        nn.Parameter(torch.ones(()))
+    ])  # torch hooks a class when it is first instantiated
     optimizer = Twice([w], lr=1.0)
     flood_step = FloodStep(optimizer, 2.0)
 
@@ -767,7 +836,8 @@ class _Engine:
 
 
 class _Wrapper(torch.optim.Optimizer):
-    """A wrapper, as Accelerate's, that never calls Optimizer.__init__: its step() runs no hook of its own."""
+    """A wrapper, as Accelerate's, that never calls Optimizer.__init__: its step() runs no hook of
+    its own."""
 
     def __init__(self, optimizer):
         self.optimizer = optimizer

@@ -41,7 +41,8 @@ def test_ranks_equal_the_whole_batch(figures, case, dtype):
     got = figures[f"{case}, {dtype}"]
     print(f"{case}, {dtype}: exact {got['exact']:.1e}, naive {got['naive']:.1e}")
     assert got["exact"] <= TOLERANCE[dtype]
-    # The naive wrapper decides per rank and micro-batch; 1e-4 is a tenth of one step of Adam at this learning rate.
+    # The naive wrapper decides per rank and micro-batch; 1e-4 is a tenth of one step of Adam at
+    # this learning rate.
     assert got["naive"] > 1e-4
 
 
@@ -55,7 +56,8 @@ def test_ranks_agree_and_count_alike(figures, case):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ddp")])
 def test_local_is_the_naive_method_by_its_name(figures, case):
-    """Each micro-batch of each rank decides for itself: what flooding the loss before its backward does."""
+    """Each micro-batch of each rank decides for itself: what flooding the loss before its backward
+    does."""
     got = figures[f"{case}, {torch.float64}"]
     assert got["local and naive"] <= TOLERANCE[torch.float64]
     assert got["local"] > 1e-4

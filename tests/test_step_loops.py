@@ -1,4 +1,5 @@
-"""Loops in which FloodStep would silently not flood a step, or flood it by another loss than the user thinks."""
+"""Loops in which FloodStep would silently not flood a step, or flood it by another loss than the
+user thinks."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def loss_of(w, raw):
 
 
 def test_a_second_one_takes_over():
-    """A notebook cell run twice. The warning names what is replaced and points at the user's line."""
+    """A notebook cell run twice. The warning names what is replaced and points at the user's
+    line."""
     w, optimizer, old = weight(level=0.5)
     with pytest.warns(UserWarning, match=r"This SGD has had a FloodStep with level 0\.5") as caught:
         new = FloodStep(optimizer, 2.0)
@@ -51,7 +53,9 @@ def test_a_second_one_takes_over():
     assert w == 2
     assert new.state["steps"] == 1
     for use in (lambda: old(loss_of(w, 1.0)), lambda: old(torch.tensor(1.0)), old.apply):
-        with pytest.raises(RuntimeError, match="replaced by one that was built later on the same SGD"):
+        with pytest.raises(
+            RuntimeError, match="replaced by one that was built later on the same SGD"
+        ):
             use()
     old.remove()  # as the end of its with block does; the new one stays
     new(loss_of(w, 1.0)).backward()
@@ -126,7 +130,10 @@ class TwoParts(nn.Module):
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.ids, self.y = torch.randint(20, (32,), generator=generator), torch.randint(3, (32,), generator=generator)
+        self.ids, self.y = (
+            torch.randint(20, (32,), generator=generator),
+            torch.randint(3, (32,), generator=generator),
+        )
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.table, self.head = nn.Embedding(20, 4), nn.Linear(4, 3)
@@ -135,7 +142,9 @@ class TwoParts(nn.Module):
         return functional.cross_entropy(self.head(self.table(self.ids)), self.y)
 
     def optimizers(self):
-        return torch.optim.Adam(self.table.parameters(), 0.05), torch.optim.SGD(self.head.parameters(), 0.5)
+        return torch.optim.Adam(self.table.parameters(), 0.05), torch.optim.SGD(
+            self.head.parameters(), 0.5
+        )
 
 
 def run(net, optimizers, watch, steps=30, order=1):
@@ -169,7 +178,8 @@ def test_one_each_is_the_whole_network_exactly():
     twins = reference.optimizers()
     run(net, optimizers, lambda loss: first(second(loss)))
     run(reference, twins, lambda loss: flood(loss, level))
-    # In float32 the sign decides every gradient alike; the flooded value adds and takes away the level.
+    # In float32 the sign decides every gradient alike; the flooded value adds and takes away the
+    # level.
     assert distance(net, reference) <= 1e-6
     assert 0 < first.state["flooded"] == second.state["flooded"] < 30
 
@@ -210,7 +220,8 @@ def test_accumulation_and_clipping_hide_no_other_optimiser(closure):
 
 
 def test_other_optimisers_that_do_not_use_its_gradient_are_not_told():
-    """A GAN: the generator's watched loss reaches the discriminator, whose own step clears that gradient first."""
+    """A GAN: the generator's watched loss reaches the discriminator, whose own step clears that
+    gradient first."""
     generator, discriminator, frozen, free = (nn.Linear(2, 2) for _ in range(4))
     frozen.requires_grad_(False)  # and `free` has gradients, but no optimiser
     g, d = (torch.optim.SGD(net.parameters(), lr=0.1) for net in (generator, discriminator))
@@ -438,9 +449,13 @@ def _masked(i):
 @pytest.mark.parametrize("masked", [0, 1, 2], ids=["first", "second", "last"])
 @pytest.mark.parametrize("factor", ["1 / k", "n_i / n"])
 def test_a_fully_masked_micro_batch_counts_for_nothing(masked, factor):
-    """torch's mean over no target is NaN with a gradient of 0, whatever its factor; plain training goes on."""
+    """torch's mean over no target is NaN with a gradient of 0, whatever its factor; plain training
+    goes on."""
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(3, 4, 5, generator=generator, dtype=FLOAT64), torch.randint(3, (3, 4), generator=generator)
+    x, y = (
+        torch.randn(3, 4, 5, generator=generator, dtype=FLOAT64),
+        torch.randint(3, (3, 4), generator=generator),
+    )
     y[masked] = -100
     model = nn.Linear(5, 3, dtype=FLOAT64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -553,7 +568,14 @@ def test_it_is_freed_with_its_optimiser(parts):
 
 @pytest.mark.parametrize(
     "level",
-    [np.float32(0.5), np.float64(0.5), np.float16(0.5), Fraction(1, 2), torch.tensor(0.5), np.array(0.5)[()]],
+    [
+        np.float32(0.5),
+        np.float64(0.5),
+        np.float16(0.5),
+        Fraction(1, 2),
+        torch.tensor(0.5),
+        np.array(0.5)[()],
+    ],
     ids=lambda level: type(level).__name__,
 )
 def test_every_real_number_is_a_level(level):
@@ -657,7 +679,9 @@ def test_a_controller_that_loses_its_level_stops():
 @pytest.mark.parametrize("local", [False, True], ids=["", "local"])
 def test_where_the_level_is_not_read_a_nan_makes_the_gradients_nan(local):
     """As on a GPU, whose memory is not read: its slope would be 0, and nobody would know."""
-    w, optimizer, flood_step = weight(objective=lambda loss, level: flood(loss, level * math.nan), per_microbatch=local)
+    w, optimizer, flood_step = weight(
+        objective=lambda loss, level: flood(loss, level * math.nan), per_microbatch=local
+    )
     flood_step(loss_of(w, 1.0)).backward()
     optimizer.step()
     assert w.isnan()
@@ -750,14 +774,17 @@ def test_compiled_autograd_notes_its_losses():
 # What is no loss.
 
 
-@pytest.mark.parametrize("loss", [{"loss": 1}, (torch.ones(()), 2), 0.5, None], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "loss", [{"loss": 1}, (torch.ones(()), 2), 0.5, None], ids=lambda x: type(x).__name__
+)
 def test_what_is_no_tensor_is_refused(loss):
     with pytest.raises(TypeError, match=f"loss must be a tensor, got {type(loss).__name__}"):
         weight()[2](loss)
 
 
 def test_the_twin_still_holds_with_every_watcher_at_work():
-    """Ten times the exact loop of test_step.py beside an idle second pair, so that nothing is shared by mistake."""
+    """Ten times the exact loop of test_step.py beside an idle second pair, so that nothing is
+    shared by mistake."""
     model, batches, level = build()
     reference, losses = twin(model, batches, level, OPTIMIZERS["sgd"])
     _, _, idle = weight(level=50.0)

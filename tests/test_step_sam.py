@@ -1,4 +1,5 @@
-"""FloodStep with optimisers of several passes: one decision a step, from the first pass, for every pass."""
+"""FloodStep with optimisers of several passes: one decision a step, from the first pass, for every
+pass."""
 
 from __future__ import annotations
 
@@ -54,12 +55,14 @@ class Sam(torch.optim.Optimizer):
 
 
 def pairs(batches):
-    """The two passes of a step see two batches, whose losses often lie on two sides of the level."""
+    """The two passes of a step see two batches, whose losses often lie on two sides of the
+    level."""
     return list(zip(batches, batches[1:] + batches[:1], strict=True))
 
 
 def by_hand(model, batches, level):
-    """SAM on the flooded loss without any optimiser: both passes have the slope of the first one's loss."""
+    """SAM on the flooded loss without any optimiser: both passes have the slope of the first one's
+    loss."""
     model = copy.deepcopy(model)
     parameters = list(model.parameters())
     slopes, second = [], []
@@ -203,7 +206,9 @@ def test_no_level_and_a_removed_one_are_plain_sam():
     plain, batches, level = build()
     models = {"none": copy.deepcopy(plain), "removed": copy.deepcopy(plain)}
     optimizers = {name: Sam(model.parameters()) for name, model in models.items()}
-    flood_steps = {name: FloodStep(optimizers[name], None if name == "none" else 10 * level) for name in models}
+    flood_steps = {
+        name: FloodStep(optimizers[name], None if name == "none" else 10 * level) for name in models
+    }
     flood_steps["removed"].remove()
     assert not {"first_step", "second_step", "zero_grad"} & vars(optimizers["removed"]).keys()
     optimizer = Sam(plain.parameters())
@@ -310,13 +315,16 @@ KIN = {
     "FriendlySAM": lambda o, m: o.FriendlySAM(m.parameters(), SGD, lr=LR, rho=RHO),
     "LookSAM": lambda o, m: o.LookSAM(m.parameters(), SGD, lr=LR, rho=RHO, k=3),
     "WSAM": lambda o, m: o.WSAM(m, m.parameters(), SGD, lr=LR, rho=RHO),
-    "GSAM": lambda o, m: o.GSAM(m.parameters(), SGD(m.parameters(), lr=LR), m, SimpleNamespace(step=lambda: RHO)),
+    "GSAM": lambda o, m: o.GSAM(
+        m.parameters(), SGD(m.parameters(), lr=LR), m, SimpleNamespace(step=lambda: RHO)
+    ),
     "BSAM": lambda o, m: o.BSAM(m.parameters(), num_data=48, lr=LR, rho=RHO, weight_decay=1.0),
 }
 
 
 def train_kin(name, model, batches, watch, slopes):
-    """One step a batch by the class's own idiom; ``slopes`` multiply the loss of all passes of a step."""
+    """One step a batch by the class's own idiom; ``slopes`` multiply the loss of all passes of a
+    step."""
     library = pytest.importorskip("pytorch_optimizer")
     model = copy.deepcopy(model)
     optimizer = KIN[name](library, model)
@@ -334,7 +342,9 @@ def train_kin(name, model, batches, watch, slopes):
                 return (out, loss) if name == "GSAM" else loss
 
             if name == "GSAM stored":
-                optimizer.set_closure(lambda out, y, s=slope: watch(s * functional.cross_entropy(out, y)), x, y)
+                optimizer.set_closure(
+                    lambda out, y, s=slope: watch(s * functional.cross_entropy(out, y)), x, y
+                )
                 optimizer.step()
                 continue
             if name not in ("WSAM", "GSAM"):
@@ -348,7 +358,8 @@ KIN["GSAM stored"] = KIN["GSAM"]
 
 @pytest.mark.parametrize("name", KIN)
 def test_kin_of_sam_equal_a_loss_of_the_first_passes_sign(name):
-    """The twin trains without FloodStep on slope * loss; its slopes are checked against its own first losses."""
+    """The twin trains without FloodStep on slope * loss; its slopes are checked against its own
+    first losses."""
     model, batches, level = build()
     seen = []
 
@@ -374,7 +385,9 @@ def test_kin_of_sam_equal_a_loss_of_the_first_passes_sign(name):
         return watch
 
     twin, _ = train_kin(name, model, batches, logged, seen)
-    assert [loss * slope > level for loss, slope in zip(first, seen, strict=True)] == [s > 0 for s in seen]
+    assert [loss * slope > level for loss, slope in zip(first, seen, strict=True)] == [
+        s > 0 for s in seen
+    ]
     plain, _ = train_kin(name, model, batches, lambda _: lambda loss: loss, [1.0] * len(batches))
     print(f"{name}: {distance(exact, twin):.1e}, without flooding {distance(plain, twin):.1e}")
     assert distance(exact, twin) <= 1e-9

@@ -16,7 +16,13 @@ from flooding.data.synthetic import two_gaussians
 from flooding.level_search.accordance import accordance, crossing, watch_accordance
 from flooding.level_search.advisor import advise, advisor, bayes_error, entropy, flip_entropy
 from flooding.level_search.backward import backward, has_started
-from flooding.level_search.base import LevelEstimate, SearchResult, run_concurrently, run_generator, search
+from flooding.level_search.base import (
+    LevelEstimate,
+    SearchResult,
+    run_concurrently,
+    run_generator,
+    search,
+)
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
@@ -41,7 +47,11 @@ def made_up(runs):
 
 
 def altered(record, *, curves=None, metrics=None):
-    return replace(record, curves={**record.curves, **(curves or {})}, metrics={**record.metrics, **(finals or {})})
+    return replace(
+        record,
+        curves={**record.curves, **(curves or {})},
+        metrics={**record.metrics, **(finals or {})},
+    )
 
 
 @pytest.mark.parametrize("problem", [PROBLEM, SCORED], ids=["accuracy", "a score to minimise"])
@@ -75,8 +85,15 @@ def test_every_strategy_keeps_the_contract(make, problem):
 
 def test_backward_finds_the_controller_of_the_best_level():
     found = search(backward(PROBLEM, [None, 0.1, 0.4], until_loss=0.05, seeds=(3, 4)), made_up)
-    assert [(r.run.level, r.run.seed) for r in found.records[:3]] == [(None, 3), (None, 4), (Delayed(0.1, 0.05), 3)]
-    assert (found.run.level, found.run.seed) == (Delayed(0.1, until_loss=0.05), 3)  # made up to be best near 0.1
+    assert [(r.run.level, r.run.seed) for r in found.records[:3]] == [
+        (None, 3),
+        (None, 4),
+        (Delayed(0.1, 0.05), 3),
+    ]
+    assert (found.run.level, found.run.seed) == (
+        Delayed(0.1, until_loss=0.05),
+        3,
+    )  # made up to be best near 0.1
     [said] = found.suggestions
     assert (said.level, said.low, said.high) == (0.1, 0.0, 0.4)
     assert said.note == "2 of 2 runs at this level reached a last-batch loss of 0.05"
@@ -86,7 +103,10 @@ def test_backward_finds_the_controller_of_the_best_level():
 def test_backward_counts_the_runs_that_were_never_flooded():
     def evaluate(runs):
         plain = {"last.level": -math.inf, "last.val_accuracy": 0.1}
-        return [altered(r, metrics=plain) if r.run.seed == 1 and r.run.level else r for r in made_up(runs)]
+        return [
+            altered(r, metrics=plain) if r.run.seed == 1 and r.run.level else r
+            for r in made_up(runs)
+        ]
 
     found = search(backward(PROBLEM, [None, 0.1, 0.2], until_accuracy=0.6, seeds=(0, 1)), evaluate)
     assert found.warnings == (
@@ -97,7 +117,9 @@ def test_backward_counts_the_runs_that_were_never_flooded():
 
 def test_backward_warns_at_the_end_of_its_grid():
     found = search(backward(PROBLEM, [0.0, 0.05, 0.1], until_loss=0.05), made_up)
-    assert found.warnings == ("the best level 0.1 is the largest of the grid: a larger one may be better",)
+    assert found.warnings == (
+        "the best level 0.1 is the largest of the grid: a larger one may be better",
+    )
 
 
 def test_backward_without_flooding_is_plain_training():
@@ -109,7 +131,9 @@ def test_backward_without_flooding_is_plain_training():
 
 
 def test_a_trained_record_tells_whether_flooding_began():
-    found = search(backward(small(max_epochs=25), [0.3], until_accuracy=0.9, seeds=(0, 1, 2)), trained)
+    found = search(
+        backward(small(max_epochs=25), [0.3], until_accuracy=0.9, seeds=(0, 1, 2)), trained
+    )
     flooded = [bool((r.curves["level"] == np.float32(0.3)).any()) for r in found.records]
     assert [has_started(record) for record in found.records] == flooded
     assert any(flooded)
@@ -136,7 +160,9 @@ def test_heuristic_suggests_where_its_level_ended_and_ranged():
 
 def test_heuristic_says_when_it_never_flooded():
     found = search(heuristic(PROBLEM, Heuristic(until_loss=1e-9), seeds=(0, 1)), made_up)
-    assert found.warnings == ("2 of 2 runs never reached a last-batch loss of 1e-09: they are plain training",)
+    assert found.warnings == (
+        "2 of 2 runs never reached a last-batch loss of 1e-09: they are plain training",
+    )
     assert found.suggestions[0].level is None
     assert found.run.level == Heuristic(until_loss=1e-9)
 
@@ -144,7 +170,8 @@ def test_heuristic_says_when_it_never_flooded():
 def test_heuristic_leaves_out_what_diverged():
     controller = Heuristic(until_accuracy=0.6)
     found = search(
-        heuristic(PROBLEM, controller, seeds=(0, 1)), lambda runs: [fake_record(r, diverges=r.seed == 0) for r in runs]
+        heuristic(PROBLEM, controller, seeds=(0, 1)),
+        lambda runs: [fake_record(r, diverges=r.seed == 0) for r in runs],
     )
     assert found.run.seed == 1
     assert found.suggestions[0].level == found.records[1].metrics["last.level"]
@@ -156,14 +183,18 @@ def test_heuristic_leaves_out_what_diverged():
 WEIGHTS = ((0.5, 0.1, -0.3, 0.2, 1.0), (-0.5, 0.4, 0.0, 0.1, 0.3), (1.0, -0.2, 0.6, 0.0, -0.4))
 
 
-@pytest.mark.parametrize("options", [{}, {"greedy": True}, {"weights": WEIGHTS, "rate": 5.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"greedy": True}, {"weights": WEIGHTS, "rate": 5.0}], ids=str
+)
 def test_a_policy_is_a_controller(options):
     check_controller(Policy((0.0, 0.1, 0.2), epochs=10, **options), compiled=True)
 
 
 def test_a_policy_draws_from_the_softmax_of_its_weights():
     n = 20_000
-    state = Policy((0.0, 0.1, 0.2), epochs=n, weights=tuple((w, 0, 0, 0, 0) for w in (0.0, 1.0, -1.0))).init()
+    state = Policy(
+        (0.0, 0.1, 0.2), epochs=n, weights=tuple((w, 0, 0, 0, 0) for w in (0.0, 1.0, -1.0))
+    ).init()
     draws = (torch.tensor([0.0, 1.0, -1.0]) + state["noise"]).argmax(1)
     expected = torch.tensor([0.0, 1.0, -1.0]).softmax(0)
     error = (expected * (1 - expected) / n).sqrt()
@@ -179,9 +210,17 @@ def test_a_policy_learns_by_the_gradient_of_the_log_probability():
         for loss in losses:
             state = policy.update(state, StepInfo(torch.tensor(loss)))
         before, state = state, policy.update(state, StepInfo(None, *end))
-    features = torch.tensor([1.0, 0.75, 0.5, 0.8, 0.6])  # of the first epoch, on which the second level was drawn
+    features = torch.tensor([
+        1.0,
+        0.75,
+        0.5,
+        0.8,
+        0.6,
+    ])  # of the first epoch, on which the second level was drawn
     assert before["features"] == pytest.approx(features)
-    weights = torch.tensor(WEIGHTS, requires_grad=True)  # the first reward is its own mean and teaches nothing
+    weights = torch.tensor(
+        WEIGHTS, requires_grad=True
+    )  # the first reward is its own mean and teaches nothing
     (weights @ features).log_softmax(0)[before["action"]].backward()
     assert weights.grad is not None
     learnt = torch.tensor(WEIGHTS) + 0.7 * (0.65 - 0.6) * weights.grad
@@ -192,7 +231,10 @@ def test_a_policy_learns_by_the_gradient_of_the_log_probability():
 
 def test_a_greedy_policy_takes_the_most_probable_level():
     weights = tuple((w, 0.0, 0.0, 0.0, 0.0) for w in (0.0, 0.01, -0.01))
-    policies = [Policy((0.0, 0.1, 0.2), epochs=3, weights=weights, greedy=True, seed=seed) for seed in range(20)]
+    policies = [
+        Policy((0.0, 0.1, 0.2), epochs=3, weights=weights, greedy=True, seed=seed)
+        for seed in range(20)
+    ]
     assert {round(policy.init()["level"].item(), 6) for policy in policies} == {0.1}
 
 
@@ -201,8 +243,13 @@ def test_states_of_policies_may_be_stacked():
     states = [policy.init() for policy in policies]
     run_concurrently = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     for epoch in range(5):
-        for seen in (StepInfo(torch.tensor(0.5 - 0.1 * epoch)), StepInfo(None, 0.5, 0.6, 0.5 + 0.1 * (epoch % 2))):
-            states = [policy.update(state, seen) for policy, state in zip(policies, states, strict=True)]
+        for seen in (
+            StepInfo(torch.tensor(0.5 - 0.1 * epoch)),
+            StepInfo(None, 0.5, 0.6, 0.5 + 0.1 * (epoch % 2)),
+        ):
+            states = [
+                policy.update(state, seen) for policy, state in zip(policies, states, strict=True)
+            ]
             run_concurrently = policies[0].update(run_concurrently, seen)
     for name, value in run_concurrently.items():
         assert torch.allclose(value, torch.stack([state[name] for state in states])), name
@@ -212,8 +259,12 @@ def test_an_unbounded_loss_leaves_a_policy_finite():
     policy = Policy((0.0, 0.1), epochs=3)
     state = policy.init()
     for loss in (1e30, math.inf, 1.0):
-        state = policy.update(policy.update(state, StepInfo(torch.tensor(loss))), StepInfo(val_loss=loss))
-    assert state["weights"].abs().max() <= 3 * policy.rate * 10  # three rewards, each at most 1 from the mean
+        state = policy.update(
+            policy.update(state, StepInfo(torch.tensor(loss))), StepInfo(val_loss=loss)
+        )
+    assert (
+        state["weights"].abs().max() <= 3 * policy.rate * 10
+    )  # three rewards, each at most 1 from the mean
     assert state["mean_reward"].isfinite()
     assert state["features"].abs().max() <= 10
 
@@ -227,10 +278,18 @@ def bandit(runs):
         level = state["level"].item()
         right = 0.8 - 4 * abs(level - 0.05) + 0.01 * draw.standard_normal()
         rows.append((level, 0.3, 0.9, 1 - right, right))
-        state = policy.update(policy.update(state, StepInfo(torch.tensor(0.3))), StepInfo(None, *rows[-1][2:]))
+        state = policy.update(
+            policy.update(state, StepInfo(torch.tensor(0.3))), StepInfo(None, *rows[-1][2:])
+        )
     names = ("level", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
     curves = dict(zip(names, np.array(rows, np.float32).T, strict=True))
-    return [altered(fake_record(run), curves=curves, metrics={f"last.{n}": float(c[-1]) for n, c in curves.items()})]
+    return [
+        altered(
+            fake_record(run),
+            curves=curves,
+            metrics={f"last.{n}": float(c[-1]) for n, c in curves.items()},
+        )
+    ]
 
 
 def test_policy_gradient_learns_the_level_that_is_rewarded():
@@ -262,7 +321,9 @@ def test_a_policy_is_credited_with_the_level_that_was_played():
     bias = np.array(found.run.level.weights)[:, 0]
     assert bias[1] > 0 > max(bias[0], bias[2])
     assert found.suggestions == (
-        LevelEstimate("policy gradient", 0.02, 0.0, 0.1, "chosen in 10 of 12 epochs of the last training"),
+        LevelEstimate(
+            "policy gradient", 0.02, 0.0, 0.1, "chosen in 10 of 12 epochs of the last training"
+        ),
     )
 
 
@@ -272,7 +333,10 @@ def test_a_policy_folded_over_a_record_goes_the_way_it_went_in_training():
     state, levels = policy.init(), []
     for epoch in range(1, 13):
         levels.append(state["level"].item())
-        shown = {n: torch.tensor(record.curves[n][epoch]) for n in ("train_accuracy", "val_loss", "val_accuracy")}
+        shown = {
+            n: torch.tensor(record.curves[n][epoch])
+            for n in ("train_accuracy", "val_loss", "val_accuracy")
+        }
         state = policy.update(state, StepInfo(torch.tensor(record.curves["train_loss"][epoch])))
         state = policy.update(state, StepInfo(**shown))
     assert levels == record.curves["level"][1:].tolist()
@@ -292,7 +356,10 @@ def test_watching_leaves_the_model_as_it_was():
     splits = problem.splits(0)
     problem.loss(model(splits.train.x), splits.train.y).backward()
     next(m for m in model.modules() if isinstance(m, torch.nn.Dropout)).eval()  # a mode of its own
-    before = [{n: t.clone() for n, t in model.state_dict().items()}, [p.grad.clone() for p in model.parameters()]]
+    before = [
+        {n: t.clone() for n, t in model.state_dict().items()},
+        [p.grad.clone() for p in model.parameters()],
+    ]
     modes = [module.training for module in model.modules()]
     generator = torch.get_rng_state()
     assert set(watch_accordance(model, problem, splits)) == {"accordance"}
@@ -313,18 +380,24 @@ def test_accordance_is_that_of_fixed_separate_sub_batches():
 
     noted = replace(problem, loss=loss)
     identified = replace(splits, train=replace(splits.train, y=splits.train.id % 2))
-    told = [watch_accordance(model, noted, identified, batches=4, seed=seed)["accordance"] for seed in (0, 0, 1)]
+    told = [
+        watch_accordance(model, noted, identified, batches=4, seed=seed)["accordance"]
+        for seed in (0, 0, 1)
+    ]
     assert told[0] == told[1] != told[2]
     assert [len(y) for y in seen] == [7] * 12
     gradients = []
     order = torch.randperm(
-        40, generator=torch.Generator().manual_seed(flooding.training.rng.derive_seed(0, "accordance"))
+        40,
+        generator=torch.Generator().manual_seed(flooding.training.rng.derive_seed(0, "accordance")),
     )
     for part in order[:28].reshape(4, 7):
         model.zero_grad()
         problem.loss(model(splits.train.x[part]), identified.train.y[part]).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).double())
-    cosines = [torch.cosine_similarity(a, b, dim=0) for a, b in itertools.permutations(gradients, 2)]
+    cosines = [
+        torch.cosine_similarity(a, b, dim=0) for a, b in itertools.permutations(gradients, 2)
+    ]
     assert told[0] == pytest.approx(float(sum(cosines)) / 12, abs=1e-6)
 
 
@@ -341,7 +414,12 @@ def test_accordance_trains_plainly_and_reads_off_the_loss():
 
 def crossed(curve, loss):
     def evaluate(runs):
-        return [altered(fake_record(runs[0]), curves={"accordance": np.array(curve), "train_loss": np.array(loss)})]
+        return [
+            altered(
+                fake_record(runs[0]),
+                curves={"accordance": np.array(curve), "train_loss": np.array(loss)},
+            )
+        ]
 
     return evaluate
 
@@ -354,7 +432,9 @@ def crossed(curve, loss):
         ("up", 1, 0.3, 0.3, 0.3),  # at epoch 4
     ],
 )
-def test_accordance_takes_the_smoothed_loss_where_it_crosses(direction, smoothing, level, low, high):
+def test_accordance_takes_the_smoothed_loss_where_it_crosses(
+    direction, smoothing, level, low, high
+):
     evaluate = crossed([0.9, 0.4, 0.0, -0.2, 0.1, -0.3], [0.9, 0.7, 0.5, 0.4, 0.3, 0.2])
     found = search(accordance(PROBLEM, direction=direction, smoothing=smoothing), evaluate)
     [said] = found.suggestions
@@ -363,7 +443,9 @@ def test_accordance_takes_the_smoothed_loss_where_it_crosses(direction, smoothin
     assert not found.warnings
 
 
-@pytest.mark.parametrize("curve", [[0.9, 0.4, 0.1], [-0.1, -0.2, -0.3], [0.2, math.nan, -0.3]], ids=str)
+@pytest.mark.parametrize(
+    "curve", [[0.9, 0.4, 0.1], [-0.1, -0.2, -0.3], [0.2, math.nan, -0.3]], ids=str
+)
 def test_accordance_that_never_crosses_gives_no_level(curve):
     found = search(accordance(PROBLEM, smoothing=1), crossed(curve, [0.9, 0.5, 0.1]))
     assert found.run.level is None
@@ -386,8 +468,13 @@ def near(best):
     """Make up a validation accuracy that falls with the distance from the best level."""
 
     def evaluate(runs):
-        told = [{"last.val_accuracy": 0.9 - abs(run.level - best), "last.val_loss": 0.5} for run in runs]
-        return [replace(altered(fake_record(r), metrics=t), curves={}) for r, t in zip(runs, told, strict=True)]
+        told = [
+            {"last.val_accuracy": 0.9 - abs(run.level - best), "last.val_loss": 0.5} for run in runs
+        ]
+        return [
+            replace(altered(fake_record(r), metrics=t), curves={})
+            for r, t in zip(runs, told, strict=True)
+        ]
 
     return evaluate
 
@@ -423,7 +510,9 @@ def test_tpe_tells_each_level_its_own_value():
     def swapped(runs):
         return evaluate(runs)[::-1]
 
-    asked = [[r.level for r in search(s, e).records] for s, e in ((strategy, evaluate), (wrong, swapped))]
+    asked = [
+        [r.level for r in search(s, e).records] for s, e in ((strategy, evaluate), (wrong, swapped))
+    ]
     assert sorted(asked[0]) != sorted(asked[1])
 
 
@@ -440,7 +529,9 @@ def test_tpe_is_told_that_nan_is_worst_and_that_the_loss_breaks_ties(tmp_path):
         ]
 
     search(tpe(PROBLEM, trainings=3, batch=3, storage=tmp_path / "study.sqlite"), evaluate)
-    study = optuna.load_study(study_name="flooding", storage=f"sqlite:///{tmp_path / 'study.sqlite'}")
+    study = optuna.load_study(
+        study_name="flooding", storage=f"sqlite:///{tmp_path / 'study.sqlite'}"
+    )
     values = [trial.value for trial in study.trials]
     assert values[2] == -math.inf
     assert values[0] < values[1]
@@ -470,7 +561,9 @@ def test_a_killed_tpe_repeats_itself_and_its_copy_is_whole(tmp_path):
 
 def test_a_killed_search_trains_only_what_its_ledger_lacks(tmp_path):
     started = []
-    ledger = partial(flooding.run_all, ledger=tmp_path / "runs.sqlite", workers=0, on_start=started.extend)
+    ledger = partial(
+        flooding.run_all, ledger=tmp_path / "runs.sqlite", workers=0, on_start=started.extend
+    )
     make = partial(tpe, small(max_epochs=2), trainings=6, storage=tmp_path / "study.sqlite")
 
     def killed(runs):
@@ -507,7 +600,9 @@ def test_tpe_without_optuna_says_what_to_install(monkeypatch):
 # Advisor
 
 
-@pytest.mark.parametrize(("p", "h"), [(0.01, 0.0560), (0.05, 0.1985), (0.1, 0.3251)])  # the definition, by hand
+@pytest.mark.parametrize(
+    ("p", "h"), [(0.01, 0.0560), (0.05, 0.1985), (0.1, 0.3251)]
+)  # the definition, by hand
 def test_known_noise_gives_its_entropy(p, h):
     [said] = advise(label_noise=p)
     assert said.level == said.low == pytest.approx(h, abs=5e-5)
@@ -550,7 +645,8 @@ def test_the_bootstrap_has_the_width_of_the_standard_error():
 
 @pytest.mark.parametrize("labels", [3, 5, 10])
 def test_the_jackknife_takes_away_bias_of_few_labels(labels):
-    # All outcomes of so many labels that are wrong with probability 0.1, each as often as it is expected in 10^6.
+    # All outcomes of so many labels that are wrong with probability 0.1, each as often as it is
+    # expected in 10^6.
     p = [math.comb(labels, k) * 0.1**k * 0.9 ** (labels - k) for k in range(labels + 1)]
     often = [round(1e6 * q) for q in p]
     counts = np.repeat([[labels - k, k] for k in range(labels + 1)], often, axis=0)[::50]
@@ -564,8 +660,16 @@ def test_the_jackknife_takes_away_bias_of_few_labels(labels):
 
 def test_a_validation_loss_gives_a_guess_and_everything_known_is_told_in_order():
     given = {"label_noise": 0.2, "lowest_val_loss": 0.5, "classes": 3}
-    said = advise(labels=[0, 1, 2, 2], soft_labels=[[0.2, 0.3, 0.5]], repeated_labels=[[1, 1, 0]], **given)
-    names = ["label entropy", "soft labels", "repeated labels", "label noise", "0.7 x lowest validation loss"]
+    said = advise(
+        labels=[0, 1, 2, 2], soft_labels=[[0.2, 0.3, 0.5]], repeated_labels=[[1, 1, 0]], **given
+    )
+    names = [
+        "label entropy",
+        "soft labels",
+        "repeated labels",
+        "label noise",
+        "0.7 x lowest validation loss",
+    ]
     assert [s.name for s in said] == names
     assert (said[-1].level, said[-1].low, said[-1].high) == (0.35, 0.125, 0.5)
     assert all(s.low <= s.level <= s.high for s in said)
@@ -583,8 +687,14 @@ def test_a_validation_loss_gives_a_guess_and_everything_known_is_told_in_order()
         ({"repeated_labels": [[0.5, 0.5]]}, "whole numbers"),
         ({"repeated_labels": [[3, 0], [1, 0]]}, "two or more a row"),
         ({"label_noise": 0.6}, r"lie in \[0, \(C - 1\) / C\]"),
-        ({"lowest_val_loss": math.nan}, "lowest_val_loss must be above 0, got nan. Did the plain run diverge"),
-        ({"lowest_val_loss": -1.5}, r"lowest_val_loss must be above 0, got -1.5. A share .* use find_level"),
+        (
+            {"lowest_val_loss": math.nan},
+            "lowest_val_loss must be above 0, got nan. Did the plain run diverge",
+        ),
+        (
+            {"lowest_val_loss": -1.5},
+            r"lowest_val_loss must be above 0, got -1.5. A share .* use find_level",
+        ),
     ],
     ids=str,
 )
@@ -610,8 +720,14 @@ def test_the_advisor_trains_nothing():
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
-        (lambda: backward(PROBLEM, [0.1], until_loss=0.1, until_accuracy=1.0), "exactly one of until_loss"),
-        (lambda: accordance(PROBLEM, direction="both"), "direction must be 'down' or 'up', got 'both'"),
+        (
+            lambda: backward(PROBLEM, [0.1], until_loss=0.1, until_accuracy=1.0),
+            "exactly one of until_loss",
+        ),
+        (
+            lambda: accordance(PROBLEM, direction="both"),
+            "direction must be 'down' or 'up', got 'both'",
+        ),
         (lambda: accordance(PROBLEM, smoothing=0), "smoothing must be at least 1"),
         (lambda: policy_gradient(PROBLEM, trainings=1), "trainings must be at least 2, got 1"),
         (lambda: policy_gradient(PROBLEM, rate=-1.0), "rate at least 0"),
@@ -625,17 +741,26 @@ def test_arguments_out_of_range_are_refused_before_anything_is_trained(strategy,
 
 @pytest.mark.parametrize("batches", [1, 41])
 def test_accordance_needs_a_workable_number_of_batches(batches):
-    with pytest.raises(ValueError, match=f"batches must lie in 2 to the 40 training examples, got {batches}"):
+    with pytest.raises(
+        ValueError, match=f"batches must lie in 2 to the 40 training examples, got {batches}"
+    ):
         watch_accordance(PROBLEM.build(0), PROBLEM, PROBLEM.splits(0), batches=batches)
 
 
 def test_weights_of_a_policy_must_fit_its_levels():
-    with pytest.raises(ValueError, match=r"weights must be 5 for each of 2 levels, got rows of \[5, 5, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"weights must be 5 for each of 2 levels, got rows of \[5, 5, 5\]"
+    ):
         Policy((0.0, 0.1), epochs=3, weights=WEIGHTS)
 
 
 def test_side_by_side_each_finds_what_it_finds_alone():
-    makes = [partial(finder, seeds=[0]), partial(halving, seeds=[1]), partial(tpe, trainings=13, batch=3), grid]
+    makes = [
+        partial(finder, seeds=[0]),
+        partial(halving, seeds=[1]),
+        partial(tpe, trainings=13, batch=3),
+        grid,
+    ]
     alone = [search(make(PROBLEM), made_up) for make in makes]
     asked = []
 
@@ -688,7 +813,10 @@ def test_drive_gives_what_a_generator_returns_and_counts_its_records():
 def test_the_finder_says_when_plain_training_lies_within_chance():
     def told(examples):
         def evaluate(runs):
-            return [replace(r, metadata={"val_examples": examples} if examples else {}) for r in made_up(runs)]
+            return [
+                replace(r, metadata={"val_examples": examples} if examples else {})
+                for r in made_up(runs)
+            ]
 
         return search(finder(PROBLEM), evaluate)
 
@@ -699,4 +827,6 @@ def test_the_finder_says_when_plain_training_lies_within_chance():
     assert few.suggestions[0].high > many.suggestions[0].high
     assert (many.suggestions[0].low, many.suggestions[0].high) == (many.level, many.level)
     assert not any("within chance" in w for found in (many, unknown) for w in found.warnings)
-    assert unknown.suggestions[0].low < unknown.level < unknown.suggestions[0].high, "its neighbours"
+    assert unknown.suggestions[0].low < unknown.level < unknown.suggestions[0].high, (
+        "its neighbours"
+    )

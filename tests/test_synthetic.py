@@ -1,4 +1,5 @@
-"""The synthetic tasks follow their definitions, flip exactly what they say, and their best results are right."""
+"""The synthetic tasks follow their definitions, flip exactly what they say, and their best results
+are right."""
 
 import math
 import pickle
@@ -62,7 +63,9 @@ def test_inputs_do_not_depend_on_label_noise_nor_a_split_on_the_size_of_another(
         assert torch.equal(a.x, b.x)
         assert torch.equal(a.clean, b.clean)
     for counts in ({"n_train": 11}, {"n_val": 11}, {"n_test": 11}):
-        other = task(**({"n_train": 50, "n_val": 60, "n_test": 70} | counts), label_noise=0.1, seed=5)
+        other = task(
+            **({"n_train": 50, "n_val": 60, "n_test": 70} | counts), label_noise=0.1, seed=5
+        )
         kept = [name for name in ("train", "val", "test") if f"n_{name}" not in counts]
         for name in kept:
             a, b = getattr(one, name), getattr(other, name)
@@ -92,7 +95,9 @@ def test_global_generators_are_left_alone(task):
 def test_classes_are_mixed_along_the_split(task):
     y = task(label_noise=0, seed=4).test.y
     first = y[:10_000].double().mean() - y[10_000:].double().mean()
-    assert abs(first) < 4.5 / math.sqrt(10_000) * math.sqrt(0.5)  # difference of two means of 10,000 coins
+    assert abs(first) < 4.5 / math.sqrt(10_000) * math.sqrt(
+        0.5
+    )  # difference of two means of 10,000 coins
 
 
 @pytest.mark.parametrize("task", [two_gaussians, spiral])
@@ -117,7 +122,9 @@ def test_sinusoid_labels_point_by_point():
     split = sinusoid(n_test=2000, label_noise=0, seed=0).test
     for (x1, x2), y in zip(split.x.tolist(), split.y.tolist(), strict=True):
         side = 1.5 * x1 + math.sin(1.5 * x2)
-        assert abs(side) < 1e-6 or y == (side > 0)  # labels come from the inputs before rounding to float32
+        assert abs(side) < 1e-6 or y == (
+            side > 0
+        )  # labels come from the inputs before rounding to float32
 
 
 def test_sinusoid_is_uniform_on_the_disc_of_radius_2():
@@ -156,7 +163,8 @@ def test_spiral_without_jitter_is_the_two_curves(label, count, shift):
 
 
 def test_spiral_jitter_has_the_stated_standard_deviation():
-    # The order is drawn before the jitter, so the same seed without jitter gives the points themselves.
+    # The order is drawn before the jitter, so the same seed without jitter gives the points
+    # themselves.
     still, moved = (spiral(label_noise=0, spiral_noise=s, seed=0).test for s in (0.0, 0.5))
     assert torch.equal(still.y, moved.y)
     jitter = (moved.x - still.x).double()
@@ -170,13 +178,19 @@ def test_two_gaussians_posterior_is_bayes_rule(share):
     splits = two_gaussians(n_test=200, label_noise=share, dimension=3, negative_mean=0.7, seed=0)
     for x, found in zip(splits.test.x.tolist(), splits.posterior.tolist(), strict=True):
         density = [math.prod(math.exp(-((v - mean) ** 2) / 2) for v in x) for mean in (0.0, 0.7)]
-        joint = [(1 - share) * density[0] + share * density[1], (1 - share) * density[1] + share * density[0]]
+        joint = [
+            (1 - share) * density[0] + share * density[1],
+            (1 - share) * density[1] + share * density[0],
+        ]
         assert found == pytest.approx([j / sum(joint) for j in joint], rel=1e-5)  # float32
 
 
 def test_posterior_keeps_small_probabilities():
-    # Log-odds of class 1: 2 * sum(x) - 10 * 2^2 / 2 = -80. One minus the other probability would be 0.
-    posterior = two_gaussians_posterior(torch.full((1, 10), -3.0, dtype=torch.float64), negative_mean=2.0)
+    # Log-odds of class 1: 2 * sum(x) - 10 * 2^2 / 2 = -80. One minus the other probability would be
+    # 0.
+    posterior = two_gaussians_posterior(
+        torch.full((1, 10), -3.0, dtype=torch.float64), negative_mean=2.0
+    )
     assert posterior[0, 1].item() == pytest.approx(math.exp(-80), rel=1e-12, abs=0)
 
 
@@ -202,18 +216,24 @@ def test_best_results_on_two_gaussians(share, nll, accuracy):
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.8])
 @pytest.mark.parametrize("mean", [0.5, -3.0])
 def test_best_results_agree_with_sums_over_the_inputs(share, mean):
-    # In one dimension, straight from the joint density of x and the noisy label, by the midpoint rule.
+    # In one dimension, straight from the joint density of x and the noisy label, by the midpoint
+    # rule.
     step, nll, accuracy = 1e-3, 0.0, 0.0
     x = np.arange(-15, 15, step) + step / 2
     density = [np.exp(-((x - m) ** 2) / 2) / math.sqrt(2 * math.pi) / 2 for m in (0.0, mean)]
-    joint = [(1 - share) * density[0] + share * density[1], (1 - share) * density[1] + share * density[0]]
+    joint = [
+        (1 - share) * density[0] + share * density[1],
+        (1 - share) * density[1] + share * density[0],
+    ]
     both = joint[0] + joint[1]
     for j in joint:
         seen = j > 0
         nll -= step * float((j[seen] * np.log(j[seen] / both[seen])).sum())
     accuracy = step * float(np.maximum(*joint).sum())
     assert two_gaussians_irreducible_nll(share, 1, mean) == pytest.approx(nll, abs=1e-9)
-    assert two_gaussians_best_accuracy(share, 1, mean) == pytest.approx(accuracy, abs=1e-6)  # kink at the boundary
+    assert two_gaussians_best_accuracy(share, 1, mean) == pytest.approx(
+        accuracy, abs=1e-6
+    )  # kink at the boundary
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.1])
@@ -223,7 +243,9 @@ def test_best_results_agree_with_a_sample(share):
     posterior, y = splits.posterior.double(), splits.test.y
     n = len(y)
     losses = -posterior.gather(1, y[:, None]).log()
-    assert abs(losses.mean() - two_gaussians_irreducible_nll(share)) < 4 * losses.std() / math.sqrt(n)
+    assert abs(losses.mean() - two_gaussians_irreducible_nll(share)) < 4 * losses.std() / math.sqrt(
+        n
+    )
     best = two_gaussians_best_accuracy(share)
     found = (posterior.argmax(1) == y).double().mean()
     assert abs(found - best) < 4 * math.sqrt(best * (1 - best) / n)
@@ -235,24 +257,36 @@ def test_best_results_agree_with_a_sample(share):
 
 
 def test_limits_of_the_best_results():
-    assert two_gaussians_irreducible_nll(0.1, negative_mean=0) == pytest.approx(math.log(2), abs=1e-12)
+    assert two_gaussians_irreducible_nll(0.1, negative_mean=0) == pytest.approx(
+        math.log(2), abs=1e-12
+    )
     assert two_gaussians_best_accuracy(0.1, negative_mean=0) == pytest.approx(0.5, abs=1e-15)
     # Far apart, only the flips remain.
-    assert two_gaussians_irreducible_nll(0.1, negative_mean=10) == pytest.approx(flip_entropy(0.1), abs=1e-12)
+    assert two_gaussians_irreducible_nll(0.1, negative_mean=10) == pytest.approx(
+        flip_entropy(0.1), abs=1e-12
+    )
     assert two_gaussians_best_accuracy(0.9, negative_mean=10) == pytest.approx(0.9, abs=1e-12)
 
 
-@pytest.mark.parametrize(("share", "entropy"), [(0.0, 0.0), (0.01, 0.0560), (0.05, 0.1985), (0.1, 0.3251)])
+@pytest.mark.parametrize(
+    ("share", "entropy"), [(0.0, 0.0), (0.01, 0.0560), (0.05, 0.1985), (0.1, 0.3251)]
+)
 def test_flip_entropy_by_hand(share, entropy):
-    assert flip_entropy(share) == pytest.approx(entropy, abs=5e-5)  # -p ln p - (1 - p) ln(1 - p) on a calculator
+    assert flip_entropy(share) == pytest.approx(
+        entropy, abs=5e-5
+    )  # -p ln p - (1 - p) ln(1 - p) on a calculator
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.6])
 def test_flip_entropy_of_the_listed_distribution(classes, share):
     listed = [1 - share] + [share / (classes - 1)] * (classes - 1)
-    assert flip_entropy(share, classes) == pytest.approx(-sum(p * math.log(p) for p in listed), rel=1e-12)
-    assert flip_entropy((classes - 1) / classes, classes) == pytest.approx(math.log(classes), rel=1e-12)
+    assert flip_entropy(share, classes) == pytest.approx(
+        -sum(p * math.log(p) for p in listed), rel=1e-12
+    )
+    assert flip_entropy((classes - 1) / classes, classes) == pytest.approx(
+        math.log(classes), rel=1e-12
+    )
 
 
 @all_tasks
@@ -276,9 +310,18 @@ def test_wrong_arguments_are_refused(task, wrong, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: two_gaussians(dimension=0, seed=0), "dimension must be an integer of at least 1, got 0"),
-        (lambda: two_gaussians(negative_mean=math.inf, seed=0), "negative_mean must be finite, got inf"),
-        (lambda: sinusoid_nd(dimension=1, seed=0), "dimension must be an integer of at least 2, got 1"),
+        (
+            lambda: two_gaussians(dimension=0, seed=0),
+            "dimension must be an integer of at least 1, got 0",
+        ),
+        (
+            lambda: two_gaussians(negative_mean=math.inf, seed=0),
+            "negative_mean must be finite, got inf",
+        ),
+        (
+            lambda: sinusoid_nd(dimension=1, seed=0),
+            "dimension must be an integer of at least 2, got 1",
+        ),
         (lambda: spiral(spiral_noise=-1.0, seed=0), "spiral_noise must be at least 0, got -1.0"),
         (lambda: spiral(spiral_noise=math.nan, seed=0), "spiral_noise must be finite, got nan"),
         (lambda: two_gaussians_irreducible_nll(1.5), "label_noise must lie in"),

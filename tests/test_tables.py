@@ -1,4 +1,5 @@
-"""Tables are divided without overlap, standardised on training rows alone, and noisy only where they should be."""
+"""Tables are divided without overlap, standardised on training rows alone, and noisy only where
+they should be."""
 
 import gzip
 import hashlib
@@ -36,7 +37,9 @@ def test_inputs_are_standardised_with_training_rows_column_by_column():
         mean, sd = statistics.fmean(fit), statistics.pstdev(fit)
         for split in (splits.train, splits.val, splits.test):
             for row, value in zip(split.y.tolist(), split.x[:, column].tolist(), strict=True):
-                assert value == pytest.approx((x[row, column] - mean) / sd, rel=1e-5, abs=1e-6)  # float32
+                assert value == pytest.approx(
+                    (x[row, column] - mean) / sd, rel=1e-5, abs=1e-6
+                )  # float32
 
 
 def test_validation_and_test_rows_do_not_leak_into_the_scaling():
@@ -61,8 +64,13 @@ def test_a_column_constant_in_training_is_only_centred():
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
 def test_noise_replaces_exactly_its_share_in_training_and_validation_only(share):
-    splits = split_table(*(numbered(300)[0], np.arange(300) % 7), n_train=120, n_val=90, label_noise=share, seed=4)
-    assert [int((s.y != s.clean).sum()) for s in (splits.train, splits.val)] == [round(120 * share), round(90 * share)]
+    splits = split_table(
+        *(numbered(300)[0], np.arange(300) % 7), n_train=120, n_val=90, label_noise=share, seed=4
+    )
+    assert [int((s.y != s.clean).sum()) for s in (splits.train, splits.val)] == [
+        round(120 * share),
+        round(90 * share),
+    ]
     assert splits.test.clean is None
     plain = split_table(*(numbered(300)[0], np.arange(300) % 7), n_train=120, n_val=90, seed=4)
     assert plain.train.clean is plain.val.clean is None
@@ -76,7 +84,8 @@ def test_training_and_validation_flips_are_independent():
     x, y = numbered(300)
     splits = split_table(x, y % 7, n_train=100, n_val=100, label_noise=0.5, seed=5)
     at = [s.y != s.clean for s in (splits.train, splits.val)]
-    # Two independent halves of 100 share about 25 examples, with standard deviation 2.5; the same half shares 50.
+    # Two independent halves of 100 share about 25 examples, with standard deviation 2.5; the same
+    # half shares 50.
     assert 10 < int((at[0] & at[1]).sum()) < 40
 
 
@@ -99,13 +108,18 @@ def test_rows_of_a_test_set_elsewhere_are_in_every_test_split_and_scale_nothing(
         assert torch.equal(splits.test.x[:8], plain.test.x)
         expected = (1e6 - x[plain.train.y].mean(0)) / x[plain.train.y].std(0)
         assert torch.allclose(splits.test.x[8:].double(), torch.from_numpy(expected), rtol=1e-6)
-    assert len(split_table(x, y, 20, 20, more_test=more, seed=0).test) == 5  # then no row need be left
+    assert (
+        len(split_table(x, y, 20, 20, more_test=more, seed=0).test) == 5
+    )  # then no row need be left
 
 
 def test_tensors_and_arrays_give_the_same_splits():
     x, y = numbered()
     from_arrays = split_table(x, y, 20, 12, seed=0)
-    assert split_table(torch.from_numpy(x), torch.from_numpy(y), 20, 12, seed=0).sha256 == from_arrays.sha256
+    assert (
+        split_table(torch.from_numpy(x), torch.from_numpy(y), 20, 12, seed=0).sha256
+        == from_arrays.sha256
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,8 +131,14 @@ def test_tensors_and_arrays_give_the_same_splits():
         ({"n_train": 1}, "at least 2 and leave a test row, got 1 and 3 of 10"),
         ({"n_val": 1}, "at least 2 and leave a test row, got 6 and 1 of 10"),
         ({"n_val": 4}, "leave a test row, got 6 and 4 of 10"),
-        ({"n_val": 5, "more_test": (np.zeros((1, 2)), np.zeros(1, int))}, "at least 2, got 6 and 5 of 10"),
-        ({"more_test": (np.zeros((1, 3)), np.zeros(1, int))}, "more_test must have the 2 columns of x, got 3"),
+        (
+            {"n_val": 5, "more_test": (np.zeros((1, 2)), np.zeros(1, int))},
+            "at least 2, got 6 and 5 of 10",
+        ),
+        (
+            {"more_test": (np.zeros((1, 3)), np.zeros(1, int))},
+            "more_test must have the 2 columns of x, got 3",
+        ),
         ({"more_test": (np.full((1, 2), np.inf), np.zeros(1, int))}, "inputs must be finite"),
         ({"label_noise": 1.0}, r"\[0, 1\), got 1.0"),
         ({"y": np.arange(10) / 2}, "y must be classes"),
@@ -127,7 +147,14 @@ def test_tensors_and_arrays_give_the_same_splits():
     ],
 )
 def test_wrong_tables_are_refused(change, message):
-    good = {"x": np.zeros((10, 2)), "y": np.arange(10) % 2, "n_train": 6, "n_val": 3, "label_noise": 0.1, "seed": 0}
+    good = {
+        "x": np.zeros((10, 2)),
+        "y": np.arange(10) % 2,
+        "n_train": 6,
+        "n_val": 3,
+        "label_noise": 0.1,
+        "seed": 0,
+    }
     split_table(**good)
     with pytest.raises(ValueError, match=message):
         split_table(**(good | change))
@@ -143,7 +170,9 @@ def test_digits_as_the_settings_table_says():
     columns = splits.train.x.double()
     varied = columns.std(0) > 0
     assert torch.allclose(columns.mean(0), torch.zeros(64, dtype=torch.float64), atol=1e-6)
-    assert torch.allclose(columns.std(0, correction=0)[varied], torch.ones(1, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(
+        columns.std(0, correction=0)[varied], torch.ones(1, dtype=torch.float64), atol=1e-6
+    )
     assert all(torch.isfinite(s.x).all() for s in (splits.train, splits.val, splits.test))
 
 
@@ -165,11 +194,16 @@ def serve(folder, monkeypatch, name, content):
     (folder / "tables").mkdir(exist_ok=True)
     (folder / f"{name}.gz").write_bytes(gzip.compress(content))
     monkeypatch.setenv("FLOODING_DATA", str(folder))
-    monkeypatch.setitem(files.FILES, name, ("https://example.invalid", hashlib.sha256(content).hexdigest()))
+    monkeypatch.setitem(
+        files.FILES, name, ("https://example.invalid", hashlib.sha256(content).hexdigest())
+    )
 
 
 def written(x, y, label_first):
-    rows = ([label, *row] if label_first else [*row, label] for row, label in zip(x.tolist(), y.tolist(), strict=True))
+    rows = (
+        [label, *row] if label_first else [*row, label]
+        for row, label in zip(x.tolist(), y.tolist(), strict=True)
+    )
     return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
 
 
@@ -185,7 +219,12 @@ def test_the_tables_of_pmlb_are_read_and_their_classes_counted_from_0(load, tmp_
 def test_the_two_parts_of_higgs_are_read_and_its_test_rows_stay_test_rows(tmp_path, monkeypatch):
     (x, _), y = numbered(), np.arange(40) % 2
     for part, rows in {"train": slice(0, 30), "test": slice(30, 40)}.items():
-        serve(tmp_path, monkeypatch, f"tables/higgs7k.{part}", written(x[rows], y[rows], label_first=True))
+        serve(
+            tmp_path,
+            monkeypatch,
+            f"tables/higgs7k.{part}",
+            written(x[rows], y[rows], label_first=True),
+        )
     found = higgs7k(0.2, n_train=15, n_val=10, seed=3)
     more = x[30:], y[30:]
     assert found.sha256 == split_table(x[:30], y[:30], 15, 10, 0.2, more_test=more, seed=3).sha256
@@ -201,15 +240,23 @@ def test_the_two_parts_of_higgs_are_read_and_its_test_rows_stay_test_rows(tmp_pa
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_the_official_tables_as_the_settings_table_says(load, sizes, flips, columns, classes, least):
-    if any(files.find(name) is None for name in files.FILES if name.startswith(f"tables/{load.__name__}.")):
+def test_the_official_tables_as_the_settings_table_says(
+    load, sizes, flips, columns, classes, least
+):
+    if any(
+        files.find(name) is None
+        for name in files.FILES
+        if name.startswith(f"tables/{load.__name__}.")
+    ):
         pytest.skip(f"tables/{load.__name__} is neither in FLOODING_DATA nor in the cache")
     splits = load(seed=0)
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == sizes
     assert splits.train.x.shape[1] == columns
     assert splits.classes == classes
     clean = [s.y if s.clean is None else s.clean for s in (splits.train, splits.val)]
-    assert [int((s.y != c).sum()) for s, c in zip((splits.train, splits.val), clean, strict=True)] == flips
+    assert [
+        int((s.y != c).sum()) for s, c in zip((splits.train, splits.val), clean, strict=True)
+    ] == flips
     assert splits.test.clean is None
     fit = splits.train.x.double()
     assert torch.allclose(fit.mean(0), torch.zeros(1, dtype=torch.float64), atol=1e-6)

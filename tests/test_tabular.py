@@ -1,4 +1,5 @@
-"""From a table file to a Problem, a saved model and predictions; everything fitted is fitted to training rows alone."""
+"""From a table file to a Problem, a saved model and predictions; everything fitted is fitted to
+training rows alone."""
 
 import bz2
 import dataclasses
@@ -40,10 +41,15 @@ def written(folder, text, name="table.csv"):
 
 
 def numbers(rows=60):
-    """A table whose column ``row`` numbers its rows, with a gap in ``gap``, and y = 1000 + 10 size + noise."""
+    """A table whose column ``row`` numbers its rows, with a gap in ``gap``, and y = 1000 + 10 size
+    + noise."""
     generator = np.random.default_rng(0)
     size = generator.normal(5, 3, rows)
-    table = pd.DataFrame({"row": np.arange(rows), "size": size, "gap": generator.normal(0, 1, rows)})
+    table = pd.DataFrame({
+        "row": np.arange(rows),
+        "size": size,
+        "gap": generator.normal(0, 1, rows),
+    })
     table.loc[::4, "gap"] = math.nan
     table["shade"] = generator.choice(["dark", "light"], rows)
     return table.assign(y=1000 + 10 * size + generator.normal(0, 1, rows))
@@ -55,7 +61,10 @@ def row_numbers(problem, table):
     at = table.preprocessing.columns.index(column)
     assert at == 0
     splits = problem.splits(seed=0)
-    return [(s.x[:, 0].double() * column.sd + column.mean).round().long().tolist() for s in _there(splits)]
+    return [
+        (s.x[:, 0].double() * column.sd + column.mean).round().long().tolist()
+        for s in _there(splits)
+    ]
 
 
 def _there(splits):
@@ -72,13 +81,16 @@ def trained(table, seed=0):
 
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|", "  "])
 @pytest.mark.parametrize(
-    ("ending", "opener"), [("csv", open), ("txt.gz", gzip.open), ("data.bz2", bz2.open), ("xz", lzma.open)]
+    ("ending", "opener"),
+    [("csv", open), ("txt.gz", gzip.open), ("data.bz2", bz2.open), ("xz", lzma.open)],
 )
 def test_separators_and_packing_make_no_difference(tmp_path, separator, ending, opener):
     path = tmp_path / f"table.{ending}"
     with opener(path, "wb") as file:
         file.write(FRUIT.replace(",", separator).encode())
-    pd.testing.assert_frame_equal(read_table(path), read_table(written(tmp_path, FRUIT, "plain.csv")))
+    pd.testing.assert_frame_equal(
+        read_table(path), read_table(written(tmp_path, FRUIT, "plain.csv"))
+    )
     assert read_table(path).head(2).to_dict("list") == {
         "kind": ["apple", "fig"],
         "grams": [150.0, 40.0],
@@ -125,14 +137,19 @@ def test_headers_are_told_from_rows(tmp_path, text, target, names):
 
 def test_a_header_can_be_claimed_or_denied(tmp_path):
     path = written(tmp_path, "a,b\n1,2\n3,4\n")
-    assert read_table(path, header=False).to_dict("list") == {"c0": ["a", "1", "3"], "c1": ["b", "2", "4"]}
+    assert read_table(path, header=False).to_dict("list") == {
+        "c0": ["a", "1", "3"],
+        "c1": ["b", "2", "4"],
+    }
     path = written(tmp_path, "1,2\n3,4\n")
     assert read_table(path, header=True).to_dict("list") == {"1": [3.0], "2": [4.0]}
 
 
 def test_missing_values_numbers_and_text(tmp_path):
     cells = ["1.5", "", " ? ", "NA", "N/A", "NaN", "nan", "NULL", "null", "-2e3", "+7"]
-    table = read_table(written(tmp_path, "a,b,c\n" + "".join(f'{cell},x, "y, z"\n' for cell in cells)))
+    table = read_table(
+        written(tmp_path, "a,b,c\n" + "".join(f'{cell},x, "y, z"\n' for cell in cells))
+    )
     assert table["a"].dtype == np.float64
     assert table["a"].dropna().tolist() == [1.5, -2000, 7]
     assert table["c"].tolist() == ["y, z"] * len(cells)
@@ -219,7 +236,11 @@ def test_categories_are_the_most_frequent_that_repeat():
 
 def test_missing_categories_have_a_feature():
     found = Column.fit(pd.Series(["a", math.nan, "a", "b", "b"], dtype=str, name="x"))
-    assert found.features(pd.Series(["b", math.nan, "a"], dtype=str)).tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    assert found.features(pd.Series(["b", math.nan, "a"], dtype=str)).tolist() == [
+        [0, 1, 0],
+        [0, 0, 1],
+        [1, 0, 0],
+    ]
 
 
 def test_columns_that_tell_nothing_are_dropped():
@@ -279,18 +300,26 @@ def test_classes_are_divided_alike(tmp_path):
     table = table_problem(tmp_path / "a.csv", "y", val_share=0.1, test_share=0.3)
     assert table.target.classes == ("a", "b", "rare")
     counts = [split.y.bincount().tolist() for split in _there(table.problem.data)]
-    assert counts == [[30, 14, 2], [5, 2, 1], [15, 7, 1]]  # 10 % and 30 %, at least one; the rest is trained on
+    assert counts == [
+        [30, 14, 2],
+        [5, 2, 1],
+        [15, 7, 1],
+    ]  # 10 % and 30 %, at least one; the rest is trained on
     assert table.problem.data.train.y.dtype == torch.int64
     parts = row_numbers(table.problem, table)
     for rows, split in zip(parts, _there(table.problem.data), strict=True):
         assert [table.target.classes[c] for c in split.y.tolist()] == y[rows].tolist()
     assert parts[0] != sorted(parts[0])
-    assert all(split.y.tolist() != sorted(split.y.tolist()) for split in _there(table.problem.data)[::2])
+    assert all(
+        split.y.tolist() != sorted(split.y.tolist()) for split in _there(table.problem.data)[::2]
+    )
 
 
 def test_the_division_depends_on_its_own_seed_alone(tmp_path):
     numbers().to_csv(tmp_path / "a.csv", index=False)
-    first, again, other = (table_problem(tmp_path / "a.csv", "y", split_seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        table_problem(tmp_path / "a.csv", "y", split_seed=seed) for seed in (0, 0, 1)
+    )
     assert first.problem.splits(seed=0) is first.problem.splits(seed=1)
     assert first.problem.data.sha256 == again.problem.data.sha256
     assert set(row_numbers(first.problem, first)[2]) != set(row_numbers(other.problem, other)[2])
@@ -341,7 +370,9 @@ def test_the_kind_of_target(tmp_path, values, kind, classes):
     assert table.target.classes == classes
     loss = torch.nn.functional.mse_loss if classes is None else torch.nn.functional.cross_entropy
     assert table.problem.loss is loss
-    assert table.problem.build(0)(table.problem.data.val.x).shape[1] == (len(classes) if classes else 1)
+    assert table.problem.build(0)(table.problem.data.val.x).shape[1] == (
+        len(classes) if classes else 1
+    )
 
 
 @pytest.mark.parametrize("target", ["kind", "0", 0, -3, "-3"])
@@ -356,7 +387,10 @@ def test_a_name_goes_before_a_position(tmp_path):
 
 
 def test_what_was_assumed_is_said(tmp_path):
-    rows = "".join(f"{i % 7},{'?' if i % 3 else i},5,{'rgb'[i % 3]},{'no' if i % 4 else 'yes'}\n" for i in range(50))
+    rows = "".join(
+        f"{i % 7},{'?' if i % 3 else i},5,{'rgb'[i % 3]},{'no' if i % 4 else 'yes'}\n"
+        for i in range(50)
+    )
     path = written(tmp_path, f"a,b,c,d,y\n{rows}1,2,5,r,?\n")
     assert table_problem(path, "y", max_epochs=7).assumptions == (
         "table.csv: 51 rows, 5 columns.",
@@ -387,7 +421,9 @@ def test_there_are_several_steps_in_an_epoch(tmp_path):
 
 
 def test_a_table_without_a_test_split(tmp_path):
-    table = table_problem(written(tmp_path, FRUIT), "kind", test_share=0, max_epochs=1, width=4, depth=1)
+    table = table_problem(
+        written(tmp_path, FRUIT), "kind", test_share=0, max_epochs=1, width=4, depth=1
+    )
     assert table.problem.data.test is None
     assert [len(s) for s in _there(table.problem.data)] == [32, 8]
     trained(table)
@@ -463,14 +499,20 @@ def test_columns_are_matched_by_name(tmp_path, fruit, caplog):
 
 def test_values_unknown_to_training_are_told_and_mute_columns_too(tmp_path, caplog):
     prices = ["" if i % 5 == 0 else f'"{i},5"' for i in range(60)]
-    rows = "".join(f"{i},{prices[i]},{'rgb'[i % 3]},{'no' if i % 4 else 'yes'}\n" for i in range(60))
+    rows = "".join(
+        f"{i},{prices[i]},{'rgb'[i % 3]},{'no' if i % 4 else 'yes'}\n" for i in range(60)
+    )
     found = table_problem(written(tmp_path, f"a,b,c,y\n{rows}"), "y", max_epochs=2)
-    assert any("tell nothing, since no value occurs twice; numbers written oddly? b." in s for s in found.assumptions)
+    assert any(
+        "tell nothing, since no value occurs twice; numbers written oddly? b." in s
+        for s in found.assumptions
+    )
     network = found.problem.build(0)
     save_model(tmp_path / "model", network.state_dict(), found)
     predict(tmp_path / "model", written(tmp_path, 'a,b,c\n1,"1,5",r\n2,"2,5",R\n3,"3,5",violet\n'))
     assert (
-        "2 values of 'c' were rare or absent in training and count as none of its categories: R, violet" in caplog.text
+        "2 values of 'c' were rare or absent in training and count as none of its categories: R, violet"
+        in caplog.text
     )
 
 
@@ -495,11 +537,15 @@ def test_one_row_and_the_header_that_training_had(tmp_path, fruit):
 
 def test_categories_that_look_like_numbers_stay_text(tmp_path):
     rows = "".join(f"{['16', 'x17'][i % 2]},{i % 2}\n" for i in range(40))
-    table = table_problem(written(tmp_path, f"code,y\n{rows}"), "y", max_epochs=20, width=8, depth=1)
+    table = table_problem(
+        written(tmp_path, f"code,y\n{rows}"), "y", max_epochs=20, width=8, depth=1
+    )
     save_model(tmp_path / "model", trained(table), table)
     found = predict(tmp_path / "model", written(tmp_path, "code\n16\n16\n", "new.csv"))
     assert found["class"].tolist() == ["0", "0"]
-    assert found.equals(predict(tmp_path / "model", tmp_path / "table.csv").iloc[[0, 2]].reset_index(drop=True))
+    assert found.equals(
+        predict(tmp_path / "model", tmp_path / "table.csv").iloc[[0, 2]].reset_index(drop=True)
+    )
 
 
 def test_archives_become_problems_and_predictions(tmp_path):
@@ -518,8 +564,14 @@ def test_archives_become_problems_and_predictions(tmp_path):
     [
         ("gram,colour\n1,red\n", r"got no 'grams'. Did you mean 'gram'\?"),
         ("colour,size\nred,1\n", r"got no 'grams'. There are colour, size\."),
-        ("grams,colour\n1,red\nheavy,red\n", "column 'grams' must hold numbers as in training, got 'heavy'"),
-        ("grams,colour\ninf,red\n", "column 'grams' must hold finite numbers within 1e[+]30, got inf"),
+        (
+            "grams,colour\n1,red\nheavy,red\n",
+            "column 'grams' must hold numbers as in training, got 'heavy'",
+        ),
+        (
+            "grams,colour\ninf,red\n",
+            "column 'grams' must hold finite numbers within 1e[+]30, got inf",
+        ),
         ("grams,colour\n", "must have rows, got the header alone"),
     ],
 )
@@ -530,7 +582,9 @@ def test_rows_that_cannot_be_predicted(tmp_path, fruit, text, message):
 
 def test_text_is_wanted_where_training_had_text(tmp_path, fruit):
     table, _ = fruit
-    with pytest.raises(ValueError, match="column 'colour' must hold text as in training, got numbers"):
+    with pytest.raises(
+        ValueError, match="column 'colour' must hold text as in training, got numbers"
+    ):
         table.preprocessing.transform(pd.DataFrame({"grams": [1.0], "colour": [2.0]}))
 
 
@@ -569,11 +623,16 @@ def test_saving_and_loading_leave_the_generator_alone(tmp_path, fruit):
 def test_what_cannot_be_saved_is_refused(tmp_path, fruit):
     table, _ = fruit
     weights = trained(table)
-    with pytest.raises(ValueError, match=r"weights must be finite, got NaN or infinity in 1\.bias. Did the training"):
+    with pytest.raises(
+        ValueError,
+        match=r"weights must be finite, got NaN or infinity in 1\.bias. Did the training",
+    ):
         save_model(tmp_path / "new", {**weights, "1.bias": weights["1.bias"] * math.nan}, table)
     with pytest.raises(ValueError, match="the weights must fit the network"):
         save_model(tmp_path / "new", dict(list(weights.items())[1:]), table)
-    own = dataclasses.replace(table, problem=dataclasses.replace(table.problem, model=torch.nn.Linear(4, 2)))
+    own = dataclasses.replace(
+        table, problem=dataclasses.replace(table.problem, model=torch.nn.Linear(4, 2))
+    )
     with pytest.raises(ValueError, match="only networks made by partial"):
         save_model(tmp_path / "new", weights, own)
     assert not (tmp_path / "new").exists()
@@ -585,7 +644,11 @@ def test_what_cannot_be_saved_is_refused(tmp_path, fruit):
 @pytest.mark.parametrize(
     ("text", "target", "message"),
     [
-        (FRUIT, "kinds", r"target must be a column of table.csv, got 'kinds'. Did you mean 'kind'\?"),
+        (
+            FRUIT,
+            "kinds",
+            r"target must be a column of table.csv, got 'kinds'. Did you mean 'kind'\?",
+        ),
         (FRUIT.replace("kind", "KIND"), "kind", r"Did you mean 'KIND'\?"),
         (FRUIT, "weight", r"got 'weight'. There are kind, grams, colour\."),
         (FRUIT, 3, "target must be one of 3 columns of table.csv, got 3. -1 is the last"),
@@ -593,17 +656,41 @@ def test_what_cannot_be_saved_is_refused(tmp_path, fruit):
         (" \n\n", "y", "must hold rows, got the empty file"),
         ("a,y\n", "y", "must have rows, got the header alone"),
         ("a,y\n1,no\n2,no\n3,no\n", "y", "at least 2 classes, got 'no' in every row"),
-        (FRUIT + "plum,60,blue\n", "kind", "got 1 of class 'plum', of which 1 and 1 .* merge the class with another"),
+        (
+            FRUIT + "plum,60,blue\n",
+            "kind",
+            "got 1 of class 'plum', of which 1 and 1 .* merge the class with another",
+        ),
         (
             "a,y\n" + "1,0\n2,1\n" * 10 + "3,2\n",
             "y",
             "of class '2', .* predict it as a number: kind='regression'",
         ),
-        ("a,y\n1,1.5\n2,2.5\n3,3.5\n", "y", "got 3 with a target, of which 1 and 1 .* Give more rows"),
-        ("a,y\n" + "1,no\n1,yes\n" * 10, "y", "at least one column must vary on the training rows, got a"),
-        ("y\n" + "no\nyes\n" * 10, "y", "at least one column must vary on the training rows, got none"),
-        ("a,y\n" + "1,no\ninf,yes\n" * 10, "y", "column 'a' must hold finite numbers within 1e[+]30, got inf"),
-        ("a,y\n" + "1,1.5\n2,-inf\n" * 10, "y", "column 'y' must hold finite numbers within 1e[+]30, got -inf"),
+        (
+            "a,y\n1,1.5\n2,2.5\n3,3.5\n",
+            "y",
+            "got 3 with a target, of which 1 and 1 .* Give more rows",
+        ),
+        (
+            "a,y\n" + "1,no\n1,yes\n" * 10,
+            "y",
+            "at least one column must vary on the training rows, got a",
+        ),
+        (
+            "y\n" + "no\nyes\n" * 10,
+            "y",
+            "at least one column must vary on the training rows, got none",
+        ),
+        (
+            "a,y\n" + "1,no\ninf,yes\n" * 10,
+            "y",
+            "column 'a' must hold finite numbers within 1e[+]30, got inf",
+        ),
+        (
+            "a,y\n" + "1,1.5\n2,-inf\n" * 10,
+            "y",
+            "column 'y' must hold finite numbers within 1e[+]30, got -inf",
+        ),
         ("a,b,a,y\n1,2,3,4\n", "y", "column names must differ, got 'a' twice|got 'a' 2 times"),
         ("a,y\n1,\n2,?\n3,NA\n", "y", "target must have values, got 'y' with none in 3 rows"),
         ("a,y\n1,2\n3,4,5\n", "y", "rows of fields, got .*Expected 2 fields in line 3, saw 3"),
@@ -617,7 +704,9 @@ def test_tables_that_cannot_be_learned(tmp_path, text, target, message):
 
 def test_a_number_that_never_changes_is_no_target(tmp_path):
     path = written(tmp_path, "a,y\n" + "".join(f"{i},0.5\n" for i in range(20)))
-    with pytest.raises(ValueError, match=r"target must vary on the training rows, got 'y' = 0.5 in all"):
+    with pytest.raises(
+        ValueError, match=r"target must vary on the training rows, got 'y' = 0.5 in all"
+    ):
         table_problem(path, "y", kind="regression")
     path = written(tmp_path, "a,y\n1,2\n2,high\n")
     with pytest.raises(ValueError, match="regression needs a target of numbers, got 'high' in 'y'"):
@@ -643,7 +732,9 @@ def test_arguments_out_of_range(tmp_path, changes, message):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(ValueError, match=r"must be a file, got .*nowhere\.csv, which does not exist"):
+    with pytest.raises(
+        ValueError, match=r"must be a file, got .*nowhere\.csv, which does not exist"
+    ):
         read_table(tmp_path / "nowhere.csv")
     with pytest.raises(ValueError, match=r"must be a file, got .*, a folder"):
         read_table(tmp_path)
@@ -651,7 +742,11 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"must be UTF-8 text, got .* Save it as CSV in UTF-8"):
         read_table(tmp_path / "latin.csv")
     packed = gzip.compress(FRUIT.encode())
-    for name, data in {"a.csv.gz": FRUIT.encode(), "b.csv.gz": packed[:40], "c.csv.xz": packed}.items():
+    for name, data in {
+        "a.csv.gz": FRUIT.encode(),
+        "b.csv.gz": packed[:40],
+        "c.csv.xz": packed,
+    }.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match="can be read and unpacked, got"):
             read_table(tmp_path / name)
@@ -662,10 +757,22 @@ def test_files_that_cannot_be_read(tmp_path):
     [
         ({"y": np.zeros(3)}, None, r"must hold inputs x with rows, got y in"),
         ({"x": np.zeros((0, 3))}, None, "must hold inputs x with rows"),
-        ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, None, r"target y must have 3 rows as x has, got shape \(4,\)"),
-        ({"x": np.zeros((3, 2)), "label": np.zeros(3)}, "labels", r"got 'labels'. Did you mean 'label'\?"),
+        (
+            {"x": np.zeros((3, 2)), "y": np.zeros(4)},
+            None,
+            r"target y must have 3 rows as x has, got shape \(4,\)",
+        ),
+        (
+            {"x": np.zeros((3, 2)), "label": np.zeros(3)},
+            "labels",
+            r"got 'labels'. Did you mean 'label'\?",
+        ),
         ({"x": np.zeros((3, 2), complex)}, None, "must hold numbers or text, got complex128 in c0"),
-        ({"x": np.array([[1, None]], object)}, None, "must hold arrays of numbers or text, got .*pickle"),
+        (
+            {"x": np.array([[1, None]], object)},
+            None,
+            "must hold arrays of numbers or text, got .*pickle",
+        ),
     ],
 )
 def test_archives_that_cannot_be_read(tmp_path, arrays, target, message):
@@ -678,7 +785,9 @@ def test_an_archive_with_infinities_or_of_something_else(tmp_path):
     x = np.random.default_rng(0).normal(size=(40, 2))
     x[3, 1] = np.inf
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(40) % 2)
-    with pytest.raises(ValueError, match=r"column 'c1' must hold finite numbers within 1e\+30, got inf"):
+    with pytest.raises(
+        ValueError, match=r"column 'c1' must hold finite numbers within 1e\+30, got inf"
+    ):
         table_problem(tmp_path / "a.npz", "y")
     with pytest.raises(ValueError, match="must hold arrays of numbers or text"):
         read_table(written(tmp_path, FRUIT, "b.npz"))
@@ -709,12 +818,16 @@ def real():
 def test_adult_is_learned_and_predicted(real, tmp_path):
     table = table_problem(real / "adult.data.gz", -1, max_epochs=1, width=64, depth=2)
     assert table.target == tabular.Target("c14", ("<=50K", ">50K"))
-    texts = {c.name: len(c.categories) for c in table.preprocessing.columns if c.categories is not None}
+    texts = {
+        c.name: len(c.categories) for c in table.preprocessing.columns if c.categories is not None
+    }
     assert texts == {"c1": 8, "c3": 16, "c5": 7, "c6": 14, "c7": 6, "c8": 5, "c9": 2, "c13": 30}
     assert {c.name for c in table.preprocessing.columns if c.missing} == {"c1", "c6", "c13"}
     assert [len(s) for s in _there(table.problem.data)] == [19537, 6512, 6512]
     save_model(tmp_path / "model", trained(table), table)
-    lines = gzip.decompress((real / "adult.test.gz").read_bytes()).decode().splitlines()[1:]  # below a remark
+    lines = (
+        gzip.decompress((real / "adult.test.gz").read_bytes()).decode().splitlines()[1:]
+    )  # below a remark
     found = predict(tmp_path / "model", written(tmp_path, "\n".join(lines), "test.csv"))
     truth = [line.split(", ")[-1].rstrip(".") for line in lines if line]
     assert len(found) == len(truth) == 16281
@@ -736,4 +849,6 @@ def test_tables_with_a_header(real, name, rows, inputs, classes):
     assert [tuple(s.x.shape) for s in _there(table.problem.data)] == [(n, inputs) for n in rows]
     columns = table.problem.data.train.x.double()
     assert torch.allclose(columns.mean(0), torch.zeros(inputs, dtype=torch.float64), atol=1e-5)
-    assert torch.allclose(columns.std(0, correction=0), torch.ones(inputs, dtype=torch.float64), atol=1e-5)
+    assert torch.allclose(
+        columns.std(0, correction=0), torch.ones(inputs, dtype=torch.float64), atol=1e-5
+    )

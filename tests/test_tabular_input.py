@@ -1,4 +1,5 @@
-"""Tables as they should not be: damaged, huge, extreme or malicious ones end in one sentence or are read rightly."""
+"""Tables as they should not be: damaged, huge, extreme or malicious ones end in one sentence or are
+read rightly."""
 
 import bz2
 import csv
@@ -55,15 +56,20 @@ def test_what_unpacks_to_more_than_the_limit_is_refused(tmp_path, monkeypatch, n
     assert bomb.stat().st_size < 10_000
     monkeypatch.setenv("FLOODING_MAX_BYTES", "1000000")
     with pytest.raises(
-        ValueError, match=r"can be read and unpacked, got .*more than 1,000,000 bytes.*FLOODING_MAX_BYTES"
+        ValueError,
+        match=r"can be read and unpacked, got .*more than 1,000,000 bytes.*FLOODING_MAX_BYTES",
     ):
         read_table(bomb)
     monkeypatch.setenv("FLOODING_MAX_BYTES", str(len(content)))
-    assert len(read_table(written(tmp_path, pack(content), name))) == 40  # the limit itself is allowed
+    assert (
+        len(read_table(written(tmp_path, pack(content), name))) == 40
+    )  # the limit itself is allowed
     monkeypatch.setenv("FLOODING_MAX_BYTES", str(len(content) - 1))
     with pytest.raises(ValueError, match=f"more than {len(content) - 1:,} bytes"):
         read_table(tmp_path / name)
-    assert len(read_table(written(tmp_path, content, "plain.csv"))) == 40  # what is not packed has the size it shows
+    assert (
+        len(read_table(written(tmp_path, content, "plain.csv"))) == 40
+    )  # what is not packed has the size it shows
 
 
 def test_a_bomb_ends_before_it_is_unpacked_whole(tmp_path, monkeypatch):
@@ -81,14 +87,18 @@ def test_a_bomb_ends_before_it_is_unpacked_whole(tmp_path, monkeypatch):
 )
 def test_a_packed_table_of_too_many_cells_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.setenv("FLOODING_MAX_BYTES", "400000")
-    with pytest.raises(ValueError, match=r"at most 25,000 cells, got [3-9][90],\d+ in .*FLOODING_MAX_BYTES"):
+    with pytest.raises(
+        ValueError, match=r"at most 25,000 cells, got [3-9][90],\d+ in .*FLOODING_MAX_BYTES"
+    ):
         read_table(written(tmp_path, gzip.compress(text.encode()), "a.csv.gz"))
 
 
 @pytest.mark.parametrize("value", ["many", "-1", "0", "1e9", "9" * 30, "1 GiB"])
 def test_a_limit_that_is_no_number_of_bytes_is_refused(tmp_path, monkeypatch, value):
     monkeypatch.setenv("FLOODING_MAX_BYTES", value)
-    with pytest.raises(ValueError, match="FLOODING_MAX_BYTES must be a whole number of bytes above 0, got"):
+    with pytest.raises(
+        ValueError, match="FLOODING_MAX_BYTES must be a whole number of bytes above 0, got"
+    ):
         read_table(written(tmp_path, gzip.compress(FRUIT.encode()), "a.csv.gz"))
 
 
@@ -101,7 +111,10 @@ def test_a_limit_that_is_no_number_of_bytes_is_refused(tmp_path, monkeypatch, va
         ([("x.npy", npy((3,), data=bytes(2)))], "cannot have 2 bytes"),
         ([("x.npy", npy((3,), data=bytes(4)))], "cannot have 4 bytes"),
         ([("x.npy", npy((-3, -1), data=bytes(3)))], "cannot have 3 bytes"),
-        ([("x.npy", npy((2,), "'|O'", b"\x80\x02]q\x00(NNe."))], "holds objects, which would have to be unpickled"),
+        (
+            [("x.npy", npy((2,), "'|O'", b"\x80\x02]q\x00(NNe."))],
+            "holds objects, which would have to be unpickled",
+        ),
         ([("x.npy", npy((2,), "[('a', '|O')]", bytes(16)))], "holds objects"),
         ([("x.npy", npy((2,), data=bytes(2), version=(9, 9)))], "format"),
         ([("x.npy", npy("__import__('os')"))], "got"),
@@ -109,18 +122,29 @@ def test_a_limit_that_is_no_number_of_bytes_is_refused(tmp_path, monkeypatch, va
         ([("x.npy", b"")], "EOF|magic"),
         ([("x.npy", bytes(2_000_000))], "more than 1,000,000 bytes"),
         ([(f"x{i}.npy", bytes(300_000)) for i in range(4)], "more than 1,000,000 bytes"),
-        ([("x.npy", npy((900_000, 1), data=bytes(900_000)))], "at most 62,500 cells, got 900,000 in"),
-        ([("x.npy", npy((2,), data=bytes(2))), ("x.npy", npy((2,), data=bytes(2)))], "'x.npy' 2 times"),
+        (
+            [("x.npy", npy((900_000, 1), data=bytes(900_000)))],
+            "at most 62,500 cells, got 900,000 in",
+        ),
+        (
+            [("x.npy", npy((2,), data=bytes(2))), ("x.npy", npy((2,), data=bytes(2)))],
+            "'x.npy' 2 times",
+        ),
         ([("y.npy", npy((2,), data=bytes(2)))], "an .npz file must hold inputs x with rows, got y"),
         ([("x.npy", npy((), data=bytes(1)))], "an .npz file must hold inputs x with rows"),
         ([("x.npy", npy((3, 0)))], "an .npz file must hold inputs x with rows"),
         ([("x.npy", npy((2,), "'<c8'", bytes(16)))], "must hold numbers or text, got complex64"),
-        ([("x.npy", npy((2,), "'<M8[s]'", bytes(16)))], "must hold numbers or text, got datetime64"),
+        (
+            [("x.npy", npy((2,), "'<M8[s]'", bytes(16)))],
+            "must hold numbers or text, got datetime64",
+        ),
         ([], "an .npz file must hold inputs x with rows, got nothing"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_malicious_archives_are_refused_before_anything_is_allocated(tmp_path, monkeypatch, members, message):
+def test_malicious_archives_are_refused_before_anything_is_allocated(
+    tmp_path, monkeypatch, members, message
+):
     monkeypatch.setenv("FLOODING_MAX_BYTES", "1000000")
     with pytest.raises(ValueError, match=message):
         read_table(npz(tmp_path, members))
@@ -133,7 +157,9 @@ def test_archives_of_their_own_size_and_of_both_formats_are_read(tmp_path, monke
     assert np.array_equal(read_table(tmp_path / "a.npz").to_numpy()[:, :6], x)
     monkeypatch.delenv("FLOODING_MAX_BYTES")
     data = x.astype("<i2").tobytes("F")
-    header = npy((100, 6), "'<i2'", data, (2, 0)).replace(b"'fortran_order': False", b"'fortran_order': True ")
+    header = npy((100, 6), "'<i2'", data, (2, 0)).replace(
+        b"'fortran_order': False", b"'fortran_order': True "
+    )
     assert np.array_equal(read_table(npz(tmp_path, [("X.npy", header)])).to_numpy(), x)
     np.savez_compressed(tmp_path / "wide.npz", x=np.zeros((1, 300_001), np.uint8))
     with pytest.raises(ValueError, match="at most 300,000 columns, got 300,001 in"):
@@ -172,7 +198,9 @@ def test_lines_above_the_limit_of_the_csv_module_are_read(tmp_path, separator):
     assert set(table.iloc[1]) == {2.0}
 
 
-@pytest.mark.parametrize("cell", ["x" * 200_000, '"' + "x, " * 70_000 + '"', '"' + "x\n" * 100_000 + '"'])
+@pytest.mark.parametrize(
+    "cell", ["x" * 200_000, '"' + "x, " * 70_000 + '"', '"' + "x\n" * 100_000 + '"']
+)
 def test_a_cell_of_200_000_characters_is_text(tmp_path, cell):
     table = read_table(written(tmp_path, f"a,b\n1,{cell}\n2,y\n"), "b")
     assert table["a"].tolist() == [1, 2]
@@ -182,7 +210,9 @@ def test_a_cell_of_200_000_characters_is_text(tmp_path, cell):
 def test_too_many_columns_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="at most 300,000 columns, got 300,001 in"):
         read_table(written(tmp_path, "1," * 300_000 + "1\n" + "1," * 300_000 + "1\n"))
-    with pytest.raises(ValueError, match="at most 10,000,000 separators in a line, got 10,000,001 in"):
+    with pytest.raises(
+        ValueError, match="at most 10,000,000 separators in a line, got 10,000,001 in"
+    ):
         read_table(written(tmp_path, "," * 10_000_001 + "\n1\n"))
 
 
@@ -192,13 +222,19 @@ def test_too_many_columns_are_refused_at_once(tmp_path):
 @pytest.mark.parametrize("number", ["1e400", "-1e5000", "9" * 400, "inf", "1e31", "-Infinity"])
 def test_numbers_beyond_the_range_are_refused(tmp_path, number):
     rows = "".join(f"{i},{i % 2}\n" for i in range(30))
-    with pytest.raises(ValueError, match=r"column 'a' must hold finite numbers within 1e\+30, got -?(inf|1e\+31)"):
+    with pytest.raises(
+        ValueError, match=r"column 'a' must hold finite numbers within 1e\+30, got -?(inf|1e\+31)"
+    ):
         table_problem(written(tmp_path, f"a,y\n{rows}{number},1\n"), "y")
-    with pytest.raises(ValueError, match=r"column 'y' must hold finite numbers within 1e\+30, got -?(inf|1e\+31)"):
+    with pytest.raises(
+        ValueError, match=r"column 'y' must hold finite numbers within 1e\+30, got -?(inf|1e\+31)"
+    ):
         table_problem(written(tmp_path, f"y,a\n{rows}{number},1\n"), "y", kind="regression")
 
 
-@pytest.mark.parametrize(("unit", "digits"), [("1e-320", 1e-3), ("1e-200", 1e-5), ("1e-160", 1e-5), ("1e29", 1e-5)])
+@pytest.mark.parametrize(
+    ("unit", "digits"), [("1e-320", 1e-3), ("1e-200", 1e-5), ("1e-160", 1e-5), ("1e29", 1e-5)]
+)
 def test_numbers_near_the_ends_of_the_range_are_standardised(tmp_path, unit, digits):
     rows = "".join(f"{unit if i % 2 else 0},{i % 2},{unit if i % 3 else 0}\n" for i in range(60))
     table = table_problem(written(tmp_path, f"a,y,z\n{rows}"), "y")
@@ -266,7 +302,9 @@ def test_marks_and_line_ends_of_joined_files_are_read(tmp_path, caplog):
     joined = FRUIT.replace("fig,40", "\ufefffig,40", 3)
     assert read_table(written(tmp_path, "\ufeff" + joined)).to_dict("list") == expected
     assert "3 byte order marks at the start of lines are left out: table.csv" in caplog.text
-    assert read_table(written(tmp_path, "a,b\n1,x\ufeffy\n"))["b"].tolist() == ["x\ufeffy"]  # not at the start
+    assert read_table(written(tmp_path, "a,b\n1,x\ufeffy\n"))["b"].tolist() == [
+        "x\ufeffy"
+    ]  # not at the start
 
 
 def test_names_of_any_length_and_of_none(tmp_path):
@@ -290,7 +328,10 @@ def test_names_of_any_length_and_of_none(tmp_path):
 
 def test_control_characters_in_names_are_not_printed(tmp_path, caplog):
     red, clear, bell = "\x1b[31m", "\x1b[2J", "\x07"
-    rows = "".join(f"{i},{'pq'[i % 2]}{clear},{'' if i % 5 else 'z'},{i % 7},{'uv'[i % 2]}{bell}\n" for i in range(60))
+    rows = "".join(
+        f"{i},{'pq'[i % 2]}{clear},{'' if i % 5 else 'z'},{i % 7},{'uv'[i % 2]}{bell}\n"
+        for i in range(60)
+    )
     path = written(tmp_path, f"a{red},b{red},gap{red},d\u202e,y{red}\n{rows}", f"t{bell}.csv")
     table = table_problem(path, f"y{red}", width=2, depth=1)
     assert table.target.classes == (f"u{bell}", f"v{bell}")  # as they are
@@ -298,7 +339,12 @@ def test_control_characters_in_names_are_not_printed(tmp_path, caplog):
     new = f"a{red},b{red},gap{red},d\u202e,more{red}\n1,new{clear},z,3,4\n"
     predict(tmp_path / "model", written(tmp_path, new, f"n{bell}.csv"))
     errors = []
-    for bad in ("a\n1\n", f"a{red},b{red},gap{red},d\u202e\nx{bell},p,z,3\n", f"q{red},q{red}\n1,2\n", f"q{red}\n"):
+    for bad in (
+        "a\n1\n",
+        f"a{red},b{red},gap{red},d\u202e\nx{bell},p,z,3\n",
+        f"q{red},q{red}\n1,2\n",
+        f"q{red}\n",
+    ):
         with pytest.raises(ValueError, match=r"got") as error:
             predict(tmp_path / "model", written(tmp_path, bad, f"n{bell}.csv"))
         errors.append(str(error.value))
@@ -316,10 +362,15 @@ def test_class_names_that_are_formulas_are_warned_about_and_kept(tmp_path, caplo
     table = table_problem(written(tmp_path, f"a,y\n{rows}"), "y", max_epochs=1, width=2, depth=1)
     weights = table.problem.build(0).state_dict()
     biased = weights | {"3.weight": weights["3.weight"] * 0}
-    for bias, expected in (([9.0, 0.0], table.target.classes[0]), ([0.0, 9.0], table.target.classes[1])):
+    for bias, expected in (
+        ([9.0, 0.0], table.target.classes[0]),
+        ([0.0, 9.0], table.target.classes[1]),
+    ):
         save_model(tmp_path / "model", biased | {"3.bias": torch.tensor(bias)}, table)
         caplog.clear()
-        assert predict(tmp_path / "model", tmp_path / "table.csv")["class"].tolist() == [expected] * 40
+        assert (
+            predict(tmp_path / "model", tmp_path / "table.csv")["class"].tolist() == [expected] * 40
+        )
         assert bool(caplog.messages) == (expected == name)
     save_model(tmp_path / "model", biased | {"3.bias": torch.tensor([9.0, 0.0])}, table)
 
@@ -328,7 +379,10 @@ def test_negative_numbers_are_no_formulas(caplog):
     tabular._warn_of_formulas(["-1", "+2.5", "-1e5", "-1,5", "a=b", "x@y", "plain", ""])
     assert caplog.messages == []
     tabular._warn_of_formulas(["=a", "=a", "\tb", "-1"])
-    assert "3 rows have a class whose name a spreadsheet would run as a formula: =a, \\tb. Import" in caplog.text
+    assert (
+        "3 rows have a class whose name a spreadsheet would run as a formula: =a, \\tb. Import"
+        in caplog.text
+    )
 
 
 # At random.

@@ -1,4 +1,5 @@
-"""The built-in Problems are those of their settings, find their Records again, and fit their data."""
+"""The built-in Problems are those of their settings, find their Records again, and fit their
+data."""
 
 from dataclasses import replace
 
@@ -16,7 +17,11 @@ VECTORS = ["spambase", "letter", "higgs7k", "twonorm"]
 def splits_of(problem, name):
     """Make a problem's splits, where its files are there."""
     folder = (
-        "fashion-mnist/" if name.startswith("fashion-mnist") else "mnist/" if name == "mnist" else f"tables/{name}."
+        "fashion-mnist/"
+        if name.startswith("fashion-mnist")
+        else "mnist/"
+        if name == "mnist"
+        else f"tables/{name}."
     )
     if any(files.find(known) is None for known in files.FILES if known.startswith(folder)):
         pytest.skip(f"{folder}* is neither in FLOODING_DATA nor in the cache")
@@ -28,7 +33,9 @@ def test_the_real_problems_are_those_of_the_settings_table():
     for name in REAL:
         problem = real(name)
         assert problem.batch_size == 100
-        assert problem.augment is problem.lr_scheduler is problem.max_grad_norm is problem.key is None
+        assert (
+            problem.augment is problem.lr_scheduler is problem.max_grad_norm is problem.key is None
+        )
         assert problem.max_epochs == (30 if name == "fashion-mnist-5k" else 100)
         model = problem.build(seed=0)
         optimizer = problem.optimizer(model.parameters())
@@ -37,8 +44,19 @@ def test_the_real_problems_are_those_of_the_settings_table():
         assert optimizer.defaults["weight_decay"] == 0
         if name != "fashion-mnist-5k":
             kinds = [type(module).__name__ for module in model]
-            assert kinds == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
-            assert [layer.out_features for layer in model if isinstance(layer, torch.nn.Linear)][:-1] == [256] * 3
+            assert kinds == [
+                "Flatten",
+                "Linear",
+                "ReLU",
+                "Linear",
+                "ReLU",
+                "Linear",
+                "ReLU",
+                "Linear",
+            ]
+            assert [layer.out_features for layer in model if isinstance(layer, torch.nn.Linear)][
+                :-1
+            ] == [256] * 3
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -53,7 +71,9 @@ def test_a_real_problem_has_a_key_and_a_network_that_fits_its_data(name):
     splits = splits_of(problem, name)
     assert problem.build(seed=0)(splits.train.x[:2]).shape == (2, splits.classes)
     keys = {
-        Run(real(name, augment=augment, max_epochs=horizon)).key() for augment in (False, True) for horizon in (1, 2)
+        Run(real(name, augment=augment, max_epochs=horizon)).key()
+        for augment in (False, True)
+        for horizon in (1, 2)
     }
     assert None not in keys
     assert len(keys) == 4
@@ -77,17 +97,26 @@ def test_vectors_are_jittered_and_images_shifted():
 
 def test_augmentation_changes_training_and_repeats_with_the_seed():
     quick = replace(real("digits", augment=True), data=REAL["digits"].splits(0))
-    runs = [Run(quick, stop_epoch=1), Run(quick, stop_epoch=1, seed=0), Run(replace(quick, augment=None), stop_epoch=1)]
+    runs = [
+        Run(quick, stop_epoch=1),
+        Run(quick, stop_epoch=1, seed=0),
+        Run(replace(quick, augment=None), stop_epoch=1),
+    ]
     augmented, plain = (run_all([run], ledger=False, workers=0)[0] for run in runs[1:])
     assert run_all(runs[:1], ledger=False, workers=0)[0].content_hash == augmented.content_hash
     assert augmented.weights_sha256 != plain.weights_sha256
-    assert augmented.curves["val_loss"][0] == plain.curves["val_loss"][0]  # only training is augmented
+    assert (
+        augmented.curves["val_loss"][0] == plain.curves["val_loss"][0]
+    )  # only training is augmented
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "spambas"}, "real problem must be one of digits, spambase, .*got spambas. Did you mean spambase"),
+        (
+            {"name": "spambas"},
+            "real problem must be one of digits, spambase, .*got spambas. Did you mean spambase",
+        ),
         ({"name": "digits", "horizon": 0}, "horizon must be a whole number of at least 1, got 0"),
     ],
 )
@@ -101,12 +130,16 @@ def test_a_problem_of_fetched_data_can_be_assembled(task):
     problem = build_problem(task, {"n_train": 50, "n_val": 20}, width=4, depth=1)
     splits = splits_of(problem, task)
     assert [len(splits.train), len(splits.val)] == [50, 20]
-    assert problem.build(seed=0)(splits.train.x[:2]).shape == (2, 26 if task == "letter" else splits.classes)
+    assert problem.build(seed=0)(splits.train.x[:2]).shape == (
+        2,
+        26 if task == "letter" else splits.classes,
+    )
 
 
 def test_a_task_that_is_none_is_answered_with_all_of_them():
     with pytest.raises(
-        ValueError, match=r"two-gaussians, .*digits, spambase, .*mnist; got letters. Did you mean letter"
+        ValueError,
+        match=r"two-gaussians, .*digits, spambase, .*mnist; got letters. Did you mean letter",
     ):
         build_problem("letters", {})
 
@@ -125,7 +158,9 @@ def test_a_task_that_is_none_is_answered_with_all_of_them():
 )
 def test_what_cannot_fit_into_memory_is_refused_before_it_is_made(task, data, network, monkeypatch):
     monkeypatch.setattr(tasks, "_memory", lambda: 16 * 2**30)
-    with pytest.raises(ValueError, match=r"must fit into 16 GiB of memory, got .* about [\d,]+ GiB. Choose smaller"):
+    with pytest.raises(
+        ValueError, match=r"must fit into 16 GiB of memory, got .* about [\d,]+ GiB. Choose smaller"
+    ):
         build_problem(task, data, **network)
 
 

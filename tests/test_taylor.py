@@ -1,6 +1,8 @@
-"""Flooding at the level is gradient descent on the squared gradient norm: where this holds, and where it stops.
+"""Flooding at the level is gradient descent on the squared gradient norm: where this holds, and
+where it stops.
 
-One SGD step down and one up on the same batch, with learning rate h, give w2 = w0 - (h^2/2) grad |g(w0)|^2 + O(h^3).
+One SGD step down and one up on the same batch, with learning rate h, give w2 = w0 - (h^2/2) grad
+|g(w0)|^2 + O(h^3).
 """
 
 import pytest
@@ -14,7 +16,8 @@ RATES = torch.logspace(-4, -1, 13, dtype=torch.float64).tolist()  # three decade
 
 
 class Problem:
-    """A network of 2 x 16 units on 64 examples with random labels, in float64, and its derivatives at the start."""
+    """A network of 2 x 16 units on 64 examples with random labels, in float64, and its derivatives
+    at the start."""
 
     def __init__(self, activation, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -40,7 +43,8 @@ class Problem:
         return nn.functional.cross_entropy(self.model(self.x), self.y)
 
     def down_and_up(self, h, optimizer, **options):
-        """Displacement w2 - w0 after two flooded steps, the first above the level and the second below it."""
+        """Displacement w2 - w0 after two flooded steps, the first above the level and the second
+        below it."""
         self.model.load_state_dict(self.start)
         optimizer = optimizer(self.model.parameters(), lr=h, **options)
         # A level just below the first loss, by a thousandth of what one SGD step gains.
@@ -57,7 +61,11 @@ class Problem:
 
     def error(self, h, optimizer=torch.optim.SGD, **options):
         """Distance between the two flooded steps and one step on the squared gradient norm."""
-        return (self.down_and_up(h, optimizer, **options) + h * h / 2 * self.grad_of_norm).norm().item()
+        return (
+            (self.down_and_up(h, optimizer, **options) + h * h / 2 * self.grad_of_norm)
+            .norm()
+            .item()
+        )
 
 
 def flat(tensors):
@@ -67,7 +75,9 @@ def flat(tensors):
 def slope(problem, rates=RATES, optimizer=torch.optim.SGD, **options):
     """Exponent of h in the error, by least squares on logarithms."""
     x = torch.tensor(rates, dtype=torch.float64).log()
-    y = torch.tensor([problem.error(h, optimizer, **options) for h in rates], dtype=torch.float64).log()
+    y = torch.tensor(
+        [problem.error(h, optimizer, **options) for h in rates], dtype=torch.float64
+    ).log()
     x = x - x.mean()
     return float((x * y).sum() / x.square().sum())
 
@@ -81,33 +91,38 @@ def constants(problem, **options):
 def test_down_and_up_is_a_step_on_the_squared_gradient_norm(activation, seed):
     problem = Problem(activation, seed)
     assert abs(slope(problem) - 3) < 0.1  # measured 2.999 to 3.001
-    # The factor 1/2 is right to four digits: at h = 1e-4 the third order is 1e-5 to 5e-5 of the second.
+    # The factor 1/2 is right to four digits: at h = 1e-4 the third order is 1e-5 to 5e-5 of the
+    # second.
     assert problem.error(1e-4) < 1e-4 * (1e-4**2 / 2 * problem.grad_of_norm.norm().item())
     assert max(constants(problem)) < 1.1 * min(constants(problem)), "one constant for three decades"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_relu_breaks_the_identity_once_a_step_crosses_a_kink(seed):
-    # Inside one linear piece of the network the loss is smooth and h^3 holds; across a kink the gradient jumps.
-    # Measured slopes 3.7 to 4.6, with the error up to 30,000 times what the small steps predict.
+    # Inside one linear piece of the network the loss is smooth and h^3 holds; across a kink the
+    # gradient jumps. Measured slopes 3.7 to 4.6, with the error up to 30,000 times what the small
+    # steps predict.
     problem = Problem(nn.ReLU, seed)
     assert abs(slope(problem) - 3) > 0.1
     assert max(constants(problem)) > 100 * min(constants(problem))
 
 
 def test_momentum_leaves_a_first_order_step():
-    # The buffer still holds mu * g0 when the second step turns round: w2 - w0 = -h mu g0 + O(h^2), so the squared
-    # gradient norm, of order h^2, is drowned.
+    # The buffer still holds mu * g0 when the second step turns round: w2 - w0 = -h mu g0 + O(h^2),
+    # so the squared gradient norm, of order h^2, is drowned.
     problem = Problem(nn.Tanh)
     assert abs(slope(problem, momentum=0.9) - 1) < 0.01
     moved = problem.down_and_up(1e-4, torch.optim.SGD, momentum=0.9)
-    torch.testing.assert_close(moved, -1e-4 * 0.9 * problem.gradient, rtol=0, atol=1e-4 * moved.abs().max().item())
+    torch.testing.assert_close(
+        moved, -1e-4 * 0.9 * problem.gradient, rtol=0, atol=1e-4 * moved.abs().max().item()
+    )
 
 
 def test_adam_leaves_a_first_order_step_of_signs():
-    # Bias-corrected, the two first moments are g0 and (beta1 g0 - g1) / (1 + beta1), and sqrt(v) is |g0|, so with
-    # g1 ~ g0: w2 - w0 = -h * 2 beta1 / (1 + beta1) * sign(g0): 0.947 h in every coordinate.
-    # The rates are smaller here, since g1 ~ g0 must hold for the smallest gradient of all, 4e-7.
+    # Bias-corrected, the two first moments are g0 and (beta1 g0 - g1) / (1 + beta1), and sqrt(v) is
+    # |g0|, so with g1 ~ g0: w2 - w0 = -h * 2 beta1 / (1 + beta1) * sign(g0): 0.947 h in every
+    # coordinate. The rates are smaller here, since g1 ~ g0 must hold for the smallest gradient of
+    # all, 4e-7.
     problem = Problem(nn.Tanh)
     rates = [1e-8, 1e-7, 1e-6]
     assert abs(slope(problem, rates, torch.optim.Adam, eps=0.0) - 1) < 0.01

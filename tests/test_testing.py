@@ -1,4 +1,5 @@
-"""The contracts pass ours, and catch controllers and strategies that are bad on purpose, each in one way."""
+"""The contracts pass ours, and catch controllers and strategies that are bad on purpose, each in
+one way."""
 
 import math
 import random
@@ -57,7 +58,9 @@ def test_good_controllers_pass(controller):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("controller", [Delayed(0.1, until_loss=1e-4), Delayed(0.1, until_accuracy=1.0)], ids=str)
+@pytest.mark.parametrize(
+    "controller", [Delayed(0.1, until_loss=1e-4), Delayed(0.1, until_accuracy=1.0)], ids=str
+)
 def test_the_made_up_training_meets_both_start_conditions(controller, monkeypatch):
     started = []
     update = Delayed.update
@@ -141,12 +144,20 @@ class MakesItsTensorsAnew(Bad):
 
 class IsPoisonedByNaN(Bad):
     def update(self, state, seen):
-        return state if seen.loss is None else state | {"level": 0.9 * state["level"] + 0.1 * seen.loss.detach()}
+        return (
+            state
+            if seen.loss is None
+            else state | {"level": 0.9 * state["level"] + 0.1 * seen.loss.detach()}
+        )
 
 
 class IsPoisonedByNaNAtAnEpoch(Bad):
     def update(self, state, seen):
-        return state | {"level": state["level"] * 0 + seen.val_loss} if seen.loss is None else dict(state)
+        return (
+            state | {"level": state["level"] * 0 + seen.val_loss}
+            if seen.loss is None
+            else dict(state)
+        )
 
 
 class IsPoisonedByNaNOnceFitted(Bad):
@@ -284,10 +295,18 @@ class PreparesInInitWithADefault(PreparesInInit):
         (CountsOnItself, AssertionError, "same bits for the same input"),
         (Draws, AssertionError, "same bits for the same input"),
         (SecondTrainingDiffers, AssertionError, "a second training must give the same states"),
-        (BranchesOnAValue, AssertionError, r"must not wait for the device, got 40 \['_local_scalar_dense'\]"),
+        (
+            BranchesOnAValue,
+            AssertionError,
+            r"must not wait for the device, got 40 \['_local_scalar_dense'\]",
+        ),
         (ComparesWholeTensors, AssertionError, r"must not wait for the device, got 50 \['equal'\]"),
         (ReadsThroughNumpy, AssertionError, "must neither read a tensor's value nor mix devices"),
-        (MakesItsTensorsAnew, AssertionError, r"must keep state\['level'\] .* on meta, got .* on cpu"),
+        (
+            MakesItsTensorsAnew,
+            AssertionError,
+            r"must keep state\['level'\] .* on meta, got .* on cpu",
+        ),
         (IsPoisonedByNaN, AssertionError, "got nan after a NaN was shown"),
         (IsPoisonedByNaNAtAnEpoch, AssertionError, "got nan after a NaN was shown"),
         (IsPoisonedByNaNOnceFitted, AssertionError, "got nan after a NaN was shown"),
@@ -302,14 +321,30 @@ class PreparesInInitWithADefault(PreparesInInit):
         (ForgetsToReturn, TypeError, "update must give a dict of tensors by name, got NoneType"),
         (HasALevelWithAxes, TypeError, r"float32 or float64 without axes, got torch.float32 \[1\]"),
         (HasAWholeLevel, TypeError, r"float32 or float64 without axes, got torch.int64 \[\]"),
-        (WidensItsLevel, AssertionError, r"must keep state\['level'\] torch.float32 .* got torch.float64"),
-        (GrowsAHistory, AssertionError, r"must keep state\['history'\] torch.float32 \[0\] .* \[1\]"),
+        (
+            WidensItsLevel,
+            AssertionError,
+            r"must keep state\['level'\] torch.float32 .* got torch.float64",
+        ),
+        (
+            GrowsAHistory,
+            AssertionError,
+            r"must keep state\['history'\] torch.float32 \[0\] .* \[1\]",
+        ),
         (DropsAnEntry, AssertionError, r"must keep the names \['level', 'mean'\], got \['level'\]"),
         (AddsAnEntry, AssertionError, r"must keep the names .* got \['level', 'mean', 'new'\]"),
         (CannotBePickled, AssertionError, "must survive deepcopy and pickle"),
         (CopiesForgetfully, AssertionError, "a copied controller must give the same states"),
-        (PreparesInInit, AssertionError, "must continue exactly in a new process, got AttributeError"),
-        (PreparesInInitWithADefault, AssertionError, "must continue exactly in a new process. Keep all of it"),
+        (
+            PreparesInInit,
+            AssertionError,
+            "must continue exactly in a new process, got AttributeError",
+        ),
+        (
+            PreparesInInitWithADefault,
+            AssertionError,
+            "must continue exactly in a new process. Keep all of it",
+        ),
     ],
 )
 def test_bad_controllers_are_caught_by_the_rule_they_break(bad, error, rule):
@@ -319,7 +354,9 @@ def test_bad_controllers_are_caught_by_the_rule_they_break(bad, error, rule):
 
 class DiffersWhenCompiled(Bad):
     def update(self, state, seen):
-        return state | {"level": state["level"] * 0 + (0.1 if torch.compiler.is_compiling() else 0.2)}
+        return state | {
+            "level": state["level"] * 0 + (0.1 if torch.compiler.is_compiling() else 0.2)
+        }
 
 
 class BreaksTheGraph(Bad):
@@ -401,7 +438,9 @@ def trusts_the_first(records):  # level 0, which is found as None
 
 
 def needs_accuracy(records):
-    return told(max(records, key=lambda r: (tail_mean(r), r.metrics["last.val_accuracy"])).level or None)
+    return told(
+        max(records, key=lambda r: (tail_mean(r), r.metrics["last.val_accuracy"])).level or None
+    )
 
 
 def needs_one_that_is_sound(records):
@@ -434,24 +473,64 @@ def draws(generator):
         (lambda: good(ask=list), AssertionError, "must not yield an empty list"),
         (lambda: good(levels=(0.1, 0.2, 0.1)), AssertionError, "must not hold the same Run twice"),
         (asks_for_ever, AssertionError, "a strategy must end, got 1000 lists"),
-        (lambda: good(finish=lambda _: None), TypeError, "must return a Found with a Run, got None"),
-        (lambda: good(finish=lambda _: SearchResult("bad", 0.1)), TypeError, "must return a Found with a Run"),
-        (lambda: good(finish=lambda _: told(0.1, LevelEstimate("bad", 0.1, 0.2, 0.3))), AssertionError, "low <= level"),
+        (
+            lambda: good(finish=lambda _: None),
+            TypeError,
+            "must return a Found with a Run, got None",
+        ),
+        (
+            lambda: good(finish=lambda _: SearchResult("bad", 0.1)),
+            TypeError,
+            "must return a Found with a Run",
+        ),
+        (
+            lambda: good(finish=lambda _: told(0.1, LevelEstimate("bad", 0.1, 0.2, 0.3))),
+            AssertionError,
+            "low <= level",
+        ),
         (
             lambda: good(finish=lambda _: told(0.1, LevelEstimate("bad", None, 0.4, 0.3))),
             AssertionError,
             "low <= level",
         ),
-        (lambda: good(finish=lambda _: changes_its_mind()), AssertionError, "make a strategy find the same, got"),
+        (
+            lambda: good(finish=lambda _: changes_its_mind()),
+            AssertionError,
+            "make a strategy find the same, got",
+        ),
         (lambda: good(ask=other_runs), AssertionError, "make a strategy ask the same Runs"),
-        (lambda: good(finish=ignores_nan), AssertionError, "whose validation loss is NaN must not be chosen"),
-        (lambda: good((0.0, 0.2), finish=trusts_the_last), AssertionError, "is NaN must not be chosen .*, got 0.2"),
-        (lambda: good(finish=trusts_the_first), AssertionError, "is NaN must not be chosen .*, got 0.0"),
+        (
+            lambda: good(finish=ignores_nan),
+            AssertionError,
+            "whose validation loss is NaN must not be chosen",
+        ),
+        (
+            lambda: good((0.0, 0.2), finish=trusts_the_last),
+            AssertionError,
+            "is NaN must not be chosen .*, got 0.2",
+        ),
+        (
+            lambda: good(finish=trusts_the_first),
+            AssertionError,
+            "is NaN must not be chosen .*, got 0.0",
+        ),
         (lambda: good(finish=needs_accuracy), KeyError, "last.val_accuracy"),
         (lambda: good(finish=needs_one_that_is_sound), RuntimeError, "StopIteration"),
-        (lambda: good(ask=lambda: draws(lambda: torch.rand(1))), AssertionError, "generators must be left alone"),
-        (lambda: good(ask=lambda: draws(np.random.rand)), AssertionError, "generators must be left alone"),
-        (lambda: good(ask=lambda: draws(random.random)), AssertionError, "generators must be left alone"),
+        (
+            lambda: good(ask=lambda: draws(lambda: torch.rand(1))),
+            AssertionError,
+            "generators must be left alone",
+        ),
+        (
+            lambda: good(ask=lambda: draws(np.random.rand)),
+            AssertionError,
+            "generators must be left alone",
+        ),
+        (
+            lambda: good(ask=lambda: draws(random.random)),
+            AssertionError,
+            "generators must be left alone",
+        ),
     ],
 )
 def test_bad_strategies_are_caught_by_the_rule_they_break(bad, error, rule):
@@ -469,7 +548,9 @@ def test_a_made_up_record_is_one():
     assert record.curves["train_loss"].min() < 0.01 < record.metrics["last.train_loss"]
     assert {len(values) for values in record.curves.values()} == {21}
     assert record.metrics["epochs"] == 20
-    assert record.metrics["best.val_accuracy"] == pytest.approx(record.curves["val_accuracy"][1:].max())
+    assert record.metrics["best.val_accuracy"] == pytest.approx(
+        record.curves["val_accuracy"][1:].max()
+    )
     assert fake_record(record.run).content_hash == record.content_hash
     best = best_level(fake_record(Run(problem, level)) for level in (0.0, 0.02, 0.1, 0.3, 0.5))
     assert best == 0.1
@@ -479,11 +560,15 @@ def test_a_made_up_record_is_one():
 
 def test_a_made_up_record_measures_what_the_problem_does():
     watched = replace(PROBLEM, extra_metrics=lambda model, problem, splits: {"norm": 3.0})
-    assert fake_record(Run(watched)).curves["norm"].tolist() == pytest.approx(np.linspace(1, -1, 11).tolist())
+    assert fake_record(Run(watched)).curves["norm"].tolist() == pytest.approx(
+        np.linspace(1, -1, 11).tolist()
+    )
     scored = replace(PROBLEM, score=Score(balanced_accuracy, greater_is_better=False))
     finals = fake_record(Run(scored)).metrics
     assert finals["last.val_score"] == -finals["last.val_accuracy"]
-    assert not any("accuracy" in name for name in fake_record(Run(regression()), accuracy=False).metrics)
+    assert not any(
+        "accuracy" in name for name in fake_record(Run(regression()), accuracy=False).metrics
+    )
 
 
 # Evaluators
@@ -506,7 +591,10 @@ def strangers(runs):
 
 
 def blind(runs):
-    return [replace(r, metrics={n: v for n, v in r.metrics.items() if n != "last.val_loss"}) for r in trained(runs)]
+    return [
+        replace(r, metrics={n: v for n, v in r.metrics.items() if n != "last.val_loss"})
+        for r in trained(runs)
+    ]
 
 
 def without_a_beginning(runs):
@@ -516,13 +604,19 @@ def without_a_beginning(runs):
 def by_place(runs):
     """Measure by where a Run stands in the list."""
     told = enumerate(trained(runs))
-    return [replace(r, metrics={**r.metrics, "last.val_loss": r.metrics["last.val_loss"] + place}) for place, r in told]
+    return [
+        replace(r, metrics={**r.metrics, "last.val_loss": r.metrics["last.val_loss"] + place})
+        for place, r in told
+    ]
 
 
 def ignores_until(runs):
     longer = trained([replace(run, stop_epoch=None) for run in runs])
     cut = zip(runs, longer, strict=True)
-    return [replace(r, run=run, curves={n: c[-run.epochs - 1 :] for n, c in r.curves.items()}) for run, r in cut]
+    return [
+        replace(r, run=run, curves={n: c[-run.epochs - 1 :] for n, c in r.curves.items()})
+        for run, r in cut
+    ]
 
 
 def test_an_evaluate_that_keeps_the_rules_passes():

@@ -29,4 +29,7 @@ def test_what_a_terminal_would_obey_is_escaped(text, shown):
 
 
 def test_a_message_of_several_lines_is_one():
-    assert one_line(ValueError("size\n\t mismatch\r\n\n for \x1b[2Jx ")) == r"size mismatch for \x1b[2Jx"
+    assert (
+        one_line(ValueError("size\n\t mismatch\r\n\n for \x1b[2Jx "))
+        == r"size mismatch for \x1b[2Jx"
+    )

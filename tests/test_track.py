@@ -25,7 +25,9 @@ from flooding.training.run import Run
 from flooding.training.runner import run_all
 from small import small
 
-names = map("experiment-{}".format, itertools.count())  # an experiment for each test: making a database takes seconds
+names = map(
+    "experiment-{}".format, itertools.count()
+)  # an experiment for each test: making a database takes seconds
 
 
 @contextmanager
@@ -56,11 +58,19 @@ def read_mlflow(uri, experiment):
     """Give each MLflow run as (info, parameters, tags, {(name, epoch): value}), oldest first."""
     with mlflow_warnings_ignored():
         client = client_of(uri)
-        found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], order_by=["start_time"])
+        found = client.search_runs(
+            [client.get_experiment_by_name(experiment).experiment_id], order_by=["start_time"]
+        )
         for run in found:
-            histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
-            assert all(len({m.step for m in history}) == len(history) for history in histories.values())
-            values = {(name, m.step): m.value for name, history in histories.items() for m in history}
+            histories = {
+                name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics
+            }
+            assert all(
+                len({m.step for m in history}) == len(history) for history in histories.values()
+            )
+            values = {
+                (name, m.step): m.value for name, history in histories.items() for m in history
+            }
             yield run.info, run.data.params, run.data.tags, values
 
 
@@ -95,7 +105,9 @@ def expected(rows):
 
 def interleaved(*runs):
     """Rows of several Runs in turn, as they come from worker processes."""
-    return [row for rows in itertools.zip_longest(*map(train, runs)) for row in rows if row is not None]
+    return [
+        row for rows in itertools.zip_longest(*map(train, runs)) for row in rows if row is not None
+    ]
 
 
 def two_runs():
@@ -105,7 +117,9 @@ def two_runs():
 def test_mlflow_holds_every_finite_number_of_interleaved_runs(uri):
     runs, name = two_runs(), next(names)
     rows = interleaved(*runs)
-    with mlflow_tracker(uri, experiment=name, tags={"who": "me"}, parameters={"task": "gaussians", "lr": 0.01}) as log:
+    with mlflow_tracker(
+        uri, experiment=name, tags={"who": "me"}, parameters={"task": "gaussians", "lr": 0.01}
+    ) as log:
         for row in rows:
             log(row)
     told = list(read_mlflow(uri, name))
@@ -113,7 +127,9 @@ def test_mlflow_holds_every_finite_number_of_interleaved_runs(uri):
     for run, (info, parameters, tags, values) in zip(runs, told, strict=True):
         wanted = expected(row for row in rows if row.run is run)
         assert values == wanted  # SQLite keeps all 64 bits
-        assert {"train_loss", "last.test_accuracy", "best.epoch", "epochs"} <= {at[0] for at in values}
+        assert {"train_loss", "last.test_accuracy", "best.epoch", "epochs"} <= {
+            at[0] for at in values
+        }
         assert ("level", 0) not in values  # NaN before training
         assert parameters == {
             "level": str(run.level),
@@ -144,10 +160,14 @@ def test_tensorboard_holds_every_finite_number_of_interleaved_runs(tmp_path):
     with tensorboard_tracker(tmp_path / "a" / "b", parameters={"task": "gaussians"}) as log:
         for row in rows:
             log(row)
-    for run, name in zip(runs, ["Flooding-level=0.3-seed=0", "Flooding-level=None-seed=1"], strict=True):
+    for run, name in zip(
+        runs, ["Flooding-level=0.3-seed=0", "Flooding-level=None-seed=1"], strict=True
+    ):
         values, events = read_tensorboard(tmp_path / "a" / "b" / name)
         wanted = expected(row for row in rows if row.run is run)
-        assert values == {at: float(np.float32(value)) for at, value in wanted.items()}  # TensorBoard's own rounding
+        assert values == {
+            at: float(np.float32(value)) for at, value in wanted.items()
+        }  # TensorBoard's own rounding
         told = {"level": run.level or "None", "seed": run.seed, "epochs": run.epochs}
         assert hyper_parameters(events) == {**told, "method": "Flooding()", "task": "gaussians"}
         assert "_hparams_/session_end_info" in events._plugin_to_tag_to_content["hparams"]
@@ -156,9 +176,15 @@ def test_tensorboard_holds_every_finite_number_of_interleaved_runs(tmp_path):
 
 def test_both_consume_the_rows_of_worker_processes(uri, tmp_path):
     name, runs, rows = next(names), [Run(small(), level) for level in (None, 0.3, 0.6)], []
-    with mlflow_tracker(uri, experiment=name) as mlflow, tensorboard_tracker(tmp_path) as tensorboard:
+    with (
+        mlflow_tracker(uri, experiment=name) as mlflow,
+        tensorboard_tracker(tmp_path) as tensorboard,
+    ):
         records = run_all(
-            runs, ledger=False, workers=2, on_row=lambda row: (rows.append(row), mlflow(row), tensorboard(row))
+            runs,
+            ledger=False,
+            workers=2,
+            on_row=lambda row: (rows.append(row), mlflow(row), tensorboard(row)),
         )
     told = {parameters["level"]: values for _, parameters, _, values in read_mlflow(uri, name)}
     for run, record in zip(runs, records, strict=True):
@@ -187,8 +213,14 @@ def test_unfinished_runs_are_closed_and_say_so(uri, tmp_path, error, status):
             tensorboard(row)
         if error:
             raise error
-    told = {parameters["epochs"]: (info, values) for info, parameters, _, values in read_mlflow(uri, name)}
-    assert {epochs: info.status for epochs, (info, _) in told.items()} == {"9": status, "1": "FINISHED"}
+    told = {
+        parameters["epochs"]: (info, values)
+        for info, parameters, _, values in read_mlflow(uri, name)
+    }
+    assert {epochs: info.status for epochs, (info, _) in told.items()} == {
+        "9": status,
+        "1": "FINISHED",
+    }
     assert all(info.end_time is not None for info, _ in told.values())
     wanted = expected(row for row in rows if row.run is long)
     assert told["9"][1] == wanted  # what was seen is kept
@@ -198,7 +230,11 @@ def test_unfinished_runs_are_closed_and_say_so(uri, tmp_path, error, status):
     assert "_hparams_/session_end_info" not in events._plugin_to_tag_to_content["hparams"]
     assert (
         "_hparams_/session_end_info"
-        in (read_tensorboard(tmp_path / "Flooding-level=0.3-seed=0-2")[1]._plugin_to_tag_to_content["hparams"])
+        in (
+            read_tensorboard(tmp_path / "Flooding-level=0.3-seed=0-2")[1]._plugin_to_tag_to_content[
+                "hparams"
+            ]
+        )
     )
 
 
@@ -256,12 +292,18 @@ def test_a_log_that_cannot_be_closed_leaves_no_other_open():
 
 def test_nan_and_infinities_are_left_out():
     kept = Kept()
-    Tracker(lambda run: kept)(EpochResult(Run(small()), 0, {"a": 1.0, "b": math.nan, "c": math.inf, "d": -math.inf}))
+    Tracker(lambda run: kept)(
+        EpochResult(Run(small()), 0, {"a": 1.0, "b": math.nan, "c": math.inf, "d": -math.inf})
+    )
     assert kept.written == [(0, {"a": 1.0})]
 
 
-@pytest.mark.parametrize(("seconds", "visible"), [(0.0, True), (math.inf, False)], ids=["due", "not due"])
-def test_mlflow_is_written_to_while_a_run_goes_on_when_it_is_due(uri, monkeypatch, seconds, visible):
+@pytest.mark.parametrize(
+    ("seconds", "visible"), [(0.0, True), (math.inf, False)], ids=["due", "not due"]
+)
+def test_mlflow_is_written_to_while_a_run_goes_on_when_it_is_due(
+    uri, monkeypatch, seconds, visible
+):
     monkeypatch.setattr(track, "_SECONDS", seconds)
     name, rows = next(names), train(Run(small(), 0.3))
     with mlflow_tracker(uri, experiment=name) as log:
@@ -334,13 +376,17 @@ def test_a_deleted_experiment_is_refused(uri):
     with mlflow_warnings_ignored():
         client = client_of(uri)
         client.delete_experiment(client.get_experiment_by_name(name).experiment_id)
-    with pytest.raises(ValueError, match=rf"experiment must be active, got the deleted '{name}'. Restore it"):
+    with pytest.raises(
+        ValueError, match=rf"experiment must be active, got the deleted '{name}'. Restore it"
+    ):
         mlflow_tracker(uri, experiment=name)
 
 
 def test_a_server_is_asked_and_not_taken_for_a_file(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(ValueError, match=r"a store MLflow can open.*127\.0\.0\.1"):  # port 9 discards; nobody listens
+    with pytest.raises(
+        ValueError, match=r"a store MLflow can open.*127\.0\.0\.1"
+    ):  # port 9 discards; nobody listens
         mlflow_tracker("http://127.0.0.1:9")
 
 
@@ -365,9 +411,14 @@ SECRET = "s3cr3t/p@ss"
 )
 def test_passwords_in_an_address_are_never_printed(monkeypatch, caplog, capfd, uri):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(ValueError, match=r"uri must .*[*]{3}") as error, caplog.at_level("DEBUG", "flooding"):
+    with (
+        pytest.raises(ValueError, match=r"uri must .*[*]{3}") as error,
+        caplog.at_level("DEBUG", "flooding"),
+    ):
         mlflow_tracker(uri)
-    shown = "".join(traceback.format_exception(error.value)) + caplog.text + "".join(capfd.readouterr())
+    shown = (
+        "".join(traceback.format_exception(error.value)) + caplog.text + "".join(capfd.readouterr())
+    )
     assert not re.search(r"s3cr3t|p@ss|p%40ss", shown)
 
 
@@ -377,7 +428,9 @@ def test_passwords_are_masked_when_the_server_fails_later(uri, monkeypatch, call
     from mlflow.exceptions import MlflowException
 
     def fails(*_, **__):
-        raise MlflowException("API request to http://user:s3cr3t@host/api?token=s3cr3t failed, said a server s3cr3t2")
+        raise MlflowException(
+            "API request to http://user:s3cr3t@host/api?token=s3cr3t failed, said a server s3cr3t2"
+        )
 
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cr3t2")
     log, rows = mlflow_tracker(uri, experiment=next(names)), list(train(Run(small(max_epochs=1))))
@@ -409,7 +462,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are told apart by /proc")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="processes are told apart by /proc"
+)
 def test_runs_of_killed_processes_are_closed_at_the_next_start(uri, caplog):
     name = next(names)
     here = [str(Path(flooding.__file__).parents[1]), str(Path(__file__).parent)]
@@ -425,7 +480,10 @@ def test_runs_of_killed_processes_are_closed_at_the_next_start(uri, caplog):
             others = {
                 "alive": mine,
                 "another host": {**mine, track._HOST: "elsewhere", track._PROCESS: "999999999:1"},
-                "an older process of the same number": {**mine, track._PROCESS: f"{pid}:{int(start) - 1}"},
+                "an older process of the same number": {
+                    **mine,
+                    track._PROCESS: f"{pid}:{int(start) - 1}",
+                },
                 "not of this library": {},
                 "of a form unknown": {**mine, track._PROCESS: "-1"},
             }
@@ -434,7 +492,9 @@ def test_runs_of_killed_processes_are_closed_at_the_next_start(uri, caplog):
         with mlflow_tracker(uri, experiment=name):
             pass
     statuses = {info.run_name: (info.status, info.end_time) for info, *_ in read_mlflow(uri, name)}
-    killed = {name for name, (status, end) in statuses.items() if status == "KILLED" and end is not None}
+    killed = {
+        name for name, (status, end) in statuses.items() if status == "KILLED" and end is not None
+    }
     assert killed == {"Flooding-level=0.25-seed=0", "an older process of the same number"}
     assert {status for name, (status, _) in statuses.items() if name not in killed} == {"RUNNING"}
     told = [message for message in caplog.messages if "killed process" in message]
@@ -445,13 +505,17 @@ def test_runs_of_killed_processes_are_closed_at_the_next_start(uri, caplog):
 
 
 def contents(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+    return {
+        path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))
+    }
 
 
 @pytest.fixture
 def busy(tmp_path):
     """A folder with a text file, another program's database and a ledger."""
-    (tmp_path / "text").write_text("not a database, though long enough to hold the header of one" * 20)
+    (tmp_path / "text").write_text(
+        "not a database, though long enough to hold the header of one" * 20
+    )
     with sqlite3.connect(tmp_path / "other.db") as database:
         database.execute("CREATE TABLE songs (title)")
     database.close()
@@ -466,18 +530,45 @@ def busy(tmp_path):
             "sqlite:///{}/missing/mlflow.db",
             "must lie in a folder that exists, got {}/missing/mlflow.db. Make {}/missing",
         ),
-        ("sqlite:///{}/text/mlflow.db", "must lie in a folder that exists, got {}/text/mlflow.db. Make {}/text"),
+        (
+            "sqlite:///{}/text/mlflow.db",
+            "must lie in a folder that exists, got {}/text/mlflow.db. Make {}/text",
+        ),
         ("sqlite:///{}", "must name a file, got the folder {}. Try sqlite:///{}/mlflow.db."),
-        ("sqlite:///{}/text", "must name a SQLite database, got {}/text: file is not a database. Choose"),
-        ("sqlite:///{}/other.db", "must name a database of MLflow's, got another program's {}/other.db. Choose"),
-        ("sqlite:///{}/ledger.sqlite", "must name a database of MLflow's, got another program's {}/ledger.sqlite."),
+        (
+            "sqlite:///{}/text",
+            "must name a SQLite database, got {}/text: file is not a database. Choose",
+        ),
+        (
+            "sqlite:///{}/other.db",
+            "must name a database of MLflow's, got another program's {}/other.db. Choose",
+        ),
+        (
+            "sqlite:///{}/ledger.sqlite",
+            "must name a database of MLflow's, got another program's {}/ledger.sqlite.",
+        ),
         ("sqlite://", "must name a file, got 'sqlite://'. Try sqlite:///mlflow.db."),
         ("sqlite:///:memory:", "must name a file, got 'sqlite:///:memory:'. Try"),
-        ("mlflow.db", "must be sqlite:///FILE or a server's address, got 'mlflow.db'. Put sqlite:/// first."),
+        (
+            "mlflow.db",
+            "must be sqlite:///FILE or a server's address, got 'mlflow.db'. Put sqlite:/// first.",
+        ),
     ],
-    ids=["no folder", "below a file", "a folder", "text", "other", "ledger", "nothing", "memory", "no scheme"],
+    ids=[
+        "no folder",
+        "below a file",
+        "a folder",
+        "text",
+        "other",
+        "ledger",
+        "nothing",
+        "memory",
+        "no scheme",
+    ],
 )
-def test_a_uri_that_cannot_be_mlflows_is_refused_and_nothing_written(busy, monkeypatch, uri, message):
+def test_a_uri_that_cannot_be_mlflows_is_refused_and_nothing_written(
+    busy, monkeypatch, uri, message
+):
     monkeypatch.chdir(busy)
     before = contents(busy)
     with pytest.raises(ValueError, match=r"^(uri|the file of uri) must") as error:
@@ -490,32 +581,42 @@ def test_a_uri_that_cannot_be_mlflows_is_refused_and_nothing_written(busy, monke
 def test_a_folder_that_is_or_lies_below_a_file_is_refused_and_nothing_written(busy, below):
     before = contents(busy)
     with pytest.raises(
-        ValueError, match=r"folder must not be, or lie below, a file, but .*/text is one. Choose another"
+        ValueError,
+        match=r"folder must not be, or lie below, a file, but .*/text is one. Choose another",
     ):
         tensorboard_tracker(busy / below)
     assert contents(busy) == before
 
 
 @pytest.mark.parametrize(
-    "tracker", [lambda path, **told: mlflow_tracker(f"sqlite:///{path}/m.db", **told), tensorboard_tracker]
+    "tracker",
+    [lambda path, **told: mlflow_tracker(f"sqlite:///{path}/m.db", **told), tensorboard_tracker],
 )
 def test_parameters_that_each_run_tells_are_refused(tmp_path, tracker):
-    with pytest.raises(ValueError, match=r"parameters must not name .*, got \['level', 'seed'\]. Leave them out"):
+    with pytest.raises(
+        ValueError, match=r"parameters must not name .*, got \['level', 'seed'\]. Leave them out"
+    ):
         tracker(tmp_path, parameters={"seed": 1, "level": 0.1, "task": "x"})
     assert contents(tmp_path) == {}
 
 
 @pytest.mark.parametrize("module", ["mlflow", "sqlalchemy", "alembic"])
 def test_without_mlflow_the_error_names_the_install_line(tmp_path, monkeypatch, module):
-    monkeypatch.setitem(sys.modules, module, None)  # what Python keeps for a module that must not be imported
-    with pytest.raises(ImportError, match=rf"got: .*{module}.* Run pip install 'flooding\[mlflow\]'"):
+    monkeypatch.setitem(
+        sys.modules, module, None
+    )  # what Python keeps for a module that must not be imported
+    with pytest.raises(
+        ImportError, match=rf"got: .*{module}.* Run pip install 'flooding\[mlflow\]'"
+    ):
         mlflow_tracker(f"sqlite:///{tmp_path}/mlflow.db")
     assert contents(tmp_path) == {}
 
 
 def test_without_tensorboard_the_error_names_the_install_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(ImportError, match=r"got: .*tensorboard.* Run pip install 'flooding\[tensorboard\]'"):
+    with pytest.raises(
+        ImportError, match=r"got: .*tensorboard.* Run pip install 'flooding\[tensorboard\]'"
+    ):
         tensorboard_tracker(tmp_path / "runs")
     assert contents(tmp_path) == {}
 

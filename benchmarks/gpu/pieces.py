@@ -4,18 +4,20 @@
     python benchmarks/gpu/pieces.py cifar10-resnet44 --minutes 8 --epochs 80 --levels 0 0.02 0.2
     python benchmarks/gpu/pieces.py svhn --minutes 8
 
-Trains several Runs side by side, since one of this size leaves a GPU idle, until they are finished or the time is up;
-the ledger and its checkpoints then hold what was done, but for the last half minute, and the same command goes on from
-there. Levels of one seed and rate share their beginning, and longer Runs go on where shorter ones stopped. What the
-command finished so far is printed, and packed beside the ledger, as NAME.npz, after every piece; an estimate follows
-after half a minute. When the last Run is finished, so are tables and figures, in the folder NAME-page: every level,
-plain training, early stopping, the finder, for all seeds of the command. With --epochs, --levels or --rates only that
-part is trained. NAME is the protocol, with -reduced and -part where it is. Data: $FLOODING_DATA or the cache, see
-flooding.data.files.
+Trains several Runs side by side, since one of this size leaves a GPU idle, until they are finished
+or the time is up; the ledger and its checkpoints then hold what was done, but for the last half
+minute, and the same command goes on from there. Levels of one seed and rate share their beginning,
+and longer Runs go on where shorter ones stopped. What the command finished so far is printed, and
+packed beside the ledger, as NAME.npz, after every piece; an estimate follows after half a minute.
+When the last Run is finished, so are tables and figures, in the folder NAME-page: every level,
+plain training, early stopping, the finder, for all seeds of the command. With --epochs, --levels or
+--rates only that part is trained. NAME is the protocol, with -reduced and -part where it is. Data:
+$FLOODING_DATA or the cache, see flooding.data.files.
 
-cifar10-resnet44 is the published reproduction's setting. The others are those of Ishida et al. (ICML 2020): 80 % of the
-official training images to train on, 20 % to validate, SGD at 0.1 with momentum 0.9, batches of 200, 500 epochs, no
-augmentation; ResNet-18, for grey images an MLP with a hidden layer of 1,000, as our sources do not say.
+cifar10-resnet44 is the published reproduction's setting. The others are those of Ishida et al.
+(ICML 2020): 80 % of the official training images to train on, 20 % to validate, SGD at 0.1 with
+momentum 0.9, batches of 200, 500 epochs, no augmentation; ResNet-18, for grey images an MLP with a
+hidden layer of 1,000, as our sources do not say.
 """
 
 from __future__ import annotations
@@ -84,16 +86,25 @@ def whole(given):
         f"**The paper's protocol** where it says so: {n_train:,} training and {n_val:,} validation images, SGD at 0.1 "
         f"with momentum 0.9, batches of 200, {PAPER_EPOCHS} epochs, no augmentation; the network is ours to choose."
     )
-    return compare_levels(cells(given), f"{given.protocol} at full scale (Ishida et al., 2020)", about, search=True)
+    return compare_levels(
+        cells(given), f"{given.protocol} at full scale (Ishida et al., 2020)", about, search=True
+    )
 
 
 def part(given):
     """Give some levels, rates or epochs of a protocol, without a report."""
-    chosen = [c for c in cells(given) if not given.rates or c.problem.optimizer.keywords["lr"] in given.rates]
+    chosen = [
+        c
+        for c in cells(given)
+        if not given.rates or c.problem.optimizer.keywords["lr"] in given.rates
+    ]
     # The rest can follow later: a Run that goes to its horizon is the whole one.
     until = given.epochs if (given.epochs or math.inf) < chosen[0].problem.max_epochs else None
     yield [
-        Run(c.problem, b, seed=s, stop_epoch=until) for c in chosen for s in c.seeds for b in given.levels or c.levels
+        Run(c.problem, b, seed=s, stop_epoch=until)
+        for c in chosen
+        for s in c.seeds
+        for b in given.levels or c.levels
     ]
 
 
@@ -105,11 +116,19 @@ def options():
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("protocol", choices=PROTOCOLS)
-    parser.add_argument("--minutes", type=float, default=8.0, help="stop after so long; checkpoints stay")
-    parser.add_argument("--ledger", type=Path, help="PROTOCOL.sqlite by default, for the whole and its parts")
-    parser.add_argument("--epochs", type=int, help="a part: the first so many of the whole training")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="stop after so long; checkpoints stay"
+    )
+    parser.add_argument(
+        "--ledger", type=Path, help="PROTOCOL.sqlite by default, for the whole and its parts"
+    )
+    parser.add_argument(
+        "--epochs", type=int, help="a part: the first so many of the whole training"
+    )
     parser.add_argument("--levels", type=float, nargs="+", help="a part: these")
-    parser.add_argument("--rates", type=float, nargs="+", choices=kim2022_cifar10.RATES, help="a part: these")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", choices=kim2022_cifar10.RATES, help="a part: these"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=8, help="Runs side by side")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -128,9 +147,13 @@ def options():
 def main():
     given = options()
     given.ledger.parent.mkdir(parents=True, exist_ok=True)
-    place = machine() + (f"; {torch.cuda.get_device_name()}" if given.device.startswith("cuda") else "")
+    place = machine() + (
+        f"; {torch.cuda.get_device_name()}" if given.device.startswith("cuda") else ""
+    )
     began, told_at, asked, planned, epochs, finished = time.monotonic(), 30.0, {}, 0, 0, 0
-    settled = None  # epochs and time after ten seconds: what checkpoints hold is told in a burst before
+    settled = (
+        None  # epochs and time after ten seconds: what checkpoints hold is told in a burst before
+    )
 
     def on_start(runs):
         nonlocal planned
@@ -144,11 +167,16 @@ def main():
             settled = epochs, spent
         if settled is not None and spent > told_at and epochs > settled[0]:
             each = (spent - settled[1]) / (epochs - settled[0])
-            print(f"{each:.2f} s an epoch: about {each * planned / 3600:.1f} h for the {planned} epochs asked so far")
+            print(
+                f"{each:.2f} s an epoch: about {each * planned / 3600:.1f} h for the {planned} epochs asked so far"
+            )
             told_at *= 4
         if row.record is not None:
             finished += 1
-            told = {n: row.record.metrics[f"last.{n}"] for n in ("train_loss", "test_loss", "test_accuracy")}
+            told = {
+                n: row.record.metrics[f"last.{n}"]
+                for n in ("train_loss", "test_loss", "test_accuracy")
+            }
             rate = row.run.problem.optimizer.keywords["lr"]
             level = "none" if row.record.level is None else f"{row.record.level:g}"
             print(f"rate {rate:g}, level {level}, seed {row.run.seed}: {told}", flush=True)
@@ -183,10 +211,15 @@ def main():
     print(f"{len(records)} of {len(asked)} runs are finished, of those that were asked for so far")
     if records:
         path = given.ledger.with_name(f"{given.name}.npz")
-        print("packed", pack(path, records, kim2022_cifar10.CURVES, place, exact=kim2022_cifar10.exact))
+        print(
+            "packed",
+            pack(path, records, kim2022_cifar10.CURVES, place, exact=kim2022_cifar10.exact),
+        )
     if report is not None:
         if given.device != "cpu":
-            report = replace(report, told=report.told.replace("CPU hours", "hours of trainings side by side"))
+            report = replace(
+                report, told=report.told.replace("CPU hours", "hours of trainings side by side")
+            )
         files = report.save(given.ledger.with_name(f"{given.name}-page"), given.name)
         print("written", *(path.name for path in files))
 

@@ -1,6 +1,7 @@
 """Flooding: a loss, a level, and many runs at once.
 
-Names are imported on first use (PEP 562), so that ``import flooding`` and ``flooding --help`` cost nothing.
+Names are imported on first use (PEP 562), so that ``import flooding`` and ``flooding --help`` cost
+nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
-    raise AttributeError(f"module 'flooding' has no attribute {name!r}. It has {', '.join(__all__)}.")
+    raise AttributeError(
+        f"module 'flooding' has no attribute {name!r}. It has {', '.join(__all__)}."
+    )
 
 
 def __dir__() -> list[str]:

@@ -33,7 +33,9 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
     path = Path(path)
     if path.exists() and not path.is_file():
         # Replacing /dev/null or /dev/stdout by a file would harm every other program.
-        raise OSError(f"{path} must be a file, got a folder, a pipe or a device. Name another file.")
+        raise OSError(
+            f"{path} must be a file, got a folder, a pipe or a device. Name another file."
+        )
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         # "x" is O_CREAT | O_EXCL: fails where anything has the name, also a dangling symbolic link.

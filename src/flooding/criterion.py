@@ -39,33 +39,37 @@ __all__ = ["Flood", "check_reduction"]
 class Flood(nn.Module):
     """A criterion that floods in training and is plain in evaluation.
 
-    It floods only while the module is in training mode and the loss requires a gradient, so ``criterion.eval()``,
-    ``torch.no_grad()`` and inference report the plain mean. Several losses with a level each are several criteria:
+    It floods only while the module is in training mode and the loss requires a gradient, so
+    ``criterion.eval()``, ``torch.no_grad()`` and inference report the plain mean. Several losses
+    with a level each are several criteria:
     ``Flood(nn.CrossEntropyLoss(), 0.1)(a, y) + Flood(nn.MSELoss(), 0.02)(b, z)``.
 
-    What it saw in training stays readable as tensors, and nothing here reads them back to the host: ``raw_loss`` and
-    ``flooded_loss`` of the last batch, ``flooded_fraction`` and ``n_nonfinite`` since the last ``reset()``. The level
-    is a buffer, so ``torch.compile`` keeps one graph while it changes; it is not persistent, so state dicts of flooded
-    and plain models load into each other.
+    What it saw in training stays readable as tensors, and nothing here reads them back to the host:
+    ``raw_loss`` and ``flooded_loss`` of the last batch, ``flooded_fraction`` and ``n_nonfinite``
+    since the last ``reset()``. The level is a buffer, so ``torch.compile`` keeps one graph while it
+    changes; it is not persistent, so state dicts of flooded and plain models load into each other.
 
-    Edges: cross-entropy and NLL with ``reduction="none"``, as modules, functions or partials of them, keep torch's
-    mean: examples of ``ignore_index`` count for nothing, and the level acts on the loss before the class weight. Other
-    criteria of a per-example method give one loss per element, and each element counts as an example, unless the
-    criterion has an ``ignore_index`` and one loss for each target. The reductions "mean", "none" and "sum" are
-    believed; with any other word the shape of the loss decides. A ``sum`` inside a function's body cannot be detected.
-    ``torch.func.vmap(grad(...))`` shows the criterion one example at a time, so a batch-level :func:`objective`
-    silently becomes IFlood there; this class keeps counts and so raises. Warnings are given outside ``torch.compile``
-    only.
+    Edges: cross-entropy and NLL with ``reduction="none"``, as modules, functions or partials of
+    them, keep torch's mean: examples of ``ignore_index`` count for nothing, and the level acts on
+    the loss before the class weight. Other criteria of a per-example method give one loss per
+    element, and each element counts as an example, unless the criterion has an ``ignore_index`` and
+    one loss for each target. The reductions "mean", "none" and "sum" are believed; with any other
+    word the shape of the loss decides. A ``sum`` inside a function's body cannot be detected.
+    ``torch.func.vmap(grad(...))`` shows the criterion one example at a time, so a batch-level
+    :func:`objective` silently becomes IFlood there; this class keeps counts and so raises. Warnings
+    are given outside ``torch.compile`` only.
 
     Args:
-        criterion: A loss module or function, called with the arguments of ``forward``, with the reduction that
-            ``method.reduction`` names.
-        level: Level in the unit of the loss: a finite number, a 0-d tensor, :class:`PerClass`, :class:`PerExample`,
-            :class:`Excess`, or None for plain training. Numbers are held in torch's default dtype.
+        criterion: A loss module or function, called with the arguments of ``forward``, with the
+            reduction that ``method.reduction`` names.
+        level: Level in the unit of the loss: a finite number, a 0-d tensor, :class:`PerClass`,
+            :class:`PerExample`, :class:`Excess`, or None for plain training. Numbers are held in
+            torch's default dtype.
         method: What to make of loss and level.
 
     Raises:
-        TypeError: If the criterion is no loss, the level no level, or the method none that acts on the loss alone.
+        TypeError: If the criterion is no loss, the level no level, or the method none that acts on
+            the loss alone.
         ValueError: If the criterion sums, or has another reduction than the method needs.
 
     Example:
@@ -77,7 +81,8 @@ class Flood(nn.Module):
         tensor(0.1269, grad_fn=<NllLossBackward0>)
 
     References:
-        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML 2020, section 3.
+        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML
+        2020, section 3.
     """
 
     raw_loss: Tensor
@@ -98,11 +103,15 @@ class Flood(nn.Module):
         _check_method(method)
         _check_word(criterion, method)
         if isinstance(level, nn.Parameter):
-            raise TypeError("level must not be a Parameter, since nothing would train it. Pass level.detach().")
+            raise TypeError(
+                "level must not be a Parameter, since nothing would train it. Pass level.detach()."
+            )
         if isinstance(level, nn.Module):  # torch would take it for a part of this module
             check_level_number(level)
         if isinstance(level, Tensor) and not level.isfinite().all():
-            raise ValueError(f"level must be finite, got {level}. Did the search read an empty record?")
+            raise ValueError(
+                f"level must be finite, got {level}. Did the search read an empty record?"
+            )
         self.criterion = criterion
         self.method = method
         scalar = torch.full((), -math.inf)
@@ -120,7 +129,8 @@ class Flood(nn.Module):
     def level(self) -> Tensor | PerClass | PerExample | Excess:
         """The level: a 0-d tensor (-inf stands for None) or the look-up it was given as.
 
-        A number is checked when set; a tensor is copied unread, and if it holds NaN so will the objective.
+        A number is checked when set; a tensor is copied unread, and if it holds NaN so will the
+        objective.
         """
         return self._scalar if self._lookup is None else self._lookup
 
@@ -134,27 +144,36 @@ class Flood(nn.Module):
                     "floods the batch mean. Use IFlood() and reduction='none'."
                 )
             if isinstance(level, Excess) and loss_options(self.criterion).weight is not None:
-                raise ValueError("Excess knows no class weights, got a criterion with some. Use a plain level.")
+                raise ValueError(
+                    "Excess knows no class weights, got a criterion with some. Use a plain level."
+                )
             lookup = level.to(self._scalar.device)
             self._scalar.fill_(-math.inf)
         elif isinstance(level, Tensor):
             if level.dim():
-                raise ValueError(f"a level tensor must be 0-d, got shape {tuple(level.shape)}. See PerClass.")
+                raise ValueError(
+                    f"a level tensor must be 0-d, got shape {tuple(level.shape)}. See PerClass."
+                )
             if level.dtype == torch.bool or level.is_complex():
-                raise TypeError(f"a level tensor must hold a real number, got {level.dtype}. Convert it.")
+                raise TypeError(
+                    f"a level tensor must hold a real number, got {level.dtype}. Convert it."
+                )
             self._scalar.copy_(level.detach())
         elif level is None:
             self._scalar.fill_(-math.inf)
         else:
             unchecked = check_level_number(level)
             if abs(unchecked) > torch.finfo(self._scalar.dtype).max:
-                raise ValueError(f"level must be finite in {self._scalar.dtype}, got {level}. Is the unit right?")
+                raise ValueError(
+                    f"level must be finite in {self._scalar.dtype}, got {level}. Is the unit right?"
+                )
             self._scalar.fill_(unchecked)
         self._unchecked, self._lookup = unchecked, lookup
 
     @property
     def flooded_fraction(self) -> Tensor:
-        """Share of training batches (of examples, for methods on each example) strictly below the level; NaN if none.
+        """Share of training batches (of examples, for methods on each example) strictly below the
+        level; NaN if none.
 
         Counted since the last ``reset()``.
         """
@@ -162,7 +181,9 @@ class Flood(nn.Module):
 
     def extra_repr(self) -> str:
         """Show level and method; reads the level, so it waits for a GPU."""
-        level = f"{self._scalar.item():.6g}" if self._lookup is None else type(self._lookup).__name__
+        level = (
+            f"{self._scalar.item():.6g}" if self._lookup is None else type(self._lookup).__name__
+        )
         return f"level={'None' if level == '-inf' else level}, method={self.method}"
 
     def reset(self) -> None:
@@ -182,7 +203,8 @@ class Flood(nn.Module):
             A scalar.
 
         Raises:
-            ValueError: If the criterion returns something else than the raw loss that the method needs.
+            ValueError: If the criterion returns something else than the raw loss that the method
+                needs.
             RuntimeError: Under ``torch.func``, where nothing can be counted.
         """
         loss = call_loss(self.criterion, *args, **kwargs)
@@ -191,7 +213,13 @@ class Flood(nn.Module):
         # A compiled graph must not depend on the number, so it does not look at it.
         unchecked = None if torch.compiler.is_compiling() else self._unchecked
         call = None  # a scalar loss of two arguments needs no options
-        if loss.dim() or kwargs or len(args) > 2 or self._lookup is not None or unchecked is not None:
+        if (
+            loss.dim()
+            or kwargs
+            or len(args) > 2
+            or self._lookup is not None
+            or unchecked is not None
+        ):
             call = loss_options(self.criterion, args, kwargs)
             if call.reduction == "sum":
                 raise ValueError(reduction_error(self.method, "got a call with reduction='sum'"))
@@ -223,12 +251,16 @@ class Flood(nn.Module):
             self.raw_loss, self.flooded_loss = plain.detach(), flooded.detach()
         return flooded
 
-    def _level_at(self, loss: Tensor, target: Any, ids: Tensor | None, weight: Tensor | None) -> Tensor:
+    def _level_at(
+        self, loss: Tensor, target: Any, ids: Tensor | None, weight: Tensor | None
+    ) -> Tensor:
         if self._lookup is None:
             return self._scalar
         level = lookup_levels(self._lookup, target, ids, weight)
         if loss.dim() == 0:
-            return level.mean()  # with ignore_index too: hard labels, alone in having it, all have one entropy
+            return (
+                level.mean()
+            )  # with ignore_index too: hard labels, alone in having it, all have one entropy
         return level.reshape(level.shape + (1,) * (loss.dim() - level.dim()))
 
     def _count(self, loss: Tensor, level: Tensor, weight: Tensor | None) -> None:
@@ -242,7 +274,8 @@ class Flood(nn.Module):
         self.n_nonfinite += loss.numel() - loss.isfinite().sum()
 
     def _warn(self, call: LossOptions, level: float) -> None:
-        """Compare a level set as a number with what the first batch tells about the classes, once."""
+        """Compare a level set as a number with what the first batch tells about the classes,
+        once."""
         classes = _guessed_classes(call)
         if self._warned or classes is None:
             return
@@ -276,8 +309,9 @@ class Flood(nn.Module):
 
 
 def _guessed_classes(call: LossOptions) -> int | None:
-    # The classes, where a guess (the same probability for each) loses exactly the log of their number: not so with
-    # pos_weight or a weight of elements, nor for soft targets, which need not add up to 1.
+    # The classes, where a guess (the same probability for each) loses exactly the log of their
+    # number: not so with pos_weight or a weight of elements, nor for soft targets, which need not
+    # add up to 1.
     weighted = call.weight is not None or call.pos_weight is not None
     if not isinstance(call.input, Tensor) or not isinstance(call.target, Tensor):
         return None
@@ -293,7 +327,9 @@ def _guessed_classes(call: LossOptions) -> int | None:
 def _check_criterion(criterion: Any) -> None:
     if isinstance(criterion, type):
         name = criterion.__name__
-        raise TypeError(f"criterion must be a loss, got the class {name}. Build it first: {name}().")
+        raise TypeError(
+            f"criterion must be a loss, got the class {name}. Build it first: {name}()."
+        )
     if not callable(criterion):
         raise TypeError(
             f"criterion must be a loss to call with outputs and targets, got {criterion!r:.80}. The order is "
@@ -303,11 +339,17 @@ def _check_criterion(criterion: Any) -> None:
 
 def _check_method(method: Any) -> None:
     if isinstance(method, WaveBound):
-        raise TypeError("WaveBound's level is a teacher's loss on each batch. Call objective() with it instead.")
+        raise TypeError(
+            "WaveBound's level is a teacher's loss on each batch. Call objective() with it instead."
+        )
     if isinstance(method, type) or getattr(method, "reduction", None) not in ("mean", "none"):
-        raise TypeError(f"method must be a method such as Flooding() or IFlood(), got {method!r:.80}. Build it first.")
+        raise TypeError(
+            f"method must be a method such as Flooding() or IFlood(), got {method!r:.80}. Build it first."
+        )
     if hasattr(method, "penalty") or hasattr(method, "wrap"):
-        raise TypeError(f"{type(method).__name__} needs more than the loss, so Flood cannot apply it. Use a Run.")
+        raise TypeError(
+            f"{type(method).__name__} needs more than the loss, so Flood cannot apply it. Use a Run."
+        )
 
 
 def _check_word(criterion: Any, method: Method) -> None:
@@ -331,12 +373,18 @@ def check_reduction(loss: Any, name: str = "loss") -> None:
         ValueError: If it sums, gives a loss per example, is a class, or floods already.
     """
     if isinstance(loss, type):
-        raise ValueError(f"the {name} must be built, got the class {loss.__name__}. Write {loss.__name__}().")
+        raise ValueError(
+            f"the {name} must be built, got the class {loss.__name__}. Write {loss.__name__}()."
+        )
     if isinstance(loss, Flood):
-        raise ValueError(f"the {name} must be plain, got Flood. Give the Problem its criterion and a Run the level.")
+        raise ValueError(
+            f"the {name} must be plain, got Flood. Give the Problem its criterion and a Run the level."
+        )
     word = signature_reduction(loss)
     if word == "none":
-        raise ValueError(f"the {name} must be a batch's mean, got reduction='none'. Per-example methods find theirs.")
+        raise ValueError(
+            f"the {name} must be a batch's mean, got reduction='none'. Per-example methods find theirs."
+        )
     if word == "sum":
         raise ValueError(
             f"the {name} must be a batch's mean, got reduction='sum', whose level would grow with the batch. Use "

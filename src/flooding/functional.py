@@ -1,8 +1,8 @@
 """The formulas, once: flooding and its smooth twin for floats, NumPy, torch and JAX arrays alike.
 
-Nothing here imports a framework: the functions use operators and the array's own methods. Where the mean is taken *is*
-the method: ``flood(losses.mean(), b)`` is flooding, ``flood(losses, b).mean()`` is iFlood, and a tensor of levels
-gives AdaFlood or class-wise flooding by broadcasting.
+Nothing here imports a framework: the functions use operators and the array's own methods. Where the
+mean is taken *is* the method: ``flood(losses.mean(), b)`` is flooding, ``flood(losses, b).mean()``
+is iFlood, and a tensor of levels gives AdaFlood or class-wise flooding by broadcasting.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from typing import Any
 
 __all__ = ["SIGMA_MIN", "adaflood_level", "flood", "is_flooded", "soft_flood"]
 
-# Below this (residual / sigma)^2 leaves the range of float32 for everyday losses (|residual| up to 1e3).
+# Below this (residual / sigma)^2 leaves the range of float32 for everyday losses (|residual| up to
+# 1e3).
 SIGMA_MIN = 1e-6
 
 
 def _wide(x: Any) -> Any:
     """Widen float16 and bfloat16 arrays to float32; leave everything else alone."""
-    if isinstance(x, (int, float)):  # torch.compile has no attributes for a number that changes between calls
+    if isinstance(
+        x, (int, float)
+    ):  # torch.compile has no attributes for a number that changes between calls
         return x
     dtype = getattr(x, "dtype", None)
     if dtype is None or dtype.itemsize >= 4 or "float" not in str(dtype):
@@ -27,23 +30,30 @@ def _wide(x: Any) -> Any:
 
 
 def _not_numbers(loss: Any, level: Any) -> str:
-    """Explain operands that have no arithmetic with each other, such as a level read as a string."""
+    """Explain operands that have no arithmetic with each other, such as a level read as a
+    string."""
     got = f"a loss of type {type(loss).__name__} and a level of type {type(level).__name__}"
-    fix = f"Convert it: float({level!r:.40})." if isinstance(level, str) else "Pass the numbers themselves."
+    fix = (
+        f"Convert it: float({level!r:.40})."
+        if isinstance(level, str)
+        else "Pass the numbers themselves."
+    )
     return f"loss and level must be numbers or arrays of one library, got {got}. {fix}"
 
 
 def flood(loss: Any, level: Any) -> Any:
     """Keep a loss near a level: ``|loss - level| + level``.
 
-    Above the level this is the loss itself (up to rounding), below it is ``2 * level - loss``: gradient descent above,
-    ascent below. Exactly at the level the slope is 0 in torch and +1 in JAX. Half-precision input is widened to
-    float32 first, since bfloat16 cannot tell 0.0500 from 0.0502. NaN stays NaN.
+    Above the level this is the loss itself (up to rounding), below it is ``2 * level - loss``:
+    gradient descent above, ascent below. Exactly at the level the slope is 0 in torch and +1 in
+    JAX. Half-precision input is widened to float32 first, since bfloat16 cannot tell 0.0500 from
+    0.0502. NaN stays NaN.
 
     Args:
         loss: Loss or losses in any unit, a float or an array of any shape.
-        level: Flood level in the unit of ``loss``; a float, or an array that broadcasts against ``loss``. Negative
-            levels are right for densities. ``None`` returns ``loss`` untouched, bit for bit.
+        level: Flood level in the unit of ``loss``; a float, or an array that broadcasts against
+            ``loss``. Negative levels are right for densities. ``None`` returns ``loss`` untouched,
+            bit for bit.
 
     Returns:
         The flooded loss, of the broadcast shape.
@@ -56,8 +66,8 @@ def flood(loss: Any, level: Any) -> Any:
         (0.5, 0.25)
 
     References:
-        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML 2020, eq. (1).
-        Xie et al., *iFlood*, ICLR 2022 (element-wise use).
+        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML
+        2020, eq. (1). Xie et al., *iFlood*, ICLR 2022 (element-wise use).
     """
     if level is None:
         return loss
@@ -69,17 +79,20 @@ def flood(loss: Any, level: Any) -> Any:
 
 
 def soft_flood(loss: Any, level: Any, sigma: float = 1.0, eta: float = 1.0) -> Any:
-    """Flood smoothly: ``eta * level + sigma^2 * rho((loss - level) / sigma)``, ``rho(x) = sqrt(1 + x^2) - 1``.
+    """Flood smoothly: ``eta * level + sigma^2 * rho((loss - level) / sigma)``,
+    ``rho(x) = sqrt(1 + x^2) - 1``.
 
-    The slope is ``sigma * x / sqrt(1 + x^2)`` with ``x = (loss - level) / sigma``: 0 at the level and growing with the
-    distance from it. As ``sigma`` falls to 0 the slope over ``sigma`` becomes the sign of :func:`flood`. ``rho`` is
-    computed as ``x^2 / (1 + sqrt(1 + x^2))``, which keeps small ``x``, in float32 or wider.
+    The slope is ``sigma * x / sqrt(1 + x^2)`` with ``x = (loss - level) / sigma``: 0 at the level
+    and growing with the distance from it. As ``sigma`` falls to 0 the slope over ``sigma`` becomes
+    the sign of :func:`flood`. ``rho`` is computed as ``x^2 / (1 + sqrt(1 + x^2))``, which keeps
+    small ``x``, in float32 or wider.
 
     Args:
         loss: Loss or losses, a float or an array of any shape.
         level: Level in the unit of ``loss``; broadcasts against it.
         sigma: Width of the smooth region in the unit of ``loss``, at least ``SIGMA_MIN``.
-        eta: Weight of the level in the value; it does not change the gradient with respect to ``loss``.
+        eta: Weight of the level in the value; it does not change the gradient with respect to
+            ``loss``.
 
     Returns:
         The softly flooded loss, of the broadcast shape.
@@ -96,7 +109,9 @@ def soft_flood(loss: Any, level: Any, sigma: float = 1.0, eta: float = 1.0) -> A
         Holland & Nakatani, *SoftAD*, NeurIPS 2024, arXiv 2310.10006.
     """
     if not (math.isfinite(sigma) and sigma >= SIGMA_MIN):
-        raise ValueError(f"sigma must be finite and at least {SIGMA_MIN:g}, got {sigma}. Use flood() for the limit.")
+        raise ValueError(
+            f"sigma must be finite and at least {SIGMA_MIN:g}, got {sigma}. Use flood() for the limit."
+        )
     try:
         loss, level = _wide(loss), _wide(level)
         x = (loss - level) / sigma
@@ -108,7 +123,8 @@ def soft_flood(loss: Any, level: Any, sigma: float = 1.0, eta: float = 1.0) -> A
 def is_flooded(loss: Any, level: Any) -> Any:
     """Tell where a loss lies strictly below its level, that is where flooding ascends.
 
-    Use this and not ``flood(loss, level) != loss``: adding the level back rounds, so that comparison over-counts.
+    Use this and not ``flood(loss, level) != loss``: adding the level back rounds, so that
+    comparison over-counts.
 
     Args:
         loss: Loss or losses, a float or an array.
@@ -155,7 +171,9 @@ def adaflood_level(probability: Any, gamma: float) -> Any:
         Bae et al., *AdaFlood*, TMLR 2024, arXiv 2311.02891.
     """
     if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must lie in [0, 1], got {gamma}. 1 is plain training, 0 the raw held-out loss.")
+        raise ValueError(
+            f"gamma must lie in [0, 1], got {gamma}. 1 is plain training, 0 the raw held-out loss."
+        )
     mixed = (1 - gamma) * _wide(probability) + gamma
     return 0.0 - _log(mixed)  # a minus sign would turn the level of a sure example into -0.0
 

@@ -1,9 +1,10 @@
-"""What a network's outputs and gradients are worth: tensors in, 0-d tensors out, nothing fetched from the device.
+"""What a network's outputs and gradients are worth: tensors in, 0-d tensors out, nothing fetched
+from the device.
 
-Logits are ``[n, classes]`` with at least two classes, labels int64 ``[n]``; a single logit ``z`` becomes
-``torch.stack([0 * z, z], dim=1)``. Half precision is widened to float32. NaN logits give NaN, except in
-:func:`accuracy` and :func:`balanced_accuracy`, where NaN counts as the highest logit. Under ``torch.vmap`` the scalar
-metrics of logits take a leading runs axis.
+Logits are ``[n, classes]`` with at least two classes, labels int64 ``[n]``; a single logit ``z``
+becomes ``torch.stack([0 * z, z], dim=1)``. Half precision is widened to float32. NaN logits give
+NaN, except in :func:`accuracy` and :func:`balanced_accuracy`, where NaN counts as the highest
+logit. Under ``torch.vmap`` the scalar metrics of logits take a leading runs axis.
 """
 
 # The checks shared by the functions below raise what their docstrings promise.
@@ -92,7 +93,8 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def balanced_accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """Accuracy within each class, averaged over the classes that occur in ``y``; of equal logits the first counts.
+    """Accuracy within each class, averaged over the classes that occur in ``y``; of equal logits
+    the first counts.
 
     A guess that ignores the inputs scores 1 / classes, however unequal the classes are.
 
@@ -138,7 +140,8 @@ def nll(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def brier(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean squared distance between probabilities and one-hot labels, *summed* over the classes: in [0, 2].
+    """Mean squared distance between probabilities and one-hot labels, *summed* over the classes: in
+    [0, 2].
 
     Some books halve it for two classes, some libraries average over the classes.
 
@@ -164,10 +167,12 @@ def brier(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def ece(logits: Tensor, y: Tensor, bins: int = 15) -> Tensor:
-    """Expected calibration error: ``sum_b (n_b / n) * |accuracy_b - confidence_b|`` over bins of equal width.
+    """Expected calibration error: ``sum_b (n_b / n) * |accuracy_b - confidence_b|`` over bins of
+    equal width.
 
-    Confidence is the highest probability. Bin ``b`` of ``B`` holds confidences in ``((b - 1) / B, b / B]``: an edge
-    belongs to the bin below it, the last bin holds exactly 1.0 and the first would hold 0.
+    Confidence is the highest probability. Bin ``b`` of ``B`` holds confidences in
+    ``((b - 1) / B, b / B]``: an edge belongs to the bin below it, the last bin holds exactly 1.0
+    and the first would hold 0.
 
     Args:
         logits: Logits ``[n, classes]``.
@@ -256,9 +261,11 @@ def over_confidence(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def kl_to_posterior(logits: Tensor, posterior: Tensor) -> Tensor:
-    """Mean divergence of the prediction from the exact posterior, ``KL(posterior || softmax(logits))``.
+    """Mean divergence of the prediction from the exact posterior,
+    ``KL(posterior || softmax(logits))``.
 
-    It is what the expected negative log-likelihood loses against the irreducible one. ``0 ln 0`` counts as 0.
+    It is what the expected negative log-likelihood loses against the irreducible one. ``0 ln 0``
+    counts as 0.
 
     Args:
         logits: Logits ``[n, classes]``.
@@ -322,15 +329,17 @@ def loss_variance(losses: Tensor) -> Tensor:
         tensor(1.)
     """
     if losses.ndim != 1 or len(losses) == 0:
-        raise ValueError(f"losses must be [n] with n >= 1, got {list(losses.shape)}. Use reduction='none'.")
+        raise ValueError(
+            f"losses must be [n] with n >= 1, got {list(losses.shape)}. Use reduction='none'."
+        )
     return _wide(losses).var(correction=0)
 
 
 def gradient_norm(model: nn.Module, loss: Tensor | None = None) -> Tensor:
     """Euclidean norm of the gradient over all parameters together.
 
-    Parameters without a gradient count as 0. With a loss the gradients are taken afresh and ``.grad`` is left alone;
-    the graph is kept, so that ``loss.backward()`` still works.
+    Parameters without a gradient count as 0. With a loss the gradients are taken afresh and
+    ``.grad`` is left alone; the graph is kept, so that ``loss.backward()`` still works.
 
     Args:
         model: Network with at least one trainable parameter.
@@ -353,10 +362,11 @@ def gradient_norm(model: nn.Module, loss: Tensor | None = None) -> Tensor:
 def filter_normalized_gradient_norm(model: nn.Module, loss: Tensor | None = None) -> Tensor:
     """Norm of the gradient along filter-normalised directions: ``sqrt(sum_f |w_f|^2 * |g_f|^2)``.
 
-    A filter ``w_f`` is what produces one output: a row of a linear weight, the kernel of one output channel of a
-    convolution. A direction ``d_f`` scaled to its filter, ``|w_f| * d_f / |d_f|``, has a slope that does not change
-    when a filter is scaled by ``a`` and its loss stays the same (as before batch norm), whereas the plain gradient
-    changes by ``1 / a``. Parameters with fewer than two axes (biases, batch norm) are left out, as in the source.
+    A filter ``w_f`` is what produces one output: a row of a linear weight, the kernel of one output
+    channel of a convolution. A direction ``d_f`` scaled to its filter, ``|w_f| * d_f / |d_f|``, has
+    a slope that does not change when a filter is scaled by ``a`` and its loss stays the same (as
+    before batch norm), whereas the plain gradient changes by ``1 / a``. Parameters with fewer than
+    two axes (biases, batch norm) are left out, as in the source.
 
     Args:
         model: Network with at least one trainable parameter.
@@ -375,19 +385,24 @@ def filter_normalized_gradient_norm(model: nn.Module, loss: Tensor | None = None
         tensor(10.)
 
     References:
-        Li et al., *Visualizing the Loss Landscape of Neural Nets*, NeurIPS 2018, section 4; Ishida et al., ICML 2020.
+        Li et al., *Visualizing the Loss Landscape of Neural Nets*, NeurIPS 2018, section 4; Ishida
+        et al., ICML 2020.
     """
     filters = [(w.detach(), g) for w, g in _gradients(model, loss) if w.ndim >= 2]
     if not filters:
-        raise ValueError("the model must have a weight of two or more axes, got none. Use gradient_norm.")
+        raise ValueError(
+            "the model must have a weight of two or more axes, got none. Use gradient_norm."
+        )
     return _norm([w.flatten(1).norm(dim=1) * g.flatten(1).norm(dim=1) for w, g in filters])
 
 
 def gradient_accordance(model: nn.Module, losses: Iterable[Tensor]) -> Tensor:
-    """Mean cosine between the gradients of different batches: ``mean over i != j of cos(g_i, g_j)``.
+    """Mean cosine between the gradients of different batches:
+    ``mean over i != j of cos(g_i, g_j)``.
 
-    Near 1 the batches pull the same way; below 0 a step for one batch undoes, on average, what another learnt. A
-    gradient of 0 has cosine 0 with every other. The gradients are taken afresh and ``.grad`` is left alone.
+    Near 1 the batches pull the same way; below 0 a step for one batch undoes, on average, what
+    another learnt. A gradient of 0 has cosine 0 with every other. The gradients are taken afresh
+    and ``.grad`` is left alone.
 
     Args:
         model: Network with at least one trainable parameter.
@@ -397,7 +412,8 @@ def gradient_accordance(model: nn.Module, losses: Iterable[Tensor]) -> Tensor:
         Accordance in [-1 / (batches - 1), 1], 0-d.
 
     Raises:
-        ValueError: If the model has nothing to train, there are fewer than two losses, or one is not a scalar.
+        ValueError: If the model has nothing to train, there are fewer than two losses, or one is
+            not a scalar.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -413,7 +429,9 @@ def gradient_accordance(model: nn.Module, losses: Iterable[Tensor]) -> Tensor:
         gradient = torch.cat([_wide(g).flatten() for _, g in _gradients(model, loss)])
         units.append(nn.functional.normalize(gradient, dim=0))
     if len(units) < 2:
-        raise ValueError(f"accordance needs the losses of at least two batches, got {len(units)}. Use smaller batches.")
+        raise ValueError(
+            f"accordance needs the losses of at least two batches, got {len(units)}. Use smaller batches."
+        )
     among = torch.stack(units)
     cosines = among @ among.T
     return (cosines.sum() - cosines.trace()) / (len(units) * (len(units) - 1))
@@ -423,14 +441,19 @@ def _gradients(model: nn.Module, loss: Tensor | None) -> list[tuple[Tensor, Tens
     """Trainable parameters with their gradients; a missing gradient is 0."""
     weights = [w for w in model.parameters() if w.requires_grad]
     if not weights:
-        raise ValueError("the model must have trainable parameters, got none. Call requires_grad_() first.")
+        raise ValueError(
+            "the model must have trainable parameters, got none. Call requires_grad_() first."
+        )
     if loss is None:
         gradients = [w.grad for w in weights]
     else:
         if loss.ndim != 0:
             raise ValueError(f"loss must be a scalar, got shape {list(loss.shape)}. Take its mean.")
         gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-    return [(w, torch.zeros_like(w) if g is None else g) for w, g in zip(weights, gradients, strict=True)]
+    return [
+        (w, torch.zeros_like(w) if g is None else g)
+        for w, g in zip(weights, gradients, strict=True)
+    ]
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
@@ -446,12 +469,16 @@ def _bin_sums(logits: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor, Ten
     confidence = logits.softmax(1).amax(1)
     # Divided, not linspace: each edge is then the nearest float to b / bins.
     edges = torch.arange(1, bins, device=logits.device, dtype=logits.dtype) / bins
-    # An edge lies above as many inner edges as the confidences below it: (lo, hi]. Products with a mask, not
-    # scatter: the order of the sum is fixed on every device, and NaN reaches the result.
+    # An edge lies above as many inner edges as the confidences below it: (lo, hi]. Products with a
+    # mask, not scatter: the order of the sum is fixed on every device, and NaN reaches the result.
     number = (confidence[:, None] > edges).sum(1)
     inside = number[:, None] == torch.arange(bins, device=logits.device)
     right = (logits.argmax(1) == y)[:, None]
-    return (inside * confidence[:, None]).sum(0), (inside & right).sum(0).to(logits.dtype), inside.sum(0)
+    return (
+        (inside * confidence[:, None]).sum(0),
+        (inside & right).sum(0).to(logits.dtype),
+        inside.sum(0),
+    )
 
 
 def _logits(logits: Tensor, y: Tensor | None = None) -> Tensor:
@@ -462,7 +489,9 @@ def _logits(logits: Tensor, y: Tensor | None = None) -> Tensor:
             "Stack [0, z] for a single logit z."
         )
     if y is not None and y.shape != logits.shape[:1]:
-        raise ValueError(f"labels must be [n] with n = {len(logits)}, got {list(y.shape)}. Drop extra axes.")
+        raise ValueError(
+            f"labels must be [n] with n = {len(logits)}, got {list(y.shape)}. Drop extra axes."
+        )
     return _wide(logits)
 
 
@@ -471,5 +500,6 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _one_hot(y: Tensor, like: Tensor) -> Tensor:
-    """One-hot labels in the shape and dtype of ``like``; unlike torch's own it never looks at the values."""
+    """One-hot labels in the shape and dtype of ``like``; unlike torch's own it never looks at the
+    values."""
     return (y[:, None] == torch.arange(like.shape[1], device=y.device)).to(like.dtype)

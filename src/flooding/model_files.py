@@ -59,7 +59,9 @@ def is_free(folder: Path) -> bool:
 
 
 def _is_own(name: str) -> bool:
-    return name in {_CONFIG, _OLD_WEIGHTS} or any(pattern.fullmatch(name) for pattern in (_WEIGHTS, _PART))
+    return name in {_CONFIG, _OLD_WEIGHTS} or any(
+        pattern.fullmatch(name) for pattern in (_WEIGHTS, _PART)
+    )
 
 
 def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -133,13 +135,17 @@ def read_model(folder: Path, old_format: str) -> tuple[dict[str, Any], dict[str,
         config = _parsed(text)
         has_digest = config.get("format") != old_format
         if has_digest and config.get("sha256") != _digest(config):
-            raise ValueError(f"{_CONFIG} was changed after it was written: its sha256 is another one")
+            raise ValueError(
+                f"{_CONFIG} was changed after it was written: its sha256 is another one"
+            )
         entry = config.get("weights") if has_digest else {"file": _OLD_WEIGHTS, "sha256": None}
         if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
             raise ValueError(f"{_CONFIG} names no weights")
         name, digest = entry["file"], entry.get("sha256")
         if has_digest and not _WEIGHTS.fullmatch(name):
-            raise ValueError(f"{_CONFIG} names the weights {name[:40]!r}, which is no file name of this library")
+            raise ValueError(
+                f"{_CONFIG} names the weights {name[:40]!r}, which is no file name of this library"
+            )
         try:
             data = _read(folder / name, max_bytes())
         except FileNotFoundError:
@@ -147,7 +153,9 @@ def read_model(folder: Path, old_format: str) -> tuple[dict[str, Any], dict[str,
                 continue  # the model was replaced meanwhile
             raise
         if has_digest and hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError(f"{name} is damaged or belongs to another model: its sha256 is another one")
+            raise ValueError(
+                f"{name} is damaged or belongs to another model: its sha256 is another one"
+            )
         weights = _tensors(name, data)
         if not has_digest:
             log.warning(
@@ -164,19 +172,25 @@ def _read(path: Path, limit: int) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path.name} is no file")
     if status.st_size > limit:
-        raise ValueError(f"{path.name} has {status.st_size:,} bytes, more than {limit:,} (FLOODING_MAX_BYTES)")
+        raise ValueError(
+            f"{path.name} has {status.st_size:,} bytes, more than {limit:,} (FLOODING_MAX_BYTES)"
+        )
     return path.read_bytes()
 
 
 def _digest(config: Mapping[str, Any]) -> str:
     """Hash all but the digest itself, whatever the order of keys and the blanks in the file."""
     content = {key: value for key, value in config.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        config = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant)
+        config = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant
+        )
     except RecursionError:
         raise ValueError(f"{_CONFIG} is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -200,7 +214,8 @@ def _no_constant(name: str) -> None:
 
 
 def _tensors(name: str, data: bytes) -> dict[str, Tensor]:
-    """Load a state dict: nothing is called but what tensors need, and no tensor is larger than its bytes."""
+    """Load a state dict: nothing is called but what tensors need, and no tensor is larger than its
+    bytes."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)

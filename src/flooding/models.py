@@ -1,4 +1,5 @@
-"""The networks of the experiments, from ``torch.nn`` alone, and a first layer for images kept as bytes.
+"""The networks of the experiments, from ``torch.nn`` alone, and a first layer for images kept as
+bytes.
 
 Weights are drawn from torch's global generator, as everywhere in ``torch.nn``: seed it in
 ``torch.random.fork_rng()`` to repeat them.
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 __all__ = ["IMAGENET", "Standardise", "mlp", "resnet18", "resnet_cifar", "small_cnn"]
 
-# Means and standard deviations of red, green and blue, of pixels from 0 to 1, that are usual for colour photographs.
+# Means and standard deviations of red, green and blue, of pixels from 0 to 1, that are usual for
+# colour photographs.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -30,7 +32,8 @@ def mlp(
     dropout: float = 0.0,
     bias: bool | None = None,
 ) -> nn.Sequential:
-    """Build a fully connected ReLU network; each hidden layer is Linear, [BatchNorm], ReLU, [Dropout].
+    """Build a fully connected ReLU network; each hidden layer is Linear, [BatchNorm], ReLU,
+    [Dropout].
 
     Inputs of more than two axes are flattened. ``depth=0`` is a linear model.
 
@@ -41,14 +44,15 @@ def mlp(
         depth: Number of hidden layers.
         batch_norm: Normalise before each ReLU.
         dropout: Probability of dropping a hidden unit, in [0, 1).
-        bias: Whether hidden layers have a bias; None: only without ``batch_norm``, which has its own. The output
-            layer always has one.
+        bias: Whether hidden layers have a bias; None: only without ``batch_norm``, which has its
+            own. The output layer always has one.
 
     Returns:
         A network from ``[n, inputs]`` to ``[n, outputs]``.
 
     Raises:
-        ValueError: If a size is not positive, ``depth`` is negative, or ``dropout`` is outside [0, 1).
+        ValueError: If a size is not positive, ``depth`` is negative, or ``dropout`` is outside [0,
+            1).
 
     Example:
         >>> mlp(10, 2, width=4, depth=1)
@@ -63,7 +67,9 @@ def mlp(
     if depth < 0:
         raise ValueError(f"depth must be at least 0, got {depth}. 0 is a linear model.")
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}. It is the share of units dropped.")
+        raise ValueError(
+            f"dropout must lie in [0, 1), got {dropout}. It is the share of units dropped."
+        )
     bias = not batch_norm if bias is None else bias
     layers: list[nn.Module] = [nn.Flatten()]
     sizes = [inputs, *[width] * depth]
@@ -80,9 +86,10 @@ def mlp(
 def resnet_cifar(depth: int = 20, classes: int = 10) -> nn.Sequential:
     """Build the residual network for 32 x 32 colour images: three stages of 16, 32 and 64 channels.
 
-    ``depth = 6 n + 2`` with ``n`` basic blocks a stage. Where a stage changes shape its shortcut takes every second
-    pixel and pads with zero channels ("option A", no parameters). Convolutions and the last layer start from He's
-    normal initialisation. Depth 20, 32, 44, 56, 110 have 0.27, 0.46, 0.66, 0.85, 1.7 million parameters.
+    ``depth = 6 n + 2`` with ``n`` basic blocks a stage. Where a stage changes shape its shortcut
+    takes every second pixel and pads with zero channels ("option A", no parameters). Convolutions
+    and the last layer start from He's normal initialisation. Depth 20, 32, 44, 56, 110 have 0.27,
+    0.46, 0.66, 0.85, 1.7 million parameters.
 
     Args:
         depth: Number of layers with weights: 8, 14, 20, ...
@@ -104,22 +111,26 @@ def resnet_cifar(depth: int = 20, classes: int = 10) -> nn.Sequential:
     _positive(classes=classes)
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
-        raise ValueError(f"depth must be 6 n + 2 with n at least 1, got {depth}. Try 20, 32, 44, 56 or 110.")
+        raise ValueError(
+            f"depth must be 6 n + 2 with n at least 1, got {depth}. Try 20, 32, 44, 56 or 110."
+        )
     return _resnet(3, (16, 32, 64), blocks, classes, _PaddedShortcut)
 
 
 def resnet18(classes: int, channels: int = 3) -> nn.Sequential:
-    """Build ResNet-18 for small images: a 3 x 3 stem without stride or pooling, then four stages of two blocks.
+    """Build ResNet-18 for small images: a 3 x 3 stem without stride or pooling, then four stages of
+    two blocks.
 
-    Stages of 64, 128, 256 and 512 channels; shortcuts that change shape are 1 x 1 convolutions with batch norm.
-    Started like :func:`resnet_cifar`.
+    Stages of 64, 128, 256 and 512 channels; shortcuts that change shape are 1 x 1 convolutions with
+    batch norm. Started like :func:`resnet_cifar`.
 
     Args:
         classes: Number of classes.
         channels: Channels of the images.
 
     Returns:
-        A network from images ``[n, channels, height, width]`` to logits ``[n, classes]``; images of 32 x 32 are meant.
+        A network from images ``[n, channels, height, width]`` to logits ``[n, classes]``; images of
+        32 x 32 are meant.
 
     Raises:
         ValueError: If a size is not positive.
@@ -136,7 +147,8 @@ def resnet18(classes: int, channels: int = 3) -> nn.Sequential:
 
 
 def small_cnn(classes: int = 10, channels: int = 1, size: int = 28) -> nn.Sequential:
-    """Build a two-layer convolutional network: 16 and 32 channels of 3 x 3, each pooled by 2, then 128 units.
+    """Build a two-layer convolutional network: 16 and 32 channels of 3 x 3, each pooled by 2, then
+    128 units.
 
     Args:
         classes: Number of classes.
@@ -155,7 +167,9 @@ def small_cnn(classes: int = 10, channels: int = 1, size: int = 28) -> nn.Sequen
     """
     _positive(classes=classes, channels=channels)
     if size < 4:
-        raise ValueError(f"size must be at least 4 pixels to pool twice, got {size}. Use an mlp for smaller images.")
+        raise ValueError(
+            f"size must be at least 4 pixels to pool twice, got {size}. Use an mlp for smaller images."
+        )
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1),
         nn.ReLU(),
@@ -171,15 +185,16 @@ def small_cnn(classes: int = 10, channels: int = 1, size: int = 28) -> nn.Sequen
 
 
 class Standardise(nn.Module):
-    """A first layer for images kept as bytes: each pixel becomes ``(pixel / 255 - mean) / sd`` of its channel.
+    """A first layer for images kept as bytes: each pixel becomes ``(pixel / 255 - mean) / sd`` of
+    its channel.
 
     Args:
         mean: Mean of each channel, of pixels from 0 to 1.
         sd: Its standard deviation, above 0.
 
     Raises:
-        ValueError: If there are not as many of both, or a deviation is not above 0; in use, if images are not uint8
-            or have other channels.
+        ValueError: If there are not as many of both, or a deviation is not above 0; in use, if
+            images are not uint8 or have other channels.
 
     Example:
         >>> Standardise(*IMAGENET)(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)).flatten()
@@ -192,12 +207,15 @@ class Standardise(nn.Module):
     def __init__(self, mean: Sequence[float], sd: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(sd) or not all(value > 0 for value in sd):
-            raise ValueError(f"there must be a mean and a deviation above 0 for each channel, got {mean} and {sd}.")
+            raise ValueError(
+                f"there must be a mean and a deviation above 0 for each channel, got {mean} and {sd}."
+            )
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("sd", torch.tensor(sd)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardise images ``[n, channels, height, width]``; they come out in the layer's own precision."""
+        """Standardise images ``[n, channels, height, width]``; they come out in the layer's own
+        precision."""
         if x.ndim != 4 or x.shape[1] != len(self.mean) or x.dtype != torch.uint8:
             raise ValueError(
                 f"images must be uint8 [n, {len(self.mean)}, height, width], got {x.dtype} {list(x.shape)}. "
@@ -220,7 +238,9 @@ class _PaddedShortcut(nn.Module):
 
 def _projection(fan_in: int, fan_out: int) -> nn.Sequential:
     """A 1 x 1 convolution of stride 2 with batch norm (option B)."""
-    return nn.Sequential(nn.Conv2d(fan_in, fan_out, 1, stride=2, bias=False), nn.BatchNorm2d(fan_out))
+    return nn.Sequential(
+        nn.Conv2d(fan_in, fan_out, 1, stride=2, bias=False), nn.BatchNorm2d(fan_out)
+    )
 
 
 class _BasicBlock(nn.Module):
@@ -228,7 +248,9 @@ class _BasicBlock(nn.Module):
 
     def __init__(self, fan_in: int, fan_out: int, stride: int, shortcut: nn.Module) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_convolution(fan_in, fan_out, stride), nn.ReLU(), *_convolution(fan_out, fan_out, 1))
+        self.body = nn.Sequential(
+            *_convolution(fan_in, fan_out, stride), nn.ReLU(), *_convolution(fan_out, fan_out, 1)
+        )
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -236,18 +258,25 @@ class _BasicBlock(nn.Module):
 
 
 class _GlobalMean(nn.Module):
-    """Mean over height and width; adaptive pooling would be the same but has no deterministic gradient on CUDA."""
+    """Mean over height and width; adaptive pooling would be the same but has no deterministic
+    gradient on CUDA."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
 
 
 def _convolution(fan_in: int, fan_out: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(fan_out)
+    return nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(
+        fan_out
+    )
 
 
 def _resnet(
-    channels: int, widths: Sequence[int], blocks: int, classes: int, shortcut: Callable[[int, int], nn.Module]
+    channels: int,
+    widths: Sequence[int],
+    blocks: int,
+    classes: int,
+    shortcut: Callable[[int, int], nn.Module],
 ) -> nn.Sequential:
     """Stem, one stage of basic blocks per width, global mean, linear layer."""
     layers: list[nn.Module] = [*_convolution(channels, widths[0], 1), nn.ReLU()]

@@ -1,4 +1,5 @@
-"""Read .npz files from anywhere: every fault is one ValueError, and no file unpacks to more than a limit."""
+"""Read .npz files from anywhere: every fault is one ValueError, and no file unpacks to more than a
+limit."""
 
 from __future__ import annotations
 
@@ -46,7 +47,10 @@ def read(source: str | Path | bytes, *, limit: int = _LIMIT) -> dict[str, np.nda
             size = sum(entry.file_size for entry in entries)
             if size > limit:
                 raise ValueError(f"it unpacks to {size:,} bytes, more than {limit:,} bytes")
-            return {e.filename.removesuffix(".npy"): _array(e.filename, _content(file, e)) for e in entries}
+            return {
+                e.filename.removesuffix(".npy"): _array(e.filename, _content(file, e))
+                for e in entries
+            }
     except Exception as error:  # noqa: BLE001 -- damaged bytes raise about twenty kinds of errors
         raise ValueError(str(error) or type(error).__name__) from None
 
@@ -74,6 +78,12 @@ def _array(name: str, content: bytearray) -> np.ndarray:
     if dtype.kind not in "biufcUS":
         raise ValueError(f"an array must hold numbers or text, got {dtype} in {name!r}")
     rest = content[file.tell() :]
-    if min(shape, default=0) < 0 or dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != len(rest):
-        raise ValueError(f"{name!r} of shape {str(shape)[:80]} and {dtype} cannot have {len(rest):,} bytes")
+    if (
+        min(shape, default=0) < 0
+        or dtype.itemsize == 0
+        or math.prod(shape) * dtype.itemsize != len(rest)
+    ):
+        raise ValueError(
+            f"{name!r} of shape {str(shape)[:80]} and {dtype} cannot have {len(rest):,} bytes"
+        )
     return np.ndarray(shape, dtype, rest, order="F" if is_fortran else "C")

@@ -1,9 +1,12 @@
-"""How sharp a minimum is: Hessian eigenvalues and trace without the matrix, and loss landscapes around the weights.
+"""How sharp a minimum is: Hessian eigenvalues and trace without the matrix, and loss landscapes
+around the weights.
 
-The loss is given as ``losses``, a function without arguments that yields scalars: their sum is the loss. So a data set
-goes through the network in parts, ``lambda: (len(y) / n * loss(model(x), y) for x, y in batches)``, and no more memory
-is needed than for one. The network is in evaluation mode meanwhile; modes, weights and gradients are as before
-afterwards, also after an exception. Vectors hold all trainable parameters, in the order of ``model.parameters()``.
+The loss is given as ``losses``, a function without arguments that yields scalars: their sum is the
+loss. So a data set goes through the network in parts,
+``lambda: (len(y) / n * loss(model(x), y) for x, y in batches)``, and no more memory is needed than
+for one. The network is in evaluation mode meanwhile; modes, weights and gradients are as before
+afterwards, also after an exception. Vectors hold all trainable parameters, in the order of
+``model.parameters()``.
 """
 
 # The checks shared by the functions below raise what their docstrings promise.
@@ -64,7 +67,8 @@ def hessian_product(model: nn.Module, losses: Losses, vector: Tensor) -> Tensor:
         The product, ``[n]``.
 
     Raises:
-        ValueError: If the model has nothing to train, there are no losses, or the vector has another length.
+        ValueError: If the model has nothing to train, there are no losses, or the vector has
+            another length.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -76,11 +80,15 @@ def hessian_product(model: nn.Module, losses: Losses, vector: Tensor) -> Tensor:
     """
     parameters = _trainable(model)
     if vector.shape != (size := sum(p.numel() for p in parameters),):
-        raise ValueError(f"a vector must hold the {size} trainable parameters, got {list(vector.shape)}.")
+        raise ValueError(
+            f"a vector must hold the {size} trainable parameters, got {list(vector.shape)}."
+        )
     found: Tensor | None = None
     with _evaluating(model), torch.enable_grad():
         for loss in losses():
-            slopes = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+            slopes = torch.autograd.grad(
+                loss, parameters, create_graph=True, materialize_grads=True
+            )
             along = torch.dot(_vector(slopes), vector)
             if along.requires_grad:
                 rows = torch.autograd.grad(along, parameters, materialize_grads=True)
@@ -105,11 +113,13 @@ def hessian_eigenvalues(
         seed: Seed of the first vector.
 
     Returns:
-        Eigenvalues ``[k]``, largest first, in the unit of the loss over that of the weights squared.
+        Eigenvalues ``[k]``, largest first, in the unit of the loss over that of the weights
+        squared.
 
     Raises:
         ImportError: If SciPy is not installed.
-        ValueError: If ``k`` is out of range, the model has nothing to train, or there are no losses.
+        ValueError: If ``k`` is out of range, the model has nothing to train, or there are no
+            losses.
 
     Example:
         >>> model = nn.Linear(3, 1, bias=False)
@@ -120,24 +130,38 @@ def hessian_eigenvalues(
     try:
         from scipy.sparse.linalg import LinearOperator, eigsh
     except ImportError as error:
-        raise ImportError("eigenvalues need SciPy. Install it: pip install 'flooding[experiments]'") from error
+        raise ImportError(
+            "eigenvalues need SciPy. Install it: pip install 'flooding[experiments]'"
+        ) from error
     here = weights(model)
     if not 1 <= k < len(here):
-        raise ValueError(f"k must lie in 1 to below the {len(here)} parameters, got {k}. 1 is the sharpness.")
+        raise ValueError(
+            f"k must lie in 1 to below the {len(here)} parameters, got {k}. 1 is the sharpness."
+        )
 
     def times(vector: np.ndarray) -> np.ndarray:
-        along = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(here.device, here.dtype)
+        along = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(
+            here.device, here.dtype
+        )
         return hessian_product(model, losses, along).double().cpu().numpy()
 
     first = np.random.default_rng(seed).standard_normal(len(here))
     operator = LinearOperator((len(here), len(here)), matvec=times, dtype=np.float64)  # type: ignore[call-arg]
-    how: dict[str, Any] = {"which": "LA", "v0": first, "tol": tolerance, "return_eigenvectors": False}
+    how: dict[str, Any] = {
+        "which": "LA",
+        "v0": first,
+        "tol": tolerance,
+        "return_eigenvectors": False,
+    }
     found = eigsh(operator, k=k, **how)
     return np.sort(found)[::-1]
 
 
-def hessian_trace(model: nn.Module, losses: Losses, probes: int = 20, *, seed: int = 0) -> tuple[float, float]:
-    """Estimate the trace of the Hessian by Hutchinson's method: the mean of ``v @ H @ v`` over random signs.
+def hessian_trace(
+    model: nn.Module, losses: Losses, probes: int = 20, *, seed: int = 0
+) -> tuple[float, float]:
+    """Estimate the trace of the Hessian by Hutchinson's method: the mean of ``v @ H @ v`` over
+    random signs.
 
     Args:
         model: The network; see this module's docstring.
@@ -149,7 +173,8 @@ def hessian_trace(model: nn.Module, losses: Losses, probes: int = 20, *, seed: i
         The trace and its standard error.
 
     Raises:
-        ValueError: If there are fewer than 2 probes, the model has nothing to train, or there are no losses.
+        ValueError: If there are fewer than 2 probes, the model has nothing to train, or there are
+            no losses.
 
     Example:
         >>> model = nn.Linear(3, 1, bias=False)
@@ -171,10 +196,11 @@ def hessian_trace(model: nn.Module, losses: Losses, probes: int = 20, *, seed: i
 
 
 def filter_direction(model: nn.Module, *, seed: int) -> Tensor:
-    """Draw a random direction whose filters are as long as the network's: a step of 1 changes each by its own length.
+    """Draw a random direction whose filters are as long as the network's: a step of 1 changes each
+    by its own length.
 
-    A filter is what produces one output: a row of a linear weight, the kernel of one output channel. Parameters with
-    fewer than two axes (biases, batch norm) do not move.
+    A filter is what produces one output: a row of a linear weight, the kernel of one output
+    channel. Parameters with fewer than two axes (biases, batch norm) do not move.
 
     Args:
         model: Network with at least one trainable parameter.
@@ -209,7 +235,8 @@ def filter_direction(model: nn.Module, *, seed: int) -> Tensor:
 def landscape(
     model: nn.Module, losses: Losses, directions: Sequence[Tensor], steps: Sequence[Sequence[float]]
 ) -> np.ndarray:
-    """Measure the loss on a grid around the weights: on a line for one direction, on a plane for two.
+    """Measure the loss on a grid around the weights: on a line for one direction, on a plane for
+    two.
 
     Args:
         model: The network; see this module's docstring.
@@ -221,7 +248,8 @@ def landscape(
         Losses, float64, an axis for each direction.
 
     Raises:
-        ValueError: If there is not a list of steps for each direction, or the model has nothing to train.
+        ValueError: If there is not a list of steps for each direction, or the model has nothing to
+            train.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -230,7 +258,9 @@ def landscape(
         array([0., 1., 4.])
     """
     if not directions or len(directions) != len(steps):
-        raise ValueError(f"there must be steps for each direction, got {len(directions)} and {len(steps)} lists.")
+        raise ValueError(
+            f"there must be steps for each direction, got {len(directions)} and {len(steps)} lists."
+        )
     parameters, here = _trainable(model), weights(model)
     found = np.empty([len(s) for s in steps])
     with _evaluating(model), torch.no_grad():
@@ -246,7 +276,9 @@ def landscape(
     return found
 
 
-def principal_directions(iterates: Sequence[Tensor], origin: Tensor, count: int = 2) -> list[Tensor]:
+def principal_directions(
+    iterates: Sequence[Tensor], origin: Tensor, count: int = 2
+) -> list[Tensor]:
     """Find the directions in which iterates spread most, seen from an origin.
 
     Args:
@@ -261,7 +293,9 @@ def principal_directions(iterates: Sequence[Tensor], origin: Tensor, count: int 
         ValueError: If there are fewer iterates than directions.
     """
     if len(iterates) < count:
-        raise ValueError(f"there must be at least {count} iterates for {count} directions, got {len(iterates)}.")
+        raise ValueError(
+            f"there must be at least {count} iterates for {count} directions, got {len(iterates)}."
+        )
     away = torch.stack([iterate - origin for iterate in iterates]).double()
     rows = torch.linalg.svd(away, full_matrices=False).Vh[:count]
     return [row.to(origin.dtype) for row in rows]
@@ -291,7 +325,9 @@ def project(iterates: Sequence[Tensor], origin: Tensor, directions: Sequence[Ten
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
-        raise ValueError("the model must have parameters that require a gradient, got none. Unfreeze some of them.")
+        raise ValueError(
+            "the model must have parameters that require a gradient, got none. Unfreeze some of them."
+        )
     return parameters
 
 

@@ -1,7 +1,9 @@
-"""Exact flooding of a whole optimiser step: micro-batches, ranks, loss scaling and closures, in any PyTorch loop.
+"""Exact flooding of a whole optimiser step: micro-batches, ranks, loss scaling and closures, in any
+PyTorch loop.
 
-Flooding is not linear in the loss, so flooding each micro-batch or rank by itself is another method. Here the raw
-gradients accumulate and are multiplied by one slope before the optimiser steps. ``docs/accumulation.md`` is the guide.
+Flooding is not linear in the loss, so flooding each micro-batch or rank by itself is another
+method. Here the raw gradients accumulate and are multiplied by one slope before the optimiser
+steps. ``docs/accumulation.md`` is the guide.
 """
 
 from __future__ import annotations
@@ -88,19 +90,24 @@ class FloodStep:
     cannot be copied or pickled; save its :meth:`state_dict`.
 
     Args:
-        optimizer: The optimiser whose ``step()`` is flooded: the inner one where a library wraps it.
+        optimizer: The optimiser whose ``step()`` is flooded: the inner one where a library wraps
+            it.
         level: Level in the unit of the loss: a real number, a tensor without axes (changes in place
             are followed), None for no flooding, or a controller with ``init()`` and
             ``update(state, seen)``, updated after every step. A tensor that becomes NaN or ``inf``
             is an error where it lies on the CPU, and makes the gradients NaN elsewhere.
-        objective: What replaces the loss, ``(loss, level) -> value``. Slopes other than 0 and +-1, such as those of
-            ``soft_flood``, do not commute with clipping: call :meth:`apply` before it.
-        local: Let every micro-batch of every rank decide for itself, in its own backward. This is flooding with a
-            smaller batch, not flooding of the step; ``state`` then tells what the whole step would have done.
-        group: Process group whose losses are averaged once torch.distributed is initialised; None is all ranks.
+        objective: What replaces the loss, ``(loss, level) -> value``. Slopes other than 0 and +-1,
+            such as those of ``soft_flood``, do not commute with clipping: call :meth:`apply` before
+            it.
+        local: Let every micro-batch of every rank decide for itself, in its own backward. This is
+            flooding with a smaller batch, not flooding of the step; ``state`` then tells what the
+            whole step would have done.
+        group: Process group whose losses are averaged once torch.distributed is initialised; None
+            is all ranks.
 
     Raises:
-        TypeError: If ``optimizer`` is no torch optimiser with step hooks, or ``level`` is none of the above.
+        TypeError: If ``optimizer`` is no torch optimiser with step hooks, or ``level`` is none of
+            the above.
         ValueError: If the level is NaN, ``inf`` or has axes, the gradients cannot be flipped as
             one, or ``local`` is asked for with an optimiser of several passes.
 
@@ -116,7 +123,8 @@ class FloodStep:
         (tensor(-1.), tensor(1))
 
     References:
-        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML 2020, eq. (1).
+        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML
+        2020, eq. (1).
     """
 
     def __init__(
@@ -129,7 +137,12 @@ class FloodStep:
         group: Any = None,
     ) -> None:
         _check_optimizer(optimizer, level)
-        self.optimizer, self.objective, self.per_microbatch, self.group = optimizer, objective, local, group
+        self.optimizer, self.objective, self.per_microbatch, self.group = (
+            optimizer,
+            objective,
+            local,
+            group,
+        )
         methods = set(dir(optimizer))
         self._multi_pass = any(methods.issuperset(names) for names in _MULTI_PASS)
         if local and self._multi_pass:
@@ -141,11 +154,15 @@ class FloodStep:
         # backward passes that have not ended, by the id of their graph task.
         self._sums: Tensor | None = None
         self._running: dict[int, Tensor] = {}
-        self._decision: dict[str, Tensor] | None = None  # set between the flip and the end of the step
+        self._decision: dict[str, Tensor] | None = (
+            None  # set between the flip and the end of the step
+        )
         self._first_pass: dict[str, Tensor] | None = None  # decision of a step of several passes
         self._non_finite: Any = False
         self._shift: Any = 0.0
-        self._landed: Tensor | None = None  # a parameter that the last backward left with a gradient
+        self._landed: Tensor | None = (
+            None  # a parameter that the last backward left with a gradient
+        )
         self._versions = (0, 0)  # of that parameter and its gradient
         self._watched: weakref.ref[Tensor] | None = None  # the last watched loss
         self._last_task = -1  # id of the last backward of a watched loss
@@ -155,8 +172,17 @@ class FloodStep:
         parameters = self._parameters()
         self._device = parameters[0].device if parameters else torch.device("cpu")
         self._nan_loss, self._zero = torch.tensor([0.0, 0.0, 1.0]), torch.tensor(0.0)
-        state = {"loss": math.nan, "value": math.nan, "slope": 1.0, "steps": 0, "flooded": 0, "non_finite": 0}
-        self.state: dict[str, Tensor] = {name: torch.tensor(x, device=self._device) for name, x in state.items()}
+        state = {
+            "loss": math.nan,
+            "value": math.nan,
+            "slope": 1.0,
+            "steps": 0,
+            "flooded": 0,
+            "non_finite": 0,
+        }
+        self.state: dict[str, Tensor] = {
+            name: torch.tensor(x, device=self._device) for name, x in state.items()
+        }
         self.level = level
         self._replace_other()
         _ATTACHED[id(self)] = weakref.ref(self, partial(_forget, id(self)))
@@ -185,13 +211,20 @@ class FloodStep:
         is_controller = is_controller and not isinstance(level, type)
         checked = None if is_controller else _checked(level)
         self._controller, self._level = level if is_controller else None, checked
-        self.state = {name: tensor for name, tensor in self.state.items() if not name.startswith("controller.")}
+        self.state = {
+            name: tensor
+            for name, tensor in self.state.items()
+            if not name.startswith("controller.")
+        }
         if self._controller:
-            self.state |= {f"controller.{k}": v.to(self._device) for k, v in self._controller.init().items()}
+            self.state |= {
+                f"controller.{k}": v.to(self._device) for k, v in self._controller.init().items()
+            }
 
     @torch.compiler.disable
     def __call__(self, loss: Tensor) -> Tensor:
-        """Watch a micro-batch's loss and return it, the same tensor with the same value and gradient.
+        """Watch a micro-batch's loss and return it, the same tensor with the same value and
+        gradient.
 
         Give it the mean over the micro-batch, before any division by the number of micro-batches
         and any scaling. A loss without gradient (evaluation) is only returned, and so is the loss
@@ -210,9 +243,13 @@ class FloodStep:
                 of them is ``local``.
         """
         if not isinstance(loss, Tensor):
-            raise TypeError(f"loss must be a tensor, got {type(loss).__name__}. Give the loss before .item().")
+            raise TypeError(
+                f"loss must be a tensor, got {type(loss).__name__}. Give the loss before .item()."
+            )
         if loss.numel() != 1:
-            raise ValueError(f"loss must have one element, got shape {tuple(loss.shape)}. Take the mean first.")
+            raise ValueError(
+                f"loss must have one element, got shape {tuple(loss.shape)}. Take the mean first."
+            )
         self._check_not_replaced()
         # The same tensor twice, say by a criterion and by the loop, is one loss.
         if not (self._hooks and loss.requires_grad) or self._last_watched() is loss:
@@ -267,8 +304,11 @@ class FloodStep:
             return
         self._sums = noted if self._sums is None else self._sums + noted
         self._last_task = task
-        # FSDP2 and master weights keep gradients elsewhere between micro-batches: only a grad seen here can vanish.
-        self._landed = next((parameter for parameter in self._parameters() if parameter.grad is not None), None)
+        # FSDP2 and master weights keep gradients elsewhere between micro-batches: only a grad seen
+        # here can vanish.
+        self._landed = next(
+            (parameter for parameter in self._parameters() if parameter.grad is not None), None
+        )
         if self._landed is not None and self._landed.grad is not None:
             # Each change in place counts a version up; reading it does not wait for the device.
             self._versions = (self._landed._version, self._landed.grad._version)
@@ -295,8 +335,9 @@ class FloodStep:
     def apply(self) -> None:
         """Flip the accumulated gradients now; the coming ``step()`` does not flip them again.
 
-        Needed before clipping when ``objective`` has other slopes, and before the backward of penalties, which must
-        not be flipped. Call it on every rank, after the last backward (and after ``scaler.unscale_``).
+        Needed before clipping when ``objective`` has other slopes, and before the backward of
+        penalties, which must not be flipped. Call it on every rank, after the last backward (and
+        after ``scaler.unscale_``).
 
         Raises:
             RuntimeError: If no watched loss has been back-propagated since the last step, or
@@ -323,25 +364,32 @@ class FloodStep:
             self._first_pass = self._decision if self._multi_pass else None
         self._sums = None
         if not self.per_microbatch:
-            _multiply([p.grad for p in self._parameters() if p.grad is not None], self._decision["slope"])
+            _multiply(
+                [p.grad for p in self._parameters() if p.grad is not None], self._decision["slope"]
+            )
 
     def clear(self) -> None:
-        """Forget the losses of a step that will not be taken; ``optimizer.zero_grad()`` does so by itself."""
+        """Forget the losses of a step that will not be taken; ``optimizer.zero_grad()`` does so by
+        itself."""
         self._sums = self._decision = self._first_pass = self._landed = None
         self._running.clear()
 
-    def epoch(self, *, train_accuracy: Any = None, val_loss: Any = None, val_accuracy: Any = None) -> None:
+    def epoch(
+        self, *, train_accuracy: Any = None, val_loss: Any = None, val_accuracy: Any = None
+    ) -> None:
         """Show a controller the end of an epoch; other levels take no notice.
 
         Args:
             train_accuracy: Share of training examples classified correctly, in [0, 1].
             val_loss: Mean validation loss in the unit of the loss.
-            val_accuracy: Share of validation examples classified correctly, in [0, 1]. Give all ranks the same.
+            val_accuracy: Share of validation examples classified correctly, in [0, 1]. Give all
+                ranks the same.
         """
         self.state = self._updated(None, train_accuracy, val_loss, val_accuracy)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copy the counters, the last step and the controller's state: tensors only, to be saved between steps.
+        """Copy the counters, the last step and the controller's state: tensors only, to be saved
+        between steps.
 
         Returns:
             Tensors by name.
@@ -358,7 +406,9 @@ class FloodStep:
             ValueError: If the names differ from this object's.
         """
         if odd := sorted(state.keys() ^ self.state.keys()):
-            raise ValueError(f"state must name the same tensors, but {odd} differ. Build it with the same level.")
+            raise ValueError(
+                f"state must name the same tensors, but {odd} differ. Build it with the same level."
+            )
         self.state = {name: state[name].clone().to(self._device) for name in self.state}
         self.clear()
 
@@ -420,7 +470,8 @@ class FloodStep:
         vars(self.optimizer)[name] = wrapped
 
     def _zero_grad(self, zero_grad: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        # A step that a GradScaler skips calls no hook, so zero_grad is where its losses are forgotten.
+        # A step that a GradScaler skips calls no hook, so zero_grad is where its losses are
+        # forgotten.
         self._drop()
         zero_grad(*args, **kwargs)
 
@@ -443,13 +494,16 @@ class FloodStep:
             self._decision, self._first_pass = None, decision
         return result
 
-    def _before_step(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    def _before_step(
+        self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any] | None:
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
                 "The loss of the whole step must be known before the optimiser steps, but step() was called inside "
                 "backward(). Use the loss itself, flooding.flood(loss, level), with an optimiser in backward."
             )
-        # The hook fires before a closure has run: flipping now would flip the last step's gradients.
+        # The hook fires before a closure has run: flipping now would flip the last step's
+        # gradients.
         closure = kwargs.get("closure")
         if closure is None and len(args) > 1:
             closure = args[1]
@@ -471,7 +525,8 @@ class FloodStep:
         returned = closure(*args, **kwargs)
         if self._decision is None:
             self.apply()
-        # Once only: a step() that calls super().step() runs the hooks twice and wraps the closure twice.
+        # Once only: a step() that calls super().step() runs the hooks twice and wraps the closure
+        # twice.
         shift, self._shift = self._shift, 0.0
         return returned + shift if isinstance(returned, Tensor | Real) else returned
 
@@ -490,13 +545,17 @@ class FloodStep:
         state["non_finite"] = state["non_finite"] + self._non_finite
         # A fused optimiser is called also for the step that it then skips.
         if (found_inf := getattr(optimizer, "found_inf", None)) is not None:
-            state = {name: torch.where(found_inf == 0, tensor, self.state[name]) for name, tensor in state.items()}
+            state = {
+                name: torch.where(found_inf == 0, tensor, self.state[name])
+                for name, tensor in state.items()
+            }
         self.state = state
 
     # What the level makes of the loss.
 
     def _decide(self, loss: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        # Autograd gives the slope of any objective, and torch's own 0 at the level, without a second formula.
+        # Autograd gives the slope of any objective, and torch's own 0 at the level, without a
+        # second formula.
         level = -math.inf if self.level is None else self.level
         _check_value(level)
         with torch.enable_grad():
@@ -512,13 +571,19 @@ class FloodStep:
         slope = torch.where(floods, slope, torch.ones_like(slope))
         return {"loss": loss, "value": value, "slope": slope}, finite
 
-    def _updated(self, loss: Tensor | None, train_accuracy: Any, val_loss: Any, val_accuracy: Any) -> dict[str, Tensor]:
+    def _updated(
+        self, loss: Tensor | None, train_accuracy: Any, val_loss: Any, val_accuracy: Any
+    ) -> dict[str, Tensor]:
         if not self._controller:
             return dict(self.state)
-        seen = SimpleNamespace(loss=loss, train_accuracy=train_accuracy, val_loss=val_loss, val_accuracy=val_accuracy)
+        seen = SimpleNamespace(
+            loss=loss, train_accuracy=train_accuracy, val_loss=val_loss, val_accuracy=val_accuracy
+        )
         prefix = "controller."
         memory = {k.removeprefix(prefix): v for k, v in self.state.items() if k.startswith(prefix)}
-        return self.state | {prefix + k: v for k, v in self._controller.update(memory, seen).items()}
+        return self.state | {
+            prefix + k: v for k, v in self._controller.update(memory, seen).items()
+        }
 
     # What would be silently wrong.
 
@@ -580,7 +645,8 @@ class FloodStep:
             self._foreign_hook = None
 
     def _before_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # A GAN's second optimiser owns parameters that the loss reaches, but clears their gradients.
+        # A GAN's second optimiser owns parameters that the loss reaches, but clears their
+        # gradients.
         if not self._foreign or any(o.optimizer is optimizer for o in (self, *self._others())):
             return
         own = set(map(id, self._parameters()))
@@ -621,7 +687,8 @@ def _wide(tensor: Tensor, copy: bool = False) -> Tensor:
 def _multiply(gradients: Iterable[Tensor], slope: Tensor) -> None:
     by_kind: dict[Any, list[Tensor]] = defaultdict(list)
     for gradient in gradients:
-        # A shard is multiplied as the plain tensor it is: right for every placement, and no DTensor dispatch.
+        # A shard is multiplied as the plain tensor it is: right for every placement, and no DTensor
+        # dispatch.
         own: Any = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # pyright: ignore
         by_kind[own.device, own.dtype].append(own)
     for (device, dtype), tensors in by_kind.items():
@@ -663,7 +730,9 @@ def _checked(level: Any) -> Any:
         return None
     if isinstance(level, Tensor):
         if level.ndim:
-            raise ValueError(f"level must have no axes, got shape {tuple(level.shape)}. One step has one level.")
+            raise ValueError(
+                f"level must have no axes, got shape {tuple(level.shape)}. One step has one level."
+            )
         if level.dtype is torch.bool or level.is_complex():
             raise TypeError(f"level must be a real number, got a tensor of {level.dtype}.")
         _check_value(level)
@@ -686,19 +755,26 @@ def _checked(level: Any) -> Any:
 def _check_optimizer(optimizer: Any, level: Any) -> None:
     if isinstance(level, torch.optim.Optimizer):
         raise TypeError("level is an optimiser. The order is FloodStep(optimizer, level).")
-    if not (isinstance(optimizer, torch.optim.Optimizer) and getattr(type(optimizer).step, "hooked", False)):
+    if not (
+        isinstance(optimizer, torch.optim.Optimizer)
+        and getattr(type(optimizer).step, "hooked", False)
+    ):
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer that calls step hooks, got {type(optimizer).__name__}. Give "
             "the inner optimiser of a wrapper; engines that step by themselves need flooding.flood(loss, level)."
         )
-    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+    for parameter in (
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ):
         if getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ValueError(
                 "The gradients of a whole step must be there together, but a parameter has a post-accumulate-grad "
                 "hook, as an optimiser in backward has. Use flooding.flood(loss, level), or add harmless hooks later."
             )
         if hasattr(parameter, "ds_id"):
-            raise ValueError("Parameters partitioned by DeepSpeed cannot be flipped. Use flooding.flood(loss, level).")
+            raise ValueError(
+                "Parameters partitioned by DeepSpeed cannot be flipped. Use flooding.flood(loss, level)."
+            )
 
 
 # Every FloodStep whose hooks are on its optimiser, by its id.

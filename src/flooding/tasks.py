@@ -22,7 +22,16 @@ from torch.nn.functional import cross_entropy
 from flooding.data import images, synthetic, tables
 from flooding.data.augment import jitter, shift
 from flooding.levels import Constant, Controller, Delayed, Heuristic, Plateau, Range, Warmup
-from flooding.methods import SAM, Flooding, GradientPenalty, Hinge, IFlood, Method, SoftAD, WaveBound
+from flooding.methods import (
+    SAM,
+    Flooding,
+    GradientPenalty,
+    Hinge,
+    IFlood,
+    Method,
+    SoftAD,
+    WaveBound,
+)
 from flooding.models import mlp, small_cnn
 from flooding.training.problem import Problem, TestCurve
 
@@ -97,7 +106,8 @@ def ishida2020_problem(data: Callable[..., Any], inputs: int) -> Problem:
 
 
 def demo_sinusoid(optimizer: Callable[..., torch.optim.Optimizer]) -> Problem:
-    """Give the public demo's experiment: Sinusoid with 10 % label noise, 100 training and 100 validation examples.
+    """Give the public demo's experiment: Sinusoid with 10 % label noise, 100 training and 100
+    validation examples.
 
     Args:
         optimizer: The demo's :data:`sgd` or :data:`adam`.
@@ -108,7 +118,15 @@ def demo_sinusoid(optimizer: Callable[..., torch.optim.Optimizer]) -> Problem:
     network = partial(mlp, 2, 2, width=500, depth=4, batch_norm=True)
     data = partial(synthetic.sinusoid, label_noise=0.1)
     curve = TestCurve(500, every=5)
-    return Problem(data, network, optimizer, batch_size=200, max_epochs=200, test_curve=curve, probe_inputs=grid_2d)
+    return Problem(
+        data,
+        network,
+        optimizer,
+        batch_size=200,
+        max_epochs=200,
+        test_curve=curve,
+        probe_inputs=grid_2d,
+    )
 
 
 def grid_2d(points: int = 81, reach: float = 2.2) -> Tensor:
@@ -126,7 +144,8 @@ def grid_2d(points: int = 81, reach: float = 2.2) -> Tensor:
 
 
 def demo_digits(epochs: int = 60) -> Problem:
-    """Give real images: scikit-learn's handwritten digits, 20 % of training and validation labels replaced.
+    """Give real images: scikit-learn's handwritten digits, 20 % of training and validation labels
+    replaced.
 
     Args:
         epochs: The max_epochs.
@@ -136,13 +155,21 @@ def demo_digits(epochs: int = 60) -> Problem:
     """
     network = partial(mlp, 64, 10, width=500, depth=4, batch_norm=True)
     data = partial(tables.digits, label_noise=0.2)
-    return Problem(data, network, adam, batch_size=100, max_epochs=epochs, test_curve=TestCurve(500, every=5))
+    return Problem(
+        data, network, adam, batch_size=100, max_epochs=epochs, test_curve=TestCurve(500, every=5)
+    )
 
 
 def _plain(name: str, data: Callable[..., Any]) -> Problem:
     """Three hidden layers of 256 units, Adam at 0.001, 100 epochs in batches of 100."""
     inputs, classes = _SIZES[name]
-    return Problem(data, partial(mlp, inputs, classes, width=256, depth=3), adam, batch_size=100, max_epochs=100)
+    return Problem(
+        data,
+        partial(mlp, inputs, classes, width=256, depth=3),
+        adam,
+        batch_size=100,
+        max_epochs=100,
+    )
 
 
 # The real problems on which searches and methods are compared, in one setting.
@@ -151,7 +178,9 @@ REAL: dict[str, Problem] = {
     "spambase": _plain("spambase", tables.spambase),
     "letter": _plain("letter", tables.letter),
     "higgs7k": _plain("higgs7k", tables.higgs7k),
-    "fashion-mnist-5k": Problem(images.fashion_mnist, small_cnn, adam, batch_size=100, max_epochs=30),
+    "fashion-mnist-5k": Problem(
+        images.fashion_mnist, small_cnn, adam, batch_size=100, max_epochs=30
+    ),
     "twonorm": _plain("twonorm", tables.twonorm),
 }
 _SHIFTS = {"digits": partial(shift, pixels=1, size=8), "fashion-mnist-5k": partial(shift, pixels=1)}
@@ -160,13 +189,13 @@ _SHIFTS = {"digits": partial(shift, pixels=1, size=8), "fashion-mnist-5k": parti
 def real(name: str, *, augment: bool = False, max_epochs: int | None = None) -> Problem:
     """Give one of the real problems on which searches and methods are compared, in one setting.
 
-    Adam at 0.001 and batches of 100. Tables and digits: three hidden layers of 256 units, 100 epochs. Fashion-MNIST:
-    4,000 training images, a small convolutional network, 30 epochs.
+    Adam at 0.001 and batches of 100. Tables and digits: three hidden layers of 256 units, 100
+    epochs. Fashion-MNIST: 4,000 training images, a small convolutional network, 30 epochs.
 
     Args:
         name: A name of :data:`REAL`.
-        augment: Whether training inputs vary: images move by up to one pixel, vectors get Gaussian noise of standard
-            deviation 0.1.
+        augment: Whether training inputs vary: images move by up to one pixel, vectors get Gaussian
+            noise of standard deviation 0.1.
         max_epochs: Epochs, where not those of the setting.
 
     Returns:
@@ -190,8 +219,8 @@ def get_task(name: str, **data: Any) -> Problem:
     """Give a built-in task in its published setting.
 
     Args:
-        name: ``two-gaussians``, ``sinusoid``, ``sinusoid-nd`` or ``spiral`` in the setting of :func:`paper`, or a name
-            of :data:`REAL`.
+        name: ``two-gaussians``, ``sinusoid``, ``sinusoid-nd`` or ``spiral`` in the setting of
+            :func:`paper`, or a name of :data:`REAL`.
         **data: Arguments of its data, such as ``label_noise``.
 
     Returns:
@@ -212,7 +241,9 @@ def get_task(name: str, **data: Any) -> Problem:
         _named(f"an argument of {name}", argument, known)
     if name in REAL:
         return replace(REAL[name], data=partial(make, **data)) if data else REAL[name]
-    return ishida2020_problem(partial(make, **data), data.get("dimension", 2 if name in _SIZES else 10))
+    return ishida2020_problem(
+        partial(make, **data), data.get("dimension", 2 if name in _SIZES else 10)
+    )
 
 
 def build_problem(
@@ -243,15 +274,16 @@ def build_problem(
         momentum: Momentum of sgd in [0, 1); the other optimisers have none.
         weight_decay: L2 penalty, at least 0; decoupled for adamw.
         dropout: Share of hidden units dropped in training, in [0, 1).
-        label_smoothing: Share of each training label spread over all classes, in [0, 1); curves and finals report the
-            plain loss.
+        label_smoothing: Share of each training label spread over all classes, in [0, 1); curves and
+            finals report the plain loss.
         **more: Fields of :class:`flooding.Problem`.
 
     Returns:
         The Problem, its data not made yet.
 
     Raises:
-        ValueError: If a name is unknown, a number out of range, or an argument is not one of the task's.
+        ValueError: If a name is unknown, a number out of range, or an argument is not one of the
+            task's.
     """
     make = _named("task", task, DATA | FETCHED)
     known = [name for name in inspect.signature(make).parameters if name != "seed"]
@@ -259,7 +291,9 @@ def build_problem(
         _named(f"an argument of {task}", name, known)
     normed = _named("model", model, {"mlp": False, "mlp-bn": True})
     rule = _named(
-        "optimizer", optimizer, {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        "optimizer",
+        optimizer,
+        {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW},
     )
     _within("width", width, 1)
     _within("depth", depth, 1)
@@ -271,21 +305,31 @@ def build_problem(
     numbers: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
     if momentum is not None:
         if optimizer != "sgd":
-            raise ValueError(f"momentum belongs to sgd, got {momentum} with {optimizer}. Leave one of them out.")
+            raise ValueError(
+                f"momentum belongs to sgd, got {momentum} with {optimizer}. Leave one of them out."
+            )
         _within("momentum", momentum, 0, 1)
         numbers["momentum"] = momentum
     inputs, classes = _SIZES.get(task, (data.get("dimension", 10), 2))
-    defaults = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(make).parameters.items()
+    }
     examples = [(defaults | data).get(name, 0) for name in ("n_train", "n_val", "n_test")]
     batches = [min(more.get(name, size), sum(examples)) for name, size in _BATCHES.items()]
     _check_memory(examples, inputs, width, depth, max(batches))
-    network = partial(mlp, inputs, classes, width=width, depth=depth, batch_norm=normed, dropout=dropout)
+    network = partial(
+        mlp, inputs, classes, width=width, depth=depth, batch_norm=normed, dropout=dropout
+    )
     if label_smoothing:
-        more |= {"loss": partial(cross_entropy, label_smoothing=label_smoothing), "eval_loss": cross_entropy}
+        more |= {
+            "loss": partial(cross_entropy, label_smoothing=label_smoothing),
+            "eval_loss": cross_entropy,
+        }
     return Problem(partial(make, **data), network, partial(rule, **numbers, fused=True), **more)
 
 
-# What the methods and schedules of the command line are made of, and which of its numbers each takes.
+# What the methods and schedules of the command line are made of, and which of its numbers each
+# takes.
 METHODS: dict[str, Callable[..., Method]] = {
     "flooding": Flooding,
     "iflood": IFlood,
@@ -324,7 +368,8 @@ def choose_schedule(name: str, numbers: dict[str, float]) -> Controller:
 
     Args:
         name: A name of :data:`SCHEDULES`.
-        numbers: Arguments of the controller; "delayed" and "heuristic" start at a batch loss of 1e-4 unless told else.
+        numbers: Arguments of the controller; "delayed" and "heuristic" start at a batch loss of
+            1e-4 unless told else.
 
     Returns:
         The controller.
@@ -334,14 +379,20 @@ def choose_schedule(name: str, numbers: dict[str, float]) -> Controller:
     return _called("schedule", name, SCHEDULES, numbers)
 
 
-def _called(what: str, name: str, known: dict[str, Callable[..., Any]], numbers: dict[str, float]) -> Any:
+def _called(
+    what: str, name: str, known: dict[str, Callable[..., Any]], numbers: dict[str, float]
+) -> Any:
     make = _named(what, name, known)
     taken = inspect.signature(make).parameters
     for number in numbers:
         _named(f"an argument of {what} {name}", number, taken)
-    missing = [n for n, p in taken.items() if p.default is inspect.Parameter.empty and n not in numbers]
+    missing = [
+        n for n, p in taken.items() if p.default is inspect.Parameter.empty and n not in numbers
+    ]
     if missing:
-        raise ValueError(f"{what} {name} needs {', '.join(missing)}, got {', '.join(numbers) or 'nothing'}.")
+        raise ValueError(
+            f"{what} {name} needs {', '.join(missing)}, got {', '.join(numbers) or 'nothing'}."
+        )
     return make(**numbers)
 
 
@@ -350,7 +401,9 @@ def _named(what: str, name: str, known: Iterable[str]) -> Any:
     if name not in (names := list(known)):
         near = difflib.get_close_matches(name, names, 1)
         hint = f"Did you mean {near[0]}?" if near else "Choose one of these."
-        raise ValueError(f"{what} must be one of {', '.join(names) or 'none at all'}; got {name}. {hint}")
+        raise ValueError(
+            f"{what} must be one of {', '.join(names) or 'none at all'}; got {name}. {hint}"
+        )
     return known[name] if isinstance(known, dict) else name
 
 
@@ -362,7 +415,8 @@ def _check_memory(examples: list[int], inputs: int, width: int, depth: int, batc
     parameters = (inputs + 1) * width + (depth - 1) * width**2
     needed = {
         "the data": 16 * sum(examples) * inputs,  # drawn as float64, kept as float32
-        # Weights, gradients, Adam's two means and three copies; a layer's outputs and their gradients.
+        # Weights, gradients, Adam's two means and three copies; a layer's outputs and their
+        # gradients.
         "the network": 28 * parameters + 12 * batch * width * depth,
     }
     for what, size in needed.items():
@@ -387,5 +441,9 @@ def _memory() -> float:
 
 def _within(name: str, value: float, least: float, below: float = math.inf) -> None:
     if not least <= value < below:
-        bound = f"lie in [{least:g}, {below:g})" if below < math.inf else f"be finite and at least {least:g}"
+        bound = (
+            f"lie in [{least:g}, {below:g})"
+            if below < math.inf
+            else f"be finite and at least {least:g}"
+        )
         raise ValueError(f"{name} must {bound}, got {value}.")

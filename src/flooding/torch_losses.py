@@ -1,7 +1,8 @@
-"""What a loss says about itself: its function of torch, its reduction, what it ignores and how it weighs.
+"""What a loss says about itself: its function of torch, its reduction, what it ignores and how it
+weighs.
 
-:func:`loss_options` is the one place that recognises a loss, whatever it is wrapped in. A loss that is not torch's own
-is judged by what it returns.
+:func:`loss_options` is the one place that recognises a loss, whatever it is wrapped in. A loss that
+is not torch's own is judged by what it returns.
 """
 
 from __future__ import annotations
@@ -44,14 +45,17 @@ if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
     _FUNCTIONS[nn.LinearCrossEntropyLoss] = F.linear_cross_entropy
 
 
-_PARAMETERS = {function: tuple(inspect.signature(function).parameters) for function in _FUNCTIONS.values()}
+_PARAMETERS = {
+    function: tuple(inspect.signature(function).parameters) for function in _FUNCTIONS.values()
+}
 _ATTRIBUTES = ("reduction", "weight", "ignore_index", "label_smoothing", "pos_weight")
 
 _READ: dict[Any, tuple[str, ...]] = {
     f: tuple(name for name in _ATTRIBUTES if name in names) for f, names in _PARAMETERS.items()
 }
 
-# Losses of class indices: their mean divides by the class weights of the examples that are not ignored.
+# Losses of class indices: their mean divides by the class weights of the examples that are not
+# ignored.
 CLASSES = tuple(function for function, names in _PARAMETERS.items() if "ignore_index" in names)
 _INDICES = (torch.int64, torch.uint8)
 BINARY = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
@@ -60,7 +64,9 @@ BINARY = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 class LossOptions(NamedTuple):
     """Options of a loss, and the input and target of one call of it."""
 
-    function: Callable[..., Tensor] | None  # the function of torch that computes it; None: a loss of your own
+    function: (
+        Callable[..., Tensor] | None
+    )  # the function of torch that computes it; None: a loss of your own
     reduction: str | None  # as set, in lower case; None: unknown, what the loss returns decides
     weight: Tensor | None
     ignore_index: int | None
@@ -71,7 +77,8 @@ class LossOptions(NamedTuple):
 
 
 def unwrap(loss: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Look through partials, ``functools.wraps``, ``torch.compile`` and a module's bound ``forward``.
+    """Look through partials, ``functools.wraps``, ``torch.compile`` and a module's bound
+    ``forward``.
 
     Args:
         loss: A loss.
@@ -98,7 +105,8 @@ def unwrap(loss: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
 
 
 def _torch_function(core: Any) -> Callable[..., Tensor] | None:
-    """Give the function of torch that a module or function computes, None for a loss of the user's own."""
+    """Give the function of torch that a module or function computes, None for a loss of the user's
+    own."""
     if not isinstance(core, nn.Module):
         return next((function for function in _PARAMETERS if function is core), None)
     for kind, function in _FUNCTIONS.items():
@@ -108,16 +116,19 @@ def _torch_function(core: Any) -> Callable[..., Tensor] | None:
     return None
 
 
-def loss_options(loss: Any, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] | None = None) -> LossOptions:
+def loss_options(
+    loss: Any, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] | None = None
+) -> LossOptions:
     """Read the options of a loss: a module, a function, or either one wrapped.
 
-    A subclass with a ``forward`` of its own is a loss of your own: its ``weight`` is read, but what its mean divides
-    by is unknown.
+    A subclass with a ``forward`` of its own is a loss of your own: its ``weight`` is read, but what
+    its mean divides by is unknown.
 
     Args:
         loss: A loss.
         args: Positional arguments of a call of it.
-        keywords: Keyword arguments of that call. They win over bound arguments, and those over attributes.
+        keywords: Keyword arguments of that call. They win over bound arguments, and those over
+            attributes.
 
     Returns:
         The options.
@@ -147,7 +158,8 @@ def loss_options(loss: Any, args: tuple[Any, ...] = (), keywords: Mapping[str, A
 
 
 def _defaults(function: Any) -> dict[str, Any]:
-    """Read the defaults of a function of the user's own; ``inspect.signature`` is too slow for each batch."""
+    """Read the defaults of a function of the user's own; ``inspect.signature`` is too slow for each
+    batch."""
     if not isinstance(function, FunctionType):
         return {}
     code, values = function.__code__, function.__defaults__ or ()
@@ -176,7 +188,8 @@ def reduction_word(given: Mapping[str, Any]) -> str | None:
 
 
 def signature_reduction(loss: Any) -> str | None:
-    """Read the reduction that a loss is called with, from its options or else the defaults of its signature.
+    """Read the reduction that a loss is called with, from its options or else the defaults of its
+    signature.
 
     Args:
         loss: A loss.
@@ -189,7 +202,9 @@ def signature_reduction(loss: Any) -> str | None:
         return word
     core, args, keywords = unwrap(loss)
     try:
-        call = inspect.signature(core.forward if isinstance(core, nn.Module) else core).bind_partial(*args, **keywords)
+        call = inspect.signature(
+            core.forward if isinstance(core, nn.Module) else core
+        ).bind_partial(*args, **keywords)
     except (TypeError, ValueError):  # a builtin without a signature, or arguments that do not fit
         return None
     call.apply_defaults()
@@ -244,7 +259,11 @@ def _advice(call: LossOptions, error: Exception) -> str | None:
         return None
     for what, value in (("outputs", scores), ("targets", target)):
         if value is not None and not isinstance(value, Tensor):
-            take = "the tensor in it" if isinstance(value, (tuple, Mapping)) else "torch.as_tensor() of it"
+            take = (
+                "the tensor in it"
+                if isinstance(value, (tuple, Mapping))
+                else "torch.as_tensor() of it"
+            )
             return f"{name} needs tensors, got {what} of type {type(value).__name__}. Pass {take}."
     if not isinstance(scores, Tensor) or not isinstance(target, Tensor):
         return None
@@ -263,7 +282,11 @@ def _advice(call: LossOptions, error: Exception) -> str | None:
         if isinstance(error, IndexError) and call.function in (F.cross_entropy, F.nll_loss):
             # Only a CPU raises this, so reading the targets waits for nothing.
             classes = scores.shape[min(1, scores.dim() - 1)]
-            wrong = target[(target != call.ignore_index) & ((target < 0) | (target >= classes))].unique().tolist()
+            wrong = (
+                target[(target != call.ignore_index) & ((target < 0) | (target >= classes))]
+                .unique()
+                .tolist()
+            )
             if wrong:
                 return (
                     f"classes must lie in 0 to {classes - 1}, since outputs have {classes} scores, got {wrong[:5]}. "
@@ -281,7 +304,8 @@ def check_class_weight(loss: Any) -> None:
         loss: A loss.
 
     Raises:
-        ValueError: If it is a subclass of cross-entropy or NLL with class weights and a ``forward`` of its own.
+        ValueError: If it is a subclass of cross-entropy or NLL with class weights and a ``forward``
+            of its own.
     """
     options = loss_options(loss)
     core = unwrap(loss)[0]
@@ -296,13 +320,14 @@ _WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 def example_weight(criterion: Any, target: Any, loss: Tensor | None = None) -> Tensor | None:
-    """Weight of each loss in the mean of a criterion: 0 for ``ignore_index``, the class weight of the others.
+    """Weight of each loss in the mean of a criterion: 0 for ``ignore_index``, the class weight of
+    the others.
 
     Args:
         criterion: A loss: a module, a function, or a partial of one.
         target: Its target.
-        loss: Its raw losses. A criterion that is not torch's own may give them another shape than its target has;
-            then nothing is known of their weights.
+        loss: Its raw losses. A criterion that is not torch's own may give them another shape than
+            its target has; then nothing is known of their weights.
 
     Returns:
         Weights of the shape of ``target``, or None where the mean is the plain one.
@@ -322,4 +347,7 @@ def _weight(call: LossOptions, loss: Tensor | None) -> Tensor | None:
     valid = target != call.ignore_index
     if call.weight is None or call.function not in CLASSES:
         return valid.to(torch.get_default_dtype())
-    return call.weight.index_select(0, target.masked_fill(~valid, 0).reshape(-1)).reshape(target.shape) * valid
+    return (
+        call.weight.index_select(0, target.masked_fill(~valid, 0).reshape(-1)).reshape(target.shape)
+        * valid
+    )

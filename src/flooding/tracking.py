@@ -34,8 +34,13 @@ __all__ = ["Log", "Tracker", "mlflow_tracker", "tensorboard_tracker"]
 
 log = logging.getLogger("flooding")
 _OWN = ("level", "method", "seed", "epochs")  # parameters that each Run tells of itself
-_HOST, _PROCESS = "flooding.host", "flooding.process"  # tags that tell whether a run's process is alive
-_SECONDS = 2.0  # between two writes to MLflow: a write takes 5 ms, as long as an epoch of a small network
+_HOST, _PROCESS = (
+    "flooding.host",
+    "flooding.process",
+)  # tags that tell whether a run's process is alive
+_SECONDS = (
+    2.0  # between two writes to MLflow: a write takes 5 ms, as long as an epoch of a small network
+)
 
 
 class Log(Protocol):
@@ -53,13 +58,14 @@ class Log(Protocol):
 class Tracker:
     """Pass rows on to one log per Run, opened at the Run's first row and closed at its last.
 
-    Rows of several Runs may come interleaved, as from :func:`flooding.run_all`'s workers; Runs are told apart by
-    identity, so give each Run object once. Every finite value of a row is written under its own name at its epoch, and
-    the finals of a Record, ``best.*`` and ``last.*``, at the last epoch. NaN and infinities are left out. An epoch is
-    written once: a Run that starts over because its worker died goes on in the same log.
+    Rows of several Runs may come interleaved, as from :func:`flooding.run_all`'s workers; Runs are
+    told apart by identity, so give each Run object once. Every finite value of a row is written
+    under its own name at its epoch, and the finals of a Record, ``best.*`` and ``last.*``, at the
+    last epoch. NaN and infinities are left out. An epoch is written once: a Run that starts over
+    because its worker died goes on in the same log.
 
-    Leaving the ``with`` block closes every log. One that is unfinished ends as FAILED after an exception, and as KILLED
-    after Ctrl-C or when the loop was left early.
+    Leaving the ``with`` block closes every log. One that is unfinished ends as FAILED after an
+    exception, and as KILLED after Ctrl-C or when the loop was left early.
 
     Args:
         open_log: Opens the log of a Run.
@@ -87,7 +93,9 @@ class Tracker:
 
     def __init__(self, open_log: Callable[[Run], Log]) -> None:
         self._open_log = open_log
-        self._logs: dict[Run, tuple[Log, int]] = {}  # with the last epoch written; a Run is equal to itself alone
+        self._logs: dict[
+            Run, tuple[Log, int]
+        ] = {}  # with the last epoch written; a Run is equal to itself alone
 
     def __call__(self, row: EpochResult) -> None:
         """Write a row, and its Record if it is the last one.
@@ -123,18 +131,21 @@ def mlflow_tracker(
     tags: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> Tracker:
-    """Track in MLflow: one MLflow run per Run, with its level, method, seed and epochs as parameters.
+    """Track in MLflow: one MLflow run per Run, with its level, method, seed and epochs as
+    parameters.
 
-    The client API alone is used: MLflow's active run and tracking URI stay as they are. Numbers are written every two
-    seconds and at the end. No artifacts are logged; a new experiment keeps its own beside the database.
+    The client API alone is used: MLflow's active run and tracking URI stay as they are. Numbers are
+    written every two seconds and at the end. No artifacts are logged; a new experiment keeps its
+    own beside the database.
 
-    Each MLflow run is tagged with its host and process. Runs of the experiment that are still RUNNING although their
-    process has ended, since it was killed, are set to KILLED and named in the log. Runs of other hosts, or from before
-    this one was restarted, stay as they are, and so do all where the system has no ``/proc``.
+    Each MLflow run is tagged with its host and process. Runs of the experiment that are still
+    RUNNING although their process has ended, since it was killed, are set to KILLED and named in
+    the log. Runs of other hosts, or from before this one was restarted, stay as they are, and so do
+    all where the system has no ``/proc``.
 
     Args:
-        uri: ``sqlite:///FILE`` (made if it is missing) or the address of a tracking server. Passwords in it are left
-            out of every error.
+        uri: ``sqlite:///FILE`` (made if it is missing) or the address of a tracking server.
+            Passwords in it are left out of every error.
         experiment: Name of the experiment, made if it is missing.
         tags: Tags of each MLflow run.
         parameters: Further parameters of each MLflow run, such as the task.
@@ -144,8 +155,9 @@ def mlflow_tracker(
 
     Raises:
         ImportError: If MLflow, or what it needs for SQLite, is not installed.
-        ValueError: If the file cannot hold a database of MLflow's, the server or a driver is missing, the experiment is
-            deleted, or a parameter is one that each Run tells of itself. Nothing is written then.
+        ValueError: If the file cannot hold a database of MLflow's, the server or a driver is
+            missing, the experiment is deleted, or a parameter is one that each Run tells of itself.
+            Nothing is written then.
 
     Example:
         >>> from functools import partial
@@ -170,7 +182,8 @@ def mlflow_tracker(
         from sqlalchemy.exc import SQLAlchemyError
 
         file = _database(uri)
-        # Absolute: MLflow keeps stores by their address, and would find a relative one in an earlier working directory.
+        # Absolute: MLflow keeps stores by their address, and would find a relative one in an
+        # earlier working directory.
         place = None if file is None else (file.parent / f"{file.stem}-artifacts").as_uri()
         try:
             client = MlflowClient(uri if file is None else f"sqlite:///{file}")
@@ -185,8 +198,12 @@ def mlflow_tracker(
     def open_log(run: Run) -> Log:
         told = {name: str(value) for name, value in _parameters(run, parameters).items()}
         with masking():
-            opened = client.create_run(number, run_name=_name(run), tags={**_process_tags(), **(tags or {})})
-            client.log_batch(opened.info.run_id, params=[Param(name, value) for name, value in told.items()])
+            opened = client.create_run(
+                number, run_name=_name(run), tags={**_process_tags(), **(tags or {})}
+            )
+            client.log_batch(
+                opened.info.run_id, params=[Param(name, value) for name, value in told.items()]
+            )
         return _MlflowLog(client, opened.info.run_id, Metric, masking)
 
     return Tracker(open_log)
@@ -194,21 +211,27 @@ def mlflow_tracker(
 
 @contextmanager
 def _masked_errors(uri: str, kind: type[Exception]) -> Generator[None, None, None]:
-    """Raise an error of MLflow's again, without the passwords in its text and in what it came from."""
+    """Raise an error of MLflow's again, without the passwords in its text and in what it came
+    from."""
     try:
         yield
     except kind as error:
         got = _masked(str(error), uri)
-        raise ConnectionError(f"MLflow must take what is measured, got from {_masked(uri, uri)}: {got}") from None
+        raise ConnectionError(
+            f"MLflow must take what is measured, got from {_masked(uri, uri)}: {got}"
+        ) from None
 
 
 def _masked(text: str, uri: str) -> str:
-    """Replace the passwords of an address, and whatever looks like one in a text about it, by ``***``."""
+    """Replace the passwords of an address, and whatever looks like one in a text about it, by
+    ``***``."""
     user, _, password = uri.partition("://")[2].rpartition("@")[0].partition(":")
     query = [part.partition("=")[2] for part in re.split(r"[?&;#]", uri)[1:]]
     names = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
     secrets = {password or user, *query, *(os.environ.get(name, "") for name in names)}
-    for secret in sorted({s for part in secrets for s in (part, unquote(part))}, key=len, reverse=True):
+    for secret in sorted(
+        {s for part in secrets for s in (part, unquote(part))}, key=len, reverse=True
+    ):
         if len(secret) > 3:  # of a shorter one every occurrence would be a chance hit
             text = text.replace(secret, "***")
     text = re.sub(r"""(://)[^\s'"]*@""", r"\1***@", text)
@@ -229,7 +252,10 @@ def _close_killed(client: MlflowClient, experiment: str) -> None:
             process, _, start = run.data.tags.get(_PROCESS, "").partition(":")
             if process.isdecimal() and start and _start_of(process) != start:
                 client.set_terminated(run.info.run_id, "KILLED")
-                log.warning("MLflow run %s was left open by a killed process: it is KILLED now.", run.info.run_name)
+                log.warning(
+                    "MLflow run %s was left open by a killed process: it is KILLED now.",
+                    run.info.run_name,
+                )
         if not (token := page.token):
             return
 
@@ -251,7 +277,9 @@ def _start_of(process: str) -> str | None:
     """Look up when a process began, in ticks since the host's start; None if it has ended."""
     try:
         # The name, in brackets, may hold anything.
-        state, *fields = Path("/proc", process, "stat").read_text(errors="replace").rpartition(")")[2].split()
+        state, *fields = (
+            Path("/proc", process, "stat").read_text(errors="replace").rpartition(")")[2].split()
+        )
     except (OSError, ValueError):
         return None
     return None if state in {"Z", "X"} else fields[18]
@@ -292,7 +320,8 @@ class _MlflowLog:
 
 
 def _database(uri: str) -> Path | None:
-    """Find the file of a SQLite URI and refuse one that MLflow would fail on, or fill, though it is not MLflow's."""
+    """Find the file of a SQLite URI and refuse one that MLflow would fail on, or fill, though it is
+    not MLflow's."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -305,12 +334,18 @@ def _database(uri: str) -> Path | None:
     if url.get_backend_name() != "sqlite":
         return None
     if not url.database or url.database == ":memory:":
-        raise ValueError(f"uri must name a file, got {_masked(uri, uri)!r}. Try sqlite:///mlflow.db.")
+        raise ValueError(
+            f"uri must name a file, got {_masked(uri, uri)!r}. Try sqlite:///mlflow.db."
+        )
     path = Path(url.database).absolute()
     if path.is_dir():
-        raise ValueError(f"uri must name a file, got the folder {path}. Try sqlite:///{path / 'mlflow.db'}.")
+        raise ValueError(
+            f"uri must name a file, got the folder {path}. Try sqlite:///{path / 'mlflow.db'}."
+        )
     if not path.parent.is_dir():
-        raise ValueError(f"the file of uri must lie in a folder that exists, got {path}. Make {path.parent} first.")
+        raise ValueError(
+            f"the file of uri must lie in a folder that exists, got {path}. Make {path.parent} first."
+        )
     if path.exists():
         _check_ours(path)
     return path
@@ -320,11 +355,20 @@ def _check_ours(path: Path) -> None:
     # Immutable: merely reading a database in WAL mode would leave two files beside it.
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            tables = {
+                name
+                for (name,) in database.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table'"
+                )
+            }
     except sqlite3.DatabaseError as error:
-        raise ValueError(f"uri must name a SQLite database, got {path}: {error}. Choose another file.") from None
+        raise ValueError(
+            f"uri must name a SQLite database, got {path}: {error}. Choose another file."
+        ) from None
     if tables and "experiments" not in tables:
-        raise ValueError(f"uri must name a database of MLflow's, got another program's {path}. Choose another file.")
+        raise ValueError(
+            f"uri must name a database of MLflow's, got another program's {path}. Choose another file."
+        )
 
 
 def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
@@ -339,17 +383,23 @@ def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
             if (found := client.get_experiment_by_name(name)) is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise ValueError(f"experiment must be active, got the deleted {name!r}. Restore it or choose another name.")
+        raise ValueError(
+            f"experiment must be active, got the deleted {name!r}. Restore it or choose another name."
+        )
     return found.experiment_id
 
 
-def tensorboard_tracker(folder: str | Path, *, parameters: Mapping[str, Any] | None = None) -> Tracker:
+def tensorboard_tracker(
+    folder: str | Path, *, parameters: Mapping[str, Any] | None = None
+) -> Tracker:
     """Track in TensorBoard: one folder per Run, named for its method, level and seed.
 
-    TensorBoard keeps values in float32. The Run's level, method, seed and epochs are hyper-parameters of its folder.
+    TensorBoard keeps values in float32. The Run's level, method, seed and epochs are
+    hyper-parameters of its folder.
 
     Args:
-        folder: Where the folders of the Runs go; made if it is missing. A name that is taken gets a number.
+        folder: Where the folders of the Runs go; made if it is missing. A name that is taken gets a
+            number.
         parameters: Further hyper-parameters of each Run, such as the task.
 
     Returns:
@@ -357,8 +407,8 @@ def tensorboard_tracker(folder: str | Path, *, parameters: Mapping[str, Any] | N
 
     Raises:
         ImportError: If tensorboard is not installed.
-        ValueError: If ``folder`` is, or lies below, a regular file, or a parameter is one that each Run tells of
-            itself. Nothing is written then.
+        ValueError: If ``folder`` is, or lies below, a regular file, or a parameter is one that each
+            Run tells of itself. Nothing is written then.
 
     Example:
         >>> from functools import partial
@@ -379,14 +429,18 @@ def tensorboard_tracker(folder: str | Path, *, parameters: Mapping[str, Any] | N
     folder = Path(folder).absolute()
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
-            raise ValueError(f"folder must not be, or lie below, a file, but {path} is one. Choose another folder.")
+            raise ValueError(
+                f"folder must not be, or lie below, a file, but {path} is one. Choose another folder."
+            )
     with _quiet("torch.utils.tensorboard", "tensorboard", "google.protobuf"):
         if missing := _missing("tensorboard", "tensorboard", "torch.utils.tensorboard"):
             raise ImportError(missing)
         from torch.utils.tensorboard import SummaryWriter
 
     def open_log(run: Run) -> Log:
-        return _TensorboardLog(SummaryWriter(str(_make_folder(folder, _name(run)))), _parameters(run, parameters))
+        return _TensorboardLog(
+            SummaryWriter(str(_make_folder(folder, _name(run)))), _parameters(run, parameters)
+        )
 
     return Tracker(open_log)
 
@@ -397,8 +451,13 @@ class _TensorboardLog:
     def __init__(self, writer: SummaryWriter, parameters: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        told = {name: value if isinstance(value, (int, float)) else str(value) for name, value in parameters.items()}
-        _, start, self._end = hparams(told, {})  # without the first, TensorBoard finds the metrics by itself
+        told = {
+            name: value if isinstance(value, (int, float)) else str(value)
+            for name, value in parameters.items()
+        }
+        _, start, self._end = hparams(
+            told, {}
+        )  # without the first, TensorBoard finds the metrics by itself
         self._writer = writer
         self._summary(start)
 
@@ -442,7 +501,11 @@ def _name(run: Run) -> str:
 def _taken(parameters: Mapping[str, Any] | None) -> str | None:
     """Say what is wrong with parameters, if anything."""
     taken = sorted(set(parameters or {}) & set(_OWN))
-    return f"parameters must not name what each Run tells of itself, got {taken}. Leave them out." if taken else None
+    return (
+        f"parameters must not name what each Run tells of itself, got {taken}. Leave them out."
+        if taken
+        else None
+    )
 
 
 def _missing(extra: str, *modules: str) -> str | None:

@@ -1,4 +1,5 @@
-"""The command line: ``flooding demo``, ``find``, ``predict``, ``compare``, ``reproduce`` and ``run``."""
+"""The command line: ``flooding demo``, ``find``, ``predict``, ``compare``, ``reproduce`` and
+``run``."""
 
 from __future__ import annotations
 
@@ -11,18 +12,30 @@ try:
     import typer
 
     from flooding.cli._demo import demo
-    from flooding.cli._errors import finish_output, note_interrupts, open_streams, report_error, show_warnings
+    from flooding.cli._errors import (
+        finish_output,
+        note_interrupts,
+        open_streams,
+        report_error,
+        show_warnings,
+    )
     from flooding.cli._find import find, predict
     from flooding.cli._reproduce import compare, reproduce
     from flooding.cli._run import run
     from flooding.cli._shown import errors
     from flooding.text import one_line
-except ModuleNotFoundError as error:  # pragma: no cover -- the command is there even where its libraries are not
+except (
+    ModuleNotFoundError
+) as error:  # pragma: no cover -- the command is there even where its libraries are not
     if error.name not in {"rich", "typer"}:
         raise
-    sys.exit(f"the command line needs typer and rich ({error}). Install them: pip install 'flooding[cli]'")
+    sys.exit(
+        f"the command line needs typer and rich ({error}). Install them: pip install 'flooding[cli]'"
+    )
 except KeyboardInterrupt:  # pragma: no cover -- before there is anything that could print it
-    sys.stderr.write("Interrupted. Finished runs are in the ledger: the same command goes on from there.\n")
+    sys.stderr.write(
+        "Interrupted. Finished runs are in the ledger: the same command goes on from there.\n"
+    )
     sys.exit(130)
 
 __all__ = ["app", "main"]

@@ -69,7 +69,10 @@ def _explain(error: BaseException) -> tuple[str, int]:
     place = _own_place(places)
     source = f" It comes from your code, {place}." if place else ""
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return f"there is too little memory: {said}. Choose a smaller network, batch or data set.{source}", 2
+        return (
+            f"there is too little memory: {said}. Choose a smaller network, batch or data set.{source}",
+            2,
+        )
     if _is_deliberate(places):
         return f"{text or kind}{source}", 2
     if place:
@@ -96,10 +99,15 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _places(error: BaseException) -> list[tuple[str, int]]:
-    """List the files and lines that an error came from, the innermost last, in this process or a worker."""
-    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    """List the files and lines that an error came from, the innermost last, in this process or a
+    worker."""
+    places = [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
     for note in getattr(error, "__notes__", ()):  # a worker's traceback
-        places += [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', note)]
+        places += [
+            (file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', note)
+        ]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno or 0))
     return places
@@ -112,7 +120,8 @@ def _own_place(places: list[tuple[str, int]]) -> str | None:
 
 
 def _is_deliberate(places: list[tuple[str, int]]) -> bool:
-    """Tell whether this package raised the error itself, of whatever type, and so has said what is wrong."""
+    """Tell whether this package raised the error itself, of whatever type, and so has said what is
+    wrong."""
     if not places or not Path(places[-1][0]).is_relative_to(_PACKAGE):
         return False
     return linecache.getline(*places[-1]).lstrip().startswith("raise ")
@@ -150,7 +159,9 @@ def note_interrupts() -> Generator[None, None, None]:
     try:
         yield
     finally:
-        if not _interrupts:  # else the next one ends the program at once, also in the middle of its end
+        if (
+            not _interrupts
+        ):  # else the next one ends the program at once, also in the middle of its end
             signal.signal(signal.SIGINT, signal.default_int_handler)
         # Registered last, so called first at the end of the interpreter.
         atexit.unregister(_ignore_interrupts)
@@ -175,7 +186,8 @@ def show_warnings() -> Generator[None, None, None]:
 
 
 def open_streams() -> None:
-    """Make standard streams that a shell closed, and let none fail at a character it cannot encode."""
+    """Make standard streams that a shell closed, and let none fail at a character it cannot
+    encode."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- as long as the program
@@ -185,7 +197,8 @@ def open_streams() -> None:
 
 
 def finish_output() -> None:
-    """Write what is waiting, so that an error, such as that of a full disk, is not Python's last word."""
+    """Write what is waiting, so that an error, such as that of a full disk, is not Python's last
+    word."""
     for stream in (console.file, errors.file):
         try:
             stream.flush()

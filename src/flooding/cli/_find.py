@@ -56,16 +56,29 @@ _TABLES = {".csv", ".tsv", ".npz", ".gz", ".bz2", ".xz", ".txt"}
 
 def find(
     what: What,
-    target: Annotated[str | None, option("A table's column to predict: its name or position.", _DATA)] = None,
-    kind: Annotated[str | None, option("A table's target: classification or regression.", _DATA)] = None,
-    label_noise: Annotated[float | None, option("A task's share of flipped labels, 0 to below 1.", _DATA)] = None,
+    target: Annotated[
+        str | None, option("A table's column to predict: its name or position.", _DATA)
+    ] = None,
+    kind: Annotated[
+        str | None, option("A table's target: classification or regression.", _DATA)
+    ] = None,
+    label_noise: Annotated[
+        float | None, option("A task's share of flipped labels, 0 to below 1.", _DATA)
+    ] = None,
     epochs: Annotated[int | None, option("Epochs of a full training.", _DATA)] = None,
     strategy: Annotated[
         str,
-        option("finder, grid, halving, backward, heuristic, policy-gradient, accordance, range-test or tpe.", _SEARCH),
+        option(
+            "finder, grid, halving, backward, heuristic, policy-gradient, accordance, range-test or tpe.",
+            _SEARCH,
+        ),
     ] = "finder",
-    budget: Annotated[float | None, option("finder: trainings to spend for each seed, above 1 [3].", _SEARCH)] = None,
-    trainings: Annotated[int | None, option("policy-gradient, tpe: trainings to spend [20].", _SEARCH)] = None,
+    budget: Annotated[
+        float | None, option("finder: trainings to spend for each seed, above 1 [3].", _SEARCH)
+    ] = None,
+    trainings: Annotated[
+        int | None, option("policy-gradient, tpe: trainings to spend [20].", _SEARCH)
+    ] = None,
     levels: Annotated[
         str | None,
         option(
@@ -76,12 +89,16 @@ def find(
     ] = None,
     seeds: Annotated[int, option("Seeds to average.", _SEARCH, min=1)] = 1,
     score: Annotated[
-        str | None, option("accuracy, balanced-accuracy or loss [accuracy for classes, else loss].", _SEARCH)
+        str | None,
+        option("accuracy, balanced-accuracy or loss [accuracy for classes, else loss].", _SEARCH),
     ] = None,
     device: Annotated[str, option("cpu, cuda, cuda:1 or mps.", _SEARCH)] = "cpu",
-    out: Annotated[Path, option("Folder for table, curves and picture.", _OUTPUT)] = Path("flooding-find"),
+    out: Annotated[Path, option("Folder for table, curves and picture.", _OUTPUT)] = Path(
+        "flooding-find"
+    ),
     save: Annotated[
-        Path | None, option("Tables: folder for the trained model and its preprocessing, for predict.", _OUTPUT)
+        Path | None,
+        option("Tables: folder for the trained model and its preprocessing, for predict.", _OUTPUT),
     ] = None,
     ledger: Ledger = None,
     overwrite: Overwrite = False,
@@ -91,7 +108,9 @@ def find(
     from flooding.level_search.find import find_level
     from flooding.training.runner import check_device
 
-    check_numbers(label_noise=label_noise, epochs=epochs, budget=budget, trainings=trainings, seeds=seeds)
+    check_numbers(
+        label_noise=label_noise, epochs=epochs, budget=budget, trainings=trainings, seeds=seeds
+    )
     check_numbers(workers=workers)
     for folder in (out, *([] if save is None else [save.parent])):
         writable(folder)
@@ -101,15 +120,21 @@ def find(
     search = _strategy(strategy, budget, trainings, at)
     problem, table = problem_of(what, target, given(label_noise=label_noise), epochs, kind)
     if save is not None and table is None:
-        raise ValueError(f"save needs a table, got {what}. A model of your own is found.model() in Python.")
+        raise ValueError(
+            f"save needs a table, got {what}. A model of your own is found.model() in Python."
+        )
     if save is not None:
         from flooding.tabular.table import check_folder
 
         check_folder(save)
         if save.absolute() == out.absolute():
-            raise ValueError(f"save and out must be different folders, got {save} twice. Change one.")
+            raise ValueError(
+                f"save and out must be different folders, got {save} twice. Change one."
+            )
     if strategy == "heuristic" and problem.splits(0).classes is None:
-        raise ValueError(f"heuristic needs the accuracy of classes, but {what} has numbers. Choose another --strategy.")
+        raise ValueError(
+            f"heuristic needs the accuracy of classes, but {what} has numbers. Choose another --strategy."
+        )
     problem = _scored(problem, score)
     with progress() as (on_start, on_row):
         how: dict[str, Any] = {"ledger": ledger, "overwrite": overwrite, "workers": workers}
@@ -129,7 +154,9 @@ def find(
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder that find --save wrote.")],
     table: Annotated[Path, typer.Argument(help="A table with the same columns.")],
-    out: Annotated[Path | None, option("CSV file to write.", _OUTPUT, show_default="printed")] = None,
+    out: Annotated[
+        Path | None, option("CSV file to write.", _OUTPUT, show_default="printed")
+    ] = None,
 ) -> None:
     """Predict the target of new rows with a saved model."""
     from flooding.atomic import write_atomic
@@ -139,10 +166,14 @@ def predict(
     if out is not None:
         writable(out.parent)
         if out.is_dir():
-            raise ValueError(f"out must be a file, got the folder {out}. Name a file: {out / 'predictions.csv'}.")
+            raise ValueError(
+                f"out must be a file, got the folder {out}. Name a file: {out / 'predictions.csv'}."
+            )
         if out.exists() and (not out.is_file() or out.samefile(table)):
             got = f"the table {out}" if out.is_file() else f"the pipe or device {out}"
-            raise ValueError(f"out must be a file of its own, got {got}. Leave --out out to print the predictions.")
+            raise ValueError(
+                f"out must be a file of its own, got {got}. Leave --out out to print the predictions."
+            )
     found = predictions(model, table)
     text = found.to_csv(index=False)
     if out is None:
@@ -154,7 +185,8 @@ def predict(
 
 
 def _print_csv(text: str) -> None:
-    """Print a CSV file: readable on a terminal, unchanged into a pipe, and not further than it is read."""
+    """Print a CSV file: readable on a terminal, unchanged into a pipe, and not further than it is
+    read."""
     if sys.stdout.isatty():
         for line in text.splitlines():
             console.print_line(line)
@@ -186,30 +218,42 @@ def problem_of(
 
     place, colon, name = what.rpartition(":")
     path = Path(what)
-    is_own = bool(colon) and not path.exists() and "/" not in name and Path(name).suffix not in _TABLES
+    is_own = (
+        bool(colon) and not path.exists() and "/" not in name and Path(name).suffix not in _TABLES
+    )
     is_task = not is_own and what in {*tasks.DATA, *tasks.REAL} and not path.is_file()
     # Whoever names a column means a table, also one that is missing.
-    is_file = not is_own and not is_task and (path.exists() or path.suffix in _TABLES or bool(target))
+    is_file = (
+        not is_own and not is_task and (path.exists() or path.suffix in _TABLES or bool(target))
+    )
     for option_name, value in (("--target", target), ("--kind", kind)):
         if value is not None and not is_file:
-            raise ValueError(f"{option_name} belongs to a table, got {what}. Name a CSV, TSV or .npz file.")
+            raise ValueError(
+                f"{option_name} belongs to a table, got {what}. Name a CSV, TSV or .npz file."
+            )
     if data and (is_file or is_own):
         raise ValueError(f"{', '.join(data)} belongs to a built-in task, got {what}. Leave it out.")
     if is_file and path.suffix == ".py":
-        raise ValueError(f"a Python file needs the name of its Problem, got {what} alone. Try {what}:problem.")
+        raise ValueError(
+            f"a Python file needs the name of its Problem, got {what} alone. Try {what}:problem."
+        )
     if is_file:
         return _of_table(what, target, epochs, kind)
     problem = _imported(place, name) if is_own else tasks.get_task(what, **data)
     return (problem if epochs is None else replace(problem, max_epochs=epochs)), None
 
 
-def _of_table(what: str, target: str | None, epochs: int | None, kind: str | None) -> tuple[Problem, TableProblem]:
+def _of_table(
+    what: str, target: str | None, epochs: int | None, kind: str | None
+) -> tuple[Problem, TableProblem]:
     """Make the Problem of a table, and say what was assumed."""
     from flooding.tabular.table import table_problem
 
     _check_file(Path(what), "a table")
     if target is None:
-        raise ValueError(f"a table needs the column to predict, got {what} alone. Add --target NAME, or --target -1.")
+        raise ValueError(
+            f"a table needs the column to predict, got {what} alone. Add --target NAME, or --target -1."
+        )
     if kind not in {None, "classification", "regression"}:
         raise ValueError(f"kind must be classification or regression, got {kind}.")
     table = table_problem(what, target, kind=kind, **given(max_epochs=epochs))  # type: ignore[arg-type]
@@ -242,7 +286,9 @@ def _imported(place: str, name: str) -> Problem:
     if not isinstance(found, Problem):
         hint = " Does it return?" if found is None else ""
         got = "None" if found is None else f"a {type(found).__name__}"
-        raise ValueError(f"{full} must be a flooding.Problem, or a function that gives one, got {got}.{hint}")
+        raise ValueError(
+            f"{full} must be a flooding.Problem, or a function that gives one, got {got}.{hint}"
+        )
     return found
 
 
@@ -251,7 +297,9 @@ def _import_module(place: str, full: str) -> ModuleType:
     path = Path(place)
     is_path = path.suffix == ".py"
     if is_path and not path.is_file():
-        raise ValueError(f"module:problem must name a Problem that can be imported, got {full}: {path} is missing.")
+        raise ValueError(
+            f"module:problem must name a Problem that can be imported, got {full}: {path} is missing."
+        )
     folder, module = (str(path.parent.absolute()), path.stem) if is_path else (os.getcwd(), place)
     sys.path.insert(0, folder)  # for good: workers import it too
     try:
@@ -304,7 +352,9 @@ def _scored(problem: Problem, score: str | None) -> Problem:
     if score is None:
         return problem
     if score != "loss" and problem.splits(0).classes is None:
-        raise ValueError(f"{score} needs classes, but the targets are numbers. Use --score loss, or leave it out.")
+        raise ValueError(
+            f"{score} needs classes, but the targets are numbers. Use --score loss, or leave it out."
+        )
     if score == "accuracy":
         return problem
     if score == "balanced-accuracy":
@@ -342,11 +392,17 @@ def _strategy(
     }
     if name not in known:
         raise ValueError(f"strategy must be one of {', '.join(known)}; got {name}.")
-    takes = {"levels": {"grid", "halving", "backward"}, "budget": {"finder"}, "trainings": {"policy-gradient", "tpe"}}
+    takes = {
+        "levels": {"grid", "halving", "backward"},
+        "budget": {"finder"},
+        "trainings": {"policy-gradient", "tpe"},
+    }
     for option_name in (*at, *spend, *count):
         if name not in takes[option_name]:
             who = " and ".join(sorted(takes[option_name]))
-            raise ValueError(f"--{option_name} belongs to {who}, got --strategy {name}. Leave it out.")
+            raise ValueError(
+                f"--{option_name} belongs to {who}, got --strategy {name}. Leave it out."
+            )
     return known[name]
 
 
@@ -370,7 +426,9 @@ def _print(found: FoundLevel) -> None:
         errors.print_line(f"note: {warning}")
     cost = found.cost
     saved = (
-        "" if cost.steps >= cost.trainings else f" ({1 - cost.steps / cost.trainings:.0%} saved by shared beginnings)"
+        ""
+        if cost.steps >= cost.trainings
+        else f" ({1 - cost.steps / cost.trainings:.0%} saved by shared beginnings)"
     )
     price = f"{cost.steps:.2f} trainings' steps{saved}, {cost.epochs} epochs, {3600 * cost.hours:.0f} s of training"
     answer = "train without flooding" if found.level is None else f"flood level {found.level:.4g}"
@@ -404,8 +462,12 @@ def _save(found: FoundLevel, table: TableProblem, folder: Path, device: str) -> 
     finals = row.record.metrics if row.record is not None else {}
     for name in ("last.test_accuracy", "last.test_loss"):
         if name in finals:
-            console.print_line(f"{name.removeprefix('last.').replace('_', ' ')} of the saved model: {finals[name]:.4g}")
+            console.print_line(
+                f"{name.removeprefix('last.').replace('_', ' ')} of the saved model: {finals[name]:.4g}"
+            )
     if table.target.classes is None and "last.test_loss" in finals:
         error = math.sqrt(finals["last.test_loss"]) * table.target.sd
-        console.print_line(f"that is a root mean squared error of {error:.4g} in the unit of {table.target.name}")
+        console.print_line(
+            f"that is a root mean squared error of {error:.4g} in the unit of {table.target.name}"
+        )
     console.print_line(f"Model in {folder.absolute()}: flooding predict {folder} new.csv")

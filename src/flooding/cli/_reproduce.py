@@ -1,4 +1,5 @@
-"""``flooding reproduce``: an experiment again, as tables and figures; ``flooding compare``: methods side by side."""
+"""``flooding reproduce``: an experiment again, as tables and figures; ``flooding compare``: methods
+side by side."""
 
 from __future__ import annotations
 
@@ -34,21 +35,34 @@ __all__ = ["compare", "reproduce"]
 
 
 def reproduce(
-    name: Annotated[str | None, typer.Argument(help="An experiment; --list names them.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="An experiment; --list names them.", show_default=False)
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the experiments.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer seeds, levels and epochs: minutes, not hours.")] = False,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.", show_default="the experiment's")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer seeds, levels and epochs: minutes, not hours.")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of seeds.", show_default="the experiment's")
+    ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="An archive in place of trainings: a NAME.npz, or the level benchmark."),
+        typer.Option(
+            "--from", help="An archive in place of trainings: a NAME.npz, or the level benchmark."
+        ),
     ] = None,
-    more: Annotated[bool, typer.Option("--more", help="Train what the archive of --from lacks.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for page, tables, figures and archive.")] = Path("flooding-results"),
+    more: Annotated[
+        bool, typer.Option("--more", help="Train what the archive of --from lacks.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for page, tables, figures and archive.")] = Path(
+        "flooding-results"
+    ),
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
-    """Run an experiment again, from the ledger where it has been run, and write tables and figures."""
+    """Run an experiment again, from the ledger where it has been run, and write tables and
+    figures."""
     from flooding import experiments
 
     if list_:
@@ -57,7 +71,9 @@ def reproduce(
         return
     check_numbers(seeds=seeds, workers=workers)
     if name is None:
-        raise ValueError(f"reproduce needs an experiment: {', '.join(experiments.NAMES)}. See --list.")
+        raise ValueError(
+            f"reproduce needs an experiment: {', '.join(experiments.NAMES)}. See --list."
+        )
     if more and source is None:
         raise ValueError("--more adds to an archive. Name it: --from NAME.npz.")
     module = experiments.find(name)
@@ -71,23 +87,44 @@ def reproduce(
         archive = getattr(module, "load", Archive)(source)
     chosen = None if seeds is None else range(seeds)
     if archive is None or more:
-        _train(partial(module.experiment, quick, chosen), module, out, name, ledger, overwrite, workers, archive)
+        _train(
+            partial(module.experiment, quick, chosen),
+            module,
+            out,
+            name,
+            ledger,
+            overwrite,
+            workers,
+            archive,
+        )
     else:
-        _write(module.experiment(quick, archive.seeds if chosen is None else chosen), archive, out, name)
+        _write(
+            module.experiment(quick, archive.seeds if chosen is None else chosen),
+            archive,
+            out,
+            name,
+        )
 
 
 def compare(
     what: What,
-    target: Annotated[str | None, option("A table's column to predict: its name or position.", "Data")] = None,
-    label_noise: Annotated[float | None, option("A task's share of flipped labels, 0 to below 1.", "Data")] = None,
+    target: Annotated[
+        str | None, option("A table's column to predict: its name or position.", "Data")
+    ] = None,
+    label_noise: Annotated[
+        float | None, option("A task's share of flipped labels, 0 to below 1.", "Data")
+    ] = None,
     epochs: Annotated[int | None, option("Epochs of a full training.", "Data")] = None,
     seeds: Annotated[int, typer.Option(min=2, help="Number of seeds.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder for page, tables and archive.")] = Path("flooding-results"),
+    out: Annotated[Path, typer.Option(help="Folder for page, tables and archive.")] = Path(
+        "flooding-results"
+    ),
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
-    """Compare twelve methods on your classification problem, each with up to four trainings to choose its settings."""
+    """Compare twelve methods on your classification problem, each with up to four trainings to
+    choose its settings."""
     from flooding.experiments import bakeoff
 
     check_numbers(label_noise=label_noise, epochs=epochs, seeds=seeds, workers=workers)
@@ -96,7 +133,9 @@ def compare(
     problem, _ = problem_of(what, target, given(label_noise=label_noise), epochs, None)
     classes = problem.splits(0).classes
     if classes is None:
-        raise ValueError(f"compare needs classes, but the targets of {what} are numbers. Use flooding find.")
+        raise ValueError(
+            f"compare needs classes, but the targets of {what} are numbers. Use flooding find."
+        )
     running = partial(bakeoff.compare, {what: (problem, classes)}, range(seeds))
     _train(running, bakeoff, out, "compare", ledger, overwrite, workers)
 
@@ -111,7 +150,8 @@ def _train(
     workers: int | None,
     held: Any = None,
 ) -> None:
-    """Train what an experiment asks, say beforehand how long it will take, pack it, and report on what was packed."""
+    """Train what an experiment asks, say beforehand how long it will take, pack it, and report on
+    what was packed."""
     from flooding.experiments import estimate, machine
     from flooding.experiments.archive import Archive, pack, with_fallback
     from flooding.level_search.base import run_generator
@@ -123,11 +163,20 @@ def _train(
         def told(runs: list[Run]) -> None:
             if runs:
                 seconds = estimate(runs, workers)
-                errors.print_line(f"about {_time(seconds)} for {len(runs)} trainings, {seconds / len(runs):.1f} s each")
+                errors.print_line(
+                    f"about {_time(seconds)} for {len(runs)} trainings, {seconds / len(runs):.1f} s each"
+                )
             on_start(runs)
 
         def ask(runs: list[Run]) -> list[Record]:
-            return run_all(runs, ledger=ledger, overwrite=overwrite, workers=workers, on_start=told, on_row=on_row)
+            return run_all(
+                runs,
+                ledger=ledger,
+                overwrite=overwrite,
+                workers=workers,
+                on_start=told,
+                on_row=on_row,
+            )
 
         report, records = run_generator(start(), ask if held is None else with_fallback(held, ask))
     if all(is_hashable(record.run) for record in records if record.run is not None):
@@ -139,7 +188,9 @@ def _train(
         _show(report, out, name)
 
 
-def _write(running: Experiment, archive: Callable[..., Any], out: Path, name: str, *more: Path) -> None:
+def _write(
+    running: Experiment, archive: Callable[..., Any], out: Path, name: str, *more: Path
+) -> None:
     """Report on an archive, so that the same file always gives the same page."""
     from flooding.level_search.base import run_generator
 
@@ -155,7 +206,9 @@ def _show(report: Report, out: Path, name: str, *more: Path) -> None:
         for sentence in sentences:
             console.print_line(f"- {sentence}")
     console.print()
-    console.print_line(f"Page, tables and figures in {out.absolute()}: {', '.join(file.name for file in files)}")
+    console.print_line(
+        f"Page, tables and figures in {out.absolute()}: {', '.join(file.name for file in files)}"
+    )
 
 
 def _time(seconds: float) -> str:

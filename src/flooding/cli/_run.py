@@ -44,55 +44,86 @@ _DATA, _MODEL, _FLOODING, _TRAINING, _OUTPUT = "Data", "Model", "Flooding", "Tra
 def run(
     task: Task,
     label_noise: Annotated[
-        float | None, option("Share of flipped labels, 0 to below 1 [0.1; digits 0.2; fetched 0 to 0.2].", _DATA)
+        float | None,
+        option("Share of flipped labels, 0 to below 1 [0.1; digits 0.2; fetched 0 to 0.2].", _DATA),
     ] = None,
-    spiral_noise: Annotated[float | None, option("Standard deviation of Spiral's points [1].", _DATA)] = None,
+    spiral_noise: Annotated[
+        float | None, option("Standard deviation of Spiral's points [1].", _DATA)
+    ] = None,
     negative_mean: Annotated[
         float | None, option("Mean of the shifted Gaussian class in every coordinate [1].", _DATA)
     ] = None,
-    dimension: Annotated[int | None, option("Inputs of two-gaussians or sinusoid-nd [10].", _DATA)] = None,
+    dimension: Annotated[
+        int | None, option("Inputs of two-gaussians or sinusoid-nd [10].", _DATA)
+    ] = None,
     train_samples: Annotated[
-        int | None, option("Training examples in all [100; digits 600; fetched 1,000 to 4,000].", _DATA)
+        int | None,
+        option("Training examples in all [100; digits 600; fetched 1,000 to 4,000].", _DATA),
     ] = None,
     val_samples: Annotated[
-        int | None, option("Validation examples in all [100; digits 300; fetched 500 to 1,500].", _DATA)
+        int | None,
+        option("Validation examples in all [100; digits 300; fetched 500 to 1,500].", _DATA),
     ] = None,
-    test_samples: Annotated[int | None, option("Test examples in all [20000; of files: what is left].", _DATA)] = None,
+    test_samples: Annotated[
+        int | None, option("Test examples in all [20000; of files: what is left].", _DATA)
+    ] = None,
     model: Annotated[str, option("mlp, or mlp-bn with batch norm.", _MODEL)] = "mlp-bn",
     width: Annotated[int, option("Units of a hidden layer.", _MODEL)] = 500,
     depth: Annotated[int, option("Hidden layers.", _MODEL)] = 4,
     level: Annotated[
-        str | None, option("Flood level in nats, or one per class: 0.1,0.3 [none: plain training].", _FLOODING)
+        str | None,
+        option("Flood level in nats, or one per class: 0.1,0.3 [none: plain training].", _FLOODING),
     ] = None,
     excess: Annotated[
-        bool, option("The level is that of the loss above its targets' entropy.", _FLOODING, "--excess")
+        bool,
+        option("The level is that of the loss above its targets' entropy.", _FLOODING, "--excess"),
     ] = False,
     method: Annotated[
         str,
-        option("flooding, iflood, adaflood, softad, hinge, wavebound, sam or gradient-penalty.", _FLOODING),
+        option(
+            "flooding, iflood, adaflood, softad, hinge, wavebound, sam or gradient-penalty.",
+            _FLOODING,
+        ),
     ] = "flooding",
     schedule: Annotated[
-        str, option("Of the level: constant, warmup, delayed, heuristic, plateau or range.", _FLOODING)
+        str,
+        option("Of the level: constant, warmup, delayed, heuristic, plateau or range.", _FLOODING),
     ] = "constant",
-    warmup_steps: Annotated[int | None, option("Steps of warmup, or of range [all steps].", _FLOODING)] = None,
-    until_loss: Annotated[float | None, option("delayed, heuristic: flood after this loss [1e-4].", _FLOODING)] = None,
+    warmup_steps: Annotated[
+        int | None, option("Steps of warmup, or of range [all steps].", _FLOODING)
+    ] = None,
+    until_loss: Annotated[
+        float | None, option("delayed, heuristic: flood after this loss [1e-4].", _FLOODING)
+    ] = None,
     until_accuracy: Annotated[
         float | None, option("delayed, heuristic: flood after this training accuracy.", _FLOODING)
     ] = None,
     sigma: Annotated[float | None, option("Width of softad, in nats [1].", _FLOODING)] = None,
-    epsilon: Annotated[float | None, option("wavebound: distance below its teacher's loss.", _FLOODING)] = None,
-    decay: Annotated[float | None, option("wavebound: memory of the teacher [0.99].", _FLOODING)] = None,
+    epsilon: Annotated[
+        float | None, option("wavebound: distance below its teacher's loss.", _FLOODING)
+    ] = None,
+    decay: Annotated[
+        float | None, option("wavebound: memory of the teacher [0.99].", _FLOODING)
+    ] = None,
     rho: Annotated[float | None, option("Radius of sam [0.05].", _FLOODING)] = None,
     penalty: Annotated[float | None, option("Strength of gradient-penalty.", _FLOODING)] = None,
-    gamma: Annotated[float | None, option("adaflood: trust in the labels, 0 to 1 [0.5].", _FLOODING)] = None,
+    gamma: Annotated[
+        float | None, option("adaflood: trust in the labels, 0 to 1 [0.5].", _FLOODING)
+    ] = None,
     folds: Annotated[int | None, option("adaflood: auxiliary networks [5].", _FLOODING)] = None,
     optimizer: Annotated[str, option("sgd, adam or adamw.", _TRAINING)] = "adam",
     learning_rate: Annotated[float, option("Step size.", _TRAINING)] = 1e-3,
     momentum: Annotated[float | None, option("Momentum of sgd [0].", _TRAINING)] = None,
     weight_decay: Annotated[float, option("L2 penalty (adamw: decoupled).", _TRAINING)] = 0.0,
-    dropout: Annotated[float, option("Share of hidden units dropped in training.", _TRAINING)] = 0.0,
-    label_smoothing: Annotated[float, option("Share of each label spread over all classes.", _TRAINING)] = 0.0,
-    clip_norm: Annotated[float | None, option("Largest gradient norm [no clipping].", _TRAINING)] = None,
+    dropout: Annotated[
+        float, option("Share of hidden units dropped in training.", _TRAINING)
+    ] = 0.0,
+    label_smoothing: Annotated[
+        float, option("Share of each label spread over all classes.", _TRAINING)
+    ] = 0.0,
+    clip_norm: Annotated[
+        float | None, option("Largest gradient norm [no clipping].", _TRAINING)
+    ] = None,
     batch_size: Annotated[int, option("Training examples per step.", _TRAINING)] = 200,
     eval_batch_size: Annotated[int, option("Examples per evaluation pass.", _TRAINING)] = 500,
     epochs: Annotated[int, option("Passes over the training examples.", _TRAINING)] = 200,
@@ -101,11 +132,20 @@ def run(
     threads: Annotated[int, option("torch threads.", _TRAINING)] = 1,
     save: Annotated[
         Path | None,
-        option("Folder for the weights at the first flooded step, best epoch and end; trains anew.", _OUTPUT),
+        option(
+            "Folder for the weights at the first flooded step, best epoch and end; trains anew.",
+            _OUTPUT,
+        ),
     ] = None,
-    mlflow: Annotated[str | None, option("MLflow store, such as sqlite:///mlflow.db; trains anew.", _OUTPUT)] = None,
-    tensorboard: Annotated[Path | None, option("TensorBoard folder, such as runs/; trains anew.", _OUTPUT)] = None,
-    tag: Annotated[list[str] | None, option("key:value, or a bare word; repeatable (MLflow).", _OUTPUT)] = None,
+    mlflow: Annotated[
+        str | None, option("MLflow store, such as sqlite:///mlflow.db; trains anew.", _OUTPUT)
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, option("TensorBoard folder, such as runs/; trains anew.", _OUTPUT)
+    ] = None,
+    tag: Annotated[
+        list[str] | None, option("key:value, or a bare word; repeatable (MLflow).", _OUTPUT)
+    ] = None,
     ledger: Ledger = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -147,7 +187,9 @@ def run(
         threads=threads,
     )
     if tag and mlflow is None:
-        raise ValueError(f"tag belongs to MLflow, got --tag {tag[0]} alone. Add --mlflow sqlite:///mlflow.db.")
+        raise ValueError(
+            f"tag belongs to MLflow, got --tag {tag[0]} alone. Add --mlflow sqlite:///mlflow.db."
+        )
     data = given(
         label_noise=label_noise,
         spiral_noise=spiral_noise,
@@ -157,15 +199,35 @@ def run(
         n_val=val_samples,
         n_test=test_samples,
     )
-    choices = {"model": model, "width": width, "depth": depth, "optimizer": optimizer, "learning_rate": learning_rate}
+    choices = {
+        "model": model,
+        "width": width,
+        "depth": depth,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+    }
     choices |= {"momentum": momentum, "weight_decay": weight_decay, "batch_size": batch_size}
     choices |= {"dropout": dropout, "label_smoothing": label_smoothing}
-    choices |= {"eval_batch_size": eval_batch_size, "max_epochs": epochs, "max_grad_norm": clip_norm}
+    choices |= {
+        "eval_batch_size": eval_batch_size,
+        "max_epochs": epochs,
+        "max_grad_norm": clip_norm,
+    }
     problem = build_problem(task, data, **choices)
     steps = epochs * -(-len(problem.splits(seed).train) // batch_size)
     start = given(steps=warmup_steps, until_loss=until_loss, until_accuracy=until_accuracy)
-    numbers = given(sigma=sigma, epsilon=epsilon, decay=decay, rho=rho, strength=penalty, gamma=gamma, folds=folds)
-    planned = _flooded(Run(problem, seed=seed), _level(level), method, numbers, schedule, start, steps)
+    numbers = given(
+        sigma=sigma,
+        epsilon=epsilon,
+        decay=decay,
+        rho=rho,
+        strength=penalty,
+        gamma=gamma,
+        folds=folds,
+    )
+    planned = _flooded(
+        Run(problem, seed=seed), _level(level), method, numbers, schedule, start, steps
+    )
     if excess:
         planned = replace(planned, level=_excess(planned, label_smoothing))
     _check(planned, device, threads, [save, tensorboard])
@@ -177,9 +239,13 @@ def run(
     with ExitStack() as stack:
         trackers = []
         if mlflow is not None:
-            trackers.append(stack.enter_context(track.mlflow_tracker(mlflow, parameters=told, tags=tags)))
+            trackers.append(
+                stack.enter_context(track.mlflow_tracker(mlflow, parameters=told, tags=tags))
+            )
         if tensorboard is not None:
-            trackers.append(stack.enter_context(track.tensorboard_tracker(tensorboard, parameters=told)))
+            trackers.append(
+                stack.enter_context(track.tensorboard_tracker(tensorboard, parameters=told))
+            )
         record = _one(planned, device, threads, save, trackers, ledger, overwrite)
     _print_record(record)
 
@@ -208,7 +274,13 @@ def _excess(run: Run, label_smoothing: float) -> Any:
 
 
 def _flooded(
-    run: Run, level: Any, method: str, numbers: dict[str, Any], schedule: str, start: dict[str, Any], steps: int
+    run: Run,
+    level: Any,
+    method: str,
+    numbers: dict[str, Any],
+    schedule: str,
+    start: dict[str, Any],
+    steps: int,
 ) -> Run:
     """Give a plain Run its method and the schedule of its level."""
     from flooding.tasks import choose_method, choose_schedule
@@ -221,13 +293,19 @@ def _flooded(
         return replace(run, method=choose_method(method, {}))
     made = choose_method(method, numbers)
     if method == "wavebound" and level is not None:
-        raise ValueError(f"wavebound's level is its teacher's loss, got --level {level}. Leave it out.")
+        raise ValueError(
+            f"wavebound's level is its teacher's loss, got --level {level}. Leave it out."
+        )
     if schedule == "constant":
         if start:
-            raise ValueError(f"a constant level has no {', '.join(start)}. Choose another --schedule.")
+            raise ValueError(
+                f"a constant level has no {', '.join(start)}. Choose another --schedule."
+            )
         return replace(run, level=level, method=made)
     if not isinstance(level, float):
-        raise ValueError(f"schedule {schedule} needs one level, got {level or 'none'}. Add --level 0.1.")
+        raise ValueError(
+            f"schedule {schedule} needs one level, got {level or 'none'}. Add --level 0.1."
+        )
     if schedule == "range":
         start = {"start": level, "stop": 0.0, "steps": steps} | start
     else:
@@ -241,14 +319,23 @@ def _with_levels(run: Run, numbers: dict[str, Any], device: str, threads: int) -
 
     with progress() as (on_start, on_row):
         on_start([run] * numbers.get("folds", 5))
-        found = adaflood(run.problem, seed=run.seed, device=device, threads=threads, on_row=on_row, **numbers)
+        found = adaflood(
+            run.problem, seed=run.seed, device=device, threads=threads, on_row=on_row, **numbers
+        )
     return replace(run, level=found.levels)
 
 
 def _one(
-    run: Run, device: str, threads: int, save: Path | None, trackers: list[Any], ledger: Path | None, overwrite: bool
+    run: Run,
+    device: str,
+    threads: int,
+    save: Path | None,
+    trackers: list[Any],
+    ledger: Path | None,
+    overwrite: bool,
 ) -> Record:
-    """Look a Run up, unless its rows or weights are wanted; else train it here and show how far it is."""
+    """Look a Run up, unless its rows or weights are wanted; else train it here and show how far it
+    is."""
     from flooding.training.jobs import Job, run_job
     from flooding.training.ledger import default_path
     from flooding.training.runner import run_all, run_key
@@ -269,7 +356,14 @@ def _one(
         on_start([run])
         key = run_key(run, device=device, threads=threads)
         job = Job(
-            0, run, key, str(ledger or default_path()), overwrite, device, threads, first_flooded=save is not None
+            0,
+            run,
+            key,
+            str(ledger or default_path()),
+            overwrite,
+            device,
+            threads,
+            first_flooded=save is not None,
         )
         last = None
         for last in run_job(job):
@@ -283,7 +377,8 @@ def _one(
 
 
 def _save(weights: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Save weights, as safetensors where that is installed, else as checkpoints that load with weights_only."""
+    """Save weights, as safetensors where that is installed, else as checkpoints that load with
+    weights_only."""
     import torch
 
     from flooding.atomic import write_atomic
@@ -333,5 +428,7 @@ def _print_record(record: Record) -> None:
     names = [name.removeprefix("last.") for name in record.metrics if name.startswith("last.")]
     for name in names:
         values = (record.metrics[f"{at}.{name}"] for at in ("last", "best"))
-        table.add_row(name.replace("_", " "), *("–" if math.isnan(v) else f"{v:.4g}" for v in values))
+        table.add_row(
+            name.replace("_", " "), *("–" if math.isnan(v) else f"{v:.4g}" for v in values)
+        )
     console.print(table)

@@ -41,7 +41,8 @@ __all__ = [
 
 
 class Terminal(Console):
-    """A console on which a user's names are shown and never obeyed: no markup, no control characters.
+    """A console on which a user's names are shown and never obeyed: no markup, no control
+    characters.
 
     Args:
         stderr: Whether it writes to the standard error stream.
@@ -59,7 +60,8 @@ class Terminal(Console):
         return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
 
     def on_broken_pipe(self) -> None:
-        """Drop the rest of the output, not the rest of the work, when its reader leaves, as ``head`` does."""
+        """Drop the rest of the output, not the rest of the work, when its reader leaves, as
+        ``head`` does."""
         discard_output(self.file)
 
 
@@ -73,10 +75,13 @@ console = Terminal()
 errors = Terminal(stderr=True)
 
 Ledger = Annotated[
-    Path | None, typer.Option(help="SQLite file of finished runs.", show_default="the user's state folder")
+    Path | None,
+    typer.Option(help="SQLite file of finished runs.", show_default="the user's state folder"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Train even what the ledger holds.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Worker processes.", show_default="one per core")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Worker processes.", show_default="one per core")
+]
 
 _LARGEST = 1e30  # of a number with a fraction, so that sums of a few still fit into float32
 _MOST = {
@@ -116,7 +121,8 @@ def check_numbers(**options: float | None) -> None:
         **options: Options by name; None is an option left out.
 
     Raises:
-        ValueError: If a whole number is above its limit, or any other is not finite or too large for float32.
+        ValueError: If a whole number is above its limit, or any other is not finite or too large
+            for float32.
     """
     for name, value in given(**options).items():
         if isinstance(value, float) and not abs(value) <= _LARGEST:
@@ -151,25 +157,36 @@ def parse_levels(name: str, text: str, *, allow_none: bool = False) -> list[Any]
         try:
             levels.append(None if is_none else float(part))
         except ValueError:
-            raise ValueError(f"{name} must be numbers with commas, got {text!r}. Try --{name} {example}.") from None
+            raise ValueError(
+                f"{name} must be numbers with commas, got {text!r}. Try --{name} {example}."
+            ) from None
     for level in levels:
         if level is not None and not math.isfinite(level):
             raise ValueError(f"{name} must be finite, got {level}. Leave --{name} out for none.")
         if level is not None and abs(level) > _LARGEST:
-            raise ValueError(f"{name} must lie within ±{_LARGEST:g}, got {level:g}. Try --{name} 0.1.")
+            raise ValueError(
+                f"{name} must lie within ±{_LARGEST:g}, got {level:g}. Try --{name} 0.1."
+            )
     return levels
 
 
 def writable(folder: Path) -> None:
-    """Refuse an output folder that cannot be: it is a file, or lies below one, or may not be written."""
+    """Refuse an output folder that cannot be: it is a file, or lies below one, or may not be
+    written."""
     for path in (folder.absolute(), *folder.absolute().parents):
         if path.is_symlink() and not path.exists():
-            raise ValueError(f"an output folder must not be, or lie below, a broken link, but {path} is one.")
+            raise ValueError(
+                f"an output folder must not be, or lie below, a broken link, but {path} is one."
+            )
         if path.exists() and not path.is_dir():
-            raise ValueError(f"an output folder must not be, or lie below, a file, but {path} is one. Choose another.")
+            raise ValueError(
+                f"an output folder must not be, or lie below, a file, but {path} is one. Choose another."
+            )
         if path.exists():
             if not os.access(path, os.W_OK):
-                raise ValueError(f"an output folder must be writable, but {path} is not. Choose another.")
+                raise ValueError(
+                    f"an output folder must be writable, but {path} is not. Choose another."
+                )
             return
 
 
@@ -188,15 +205,32 @@ def check_ledger(ledger: Path | None) -> None:
     there = next((parent for parent in path.parents if parent.exists()), path)
     for place in (there, path):
         if place.exists() and not os.access(place, os.W_OK):
-            raise ValueError(f"the ledger {path} must be writable, but {place} is not. Name another: --ledger FILE.")
+            raise ValueError(
+                f"the ledger {path} must be writable, but {place} is not. Name another: --ledger FILE."
+            )
 
 
 @contextmanager
-def progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[EpochResult], None]], None, None]:
-    """Show epochs done, and an estimate of what is left: a bar on a terminal, else a line every ten seconds."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def progress() -> Generator[
+    tuple[Callable[[list[Run]], None], Callable[[EpochResult], None]], None, None
+]:
+    """Show epochs done, and an estimate of what is left: a bar on a terminal, else a line every ten
+    seconds."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"), TimeRemainingColumn())
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs,"),
+        TimeRemainingColumn(),
+    )
     bar = Progress(*columns, TextColumn("left"), console=errors, disable=not errors.is_terminal)
     whole = done = 0
     began = spoken = math.inf
@@ -221,7 +255,9 @@ def progress() -> Generator[tuple[Callable[[list[Run]], None], Callable[[EpochRe
             bar.update(bar.task_ids[0], completed=done)
         elif done and time.monotonic() - spoken > 10:
             spoken = time.monotonic()
-            errors.print_line(f"{done} of {whole} epochs, about {(spoken - began) / done * (whole - done):.0f} s left")
+            errors.print_line(
+                f"{done} of {whole} epochs, about {(spoken - began) / done * (whole - done):.0f} s left"
+            )
 
     with bar:
         yield on_start, on_row

@@ -1,4 +1,5 @@
-"""Splits: training, validation and test examples as tensors, noisy and clean labels side by side."""
+"""Splits: training, validation and test examples as tensors, noisy and clean labels side by
+side."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ __all__ = ["Split", "Splits", "flip_labels", "make_rng", "map_tensors", "sha256"
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
-    """Apply a function to every tensor of an input that may be a tensor or nested tuples, lists and dicts of them.
+    """Apply a function to every tensor of an input that may be a tensor or nested tuples, lists and
+    dicts of them.
 
     Args:
         function: What to do with each tensor.
@@ -46,12 +48,14 @@ class Split:
 
     Args:
         x: Inputs, a tensor ``[examples, ...]`` or tuples, lists and dicts of such tensors.
-        y: Labels the user has, noisy where labels are noisy: int64 classes ``[examples]`` or float targets.
+        y: Labels the user has, noisy where labels are noisy: int64 classes ``[examples]`` or float
+            targets.
         clean: Labels before noise, of the shape of ``y``; None where no noise was added.
         id: Identity of each example, int64 ``[examples]``; by default its position.
 
     Raises:
-        ValueError: If the split is empty, the first axes differ in length or something is no tensor.
+        ValueError: If the split is empty, the first axes differ in length or something is no
+            tensor.
     """
 
     x: Any
@@ -61,11 +65,17 @@ class Split:
 
     def __post_init__(self) -> None:
         for name, value in (("y", self.y), ("clean", self.clean), ("id", self.id)):
-            if not (isinstance(value, Tensor) and value.ndim) and not (name == "clean" and value is None):
+            if not (isinstance(value, Tensor) and value.ndim) and not (
+                name == "clean" and value is None
+            ):
                 got = "a single number" if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{name} must be a tensor [examples, ...], got {got}. Convert it: torch.as_tensor.")
+                raise ValueError(
+                    f"{name} must be a tensor [examples, ...], got {got}. Convert it: torch.as_tensor."
+                )
         if len(self.y) == 0:
-            raise ValueError("a split must hold at least one example, got 0. Give it more data or another split.")
+            raise ValueError(
+                "a split must hold at least one example, got 0. Give it more data or another split."
+            )
         if len(self.id) == 0:
             object.__setattr__(self, "id", torch.arange(len(self.y)))
         lengths = [len(self.y), len(self.id)] + ([] if self.clean is None else [len(self.clean)])
@@ -74,7 +84,9 @@ class Split:
         except TypeError as error:
             raise ValueError(str(error)) from None
         if len(set(lengths)) > 1:
-            raise ValueError(f"x, y, clean and id must have equally many examples, got {sorted(set(lengths))}.")
+            raise ValueError(
+                f"x, y, clean and id must have equally many examples, got {sorted(set(lengths))}."
+            )
 
     def __len__(self) -> int:
         return len(self.y)
@@ -90,7 +102,12 @@ class Split:
     def to(self, device: torch.device | str) -> Split:
         """Move every tensor to a device."""
         clean = None if self.clean is None else self.clean.to(device)
-        return Split(map_tensors(lambda t: t.to(device), self.x), self.y.to(device), clean, self.id.to(device))
+        return Split(
+            map_tensors(lambda t: t.to(device), self.x),
+            self.y.to(device),
+            clean,
+            self.id.to(device),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +118,8 @@ class Splits:
         train: Examples to fit.
         val: Examples to choose on.
         test: Examples to report on; nothing is ever chosen on them. None where there are none.
-        posterior: Exact probability of each class for the test inputs and noisy labels, ``[test, classes]``, where
-            it is known.
+        posterior: Exact probability of each class for the test inputs and noisy labels,
+            ``[test, classes]``, where it is known.
     """
 
     train: Split
@@ -112,14 +129,16 @@ class Splits:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, or None for real-valued targets; what a loss ignores is known to a Problem alone."""
+        """Number of classes, or None for real-valued targets; what a loss ignores is known to a
+        Problem alone."""
         return self.count_classes()
 
     def count_classes(self, ignore_index: int | None = None) -> int | None:
         """Count the classes.
 
         Args:
-            ignore_index: The target that the loss ignores, which is no class; negative targets never are.
+            ignore_index: The target that the loss ignores, which is no class; negative targets
+                never are.
 
         Returns:
             One more than the largest class, or None for real-valued targets.
@@ -144,7 +163,8 @@ class Splits:
 
 
 def sha256(*tensors: Any) -> str:
-    """Hash tensors, or structures of them, with their dtypes and shapes; None counts as an empty one.
+    """Hash tensors, or structures of them, with their dtypes and shapes; None counts as an empty
+    one.
 
     Args:
         *tensors: Tensors, None, or tuples, lists and dicts of tensors.
@@ -171,8 +191,8 @@ def sha256(*tensors: Any) -> str:
 def flip_labels(y: Tensor, share: float, classes: int, generator: np.random.Generator) -> Tensor:
     """Replace exactly ``round(n * share)`` distinct labels, each by a wrong class drawn uniformly.
 
-    Halves round to even, as Python's ``round`` does. From one generator state, a larger share flips the examples of a
-    smaller one and more.
+    Halves round to even, as Python's ``round`` does. From one generator state, a larger share flips
+    the examples of a smaller one and more.
 
     Args:
         y: Clean labels, int64 ``[n]``, in 0 ... ``classes - 1``; left unchanged.
@@ -192,11 +212,17 @@ def flip_labels(y: Tensor, share: float, classes: int, generator: np.random.Gene
         3
     """
     if not 0 <= share < 1:
-        raise ValueError(f"label noise must lie in [0, 1), got {share}. Give the share of labels to flip, not percent.")
+        raise ValueError(
+            f"label noise must lie in [0, 1), got {share}. Give the share of labels to flip, not percent."
+        )
     if classes < 2:
-        raise ValueError(f"flipping needs at least 2 classes, got {classes}. Count the classes of the whole data set.")
+        raise ValueError(
+            f"flipping needs at least 2 classes, got {classes}. Count the classes of the whole data set."
+        )
     if y.dtype != torch.int64 or y.ndim != 1:
-        raise ValueError(f"labels must be int64 of shape [n], got {y.dtype} {list(y.shape)}. Convert with y.long().")
+        raise ValueError(
+            f"labels must be int64 of shape [n], got {y.dtype} {list(y.shape)}. Convert with y.long()."
+        )
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise ValueError(
             f"labels must lie in 0 ... {classes - 1}, got {int(y.min())} ... {int(y.max())}. Renumber them."

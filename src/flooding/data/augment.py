@@ -1,7 +1,9 @@
-"""Augmentation of training inputs: functions ``x -> x`` for :class:`flooding.Problem`'s ``augment``.
+"""Augmentation of training inputs: functions ``x -> x`` for :class:`flooding.Problem`'s
+``augment``.
 
-They draw from torch's global generator, which a Run seeds. Give their numbers with ``functools.partial``, so that the
-Problem describes itself: ``Problem(..., augment=partial(jitter, sd=0.1))``.
+They draw from torch's global generator, which a Run seeds. Give their numbers with
+``functools.partial``, so that the Problem describes itself:
+``Problem(..., augment=partial(jitter, sd=0.1))``.
 """
 
 # The checks shared by the functions below raise what their docstrings promise.
@@ -36,18 +38,22 @@ def jitter(x: Tensor, sd: float = 0.1) -> Tensor:
                 [0., 0.]])
     """
     if not 0 <= sd < math.inf:
-        raise ValueError(f"sd must be finite and at least 0, got {sd}. Leave augment out for no noise.")
+        raise ValueError(
+            f"sd must be finite and at least 0, got {sd}. Leave augment out for no noise."
+        )
     return x + sd * torch.randn_like(x)
 
 
 def shift(x: Tensor, pixels: int = 1, size: int | None = None) -> Tensor:
-    """Shift each image by whole pixels, drawn uniformly from ``-pixels`` ... ``pixels`` down and, apart, to the right.
+    """Shift each image by whole pixels, drawn uniformly from ``-pixels`` ... ``pixels`` down and,
+    apart, to the right.
 
-    What is shifted in is 0: the mean of standardised images, not their background; black where images are bytes. All
-    channels of an image move together.
+    What is shifted in is 0: the mean of standardised images, not their background; black where
+    images are bytes. All channels of an image move together.
 
     Args:
-        x: Images ``[n, channels, height, width]``; or flat ones ``[n, size * size]``. Left unchanged.
+        x: Images ``[n, channels, height, width]``; or flat ones ``[n, size * size]``. Left
+            unchanged.
         pixels: Largest shift, from 0 to below the height and width.
         size: Height and width of flat images; None for images with all their axes.
 
@@ -63,13 +69,19 @@ def shift(x: Tensor, pixels: int = 1, size: int | None = None) -> Tensor:
     """
     if size is not None:
         if x.ndim != 2 or x.shape[1] != size * size:
-            raise ValueError(f"flat images must be [n, {size * size}], got {list(x.shape)}. Leave size out for others.")
+            raise ValueError(
+                f"flat images must be [n, {size * size}], got {list(x.shape)}. Leave size out for others."
+            )
         return shift(x.reshape(-1, 1, size, size), pixels).flatten(1)
     if x.ndim != 4:
-        raise ValueError(f"images must be [n, channels, height, width], got {list(x.shape)}. Flat ones need a size.")
+        raise ValueError(
+            f"images must be [n, channels, height, width], got {list(x.shape)}. Flat ones need a size."
+        )
     n, _, height, width = x.shape
     if not 0 <= pixels < min(height, width):
-        raise ValueError(f"pixels must lie in 0 ... {min(height, width) - 1}, got {pixels}. Give the largest shift.")
+        raise ValueError(
+            f"pixels must lie in 0 ... {min(height, width) - 1}, got {pixels}. Give the largest shift."
+        )
     padded = torch.nn.functional.pad(x, [pixels] * 4)
     # Where each image's window into its padded copy begins: at `pixels` it does not move.
     top, left = torch.randint(2 * pixels + 1, (2, n, 1), device=x.device)
@@ -96,15 +108,19 @@ def flip(x: Tensor) -> Tensor:
         torch.Size([2, 1, 3, 3])
     """
     if x.ndim != 4:
-        raise ValueError(f"images must be [n, channels, height, width], got {list(x.shape)}. Add the missing axes.")
+        raise ValueError(
+            f"images must be [n, channels, height, width], got {list(x.shape)}. Add the missing axes."
+        )
     mirrored = torch.rand(len(x), device=x.device) < 0.5
     return torch.where(mirrored[:, None, None, None], x.flip(3), x)
 
 
 def crop_and_flip(x: Tensor, padding: int = 4) -> Tensor:
-    """Pad each image with zeros, cut out a window of its size at random, and mirror it with probability 1/2.
+    """Pad each image with zeros, cut out a window of its size at random, and mirror it with
+    probability 1/2.
 
-    The usual augmentation of CIFAR. What is padded is 0: the mean of standardised images, black where images are bytes.
+    The usual augmentation of CIFAR. What is padded is 0: the mean of standardised images, black
+    where images are bytes.
 
     Args:
         x: Images ``[n, channels, height, width]``; left unchanged.

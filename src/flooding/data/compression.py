@@ -1,4 +1,5 @@
-"""Compressed files, read within a limit: a file of 600 KB may unpack to 600 MB, or claim an array of any shape."""
+"""Compressed files, read within a limit: a file of 600 KB may unpack to 600 MB, or claim an array
+of any shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Files of real data sets: in ``$FLOODING_DATA`` or the user's cache, else fetched once; verified at each use."""
+"""Files of real data sets: in ``$FLOODING_DATA`` or the user's cache, else fetched once; verified
+at each use."""
 
 # The checks shared by the functions below raise what their docstrings promise.
 # ruff: file-ignore[docstring-extraneous-exception]
@@ -46,8 +47,9 @@ _RATE_SECONDS = 30.0
 _MAX_SECONDS = 3600.0
 _STALE_SECONDS = 86_400.0  # age at which an unfinished file of another process is removed
 
-# Address and sha256 of each file. The hash is that of the content: a file may be compressed anew, or not at all. Where
-# only the md5 of the file as it is served is published ("md5:..."), it must be kept as it is.
+# Address and sha256 of each file. The hash is that of the content: a file may be compressed anew,
+# or not at all. Where only the md5 of the file as it is served is published ("md5:..."), it must be
+# kept as it is.
 FILES: dict[str, tuple[str, str]] = {
     "tables/spambase.tsv": (
         f"{_PMLB}/spambase/spambase.tsv.gz",
@@ -174,15 +176,17 @@ def find(name: str) -> Path | None:
 def _folders() -> list[Path]:
     own = os.environ.get("FLOODING_DATA")
     if own and not Path(own).is_dir():
-        raise ValueError(f"FLOODING_DATA must be a folder of data sets, got {own!r}. Correct or unset it.")
+        raise ValueError(
+            f"FLOODING_DATA must be a folder of data sets, got {own!r}. Correct or unset it."
+        )
     return [*([Path(own)] if own else []), cache()]
 
 
 def read(name: str) -> bytes:
     """Read a file's content, decompressed; one that is nowhere yet is fetched into the cache.
 
-    The content is verified each time. Line ends may be those of another system: what is returned has the official
-    ones.
+    The content is verified each time. Line ends may be those of another system: what is returned
+    has the official ones.
 
     Args:
         name: A name of :data:`FILES`.
@@ -191,15 +195,20 @@ def read(name: str) -> bytes:
         The official content, to the byte.
 
     Raises:
-        ValueError: If the file cannot be fetched, has other content than the official one, or cannot be kept.
+        ValueError: If the file cannot be fetched, has other content than the official one, or
+            cannot be kept.
     """
     address, known = FILES[name]
     path = find(name)
     if path is not None:
-        return _verified(path.read_bytes(), known, f"{path} must be the file {address}", "Delete it")
+        return _verified(
+            path.read_bytes(), known, f"{path} must be the file {address}", "Delete it"
+        )
     stored_as = f"{name}{'.gz' * address.endswith('.gz')}"
     fetched, own = _fetched(name, address, stored_as)
-    content = _verified(fetched, known, f"{address} must serve the official file", f"Try again later; or {own}")
+    content = _verified(
+        fetched, known, f"{address} must serve the official file", f"Try again later; or {own}"
+    )
     keep(fetched, cache() / f"{name}{'.gz' * fetched.startswith(_GZIP)}")
     return content
 
@@ -207,8 +216,9 @@ def read(name: str) -> bytes:
 def read_archive(name: str) -> dict[str, bytes]:
     """Read the files of an archive; one that is nowhere yet is fetched into the cache.
 
-    They may lie unpacked in the folder ``name`` of ``$FLOODING_DATA`` or of the cache, or below it, or there in a tar
-    file, compressed or not. Each is verified each time. Nothing is unpacked to the disk.
+    They may lie unpacked in the folder ``name`` of ``$FLOODING_DATA`` or of the cache, or below it,
+    or there in a tar file, compressed or not. Each is verified each time. Nothing is unpacked to
+    the disk.
 
     Args:
         name: A name of :data:`ARCHIVES`.
@@ -217,8 +227,8 @@ def read_archive(name: str) -> dict[str, bytes]:
         The official contents by file name.
 
     Raises:
-        ValueError: If the archive cannot be fetched or read, lacks a file or has another one than the official one, or
-            cannot be kept.
+        ValueError: If the archive cannot be fetched or read, lacks a file or has another one than
+            the official one, or cannot be kept.
     """
     address, known = ARCHIVES[name]
     for folder in _folders():
@@ -226,11 +236,15 @@ def read_archive(name: str) -> dict[str, bytes]:
         for place in (base, *sorted(path for path in base.glob("*") if path.is_dir())):
             if all((place / file).is_file() for file in known):
                 rule = f"{place} must hold the files of {address}"
-                return _checked({file: (place / file).read_bytes() for file in known}, known, rule, "Delete it")
+                return _checked(
+                    {file: (place / file).read_bytes() for file in known}, known, rule, "Delete it"
+                )
         for path in sorted(path for path in base.glob("*") if path.name.endswith(_TARS)):
             rule = f"{path} must hold the files of {address}"
             with path.open("rb") as stream:
-                return _checked(_unpacked(stream, known, rule, "Delete it"), known, rule, "Delete it")
+                return _checked(
+                    _unpacked(stream, known, rule, "Delete it"), known, rule, "Delete it"
+                )
     place = f"{name}/{address.rpartition('/')[2]}"
     fetched, own = _fetched(name, address, place)
     rule, fix = f"{address} must serve the official archive", f"Try again later; or {own}"
@@ -247,7 +261,8 @@ def _unpacked(stream: IO[bytes], wanted: dict[str, str], rule: str, fix: str) ->
         with tarfile.open(fileobj=limited, mode="r|") as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
-                # Holes of a sparse file take no bytes of the archive, so the limit would not count them.
+                # Holes of a sparse file take no bytes of the archive, so the limit would not count
+                # them.
                 plain = member.isfile() and not member.issparse()
                 content = archive.extractfile(member) if plain and name in wanted else None
                 if content is not None:
@@ -257,20 +272,26 @@ def _unpacked(stream: IO[bytes], wanted: dict[str, str], rule: str, fix: str) ->
     return found
 
 
-def _checked(found: dict[str, bytes], known: dict[str, str], rule: str, fix: str) -> dict[str, bytes]:
+def _checked(
+    found: dict[str, bytes], known: dict[str, str], rule: str, fix: str
+) -> dict[str, bytes]:
     """Compare contents with their published md5, as a checksum against damage."""
     for name, md5 in known.items():
         if name not in found:
             raise ValueError(f"{rule}, but {name} is missing. {fix}.")
         got = hashlib.md5(found[name], usedforsecurity=False).hexdigest()
         if got != md5:
-            raise ValueError(f"{rule}, but {name} must have md5 {md5}, got {len(found[name])} bytes with {got}. {fix}.")
+            raise ValueError(
+                f"{rule}, but {name} must have md5 {md5}, got {len(found[name])} bytes with {got}. {fix}."
+            )
     return found
 
 
 def _fetched(name: str, address: str, place: str) -> tuple[bytes, str]:
     """Fetch a file; give its bytes, and what a user can do if it is not the right one."""
-    own = f"download {address}, put it into a folder as {place}, and set FLOODING_DATA to that folder"
+    own = (
+        f"download {address}, put it into a folder as {place}, and set FLOODING_DATA to that folder"
+    )
     _tell(f"fetching {address}")
     try:
         return _download(address), own
@@ -305,11 +326,13 @@ def _download(address: str) -> bytes:
 
 
 @contextmanager
-def _deadline(received: Callable[[], int]) -> Generator[Callable[[socket.socket], None], None, None]:
+def _deadline(
+    received: Callable[[], int],
+) -> Generator[Callable[[socket.socket], None], None, None]:
     """Shut the connections of a download down once it is too slow.
 
-    A thread watches it, since a server that sends one byte now and then, be it of a handshake, a header or the size of
-    a chunk, keeps every single read within its timeout.
+    A thread watches it, since a server that sends one byte now and then, be it of a handshake, a
+    header or the size of a chunk, keeps every single read within its timeout.
 
     Args:
         received: Tells how many bytes have come.
@@ -331,7 +354,9 @@ def _deadline(received: Callable[[], int]) -> Generator[Callable[[socket.socket]
             if time.monotonic() - start >= _MAX_SECONDS:
                 reasons.append(f"no end within {_MAX_SECONDS:g} s")
             elif now - before < _MIN_RATE * _RATE_SECONDS:
-                reasons.append(f"{now - before:,} bytes in {_RATE_SECONDS:g} s, less than {_MIN_RATE} a second")
+                reasons.append(
+                    f"{now - before:,} bytes in {_RATE_SECONDS:g} s, less than {_MIN_RATE} a second"
+                )
             before = now
         if reasons:
             for connection in list(sockets):
@@ -375,7 +400,9 @@ def urlopen(address: str, connected: Callable[[socket.socket], None], timeout: f
     Returns:
         The response, a binary stream with ``headers``.
     """
-    return build_opener(_Redirects(), _WatchedHTTP(connected), _WatchedHTTPS(connected)).open(address, timeout=timeout)
+    return build_opener(_Redirects(), _WatchedHTTP(connected), _WatchedHTTPS(connected)).open(
+        address, timeout=timeout
+    )
 
 
 class _Watched:
@@ -412,9 +439,13 @@ class _WatchedHTTPS(_Watched, HTTPSHandler):
 class _Redirects(HTTPRedirectHandler):
     """Follows redirects to web addresses alone."""
 
-    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
         if urlsplit(newurl).scheme not in {"http", "https"}:
-            raise HTTPError(req.full_url, code, "a redirect to an address other than http or https", headers, fp)
+            raise HTTPError(
+                req.full_url, code, "a redirect to an address other than http or https", headers, fp
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -1,4 +1,5 @@
-"""Real images as splits: MNIST and its successors, SVHN, CIFAR-10, -10H and -100, from their official files."""
+"""Real images as splits: MNIST and its successors, SVHN, CIFAR-10, -10H and -100, from their
+official files."""
 
 # The checks shared by the functions below raise what their docstrings promise.
 # ruff: file-ignore[docstring-extraneous-exception]
@@ -65,13 +66,15 @@ class Images(NamedTuple):
 def mnist(label_noise: float = 0.2, n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
     """Split MNIST: grey images of handwritten digits, 28 x 28 pixels, 10 classes.
 
-    Training and validation images are drawn from the official training images; the test split is the official one. See
-    :func:`split_images` for what happens to them and :mod:`flooding.data.files` for where they come from.
+    Training and validation images are drawn from the official training images; the test split is
+    the official one. See :func:`split_images` for what happens to them and
+    :mod:`flooding.data.files` for where they come from.
 
     Args:
         label_noise: Share of training and validation labels replaced by a wrong class, in [0, 1).
         n_train: Training images, at least 2.
-        n_val: Validation images, at least 2; with the training images at most those of the official training set.
+        n_val: Validation images, at least 2; with the training images at most those of the official
+            training set.
         seed: Non-negative integer; the same seed gives the same splits.
 
     Returns:
@@ -86,7 +89,9 @@ def mnist(label_noise: float = 0.2, n_train: int = 4000, n_val: int = 1000, *, s
     return split_images(*load("mnist"), n_train, n_val, label_noise, seed=seed)
 
 
-def fashion_mnist(label_noise: float = 0.2, n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
+def fashion_mnist(
+    label_noise: float = 0.2, n_train: int = 4000, n_val: int = 1000, *, seed: int
+) -> Splits:
     """Split Fashion-MNIST: grey images of clothes, 28 x 28 pixels, 10 classes; see :func:`mnist`.
 
     Args:
@@ -99,13 +104,17 @@ def fashion_mnist(label_noise: float = 0.2, n_train: int = 4000, n_val: int = 10
         Splits with float32 images ``[n, 1, 28, 28]``.
 
     References:
-        Xiao et al., *Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms*, 2017.
+        Xiao et al., *Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
+        Algorithms*, 2017.
     """
     return split_images(*load("fashion-mnist"), n_train, n_val, label_noise, seed=seed)
 
 
-def kuzushiji_mnist(label_noise: float = 0.2, n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
-    """Split Kuzushiji-MNIST: grey images of cursive Japanese characters, 28 x 28, 10 classes; see :func:`mnist`.
+def kuzushiji_mnist(
+    label_noise: float = 0.2, n_train: int = 4000, n_val: int = 1000, *, seed: int
+) -> Splits:
+    """Split Kuzushiji-MNIST: grey images of cursive Japanese characters, 28 x 28, 10 classes; see
+    :func:`mnist`.
 
     Args:
         label_noise: Share of training and validation labels replaced.
@@ -123,7 +132,8 @@ def kuzushiji_mnist(label_noise: float = 0.2, n_train: int = 4000, n_val: int = 
 
 
 def svhn(label_noise: float = 0.2, n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
-    """Split SVHN: colour images of house numbers, 32 x 32 pixels, 10 classes; see :func:`mnist`. Needs SciPy.
+    """Split SVHN: colour images of house numbers, 32 x 32 pixels, 10 classes; see :func:`mnist`.
+    Needs SciPy.
 
     Args:
         label_noise: Share of training and validation labels replaced.
@@ -163,7 +173,9 @@ def cifar10(
     References:
         Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
     """
-    return split_images(*load("cifar10"), n_train, n_val, label_noise, standardise=standardise, seed=seed)
+    return split_images(
+        *load("cifar10"), n_train, n_val, label_noise, standardise=standardise, seed=seed
+    )
 
 
 def cifar100(
@@ -174,7 +186,8 @@ def cifar100(
     standardise: bool = True,
     seed: int,
 ) -> Splits:
-    """Split CIFAR-100: colour photographs, 32 x 32 pixels, its 100 fine classes; see :func:`cifar10`.
+    """Split CIFAR-100: colour photographs, 32 x 32 pixels, its 100 fine classes; see
+    :func:`cifar10`.
 
     Args:
         label_noise: Share of training and validation labels replaced.
@@ -189,26 +202,31 @@ def cifar100(
     References:
         Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
     """
-    return split_images(*load("cifar100"), n_train, n_val, label_noise, standardise=standardise, seed=seed)
+    return split_images(
+        *load("cifar100"), n_train, n_val, label_noise, standardise=standardise, seed=seed
+    )
 
 
 def human_labels() -> np.ndarray:
-    """Give the shares of people who gave each class to each test image of CIFAR-10, about 51 people an image.
+    """Give the shares of people who gave each class to each test image of CIFAR-10, about 51 people
+    an image.
 
     Returns:
         Float64 ``[10000, 10]``, rows of sum 1, in the order of the official test images.
 
     References:
-        Peterson et al., *Human uncertainty makes classification more robust*, ICCV 2019 (CIFAR-10H, CC BY-NC-SA 4.0).
+        Peterson et al., *Human uncertainty makes classification more robust*, ICCV 2019 (CIFAR-10H,
+        CC BY-NC-SA 4.0).
     """
     return np.load(io.BytesIO(files.read("cifar10h/cifar10h-probs.npy")), allow_pickle=False)
 
 
 def cifar10h(n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
-    """Split the *test* images of CIFAR-10, the only ones that many people labelled; each gets one person's label.
+    """Split the *test* images of CIFAR-10, the only ones that many people labelled; each gets one
+    person's label.
 
-    Labels are drawn from :func:`human_labels`, so their noise is that of people: it depends on the image. Pixels are
-    standardised as by :func:`split_images`.
+    Labels are drawn from :func:`human_labels`, so their noise is that of people: it depends on the
+    image. Pixels are standardised as by :func:`split_images`.
 
     Args:
         n_train: Training images, at least 2.
@@ -216,8 +234,9 @@ def cifar10h(n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
         seed: Non-negative integer; the same seed gives the same splits.
 
     Returns:
-        Splits with float32 images ``[n, 3, 32, 32]``, a person's label as ``y`` in all three, the official one as
-        ``clean``, and the shares of the test images as ``posterior``, which is exact up to the number of people.
+        Splits with float32 images ``[n, 3, 32, 32]``, a person's label as ``y`` in all three, the
+        official one as ``clean``, and the shares of the test images as ``posterior``, which is
+        exact up to the number of people.
 
     Raises:
         ValueError: If a count is out of range, or a file is neither here nor to be fetched.
@@ -243,9 +262,9 @@ def cifar10h(n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
 def load(name: str) -> Images:
     """Read a whole data set; from the cache of decoded images where it has been read before.
 
-    The official files are verified whenever they are decoded, and the decoded images, in one file of
-    ``cache()/decoded``, by that file's checksums and by what it says it holds. A cache that cannot be written costs
-    time, not a result.
+    The official files are verified whenever they are decoded, and the decoded images, in one file
+    of ``cache()/decoded``, by that file's checksums and by what it says it holds. A cache that
+    cannot be written costs time, not a result.
 
     Args:
         name: A name of :data:`SETS`.
@@ -258,7 +277,11 @@ def load(name: str) -> Images:
     """
     if name not in SETS:
         raise ValueError(f"a set of images must be one of {', '.join(SETS)}; got {name!r}.")
-    told = [f"{key} {value}" for key, value in (*files.FILES.items(), *files.ARCHIVES.items()) if _belongs(key, name)]
+    told = [
+        f"{key} {value}"
+        for key, value in (*files.FILES.items(), *files.ARCHIVES.items())
+        if _belongs(key, name)
+    ]
     mark = hashlib.sha256("\n".join([_DECODER, *told]).encode()).hexdigest()[:12]
     path = files.cache() / "decoded" / f"{name}-{mark}.npz"
     try:
@@ -266,7 +289,9 @@ def load(name: str) -> Images:
     except FileNotFoundError:
         pass
     except DAMAGED as error:
-        log.warning("the decoded images in %s cannot be read (%s); they are decoded anew.", path, error)
+        log.warning(
+            "the decoded images in %s cannot be read (%s); they are decoded anew.", path, error
+        )
     found = SETS[name](name)
     with io.BytesIO() as file:
         np.savez(file, **{_STEM: np.array(path.stem)}, **found._asdict())
@@ -295,12 +320,18 @@ def _belongs(key: str, name: str) -> bool:
 
 def _idx_set(name: str) -> Images:
     """Read training images and labels, then test images and labels."""
-    names = (f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+    names = (
+        f"{part}-{kind}-ubyte"
+        for part in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    )
     return Images(*(read_idx(files.read(f"{name}/{part}")) for part in names))
 
 
 def _mat_set(name: str) -> Images:
-    return Images(*(a for part in ("train", "test") for a in read_mat(files.read(f"{name}/{part}_32x32.mat"))))
+    return Images(
+        *(a for part in ("train", "test") for a in read_mat(files.read(f"{name}/{part}_32x32.mat")))
+    )
 
 
 def _batch_set(name: str) -> Images:
@@ -333,28 +364,30 @@ def split_images(
     standardise: bool = True,
     seed: int,
 ) -> Splits:
-    """Draw training and validation images at random, standardise all pixels alike, and make their labels noisy.
+    """Draw training and validation images at random, standardise all pixels alike, and make their
+    labels noisy.
 
-    Every pixel becomes ``(pixel - mean) / sd`` with one mean and one (population) standard deviation for each channel,
-    those of all its pixels in the *training* images. Exactly ``round(n * label_noise)`` labels of
-    the training and of the validation split become a wrong class, drawn uniformly; test labels stay clean. The draw
-    does not depend on ``label_noise``.
+    Every pixel becomes ``(pixel - mean) / sd`` with one mean and one (population) standard
+    deviation for each channel, those of all its pixels in the *training* images. Exactly
+    ``round(n * label_noise)`` labels of the training and of the validation split become a wrong
+    class, drawn uniformly; test labels stay clean. The draw does not depend on ``label_noise``.
 
     Args:
-        x: Grey images, uint8 ``[images, height, width]``, or with channels ``[images, channels, height, width]``.
+        x: Grey images, uint8 ``[images, height, width]``, or with channels
+            ``[images, channels, height, width]``.
         y: Their classes 0 ... C - 1, uint8 ``[images]``.
         test_x: Test images, uint8, of the same size.
         test_y: Their classes, uint8 ``[n]``.
         n_train: Training images, at least 2.
         n_val: Validation images, at least 2; images that are left are not used.
         label_noise: Share of labels to replace, in [0, 1).
-        standardise: False leaves pixels as bytes, a quarter of the memory, for a network that begins with
-            :class:`flooding.models.Standardise`.
+        standardise: False leaves pixels as bytes, a quarter of the memory, for a network that
+            begins with :class:`flooding.models.Standardise`.
         seed: Non-negative integer; the same seed gives the same splits.
 
     Returns:
-        Splits with inputs ``[n, channels, height, width]``, float32 or uint8, and int64 labels; ``clean`` is None where
-        no noise was added.
+        Splits with inputs ``[n, channels, height, width]``, float32 or uint8, and int64 labels;
+        ``clean`` is None where no noise was added.
 
     Raises:
         ValueError: If the arrays do not match, or a count is out of range.
@@ -377,15 +410,25 @@ def split_images(
                 f"got {images.dtype} {images.shape} and {labels.dtype} {labels.shape}. Convert them with astype."
             )
     if x.shape[1:] != test_x.shape[1:]:
-        raise ValueError(f"test images must be of the size of the others, got {test_x.shape[1:]} and {x.shape[1:]}.")
+        raise ValueError(
+            f"test images must be of the size of the others, got {test_x.shape[1:]} and {x.shape[1:]}."
+        )
     train, val, _ = split_indices(len(x), n_train, n_val, tested=True, seed=seed)
     # A pixel has 256 values: standardise those, not every pixel.
-    fit = [x[train] if x.ndim == 3 else x[train, channel] for channel in range(_channels(x))] if standardise else []
+    fit = (
+        [x[train] if x.ndim == 3 else x[train, channel] for channel in range(_channels(x))]
+        if standardise
+        else []
+    )
     tables = [_standardised(pixels) for pixels in fit]
     classes = int(max(y.max(), test_y.max())) + 1
     return Splits(
-        with_noise(_inputs(x[train], tables), _targets(y[train]), label_noise, classes, make_rng(seed, 1)),
-        with_noise(_inputs(x[val], tables), _targets(y[val]), label_noise, classes, make_rng(seed, 2)),
+        with_noise(
+            _inputs(x[train], tables), _targets(y[train]), label_noise, classes, make_rng(seed, 1)
+        ),
+        with_noise(
+            _inputs(x[val], tables), _targets(y[val]), label_noise, classes, make_rng(seed, 2)
+        ),
         Split(_inputs(test_x, tables), _targets(test_y)),
     )
 
@@ -417,8 +460,8 @@ def _standardised(fit: np.ndarray) -> np.ndarray:
 def read_idx(content: bytes) -> np.ndarray:
     """Read unsigned bytes in the idx format, in which MNIST and its successors are kept.
 
-    The format: two zero bytes, 8 for unsigned bytes, the number of axes, the length of each axis as four bytes, most
-    significant first, then the numbers, the last axis changing fastest.
+    The format: two zero bytes, 8 for unsigned bytes, the number of axes, the length of each axis as
+    four bytes, most significant first, then the numbers, the last axis changing fastest.
 
     Args:
         content: A whole file, decompressed.
@@ -427,7 +470,8 @@ def read_idx(content: bytes) -> np.ndarray:
         A uint8 array of the file's shape; it cannot be written to.
 
     Raises:
-        ValueError: If the file is of another format or kind of number, or its length does not match its shape.
+        ValueError: If the file is of another format or kind of number, or its length does not match
+            its shape.
 
     Example:
         >>> read_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
@@ -452,7 +496,8 @@ def read_mat(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Read the images and classes of a MATLAB file in the format of SVHN.
 
     Args:
-        content: A whole file: ``X`` is uint8 ``[height, width, channels, n]``, ``y`` the digits ``[n, 1]``, 10 for 0.
+        content: A whole file: ``X`` is uint8 ``[height, width, channels, n]``, ``y`` the digits
+            ``[n, 1]``, 10 for 0.
 
     Returns:
         Images uint8 ``[n, channels, height, width]`` and classes uint8 ``[n]``, 0 for the digit 0.
@@ -464,7 +509,9 @@ def read_mat(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise ImportError("SVHN needs SciPy. Install it: pip install 'flooding[experiments]'") from error
+        raise ImportError(
+            "SVHN needs SciPy. Install it: pip install 'flooding[experiments]'"
+        ) from error
     try:
         _check_unpacked(content)
         held = loadmat(io.BytesIO(content), variable_names=["X", "y"])
@@ -473,19 +520,29 @@ def read_mat(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"a MATLAB file must hold X and y, got {type(error).__name__}: {error}. Fetch it anew."
         ) from None
-    if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[3:] or not set(np.unique(y)) <= set(range(11)):
-        raise ValueError(f"X must be uint8 [h, w, channels, n] with digits y, got {x.dtype} {x.shape} and {y.shape}.")
+    if (
+        x.dtype != np.uint8
+        or x.ndim != 4
+        or y.shape != x.shape[3:]
+        or not set(np.unique(y)) <= set(range(11))
+    ):
+        raise ValueError(
+            f"X must be uint8 [h, w, channels, n] with digits y, got {x.dtype} {x.shape} and {y.shape}."
+        )
     return np.ascontiguousarray(x.transpose(3, 2, 0, 1)), (y % 10).astype(np.uint8)
 
 
 def _check_unpacked(content: bytes) -> None:
-    """Refuse a MATLAB file whose compressed variables exceed the limit, before SciPy unpacks them."""
+    """Refuse a MATLAB file whose compressed variables exceed the limit, before SciPy unpacks
+    them."""
     at, unpacked = 128, 0  # behind the header
     while at + 8 <= len(content):
         order = "<" if content[126:128] == b"IM" else ">"
         kind, size = struct.unpack_from(f"{order}II", content, at)
         if kind == 15:  # compressed
-            variable = LimitedReader(_ZlibReader(content[at + 8 : at + 8 + size]), max_bytes() - unpacked)
+            variable = LimitedReader(
+                _ZlibReader(content[at + 8 : at + 8 + size]), max_bytes() - unpacked
+            )
             while block := variable.read(1 << 20):
                 unpacked += len(block)
         at += 8 + size
@@ -507,8 +564,8 @@ def read_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Read a pickled batch of CIFAR-10 or CIFAR-100. Nothing but arrays of numbers is unpickled.
 
     Args:
-        content: A whole file: ``data`` is uint8 ``[n, 3072]``, the colours one after another; ``labels``, or
-            ``fine_labels`` of CIFAR-100, are the classes.
+        content: A whole file: ``data`` is uint8 ``[n, 3072]``, the colours one after another;
+            ``labels``, or ``fine_labels`` of CIFAR-100, are the classes.
 
     Returns:
         Images uint8 ``[n, 3, 32, 32]`` and classes uint8 ``[n]``.
@@ -519,7 +576,9 @@ def read_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     try:
         # An index of the memo, which may be any, is what the unpickler allocates for.
         for operation, argument, _ in pickletools.genops(content):
-            if operation.name in {"PUT", "BINPUT", "LONG_BINPUT"} and int(argument or 0) > len(content):
+            if operation.name in {"PUT", "BINPUT", "LONG_BINPUT"} and int(argument or 0) > len(
+                content
+            ):
                 raise ValueError(f"the memo's index {argument:,}")
         held = _Arrays(io.BytesIO(content), encoding="bytes").load()
         x, labels = held[b"data"], held[b"fine_labels" if b"fine_labels" in held else b"labels"]
@@ -529,7 +588,9 @@ def read_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         if x.dtype != np.uint8 or x.shape != (len(y), 3072) or y.min() < 0 or y.max() > 255:
             raise ValueError(f"images {x.dtype} {x.shape} and labels {y.shape}")
     except Exception as error:  # noqa: BLE001 -- a broken pickle raises any kind
-        raise ValueError(f"a batch must hold images and labels of CIFAR, got {error}. Fetch it anew.") from None
+        raise ValueError(
+            f"a batch must hold images and labels of CIFAR, got {error}. Fetch it anew."
+        ) from None
     return x.reshape(-1, 3, 32, 32), y.astype(np.uint8)
 
 

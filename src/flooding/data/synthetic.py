@@ -1,8 +1,10 @@
-"""Synthetic binary tasks whose noise and best possible result are known: Two Gaussians, Sinusoid, Spiral.
+"""Synthetic binary tasks whose noise and best possible result are known: Two Gaussians, Sinusoid,
+Spiral.
 
-Every function returns :class:`~flooding.data.Splits` with float32 inputs and int64 labels. Exactly ``round(n * p)``
-distinct labels of *each* split are flipped; ``clean`` keeps the labels before. Each split draws inputs and flips from
-streams of its own, so one split's size or the label noise changes nothing else.
+Every function returns :class:`~flooding.data.Splits` with float32 inputs and int64 labels. Exactly
+``round(n * p)`` distinct labels of *each* split are flipped; ``clean`` keeps the labels before.
+Each split draws inputs and flips from streams of its own, so one split's size or the label noise
+changes nothing else.
 """
 
 # The checks shared by the functions below raise what their docstrings promise.
@@ -44,11 +46,13 @@ def two_gaussians(
     *,
     seed: int,
 ) -> Splits:
-    """Draw two Gaussian classes of unit covariance: class 0 around 0, class 1 around ``negative_mean``.
+    """Draw two Gaussian classes of unit covariance: class 0 around 0, class 1 around
+    ``negative_mean``.
 
-    ``x | y ~ N(y * negative_mean * (1, ..., 1), I)``. The classes are equal in every split; of an odd number class 0
-    gets the extra example. The name follows the public demo, whose *positive* class has mean 0 and whose *negative*
-    class has this mean: its positives are class 0 here. At ``negative_mean = 0`` nothing can be learnt.
+    ``x | y ~ N(y * negative_mean * (1, ..., 1), I)``. The classes are equal in every split; of an
+    odd number class 0 gets the extra example. The name follows the public demo, whose *positive*
+    class has mean 0 and whose *negative* class has this mean: its positives are class 0 here. At
+    ``negative_mean = 0`` nothing can be learnt.
 
     Args:
         n_train: Training examples, at least 2.
@@ -60,8 +64,8 @@ def two_gaussians(
         seed: Non-negative integer; the same seed gives the same data.
 
     Returns:
-        Splits with inputs ``[n, dimension]`` and, in ``posterior``, the exact probabilities of the noisy labels of
-        the test inputs, ``[n_test, 2]``.
+        Splits with inputs ``[n, dimension]`` and, in ``posterior``, the exact probabilities of the
+        noisy labels of the test inputs, ``[n_test, 2]``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -72,7 +76,8 @@ def two_gaussians(
         (torch.Size([100, 10]), 5)
 
     References:
-        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML 2020, section 4.1.
+        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML
+        2020, section 4.1.
     """
     _at_least("dimension", dimension, 1)
     _finite("negative_mean", negative_mean)
@@ -86,7 +91,12 @@ def two_gaussians(
 
 
 def sinusoid(
-    n_train: int = 100, n_val: int = 100, n_test: int = 20_000, label_noise: float = 0.1, *, seed: int
+    n_train: int = 100,
+    n_val: int = 100,
+    n_test: int = 20_000,
+    label_noise: float = 0.1,
+    *,
+    seed: int,
 ) -> Splits:
     """Draw points uniformly from the disc of radius 2, divided by a sinusoid.
 
@@ -120,7 +130,9 @@ def sinusoid(
         x = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         return x, 1.5 * x[:, 0] + np.sin(1.5 * x[:, 1]) > 0
 
-    return _with_flip_posterior(_draw_splits(draw, (n_train, n_val, n_test), label_noise, seed), label_noise)
+    return _with_flip_posterior(
+        _draw_splits(draw, (n_train, n_val, n_test), label_noise, seed), label_noise
+    )
 
 
 def sinusoid_nd(
@@ -132,7 +144,8 @@ def sinusoid_nd(
     *,
     seed: int,
 ) -> Splits:
-    """Draw ``x = 2 * N(0, I)``, divided by a sinusoid in the first two coordinates; the others carry nothing.
+    """Draw ``x = 2 * N(0, I)``, divided by a sinusoid in the first two coordinates; the others
+    carry nothing.
 
     ``y = 1`` if ``x1 + sin(x2) > 0``, else 0.
 
@@ -145,7 +158,8 @@ def sinusoid_nd(
         seed: Non-negative integer; the same seed gives the same data.
 
     Returns:
-        Splits with inputs ``[n, dimension]``; ``posterior`` is exact, since only the flips are random.
+        Splits with inputs ``[n, dimension]``; ``posterior`` is exact, since only the flips are
+        random.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -160,7 +174,9 @@ def sinusoid_nd(
         x = 2 * generator.standard_normal((n, dimension))
         return x, x[:, 0] + np.sin(x[:, 1]) > 0
 
-    return _with_flip_posterior(_draw_splits(draw, (n_train, n_val, n_test), label_noise, seed), label_noise)
+    return _with_flip_posterior(
+        _draw_splits(draw, (n_train, n_val, n_test), label_noise, seed), label_noise
+    )
 
 
 def spiral(
@@ -174,9 +190,10 @@ def spiral(
 ) -> Splits:
     """Draw two interleaved spirals with Gaussian jitter.
 
-    At angle ``a``, class 1 lies at ``a * (cos a, sin a)`` and class 0 at ``(a + pi) * (cos a, sin a)``, each plus
-    ``N(0, spiral_noise^2)`` per coordinate. Each class has its angles evenly spaced over [0, 4 pi], both ends
-    included; of an odd number class 0 gets the extra example. Without jitter, splits of equal size hold equal points.
+    At angle ``a``, class 1 lies at ``a * (cos a, sin a)`` and class 0 at
+    ``(a + pi) * (cos a, sin a)``, each plus ``N(0, spiral_noise^2)`` per coordinate. Each class has
+    its angles evenly spaced over [0, 4 pi], both ends included; of an odd number class 0 gets the
+    extra example. Without jitter, splits of equal size hold equal points.
 
     Args:
         n_train: Training examples, at least 2.
@@ -202,11 +219,16 @@ def spiral(
     """
     _finite("spiral_noise", spiral_noise)
     if spiral_noise < 0:
-        raise ValueError(f"spiral_noise must be at least 0, got {spiral_noise}. It is a standard deviation.")
+        raise ValueError(
+            f"spiral_noise must be at least 0, got {spiral_noise}. It is a standard deviation."
+        )
 
     def draw(n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         ones = n // 2
-        angle = np.concatenate([np.linspace(0, 4 * np.pi, ones), np.linspace(0, 4 * np.pi, n - ones)])
+        angle = np.concatenate([
+            np.linspace(0, 4 * np.pi, ones),
+            np.linspace(0, 4 * np.pi, n - ones),
+        ])
         y = np.arange(n) < ones
         x = (angle + np.pi * ~y)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         order = generator.permutation(n)
@@ -219,8 +241,9 @@ def spiral(
 def spiral_best_accuracy(label_noise: float = 0.0, spiral_noise: float = 1.0) -> float:
     """Integrate the best reachable accuracy on noisy labels of Spiral, for angles drawn uniformly.
 
-    The clean classes overlap, since their points are jittered: ``A`` is the integral of ``max(p0(x), p1(x)) / 2`` over
-    the plane, with ``p_y`` the density of class y; noisy as in :func:`two_gaussians_best_accuracy`.
+    The clean classes overlap, since their points are jittered: ``A`` is the integral of
+    ``max(p0(x), p1(x)) / 2`` over the plane, with ``p_y`` the density of class y; noisy as in
+    :func:`two_gaussians_best_accuracy`.
 
     Args:
         label_noise: Probability of a flip, in [0, 1).
@@ -239,7 +262,9 @@ def spiral_best_accuracy(label_noise: float = 0.0, spiral_noise: float = 1.0) ->
     _noise(label_noise)
     _finite("spiral_noise", spiral_noise)
     if spiral_noise <= 0:
-        raise ValueError(f"spiral_noise must be above 0, got {spiral_noise}. Without it the classes do not overlap.")
+        raise ValueError(
+            f"spiral_noise must be above 0, got {spiral_noise}. Without it the classes do not overlap."
+        )
     clean, p = _spiral_best(spiral_noise), min(label_noise, 1 - label_noise)
     return (1 - p) * clean + p * (1 - clean)
 
@@ -250,21 +275,32 @@ def _spiral_best(spiral_noise: float) -> float:
     reach = 5 * math.pi + 5 * spiral_noise
     side = torch.arange(-reach, reach + step, step, dtype=torch.float64)
     plane = torch.cartesian_prod(side, side)
-    angle = torch.linspace(0, 4 * math.pi, max(400, math.ceil(100 / spiral_noise)), dtype=torch.float64)
-    arms = [radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1) for radius in (angle + math.pi, angle)]
+    angle = torch.linspace(
+        0, 4 * math.pi, max(400, math.ceil(100 / spiral_noise)), dtype=torch.float64
+    )
+    arms = [
+        radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+        for radius in (angle + math.pi, angle)
+    ]
     scale = 2 * math.pi * spiral_noise**2 * len(angle)
     kernel = -0.5 / spiral_noise**2
     density = [
-        torch.cat([(kernel * torch.cdist(part, arm) ** 2).exp().sum(1) for part in plane.split(4096)]) for arm in arms
+        torch.cat([
+            (kernel * torch.cdist(part, arm) ** 2).exp().sum(1) for part in plane.split(4096)
+        ])
+        for arm in arms
     ]
     return float(torch.maximum(*density).sum()) / scale * step**2 / 2
 
 
-def two_gaussians_posterior(x: Tensor, label_noise: float = 0.0, negative_mean: float = 1.0) -> Tensor:
+def two_gaussians_posterior(
+    x: Tensor, label_noise: float = 0.0, negative_mean: float = 1.0
+) -> Tensor:
     """Give the exact probabilities of the noisy labels at inputs of Two Gaussians.
 
-    With ``m = negative_mean`` and ``d`` coordinates the clean log-odds of class 1 are ``m * sum(x) - d * m^2 / 2``; a
-    flip with probability ``p`` mixes the classes, ``(1 - p) * q + p * (1 - q)``. Computed in float64.
+    With ``m = negative_mean`` and ``d`` coordinates the clean log-odds of class 1 are
+    ``m * sum(x) - d * m^2 / 2``; a flip with probability ``p`` mixes the classes,
+    ``(1 - p) * q + p * (1 - q)``. Computed in float64.
 
     Args:
         x: Inputs, ``[n, dimension]``.
@@ -284,11 +320,15 @@ def two_gaussians_posterior(x: Tensor, label_noise: float = 0.0, negative_mean: 
     return _flip(clean, label_noise).to(x.dtype)
 
 
-def two_gaussians_irreducible_nll(label_noise: float = 0.0, dimension: int = 10, negative_mean: float = 1.0) -> float:
-    """Integrate the lowest reachable negative log-likelihood on noisy labels of Two Gaussians, ``H(Y | X)``.
+def two_gaussians_irreducible_nll(
+    label_noise: float = 0.0, dimension: int = 10, negative_mean: float = 1.0
+) -> float:
+    """Integrate the lowest reachable negative log-likelihood on noisy labels of Two Gaussians,
+    ``H(Y | X)``.
 
-    The clean log-odds are normal with mean and variance ``+-d2 / 2`` and ``d2 = dimension * negative_mean^2``, so one
-    integral over them is enough. No flood level above this can be right.
+    The clean log-odds are normal with mean and variance ``+-d2 / 2`` and
+    ``d2 = dimension * negative_mean^2``, so one integral over them is enough. No flood level above
+    this can be right.
 
     Args:
         label_noise: Probability of a flip, in [0, 1).
@@ -314,11 +354,14 @@ def two_gaussians_irreducible_nll(label_noise: float = 0.0, dimension: int = 10,
     return float(torch.trapezoid(torch.exp(-z * z / 2) / math.sqrt(2 * math.pi) * entropy, z))
 
 
-def two_gaussians_best_accuracy(label_noise: float = 0.0, dimension: int = 10, negative_mean: float = 1.0) -> float:
+def two_gaussians_best_accuracy(
+    label_noise: float = 0.0, dimension: int = 10, negative_mean: float = 1.0
+) -> float:
     """Give the best reachable accuracy on noisy labels of Two Gaussians.
 
-    ``(1 - p) * A + p * (1 - A)`` for ``p <= 1/2``, with ``A = Phi(sqrt(dimension) * |negative_mean| / 2)`` the best
-    clean accuracy; above 1/2 the best rule predicts the flipped class.
+    ``(1 - p) * A + p * (1 - A)`` for ``p <= 1/2``, with
+    ``A = Phi(sqrt(dimension) * |negative_mean| / 2)`` the best clean accuracy; above 1/2 the best
+    rule predicts the flipped class.
 
     Args:
         label_noise: Probability ``p`` of a flip, in [0, 1).
@@ -341,7 +384,8 @@ def two_gaussians_best_accuracy(label_noise: float = 0.0, dimension: int = 10, n
 
 
 def flip_entropy(label_noise: float, classes: int = 2) -> float:
-    """Give the entropy that flips alone add to a deterministic task: ``h(p) + p * ln(classes - 1)``.
+    """Give the entropy that flips alone add to a deterministic task:
+    ``h(p) + p * ln(classes - 1)``.
 
     ``h(p) = -p ln p - (1 - p) ln(1 - p)``, 0 at ``p = 0``. A flip goes to every wrong class alike.
 
@@ -367,7 +411,9 @@ def flip_entropy(label_noise: float, classes: int = 2) -> float:
     return h + label_noise * math.log(classes - 1)
 
 
-def _draw_splits(draw: Draw, counts: tuple[int, int, int], label_noise: float, seed: int) -> list[Split]:
+def _draw_splits(
+    draw: Draw, counts: tuple[int, int, int], label_noise: float, seed: int
+) -> list[Split]:
     """Draw the three splits and flip labels, each from a stream of its own."""
     for name, n in zip(("n_train", "n_val", "n_test"), counts, strict=True):
         _at_least(name, n, 2)
@@ -385,7 +431,9 @@ def _with_flip_posterior(splits: list[Split], label_noise: float) -> Splits:
     """Add the posterior of a task in which nothing but the flips is random."""
     train, val, test = splits
     clean = test.y if test.clean is None else test.clean
-    return Splits(train, val, test, _flip(torch.nn.functional.one_hot(clean, 2).float(), label_noise))
+    return Splits(
+        train, val, test, _flip(torch.nn.functional.one_hot(clean, 2).float(), label_noise)
+    )
 
 
 def _flip(probabilities: Tensor, label_noise: float) -> Tensor:
@@ -394,7 +442,8 @@ def _flip(probabilities: Tensor, label_noise: float) -> Tensor:
 
 
 def _spread(label_noise: float, dimension: int, negative_mean: float) -> float:
-    """Distance between the class means, which is also the standard deviation of the log-odds in either class."""
+    """Distance between the class means, which is also the standard deviation of the log-odds in
+    either class."""
     _noise(label_noise)
     _at_least("dimension", dimension, 1)
     _finite("negative_mean", negative_mean)
@@ -403,12 +452,16 @@ def _spread(label_noise: float, dimension: int, negative_mean: float) -> float:
 
 def _noise(label_noise: float) -> None:
     if not 0 <= label_noise < 1:
-        raise ValueError(f"label_noise must lie in [0, 1), got {label_noise}. Give a share, not percent.")
+        raise ValueError(
+            f"label_noise must lie in [0, 1), got {label_noise}. Give a share, not percent."
+        )
 
 
 def _at_least(name: str, value: int, least: int) -> None:
     if not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}. Pass {name}={least} or more.")
+        raise ValueError(
+            f"{name} must be an integer of at least {least}, got {value!r}. Pass {name}={least} or more."
+        )
 
 
 def _finite(name: str, value: float) -> None:

@@ -1,4 +1,5 @@
-"""Real tables as splits: divided by seed, standardised on training rows, labels noisy in training and validation."""
+"""Real tables as splits: divided by seed, standardised on training rows, labels noisy in training
+and validation."""
 
 # The checks shared by the functions below raise what their docstrings promise.
 # ruff: file-ignore[docstring-extraneous-exception]
@@ -13,13 +14,23 @@ from torch import Tensor
 
 from flooding.data import Split, Splits, files, flip_labels, make_rng
 
-__all__ = ["digits", "higgs7k", "letter", "spambase", "split_indices", "split_table", "twonorm", "with_noise"]
+__all__ = [
+    "digits",
+    "higgs7k",
+    "letter",
+    "spambase",
+    "split_indices",
+    "split_table",
+    "twonorm",
+    "with_noise",
+]
 
 
 def digits(label_noise: float = 0.2, n_train: int = 600, n_val: int = 300, *, seed: int) -> Splits:
     """Split scikit-learn's bundled handwritten digits: 1,797 images of 8 x 8 pixels, 10 classes.
 
-    See :func:`split_table` for what happens to them. Pixels that are blank in every training image stay 0 there.
+    See :func:`split_table` for what happens to them. Pixels that are blank in every training image
+    stay 0 there.
 
     Args:
         label_noise: Share of training and validation labels replaced by a wrong class, in [0, 1).
@@ -41,15 +52,21 @@ def digits(label_noise: float = 0.2, n_train: int = 600, n_val: int = 300, *, se
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("digits needs scikit-learn. Install it: pip install 'flooding[experiments]'") from error
+        raise ImportError(
+            "digits needs scikit-learn. Install it: pip install 'flooding[experiments]'"
+        ) from error
     x, y = load_digits(return_X_y=True)
     return split_table(x, y, n_train, n_val, label_noise, seed=seed)
 
 
-def spambase(label_noise: float = 0.1, n_train: int = 1000, n_val: int = 500, *, seed: int) -> Splits:
-    """Split Spambase: 4,601 messages by 57 frequencies of words and characters, spam (class 1) or not.
+def spambase(
+    label_noise: float = 0.1, n_train: int = 1000, n_val: int = 500, *, seed: int
+) -> Splits:
+    """Split Spambase: 4,601 messages by 57 frequencies of words and characters, spam (class 1) or
+    not.
 
-    See :func:`split_table` for what happens to them and :func:`flooding.data.files.read` for where they come from.
+    See :func:`split_table` for what happens to them and :func:`flooding.data.files.read` for where
+    they come from.
 
     Args:
         label_noise: Share of training and validation labels replaced by the wrong class, in [0, 1).
@@ -64,16 +81,20 @@ def spambase(label_noise: float = 0.1, n_train: int = 1000, n_val: int = 500, *,
         ValueError: If an argument is out of range, or the file is neither here nor to be fetched.
 
     References:
-        Hopkins et al., *Spambase*, UCI Machine Learning Repository, 1999; by way of the Penn Machine Learning
-        Benchmarks (PMLB).
+        Hopkins et al., *Spambase*, UCI Machine Learning Repository, 1999; by way of the Penn
+        Machine Learning Benchmarks (PMLB).
     """
     return split_table(*_pmlb("spambase"), n_train, n_val, label_noise, seed=seed)
 
 
-def letter(label_noise: float = 0.1, n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
-    """Split Letter: 20,000 distorted capital letters by 16 moments and edge counts, A (class 0) to Z (class 25).
+def letter(
+    label_noise: float = 0.1, n_train: int = 4000, n_val: int = 1000, *, seed: int
+) -> Splits:
+    """Split Letter: 20,000 distorted capital letters by 16 moments and edge counts, A (class 0) to
+    Z (class 25).
 
-    See :func:`split_table` for what happens to them and :func:`flooding.data.files.read` for where they come from.
+    See :func:`split_table` for what happens to them and :func:`flooding.data.files.read` for where
+    they come from.
 
     Args:
         label_noise: Share of training and validation labels replaced by a wrong class, in [0, 1).
@@ -88,17 +109,20 @@ def letter(label_noise: float = 0.1, n_train: int = 4000, n_val: int = 1000, *, 
         ValueError: If an argument is out of range, or the file is neither here nor to be fetched.
 
     References:
-        Frey and Slate, *Letter Recognition Using Holland-Style Adaptive Classifiers*, Machine Learning, 1991; by way
-        of PMLB.
+        Frey and Slate, *Letter Recognition Using Holland-Style Adaptive Classifiers*, Machine
+        Learning, 1991; by way of PMLB.
     """
     return split_table(*_pmlb("letter"), n_train, n_val, label_noise, seed=seed)
 
 
-def twonorm(label_noise: float = 0.0, n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
+def twonorm(
+    label_noise: float = 0.0, n_train: int = 4000, n_val: int = 1000, *, seed: int
+) -> Splits:
     """Split Twonorm: 7,400 points of two Gaussian classes of unit covariance in 20 dimensions.
 
-    The best boundary is a plane and its error 2.3 %: a problem on which flooding should not help. See
-    :func:`split_table` for what happens to them and :func:`flooding.data.files.read` for where they come from.
+    The best boundary is a plane and its error 2.3 %: a problem on which flooding should not help.
+    See :func:`split_table` for what happens to them and :func:`flooding.data.files.read` for where
+    they come from.
 
     Args:
         label_noise: Share of training and validation labels replaced by the wrong class, in [0, 1).
@@ -118,17 +142,21 @@ def twonorm(label_noise: float = 0.0, n_train: int = 4000, n_val: int = 1000, *,
     return split_table(*_pmlb("twonorm"), n_train, n_val, label_noise, seed=seed)
 
 
-def higgs7k(label_noise: float = 0.0, n_train: int = 3500, n_val: int = 1500, *, seed: int) -> Splits:
-    """Split 7,500 simulated particle collisions by 28 measurements: a Higgs boson (class 1) or background.
+def higgs7k(
+    label_noise: float = 0.0, n_train: int = 3500, n_val: int = 1500, *, seed: int
+) -> Splits:
+    """Split 7,500 simulated particle collisions by 28 measurements: a Higgs boson (class 1) or
+    background.
 
-    The source has 7,000 training and 500 test rows. Its test rows are in every test split; see :func:`split_table`
-    for what happens to the others and :func:`flooding.data.files.read` for where they come from.
+    The source has 7,000 training and 500 test rows. Its test rows are in every test split; see
+    :func:`split_table` for what happens to the others and :func:`flooding.data.files.read` for
+    where they come from.
 
     Args:
         label_noise: Share of training and validation labels replaced by the wrong class, in [0, 1).
         n_train: Training examples of the source's 7,000, at least 2.
-        n_val: Validation examples of the source's 7,000, at least 2; the rest and the source's 500 (2,500 in all) are
-            the test split.
+        n_val: Validation examples of the source's 7,000, at least 2; the rest and the source's 500
+            (2,500 in all) are the test split.
         seed: Non-negative integer; the same seed gives the same splits.
 
     Returns:
@@ -138,15 +166,17 @@ def higgs7k(label_noise: float = 0.0, n_train: int = 3500, n_val: int = 1500, *,
         ValueError: If an argument is out of range, or a file is neither here nor to be fetched.
 
     References:
-        Baldi et al., *Searching for Exotic Particles in High-Energy Physics with Deep Learning*, Nature
-        Communications, 2014; the rows are those of LightGBM's example of binary classification.
+        Baldi et al., *Searching for Exotic Particles in High-Energy Physics with Deep Learning*,
+        Nature Communications, 2014; the rows are those of LightGBM's example of binary
+        classification.
     """
     (x, y), more = (_higgs(part) for part in ("train", "test"))
     return split_table(x, y, n_train, n_val, label_noise, more_test=more, seed=seed)
 
 
 def _pmlb(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a table of PMLB: a line of names, then tab-separated numbers, the class last; classes count from 0."""
+    """Read a table of PMLB: a line of names, then tab-separated numbers, the class last; classes
+    count from 0."""
     table = np.loadtxt(io.BytesIO(files.read(f"tables/{name}.tsv")), delimiter="\t", skiprows=1)
     return table[:, :-1], np.unique(table[:, -1], return_inverse=True)[1]
 
@@ -169,26 +199,29 @@ def split_table(
 ) -> Splits:
     """Divide a table at random, standardise it, and make the training and validation labels noisy.
 
-    Every column becomes ``(column - mean) / sd`` with mean and (population) standard deviation of the *training*
-    rows. A column that is constant there is only centred. Exactly ``round(n * label_noise)`` labels of the training
-    and of the validation split become a wrong class, drawn uniformly; test labels stay clean. The division does not
-    depend on ``label_noise``.
+    Every column becomes ``(column - mean) / sd`` with mean and (population) standard deviation of
+    the *training* rows. A column that is constant there is only centred. Exactly
+    ``round(n * label_noise)`` labels of the training and of the validation split become a wrong
+    class, drawn uniformly; test labels stay clean. The division does not depend on ``label_noise``.
 
     Args:
         x: Inputs, an array or tensor ``[rows, columns]``.
         y: Classes 0 ... C - 1, integers ``[rows]``.
         n_train: Training rows, at least 2.
-        n_val: Validation rows, at least 2; the rest, with ``more_test`` at least 1 row, is the test split.
+        n_val: Validation rows, at least 2; the rest, with ``more_test`` at least 1 row, is the test
+            split.
         label_noise: Share of labels to replace, in [0, 1).
-        more_test: Inputs and classes, as ``x`` and ``y``, that are in the test split whatever the seed; or None.
+        more_test: Inputs and classes, as ``x`` and ``y``, that are in the test split whatever the
+            seed; or None.
         seed: Non-negative integer; the same seed gives the same splits.
 
     Returns:
-        Splits with float32 inputs ``[n, columns]`` and int64 labels; ``clean`` is None where no noise was added.
+        Splits with float32 inputs ``[n, columns]`` and int64 labels; ``clean`` is None where no
+        noise was added.
 
     Raises:
-        ValueError: If the shapes do not match, a count is out of range, an input is not finite, or a label is not
-            a class.
+        ValueError: If the shapes do not match, a count is out of range, an input is not finite, or
+            a label is not a class.
 
     Example:
         >>> x = torch.arange(20.0).reshape(10, 2)
@@ -197,14 +230,18 @@ def split_table(
         (True, 2)
     """
     x, y = _table(x, y)
-    train, val, test = split_indices(len(x), n_train, n_val, tested=more_test is not None, seed=seed)
+    train, val, test = split_indices(
+        len(x), n_train, n_val, tested=more_test is not None, seed=seed
+    )
     fit = x[train]
     # Not `sd == 0`: rounding of the mean can leave a constant column a tiny positive deviation.
     scale = np.where(fit.min(0) == fit.max(0), 1.0, fit.std(0))
     if more_test is not None:
         more_x, more_y = _table(*more_test)
         if more_x.shape[1] != x.shape[1]:
-            raise ValueError(f"more_test must have the {x.shape[1]} columns of x, got {more_x.shape[1]}. Match them.")
+            raise ValueError(
+                f"more_test must have the {x.shape[1]} columns of x, got {more_x.shape[1]}. Match them."
+            )
         test = np.concatenate([test, np.arange(len(more_x)) + len(x)])
         x, y = np.concatenate([x, more_x]), np.concatenate([y, more_y])
     inputs = torch.from_numpy((x - fit.mean(0)) / scale).float()
@@ -248,7 +285,9 @@ def split_indices(
     return train, val, rest
 
 
-def with_noise(x: Tensor, y: Tensor, label_noise: float, classes: int, generator: np.random.Generator) -> Split:
+def with_noise(
+    x: Tensor, y: Tensor, label_noise: float, classes: int, generator: np.random.Generator
+) -> Split:
     """Make a split whose labels are noisy.
 
     Args:
@@ -270,9 +309,15 @@ def with_noise(x: Tensor, y: Tensor, label_noise: float, classes: int, generator
 def _table(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y)
     if x.ndim != 2 or y.shape != x.shape[:1]:
-        raise ValueError(f"x must be [rows, columns] and y [rows], got {x.shape} and {y.shape}. Flatten images first.")
+        raise ValueError(
+            f"x must be [rows, columns] and y [rows], got {x.shape} and {y.shape}. Flatten images first."
+        )
     if not np.isfinite(x).all():
-        raise ValueError("inputs must be finite, got NaN or infinity. Impute or drop those rows first.")
+        raise ValueError(
+            "inputs must be finite, got NaN or infinity. Impute or drop those rows first."
+        )
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-        raise ValueError(f"y must be classes 0, 1, ... as integers, got {y.dtype} from {y.min()}. Number the classes.")
+        raise ValueError(
+            f"y must be classes 0, 1, ... as integers, got {y.dtype} from {y.min()}. Number the classes."
+        )
     return x, y

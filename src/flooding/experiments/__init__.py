@@ -1,4 +1,5 @@
-"""Experiments: each a generator that yields Runs, receives their Records and returns a Report; one file per source."""
+"""Experiments: each a generator that yields Runs, receives their Records and returns a Report; one
+file per source."""
 
 from __future__ import annotations
 
@@ -29,8 +30,9 @@ __all__ = ["NAMES", "Experiment", "describe_provenance", "estimate", "find", "ma
 
 Experiment: TypeAlias = "Generator[list[Run], list[Record], Report]"
 
-# What `flooding reproduce --list` prints. Each name is a module here, with `experiment(quick) -> Experiment`, the
-# curves it keeps in an archive (CURVES), and perhaps a reader of its own for archives (load).
+# What `flooding reproduce --list` prints. Each name is a module here, with `experiment(quick) ->
+# Experiment`, the curves it keeps in an archive (CURVES), and perhaps a reader of its own for
+# archives (load).
 NAMES = {
     "ishida2020": "the paper's synthetic table: three tasks, three noises, 51 levels, with and without early stopping",
     "ishida2020_settings": "what the paper leaves open: plain training on Two Gaussians in six settings",
@@ -58,7 +60,9 @@ def find(name: str) -> ModuleType:
         ValueError: If there is none.
     """
     if name not in NAMES:
-        raise ValueError(f"an experiment must be one of {', '.join(NAMES)}; got {name}. See --list.")
+        raise ValueError(
+            f"an experiment must be one of {', '.join(NAMES)}; got {name}. See --list."
+        )
     return import_module(f"flooding.experiments.{name}")
 
 
@@ -90,7 +94,8 @@ def _name(record: Record) -> str | int:
 def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
     """Estimate how long Runs will take, from three epochs of one Run of each problem and method.
 
-    Problems that differ in their watch alone are one; a :class:`~flooding.training.problem.PeriodicMetric` is timed twice.
+    Problems that differ in their watch alone are one; a
+    :class:`~flooding.training.problem.PeriodicMetric` is timed twice.
 
     Args:
         runs: The Runs; beginnings that will be shared are not subtracted.
@@ -106,10 +111,18 @@ def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
     whole = 0.0
     for run in runs:
         watch = run.problem.extra_metrics
-        parts = (getattr(run.problem, part.name) for part in fields(run.problem) if part.name != "extra_metrics")
+        parts = (
+            getattr(run.problem, part.name)
+            for part in fields(run.problem)
+            if part.name != "extra_metrics"
+        )
         kind = (*map(id, parts), type(run.method), type(watch))
         if kind not in known:
-            plain = replace(run.problem, extra_metrics=None) if isinstance(watch, PeriodicMetric) else run.problem
+            plain = (
+                replace(run.problem, extra_metrics=None)
+                if isinstance(watch, PeriodicMetric)
+                else run.problem
+            )
             first = replace(run, problem=plain, stop_epoch=min(4, plain.max_epochs))
             ticks = [time.perf_counter() for _ in train(first, conclude=False)]
             known[kind] = (ticks[-1] - ticks[1]) / max(len(ticks) - 2, 1), *_measuring(run)
@@ -120,13 +133,18 @@ def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
 
 
 def _measuring(run: Run) -> tuple[float, float]:
-    """Seconds of a costly watch, the first time and again (it may keep something), on one thread as in a worker."""
+    """Seconds of a costly watch, the first time and again (it may keep something), on one thread as
+    in a worker."""
     import torch
 
     watch = run.problem.extra_metrics
     if not isinstance(watch, PeriodicMetric):
         return 0.0, 0.0
-    model, splits, threads = run.problem.build(run.seed).eval(), run.problem.splits(run.seed), torch.get_num_threads()
+    model, splits, threads = (
+        run.problem.build(run.seed).eval(),
+        run.problem.splits(run.seed),
+        torch.get_num_threads(),
+    )
     torch.set_num_threads(1)
     try:
         began = time.perf_counter()
@@ -139,12 +157,18 @@ def _measuring(run: Run) -> tuple[float, float]:
 
 
 def _commit() -> str:
-    """Name this code: the last commit that changed it, with a plus where it was changed since, or else its version."""
+    """Name this code: the last commit that changed it, with a plus where it was changed since, or
+    else its version."""
     code = Path(__file__).parents[1]
-    commands = (["log", "-1", "--format=%h", "--abbrev=7", "--", "."], ["status", "--porcelain", "--", "."])
+    commands = (
+        ["log", "-1", "--format=%h", "--abbrev=7", "--", "."],
+        ["status", "--porcelain", "--", "."],
+    )
     try:
         commit, changes = (
-            subprocess.run(["git", *c], cwd=code, capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(
+                ["git", *c], cwd=code, capture_output=True, text=True, check=True
+            ).stdout.strip()
             for c in commands
         )
     except (OSError, subprocess.CalledProcessError):
@@ -163,7 +187,12 @@ def machine() -> str:
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, flooding {_commit()}"
+    versions = (
+        f"Python {platform.python_version()}, torch {torch.__version__}, flooding {_commit()}"
+    )
     return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}; {versions}"

@@ -1,9 +1,10 @@
 """Archives: Records in a compact file, kept beside the figures that were drawn from them.
 
-Numbers at the last and best epoch are exact. So are curves where they are asked for, else they are float16: rounded by
-at most 2^-11 of the value, 2^-25 near zero, and finite ones cut off at 65,504, which is checked when a file is written.
-A Record is found by a hash of what describes its Run. A digest of everything lies in the file; those of flooding 0.1.0
-have none, and are checked for what they must hold.
+Numbers at the last and best epoch are exact. So are curves where they are asked for, else they are
+float16: rounded by at most 2^-11 of the value, 2^-25 near zero, and finite ones cut off at 65,504,
+which is checked when a file is written. A Record is found by a hash of what describes its Run. A
+digest of everything lies in the file; those of flooding 0.1.0 have none, and are checked for what
+they must hold.
 """
 
 from __future__ import annotations
@@ -87,16 +88,24 @@ class Archive:
                 f"{self.path} lacks {missing} of {len(runs)} runs: it was written by other code, or only a part of the "
                 "experiment was trained. Add --more, which trains them, or run it without --from."
             )
-        return [self._record(run, place) for run, place in zip(runs, places, strict=True) if place is not None]
+        return [
+            self._record(run, place)
+            for run, place in zip(runs, places, strict=True)
+            if place is not None
+        ]
 
     def _record(self, run: Run, place: int) -> Record:
         finals = dict(zip(self._names, self._finals[place].tolist(), strict=True))
         curves = {}
         for name, (values, ends) in self._curves.items():
             if ends[place] < ends[place + 1]:
-                curves[name.partition("/")[0]] = values[ends[place] : ends[place + 1]].astype(np.float32)
+                curves[name.partition("/")[0]] = values[ends[place] : ends[place + 1]].astype(
+                    np.float32
+                )
         told = {"seconds": float(self._seconds[place]), "on": self._on[place]}
-        return Record(run, curves, {}, {n: v for n, v in finals.items() if not np.isnan(v)}, "", "", told)
+        return Record(
+            run, curves, {}, {n: v for n, v in finals.items() if not np.isnan(v)}, "", "", told
+        )
 
 
 def pack(
@@ -112,8 +121,10 @@ def pack(
         path: The file, ending in ``.npz``.
         records: Records with Runs that describe themselves; of equal ones the first is kept.
         keep: Curves to keep; a Record may lack some.
-        on: What they were trained on, see :func:`flooding.experiments.machine`, where they do not say it themselves.
-        exact: Tells whose curves to keep in float32: those on which a search decides what to ask next.
+        on: What they were trained on, see :func:`flooding.experiments.machine`, where they do not
+            say it themselves.
+        exact: Tells whose curves to keep in float32: those on which a search decides what to ask
+            next.
 
     Returns:
         The path.
@@ -128,14 +139,19 @@ def pack(
     packed = {
         "runs": np.array(list(by_name)),
         "finals_names": np.array(names, dtype=str),
-        "finals": np.array([[r.metrics.get(name, np.nan) for name in names] for r in kept], np.float64),
+        "finals": np.array(
+            [[r.metrics.get(name, np.nan) for name in names] for r in kept], np.float64
+        ),
         "seconds": np.array([r.metadata.get("seconds", np.nan) for r in kept], np.float32),
         "seeds": np.array([record.run.seed for record in kept if record.run is not None]),
         "on": np.array([str(r.metadata.get("on", on)) for r in kept]),
     }
     for name in sorted(keep):
         for kind in {False, True} & set(wide):
-            curves = [r.curves.get(name, _NONE) if w == kind else _NONE for r, w in zip(kept, wide, strict=True)]
+            curves = [
+                r.curves.get(name, _NONE) if w == kind else _NONE
+                for r, w in zip(kept, wide, strict=True)
+            ]
             label, row = f"{name}/{'float32' if kind else 'float16'}", np.concatenate(curves)
             if len(row):
                 packed[f"curve/{label}"] = row if kind else to_half(row)
@@ -170,7 +186,9 @@ def _check(held: Mapping[str, np.ndarray]) -> None:
     shapes = {**dict.fromkeys(_KINDS, (count,)), "finals_names": (names,), "finals": (count, names)}
     for name, kinds in _KINDS.items():
         if held[name].shape != shapes[name] or held[name].dtype.kind not in kinds:
-            raise ValueError(f"{name} is of another shape or type: {held[name].shape} of {held[name].dtype}")
+            raise ValueError(
+                f"{name} is of another shape or type: {held[name].shape} of {held[name].dtype}"
+            )
     for name in ("runs", "finals_names"):
         if len(np.unique(held[name])) < len(held[name]):
             raise ValueError(f"two of its {name} are the same")
@@ -178,7 +196,11 @@ def _check(held: Mapping[str, np.ndarray]) -> None:
         values, ends = held[name], held[_ends(name)]
         kind = name.rpartition("/")[2]
         whole = values.ndim == 1 and values.dtype.name == kind and kind in {"float16", "float32"}
-        cut = np.concatenate([[0], ends]) if ends.shape == (count,) and ends.dtype == np.int64 else np.array([1, 0])
+        cut = (
+            np.concatenate([[0], ends])
+            if ends.shape == (count,) and ends.dtype == np.int64
+            else np.array([1, 0])
+        )
         if not whole or cut[-1] != len(values) or (cut[1:] < cut[:-1]).any():
             raise ValueError(f"{name} is of another shape or type than its ends say")
 
@@ -197,7 +219,9 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def with_fallback(held: Any, train: Callable[[list[Run]], list[Record]]) -> Callable[[list[Run]], list[Record]]:
+def with_fallback(
+    held: Any, train: Callable[[list[Run]], list[Record]]
+) -> Callable[[list[Run]], list[Record]]:
     """Look up what an archive has, and train the rest.
 
     Args:
@@ -211,7 +235,10 @@ def with_fallback(held: Any, train: Callable[[list[Run]], list[Record]]) -> Call
     def ask(runs: list[Run]) -> list[Record]:
         known = [run in held for run in runs]
         trained = iter(train([run for run, there in zip(runs, known, strict=True) if not there]))
-        return [held([run])[0] if there else next(trained) for run, there in zip(runs, known, strict=True)]
+        return [
+            held([run])[0] if there else next(trained)
+            for run, there in zip(runs, known, strict=True)
+        ]
 
     return ask
 

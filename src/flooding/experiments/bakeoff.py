@@ -1,8 +1,10 @@
-"""A fair bake-off: flooding and its family beside the usual regularisers, each with the same budget of four trainings.
+"""A fair bake-off: flooding and its family beside the usual regularisers, each with the same budget
+of four trainings.
 
-Every method has four settings, fixed beforehand; for each problem and seed one of them is chosen by the validation
-result of the last epoch. Flooding spends three trainings on the finder and one on the level it found. Plain training
-and early stopping have nothing to choose and spend one. Test data choose nothing.
+Every method has four settings, fixed beforehand; for each problem and seed one of them is chosen by
+the validation result of the last epoch. Flooding spends three trainings on the finder and one on
+the level it found. Plain training and early stopping have nothing to choose and spend one. Test
+data choose nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +47,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CURVES", "METHODS", "Setting", "compare", "exact", "experiment", "problems"]
 
-CURVES = ("train_loss", "val_loss", "val_accuracy", "flooded")  # what the finder reads, and the band of the loss
+CURVES = (
+    "train_loss",
+    "val_loss",
+    "val_accuracy",
+    "flooded",
+)  # what the finder reads, and the band of the loss
 BUDGET = 4  # trainings for each method, problem and seed
 REAL = ("digits", "spambase", "letter", "higgs7k")
 _LATE = 0.1  # share of the epochs, the last, over which the band of the training loss is taken
@@ -81,8 +88,15 @@ def _weight_decay(problem: Problem, classes: int) -> list[Setting]:  # noqa: ARG
     make: Any = problem.optimizer
     if isinstance(make, partial) and make.func is torch.optim.Adam:
         make = partial(adamw.func, **make.keywords)
-    values = (0.1, 0.5, 2.0, 8.0)  # at the learning rate 0.001, 500 steps take 5 to 98 % off a weight
-    return [Setting(f"{w:g}", replace(problem, optimizer=partial(make, weight_decay=w))) for w in values]
+    values = (
+        0.1,
+        0.5,
+        2.0,
+        8.0,
+    )  # at the learning rate 0.001, 500 steps take 5 to 98 % off a weight
+    return [
+        Setting(f"{w:g}", replace(problem, optimizer=partial(make, weight_decay=w))) for w in values
+    ]
 
 
 def _dropout(problem: Problem, classes: int) -> list[Setting]:  # noqa: ARG001
@@ -90,13 +104,19 @@ def _dropout(problem: Problem, classes: int) -> list[Setting]:  # noqa: ARG001
     make: Any = problem.model
     if not (isinstance(make, partial) and make.func is mlp):
         return []
-    return [Setting(f"{p:g}", replace(problem, model=partial(make, dropout=p))) for p in (0.1, 0.25, 0.5, 0.75)]
+    return [
+        Setting(f"{p:g}", replace(problem, model=partial(make, dropout=p)))
+        for p in (0.1, 0.25, 0.5, 0.75)
+    ]
 
 
 def _label_smoothing(problem: Problem, classes: int) -> list[Setting]:  # noqa: ARG001
     values = (0.05, 0.1, 0.2, 0.4)
     losses = [(s, partial(cross_entropy, label_smoothing=s)) for s in values]
-    return [Setting(f"{s:g}", replace(problem, loss=loss, eval_loss=problem.reported)) for s, loss in losses]
+    return [
+        Setting(f"{s:g}", replace(problem, loss=loss, eval_loss=problem.reported))
+        for s, loss in losses
+    ]
 
 
 def _sam(problem: Problem, classes: int) -> list[Setting]:  # noqa: ARG001
@@ -113,17 +133,25 @@ def _iflood(problem: Problem, classes: int) -> list[Setting]:
 
 
 def _softad(problem: Problem, classes: int) -> list[Setting]:
-    places = [(round(share * math.log(classes), 3), sigma) for share in (0.05, 0.3) for sigma in (0.1, 1.0)]
+    places = [
+        (round(share * math.log(classes), 3), sigma)
+        for share in (0.05, 0.3)
+        for sigma in (0.1, 1.0)
+    ]
     return [Setting(f"b {b:g}, sigma {s:g}", problem, b, SoftAD(s)) for b, s in places]
 
 
 def _adaflood(problem: Problem, classes: int) -> list[Setting]:  # noqa: ARG001
     """Auxiliary networks for a fifth of the epochs: their best validation epoch comes early."""
     epochs = max(1, problem.max_epochs // 5)
-    return [Setting(f"gamma {g:g}", problem, AdaFlood(g, epochs=epochs), IFlood()) for g in (0.1, 0.3, 0.5, 0.8)]
+    return [
+        Setting(f"gamma {g:g}", problem, AdaFlood(g, epochs=epochs), IFlood())
+        for g in (0.1, 0.3, 0.5, 0.8)
+    ]
 
 
-# Settings of each method, and the epoch its chosen training is judged at. Flooding's level is the finder's.
+# Settings of each method, and the epoch its chosen training is judged at. Flooding's level is the
+# finder's.
 METHODS: dict[str, tuple[Callable[[Problem, int], list[Setting]] | None, str]] = {
     "plain": (_plain, "last"),
     "early stopping": (_plain, "best"),
@@ -154,7 +182,9 @@ def problems(quick: bool = False) -> dict[str, tuple[Problem, int]]:
         cell = replace(ishida2020.Cell("two-gaussians", 0.1), max_epochs=100)
         return {cell.title: (cell.problem, 2), "digits": (real("digits", max_epochs=20), 10)}
     classes = {"digits": 10, "letter": 26}
-    return {cell.title: (cell.problem, 2) for cell in cells} | {n: (real(n), classes.get(n, 2)) for n in REAL}
+    return {cell.title: (cell.problem, 2) for cell in cells} | {
+        n: (real(n), classes.get(n, 2)) for n in REAL
+    }
 
 
 def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
@@ -191,7 +221,9 @@ class _Pick:
     def final(self, name: str) -> float:
         """A final on clean labels where there are any."""
         finals = self.record.metrics
-        return finals.get(f"{self.at}.test_{name}_clean", finals.get(f"{self.at}.test_{name}", math.nan))
+        return finals.get(
+            f"{self.at}.test_{name}_clean", finals.get(f"{self.at}.test_{name}", math.nan)
+        )
 
 
 Picks = Mapping[tuple[str, str, int], _Pick]  # by method, problem, seed
@@ -248,12 +280,19 @@ def compare(
 def _choose(method: str, told: Sequence[tuple[Setting, Record]]) -> _Pick:
     """Choose a setting by its validation result; the first of equals."""
     at = METHODS[method][1]
-    best = max(range(len(told)), key=lambda i: (*validation_key(told[i][1].metrics, told[i][0].problem, f"{at}."), -i))
+    best = max(
+        range(len(told)),
+        key=lambda i: (*validation_key(told[i][1].metrics, told[i][0].problem, f"{at}."), -i),
+    )
     return _Pick(told[best][1], at, told[best][0].label, tuple(record for _, record in told))
 
 
-def _report(picks: Picks, names: Sequence[str], seeds: Sequence[int], records: Sequence[Record]) -> Report:
-    methods = [method for method in METHODS if all((method, name, seeds[0]) in picks for name in names)]
+def _report(
+    picks: Picks, names: Sequence[str], seeds: Sequence[int], records: Sequence[Record]
+) -> Report:
+    methods = [
+        method for method in METHODS if all((method, name, seeds[0]) in picks for name in names)
+    ]
     tables = [
         _overall(picks, methods, names, seeds),
         _pairs(picks, names, seeds),
@@ -274,14 +313,29 @@ def _report(picks: Picks, names: Sequence[str], seeds: Sequence[int], records: S
     figures = {}
     if len(names) > 1:
         caption = "Mean ranks by accuracy (1 is best); methods joined by a bar do not differ at 5 % (Nemenyi)."
-        figures["ranks"] = (caption, partial(_draw_ranks, _ranks(picks, methods, names, seeds), len(names)))
-    return Report("Regularisers side by side", about, failures, findings, tables, figures, describe_provenance(records))
+        figures["ranks"] = (
+            caption,
+            partial(_draw_ranks, _ranks(picks, methods, names, seeds), len(names)),
+        )
+    return Report(
+        "Regularisers side by side",
+        about,
+        failures,
+        findings,
+        tables,
+        figures,
+        describe_provenance(records),
+    )
 
 
-def _values(picks: Picks, method: str, names: Sequence[str], seeds: Sequence[int], metric: str) -> np.ndarray:
+def _values(
+    picks: Picks, method: str, names: Sequence[str], seeds: Sequence[int], metric: str
+) -> np.ndarray:
     """Give a metric as ``[problems, seeds]``; accuracy in percent."""
     times = 100.0 if metric == "accuracy" else 1.0
-    return np.array([[times * picks[method, name, seed].final(metric) for seed in seeds] for name in names])
+    return np.array([
+        [times * picks[method, name, seed].final(metric) for seed in seeds] for name in names
+    ])
 
 
 def _gain_by_task(by_problem: Mapping[str, float]) -> Difference:
@@ -292,20 +346,29 @@ def _gain_by_task(by_problem: Mapping[str, float]) -> Difference:
     return paired([float(np.mean(gains)) for gains in tasks.values()], [0.0] * len(tasks))
 
 
-def _gain(picks: Picks, method: str, other: str, names: Sequence[str], seeds: Sequence[int]) -> Difference:
-    """Compare accuracies over problems, each averaged over seeds first; over seeds where there is one problem."""
+def _gain(
+    picks: Picks, method: str, other: str, names: Sequence[str], seeds: Sequence[int]
+) -> Difference:
+    """Compare accuracies over problems, each averaged over seeds first; over seeds where there is
+    one problem."""
     ours, theirs = (_values(picks, m, names, seeds, "accuracy") for m in (method, other))
     axis = 1 if len(names) > 1 else 0
     return paired(ours.mean(axis).tolist(), theirs.mean(axis).tolist())
 
 
-def _ranks(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
-    return average_ranks({m: _values(picks, m, names, seeds, "accuracy").mean(1).tolist() for m in methods})
+def _ranks(
+    picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]
+) -> dict[str, float]:
+    return average_ranks({
+        m: _values(picks, m, names, seeds, "accuracy").mean(1).tolist() for m in methods
+    })
 
 
 def _gap(pick: _Pick) -> float:
     """Test minus training loss, on the labels of each."""
-    return pick.record.metrics[f"{pick.at}.test_loss"] - pick.record.metrics[f"{pick.at}.train_loss"]
+    return (
+        pick.record.metrics[f"{pick.at}.test_loss"] - pick.record.metrics[f"{pick.at}.train_loss"]
+    )
 
 
 def _band(record: Record) -> float:
@@ -314,8 +377,11 @@ def _band(record: Record) -> float:
     return float(late.max() - late.min())
 
 
-def _overall(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> Table:
-    """Tabulate means over problems and seeds, and what differs from plain training and from early stopping."""
+def _overall(
+    picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]
+) -> Table:
+    """Tabulate means over problems and seeds, and what differs from plain training and from early
+    stopping."""
     ranks = _ranks(picks, methods, names, seeds)
     plain = [_gain(picks, m, "plain", names, seeds) for m in methods]
     stopped = [_gain(picks, m, "early stopping", names, seeds) for m in methods]
@@ -333,7 +399,10 @@ def _overall(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: 
             f"{ranks[method]:.1f}",
             *(
                 "–" if method == against else f"{gains[i]} p {p_value(ps[i])}"
-                for against, gains, ps in (("plain", plain, adjusted[0]), ("early stopping", stopped, adjusted[1]))
+                for against, gains, ps in (
+                    ("plain", plain, adjusted[0]),
+                    ("early stopping", stopped, adjusted[1]),
+                )
             ),
             *metrics,
             f"{np.mean([pick.record.metrics[f'{pick.at}.test_loss'] for pick in mine]):.3f}",
@@ -341,7 +410,16 @@ def _overall(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: 
             f"{np.mean([pick.record.metrics[f'{pick.at}.train_loss'] for pick in mine]):.3f}",
             f"{np.mean([_band(pick.record) for pick in mine]):.3f}",
         ])
-    columns = ["method", "accuracy %", "rank", "minus plain", "minus early stopping", "NLL", "Brier", "ECE"]
+    columns = [
+        "method",
+        "accuracy %",
+        "rank",
+        "minus plain",
+        "minus early stopping",
+        "NLL",
+        "Brier",
+        "ECE",
+    ]
     columns += ["over-confidence", "test loss", "gap", "training loss", "its late band"]
     unit = "problems" if len(names) > 1 else "seeds"
     title = f"Means over {len(names)} problems and {len(seeds)} seeds; differences with 95 % intervals over {unit}"
@@ -360,7 +438,10 @@ _TOLD = {  # title, digits
     "ece": ("Test ECE", 3),
     "over_confidence": ("Over-confidence: mean confidence minus accuracy", 3),
 }
-_OTHER_LOSS = {"label smoothing", "dropout"}  # whose training loss cannot be set against a test loss
+_OTHER_LOSS = {
+    "label smoothing",
+    "dropout",
+}  # whose training loss cannot be set against a test loss
 
 
 def _pairs(picks: Picks, names: Sequence[str], seeds: Sequence[int]) -> Table:
@@ -380,8 +461,11 @@ def _pairs(picks: Picks, names: Sequence[str], seeds: Sequence[int]) -> Table:
     return Table("pairs", title, columns, rows)
 
 
-def _with_off(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> Table:
-    """Ask how much it matters that the finder may answer "no flooding", which other methods' settings cannot."""
+def _with_off(
+    picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]
+) -> Table:
+    """Ask how much it matters that the finder may answer "no flooding", which other methods'
+    settings cannot."""
     rows = []
     for method in methods:
         if METHODS[method][0] in {None, _plain}:
@@ -398,7 +482,9 @@ def _with_off(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds:
                 found.append(100 * (pick if better else plain).final("accuracy"))
                 off += not better
             means.append(float(np.mean(found)))
-        flooding = [float(_values(picks, "flooding", [name], seeds, "accuracy").mean()) for name in names]
+        flooding = [
+            float(_values(picks, "flooding", [name], seeds, "accuracy").mean()) for name in names
+        ]
         gain = paired(flooding, means)
         rows.append([
             method,
@@ -410,28 +496,46 @@ def _with_off(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds:
     none = sum(not picks["flooding", name, seed].record.level for name in names for seed in seeds)
     columns = ["method", "accuracy %", "plain chosen", "flooding minus it", "p, uncorrected"]
     note = f"The finder answered “no flooding” in {none} of {len(names) * len(seeds)} searches."
-    return Table("with-off", "The same where plain training is a fifth setting of every method", columns, rows, note)
+    return Table(
+        "with-off",
+        "The same where plain training is a fifth setting of every method",
+        columns,
+        rows,
+        note,
+    )
 
 
-def _each(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int], metric: str) -> Table:
+def _each(
+    picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int], metric: str
+) -> Table:
     """Tabulate one metric by problem."""
     title, digits = _TOLD[metric]
     rows = []
     for name in names:
         values = [_values(picks, m, [name], seeds, metric)[0].tolist() for m in methods]
         rows.append([name, *(format_mean_sd(v, digits) for v in values)])
-    return Table(metric, f"{title}, mean ± standard deviation, n = {len(seeds)}", ["problem", *methods], rows)
+    return Table(
+        metric, f"{title}, mean ± standard deviation, n = {len(seeds)}", ["problem", *methods], rows
+    )
 
 
-def _settings(picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> Table:
+def _settings(
+    picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]
+) -> Table:
     """Tabulate what was chosen."""
-    chosen = [m for m in methods if m not in {"plain", "early stopping", "flooding + early stopping"}]
-    rows = [[name, *("; ".join(picks[m, name, seed].setting for seed in seeds) for m in chosen)] for name in names]
+    chosen = [
+        m for m in methods if m not in {"plain", "early stopping", "flooding + early stopping"}
+    ]
+    rows = [
+        [name, *("; ".join(picks[m, name, seed].setting for seed in seeds) for m in chosen)]
+        for name in names
+    ]
     return Table("settings", "Chosen on validation, seed by seed", ["problem", *chosen], rows)
 
 
 def _held(picks: Picks, names: Sequence[str], seeds: Sequence[int]) -> Table:
-    """Ask whether weight decay and dropout can hold the training loss at a preset value, as flooding does."""
+    """Ask whether weight decay and dropout can hold the training loss at a preset value, as
+    flooding does."""
     rows = []
     for method in ("flooding", "weight decay", "dropout", "label smoothing"):
         misses, bands = [], []
@@ -446,7 +550,12 @@ def _held(picks: Picks, names: Sequence[str], seeds: Sequence[int]) -> Table:
                     bands.append(_band(tried[nearest]) / level)
         if misses:
             within = sum(miss <= 0.1 for miss in misses)
-            rows.append([method, f"{within} of {len(misses)}", format_mean_sd(misses, 2), format_mean_sd(bands, 2)])
+            rows.append([
+                method,
+                f"{within} of {len(misses)}",
+                format_mean_sd(misses, 2),
+                format_mean_sd(bands, 2),
+            ])
     columns = ["method", "within 10 % of the level", "distance / level", "late band / level"]
     title = "Holding a preset training loss: the finder's level, and the nearest of four settings"
     note = (
@@ -468,9 +577,14 @@ def _words(
     failures, findings = [], []
     unit = f"{len(names)} problems" if len(names) > 1 else f"{len(seeds)} seeds"
     ours = ("flooding", "flooding + early stopping")
-    told = {row: _against(picks, row, [m for m in methods if m not in ours], names, seeds) for row in ours}
+    told = {
+        row: _against(picks, row, [m for m in methods if m not in ours], names, seeds)
+        for row in ours
+    }
     findings.append(_advice(picks, told, methods, names, seeds))
-    flooded = [name for name in names if any(picks[ours[0], name, seed].record.level for seed in seeds)]
+    flooded = [
+        name for name in names if any(picks[ours[0], name, seed].record.level for seed in seeds)
+    ]
     for other in ("plain", "early stopping") if len(names) > 1 else ():
         gains = {name: _gain(picks, ours[0], other, [name], seeds) for name in names}
         by_problem = {name: gain.mean for name, gain in gains.items()}
@@ -516,8 +630,14 @@ def _advice(
 
     last, stopped = "flooding", "flooding + early stopping"
     others = {m: found for m, found in told[last].items() if m not in {"plain", "early stopping"}}
-    sure = {sign: [m for m, (g, p) in others.items() if p < 0.05 and sign * g.mean > 0] for sign in (1, -1)}
-    nll = {m: f"{_values(picks, m, names, seeds, 'nll').mean():.2f}" for m in ("plain", "early stopping", last)}
+    sure = {
+        sign: [m for m, (g, p) in others.items() if p < 0.05 and sign * g.mean > 0]
+        for sign in (1, -1)
+    }
+    nll = {
+        m: f"{_values(picks, m, names, seeds, 'nll').mean():.2f}"
+        for m in ("plain", "early stopping", last)
+    }
     n = pluralize(len(seeds), "seed")
     n = f"{len(names)} problems, {n} each" if len(names) > 1 else n
     ordered = sorted(_ranks(picks, methods, names, seeds).items(), key=lambda item: item[1])
@@ -530,7 +650,9 @@ def _advice(
         "not shown to differ from plain training",
     )
     best = compared(last, "early stopping", "worse", "better", "not shown to differ")
-    both = compared(stopped, "early stopping", "adds to it", "costs accuracy", "adds nothing that shows")
+    both = compared(
+        stopped, "early stopping", "adds to it", "costs accuracy", "adds nothing that shows"
+    )
     return (
         f"When to use flooding: if the last epoch's network is kept, flooding is {kept}. If the best validation epoch "
         f"can be kept, plain early stopping, one training instead of {BUDGET}, is {best}, and flooding on top of early "
@@ -555,12 +677,26 @@ def _draw_ranks(ranks: Mapping[str, float], problems: int) -> Figure:
     with drawn(7.5, 0.32 * len(ordered) + 1.2) as figure:
         axes = figure.subplots()
         for place, (name, rank) in enumerate(ordered):
-            colour = PALETTE["flooded" if "flooding" in name else "plain"] if name != "plain" else "black"
+            colour = (
+                PALETTE["flooded" if "flooding" in name else "plain"]
+                if name != "plain"
+                else "black"
+            )
             axes.plot([rank], [place], "o", color=colour)
-            axes.annotate(f"{name}  {rank:.1f}", (rank, place), xytext=(8, 0), textcoords="offset points", va="center")
+            axes.annotate(
+                f"{name}  {rank:.1f}",
+                (rank, place),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+            )
         for place, (first, last) in enumerate(_groups([rank for _, rank in ordered], distance)):
-            axes.plot([first, last], [-0.6 - 0.3 * place] * 2, color="0.4", lw=3, solid_capstyle="butt")
-        axes.set(xlabel=f"mean rank by accuracy (critical difference {distance:.1f}, {problems} problems)")
+            axes.plot(
+                [first, last], [-0.6 - 0.3 * place] * 2, color="0.4", lw=3, solid_capstyle="butt"
+            )
+        axes.set(
+            xlabel=f"mean rank by accuracy (critical difference {distance:.1f}, {problems} problems)"
+        )
         axes.set(xlim=(0.5, len(ordered) + 0.5), yticks=[])
         axes.invert_yaxis()
         axes.spines[["left", "right", "top"]].set_visible(False)
@@ -568,7 +704,8 @@ def _draw_ranks(ranks: Mapping[str, float], problems: int) -> Figure:
 
 
 def _groups(ranks: Sequence[float], distance: float) -> list[tuple[float, float]]:
-    """Find the largest stretches of sorted ranks no wider than a distance, those of one rank left out."""
+    """Find the largest stretches of sorted ranks no wider than a distance, those of one rank left
+    out."""
     found: list[tuple[float, float]] = []
     for first in ranks:
         last = max(rank for rank in ranks if rank - first <= distance)

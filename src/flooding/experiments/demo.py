@@ -1,4 +1,5 @@
-"""``flooding demo``: the public demo's experiment and real handwritten digits, as tables and pictures."""
+"""``flooding demo``: the public demo's experiment and real handwritten digits, as tables and
+pictures."""
 
 from __future__ import annotations
 
@@ -45,26 +46,38 @@ def plan(quick: bool = False) -> list[Task]:
     digits = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
     return [
         Task("Sinusoid, 10 % label noise, SGD", demo_sinusoid(sgd), (0.0, 0.26, 0.27, 0.28), seeds),
-        Task("Sinusoid, 10 % label noise, Adam", demo_sinusoid(adam), (0.0, 0.24, 0.25, 0.26), seeds),
-        Task("Handwritten digits, 20 % label noise, Adam", demo_digits(40 if quick else 60), digits, seeds),
+        Task(
+            "Sinusoid, 10 % label noise, Adam", demo_sinusoid(adam), (0.0, 0.24, 0.25, 0.26), seeds
+        ),
+        Task(
+            "Handwritten digits, 20 % label noise, Adam",
+            demo_digits(40 if quick else 60),
+            digits,
+            seeds,
+        ),
     ]
 
 
 def summary(records: Sequence[Record]) -> dict[str, list[tuple[Record, str]]]:
     """Choose, for every seed, what each row of the table shows.
 
-    Everything is chosen on the validation labels the user has, which are noisy; test data choose nothing.
+    Everything is chosen on the validation labels the user has, which are noisy; test data choose
+    nothing.
 
     Args:
         records: Records of one task, all levels and seeds.
 
     Returns:
-        For each row's title, one Record per seed and the epoch it is judged at, ``"last"`` or ``"best"``.
+        For each row's title, one Record per seed and the epoch it is judged at, ``"last"`` or
+        ``"best"``.
     """
     rows: dict[str, list[tuple[Record, str]]] = {}
     for seed in sorted({_run(r).seed for r in records}):
         ours = [r for r in records if _run(r).seed == seed]
-        plain, flooded = [r for r in ours if not r.level], [r for r in ours if r.level]  # the loss is never below 0
+        plain, flooded = (
+            [r for r in ours if not r.level],
+            [r for r in ours if r.level],
+        )  # the loss is never below 0
         chosen = {
             "plain training": (select_best(plain, "last"), "last"),
             "plain + early stopping": (select_best(plain, "best"), "best"),
@@ -83,7 +96,8 @@ def _run(record: Record) -> Run:
 
 
 def cells(picks: Sequence[tuple[Record, str]]) -> list[str]:
-    """Write one row of the table: the level, then mean and standard deviation over seeds of every column.
+    """Write one row of the table: the level, then mean and standard deviation over seeds of every
+    column.
 
     Args:
         picks: One Record and epoch per seed, as from :func:`summary`.
@@ -99,7 +113,9 @@ def cells(picks: Sequence[tuple[Record, str]]) -> list[str]:
             values = [record.metrics.get(f"{at}.test_accuracy") for record, at in picks]
         elif final == "test_accuracy" and "last.test_accuracy_clean" not in picks[0][0].metrics:
             values = [None]
-        percent, digits = (100, 1) if "accuracy" in final else (1, 2 if final in {"val_loss", "test_nll"} else 3)
+        percent, digits = (
+            (100, 1) if "accuracy" in final else (1, 2 if final in {"val_loss", "test_nll"} else 3)
+        )
         told = format_mean_sd([value * percent for value in values if value is not None], digits)
         texts.append(told.replace(" ± ", "\n±"))
     return texts
@@ -169,7 +185,9 @@ def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Pat
         "digits_loss": plots.loss_curves(*digits, title=tasks[2].title),
         "concept": plots.concept(*pair(records[1])),
         "tasks": plots.scatter(data),
-        "boundary": plots.decision_boundary(sinusoid[0][0], sinusoid[1][0], splits, grid_2d(), boundary),
+        "boundary": plots.decision_boundary(
+            sinusoid[0][0], sinusoid[1][0], splits, grid_2d(), boundary
+        ),
         "reliability": plots.reliability(*digits),
     }
     return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]

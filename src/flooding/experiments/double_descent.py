@@ -1,24 +1,31 @@
-"""Does flooding make the test loss, and the test error, descend a second time? Judged on raw curves over the epochs.
+"""Does flooding make the test loss, and the test error, descend a second time? Judged on raw curves
+over the epochs.
 
-The paper says so of the loss (Ishida et al., ICML 2020). The reproduction of our sources looked at high noise alone and
-saw no double descent with weight decay, where its levels were never reached: here a level that was never reached is
-"not tested", and the statement is judged by the others alone.
+The paper says so of the loss (Ishida et al., ICML 2020). The reproduction of our sources looked at
+high noise alone and saw no double descent with weight decay, where its levels were never reached:
+here a level that was never reached is "not tested", and the statement is judged by the others
+alone.
 
-The criterion, on the measured points of one training, clean test labels where there are any, nothing smoothed: with
-c(0) the first point and d = (c(0) - min c) / 20, a twentieth of the whole fall,
+The criterion, on the measured points of one training, clean test labels where there are any,
+nothing smoothed: with c(0) the first point and d = (c(0) - min c) / 20, a twentieth of the whole
+fall,
 
-- the first minimum m1 is the lowest value before the curve has risen by more than d from its lowest value so far, which
-  itself lies more than d below c(0). Without such a rise there is nothing to descend from: "no rise".
-- the peak p and the second minimum m2, a point after it, are the pair after m1 with the largest p - m2. There is a
-  second descent if p - m2 > d. Its recovery is (p - m2) / (p - m1); m1 is regained if m2 <= m1.
-- the end is the mean of the last ten points. A minimum is chosen, and too low by the more the noisier the curve is; the
-  end is not. So flooding is compared with plain training by end - m1.
-- the largest fall of a noisy curve is biased too. So a second descent is "lasting" only if the mean of the ten points
-  around the peak exceeds the end by more than d and by more than a twentieth of the rise p - m1.
+- the first minimum m1 is the lowest value before the curve has risen by more than d from its lowest
+  value so far, which itself lies more than d below c(0). Without such a rise there is nothing to
+  descend from: "no rise".
+- the peak p and the second minimum m2, a point after it, are the pair after m1 with the largest p -
+  m2. There is a second descent if p - m2 > d. Its recovery is (p - m2) / (p - m1); m1 is regained
+  if m2 <= m1.
+- the end is the mean of the last ten points. A minimum is chosen, and too low by the more the
+  noisier the curve is; the end is not. So flooding is compared with plain training by end - m1.
+- the largest fall of a noisy curve is biased too. So a second descent is "lasting" only if the mean
+  of the ten points around the peak exceeds the end by more than d and by more than a twentieth of
+  the rise p - m1.
 
-Where the curve does not fall below m1 later, d is a twentieth of c(0) - m1. Where it does, c(0) - m1 alone would take
-the jitter of the first epochs for a minimum. "Lasting" was added before any test curve with flooding was seen, because
-in the validation losses of the level benchmark nearly every curve falls by d somewhere, without flooding too.
+Where the curve does not fall below m1 later, d is a twentieth of c(0) - m1. Where it does, c(0) -
+m1 alone would take the jitter of the first epochs for a minimum. "Lasting" was added before any
+test curve with flooding was seen, because in the validation losses of the level benchmark nearly
+every curve falls by d somewhere, without flooding too.
 """
 
 from __future__ import annotations
@@ -37,7 +44,15 @@ from flooding.experiments import Experiment, describe_provenance, grids
 from flooding.experiments.archive import to_half
 from flooding.experiments.ishida2020 import NOISES, TASKS, Cell
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, format_mean_sd, holm, mcnemar, p_value, paired, pluralize
+from flooding.report.stats import (
+    Difference,
+    format_mean_sd,
+    holm,
+    mcnemar,
+    p_value,
+    paired,
+    pluralize,
+)
 from flooding.tasks import adamw, real
 from flooding.training.problem import Problem, TestCurve
 from flooding.training.record import Record
@@ -65,14 +80,22 @@ __all__ = [
     "study",
 ]
 
-CURVES = ("flooded", "test_accuracy", "test_accuracy_clean", "test_loss", "test_loss_clean", "train_loss")
+CURVES = (
+    "flooded",
+    "test_accuracy",
+    "test_accuracy_clean",
+    "test_loss",
+    "test_loss_clean",
+    "train_loss",
+)
 # Fixed beforehand, not chosen.
 SYNTHETIC_LEVELS = (0.0, 0.05, 0.15, 0.3)
 DIGITS_LEVELS = (0.0, 0.2, 0.5, 0.8)
 FACTORS = ("augmentation", "rate decay", "weight decay")
-# Decoupled, times the learning rate. Chosen by the training loss of a plain training with another seed (100): at 0.1 it
-# ends where it does without; at 0.5 two to three times as high, and 0.44 with augmentation and rate decay, so that at
-# least 0.5 and 0.8 are reached in every combination; at 1.0 only 0.8 would be.
+# Decoupled, times the learning rate. Chosen by the training loss of a plain training with another
+# seed (100): at 0.1 it ends where it does without; at 0.5 two to three times as high, and 0.44 with
+# augmentation and rate decay, so that at least 0.5 and 0.8 are reached in every combination; at 1.0
+# only 0.8 would be.
 WEIGHT_DECAY = 0.5
 
 _PARTS = 20  # a twentieth, 5 %: dividing is exact where multiplying by 0.05 is not
@@ -97,7 +120,8 @@ class Descents(NamedTuple):
 
     Args:
         first: The first minimum m1, the lowest point of all where nothing rises.
-        peak: The peak p, the highest point after m1 where there is no second descent; None where nothing rises.
+        peak: The peak p, the highest point after m1 where there is no second descent; None where
+            nothing rises.
         second: The second minimum m2; None where there is no second descent.
         step: A twentieth of the whole fall, in the unit of the curve.
         crest: Mean of up to ten points around the peak; NaN where nothing rises.
@@ -113,14 +137,16 @@ class Descents(NamedTuple):
 
     @property
     def recovery(self) -> float:
-        """Share of the rise that the second descent takes back, above 1 below m1; NaN where there is none."""
+        """Share of the rise that the second descent takes back, above 1 below m1; NaN where there
+        is none."""
         if self.peak is None or self.second is None:
             return math.nan
         return (self.peak.value - self.second.value) / (self.peak.value - self.first.value)
 
     @property
     def gap(self) -> float:
-        """m2 - m1, not above 0 where the first minimum is regained; NaN where there is no second descent."""
+        """m2 - m1, not above 0 where the first minimum is regained; NaN where there is no second
+        descent."""
         return math.nan if self.second is None else self.second.value - self.first.value
 
     @property
@@ -139,8 +165,8 @@ class Descents(NamedTuple):
 def descents(curve: np.ndarray, epochs: np.ndarray) -> Descents:
     """Find the first minimum, the peak and the second minimum of a curve by the criterion above.
 
-    Of equal values the first counts. A monotone or constant curve has no rise; one that rises to its very end has a
-    rise and no second descent.
+    Of equal values the first counts. A monotone or constant curve has no rise; one that rises to
+    its very end has a rise and no second descent.
 
     Args:
         curve: Loss or error, ``[points]``; those that are not finite were not measured.
@@ -167,7 +193,9 @@ def descents(curve: np.ndarray, epochs: np.ndarray) -> Descents:
     measured = np.isfinite(curve)
     if np.shape(epochs) != curve.shape or curve.ndim != 1 or not measured.any():
         got = f"{list(curve.shape)} with {measured.sum()} finite, and {list(np.shape(epochs))}"
-        raise ValueError(f"a curve must be [points], some finite, with an epoch for each, got {got}. Set a test_curve.")
+        raise ValueError(
+            f"a curve must be [points], some finite, with an epoch for each, got {got}. Set a test_curve."
+        )
     c, at = curve[measured], np.asarray(epochs)[measured]
     points = [Point(int(epoch), float(value)) for epoch, value in zip(at, c, strict=True)]
     step, end = float(c[0] - c.min()) / _PARTS, float(c[-_NEAR:].mean())
@@ -210,8 +238,8 @@ def plan(quick: bool = False) -> dict[str, list[Condition]]:
     """Plan the conditions: nine synthetic cells, and digits with and without each of three factors.
 
     Args:
-        quick: Two seeds; Two Gaussians for 100 epochs at two levels, and two conditions of digits for 40 epochs: the
-            shape of the result in two minutes on two cores.
+        quick: Two seeds; Two Gaussians for 100 epochs at two levels, and two conditions of digits
+            for 40 epochs: the shape of the result in two minutes on two cores.
 
     Returns:
         The conditions by group, ``synthetic`` and ``digits``.
@@ -229,7 +257,10 @@ def plan(quick: bool = False) -> dict[str, list[Condition]]:
 
 def combinations() -> list[tuple[str, ...]]:
     """Give all subsets of the factors, those without weight decay first."""
-    switches = (dict(zip(reversed(FACTORS), on, strict=True)) for on in product((False, True), repeat=len(FACTORS)))
+    switches = (
+        dict(zip(reversed(FACTORS), on, strict=True))
+        for on in product((False, True), repeat=len(FACTORS))
+    )
     return [tuple(factor for factor in FACTORS if on[factor]) for on in switches]
 
 
@@ -240,7 +271,9 @@ def _synthetic(cell: Cell) -> Condition:
 
 def _digits(factors: tuple[str, ...], seeds: tuple[int, ...], max_epochs: int) -> Condition:
     problem = real("digits", augment="augmentation" in factors, max_epochs=max_epochs)
-    problem = decayed(replace(problem, test_curve=TestCurve(_DIGITS_TEST, every=1)), factors, WEIGHT_DECAY)
+    problem = decayed(
+        replace(problem, test_curve=TestCurve(_DIGITS_TEST, every=1)), factors, WEIGHT_DECAY
+    )
     return Condition(" + ".join(["Digits", *factors]), problem, DIGITS_LEVELS, seeds, factors)
 
 
@@ -283,12 +316,16 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
 
 
 def study(
-    groups: Mapping[str, Sequence[Condition]], title: str, about: str, seeds: Sequence[int] | None = None
+    groups: Mapping[str, Sequence[Condition]],
+    title: str,
+    about: str,
+    seeds: Sequence[int] | None = None,
 ) -> Generator[list[Run], list[Record], Report]:
     """Train conditions and judge every test curve by the criterion of this module.
 
     Args:
-        groups: Conditions by the group they are tabulated and drawn in: "synthetic", "digits" or "cifar10".
+        groups: Conditions by the group they are tabulated and drawn in: "synthetic", "digits" or
+            "cifar10".
         title: The report's heading.
         about: What is trained; the criterion is added.
         seeds: Other seeds than the conditions'.
@@ -300,19 +337,26 @@ def study(
         The report.
     """
     if seeds is not None:
-        groups = {g: [replace(c, seeds=tuple(seeds)) for c in conditions] for g, conditions in groups.items()}
-    records = yield [run for conditions in groups.values() for condition in conditions for run in condition.runs]
+        groups = {
+            g: [replace(c, seeds=tuple(seeds)) for c in conditions]
+            for g, conditions in groups.items()
+        }
+    records = yield [
+        run for conditions in groups.values() for condition in conditions for run in condition.runs
+    ]
     told = iter(records)
-    panels = {g: [_Panel(c, [next(told) for _ in c.runs]) for c in conditions] for g, conditions in groups.items()}
+    panels = {
+        g: [_Panel(c, [next(told) for _ in c.runs]) for c in conditions]
+        for g, conditions in groups.items()
+    }
     n = len(next(iter(panels.values()))[0].condition.seeds)
-    about = (
-        f"{about} {pluralize(n, 'seed')}. Levels were fixed beforehand, and test data choose nothing.\n\n{_CRITERION}"
-    )
+    about = f"{about} {pluralize(n, 'seed')}. Levels were fixed beforehand, and test data choose nothing.\n\n{_CRITERION}"
     return _report(panels, records, title, about)
 
 
 class _Measure(NamedTuple):
-    """What is judged: its name, what its curve is called, its unit, and the digits it is told with."""
+    """What is judged: its name, what its curve is called, its unit, and the digits it is told
+    with."""
 
     name: str
     curve: str
@@ -343,14 +387,16 @@ def _kept(record: Record, name: str) -> np.ndarray:
 
 
 def _curve(record: Record, measure: _Measure) -> np.ndarray:
-    """Give test loss in nats or test error in percent per epoch, on clean labels where there are any."""
+    """Give test loss in nats or test error in percent per epoch, on clean labels where there are
+    any."""
     clean = f"{measure.curve}_clean"
     curve = _kept(record, clean if clean in record.curves else measure.curve)
     return curve if measure.name == "loss" else 100 * (1 - curve)
 
 
 def _flooded(record: Record) -> float:
-    """Share of flooded steps from the first epoch that has one; 0 where the level was never reached."""
+    """Share of flooded steps from the first epoch that has one; 0 where the level was never
+    reached."""
     curve = _kept(record, "flooded")
     reached = np.flatnonzero(curve > 0)
     return float(np.nanmean(curve[reached[0] :])) if len(reached) else 0.0
@@ -363,10 +409,12 @@ def _reached(record: Record) -> bool:
 
 @dataclass(frozen=True)
 class _Row:
-    """A condition at a level, by one measure: what the curve of each seed that reached the level does.
+    """A condition at a level, by one measure: what the curve of each seed that reached the level
+    does.
 
-    ``found`` and ``plain`` are the same seeds, with flooding and without. Until the level is reached both take the same
-    steps, so that leaving seeds out chooses nothing by its outcome. The row of level 0 has all seeds, and both are one.
+    ``found`` and ``plain`` are the same seeds, with flooding and without. Until the level is
+    reached both take the same steps, so that leaving seeds out chooses nothing by its outcome. The
+    row of level 0 has all seeds, and both are one.
     """
 
     condition: Condition
@@ -390,13 +438,20 @@ class _Row:
 
     @property
     def shows(self) -> bool:
-        """Whether flooding brings a lasting second descent: in at least half of the seeds, and oftener than plain."""
-        return 2 * self.lasting >= len(self.found) and self.lasting > sum(plain.lasting for plain in self.plain)
+        """Whether flooding brings a lasting second descent: in at least half of the seeds, and
+        oftener than plain."""
+        return 2 * self.lasting >= len(self.found) and self.lasting > sum(
+            plain.lasting for plain in self.plain
+        )
 
     @cached_property
     def gap(self) -> Difference | None:
         """m2 against m1, over the seeds that have both."""
-        pairs = [(found.second.value, found.first.value) for found in self.again if found.second is not None]
+        pairs = [
+            (found.second.value, found.first.value)
+            for found in self.again
+            if found.second is not None
+        ]
         return paired(*zip(*pairs, strict=True)) if pairs else None
 
     @cached_property
@@ -411,7 +466,9 @@ class _Row:
         """Exact p of lasting descents with flooding against without; NaN for plain training."""
         if not (self.level and self.found):
             return math.nan
-        return mcnemar([found.lasting for found in self.found], [plain.lasting for plain in self.plain])
+        return mcnemar(
+            [found.lasting for found in self.found], [plain.lasting for plain in self.plain]
+        )
 
 
 def _rows(panels: Sequence[_Panel], measure: _Measure) -> list[_Row]:
@@ -432,12 +489,17 @@ def _judge(record: Record, measure: _Measure) -> Descents:
     return descents(curve, np.arange(len(curve)))
 
 
-def _report(panels: dict[str, list[_Panel]], records: Sequence[Record], title: str, about: str) -> Report:
+def _report(
+    panels: dict[str, list[_Panel]], records: Sequence[Record], title: str, about: str
+) -> Report:
     rows = {(group, m): _rows(some, m) for group, some in panels.items() for m in _MEASURES}
     tables = [_table(group, measure, found) for (group, measure), found in rows.items()]
     failures, findings = _words(rows, panels)
     figures = {
-        f"{group}-{m.name}": (_caption(group, m), partial(_draw, some, m, 3 if group == "synthetic" else 4))
+        f"{group}-{m.name}": (
+            _caption(group, m),
+            partial(_draw, some, m, 3 if group == "synthetic" else 4),
+        )
         for group, some in panels.items()
         for m in _MEASURES
     }
@@ -475,7 +537,16 @@ _CRITERION = (
 )
 
 _COLUMNS = (
-    *("Condition", "level", "reached", "flooded (%)", "second descent", "lasting", "p (lasting)", "no rise"),
+    *(
+        "Condition",
+        "level",
+        "reached",
+        "flooded (%)",
+        "second descent",
+        "lasting",
+        "p (lasting)",
+        "no rise",
+    ),
     *(
         "epochs of m1, M, m2",
         "recovery",
@@ -506,7 +577,9 @@ def _holm(differences: Sequence[Difference | None]) -> list[float]:
     return holm([math.nan if difference is None else difference.p for difference in differences])
 
 
-def _cells(row: _Row, measure: _Measure, p_lasting: float, p_gap: float, p_gain: float) -> list[str]:
+def _cells(
+    row: _Row, measure: _Measure, p_lasting: float, p_gap: float, p_gain: float
+) -> list[str]:
     found, again, digits = row.found, row.again, measure.digits
     n, seeds = len(found), len(row.condition.seeds)
     begun = [row.condition.title, f"{row.level:g}", f"{n} of {seeds}" if row.level else "–"]
@@ -531,14 +604,18 @@ def _cells(row: _Row, measure: _Measure, p_lasting: float, p_gap: float, p_gain:
 
 
 def _epochs(again: Sequence[Descents]) -> str:
-    told = [[point.epoch for point in (f.first, f.peak, f.second) if point is not None] for f in again]
+    told = [
+        [point.epoch for point in (f.first, f.peak, f.second) if point is not None] for f in again
+    ]
     return ", ".join(f"{epoch:.0f}" for epoch in np.median(told, axis=0)) if told else "–"
 
 
 def _difference(difference: Difference | None, digits: int) -> str:
     if difference is None:
         return "–"
-    mean, low, high = (f"{value:+.{digits}f}" for value in (difference.mean, difference.low, difference.high))
+    mean, low, high = (
+        f"{value:+.{digits}f}" for value in (difference.mean, difference.low, difference.high)
+    )
     return mean if difference.n < 2 else f"{mean} [{low}, {high}]"
 
 
@@ -557,22 +634,34 @@ def _words(
     for group, some in panels.items():
         begun, sentence = _begun(group, some)
         (findings if begun else failures).append(sentence)
-    groups = [some for (_, m), some in rows.items() if m.name == "loss" and any(r.condition.factors for r in some)]
+    groups = [
+        some
+        for (_, m), some in rows.items()
+        if m.name == "loss" and any(r.condition.factors for r in some)
+    ]
     ps = [p for some in groups for p in holm([row.p_lasting for row in some])]  # as in their tables
     holds, sentence = _with_weight_decay([row for some in groups for row in some], ps)
     (findings if holds else failures).append(sentence)
     gains = {key: _lasting_by_seed(some) for key, some in rows.items()}
     for ((group, measure), some), p in zip(rows.items(), _holm(list(gains.values())), strict=True):
         findings.append(_verdict(group, measure, some, gains[group, measure], p))
-        findings += [_counts(f"{title} ({_number(part)})", measure, part) for title, part in _parts(group, some)]
+        findings += [
+            _counts(f"{title} ({_number(part)})", measure, part)
+            for title, part in _parts(group, some)
+        ]
     return failures, findings
 
 
 def _begun(group: str, panels: Sequence[_Panel]) -> tuple[bool, str]:
-    """Say in how many conditions flooding at the largest level can begin before half of the training."""
+    """Say in how many conditions flooding at the largest level can begin before half of the
+    training."""
     shares = [grids.falls(panel.at(0.0), panel.condition.levels[-1]) for panel in panels]
     early = [some for some in shares if all(share < 0.5 for share in some)]
-    when = f", after {grids.percent([share for some in early for share in some])} of them" if early else ""
+    when = (
+        f", after {grids.percent([share for some in early for share in some])} of them"
+        if early
+        else ""
+    )
     return len(early) == len(panels), (
         f"{_GROUPS[group]}: plain training is below the largest level before half of the epochs in {len(early)} of "
         f"{pluralize(len(panels), 'condition')}, in every seed{when}."
@@ -585,12 +674,19 @@ def _flooding(rows: Sequence[_Row]) -> list[_Row]:
 
 
 def _unseen(rows: Sequence[_Row]) -> Iterator[str]:
-    """Name the conditions in which no level that was reached brings a second descent of the loss."""
+    """Name the conditions in which no level that was reached brings a second descent of the
+    loss."""
     for title in dict.fromkeys(row.condition.title for row in rows):
         tested = _flooding([row for row in rows if row.condition.title == title])
         if tested and not any(row.shows for row in tested):
-            counts = "; ".join(f"level {row.level:g}: {_lasting(row)}{_risen(row)}" for row in tested)
-            never = [row.level for row in rows if row.condition.title == title and row.level and not row.found]
+            counts = "; ".join(
+                f"level {row.level:g}: {_lasting(row)}{_risen(row)}" for row in tested
+            )
+            never = [
+                row.level
+                for row in rows
+                if row.condition.title == title and row.level and not row.found
+            ]
             yield (
                 f"{title}: flooding brings no second descent of the test loss at any level that was reached. "
                 f"Lasting descents: {counts}{f'; never reached: {listed(never)}' if never else ''}."
@@ -625,9 +721,15 @@ def _with_weight_decay(rows: Sequence[_Row], ps: Sequence[float]) -> tuple[bool,
         )
     where = "; ".join(f"{row.condition.title} at {row.level:g}" for row in shown)
     sure = any(
-        row.shows and p < 0.05 for row, p in zip(rows, ps, strict=True) if "weight decay" in row.condition.factors
+        row.shows and p < 0.05
+        for row, p in zip(rows, ps, strict=True)
+        if "weight decay" in row.condition.factors
     )
-    verdict = "does not hold" if sure else "does not hold by the criterion, which no single row shows at 5 %"
+    verdict = (
+        "does not hold"
+        if sure
+        else "does not hold by the criterion, which no single row shows at 5 %"
+    )
     return False, (
         f"{claim} {verdict}: flooding brings a second descent of the test loss {count} ({where}), lasting in "
         f"{_trainings(shown)}. All rows with weight decay: {_trainings(decayed)}, each of which counts once for every "
@@ -636,7 +738,8 @@ def _with_weight_decay(rows: Sequence[_Row], ps: Sequence[float]) -> tuple[bool,
 
 
 def _trainings(rows: Sequence[_Row]) -> str:
-    """Tell in how many trainings a second descent lasts; those without flooding count once a row."""
+    """Tell in how many trainings a second descent lasts; those without flooding count once a
+    row."""
     k, n = sum(row.lasting for row in rows), sum(len(row.found) for row in rows)
     plain = sum(found.lasting for row in rows for found in row.plain)
     return f"{k} of {n} trainings with flooding, {plain} of {n} without"
@@ -652,15 +755,26 @@ def _lasting_by_seed(rows: Sequence[_Row]) -> Difference | None:
     return paired(*zip(*shares, strict=True)) if shares else None
 
 
-def _verdict(group: str, measure: _Measure, rows: Sequence[_Row], gain: Difference | None, p: float) -> str:
+def _verdict(
+    group: str, measure: _Measure, rows: Sequence[_Row], gain: Difference | None, p: float
+) -> str:
     tested = _flooding(rows)
     untested = sum(row.level > 0 for row in rows) - len(tested)
-    gains = [(row.gain.mean, p) for row, p in zip(rows, _holm([row.gain for row in rows]), strict=True) if row.gain]
-    sure = sum(row.shows and p < 0.05 for row, p in zip(rows, holm([row.p_lasting for row in rows]), strict=True))
+    gains = [
+        (row.gain.mean, p)
+        for row, p in zip(rows, _holm([row.gain for row in rows]), strict=True)
+        if row.gain
+    ]
+    sure = sum(
+        row.shows and p < 0.05
+        for row, p in zip(rows, holm([row.p_lasting for row in rows]), strict=True)
+    )
     n = len(rows[0].condition.seeds)
     told = f"by the numbers of lasting descents in {sure} of them at 5 %"
     if tested and len(tested) * 2 * 0.5**n >= 0.05:  # McNemar's least p, times Holm's first factor
-        told = f"which the lasting descents of {n} seeds cannot show at 5 % in single rows, after Holm"
+        told = (
+            f"which the lasting descents of {n} seeds cannot show at 5 % in single rows, after Holm"
+        )
     lower, higher = (sum(sign * mean > 0 and p < 0.05 for mean, p in gains) for sign in (-1, 1))
     more = (
         ""
@@ -680,12 +794,16 @@ def _verdict(group: str, measure: _Measure, rows: Sequence[_Row], gain: Differen
 
 
 def _parts(group: str, rows: Sequence[_Row]) -> Iterator[tuple[str, list[_Row]]]:
-    """Give what is told together: the synthetic tasks, and digits with each factor and without any."""
+    """Give what is told together: the synthetic tasks, and digits with each factor and without
+    any."""
     if group == "synthetic":
         yield _GROUPS[group], list(rows)
         return
     name = _GROUPS[group]
-    parts = {f"{name} with {factor}": [row for row in rows if factor in row.condition.factors] for factor in FACTORS}
+    parts = {
+        f"{name} with {factor}": [row for row in rows if factor in row.condition.factors]
+        for factor in FACTORS
+    }
     parts[f"{name} with none of these"] = [row for row in rows if not row.condition.factors]
     yield from ((title, part) for title, part in parts.items() if part)
 
@@ -706,7 +824,8 @@ def _count(level: float, rows: Sequence[_Row]) -> str:
     if not found:
         return f"at level {level:g} {_UNTESTED}"
     (k, lasting), (j, plainly) = (
-        (sum(d.second is not None for d in some), sum(d.lasting for d in some)) for some in (found, plain)
+        (sum(d.second is not None for d in some), sum(d.lasting for d in some))
+        for some in (found, plain)
     )
     again = [f for f in found if f.second is not None]
     regained = sum(f.gap <= 0 for f in again)
@@ -756,7 +875,9 @@ def _logarithmic(panels: Sequence[Axes]) -> None:
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
     # A band may reach below 0, which such an axis cannot show.
-    lowest = [np.min(np.asarray(line.get_ydata(), float)) for axes in panels for line in axes.get_lines()]
+    lowest = [
+        np.min(np.asarray(line.get_ydata(), float)) for axes in panels for line in axes.get_lines()
+    ]
     panels[0].set_ylim(bottom=0.8 * float(min(lowest)))
 
 
@@ -766,7 +887,10 @@ def _lines(axes: Axes, panel: _Panel, measure: _Measure, levels: Sequence[float]
 
     from flooding.report.plots import PALETTE
 
-    shades = [PALETTE["plain"], *colormaps["viridis"](np.linspace(0.0, 0.85, max(len(levels) - 1, 1)))]
+    shades = [
+        PALETTE["plain"],
+        *colormaps["viridis"](np.linspace(0.0, 0.85, max(len(levels) - 1, 1))),
+    ]
     dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
     for level in panel.condition.levels:
         place = levels.index(level)
@@ -777,7 +901,9 @@ def _lines(axes: Axes, panel: _Panel, measure: _Measure, levels: Sequence[float]
         at = np.flatnonzero(np.isfinite(curves).all(0))
         mean = curves[:, at].mean(0)
         label = f"level {level:g}" if level else "without flooding"
-        axes.plot(at, mean, color=shades[place], ls=dashes[place % len(dashes)], lw=1.3, label=label)
+        axes.plot(
+            at, mean, color=shades[place], ls=dashes[place % len(dashes)], lw=1.3, label=label
+        )
         if len(curves) > 1:
             sd = curves[:, at].std(0, ddof=1)
             axes.fill_between(at, mean - sd, mean + sd, color=shades[place], alpha=0.15, lw=0)

@@ -1,8 +1,9 @@
-"""The second descent on CIFAR-10, reduced for a CPU: with and without augmentation, rate decay and weight decay.
+"""The second descent on CIFAR-10, reduced for a CPU: with and without augmentation, rate decay and
+weight decay.
 
-The reproduction of our sources saw none with weight decay, on a ResNet-44 whose training loss its levels did not reach.
-Here the network is small and the images few, so that the levels are reached; the criterion is that of
-:mod:`flooding.experiments.double_descent`.
+The reproduction of our sources saw none with weight decay, on a ResNet-44 whose training loss its
+levels did not reach. Here the network is small and the images few, so that the levels are reached;
+the criterion is that of :mod:`flooding.experiments.double_descent`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from functools import partial
 from flooding.data import images
 from flooding.data.augment import crop_and_flip
 from flooding.experiments import Experiment
-from flooding.experiments.double_descent import CURVES, FACTORS, Condition, combinations, decayed, listed, study
+from flooding.experiments.double_descent import (
+    CURVES,
+    FACTORS,
+    Condition,
+    combinations,
+    decayed,
+    listed,
+    study,
+)
 from flooding.experiments.images5k import sizes
 from flooding.models import small_cnn
 from flooding.tasks import adam
@@ -24,7 +33,11 @@ __all__ = ["AUGMENTED_LEVELS", "CURVES", "LEVELS", "WEIGHT_DECAY", "experiment",
 
 # Nats. Fixed by the training loss of one plain run of each condition, on a seed that is not used.
 LEVELS = (0.0, 0.3, 0.8)  # without augmentation; they are reached after 11 to 25 of 60 epochs
-AUGMENTED_LEVELS = (0.0, 1.0, 1.2)  # with it; after 20 to 54 of 100. With weight decay, too, it stays above 0.8.
+AUGMENTED_LEVELS = (
+    0.0,
+    1.0,
+    1.2,
+)  # with it; after 20 to 54 of 100. With weight decay, too, it stays above 0.8.
 EPOCHS, AUGMENTED_EPOCHS = 60, 100
 WEIGHT_DECAY = 0.5  # decoupled, times the learning rate; that of the digits
 
@@ -49,12 +62,18 @@ def plan(quick: bool = False) -> list[Condition]:
 
     def condition(factors: tuple[str, ...]) -> Condition:
         augmented = FACTORS[0] in factors
-        moved = replace(problem, augment=crop_and_flip, max_epochs=AUGMENTED_EPOCHS) if augmented else problem
+        moved = (
+            replace(problem, augment=crop_and_flip, max_epochs=AUGMENTED_EPOCHS)
+            if augmented
+            else problem
+        )
         title, seeds = " + ".join(["CIFAR-10", *factors]), (0, 1) if quick else (0, 1, 2)
         levels = AUGMENTED_LEVELS if augmented else LEVELS
         return Condition(title, decayed(moved, factors, WEIGHT_DECAY), levels, seeds, factors)
 
-    return [condition(factors) for factors in ([(), ("weight decay",)] if quick else combinations())]
+    return [
+        condition(factors) for factors in ([(), ("weight decay",)] if quick else combinations())
+    ]
 
 
 def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:

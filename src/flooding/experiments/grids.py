@@ -1,4 +1,5 @@
-"""Grids of levels: a data set or setting to a cell, all its levels with all seeds, compared by what validation chooses.
+"""Grids of levels: a data set or setting to a cell, all its levels with all seeds, compared by what
+validation chooses.
 
 A level that the training never reached says nothing of flooding; its cell reads "not tested".
 """
@@ -17,7 +18,15 @@ from flooding.experiments import describe_provenance
 from flooding.level_search.base import run_concurrently
 from flooding.level_search.finder import finder
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, describe_difference, format_mean_sd, holm, p_value, paired, pluralize
+from flooding.report.stats import (
+    Difference,
+    describe_difference,
+    format_mean_sd,
+    holm,
+    p_value,
+    paired,
+    pluralize,
+)
 from flooding.training.problem import Problem
 from flooding.training.record import Record, select_best
 from flooding.training.run import Run
@@ -25,9 +34,21 @@ from flooding.training.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CURVES", "REACHED", "Cell", "Result", "compare_levels", "falls", "flooded_share", "percent", "reached"]
+__all__ = [
+    "CURVES",
+    "REACHED",
+    "Cell",
+    "Result",
+    "compare_levels",
+    "falls",
+    "flooded_share",
+    "percent",
+    "reached",
+]
 
-REACHED = 0.01  # least share of the steps below a level, for it to count as reached; fixed beforehand
+REACHED = (
+    0.01  # least share of the steps below a level, for it to count as reached; fixed beforehand
+)
 CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
 _ROWS = ("plain", "flooding", "plain, stopped", "flooding, stopped")
 _CLAIMED = ("last", "stopped")  # where the paper says that flooding helps
@@ -70,11 +91,14 @@ class Result:
     found: Sequence[Record] = ()
 
     def pick(self, row: str, place: int) -> Record | None:
-        """Give what validation chose for a seed; None where no level above 0 was reached before the row's epoch."""
+        """Give what validation chose for a seed; None where no level above 0 was reached before the
+        row's epoch."""
         if row.startswith("finder"):
             return self.found[place]
         records, at = self.table[place], _at(row)
-        candidates = records[:1] if row.startswith("plain") else [r for r in records[1:] if reached(r, at)]
+        candidates = (
+            records[:1] if row.startswith("plain") else [r for r in records[1:] if reached(r, at)]
+        )
         return select_best(candidates, at) if candidates else None
 
     def picks(self, row: str) -> list[Record]:
@@ -87,10 +111,13 @@ class Result:
         return [times * record.metrics[f"{_at(row)}.{name}"] for record in self.picks(row)]
 
     def pairs(self, row: str, against: str) -> list[tuple[Record, Record]]:
-        """Give what validation chose for two rows, in the seeds that have both; none if they are the same training."""
+        """Give what validation chose for two rows, in the seeds that have both; none if they are
+        the same training."""
         if (row, against) == ("finder", "plain") and not any(record.level for record in self.found):
             return []
-        both = ((self.pick(row, place), self.pick(against, place)) for place in range(len(self.table)))
+        both = (
+            (self.pick(row, place), self.pick(against, place)) for place in range(len(self.table))
+        )
         return [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
 
     def gain(self, row: str, against: str) -> Difference | None:
@@ -115,7 +142,8 @@ def falls(plain: Sequence[Record], level: float) -> list[float]:
         level: The level, in nats.
 
     Returns:
-        For each, the share of its epochs after which its training loss is below the level first; NaN is never.
+        For each, the share of its epochs after which its training loss is below the level first;
+        NaN is never.
     """
     shares = []
     for record in plain:
@@ -184,15 +212,21 @@ def compare_levels(
     """
     records = yield [run for cell in plan for run in cell.runs]
     told = iter(records)
-    results = [Result(cell, [[next(told) for _ in cell.levels] for _ in cell.seeds]) for cell in plan]
+    results = [
+        Result(cell, [[next(told) for _ in cell.levels] for _ in cell.seeds]) for cell in plan
+    ]
     rows = [("flooding", "plain", "last"), ("flooding, stopped", "plain, stopped", "stopped")]
     rows += [("flooding", "plain, stopped", "against-stopping")]
     if search:
         places = [(cell, seed) for cell in plan for seed in cell.seeds]
-        searches = yield from run_concurrently([finder(cell.problem, seeds=[seed]) for cell, seed in places])
+        searches = yield from run_concurrently([
+            finder(cell.problem, seeds=[seed]) for cell, seed in places
+        ])
         trained = yield [answer.run for answer in searches]
         found = iter(trained)
-        results = [replace(result, found=[next(found) for _ in result.cell.seeds]) for result in results]
+        results = [
+            replace(result, found=[next(found) for _ in result.cell.seeds]) for result in results
+        ]
         records = [*records, *(r for answer in searches for r in answer.records), *trained]
         cost = np.mean([answer.cost.steps for answer in searches])
         about = f"{about} The finder spends {cost:.1f} trainings on its level, and one more where that was not trained."
@@ -221,7 +255,9 @@ def compare_levels(
         "Dashed: plain training with early stopping. Open marks: levels that were never reached."
     )
     drawn = {"levels": (caption, partial(_draw, results))}
-    drawn |= {name: (said, partial(draw, results)) for name, (said, draw) in (figures or {}).items()}
+    drawn |= {
+        name: (said, partial(draw, results)) for name, (said, draw) in (figures or {}).items()
+    }
     return Report(title, about, failures, findings, tables, drawn, describe_provenance(records))
 
 
@@ -230,8 +266,8 @@ def flooded_share(record: Record, at: Literal["best", "last"] = "last") -> float
 
     Args:
         record: A Record of a constant level, or of plain training.
-        at: Steps up to the last epoch, or up to the best: weights of a best epoch without a flooded step before it are
-            those of plain training.
+        at: Steps up to the last epoch, or up to the best: weights of a best epoch without a flooded
+            step before it are those of plain training.
 
     Returns:
         Percent.
@@ -250,13 +286,29 @@ def _compared(results: Sequence[Result], row: str, against: str, name: str) -> T
             lines.append([result.cell.title, plain, _untested(row, against), "–", "–", "–", "–"])
             continue
         ours, theirs = zip(*result.pairs(row, against), strict=True)
-        accuracies = [format_mean_sd(_accuracies(against, theirs)), format_mean_sd(_accuracies(row, ours))]
+        accuracies = [
+            format_mean_sd(_accuracies(against, theirs)),
+            format_mean_sd(_accuracies(row, ours)),
+        ]
         levels = ", ".join(f"{record.level or 0.0:g}" for record in ours)  # the note says what 0 is
         shares = format_mean_sd([flooded_share(record, _at(row)) for record in ours])
-        lines.append([result.cell.title, *accuracies, f"{gain}, n = {gain.n}", p_value(p), levels, shares])
+        lines.append([
+            result.cell.title,
+            *accuracies,
+            f"{gain}, n = {gain.n}",
+            p_value(p),
+            levels,
+            shares,
+        ])
     columns = ["data", against, row, "difference", "p", "levels", "flooded %"]
     note = "Level 0: the finder found none worth flooding." if row == "finder" else ""
-    return Table(name, f"Test accuracy in %, mean ± standard deviation: {against} and {row}", columns, lines, note)
+    return Table(
+        name,
+        f"Test accuracy in %, mean ± standard deviation: {against} and {row}",
+        columns,
+        lines,
+        note,
+    )
 
 
 def _accuracies(row: str, records: Sequence[Record]) -> list[float]:
@@ -268,7 +320,9 @@ def _untested(row: str, against: str = "plain") -> str:
     """Say why a row is not tested where it is not."""
     if (row, against) == ("finder", "plain"):
         return "not tested: the finder chose no flooding"
-    return "not tested: no level was reached" + (" before the best epoch" if row.endswith("stopped") else "")
+    return "not tested: no level was reached" + (
+        " before the best epoch" if row.endswith("stopped") else ""
+    )
 
 
 def _holm(gains: Sequence[Difference | None]) -> list[float]:
@@ -281,11 +335,19 @@ def _losses(results: Sequence[Result]) -> Table:
     columns = ["data", *columns, *(f"{row}: flooded %" for row in floods)]
     lines = []
     for r in results:
-        told = [format_mean_sd(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS]
-        shares = {row: [flooded_share(record, _at(row)) for record in r.picks(row)] for row in floods}
+        told = [
+            format_mean_sd(r.values(row, name), 3)
+            for name in ("test_nll", "test_ece")
+            for row in _ROWS
+        ]
+        shares = {
+            row: [flooded_share(record, _at(row)) for record in r.picks(row)] for row in floods
+        }
         lines.append([r.cell.title, *told, *(_share(row, some) for row, some in shares.items())])
     note = "Flooding: over the seeds in which a level was reached before the epoch that is tested."
-    return Table("losses", f"Test NLL (nats) and ECE, n = {len(results[0].cell.seeds)}", columns, lines, note)
+    return Table(
+        "losses", f"Test NLL (nats) and ECE, n = {len(results[0].cell.seeds)}", columns, lines, note
+    )
 
 
 def _share(row: str, shares: Sequence[float]) -> str:
@@ -305,16 +367,26 @@ def _levels(results: Sequence[Result]) -> Table:
                 line += [
                     format_mean_sd([100 * r.metrics[f"{at}.test_accuracy"] for r in told]),
                     format_mean_sd([flooded_share(r, at) for r in told]) if level else "–",
-                    f"{tested} of {len(told)}" + ("" if tested else ": not tested") if level else "–",
+                    f"{tested} of {len(told)}" + ("" if tested else ": not tested")
+                    if level
+                    else "–",
                 ]
             lines.append(line)
     columns = ["data", "level", "training loss", "last epoch", "flooded %", "reached"]
     columns += ["stopped", "flooded %, stopped", "reached, stopped"]
-    return Table("levels", f"Test accuracy in % at each level, n = {len(results[0].cell.seeds)}", columns, lines)
+    return Table(
+        "levels",
+        f"Test accuracy in % at each level, n = {len(results[0].cell.seeds)}",
+        columns,
+        lines,
+    )
 
 
-def _words(results: Sequence[Result], rows: Sequence[tuple[str, str, str]]) -> tuple[list[str], list[str]]:
-    """Say what holds, and first whether the levels were tested at all; what the paper claims holds if it is shown."""
+def _words(
+    results: Sequence[Result], rows: Sequence[tuple[str, str, str]]
+) -> tuple[list[str], list[str]]:
+    """Say what holds, and first whether the levels were tested at all; what the paper claims holds
+    if it is shown."""
     failures, findings = [], []
     for result in results:
         top = result.cell.levels[-1]
@@ -323,9 +395,13 @@ def _words(results: Sequence[Result], rows: Sequence[tuple[str, str, str]]) -> t
         missing = f"; never reached: {', '.join(f'{b:g}' for b in never)}" if never else ""
         if all(share < 0.5 for share in shares):
             when = f"after {percent(shares)} of the epochs"
-            findings.append(f"{result.cell.title}: plain training is below the level {top:g} {when}{missing}.")
+            findings.append(
+                f"{result.cell.title}: plain training is below the level {top:g} {when}{missing}."
+            )
         else:
-            told = ", ".join("never" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares)
+            told = ", ".join(
+                "never" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares
+            )
             sentence = f"{result.cell.title}: plain training is not below the level {top:g} before half of the epochs"
             failures.append(f"{sentence} (seed by seed: {told}){missing}.")
     what = {"last": "last epoch", "stopped": "early stopping on both sides"}
@@ -344,7 +420,9 @@ def _words(results: Sequence[Result], rows: Sequence[tuple[str, str, str]]) -> t
             sentence = f"{result.cell.title}, {what[name]}: {ours} {describe_difference(gain, p)} points, n = {gain.n}"
             if others := len(result.table) - gain.n:
                 sentence += f" ({pluralize(others, 'seed')} {_untested(row, against)})"
-            lost = not (p < 0.05 and gain.mean > 0) if name in _CLAIMED else p < 0.05 and gain.mean < 0
+            lost = (
+                not (p < 0.05 and gain.mean > 0) if name in _CLAIMED else p < 0.05 and gain.mean < 0
+            )
             (failures if lost else findings).append(f"{sentence}, p {p_value(p)}.")
     return failures, findings
 
@@ -358,8 +436,12 @@ def _draw(results: Sequence[Result]) -> Figure:
         for column, result in zip(panels.T, results, strict=True):
             places = np.arange(len(result.cell.levels))
             tested = [level == 0 or result.reached(level) > 0 for level in result.cell.levels]
-            for axes, (name, times) in zip(column, (("test_accuracy", 100.0), ("test_nll", 1.0)), strict=True):
-                seen = np.array([[times * r.metrics[f"last.{name}"] for r in records] for records in result.table])
+            for axes, (name, times) in zip(
+                column, (("test_accuracy", 100.0), ("test_nll", 1.0)), strict=True
+            ):
+                seen = np.array([
+                    [times * r.metrics[f"last.{name}"] for r in records] for records in result.table
+                ])
                 mean = seen.mean(0)
                 axes.plot(places, mean, color=PALETTE["flooded"], label="last epoch")
                 for place, full in zip(places, tested, strict=True):
@@ -367,9 +449,13 @@ def _draw(results: Sequence[Result]) -> Figure:
                     axes.plot([place], mean[place], "o", color=PALETTE["flooded"], mfc=face, ms=5)
                 if len(seen) > 1:
                     sd = seen.std(0, ddof=1)
-                    axes.fill_between(places, mean - sd, mean + sd, color=PALETTE["flooded"], alpha=0.2, lw=0)
+                    axes.fill_between(
+                        places, mean - sd, mean + sd, color=PALETTE["flooded"], alpha=0.2, lw=0
+                    )
                 stopped = np.mean(result.values("plain, stopped", name, times))
-                axes.axhline(stopped, color=PALETTE["plain"], ls="--", label="plain, early stopping")
+                axes.axhline(
+                    stopped, color=PALETTE["plain"], ls="--", label="plain, early stopping"
+                )
             column[0].set_title(result.cell.title.replace(", ", ",\n"))
             column[1].set_xticks(places, [f"{level:g}" for level in result.cell.levels], fontsize=8)
             column[1].set_xlabel("Flood level (nats)")

@@ -1,7 +1,8 @@
-"""Real images at reduced scale: 4,000 training images, small networks, six levels, with and without early stopping.
+"""Real images at reduced scale: 4,000 training images, small networks, six levels, with and without
+early stopping.
 
-The full protocols of the sources need a GPU for days. This is not them: it shows on a CPU whether flooding helps where
-images, labels and networks are real.
+The full protocols of the sources need a GPU for days. This is not them: it shows on a CPU whether
+flooding helps where images, labels and networks are real.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]
     found = []
     for title, source, noise, model, epochs in plan:
         data = partial(source, label_noise=noise, **size)
-        problem = Problem(data, model, adam, batch_size=100, max_epochs=epochs // (3 if quick else 1))
+        problem = Problem(
+            data, model, adam, batch_size=100, max_epochs=epochs // (3 if quick else 1)
+        )
         levels = NOISY_LEVELS if noise else LEVELS
         found.append(Cell(title, problem, (0.0, *levels[3::2]) if quick else levels, chosen))
     return found

@@ -1,7 +1,9 @@
-"""The synthetic experiments of Ishida et al., ICML 2020, section 4.1, on the Runs of the level benchmark.
+"""The synthetic experiments of Ishida et al., ICML 2020, section 4.1, on the Runs of the level
+benchmark.
 
-Three tasks, three noises, 51 levels, 500 epochs, ten seeds. For each seed a level is chosen by validation accuracy on
-noisy labels; test data choose nothing. The level benchmark (``benchmarks/levels``) is these Records in a compact form.
+Three tasks, three noises, 51 levels, 500 epochs, ten seeds. For each seed a level is chosen by
+validation accuracy on noisy labels; test data choose nothing. The level benchmark
+(``benchmarks/levels``) is these Records in a compact form.
 """
 
 from __future__ import annotations
@@ -29,7 +31,17 @@ from flooding.training.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CURVES", "LEVELS", "NOISES", "PUBLISHED", "TASKS", "Cell", "cells", "experiment", "load"]
+__all__ = [
+    "CURVES",
+    "LEVELS",
+    "NOISES",
+    "PUBLISHED",
+    "TASKS",
+    "Cell",
+    "cells",
+    "experiment",
+    "load",
+]
 
 TASKS = {
     "two-gaussians": (synthetic.two_gaussians, 10),
@@ -41,8 +53,9 @@ NOISES = (0.01, 0.05, 0.1)
 LEVELS = tuple(round(0.01 * n, 2) for n in range(51))
 CURVES = ("train_loss", "val_loss", "val_accuracy")
 
-# Test accuracy in percent on noisy labels without early stopping: without flooding, with it, level. The paper, then the
-# reproduction of our sources, which has 500 training examples a class, batch norm and mini-batches of 200.
+# Test accuracy in percent on noisy labels without early stopping: without flooding, with it, level.
+# The paper, then the reproduction of our sources, which has 500 training examples a class, batch
+# norm and mini-batches of 200.
 PUBLISHED = {
     ("two-gaussians", 0.01): ((90.52, 92.13, 0.17), (90.13, 91.69, 0.18)),
     ("two-gaussians", 0.05): ((84.79, 88.03, 0.22), (83.56, 86.35, 0.23)),
@@ -74,7 +87,10 @@ class Cell:
     def problem(self) -> Problem:
         """The paper's setting."""
         data, inputs = TASKS[self.task]
-        return replace(ishida2020_problem(partial(data, label_noise=self.noise), inputs), max_epochs=self.max_epochs)
+        return replace(
+            ishida2020_problem(partial(data, label_noise=self.noise), inputs),
+            max_epochs=self.max_epochs,
+        )
 
     @property
     def runs(self) -> list[Run]:
@@ -92,7 +108,8 @@ def cells(quick: bool = False) -> list[Cell]:
     """Plan the nine cells.
 
     Args:
-        quick: Two seeds, four levels and 150 epochs: the shape of the result in three minutes on two cores.
+        quick: Two seeds, four levels and 150 epochs: the shape of the result in three minutes on
+            two cores.
 
     Returns:
         Tasks, then noises.
@@ -126,7 +143,8 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
 
 @dataclass(frozen=True)
 class _Result:
-    """What validation chose in a cell: a Record and the epoch it is judged at, for each row and seed."""
+    """What validation chose in a cell: a Record and the epoch it is judged at, for each row and
+    seed."""
 
     cell: Cell
     records: list[Record]
@@ -151,7 +169,10 @@ def _result(cell: Cell, records: list[Record]) -> _Result:
     picks: dict[str, list[tuple[Record, str]]] = {row: [] for row in _ROWS}
     for seed in cell.seeds:
         ours = [record for record in records if record.run is not None and record.run.seed == seed]
-        plain, flooded = [r for r in ours if not r.level], [r for r in ours if r.level]  # the loss is never below 0
+        plain, flooded = (
+            [r for r in ours if not r.level],
+            [r for r in ours if r.level],
+        )  # the loss is never below 0
         picks["plain"].append((select_best(plain, "last"), "last"))
         picks["flooding"].append((select_best(flooded, "last"), "last"))
         picks["plain, stopped"].append((select_best(plain, "best"), "best"))
@@ -211,12 +232,21 @@ def _accuracies(results: Sequence[_Result], labels: str, rows: tuple[str, str], 
     gains = [result.gain(*rows, labels) for result in results]
     columns = ["Task, label noise", rows[1], rows[0], "difference", "p", "level", "ceiling"]
     published = name == "published"
-    columns += ["paper: plain", "with", "level", "reproduction: plain", "with", "level"] if published else []
+    columns += (
+        ["paper: plain", "with", "level", "reproduction: plain", "with", "level"]
+        if published
+        else []
+    )
     table = []
     for result, gain, p in zip(results, gains, holm([gain.p for gain in gains]), strict=True):
         cell = result.cell
         top = ceiling(cell.task, cell.noise if labels == "noisy" else 0.0)
-        row = [cell.title, *(format_mean_sd(result.accuracy(r, labels)) for r in reversed(rows)), str(gain), p_value(p)]
+        row = [
+            cell.title,
+            *(format_mean_sd(result.accuracy(r, labels)) for r in reversed(rows)),
+            str(gain),
+            p_value(p),
+        ]
         row += [result.levels(rows[0]), f"{top:.1f}"]
         if published:
             known = PUBLISHED.get((cell.task, cell.noise), ())
@@ -231,7 +261,14 @@ def _accuracies(results: Sequence[_Result], labels: str, rows: tuple[str, str], 
 def _losses(results: Sequence[_Result]) -> Table:
     columns = ["Task, label noise", *(f"{row}: {what}" for what in ("NLL", "ECE") for row in _ROWS)]
     table = [
-        [r.cell.title, *(format_mean_sd(r.values(row, name), 3) for name in ("test_nll", "test_ece") for row in _ROWS)]
+        [
+            r.cell.title,
+            *(
+                format_mean_sd(r.values(row, name), 3)
+                for name in ("test_nll", "test_ece")
+                for row in _ROWS
+            ),
+        ]
         for r in results
     ]
     n = len(results[0].cell.seeds)
@@ -245,7 +282,9 @@ def _words(results: Sequence[_Result]) -> tuple[list[str], list[str]]:
         known = PUBLISHED.get((result.cell.task, result.cell.noise))
         if known is None:
             continue
-        for row, figure, source in zip(("plain", "flooding"), known[0][:2], ("without", "with"), strict=True):
+        for row, figure, source in zip(
+            ("plain", "flooding"), known[0][:2], ("without", "with"), strict=True
+        ):
             ours = result.accuracy(row, "noisy")
             if abs(off := float(np.mean(ours)) - figure) > _FAR:
                 failures.append(
@@ -259,8 +298,16 @@ def _words(results: Sequence[_Result]) -> tuple[list[str], list[str]]:
     ):
         gains = [result.gain(*rows, "clean") for result in results]
         ps = holm([gain.p for gain in gains])
-        won = [r.cell.title for r, g, p in zip(results, gains, ps, strict=True) if g.mean > 0 and p < 0.05]
-        lost = [r.cell.title for r, g, p in zip(results, gains, ps, strict=True) if g.mean < 0 and p < 0.05]
+        won = [
+            r.cell.title
+            for r, g, p in zip(results, gains, ps, strict=True)
+            if g.mean > 0 and p < 0.05
+        ]
+        lost = [
+            r.cell.title
+            for r, g, p in zip(results, gains, ps, strict=True)
+            if g.mean < 0 and p < 0.05
+        ]
         mean = format_mean_sd([gain.mean for gain in gains])
         findings.append(
             f"Clean labels, {labels}: flooding wins {len(won)} and loses {len(lost)} of {len(results)} cells at 5 % "
@@ -289,13 +336,20 @@ def _draw(results: Sequence[_Result]) -> Figure:
             axes.plot(levels, mean, color=PALETTE["flooded"], label="last epoch")
             if len(table) > 1:
                 sd = table.std(0, ddof=1)
-                axes.fill_between(levels, mean - sd, mean + sd, color=PALETTE["flooded"], alpha=0.2, lw=0)
+                axes.fill_between(
+                    levels, mean - sd, mean + sd, color=PALETTE["flooded"], alpha=0.2, lw=0
+                )
             stopped = np.mean(result.accuracy("plain, stopped", "clean"))
             axes.axhline(stopped, color=PALETTE["plain"], ls="--", label="plain, early stopping")
             axes.axhline(ceiling(cell.task, 0.0), color="0.6", ls=":", label="best possible")
             chosen = [record.level or 0.0 for record, _ in result.picks["flooding"]]
             axes.plot(
-                chosen, np.full(len(chosen), 0.03), "|", color="black", ms=9, transform=axes.get_xaxis_transform()
+                chosen,
+                np.full(len(chosen), 0.03),
+                "|",
+                color="black",
+                ms=9,
+                transform=axes.get_xaxis_transform(),
             )
             axes.set_title(cell.title)
         for axes in panels[-1]:
@@ -323,9 +377,13 @@ class _Levels:
 
     def __init__(self, folder: str | Path) -> None:
         seeds = ((path.stem.removeprefix("seed"), path) for path in Path(folder).glob("seed*.npz"))
-        files = sorted((int(seed), path) for seed, path in seeds if seed.isascii() and seed.isdigit())
+        files = sorted(
+            (int(seed), path) for seed, path in seeds if seed.isascii() and seed.isdigit()
+        )
         if not files:
-            raise ValueError(f"the level benchmark is a folder of files seed0.npz ..., got {folder}, which has none.")
+            raise ValueError(
+                f"the level benchmark is a folder of files seed0.npz ..., got {folder}, which has none."
+            )
         self.tables = {seed: _read(path) for seed, path in files}
         self.seeds = tuple(self.tables)
         self._cells = {run_id(Run(cell.problem)): cell for cell in cells()}
@@ -335,17 +393,23 @@ class _Levels:
         return [self._record(run) for run in runs]
 
     def __contains__(self, run: Run) -> bool:
-        whole = run_id(replace(run, level=None, seed=0)) in self._cells  # of full length, by flooding
+        whole = (
+            run_id(replace(run, level=None, seed=0)) in self._cells
+        )  # of full length, by flooding
         return whole and run.seed in self.tables and (run.level or 0.0) in LEVELS
 
     def _record(self, run: Run) -> Record:
         if run not in self:
-            raise ValueError(f"the level benchmark has no seed {run.seed}, level {run.level} of this problem.")
+            raise ValueError(
+                f"the level benchmark has no seed {run.seed}, level {run.level} of this problem."
+            )
         cell = self._cells[run_id(replace(run, level=None, seed=0))]
         index = round(100 * (run.level or 0.0))
         table = self.tables[run.seed]
         place = (list(TASKS).index(cell.task), NOISES.index(cell.noise), index)
-        curves = {name: table[name][place].astype(np.float32) for name in ("train_loss", "val_loss")}
+        curves = {
+            name: table[name][place].astype(np.float32) for name in ("train_loss", "val_loss")
+        }
         curves["val_accuracy"] = table["val_right"][place].astype(np.float32) / 100
         finals = {"epochs": 500.0}
         for at in ("last", "best"):
@@ -355,7 +419,10 @@ class _Levels:
             finals |= {name.replace("_", ".", 1): float(table[name][place]) for name in measured}
         told, _, hours = str(table["told"]).removesuffix(" core hours").rpartition(", ")
         seconds = 3600 * float(hours) / (len(TASKS) * len(NOISES) * len(LEVELS))
-        told = {"seconds": seconds, "on": ", ".join(told.split(", ")[2:])}  # without engine and torch, told again
+        told = {
+            "seconds": seconds,
+            "on": ", ".join(told.split(", ")[2:]),
+        }  # without engine and torch, told again
         return Record(run, curves, {}, finals, "", "", told)
 
 
@@ -376,7 +443,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         for name, shape in (_CURVES | _FIGURES).items():
             if shapes.get(name) != shape:
                 raise ValueError(f"{name} must be numbers of shape {shape}, got {shapes.get(name)}")
-        for name, values in {"tasks": list(TASKS), "noises": list(NOISES), "levels": list(LEVELS)}.items():
+        for name, values in {
+            "tasks": list(TASKS),
+            "noises": list(NOISES),
+            "levels": list(LEVELS),
+        }.items():
             if name not in table or table[name].tolist() != values:
                 raise ValueError(f"its {name} must be {values}")
         epochs = np.stack([table["last_epoch"], table["best_epoch"]])

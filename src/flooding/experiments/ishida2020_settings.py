@@ -1,7 +1,9 @@
-"""What the paper does not say: plain training on Two Gaussians under other settings, beside its figures.
+"""What the paper does not say: plain training on Two Gaussians under other settings, beside its
+figures.
 
-The paper leaves open whether batches are full, whether the logistic loss has one logit, and how weights begin. Each
-variant changes one thing of the setting in :mod:`flooding.experiments.ishida2020`; the last is the reproduction's.
+The paper leaves open whether batches are full, whether the logistic loss has one logit, and how
+weights begin. Each variant changes one thing of the setting in
+:mod:`flooding.experiments.ishida2020`; the last is the reproduction's.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def one_logit(width: int = 500, depth: int = 5) -> nn.Sequential:
         depth: Hidden layers.
 
     Returns:
-        A network from ``[n, 10]`` to ``[n, 2]``, whose cross-entropy is the logistic loss of its one logit.
+        A network from ``[n, 10]`` to ``[n, 2]``, whose cross-entropy is the logistic loss of its
+        one logit.
     """
     return nn.Sequential(mlp(10, 1, width=width, depth=depth), nn.ZeroPad1d((1, 0)))
 
@@ -52,10 +55,17 @@ VARIANTS: dict[str, Callable[[Problem], Problem]] = {
     "as in our table": lambda problem: problem,
     "one logit": lambda problem: replace(problem, model=one_logit),
     "mini-batches of 20": lambda problem: replace(problem, batch_size=20),
-    "batch norm": lambda problem: replace(problem, model=partial(mlp, 10, 2, width=500, depth=5, batch_norm=True)),
-    "200 training examples": lambda problem: replace(problem, data=_data(problem, n_train=200), batch_size=200),
+    "batch norm": lambda problem: replace(
+        problem, model=partial(mlp, 10, 2, width=500, depth=5, batch_norm=True)
+    ),
+    "200 training examples": lambda problem: replace(
+        problem, data=_data(problem, n_train=200), batch_size=200
+    ),
     "the reproduction's": lambda problem: replace(
-        kim2022.setting(), data=_data(problem, n_train=1000), max_epochs=problem.max_epochs, test_curve=None
+        kim2022.setting(),
+        data=_data(problem, n_train=1000),
+        max_epochs=problem.max_epochs,
+        test_curve=None,
     ),
 }
 
@@ -75,7 +85,12 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
     """
     chosen = tuple(seeds if seeds is not None else range(2 if quick else 10))
     cells = [Cell("two-gaussians", noise, max_epochs=100 if quick else 500) for noise in NOISES]
-    runs = [Run(change(cell.problem), seed=s) for change in VARIANTS.values() for cell in cells for s in chosen]
+    runs = [
+        Run(change(cell.problem), seed=s)
+        for change in VARIANTS.values()
+        for cell in cells
+        for s in chosen
+    ]
     records = yield runs
     told = iter(records)
     found = {name: [[next(told) for _ in chosen] for _ in cells] for name in VARIANTS}
@@ -86,7 +101,9 @@ def _accuracy(records: Sequence[Record]) -> list[float]:
     return [100 * record.metrics["last.test_accuracy"] for record in records]
 
 
-def _report(cells: Sequence[Cell], found: dict[str, list[list[Record]]], records: Sequence[Record]) -> Report:
+def _report(
+    cells: Sequence[Cell], found: dict[str, list[list[Record]]], records: Sequence[Record]
+) -> Report:
     ours, *others = found
     n = len(found[ours][0])
     gains: dict[tuple[str, int], Difference] = {
@@ -103,7 +120,9 @@ def _report(cells: Sequence[Cell], found: dict[str, list[list[Record]]], records
             row += [format_mean_sd(_accuracy(told))]
             row += [f"{gains[name, place]}, p {p_value(ps[name, place])}" if known else "–"]
         rows.append(row)
-    paper = [["the paper", *(text for cell in cells for text in (f"{_published(cell)[0]:.2f}", "–"))]]
+    paper = [
+        ["the paper", *(text for cell in cells for text in (f"{_published(cell)[0]:.2f}", "–"))]
+    ]
     columns = ["setting", *(text for cell in cells for text in (cell.title, "minus our table's"))]
     title = f"Plain training, last epoch: test accuracy in % on noisy labels, mean ± standard deviation, n = {n}"
     about = (
@@ -112,20 +131,39 @@ def _report(cells: Sequence[Cell], found: dict[str, list[list[Record]]], records
         "reproduction's setting: 1,000 training examples, mini-batches of 200, four hidden layers with batch norm."
     )
     failures, findings = _words(cells, found)
-    sure = [f"{name}, {cells[place].title} ({gains[name, place]})" for (name, place), p in ps.items() if p < 0.05]
-    findings.append(f"Differences from our table that are sure at 5 % (n = {n}): {'; '.join(sure) or 'none'}.")
+    sure = [
+        f"{name}, {cells[place].title} ({gains[name, place]})"
+        for (name, place), p in ps.items()
+        if p < 0.05
+    ]
+    findings.append(
+        f"Differences from our table that are sure at 5 % (n = {n}): {'; '.join(sure) or 'none'}."
+    )
     table = Table("settings", title, columns, rows + paper)
-    return Report("What the paper does not say", about, failures, findings, [table], {}, describe_provenance(records))
+    return Report(
+        "What the paper does not say",
+        about,
+        failures,
+        findings,
+        [table],
+        {},
+        describe_provenance(records),
+    )
 
 
 def _published(cell: Cell) -> tuple[float, float, float]:
     return PUBLISHED[cell.task, cell.noise][0]
 
 
-def _words(cells: Sequence[Cell], found: dict[str, list[list[Record]]]) -> tuple[list[str], list[str]]:
+def _words(
+    cells: Sequence[Cell], found: dict[str, list[list[Record]]]
+) -> tuple[list[str], list[str]]:
     """Say which settings come near the paper's figures in every row, and how far ours is."""
     off = {
-        name: [np.array(_accuracy(told)) - _published(cell)[0] for cell, told in zip(cells, by_cell, strict=True)]
+        name: [
+            np.array(_accuracy(told)) - _published(cell)[0]
+            for cell, told in zip(cells, by_cell, strict=True)
+        ]
         for name, by_cell in found.items()
     }
     sentences = {

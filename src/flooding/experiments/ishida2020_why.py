@@ -1,10 +1,11 @@
 """Why flooding works: each explanation of Ishida et al., ICML 2020, as a statement that could fail.
 
-Flatter minima, a random walk at the level, memorised labels, over-confidence that grows from zero training error on:
-measured along trainings with and without flooding, tested over seeds, the verdict printed either way. The Hessian of
-cross-entropy vanishes with the loss itself, so flatness is asked a third time, a filter's length away; this was added
-after a trial of three seeds and 100 epochs, and the band of the loss after the first ten seeds of 500; the rest was
-written before any training.
+Flatter minima, a random walk at the level, memorised labels, over-confidence that grows from zero
+training error on: measured along trainings with and without flooding, tested over seeds, the
+verdict printed either way. The Hessian of cross-entropy vanishes with the loss itself, so flatness
+is asked a third time, a filter's length away; this was added after a trial of three seeds and 100
+epochs, and the band of the loss after the first ten seeds of 500; the rest was written before any
+training.
 """
 
 from __future__ import annotations
@@ -48,11 +49,19 @@ if TYPE_CHECKING:
 
 __all__ = ["CURVES", "LEVELS", "STEPS", "bare", "experiment", "measure", "runs"]
 
-# Nats, near the best known ones, and small ones where they are reached. Fixed beforehand but for Spiral's: 0.2, its
-# level at first, was reached too late to be tested.
-LEVELS = (("two-gaussians", 0.3), ("sinusoid", 0.25), ("spiral", 0.4), ("two-gaussians", 0.05), ("sinusoid", 0.05))
+# Nats, near the best known ones, and small ones where they are reached. Fixed beforehand but for
+# Spiral's: 0.2, its level at first, was reached too late to be tested.
+LEVELS = (
+    ("two-gaussians", 0.3),
+    ("sinusoid", 0.25),
+    ("spiral", 0.4),
+    ("two-gaussians", 0.05),
+    ("sinusoid", 0.05),
+)
 NOISE = 0.1
-STEPS = tuple(round(float(step), 2) for step in np.linspace(-1, 1, 21))  # along a filter-normalised direction
+STEPS = tuple(
+    round(float(step), 2) for step in np.linspace(-1, 1, 21)
+)  # along a filter-normalised direction
 _WATCHED = ("sharpness", "trace", "gradient_norm", "moved", "memorised", "val_over_confidence")
 CURVES = ("flooded", "train_loss", "train_accuracy", "val_loss", *_WATCHED)
 _PROBES = 10
@@ -67,23 +76,31 @@ def bare(task: str, max_epochs: int = 500) -> Problem:
         max_epochs: Epochs.
 
     Returns:
-        The task at 10 % label noise, 100 training and 100 validation examples; three hidden layers of 100 units, Adam
-        at 0.001, full batches.
+        The task at 10 % label noise, 100 training and 100 validation examples; three hidden layers
+        of 100 units, Adam at 0.001, full batches.
     """
     data, inputs = TASKS[task]
     made = partial(data, n_train=100, n_val=100, n_test=2000, label_noise=NOISE)
-    return Problem(made, partial(mlp, inputs, 2, width=100, depth=3), adam, batch_size=100, max_epochs=max_epochs)
+    return Problem(
+        made,
+        partial(mlp, inputs, 2, width=100, depth=3),
+        adam,
+        batch_size=100,
+        max_epochs=max_epochs,
+    )
 
 
 def runs(max_epochs: int, seeds: Sequence[int]) -> list[Run]:
-    """Plan: tasks and levels, then without and with flooding, then seeds; plain Runs come again with each level.
+    """Plan: tasks and levels, then without and with flooding, then seeds; plain Runs come again
+    with each level.
 
     Args:
         max_epochs: Epochs. What is costly is measured twenty times in all.
         seeds: Seeds.
 
     Returns:
-        The Runs. Each Problem's watch knows its Run, so that it can find the weights half-way again.
+        The Runs. Each Problem's watch knows its Run, so that it can find the weights half-way
+        again.
     """
     planned = []
     for task, level in LEVELS:
@@ -92,13 +109,25 @@ def runs(max_epochs: int, seeds: Sequence[int]) -> list[Run]:
             for seed in seeds:
                 watch = partial(measure, problem=problem, level=b, seed=seed)
                 planned.append(
-                    Run(replace(problem, extra_metrics=PeriodicMetric(watch, max(1, max_epochs // 20))), b, seed=seed)
+                    Run(
+                        replace(
+                            problem, extra_metrics=PeriodicMetric(watch, max(1, max_epochs // 20))
+                        ),
+                        b,
+                        seed=seed,
+                    )
                 )
     return planned
 
 
 def measure(
-    model: nn.Module, watched: Problem, splits: Splits, *, problem: Problem, level: float | None, seed: int
+    model: nn.Module,
+    watched: Problem,
+    splits: Splits,
+    *,
+    problem: Problem,
+    level: float | None,
+    seed: int,
 ) -> dict[str, float]:
     """Measure sharpness, movement, memory and over-confidence of a network in training.
 
@@ -111,10 +140,10 @@ def measure(
         seed: Its seed.
 
     Returns:
-        ``sharpness`` and ``trace``: largest eigenvalue and trace of the Hessian of the training loss; its
-        ``gradient_norm``; ``moved``: distance of the weights from those half-way through the training; ``memorised``:
-        share of flipped training labels that are predicted; ``val_over_confidence``; ``line_0`` ...: training loss
-        along a filter-normalised direction.
+        ``sharpness`` and ``trace``: largest eigenvalue and trace of the Hessian of the training
+        loss; its ``gradient_norm``; ``moved``: distance of the weights from those half-way through
+        the training; ``memorised``: share of flipped training labels that are predicted;
+        ``val_over_confidence``; ``line_0`` ...: training loss along a filter-normalised direction.
     """
     data = splits.train
 
@@ -131,7 +160,9 @@ def measure(
     found["moved"] = float((weights(model) - half.to(weights(model))).norm())
     with torch.no_grad():
         flipped = _flipped(data)
-        found["memorised"] = float((model(data.x[flipped]).argmax(1) == data.y[flipped]).double().mean())
+        found["memorised"] = float(
+            (model(data.x[flipped]).argmax(1) == data.y[flipped]).double().mean()
+        )
         found["val_over_confidence"] = float(over_confidence(model(splits.val.x), splits.val.y))
     return found
 
@@ -171,7 +202,10 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
     chosen = tuple(seeds) if seeds is not None else tuple(range(3 if quick else 10))
     records = yield runs(100 if quick else 500, chosen)
     told = iter(records)
-    results = [_Result(task, level, *([next(told) for _ in chosen] for _ in range(2))) for task, level in LEVELS]
+    results = [
+        _Result(task, level, *([next(told) for _ in chosen] for _ in range(2)))
+        for task, level in LEVELS
+    ]
     return _report(results, records)
 
 
@@ -218,7 +252,9 @@ class _Statement:
             verdict = _verdict(found, ps[title])
             holds = verdict == "holds"
             written = "the opposite holds" if verdict == "opposite" else verdict
-            sentence = f"{self.text}. {title}: {written}; {_written(found)} {self.unit}, n = {found.n}, "
+            sentence = (
+                f"{self.text}. {title}: {written}; {_written(found)} {self.unit}, n = {found.n}, "
+            )
             told.append((holds, f"{sentence}p {p_value(ps[title])}; {self.note[title]}."))
         return told
 
@@ -237,7 +273,8 @@ def _ends(records: Sequence[Record], name: str) -> list[float]:
 
 
 def _decades(records: Sequence[Record], name: str) -> list[float]:
-    """Common logarithms of final values; a trace may be estimated at or below 0 where there is no curvature left."""
+    """Common logarithms of final values; a trace may be estimated at or below 0 where there is no
+    curvature left."""
     return [math.log10(max(value, 1e-12)) for value in _ends(records, name)]
 
 
@@ -261,15 +298,19 @@ def _late(record: Record) -> np.ndarray:
 
 
 def _exponent(record: Record) -> float:
-    """How the squared distance from the weights half-way grows with the epochs since: 1 is a random walk."""
+    """How the squared distance from the weights half-way grows with the epochs since: 1 is a random
+    walk."""
     moved = record.curves["moved"].astype(float)
     half = (len(moved) - 1) // 2
     places = np.flatnonzero(np.isfinite(moved) & (np.arange(len(moved)) > half))
-    return float(np.polyfit(np.log(places - half), np.log(np.maximum(moved[places], 1e-12) ** 2), 1)[0])
+    return float(
+        np.polyfit(np.log(places - half), np.log(np.maximum(moved[places], 1e-12) ** 2), 1)[0]
+    )
 
 
 def _grown(record: Record) -> float:
-    """Over-confidence at the end minus that at the first measurement with zero training error; NaN without one."""
+    """Over-confidence at the end minus that at the first measurement with zero training error; NaN
+    without one."""
     curve = record.curves["val_over_confidence"].astype(float)
     fitted = np.flatnonzero(record.curves["train_accuracy"][1:] >= 1 - 1e-6) + 1
     if not len(fitted):
@@ -279,31 +320,47 @@ def _grown(record: Record) -> float:
 
 
 def _statements(every: Sequence[_Result]) -> list[_Statement]:
-    """Make the statements; those about flooding for the seeds whose level was reached, where there are two."""
+    """Make the statements; those about flooding for the seeds whose level was reached, where there
+    are two."""
     results = [r for r in (each.reached for each in every) if len(r.flooded) > 1]
 
     def paired_by(name: str) -> dict[str, Difference]:
-        return {r.title: paired(_decades(r.plain, name), _decades(r.flooded, name)) for r in results}
+        return {
+            r.title: paired(_decades(r.plain, name), _decades(r.flooded, name)) for r in results
+        }
 
     def each(name: str, digits: int = 3) -> dict[str, str]:
         texts = {}
         for r in results:
             medians = [np.median(_ends(records, name)) for records in (r.plain, r.flooded)]
-            texts[r.title] = f"medians {medians[0]:.{digits}g} without and {medians[1]:.{digits}g} with flooding"
+            texts[r.title] = (
+                f"medians {medians[0]:.{digits}g} without and {medians[1]:.{digits}g} with flooding"
+            )
         return texts
 
     def against(numbers: Mapping[str, list[float]], least: float) -> dict[str, Difference]:
-        known = {title: [v for v in values if math.isfinite(v)] for title, values in numbers.items()}
-        return {title: paired(values, [least] * len(values)) for title, values in known.items() if len(values) > 1}
+        known = {
+            title: [v for v in values if math.isfinite(v)] for title, values in numbers.items()
+        }
+        return {
+            title: paired(values, [least] * len(values))
+            for title, values in known.items()
+            if len(values) > 1
+        }
 
-    held = [r for r in every if len(r.reached.flooded) > 1]  # with seeds whose loss stays above the level
+    held = [
+        r for r in every if len(r.reached.flooded) > 1
+    ]  # with seeds whose loss stays above the level
     offsets = {r.title: [0.1 - abs(_late(f).mean() / r.level - 1) for f in r.flooded] for r in held}
     bands = {
         r.title: f"losses of the second half from {min(_late(f).min() for f in r.flooded) / r.level:.2f} to "
         f"{max(_late(f).max() for f in r.flooded) / r.level:.2f} times the level"
         for r in held
     }
-    inside = {r.title: [100 * float(np.mean(abs(_late(f) / r.level - 1) <= 0.1)) for f in r.flooded] for r in held}
+    inside = {
+        r.title: [100 * float(np.mean(abs(_late(f) / r.level - 1) <= 0.1)) for f in r.flooded]
+        for r in held
+    }
     walks = {r.title: [0.5 - abs(_exponent(f) - 1) for f in r.flooded] for r in results}
     exponents = {
         r.title: f"exponents {format_mean_sd([_exponent(f) for f in r.flooded], 2)}, without flooding "
@@ -313,15 +370,24 @@ def _statements(every: Sequence[_Result]) -> list[_Statement]:
     moved = {r.title: paired(_ends(r.flooded, "moved"), _ends(r.plain, "moved")) for r in results}
     shares = {r.title: [100 * share for share in _ends(r.flooded, "memorised")] for r in results}
     plain = {
-        r.title: f"without flooding {format_mean_sd([100 * s for s in _ends(r.plain, 'memorised')])} %" for r in results
+        r.title: f"without flooding {format_mean_sd([100 * s for s in _ends(r.plain, 'memorised')])} %"
+        for r in results
     }
     once = {r.task: r for r in reversed(every)}.values()  # about plain training alone
     grown = {r.title: [_grown(p) for p in r.plain] for r in once}
-    fitted = {t: f"{sum(map(math.isfinite, values))} of {len(values)} fitted all labels" for t, values in grown.items()}
+    fitted = {
+        t: f"{sum(map(math.isfinite, values))} of {len(values)} fitted all labels"
+        for t, values in grown.items()
+    }
     decades = "decades, without minus with flooding"
     ends = "Flooding ends flatter"
     return [
-        _Statement(f"{ends} (largest Hessian eigenvalue)", decades, paired_by("sharpness"), each("sharpness")),
+        _Statement(
+            f"{ends} (largest Hessian eigenvalue)",
+            decades,
+            paired_by("sharpness"),
+            each("sharpness"),
+        ),
         _Statement(f"{ends} (trace of the Hessian)", decades, paired_by("trace"), each("trace")),
         _Statement(
             f"{ends} (rise of the loss a filter's length away)",
@@ -345,7 +411,10 @@ def _statements(every: Sequence[_Result]) -> list[_Statement]:
             bands,
         ),
         _Statement(
-            "Flooded weights move on: farther in the second half than plain ones", "in weights", moved, each("moved")
+            "Flooded weights move on: farther in the second half than plain ones",
+            "in weights",
+            moved,
+            each("moved"),
         ),
         _Statement(
             "At the level the weights walk at random (exponent within 0.5 of 1)",
@@ -354,7 +423,10 @@ def _statements(every: Sequence[_Result]) -> list[_Statement]:
             exponents,
         ),
         _Statement(
-            "Flooding still memorises: most flipped labels are fitted", "% above one half", against(shares, 50.0), plain
+            "Flooding still memorises: most flipped labels are fitted",
+            "% above one half",
+            against(shares, 50.0),
+            plain,
         ),
         _Statement(
             "Without flooding over-confidence grows from zero training error on",
@@ -391,7 +463,10 @@ def _report(results: Sequence[_Result], records: Sequence[Record]) -> Report:
     )
     tables = [_verdicts(statements, ps), _measured(results)]
     figures = {
-        "along": ("Along the training, mean and standard deviation over seeds.", partial(_draw_along, results)),
+        "along": (
+            "Along the training, mean and standard deviation over seeds.",
+            partial(_draw_along, results),
+        ),
         "lines": (
             "Training loss along filter-normalised directions around the last weights: mean and standard deviation.",
             partial(_draw_lines, results),
@@ -412,7 +487,15 @@ def _report(results: Sequence[_Result], records: Sequence[Record]) -> Report:
     }
     failures = [sentence for holds, sentence in told if not holds]
     findings = [sentence for holds, sentence in told if holds]
-    return Report("Why flooding works", about, failures, findings, tables, figures, describe_provenance(records))
+    return Report(
+        "Why flooding works",
+        about,
+        failures,
+        findings,
+        tables,
+        figures,
+        describe_provenance(records),
+    )
 
 
 def _verdicts(statements: Sequence[_Statement], ps: Sequence[Mapping[str, float]]) -> Table:
@@ -431,7 +514,13 @@ def _verdicts(statements: Sequence[_Statement], ps: Sequence[Mapping[str, float]
         "over-confidence, fewer than two trainings fitted all labels, or it is the training without flooding of "
         "another column."
     )
-    return Table("verdicts", "Verdicts at 5 %", ["statement", *(_title(*place) for place in LEVELS)], rows, note)
+    return Table(
+        "verdicts",
+        "Verdicts at 5 %",
+        ["statement", *(_title(*place) for place in LEVELS)],
+        rows,
+        note,
+    )
 
 
 def _measured(results: Sequence[_Result]) -> Table:
@@ -452,7 +541,11 @@ def _measured(results: Sequence[_Result]) -> Table:
 def _draw_along(results: Sequence[_Result]) -> Figure:
     from flooding.report.plots import drawn, unique
 
-    shown = {"train_loss": "Training loss", "sharpness": "Largest eigenvalue", "moved": "Distance from half-way"}
+    shown = {
+        "train_loss": "Training loss",
+        "sharpness": "Largest eigenvalue",
+        "moved": "Distance from half-way",
+    }
     shown |= {"trace": "Trace of the Hessian", "gradient_norm": "Gradient norm"}
     shown |= {"memorised": "Flipped labels fitted", "val_over_confidence": "Over-confidence"}
     with drawn(3.0 * len(results) + 0.5, 1.9 * len(shown)) as figure:
@@ -495,11 +588,15 @@ def _draw_lines(results: Sequence[_Result]) -> Figure:
         panels = figure.subplots(1, len(results), squeeze=False)[0]
         for axes, r in zip(panels, results, strict=True):
             for label, records, colour in _groups(r):
-                values = np.array([[rec.metrics[f"last.line_{i}"] for i in range(len(STEPS))] for rec in records])
+                values = np.array([
+                    [rec.metrics[f"last.line_{i}"] for i in range(len(STEPS))] for rec in records
+                ])
                 axes.plot(STEPS, values.mean(0), color=PALETTE[colour], label=label)
                 if len(values) > 1:
                     sd, mean = values.std(0, ddof=1), values.mean(0)
-                    axes.fill_between(STEPS, mean - sd, mean + sd, color=PALETTE[colour], alpha=0.2, lw=0)
+                    axes.fill_between(
+                        STEPS, mean - sd, mean + sd, color=PALETTE[colour], alpha=0.2, lw=0
+                    )
             axes.axhline(r.level, color="0.6", ls=":", label="level")
             axes.set(title=r.title, xlabel="Step along the direction")
         panels[0].set_ylabel("Training loss (nats)")
@@ -511,7 +608,11 @@ def _draw_planes(max_epochs: int) -> Figure:
     """Train without and with flooding once more, and draw the loss around where they end."""
     from flooding.report.plots import drawn
 
-    problem, level, steps = bare("sinusoid", max_epochs), _first_level("sinusoid"), np.linspace(-1, 1, 31)
+    problem, level, steps = (
+        bare("sinusoid", max_epochs),
+        _first_level("sinusoid"),
+        np.linspace(-1, 1, 31),
+    )
     data, planes = problem.splits(0).train, []
     for b in (None, level):
         *_, row = train(Run(problem, b))
@@ -520,13 +621,21 @@ def _draw_planes(max_epochs: int) -> Figure:
         model.load_state_dict(row.weights["last"])
         directions = [filter_direction(model, seed=seed) for seed in (0, 1)]
         along = [steps.tolist()] * 2
-        planes.append(landscape(model, lambda m=model: [problem.loss(m(data.x), data.y)], directions, along))
+        planes.append(
+            landscape(model, lambda m=model: [problem.loss(m(data.x), data.y)], directions, along)
+        )
     with drawn(9.0, 4.2) as figure:
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         ticks = np.geomspace(min(p.min() for p in planes), max(p.max() for p in planes), 25)
         filled = []
-        for axes, plane, title in zip(panels, planes, ("Without flooding", f"Flooded at {level:g}"), strict=True):
-            filled.append(axes.contourf(steps, steps, np.log10(plane.T), levels=np.log10(ticks), cmap="viridis"))
+        for axes, plane, title in zip(
+            panels, planes, ("Without flooding", f"Flooded at {level:g}"), strict=True
+        ):
+            filled.append(
+                axes.contourf(
+                    steps, steps, np.log10(plane.T), levels=np.log10(ticks), cmap="viridis"
+                )
+            )
             axes.contour(steps, steps, plane.T, levels=[level], colors="white", linewidths=1.5)
             axes.plot(0, 0, "*", color="white", ms=12)
             axes.set(title=title, xlabel="Step along one direction")
@@ -536,7 +645,8 @@ def _draw_planes(max_epochs: int) -> Figure:
 
 
 def _draw_surface(max_epochs: int) -> Figure:
-    """Train flooding and backward flooding once more, and draw their iterates where backward flooding's spread."""
+    """Train flooding and backward flooding once more, and draw their iterates where backward
+    flooding's spread."""
     from flooding.levels import Delayed
     from flooding.report.plots import PALETTE, drawn
 
@@ -550,7 +660,8 @@ def _draw_surface(max_epochs: int) -> Figure:
         "backward flooding": project(backward, origin, directions),
     }
     held = {
-        name: 100 * float(np.square(path).sum() / sum(float((w - origin).square().sum()) for w in iterates))
+        name: 100
+        * float(np.square(path).sum() / sum(float((w - origin).square().sum()) for w in iterates))
         for (name, path), iterates in zip(paths.items(), (forward, backward), strict=True)
     }
     both = np.concatenate(list(paths.values()))
@@ -559,14 +670,24 @@ def _draw_surface(max_epochs: int) -> Figure:
     x, y = (np.linspace(a - m, b + m, 41) for a, b, m in zip(low, high, margin, strict=True))
     model, data = problem.build(0), problem.splits(0).train
     nn.utils.vector_to_parameters(origin, model.parameters())
-    heights = landscape(model, lambda: [problem.loss(model(data.x), data.y)], directions, [x.tolist(), y.tolist()])
+    heights = landscape(
+        model, lambda: [problem.loss(model(data.x), data.y)], directions, [x.tolist(), y.tolist()]
+    )
     with drawn(6.5, 5.5) as figure:
         axes = figure.subplots()
-        filled = axes.contourf(x, y, np.log10(np.maximum(heights.T, 1e-6)), levels=25, cmap="Greys", alpha=0.7)
+        filled = axes.contourf(
+            x, y, np.log10(np.maximum(heights.T, 1e-6)), levels=25, cmap="Greys", alpha=0.7
+        )
         axes.contour(x, y, heights.T, levels=[level], colors="black", linewidths=2)
         for (label, path), colour in zip(paths.items(), ("flooded", "plain"), strict=True):
             axes.plot(*path.T, "-", color=PALETTE[colour], lw=0.8, alpha=0.8)
-            axes.plot(*path[::10].T, ".", color=PALETTE[colour], ms=4, label=f"{label} ({held[label]:.0f} %)")
+            axes.plot(
+                *path[::10].T,
+                ".",
+                color=PALETTE[colour],
+                ms=4,
+                label=f"{label} ({held[label]:.0f} %)",
+            )
             axes.plot(*path[0], "s", color=PALETTE[colour], ms=7)
             axes.plot(*path[-1], "*", color=PALETTE[colour], ms=12)
         axes.plot([], [], color="black", lw=2, label=f"training loss {level:g}")

@@ -1,8 +1,10 @@
-"""The published reproduction of flooding: four searches for the level on Two Gaussians at 10 % label noise.
+"""The published reproduction of flooding: four searches for the level on Two Gaussians at 10 %
+label noise.
 
-Constant levels ("forward"), flooding once the training set is fitted ("backward"), a level that follows the validation
-accuracy (heuristic) and an agent (policy gradient), in mini-batches and with batch norm. Each claim of the source is a
-test over seeds. Levels are chosen by validation accuracy on noisy labels; test data choose nothing.
+Constant levels ("forward"), flooding once the training set is fitted ("backward"), a level that
+follows the validation accuracy (heuristic) and an agent (policy gradient), in mini-batches and with
+batch norm. Each claim of the source is a test over seeds. Levels are chosen by validation accuracy
+on noisy labels; test data choose nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ PUBLISHED = {
     "backward": (79.89, 0.26),
     "heuristic": (79.12, 0.21),
 }
-# Its own logs, recomputed: test accuracy on noisy and on clean labels in percent, test loss in nats, level. One seed.
+# Its own logs, recomputed: test accuracy on noisy and on clean labels in percent, test loss in
+# nats, level. One seed.
 LOGS = {
     "no flooding": (77.7, 84.7, 1.85, None),
     "forward": (80.0, 87.6, 0.55, 0.29),
@@ -76,11 +79,15 @@ LOGS = {
 }
 _LONGER = "no flooding, as long as the heuristic"
 _FAR = 1.5  # points between the source's figures and ours from which on we say so
-_LAST = 50  # epochs of an average at the end, beside the last epoch, which may be a spike of batch norm
+_LAST = (
+    50  # epochs of an average at the end, beside the last epoch, which may be a spike of batch norm
+)
 _SMOOTH = 12  # epochs to either side of an average
 _UNTIL = 1e-4  # loss of an epoch's last batch at which the source's code begins to flood
 
-Search: TypeAlias = Mapping[float, Sequence[Record]]  # by level, smallest first; a Record for each seed
+Search: TypeAlias = Mapping[
+    float, Sequence[Record]
+]  # by level, smallest first; a Record for each seed
 
 
 def setting(max_epochs: int = 500) -> Problem:
@@ -90,12 +97,19 @@ def setting(max_epochs: int = 500) -> Problem:
         max_epochs: Epochs.
 
     Returns:
-        Two Gaussians at 10 % label noise, 500 training and 50 validation examples a class; four hidden layers of 500
-        units with bias and batch norm, Adam at 0.001, batches of 200.
+        Two Gaussians at 10 % label noise, 500 training and 50 validation examples a class; four
+        hidden layers of 500 units with bias and batch norm, Adam at 0.001, batches of 200.
     """
     data = partial(synthetic.two_gaussians, n_train=1000, n_val=100, n_test=20_000, label_noise=0.1)
     network = partial(mlp, 10, 2, width=500, depth=4, batch_norm=True, bias=True)
-    return Problem(data, network, adam, batch_size=200, max_epochs=max_epochs, test_curve=TestCurve(500, every=1))
+    return Problem(
+        data,
+        network,
+        adam,
+        batch_size=200,
+        max_epochs=max_epochs,
+        test_curve=TestCurve(500, every=1),
+    )
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,8 @@ class Plan:
         problem: The Problem.
         forward: Constant levels in nats, 0 first.
         backward: Levels above 0 at which flooding begins late, all of them in ``forward`` too.
-        until_loss: Loss of an epoch's last batch, in nats, at which backward and heuristic begin to flood.
+        until_loss: Loss of an epoch's last batch, in nats, at which backward and heuristic begin to
+            flood.
         heuristic_epochs: Epochs of the heuristic.
         seeds: Seeds.
         policies: How many of the seeds, the first, the policy gradient is tried on.
@@ -124,7 +139,8 @@ class Plan:
 
     @property
     def runs(self) -> list[Run]:
-        """Everything that can be asked at once: forward, backward, no flooding for as long as the heuristic, heuristic.
+        """Everything that can be asked at once: forward, backward, no flooding for as long as the
+        heuristic, heuristic.
 
         Levels come first, then seeds.
         """
@@ -147,8 +163,9 @@ def plan(quick: bool = False) -> Plan:
     """Plan the study.
 
     Args:
-        quick: Two seeds, four levels, 60 epochs and no policy gradient, in two to three minutes on two cores. Flooding
-            begins at a batch loss of 0.02 instead of 1e-4, which 60 epochs would not reach.
+        quick: Two seeds, four levels, 60 epochs and no policy gradient, in two to three minutes on
+            two cores. Flooding begins at a batch loss of 0.02 instead of 1e-4, which 60 epochs
+            would not reach.
 
     Returns:
         The plan.
@@ -188,21 +205,29 @@ def study(plan: Plan) -> Generator[list[Run], list[Record], Report]:
         The report.
     """
     records = yield plan.runs
-    agents = [policy_gradient(plan.problem, trainings=plan.trainings, seed=seed) for seed in plan.policy_seeds]
+    agents = [
+        policy_gradient(plan.problem, trainings=plan.trainings, seed=seed)
+        for seed in plan.policy_seeds
+    ]
     policies = (yield from run_concurrently(agents)) if agents else []
     told = iter(records)
 
     def by_level(levels: Sequence[float]) -> dict[float, list[Record]]:
         return {level: [next(told) for _ in plan.seeds] for level in levels}
 
-    forward, backward, [longer] = by_level(plan.forward), by_level(plan.backward), by_level([0.0]).values()
+    forward, backward, [longer] = (
+        by_level(plan.forward),
+        by_level(plan.backward),
+        by_level([0.0]).values(),
+    )
     results = _Results(plan, forward, backward, longer, list(told), policies)
     return _report(results, [*records, *(record for found in policies for record in found.records)])
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What one way to train ends with: a Record for each seed, where it is judged, and what it took to get there."""
+    """What one way to train ends with: a Record for each seed, where it is judged, and what it took
+    to get there."""
 
     records: Sequence[Record]
     at: Literal["best", "last"]
@@ -218,8 +243,11 @@ class _Row:
 
     @property
     def late(self) -> list[float]:
-        """Test accuracy on noisy labels, averaged over the last epochs, of the examples of the test curve."""
-        return [float(np.nanmean(record.curves["test_accuracy"][-_LAST:])) for record in self.records]
+        """Test accuracy on noisy labels, averaged over the last epochs, of the examples of the test
+        curve."""
+        return [
+            float(np.nanmean(record.curves["test_accuracy"][-_LAST:])) for record in self.records
+        ]
 
     @property
     def epochs(self) -> list[int]:
@@ -261,7 +289,9 @@ class _Results:
         }
 
 
-def _trained(records: Sequence[Record], at: Literal["best", "last"], tried: Sequence[Sequence[Record]] = ()) -> _Row:
+def _trained(
+    records: Sequence[Record], at: Literal["best", "last"], tried: Sequence[Sequence[Record]] = ()
+) -> _Row:
     """Make a row of Records; without ``tried`` they are all it took."""
     flooded = [r for r in records if _run(r).level is not None and has_started(r)]
     levels = [record.level or 0.0 for record in flooded]
@@ -275,10 +305,16 @@ def _chosen(search: Search, at: Literal["best", "last"]) -> _Row:
 
 
 def _played(policies: Sequence[SearchResult], plain: Sequence[Record]) -> _Row:
-    """Judge each agent by its last training, which is among its Records; by plain training where it gave up."""
+    """Judge each agent by its last training, which is among its Records; by plain training where it
+    gave up."""
     by_seed = {_run(record).seed: record for record in plain}
     ends = [by_seed[f.run.seed] if f.run.level is None else f.records[-1] for f in policies]
-    return _Row(ends, "last", [found.records for found in policies], [found.level or 0.0 for found in policies])
+    return _Row(
+        ends,
+        "last",
+        [found.records for found in policies],
+        [found.level or 0.0 for found in policies],
+    )
 
 
 def _run(record: Record) -> Run:
@@ -303,7 +339,9 @@ def _reached(search: Search) -> list[list[_Stretch]]:
     found: list[list[_Stretch]] = [[] for _ in search[0.0]]
     for level, records in search.items():
         for stretches, record in zip(found, records, strict=True):
-            at = np.flatnonzero((record.curves["flooded"] > 0) | (record.curves["train_loss"] <= level))
+            at = np.flatnonzero(
+                (record.curves["flooded"] > 0) | (record.curves["train_loss"] <= level)
+            )
             if level > 0 and len(at):
                 stretches.append(_stretch(record, level, slice(max(1, at[0]), None)))
     return found
@@ -333,12 +371,15 @@ def _stretch(record: Record, level: float, epochs: slice) -> _Stretch:
 
 def _by_seed(stretches: Sequence[Sequence[_Stretch]], name: str, times: float = 1.0) -> list[float]:
     """Average over levels, in each seed that has any."""
-    return [times * float(np.mean([getattr(s, name) for s in levels])) for levels in stretches if levels]
+    return [
+        times * float(np.mean([getattr(s, name) for s in levels])) for levels in stretches if levels
+    ]
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """A claim of the source, and a difference that decides it; None where there is nothing to tell it from.
+    """A claim of the source, and a difference that decides it; None where there is nothing to tell
+    it from.
 
     ``sign`` is the sign that the claim gives the difference; 0 is a claim that there is none.
     """
@@ -353,7 +394,11 @@ class _Claim:
     def holds(self, p: float) -> bool:
         if self.difference is None:
             return False
-        return self.difference.mean == 0 if self.sign == 0 else p < 0.05 and self.difference.mean * self.sign > 0
+        return (
+            self.difference.mean == 0
+            if self.sign == 0
+            else p < 0.05 and self.difference.mean * self.sign > 0
+        )
 
     def sentence(self, p: float) -> str:
         """Say what was claimed, whether it holds, and by how much."""
@@ -361,7 +406,9 @@ class _Claim:
         if found is None:
             return f"{self.text}: cannot be judged{self.more}."
         sure = "" if math.isnan(p) else f", p {p_value(p)}"
-        return f"{self.text}: {self._verdict(p)}; {found} {self.unit}, n = {found.n}{sure}{self.more}."
+        return (
+            f"{self.text}: {self._verdict(p)}; {found} {self.unit}, n = {found.n}{sure}{self.more}."
+        )
 
     def _verdict(self, p: float) -> str:
         if self.holds(p):
@@ -380,7 +427,13 @@ def _claims(results: _Results) -> list[_Claim]:
     points = "points, backward minus forward"
     return [
         *(
-            _Claim(f"Backward flooding lowers {what} against forward at the same level", gain, -1, points, late)
+            _Claim(
+                f"Backward flooding lowers {what} against forward at the same level",
+                gain,
+                -1,
+                points,
+                late,
+            )
             for what, name in (
                 ("training accuracy", "train_accuracy"),
                 ("test accuracy on noisy labels", "test_accuracy"),
@@ -395,18 +448,26 @@ def _claims(results: _Results) -> list[_Claim]:
 
 
 def _matched(results: _Results, name: str) -> Difference | None:
-    """Compare backward to forward in each seed, averaged over the levels at which backward began to flood."""
+    """Compare backward to forward in each seed, averaged over the levels at which backward began to
+    flood."""
     pairs = []
     for place in range(len(results.plan.seeds)):
-        both = [(ours[place], results.forward[level][place]) for level, ours in results.backward.items()]
-        both = [[100 * r.metrics[f"last.{name}"] for r in pair] for pair in both if has_started(pair[0])]
+        both = [
+            (ours[place], results.forward[level][place]) for level, ours in results.backward.items()
+        ]
+        both = [
+            [100 * r.metrics[f"last.{name}"] for r in pair] for pair in both if has_started(pair[0])
+        ]
         if both:
             pairs.append(np.mean(both, axis=0).tolist())
     return paired(*zip(*pairs, strict=True)) if pairs else None
 
 
 def _outside(results: _Results) -> _Claim:
-    reached, (before, after) = _reached(results.forward), _switched(results.backward, len(results.plan.seeds))
+    reached, (before, after) = (
+        _reached(results.forward),
+        _switched(results.backward, len(results.plan.seeds)),
+    )
     text, count = "The forward search never enters below its level", sum(map(len, reached))
     more = f" ({count} of {(len(results.forward) - 1) * len(results.plan.seeds)} runs reached their level)"
     if not count:
@@ -434,16 +495,27 @@ def _about_the_heuristic(results: _Results) -> list[_Claim]:
     times = [f"{row.epochs[0] / max_epochs:g}" for row in (ours, rows["forward"])]
     text = f"The heuristic is cheaper than the forward search ({times[0]} trainings a seed against {times[1]})"
     return [
-        claim("The heuristic is better than no flooding for as long", 1, _LONGER, "accuracy", points),
-        claim("The heuristic is worse than the exhaustive forward search", -1, "forward", "accuracy", points),
+        claim(
+            "The heuristic is better than no flooding for as long", 1, _LONGER, "accuracy", points
+        ),
+        claim(
+            "The heuristic is worse than the exhaustive forward search",
+            -1,
+            "forward",
+            "accuracy",
+            points,
+        ),
         claim(text, -1, "forward", "seconds", "CPU seconds a seed"),
     ]
 
 
 def _early_stopping(results: _Results) -> _Claim:
-    """Compare with the flooded final model that leaves most doubt: if that one is beaten, all are."""
+    """Compare with the flooded final model that leaves most doubt: if that one is beaten, all
+    are."""
     rows = results.rows
-    rivals = {f"forward at {level:g}": records for level, records in results.forward.items() if level > 0}
+    rivals = {
+        f"forward at {level:g}": records for level, records in results.forward.items() if level > 0
+    }
     rivals |= {f"backward at {level:g}": records for level, records in results.backward.items()}
     rivals |= {f"{name}, level chosen": rows[name].records for name in ("forward", "backward")}
     rivals |= {"heuristic": results.heuristic}
@@ -456,12 +528,15 @@ def _early_stopping(results: _Results) -> _Claim:
 
 def _against(ours: Mapping[int, float], records: Sequence[Record]) -> Difference | None:
     """Compare accuracies by seed with the last epochs of those Records that were flooded."""
-    theirs = {_run(r).seed: 100 * r.metrics["last.test_accuracy"] for r in records if has_started(r)}
+    theirs = {
+        _run(r).seed: 100 * r.metrics["last.test_accuracy"] for r in records if has_started(r)
+    }
     return paired([ours[seed] for seed in theirs], list(theirs.values())) if theirs else None
 
 
 def _doubt(gain: Difference) -> tuple[float, float]:
-    """Give the one-sided p that a gain is not above 0, 0 or 1 for a single pair; then the size of the loss."""
+    """Give the one-sided p that a gain is not above 0, 0 or 1 for a single pair; then the size of
+    the loss."""
     if math.isnan(gain.p):
         return float(gain.mean <= 0), -gain.mean
     return gain.p / 2 if gain.mean > 0 else 1 - gain.p / 2, -gain.mean
@@ -476,12 +551,16 @@ def _report(results: _Results, records: Sequence[Record]) -> Report:
     tables = [_published(results), _levels(results)]
     title = "Searches for the flood level: the published reproduction (kim2022)"
     about = _about(results.plan, len(claims))
-    return Report(title, about, failures, findings, tables, _figures(results), describe_provenance(records))
+    return Report(
+        title, about, failures, findings, tables, _figures(results), describe_provenance(records)
+    )
 
 
 def _about(plan: Plan, claims: int) -> str:
     raised = (
-        "" if plan.until_loss == _UNTIL else f" (the source: {_UNTIL:g}; raised so that a short training gets there)"
+        ""
+        if plan.until_loss == _UNTIL
+        else f" (the source: {_UNTIL:g}; raised so that a short training gets there)"
     )
     agents = (
         "Policy gradient: an agent picks each epoch's level from 0 to 0.10 and learns from validation accuracy, over "
@@ -505,15 +584,23 @@ def _about(plan: Plan, claims: int) -> str:
 
 
 def _far(results: _Results) -> list[str]:
-    """Say where the source's figures are not ours, neither those it printed nor those of its logs."""
+    """Say where the source's figures are not ours, neither those it printed nor those of its
+    logs."""
     said = []
     for name, row in results.rows.items():
-        known = {"printed": PUBLISHED.get(name, (None,))[0], "in its logs": LOGS.get(name, (None,))[0]}
+        known = {
+            "printed": PUBLISHED.get(name, (None,))[0],
+            "in its logs": LOGS.get(name, (None,))[0],
+        }
         figures = {where: figure for where, figure in known.items() if figure is not None}
         ours = float(np.mean(row.accuracy))
         if figures and min(abs(ours - figure) for figure in figures.values()) > _FAR:
-            theirs = " and ".join(f"{figure:g} % {where} ({ours - figure:+.1f})" for where, figure in figures.items())
-            said.append(f"Noisy test accuracy, {name}: {format_mean_sd(row.accuracy)} % against {theirs}.")
+            theirs = " and ".join(
+                f"{figure:g} % {where} ({ours - figure:+.1f})" for where, figure in figures.items()
+            )
+            said.append(
+                f"Noisy test accuracy, {name}: {format_mean_sd(row.accuracy)} % against {theirs}."
+            )
     return said
 
 
@@ -532,7 +619,14 @@ def _published(results: _Results) -> Table:
         "trainings",
         "CPU hours",
     ]
-    columns += ["printed: noisy %", "printed: level", "logs: noisy %", "logs: clean %", "logs: NLL", "logs: level"]
+    columns += [
+        "printed: noisy %",
+        "printed: level",
+        "logs: noisy %",
+        "logs: clean %",
+        "logs: NLL",
+        "logs: level",
+    ]
     rows = []
     for name, row in results.rows.items():
         began = _waits([record for tried in row.spent for record in tried])
@@ -562,11 +656,14 @@ def _published(results: _Results) -> Table:
         "search's best level by test accuracy; 0.55 is the lowest loss of any of its levels; backward's own run "
         "without flooding has 76.8 %."
     )
-    return Table("published", "Ways to a level, mean ± standard deviation over n seeds", columns, rows, note)
+    return Table(
+        "published", "Ways to a level, mean ± standard deviation over n seeds", columns, rows, note
+    )
 
 
 def _told_levels(row: _Row) -> str:
-    """Write the levels of a row, and how many of its Records were never flooded though they were to be."""
+    """Write the levels of a row, and how many of its Records were never flooded though they were to
+    be."""
     never = _waits(row.records).count(False)
     label = f"{never} of {len(row.records)} never flooded: plain training" if never else ""
     if not row.levels:
@@ -593,12 +690,22 @@ def _levels(results: _Results) -> Table:
         flooded = [record for record in late if has_started(record)]
         count = f"{len(flooded)} of {len(late)}" if late else "–"
         rows.append([f"{level:g}", *_measured(records), *_measured(flooded), count])
-    columns = ["level", *(f"{way}: {title}" for way in ("forward", "backward") for title in titles), "backward: began"]
+    columns = [
+        "level",
+        *(f"{way}: {title}" for way in ("forward", "backward") for title in titles),
+        "backward: began",
+    ]
     note = (
         "Last epoch; steps flooded: share of all steps strictly below the level in force. Backward: those runs alone "
         "that began to flood."
     )
-    return Table("levels", f"Each level, forward and backward, mean ± standard deviation, n = {n}", columns, rows, note)
+    return Table(
+        "levels",
+        f"Each level, forward and backward, mean ± standard deviation, n = {n}",
+        columns,
+        rows,
+        note,
+    )
 
 
 def _measured(records: Sequence[Record]) -> list[str]:
@@ -606,21 +713,31 @@ def _measured(records: Sequence[Record]) -> list[str]:
         format_mean_sd([times * record.metrics[f"last.{name}"] for record in records], digits)
         for name, times, digits in _MEASURES.values()
     ]
-    return [*told, format_mean_sd([100 * float(record.curves["flooded"][1:].mean()) for record in records])]
+    return [
+        *told,
+        format_mean_sd([100 * float(record.curves["flooded"][1:].mean()) for record in records]),
+    ]
 
 
 def _figures(results: _Results) -> dict:
     """Name the figures there is data for."""
     began = [record for records in results.backward.values() for record in records]
     count = f"{sum(_waits(began))} of {len(began)} runs, those that began to flood"
-    late = {level: [r for r in records if has_started(r)] for level, records in results.backward.items()}
+    late = {
+        level: [r for r in records if has_started(r)] for level, records in results.backward.items()
+    }
     late = {level: records for level, records in late.items() if records}
     backward = {0.0: results.plain} | late
     flooded = [record for record in results.heuristic if has_started(record)]
     rise = "Accuracies below those after a twentieth of the epochs are not shown."
     lines = "Faint: mean over seeds; above it the same smoothed. Noisy labels; the test curves are of 500 examples."
     lines = f"{lines} {rise}"
-    figures = {"forward": (f"Forward: a line for each level. {lines}", partial(_draw_search, results.forward))}
+    figures = {
+        "forward": (
+            f"Forward: a line for each level. {lines}",
+            partial(_draw_search, results.forward),
+        )
+    }
     if late:
         figures["backward"] = (f"Backward, {count}. {lines}", partial(_draw_search, backward))
         common = {level: results.forward[level] for level in backward}
@@ -631,7 +748,10 @@ def _figures(results: _Results) -> dict:
         )
     if flooded:
         told = f"The heuristic's level and losses, {len(flooded)} of {len(results.heuristic)} runs, those that began to"
-        figures["heuristic"] = (f"{told} flood. Epochs count from there.", partial(_draw_heuristic, flooded))
+        figures["heuristic"] = (
+            f"{told} flood. Epochs count from there.",
+            partial(_draw_heuristic, flooded),
+        )
     return figures
 
 
@@ -642,8 +762,16 @@ class _Curve(NamedTuple):
 
 
 _TRAIN_ACCURACY = _Curve("train_accuracy", "Training accuracy (%)", 100.0)
-_TRAIN_LOSS, _TEST_LOSS = _Curve("train_loss", "Training loss (nats)"), _Curve("test_loss", "Test loss (nats)")
-_PANELS = (_TRAIN_LOSS, _TRAIN_ACCURACY, _TEST_LOSS, _Curve("test_accuracy", "Test accuracy (%)", 100.0))
+_TRAIN_LOSS, _TEST_LOSS = (
+    _Curve("train_loss", "Training loss (nats)"),
+    _Curve("test_loss", "Test loss (nats)"),
+)
+_PANELS = (
+    _TRAIN_LOSS,
+    _TRAIN_ACCURACY,
+    _TEST_LOSS,
+    _Curve("test_accuracy", "Test accuracy (%)", 100.0),
+)
 
 
 def _draw_search(search: Search) -> Figure:
@@ -673,13 +801,26 @@ def _draw_both(forward: Search, backward: Search) -> Figure:
         panels[1].sharey(panels[0])
         colours = _colours(figure, panels, forward)
         looks = (("forward", "flooded", "o"), ("backward", "plain", "s"))
-        for axes, search, (name, colour, marker) in zip(panels, (forward, backward), looks, strict=True):
+        for axes, search, (name, colour, marker) in zip(
+            panels, (forward, backward), looks, strict=True
+        ):
             _draw_lines(axes, search, _TRAIN_ACCURACY, colours)
             axes.set(title=name.capitalize(), xlabel="Epoch")
-            values = [[100 * r.metrics["last.train_accuracy"] for r in records] for records in search.values()]
+            values = [
+                [100 * r.metrics["last.train_accuracy"] for r in records]
+                for records in search.values()
+            ]
             bars = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
             means = [np.mean(v) for v in values]
-            last.errorbar(list(search), means, bars, color=PALETTE[colour], marker=marker, capsize=3, label=name)
+            last.errorbar(
+                list(search),
+                means,
+                bars,
+                color=PALETTE[colour],
+                marker=marker,
+                capsize=3,
+                label=name,
+            )
         _spread_out(panels)
         panels[0].set_ylabel(_TRAIN_ACCURACY.label)
         last.set(title="Last epoch", xlabel="Flood level (nats)", ylabel=_TRAIN_ACCURACY.label)
@@ -688,12 +829,15 @@ def _draw_both(forward: Search, backward: Search) -> Figure:
 
 
 def _draw_heuristic(records: Sequence[Record]) -> Figure:
-    """Draw level, training loss and test loss one above the other, epochs counted from where flooding begins."""
+    """Draw level, training loss and test loss one above the other, epochs counted from where
+    flooding begins."""
     from flooding.report.plots import PALETTE, drawn, unique
 
     with drawn(7.5, 7.5) as figure:
         panels = list(figure.subplots(3, 1, sharex=True))
-        for axes, curve in zip(panels, (_Curve("level", "Flood level (nats)"), _TRAIN_LOSS, _TEST_LOSS), strict=True):
+        for axes, curve in zip(
+            panels, (_Curve("level", "Flood level (nats)"), _TRAIN_LOSS, _TEST_LOSS), strict=True
+        ):
             lines = [_aligned(record, curve.name) for record in records]
             for at, values in lines:
                 axes.plot(at, values, color=PALETTE["flooded"], alpha=0.25, lw=0.8, label="a seed")
@@ -720,19 +864,27 @@ def _mean_line(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
 
 
 def _spread_out(panels: Sequence[Axes]) -> None:
-    """Let accuracies begin at their least after a twentieth of the epochs: the rise would leave no room for lines.
+    """Let accuracies begin at their least after a twentieth of the epochs: the rise would leave no
+    room for lines.
 
     The panels share their vertical axis.
     """
-    lines = [np.asarray(line.get_ydata(), dtype=float) for axes in panels for line in axes.get_lines()]
-    least, most = min(line[len(line) // 20 :].min() for line in lines), max(line.max() for line in lines)
+    lines = [
+        np.asarray(line.get_ydata(), dtype=float) for axes in panels for line in axes.get_lines()
+    ]
+    least, most = (
+        min(line[len(line) // 20 :].min() for line in lines),
+        max(line.max() for line in lines),
+    )
     panels[0].set_ylim(least - 1, most + 1)
 
 
 def _draw_lines(axes: Axes, search: Search, curve: _Curve, colours: ScalarMappable) -> None:
     """Draw the mean over seeds of each level, raw and smoothed; plain training dashed."""
     for level, records in search.items():
-        mean = curve.times * np.mean([record.curves[curve.name] for record in records], axis=0, dtype=float)
+        mean = curve.times * np.mean(
+            [record.curves[curve.name] for record in records], axis=0, dtype=float
+        )
         at = np.flatnonzero(np.isfinite(mean))
         colour = colours.to_rgba(level)  # type: ignore[arg-type]
         axes.plot(at, mean[at], color=colour, alpha=0.25, lw=0.7)
@@ -765,7 +917,8 @@ def exact(run: Run) -> bool:
 
 
 def load(path: str | Path) -> Archive:
-    """Read an archive of this experiment in place of trainings, also on another processor than it was trained on.
+    """Read an archive of this experiment in place of trainings, also on another processor than it
+    was trained on.
 
     Args:
         path: A file that :func:`flooding.experiments.archive.pack` wrote.
@@ -779,17 +932,23 @@ def load(path: str | Path) -> Archive:
 class _Archive(Archive):
     """An archive that finds an agent's trainings by their turn.
 
-    They are the last in the file: the first training of each seed, the second of each, and so on. Not by their names:
-    these hold the agent's weights, whose last bits differ between processors of other vector units.
+    They are the last in the file: the first training of each seed, the second of each, and so on.
+    Not by their names: these hold the agent's weights, whose last bits differ between processors of
+    other vector units.
     """
 
     def __init__(self, path: str | Path, plan: Plan) -> None:
         super().__init__(path)
-        firsts = {seed: run_id(next(policy_gradient(plan.problem, seed=seed))[0]) for seed in plan.policy_seeds}
+        firsts = {
+            seed: run_id(next(policy_gradient(plan.problem, seed=seed))[0])
+            for seed in plan.policy_seeds
+        }
         held = {seed: self._places[name] for seed, name in firsts.items() if name in self._places}
         self._turns = {seed: range(place, len(self), len(held)) for seed, place in held.items()}
         if any(len(turns) != plan.trainings for turns in self._turns.values()):
-            raise ValueError(f"{path} must end with {plan.trainings} trainings of each agent. Write it again.")
+            raise ValueError(
+                f"{path} must end with {plan.trainings} trainings of each agent. Write it again."
+            )
 
     def __call__(self, runs: Sequence[Run]) -> list[Record]:
         """Look Runs up, see :class:`flooding.experiments.archive.Archive`."""
@@ -798,9 +957,14 @@ class _Archive(Archive):
         return [self._record(run, self._turns[run.seed][self._turn(run)]) for run in runs]
 
     def __contains__(self, run: Run) -> bool:
-        return run.seed in self._turns if isinstance(run.level, Policy) else super().__contains__(run)
+        return (
+            run.seed in self._turns if isinstance(run.level, Policy) else super().__contains__(run)
+        )
 
     def _turn(self, run: Run) -> int:
         """Tell which of its trainings an agent asks for; the last one draws nothing."""
-        draws = [derive_seed(run.seed, "policy", number) for number in range(len(self._turns[run.seed]) - 1)]
+        draws = [
+            derive_seed(run.seed, "policy", number)
+            for number in range(len(self._turns[run.seed]) - 1)
+        ]
         return len(draws) if run.level.greedy else draws.index(run.level.seed)

@@ -1,9 +1,10 @@
-"""CIFAR-10 with a residual network, the setting of the published reproduction, at its two learning rates.
+"""CIFAR-10 with a residual network, the setting of the published reproduction, at its two learning
+rates.
 
-The full protocol (ResNet-44, 500 epochs, 12 levels) needs a GPU: ``benchmarks/gpu/pieces.py`` trains it in pieces.
-Reduced, on a CPU: ResNet-8, 4,250 images, 80 epochs and no augmentation, with which this network's training loss never
-falls below the levels on so few images. At the lower rate, 80 epochs are too few for the source's levels; it has higher
-ones.
+The full protocol (ResNet-44, 500 epochs, 12 levels) needs a GPU: ``benchmarks/gpu/pieces.py``
+trains it in pieces. Reduced, on a CPU: ResNet-8, 4,250 images, 80 epochs and no augmentation, with
+which this network's training loss never falls below the levels on so few images. At the lower rate,
+80 epochs are too few for the source's levels; it has higher ones.
 """
 
 from __future__ import annotations
@@ -29,18 +30,30 @@ from flooding.training.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CURVES", "FULL_LEVELS", "LEVELS", "RATES", "cells", "exact", "experiment", "network", "setting"]
+__all__ = [
+    "CURVES",
+    "FULL_LEVELS",
+    "LEVELS",
+    "RATES",
+    "cells",
+    "exact",
+    "experiment",
+    "network",
+    "setting",
+]
 
 CURVES = (*GRID_CURVES, "level", "test_accuracy", "test_loss")
-# Nats. Fixed by the training loss of one plain run at each rate, on a seed that is not used: at 0.1 it falls below 0.2
-# after 27 of the 80 epochs and below 0.01 after 36; at 0.001 it is 1.72 at epoch 20 and 1.57 at 40, and ends at 1.54.
+# Nats. Fixed by the training loss of one plain run at each rate, on a seed that is not used: at 0.1
+# it falls below 0.2 after 27 of the 80 epochs and below 0.01 after 36; at 0.001 it is 1.72 at epoch
+# 20 and 1.57 at 40, and ends at 1.54.
 LEVELS = {0.1: (0.0, 0.01, 0.02, 0.05, 0.1, 0.2), 0.001: (0.0, 1.6, 1.65, 1.7, 1.8)}
 RATES = tuple(LEVELS)  # the source's code, and its text
 FULL_LEVELS = (*(round(0.01 * n, 2) for n in range(11)), 0.2)
 
 
 def network(depth: int) -> nn.Sequential:
-    """Build the residual network for images that are kept as bytes; it scales them as is usual for ImageNet.
+    """Build the residual network for images that are kept as bytes; it scales them as is usual for
+    ImageNet.
 
     Args:
         depth: See :func:`flooding.models.resnet_cifar`.
@@ -49,10 +62,14 @@ def network(depth: int) -> nn.Sequential:
         A network from images ``[n, 3, 32, 32]``, uint8, to logits ``[n, 10]``.
     """
     layers = nn.Sequential(Standardise(*IMAGENET), *resnet_cifar(depth))
-    return convert_conv2d_weight_memory_format(layers, torch.channels_last)  # a fifth less time on a CPU
+    return convert_conv2d_weight_memory_format(
+        layers, torch.channels_last
+    )  # a fifth less time on a CPU
 
 
-def setting(rate: float, *, full: bool = False, max_epochs: int | None = None, **sizes: int) -> Problem:
+def setting(
+    rate: float, *, full: bool = False, max_epochs: int | None = None, **sizes: int
+) -> Problem:
     """Give the reproduction's setting.
 
     Args:
@@ -62,12 +79,14 @@ def setting(rate: float, *, full: bool = False, max_epochs: int | None = None, *
         sizes: Other numbers of images, see :func:`flooding.data.images.cifar10`.
 
     Returns:
-        CIFAR-10, kept as bytes, 85 : 15 training to validation images (validation is not augmented, unlike in
-        the source's code, where it is by mistake); SGD with momentum 0.9, batches of 128, no weight decay. What crops
-        add at the borders is black.
+        CIFAR-10, kept as bytes, 85 : 15 training to validation images (validation is not augmented,
+        unlike in the source's code, where it is by mistake); SGD with momentum 0.9, batches of 128,
+        no weight decay. What crops add at the borders is black.
     """
     epochs = max_epochs or (500 if full else 80)
-    sizes = ({"n_train": 42_500, "n_val": 7_500} if full else {"n_train": 4_250, "n_val": 750}) | sizes
+    sizes = (
+        {"n_train": 42_500, "n_val": 7_500} if full else {"n_train": 4_250, "n_val": 750}
+    ) | sizes
     return Problem(
         partial(images.cifar10, label_noise=0.0, standardise=False, **sizes),
         partial(network, 44 if full else 8),
@@ -80,7 +99,9 @@ def setting(rate: float, *, full: bool = False, max_epochs: int | None = None, *
     )
 
 
-def cells(quick: bool = False, seeds: Sequence[int] | None = None, *, full: bool = False) -> list[Cell]:
+def cells(
+    quick: bool = False, seeds: Sequence[int] | None = None, *, full: bool = False
+) -> list[Cell]:
     """Plan a cell for each learning rate.
 
     Args:
@@ -104,8 +125,11 @@ def cells(quick: bool = False, seeds: Sequence[int] | None = None, *, full: bool
     ]
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None, *, full: bool = False) -> Experiment:
-    """Train all levels at both learning rates and compare what validation chooses, and what the finder does.
+def experiment(
+    quick: bool = False, seeds: Sequence[int] | None = None, *, full: bool = False
+) -> Experiment:
+    """Train all levels at both learning rates and compare what validation chooses, and what the
+    finder does.
 
     Args:
         quick: See :func:`cells`.
@@ -158,4 +182,6 @@ def _draw_losses(results: Sequence[Result]) -> Figure:
     """Draw training and test loss without flooding and with it, figure F1 (c) and (d)."""
     from flooding.report.plots import concept
 
-    return concept([records[0] for records in results[0].table], [records[-1] for records in results[0].table])
+    return concept(
+        [records[0] for records in results[0].table], [records[-1] for records in results[0].table]
+    )

@@ -1,7 +1,8 @@
 """Labels people disagree on: what they say about the level beforehand, and which levels work.
 
-About 51 people labelled each test image of CIFAR-10 (CIFAR-10H). Their disagreement is label noise that nobody made up;
-its entropy is the irreducible loss. Networks are trained on some of these images with one person's label each.
+About 51 people labelled each test image of CIFAR-10 (CIFAR-10H). Their disagreement is label noise
+that nobody made up; its entropy is the irreducible loss. Networks are trained on some of these
+images with one person's label each.
 """
 
 from __future__ import annotations
@@ -45,13 +46,17 @@ def setting(max_epochs: int = 60, **sizes: int) -> Problem:
         The Problem.
     """
     data = partial(images.cifar10h, **sizes)
-    return Problem(data, partial(small_cnn, channels=3, size=32), adam, batch_size=100, max_epochs=max_epochs)
+    return Problem(
+        data, partial(small_cnn, channels=3, size=32), adam, batch_size=100, max_epochs=max_epochs
+    )
 
 
 def counts(shares: np.ndarray) -> np.ndarray:
-    """Recover how often each class was given, from its share: the smallest possible number of people.
+    """Recover how often each class was given, from its share: the smallest possible number of
+    people.
 
-    Where all agree, or halve, the number may come out too small; the entropy of such a row changes little or not.
+    Where all agree, or halve, the number may come out too small; the entropy of such a row changes
+    little or not.
 
     Args:
         shares: Shares ``[n, classes]`` of 47 to 63 people.
@@ -73,7 +78,9 @@ def counts(shares: np.ndarray) -> np.ndarray:
         found[fits] = whole[fits]
     if np.isnan(found).any():
         lowest, highest = PEOPLE
-        raise ValueError(f"shares must be those of {lowest} to {highest} people, got {shares[np.isnan(found).any(1)]}.")
+        raise ValueError(
+            f"shares must be those of {lowest} to {highest} people, got {shares[np.isnan(found).any(1)]}."
+        )
     return found
 
 
@@ -95,7 +102,9 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
     chosen = tuple(seeds) if seeds is not None else tuple(range(2 if quick else 5))
     records = yield Cell("CIFAR-10H", problem, levels, chosen).runs
     told = iter(records)
-    return _report(_Study(levels, [[next(told) for _ in levels] for _ in chosen]), images.human_labels())
+    return _report(
+        _Study(levels, [[next(told) for _ in levels] for _ in chosen]), images.human_labels()
+    )
 
 
 @dataclass(frozen=True)
@@ -125,10 +134,15 @@ class _Study:
 
     def picks(self, levels: Sequence[float]) -> list[Record]:
         """What validation chooses among some levels, seed by seed."""
-        return [select_best([records[self.levels.index(b)] for b in levels], "last") for records in self.table]
+        return [
+            select_best([records[self.levels.index(b)] for b in levels], "last")
+            for records in self.table
+        ]
 
 
-def _values(records: Sequence[Record], name: str, times: float = 1.0, at: str = "last") -> list[float]:
+def _values(
+    records: Sequence[Record], name: str, times: float = 1.0, at: str = "last"
+) -> list[float]:
     return [times * record.metrics[f"{at}.{name}"] for record in records]
 
 
@@ -139,7 +153,9 @@ def _accuracy(records: Sequence[Record], at: str = "last") -> list[float]:
 
 def _known(shares: np.ndarray, v: float) -> dict[str, LevelEstimate]:
     """What is known before a level is tried, and from one plain training."""
-    of_people = advise(soft_labels=shares, repeated_labels=counts(shares), label_noise=bayes_error(shares))
+    of_people = advise(
+        soft_labels=shares, repeated_labels=counts(shares), label_noise=bayes_error(shares)
+    )
     return {found.name: found for found in (*of_people, *advise(lowest_val_loss=v))}
 
 
@@ -174,14 +190,26 @@ def _report(study: _Study, shares: np.ndarray) -> Report:
     figures = {"levels": (caption, partial(_draw, study, limit, (0.25 * study.v, study.v)))}
     records = [record for row in study.table for record in row]
     tables = [_advice(known), _levels(study)]
-    return Report("Labels people disagree on", about, failures, findings, tables, figures, describe_provenance(records))
+    return Report(
+        "Labels people disagree on",
+        about,
+        failures,
+        findings,
+        tables,
+        figures,
+        describe_provenance(records),
+    )
 
 
 def _advice(known: dict[str, LevelEstimate]) -> Table:
-    rows = [[s.name, f"{_nats(s):.4f}", f"{s.low:.4f}", f"{s.high:.4f}", s.note] for s in known.values()]
+    rows = [
+        [s.name, f"{_nats(s):.4f}", f"{s.low:.4f}", f"{s.high:.4f}", s.note] for s in known.values()
+    ]
     columns = ["from", "nats", "low", "high", "note"]
     note = "Label noise: wrong classes drawn uniformly, as often as people's labels differ from the likeliest one."
-    return Table("advice", "What labels say about the level, and one plain training", columns, rows, note)
+    return Table(
+        "advice", "What labels say about the level, and one plain training", columns, rows, note
+    )
 
 
 def _levels(study: _Study) -> Table:
@@ -197,7 +225,15 @@ def _levels(study: _Study) -> Table:
             format_mean_sd(_values(told, "test_nll", at="best"), 3),
             format_mean_sd(_values(told, "test_kl_to_posterior"), 3),
         ])
-    columns = ["level", "flooded %", "flooded %, stopped", "accuracy %", "accuracy %, stopped", "NLL", "NLL, stopped"]
+    columns = [
+        "level",
+        "flooded %",
+        "flooded %, stopped",
+        "accuracy %",
+        "accuracy %, stopped",
+        "NLL",
+        "NLL, stopped",
+    ]
     title = f"Test results, last epoch and best validation epoch, n = {len(study.table)}"
     note = (
         "Flooded: share of the steps up to that epoch; weights without one before it are those of plain training, "
@@ -207,14 +243,21 @@ def _levels(study: _Study) -> Table:
 
 
 def _flooded(records: Sequence[Record], at: Literal["best", "last"]) -> str:
-    """Tell the share of flooded steps up to an epoch, and how many seeds reached the level before it."""
+    """Tell the share of flooded steps up to an epoch, and how many seeds reached the level before
+    it."""
     seeds = sum(reached(record, at) for record in records)
     partly = f": {seeds} of {len(records)} seeds" if seeds else ": not tested"
-    return format_mean_sd([flooded_share(r, at) for r in records]) + (partly if seeds < len(records) else "")
+    return format_mean_sd([flooded_share(r, at) for r in records]) + (
+        partly if seeds < len(records) else ""
+    )
 
 
 def _words(
-    study: _Study, known: dict[str, LevelEstimate], limit: float, inside: Sequence[float], error: float
+    study: _Study,
+    known: dict[str, LevelEstimate],
+    limit: float,
+    inside: Sequence[float],
+    error: float,
 ) -> tuple[list[str], list[str]]:
     """Say what people's labels tell, and whether the levels that work keep to it."""
     soft, again = known["soft labels"], known["repeated labels"]
@@ -241,11 +284,21 @@ def _words(
         findings.append(f"Not reached by every seed, and so not tested: {', '.join(untested)}.")
     statements = [
         ("Flooding is better than plain training", tested, [0.0]),
-        ("Levels up to the irreducible loss are better than those above it (our advisor's limit)", below, above),
-        ("Levels of 0.25 to 1 times the lowest validation loss are better than others (our advisor)", inside, outside),
+        (
+            "Levels up to the irreducible loss are better than those above it (our advisor's limit)",
+            below,
+            above,
+        ),
+        (
+            "Levels of 0.25 to 1 times the lowest validation loss are better than others (our advisor)",
+            inside,
+            outside,
+        ),
     ]
     sides = {
-        text: (study.picks(ours), study.picks(theirs), "last") for text, ours, theirs in statements if ours and theirs
+        text: (study.picks(ours), study.picks(theirs), "last")
+        for text, ours, theirs in statements
+        if ours and theirs
     }
     text = "Flooding's last epoch is better than plain early stopping"
     if tested:
@@ -257,12 +310,16 @@ def _words(
     }
     for (text, what), p in zip(gains, holm([gain.p for gain in gains.values()]), strict=True):
         gain, (ours, theirs, _) = gains[text, what], sides[text]
-        verdict = "not shown" if not p < 0.05 else "holds" if gain.mean > 0 else "the opposite holds"
-        digits = f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if what.startswith("nats") else str(gain)
-        levels, others = (", ".join(f"{r.level:g}" for r in some) for some in (ours, theirs))
-        sentence = (
-            f"{text}: {verdict}; {digits} {what}, n = {gain.n}, p {p_value(p)}; chosen {levels} against {others}."
+        verdict = (
+            "not shown" if not p < 0.05 else "holds" if gain.mean > 0 else "the opposite holds"
         )
+        digits = (
+            f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+            if what.startswith("nats")
+            else str(gain)
+        )
+        levels, others = (", ".join(f"{r.level:g}" for r in some) for some in (ours, theirs))
+        sentence = f"{text}: {verdict}; {digits} {what}, n = {gain.n}, p {p_value(p)}; chosen {levels} against {others}."
         (findings if verdict == "holds" else failures).append(sentence)
     return failures, findings
 
@@ -278,7 +335,10 @@ def _draw(study: _Study, limit: float, tried: tuple[float, float]) -> Figure:
 
     with drawn(8.0, 3.4) as figure:
         panels = figure.subplots(1, 2)
-        measures = (("test_accuracy_clean", 100.0, "Test accuracy (%)"), ("test_nll", 1.0, "Test NLL (nats)"))
+        measures = (
+            ("test_accuracy_clean", 100.0, "Test accuracy (%)"),
+            ("test_nll", 1.0, "Test NLL (nats)"),
+        )
         for axes, (name, times, told) in zip(panels, measures, strict=True):
             seen = np.array([_values(records, name, times) for records in study.table])
             mean = seen.mean(0)
@@ -287,7 +347,9 @@ def _draw(study: _Study, limit: float, tried: tuple[float, float]) -> Figure:
             axes.plot(study.levels, mean, "o-", color=PALETTE["flooded"], label="last epoch")
             if len(seen) > 1:
                 sd = seen.std(0, ddof=1)
-                axes.fill_between(study.levels, mean - sd, mean + sd, color=PALETTE["flooded"], alpha=0.2, lw=0)
+                axes.fill_between(
+                    study.levels, mean - sd, mean + sd, color=PALETTE["flooded"], alpha=0.2, lw=0
+                )
             stopped = np.mean(_values(study.at(0.0), name, times, "best"))
             axes.axhline(stopped, color=PALETTE["plain"], ls="--", label="plain, early stopping")
             axes.set(xlabel="Flood level (nats)", ylabel=told)

@@ -1,4 +1,5 @@
-"""Gradient accordance: the training loss at which the gradients of different batches stop agreeing."""
+"""Gradient accordance: the training loss at which the gradients of different batches stop
+agreeing."""
 
 from __future__ import annotations
 
@@ -30,16 +31,18 @@ def accordance(
     smoothing: int = 5,
     seed: int = 0,
 ) -> Strategy:
-    """Watch one plain training and take the training loss at which gradient accordance first crosses zero.
+    """Watch one plain training and take the training loss at which gradient accordance first
+    crosses zero.
 
     A_t is the mean cosine between the gradients of fixed sub-batches after epoch t, see
-    :func:`flooding.metrics.gradient_accordance`. **The source contradicts itself about the sign**: its text lets the
-    accordance fall through zero as overfitting sets in, its figure rise. So the direction is an option.
+    :func:`flooding.metrics.gradient_accordance`. **The source contradicts itself about the sign**:
+    its text lets the accordance fall through zero as overfitting sets in, its figure rise. So the
+    direction is an option.
 
     Args:
         problem: The Problem. Its own ``watch`` is put aside in this training.
-        batches: Number of sub-batches, at least 2. Together they have at most a training split's examples, so an epoch
-            costs up to twice its time.
+        batches: Number of sub-batches, at least 2. Together they have at most a training split's
+            examples, so an epoch costs up to twice its time.
         direction: "down": from above zero to zero or below; "up": the other way.
         smoothing: Epochs of the running means of accordance and of training loss, at least 1.
         seed: Seed of the training and of the choice of the sub-batches.
@@ -48,22 +51,27 @@ def accordance(
         One plain Run.
 
     Returns:
-        The smoothed training loss at the crossing, between the lowest and highest loss it is the mean of; None, with a
-        warning, where the accordance never crosses.
+        The smoothed training loss at the crossing, between the lowest and highest loss it is the
+        mean of; None, with a warning, where the accordance never crosses.
 
     Raises:
-        ValueError: If ``direction`` is neither word, ``smoothing`` is below 1, or ``problem`` is no Problem.
+        ValueError: If ``direction`` is neither word, ``smoothing`` is below 1, or ``problem`` is no
+            Problem.
 
     References:
-        Liu et al., *Flooding-X: Improving BERT's Resistance to Adversarial Attacks via Loss-Restricted Fine-Tuning*,
-        ACL 2022.
+        Liu et al., *Flooding-X: Improving BERT's Resistance to Adversarial Attacks via
+        Loss-Restricted Fine-Tuning*, ACL 2022.
     """
     if direction not in {"down", "up"}:
-        raise ValueError(f"direction must be 'down' or 'up', got {direction!r}. The source's text says 'down'.")
+        raise ValueError(
+            f"direction must be 'down' or 'up', got {direction!r}. The source's text says 'down'."
+        )
     if smoothing < 1:
         raise ValueError(f"smoothing must be at least 1 epoch, got {smoothing}. 1 does not smooth.")
     if not isinstance(problem, Problem):
-        raise ValueError(f"accordance looks into the model: it needs a Problem, got {type(problem).__name__}.")
+        raise ValueError(
+            f"accordance looks into the model: it needs a Problem, got {type(problem).__name__}."
+        )
     watch = partial(watch_accordance, batches=batches, seed=seed)
     [record] = yield [Run(replace(problem, extra_metrics=watch), seed=seed)]
     curve = record.curves["accordance"]
@@ -72,23 +80,33 @@ def accordance(
     seen = seen[max(0, epoch + 1 - smoothing) : epoch + 1] if epoch else np.array([math.nan])
     if not math.isfinite(level := float(seen.mean())):
         told = f"the accordance never crossed zero {direction}wards: it went from {curve[0]:.2g} to {curve[-1]:.2g}"
-        return SearchResult("accordance", Run(problem, None, seed=seed), (LevelEstimate("accordance", None),), (told,))
-    suggestion = LevelEstimate("accordance", level, float(seen.min()), float(seen.max()), f"at epoch {epoch}")
+        return SearchResult(
+            "accordance",
+            Run(problem, None, seed=seed),
+            (LevelEstimate("accordance", None),),
+            (told,),
+        )
+    suggestion = LevelEstimate(
+        "accordance", level, float(seen.min()), float(seen.max()), f"at epoch {epoch}"
+    )
     return SearchResult("accordance", Run(problem, level, seed=seed), (suggestion,))
 
 
 def watch_accordance(
     model: nn.Module, problem: Problem, splits: Splits, *, batches: int = 4, seed: int = 0
 ) -> dict[str, float]:
-    """Measure the gradient accordance of fixed sub-batches of the training split, as a Problem's ``watch``.
+    """Measure the gradient accordance of fixed sub-batches of the training split, as a Problem's
+    ``watch``.
 
-    The model is in evaluation mode meanwhile, so that neither dropout nor statistics of batch norm take part or change.
+    The model is in evaluation mode meanwhile, so that neither dropout nor statistics of batch norm
+    take part or change.
 
     Args:
         model: The model; left as it was.
         problem: The Problem, for its loss and its batch size.
         splits: The splits, on the model's device.
-        batches: Number of sub-batches, at least 2, each of the problem's batch size or fewer examples.
+        batches: Number of sub-batches, at least 2, each of the problem's batch size or fewer
+            examples.
         seed: Seed of the choice of the sub-batches.
 
     Returns:
@@ -99,15 +117,23 @@ def watch_accordance(
     """
     split = splits.train
     if not 2 <= batches <= len(split):
-        raise ValueError(f"batches must lie in 2 to the {len(split)} training examples, got {batches}. 4 is usual.")
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive_seed(seed, "accordance")))
+        raise ValueError(
+            f"batches must lie in 2 to the {len(split)} training examples, got {batches}. 4 is usual."
+        )
+    order = torch.randperm(
+        len(split), generator=torch.Generator().manual_seed(derive_seed(seed, "accordance"))
+    )
     size = min(problem.batch_size, len(split) // batches)
     parts = [split.take(index.to(split.y.device)) for index in order.split(size)[:batches]]
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.enable_grad():
-            return {"accordance": float(gradient_accordance(model, (problem.loss(model(p.x), p.y) for p in parts)))}
+            return {
+                "accordance": float(
+                    gradient_accordance(model, (problem.loss(model(p.x), p.y) for p in parts))
+                )
+            }
     finally:
         for module, mode in modes:
             module.training = mode
@@ -134,4 +160,6 @@ def crossing(curve: Sequence[float] | np.ndarray, direction: Literal["down", "up
 
 def _smoothed(curve: np.ndarray, epochs: int) -> np.ndarray:
     """Average each number with those before it, ``epochs`` in all where there are as many."""
-    return np.array([np.mean(curve[max(0, i + 1 - epochs) : i + 1], dtype=np.float64) for i in range(len(curve))])
+    return np.array([
+        np.mean(curve[max(0, i + 1 - epochs) : i + 1], dtype=np.float64) for i in range(len(curve))
+    ])

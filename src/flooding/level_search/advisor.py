@@ -25,7 +25,8 @@ def advisor(
     lowest_val_loss: float | None = None,
     seed: int = 0,
 ) -> Strategy:
-    """Ask nothing: tell what the problem's training labels, and what else is known of them, say about the level.
+    """Ask nothing: tell what the problem's training labels, and what else is known of them, say
+    about the level.
 
     Args:
         problem: The Problem.
@@ -70,27 +71,30 @@ def advise(
 ) -> tuple[LevelEstimate, ...]:
     """Estimate levels, and limits to them, for cross-entropy in nats.
 
-    The best loss there is, the irreducible one, is the entropy H(Y|X); published best levels lie a little below it. A
-    level above it cannot be right. Intervals of estimates are 95 % bootstraps over the examples.
+    The best loss there is, the irreducible one, is the entropy H(Y|X); published best levels lie a
+    little below it. A level above it cannot be right. Intervals of estimates are 95 % bootstraps
+    over the examples.
 
-    * Labels: the entropy of their shares, ln C if the classes are balanced. A network that ignores its inputs gets
-      there, so this is a limit and no estimate.
-    * Soft labels: the mean entropy of the rows is H(Y|X), if the rows are true probabilities. The note has their Bayes
-      error.
+    * Labels: the entropy of their shares, ln C if the classes are balanced. A network that ignores
+      its inputs gets there, so this is a limit and no estimate.
+    * Soft labels: the mean entropy of the rows is H(Y|X), if the rows are true probabilities. The
+      note has their Bayes error.
     * Repeated labels: the mean entropy of the rows' shares, with the jackknife for small counts:
-      ``m H - (m - 1) * mean of H without one label``. With three labels or so, what is left of the bias is downwards
-      where one label is rare.
-    * Label noise: the entropy of labels that are wrong with probability p, see :func:`flip_entropy`: H(Y|X) itself if
-      the clean labels follow from the inputs, else less than it; the interval reaches to ln C.
-    * Lowest validation loss of one plain run: 0.7 times it. The interval, 0.25 to 1 times, is the range worth trying,
-      since a validation loss lies above H(Y|X) up to chance.
+      ``m H - (m - 1) * mean of H without one label``. With three labels or so, what is left of the
+      bias is downwards where one label is rare.
+    * Label noise: the entropy of labels that are wrong with probability p, see
+      :func:`flip_entropy`: H(Y|X) itself if the clean labels follow from the inputs, else less than
+      it; the interval reaches to ln C.
+    * Lowest validation loss of one plain run: 0.7 times it. The interval, 0.25 to 1 times, is the
+      range worth trying, since a validation loss lies above H(Y|X) up to chance.
 
     Args:
         labels: Class of each example, whole numbers ``[n]``.
         soft_labels: Class probabilities ``[n, C]``, rows of sum 1.
-        repeated_labels: How often each class was given to each example, whole numbers ``[n, C]``, at least two labels
-            a row.
-        label_noise: Probability that a label was replaced by one of the wrong classes, in [0, (C - 1) / C].
+        repeated_labels: How often each class was given to each example, whole numbers ``[n, C]``,
+            at least two labels a row.
+        label_noise: Probability that a label was replaced by one of the wrong classes, in [0, (C -
+            1) / C].
         classes: Number of classes C; by default what the arrays show, else 2 for label noise.
         lowest_val_loss: Lowest validation loss of a plain run, above 0.
         seed: Seed of the bootstrap.
@@ -107,8 +111,8 @@ def advise(
         (0.3251, 0.6931)
 
     References:
-        Ishida et al., *Is the Performance of My Deep Network Too Good to Be True?*, ICLR 2023, for the Bayes error.
-        Quenouille's jackknife of the entropy: Zahl, *Ecology* 58, 1977.
+        Ishida et al., *Is the Performance of My Deep Network Too Good to Be True?*, ICLR 2023, for
+        the Bayes error. Quenouille's jackknife of the entropy: Zahl, *Ecology* 58, 1977.
     """
     draw = np.random.default_rng(seed)
     found = []
@@ -126,24 +130,46 @@ def advise(
     if repeated_labels is not None:
         counts = _rows("repeated_labels", repeated_labels)
         if (counts != np.round(counts)).any() or counts.sum(1).min() < 2:
-            raise ValueError("repeated_labels must be whole numbers, two or more a row. Give counts, not shares.")
-        found.append(_mean("repeated labels", _jackknife(counts), counts.shape[1], draw, "entropy, jackknife"))
+            raise ValueError(
+                "repeated_labels must be whole numbers, two or more a row. Give counts, not shares."
+            )
+        found.append(
+            _mean(
+                "repeated labels", _jackknife(counts), counts.shape[1], draw, "entropy, jackknife"
+            )
+        )
     if label_noise is not None:
-        known = classes or max([2] + [np.shape(rows)[1] for rows in (soft_labels, repeated_labels) if rows is not None])
+        known = classes or max(
+            [2] + [np.shape(rows)[1] for rows in (soft_labels, repeated_labels) if rows is not None]
+        )
         level = flip_entropy(label_noise, known)
         found.append(
-            LevelEstimate("label noise", level, level, math.log(known), "exact where clean labels are certain")
+            LevelEstimate(
+                "label noise", level, level, math.log(known), "exact where clean labels are certain"
+            )
         )
     if lowest_val_loss is not None:
         if not 0 < lowest_val_loss < math.inf:
             known = -math.inf < lowest_val_loss <= 0
-            fix = "A share of it is no level: use find_level." if known else "Did the plain run diverge?"
+            fix = (
+                "A share of it is no level: use find_level."
+                if known
+                else "Did the plain run diverge?"
+            )
             raise ValueError(f"lowest_val_loss must be above 0, got {lowest_val_loss}. {fix}")
         v = float(lowest_val_loss)
-        found.append(LevelEstimate("0.7 x lowest validation loss", 0.7 * v, 0.25 * v, v, "a guess from one plain run"))
+        found.append(
+            LevelEstimate(
+                "0.7 x lowest validation loss", 0.7 * v, 0.25 * v, v, "a guess from one plain run"
+            )
+        )
     if not found and classes is not None:
         limit = math.log(classes)
-        found.append(LevelEstimate("balanced classes", limit, limit, limit, "a limit: no level above it can be right"))
+        found.append(
+            LevelEstimate(
+                "balanced classes", limit, limit, limit, "a limit: no level above it can be right"
+            )
+        )
     return tuple(found)
 
 
@@ -164,10 +190,12 @@ def entropy(probabilities: Any) -> float:
 
 
 def bayes_error(soft_labels: Any) -> float:
-    """Mean probability that the likeliest class is wrong; ``mean_i min(c_i, 1 - c_i)`` for two classes.
+    """Mean probability that the likeliest class is wrong; ``mean_i min(c_i, 1 - c_i)`` for two
+    classes.
 
     Args:
-        soft_labels: Class probabilities ``[n, C]``. From few labels an example, it comes out too small.
+        soft_labels: Class probabilities ``[n, C]``. From few labels an example, it comes out too
+            small.
 
     Returns:
         Error rate in [0, 1 - 1 / C].
@@ -183,7 +211,8 @@ def bayes_error(soft_labels: Any) -> float:
 
 
 def flip_entropy(p: float, classes: int = 2) -> float:
-    """Entropy of a label that is replaced by one of the wrong classes, each alike, with probability p.
+    """Entropy of a label that is replaced by one of the wrong classes, each alike, with probability
+    p.
 
     ``h(p) = -p ln p - (1 - p) ln(1 - p)``, and ``p ln(C - 1)`` more for C classes.
 
@@ -202,26 +231,41 @@ def flip_entropy(p: float, classes: int = 2) -> float:
         0.1985
     """
     if classes < 2 or not 0 <= p <= (classes - 1) / classes:
-        raise ValueError(f"label noise must lie in [0, (C - 1) / C] with C >= 2, got {p} with C = {classes}.")
+        raise ValueError(
+            f"label noise must lie in [0, (C - 1) / C] with C >= 2, got {p} with C = {classes}."
+        )
     return entropy([1 - p, p]) + p * math.log(classes - 1)
 
 
 def _of_labels(labels: np.ndarray, classes: int | None, draw: np.random.Generator) -> LevelEstimate:
-    whole = labels.ndim == 1 and len(labels) and (labels == np.round(labels)).all() and labels.min() >= 0
+    whole = (
+        labels.ndim == 1
+        and len(labels)
+        and (labels == np.round(labels)).all()
+        and labels.min() >= 0
+    )
     if not whole or labels.max() >= (classes or math.inf):
-        raise ValueError(f"labels must be whole numbers [n] from 0 to below classes={classes}, got {labels!r}.")
+        raise ValueError(
+            f"labels must be whole numbers [n] from 0 to below classes={classes}, got {labels!r}."
+        )
     shares = np.bincount(labels.astype(np.int64), minlength=classes or 1) / len(labels)
     level = entropy(shares)
     again = _entropies(draw.multinomial(len(labels), shares, size=_RESAMPLES) / len(labels))
     low, high = np.quantile(again, [0.025, 0.975])
     note = "a limit: no level above it can be right"
-    return LevelEstimate("label entropy", level, min(level, float(low)), max(level, float(high)), note)
+    return LevelEstimate(
+        "label entropy", level, min(level, float(low)), max(level, float(high)), note
+    )
 
 
-def _mean(name: str, values: np.ndarray, classes: int, draw: np.random.Generator, note: str) -> LevelEstimate:
+def _mean(
+    name: str, values: np.ndarray, classes: int, draw: np.random.Generator, note: str
+) -> LevelEstimate:
     """Suggest the mean of entropies of examples, which lies between 0 and ln C."""
     low, high = _interval(values, draw)
-    level, low, high = (float(np.clip(v, 0.0, math.log(classes))) for v in (values.mean(), low, high))
+    level, low, high = (
+        float(np.clip(v, 0.0, math.log(classes))) for v in (values.mean(), low, high)
+    )
     return LevelEstimate(name, level, min(level, low), max(level, high), note)
 
 
@@ -248,10 +292,20 @@ def _jackknife(counts: np.ndarray) -> np.ndarray:
 
 def _rows(name: str, values: Any) -> np.ndarray:
     rows = _array(values)
-    if rows.ndim != 2 or rows.shape[1] < 2 or len(rows) == 0 or not np.isfinite(rows).all() or rows.min() < 0:
-        raise ValueError(f"{name} must be [n, C], C at least 2, finite and not negative, got shape {rows.shape}.")
+    if (
+        rows.ndim != 2
+        or rows.shape[1] < 2
+        or len(rows) == 0
+        or not np.isfinite(rows).all()
+        or rows.min() < 0
+    ):
+        raise ValueError(
+            f"{name} must be [n, C], C at least 2, finite and not negative, got shape {rows.shape}."
+        )
     return rows
 
 
 def _array(values: Any) -> np.ndarray:
-    return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, np.float64)
+    return np.asarray(
+        values.detach().cpu().double() if isinstance(values, Tensor) else values, np.float64
+    )

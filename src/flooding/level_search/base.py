@@ -1,7 +1,9 @@
-"""Strategies: generators that yield Runs, receive their Records and return a Found; ``search`` drives any of them.
+"""Strategies: generators that yield Runs, receive their Records and return a Found; ``search``
+drives any of them.
 
-A strategy is deterministic given its Records, so that a search that was killed repeats itself exactly from the ledger.
-It asks in lists: the Runs of one list are independent of each other, and their Records come back in the same order.
+A strategy is deterministic given its Records, so that a search that was killed repeats itself
+exactly from the ledger. It asks in lists: the Runs of one list are independent of each other, and
+their Records come back in the same order.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class LevelEstimate:
     Args:
         name: The way, such as "range test".
         level: Flood level in the unit of the loss, or None: do not flood.
-        low: Lower end of the interval the level lies in, as far as this way can tell; ``-inf`` if it has none and the
-            level may be negative.
+        low: Lower end of the interval the level lies in, as far as this way can tell; ``-inf`` if
+            it has none and the level may be negative.
         high: Upper end of it.
         note: What the reader should know, in a few words.
     """
@@ -67,10 +69,13 @@ class Cost:
     """What a search trained.
 
     Args:
-        trainings: Epochs over those of one full training; a Run that goes on from a shorter one counts once.
-        steps: The same for the optimiser steps that were really taken: with shared prefixes they are fewer.
+        trainings: Epochs over those of one full training; a Run that goes on from a shorter one
+            counts once.
+        steps: The same for the optimiser steps that were really taken: with shared prefixes they
+            are fewer.
         epochs: Number of epochs that were really trained.
-        hours: Hours of training, of all workers together; on a busy machine more than it took of the processor.
+        hours: Hours of training, of all workers together; on a busy machine more than it took of
+            the processor.
     """
 
     trainings: float
@@ -85,7 +90,8 @@ class SearchResult:
 
     Args:
         strategy: Name of the strategy.
-        run: The Run to train for use: the level that was found, a controller that goes with it, or no level.
+        run: The Run to train for use: the level that was found, a controller that goes with it, or
+            no level.
         suggestions: Every estimate there is, with an interval.
         warnings: What the reader should know before trusting it.
         records: Everything that was measured, in the order asked; :func:`search` fills it in.
@@ -101,7 +107,9 @@ class SearchResult:
     def level(self) -> float | None:
         """The level, in the unit of the loss; None is "train without flooding"."""
         level = self.run.level
-        if hasattr(level, "update"):  # a controller moves its level: the suggestion says where it ended
+        if hasattr(
+            level, "update"
+        ):  # a controller moves its level: the suggestion says where it ended
             level = self.suggestions[0].level if self.suggestions else None
         return None if level is None else float(level)
 
@@ -112,14 +120,22 @@ class SearchResult:
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """One row per Record: level, seed, epochs, and what its last epoch measured on training and validation data."""
+        """One row per Record: level, seed, epochs, and what its last epoch measured on training and
+        validation data."""
         names = ("val_score", "val_accuracy", "val_loss", "train_accuracy", "train_loss", "flooded")
         rows = []
         for record in self.records:
             run = record.run
             assert run is not None
-            told: dict[str, Any] = {"level": _told(run.level), "seed": run.seed, "epochs": run.epochs}
-            rows.append(told | {n: record.metrics[f"last.{n}"] for n in names if f"last.{n}" in record.metrics})
+            told: dict[str, Any] = {
+                "level": _told(run.level),
+                "seed": run.seed,
+                "epochs": run.epochs,
+            }
+            rows.append(
+                told
+                | {n: record.metrics[f"last.{n}"] for n in names if f"last.{n}" in record.metrics}
+            )
         return rows
 
 
@@ -153,7 +169,9 @@ def search(strategy: Strategy, run_all: Evaluate) -> SearchResult:
 T = TypeVar("T")
 
 
-def run_generator(generator: Generator[list[Run], list[Record], T], run_all: Evaluate) -> tuple[T, list[Record]]:
+def run_generator(
+    generator: Generator[list[Run], list[Record], T], run_all: Evaluate
+) -> tuple[T, list[Record]]:
     """Drive any generator that yields Runs and receives Records: a strategy, or an experiment.
 
     Args:
@@ -176,13 +194,17 @@ def run_generator(generator: Generator[list[Run], list[Record], T], run_all: Eva
                 return end.value, told
             records = list(run_all(runs))
             if len(records) != len(runs):
-                raise ValueError(f"run_all must give a Record for each Run, got {len(records)} for {len(runs)}.")
+                raise ValueError(
+                    f"run_all must give a Record for each Run, got {len(records)} for {len(runs)}."
+                )
             told += records
     finally:
         generator.close()
 
 
-def run_concurrently(strategies: Sequence[Strategy]) -> Generator[list[Run], list[Record], list[SearchResult]]:
+def run_concurrently(
+    strategies: Sequence[Strategy],
+) -> Generator[list[Run], list[Record], list[SearchResult]]:
     """Drive several strategies side by side, so that what they ask is trained at once.
 
     Args:
@@ -200,7 +222,9 @@ def run_concurrently(strategies: Sequence[Strategy]) -> Generator[list[Run], lis
 
     def step(number: int, records: list[Record] | None) -> None:
         try:
-            asked[number] = next(strategies[number]) if records is None else strategies[number].send(records)
+            asked[number] = (
+                next(strategies[number]) if records is None else strategies[number].send(records)
+            )
         except StopIteration as end:
             asked.pop(number, None)
             ended[number] = _finished(end.value, told[number])
@@ -232,7 +256,9 @@ def _finished(found: SearchResult, told: list[Record]) -> SearchResult:
     if meant and known and not any(reached_level(record) for record in meant):
         losses = np.concatenate([record.curves["train_loss"] for record in meant])
         lowest = min(losses[np.isfinite(losses)], default=math.nan)
-        warnings += (f"no training came down to its level: the lowest training loss was {lowest:.3g}",)
+        warnings += (
+            f"no training came down to its level: the lowest training loss was {lowest:.3g}",
+        )
     return replace(found, records=tuple(told), warnings=warnings)
 
 
@@ -242,7 +268,8 @@ def _flooded(records: Sequence[Record]) -> list[Record]:
 
 
 def _levels_too_high(records: Sequence[Record]) -> tuple[str, ...]:
-    """Warn where the loss is negative and all levels are not, as the default levels of most strategies."""
+    """Warn where the loss is negative and all levels are not, as the default levels of most
+    strategies."""
     levels = [_lowest_level(record) for record in _flooded(records)]
     levels = [level for level in levels if level is not None]
     if not levels or min(levels) < 0 or not may_be_negative(records):
@@ -290,8 +317,8 @@ def reached_level(record: Record) -> bool:
         record: A Record.
 
     Returns:
-        Whether a step was flooded; where that was not measured, whether the training loss reached the level; True
-        where neither is known. False without a level.
+        Whether a step was flooded; where that was not measured, whether the training loss reached
+        the level; True where neither is known. False without a level.
     """
     curves, level = record.curves, record.level
     if "flooded" in curves:
@@ -302,7 +329,8 @@ def reached_level(record: Record) -> bool:
 
 
 def make_result(level: float | None, records: Iterable[Record]) -> float | None:
-    """Give the level to train at: no flooding for a level 0 that flooded no step, since that is plain training.
+    """Give the level to train at: no flooding for a level 0 that flooded no step, since that is
+    plain training.
 
     With a loss that cannot be negative, level 0 floods nothing.
 
@@ -351,14 +379,18 @@ def tail_mean(record: Record, share: float = 0.0) -> tuple[float, float]:
         share: Share of its epochs to average, in [0, 1]; 0 is the last epoch alone.
 
     Returns:
-        A tuple to compare: the mean score (accuracy, where there is none of the user's), then minus the mean loss.
+        A tuple to compare: the mean score (accuracy, where there is none of the user's), then minus
+        the mean loss.
     """
     epochs = max((len(curve) - 1 for curve in record.curves.values()), default=0)
-    return validation_key(tail_means(record, max(1, round(share * epochs))), record.run and record.run.problem)
+    return validation_key(
+        tail_means(record, max(1, round(share * epochs))), record.run and record.run.problem
+    )
 
 
 def tail_means(record: Record, epochs: int) -> dict[str, float]:
-    """Average every curve of a Record over its last epochs; what has no curve counts with its last value.
+    """Average every curve of a Record over its last epochs; what has no curve counts with its last
+    value.
 
     Args:
         record: A Record.
@@ -367,8 +399,14 @@ def tail_means(record: Record, epochs: int) -> dict[str, float]:
     Returns:
         Means by name.
     """
-    last = {name.removeprefix("last."): value for name, value in record.metrics.items() if name.startswith("last.")}
-    return last | {n: float(np.mean(curve[-epochs:], dtype=np.float64)) for n, curve in record.curves.items()}
+    last = {
+        name.removeprefix("last."): value
+        for name, value in record.metrics.items()
+        if name.startswith("last.")
+    }
+    return last | {
+        n: float(np.mean(curve[-epochs:], dtype=np.float64)) for n, curve in record.curves.items()
+    }
 
 
 def best_level(records: Iterable[Record], share: float = 0.0) -> float | None:
@@ -386,11 +424,16 @@ def best_level(records: Iterable[Record], share: float = 0.0) -> float | None:
     by_level: dict[float | None, list[tuple[float, float]]] = {}
     for record in records:
         by_level.setdefault(record.level, []).append(tail_mean(record, share))
-    means = {level: tuple(np.mean(by_level[level], axis=0)) for level in sorted(by_level, key=level_order)}
+    means = {
+        level: tuple(np.mean(by_level[level], axis=0))
+        for level in sorted(by_level, key=level_order)
+    }
     return max(means, key=lambda level: means[level])
 
 
-def end_of_range(level: float | None, levels: Sequence[float | None], of: str = "of the grid") -> tuple[str, ...]:
+def end_of_range(
+    level: float | None, levels: Sequence[float | None], of: str = "of the grid"
+) -> tuple[str, ...]:
     """Warn of a best level at an end of those tried.
 
     Args:
@@ -403,7 +446,11 @@ def end_of_range(level: float | None, levels: Sequence[float | None], of: str = 
     """
     if level is None or len(levels) < 2 or level not in (levels[0], levels[-1]):
         return ()
-    end, more = ("largest", "a larger one") if level == levels[-1] else ("smallest", "a smaller one, or no flooding,")
+    end, more = (
+        ("largest", "a larger one")
+        if level == levels[-1]
+        else ("smallest", "a smaller one, or no flooding,")
+    )
     return (f"the best level {level:g} is the {end} {of}: {more} may be better",)
 
 

@@ -1,4 +1,5 @@
-"""Which level? ``find_level(problem)`` answers; ``search`` drives any strategy on any training code."""
+"""Which level? ``find_level(problem)`` answers; ``search`` drives any strategy on any training
+code."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ __all__ = ["ExternalProblem", "FoundLevel", "ObjectiveAdapter", "find_level", "s
 class FoundLevel(SearchResult):
     """What a search found, with what one does with it.
 
-    ``level`` is a number, also 0.0 where the loss may be negative, or None: "train without flooding" is a valid answer.
-    ``suggestions`` has every estimate with
+    ``level`` is a number, also 0.0 where the loss may be negative, or None: "train without
+    flooding" is a valid answer. ``suggestions`` has every estimate with
     an interval, ``table`` a row per training, ``cost`` the price.
     """
 
@@ -74,7 +75,9 @@ class FoundLevel(SearchResult):
             "level": self.level,
             "strategy": self.strategy,
             "seed": self.run.seed,
-            "suggestions": [{f.name: _plain(getattr(s, f.name)) for f in fields(s)} for s in self.suggestions],
+            "suggestions": [
+                {f.name: _plain(getattr(s, f.name)) for f in fields(s)} for s in self.suggestions
+            ],
             "cost": {f.name: getattr(self.cost, f.name) for f in fields(self.cost)},
             "warnings": list(self.warnings),
         }
@@ -86,7 +89,11 @@ class FoundLevel(SearchResult):
             table.writeheader()
             table.writerows(rows)
             write(folder / "table.csv", text.getvalue())
-        curves = {f"{n}/{name}": curve for n, r in enumerate(self.records) for name, curve in r.curves.items()}
+        curves = {
+            f"{n}/{name}": curve
+            for n, r in enumerate(self.records)
+            for name, curve in r.curves.items()
+        }
         with io.BytesIO() as file:
             np.savez_compressed(file, **curves)  # type: ignore[arg-type]
             write(folder / "curves.npz", file.getvalue())
@@ -100,7 +107,8 @@ class FoundLevel(SearchResult):
         """Train the Run that was found in full, and give its model.
 
         Args:
-            at: "last", which the search judged, or "best": the epoch with the best validation result.
+            at: "last", which the search judged, or "best": the epoch with the best validation
+                result.
 
         Returns:
             A new module in evaluation mode, on the device of the search.
@@ -109,7 +117,9 @@ class FoundLevel(SearchResult):
             ValueError: If ``at`` is neither, or the training code is the caller's own.
         """
         if not isinstance(self.run.problem, Problem):
-            raise ValueError(f"only a Problem's model can be trained here. Train your own at level {self.level}.")
+            raise ValueError(
+                f"only a Problem's model can be trained here. Train your own at level {self.level}."
+            )
         if at not in {"last", "best"}:
             raise ValueError(f"at must be last or best, got {at!r}.")
         *_, row = train(self.run, device=self.device)
@@ -135,18 +145,21 @@ def find_level(
 ) -> FoundLevel:
     """Find the flood level of a problem for the price of a few trainings.
 
-    Nothing of the caller's is changed: models are copied, optimisers and schedules are built anew from the problem,
-    generators are given back as they were, also after an exception or an interrupt. Finished trainings are in the
-    ledger, so that the same call goes on where an interrupted one stopped; those of a problem that cannot describe
-    itself are kept for the length of the call.
+    Nothing of the caller's is changed: models are copied, optimisers and schedules are built anew
+    from the problem, generators are given back as they were, also after an exception or an
+    interrupt. Finished trainings are in the ledger, so that the same call goes on where an
+    interrupted one stopped; those of a problem that cannot describe itself are kept for the length
+    of the call.
 
     Args:
         problem: What is trained.
         budget: Trainings to spend for each seed, above 1.
-        seeds: How many seeds to average, or which. With fixed data a seed changes weights and order alone.
+        seeds: How many seeds to average, or which. With fixed data a seed changes weights and order
+            alone.
         device: Where to train.
-        strategy: Another search, ``(problem, *, seeds) -> generator`` (or ``seed``, for one seed), such as
-            ``partial(flooding.level_search.grid.grid, levels=[None, 0.1, 0.2])``; it has a budget of its own.
+        strategy: Another search, ``(problem, *, seeds) -> generator`` (or ``seed``, for one seed),
+            such as ``partial(flooding.level_search.grid.grid, levels=[None, 0.1, 0.2])``; it has a
+            budget of its own.
         ledger: SQLite file of Records; None is the default place.
         overwrite: Train even what the ledger holds.
         workers: Worker processes; None is one per core, 0 trains in this process.
@@ -189,7 +202,13 @@ def find_level(
     with _session(problem, chosen[0], ledger) as (known, path):
 
         def evaluate(runs: list[Run]) -> list[Record]:
-            how = {"overwrite": overwrite, "workers": workers, "device": device, "on_start": on_start, "on_row": on_row}
+            how = {
+                "overwrite": overwrite,
+                "workers": workers,
+                "device": device,
+                "on_start": on_start,
+                "on_row": on_row,
+            }
             return run_all(runs, ledger=path, **how)  # type: ignore[arg-type]
 
         found = strategies.search(make(known, seeds=chosen), evaluate)
@@ -222,18 +241,27 @@ def _check(problem: Problem, seed: int) -> None:
                 f"the {name} split must hold at least two classes, got only class {int(y[0])}. Divide the data anew."
             )
         if y.is_floating_point() and not bool(y.isfinite().all()):
-            raise ValueError(f"targets must be finite, got NaN or infinity in the {name} split. Drop those examples.")
+            raise ValueError(
+                f"targets must be finite, got NaN or infinity in the {name} split. Drop those examples."
+            )
         inputs: list[Tensor] = []
         map_tensors(lambda t, kept=inputs: (kept.append(t), t)[1], getattr(splits, name).x)
         if not all(bool(t.isfinite().all()) for t in inputs if t.is_floating_point()):
-            raise ValueError(f"inputs must be finite, got NaN or infinity in the {name} split. Impute or drop them.")
+            raise ValueError(
+                f"inputs must be finite, got NaN or infinity in the {name} split. Impute or drop them."
+            )
         if all(bool((t == t[:1]).all()) for t in inputs):
-            raise ValueError(f"inputs must vary, but all {n} examples of the {name} split are the same. Check them.")
+            raise ValueError(
+                f"inputs must vary, but all {n} examples of the {name} split are the same. Check them."
+            )
 
 
 @contextmanager
-def _session(problem: Problem, seed: int, ledger: str | Path | None) -> Generator[tuple[Problem, Any], None, None]:
-    """Give a problem that can be looked up, and the ledger: for some only as long as the search takes.
+def _session(
+    problem: Problem, seed: int, ledger: str | Path | None
+) -> Generator[tuple[Problem, Any], None, None]:
+    """Give a problem that can be looked up, and the ledger: for some only as long as the search
+    takes.
 
     Yields:
         The problem to search on, and the path of the ledger.
@@ -259,7 +287,9 @@ class ExternalProblem:
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_epochs, int) or self.max_epochs < 1:
-            raise ValueError(f"max_epochs must be the epochs of a full training, at least 1, got {self.max_epochs!r}.")
+            raise ValueError(
+                f"max_epochs must be the epochs of a full training, at least 1, got {self.max_epochs!r}."
+            )
 
     @property
     def score(self) -> Score:
@@ -270,12 +300,14 @@ class ExternalProblem:
 class ObjectiveAdapter:
     """A training function of your own as something strategies can ask.
 
-    What was trained once is not trained again: by the same object, and with a ``key`` also by the next process.
+    What was trained once is not trained again: by the same object, and with a ``key`` also by the
+    next process.
 
     Args:
-        train: ``(level, seed, epochs) -> score``. ``level`` is a number, or None for plain training; ``epochs`` is how
-            far to train. It may return a mapping instead: ``score``, and whatever else was measured, as numbers or as
-            curves with a value per epoch from 0 on. The finder needs the curves ``val_loss`` and ``train_loss``.
+        train: ``(level, seed, epochs) -> score``. ``level`` is a number, or None for plain
+            training; ``epochs`` is how far to train. It may return a mapping instead: ``score``,
+            and whatever else was measured, as numbers or as curves with a value per epoch from 0
+            on. The finder needs the curves ``val_loss`` and ``train_loss``.
         key: Name of this training in the ledger; change it whenever the code behind it changes.
         ledger: SQLite file of Records; None is the default place. Unused without a key.
 
@@ -286,7 +318,9 @@ class ObjectiveAdapter:
         0.1
     """
 
-    def __init__(self, train: Callable[..., Any], *, key: str | None = None, ledger: str | Path | None = None) -> None:
+    def __init__(
+        self, train: Callable[..., Any], *, key: str | None = None, ledger: str | Path | None = None
+    ) -> None:
         self._train, self._key, self._path = train, key, ledger
         self._known: dict[Any, Record] = {}
 
@@ -309,7 +343,9 @@ class ObjectiveAdapter:
     def _one(self, run: Run, book: Ledger | None) -> Record:
         level = run.level
         if not (level is None or isinstance(level, float)):
-            raise ValueError(f"a training function of your own takes constant levels, got {level}. Use another search.")
+            raise ValueError(
+                f"a training function of your own takes constant levels, got {level}. Use another search."
+            )
         place = (level, run.seed, run.epochs)
         name = f"lifted {self._key} {level} {run.seed}"
         record = self._known.get(place) or (None if book is None else book.find(run, name))
@@ -327,7 +363,9 @@ class ObjectiveAdapter:
             return self._train(level=level, seed=run.seed, epochs=run.epochs)
         except TypeError as error:
             if level is None:
-                error.add_note("level=None asks for plain training: a training function must take it, or give levels.")
+                error.add_note(
+                    "level=None asks for plain training: a training function must take it, or give levels."
+                )
             raise
 
 
@@ -337,18 +375,28 @@ def _recorded(run: Run, told: Any) -> Record:
     if not isinstance(told, Mapping) and np.ndim(_number(told)) > 0:
         raise ValueError(f"a training function must return one score, or a mapping, got {told!r}.")
     if "score" not in values:
-        raise ValueError(f"a training function must return a score, or a mapping with one, got {sorted(values)}.")
+        raise ValueError(
+            f"a training function must return a score, or a mapping with one, got {sorted(values)}."
+        )
     if values["score"] is None:
-        raise ValueError("a training function must return a score, got None. Return the validation score.")
-    values = {("val_score" if name == "score" else name): _number(value) for name, value in values.items()}
+        raise ValueError(
+            "a training function must return a score, got None. Return the validation score."
+        )
+    values = {
+        ("val_score" if name == "score" else name): _number(value) for name, value in values.items()
+    }
     for name, value in values.items():
         if np.ndim(value) and len(value) != run.epochs + 1:
             raise ValueError(
                 f"a curve must have a value before training and one after each of {run.epochs} epochs, got "
                 f"{len(value)} of {name}."
             )
-    curves = {name: np.asarray(value, np.float32) for name, value in values.items() if np.ndim(value)}
-    finals = {f"last.{name}": float(np.asarray(value).reshape(-1)[-1]) for name, value in values.items()}
+    curves = {
+        name: np.asarray(value, np.float32) for name, value in values.items() if np.ndim(value)
+    }
+    finals = {
+        f"last.{name}": float(np.asarray(value).reshape(-1)[-1]) for name, value in values.items()
+    }
     sign = 1 if getattr(run.problem.score, "greater_is_better", True) else -1
     finals.setdefault("last.val_loss", -sign * finals["last.val_score"])
     return Record(run, curves, {}, finals | {"epochs": float(run.epochs)}, "", "")
@@ -367,20 +415,25 @@ def search(strategy: Strategy, evaluate: Callable[..., Any] | None = None) -> Fo
 
     Args:
         strategy: A fresh generator, such as ``grid(problem)`` of :mod:`flooding.level_search.grid`.
-        evaluate: Runs to Records in the same order; or a plain ``train(level, seed, epochs) -> score``, see
-            :class:`Lifted`; None is :func:`flooding.run_all`.
+        evaluate: Runs to Records in the same order; or a plain
+            ``train(level, seed, epochs) -> score``, see :class:`Lifted`; None is
+            :func:`flooding.run_all`.
 
     Returns:
         What the strategy found.
 
     Raises:
-        ValueError: If ``strategy`` is a function that was not called, or a generator that has begun, or ``evaluate``
-            cannot be called as either of the two.
+        ValueError: If ``strategy`` is a function that was not called, or a generator that has
+            begun, or ``evaluate`` cannot be called as either of the two.
     """
     if not isinstance(strategy, Generator):
-        raise ValueError(f"a search needs a strategy that was called, such as grid(problem), got {strategy!r}.")
+        raise ValueError(
+            f"a search needs a strategy that was called, such as grid(problem), got {strategy!r}."
+        )
     if inspect.getgeneratorstate(strategy) != inspect.GEN_CREATED:
-        raise ValueError("a strategy can be driven once. Make a new one: search(grid(problem), ...).")
+        raise ValueError(
+            "a strategy can be driven once. Make a new one: search(grid(problem), ...)."
+        )
     if evaluate is None:
         evaluate = _trained
     elif not isinstance(evaluate, ObjectiveAdapter):
@@ -391,7 +444,9 @@ def search(strategy: Strategy, evaluate: Callable[..., Any] | None = None) -> Fo
 
 def _trained(runs: list[Run]) -> list[Record]:
     if not all(isinstance(run.problem, Problem) for run in runs):
-        raise ValueError("Elsewhere stands for training code of your own. Pass it: search(strategy, train).")
+        raise ValueError(
+            "Elsewhere stands for training code of your own. Pass it: search(strategy, train)."
+        )
     return run_all(runs)
 
 

@@ -33,9 +33,10 @@ def grid(
 
     Args:
         problem: The Problem.
-        levels: Levels in the unit of the loss; None is plain training, and so is 0 for a loss that cannot be negative.
-            The default is the paper's grid for images, for cross-entropy; its grid for synthetic data is 0 to 0.5 in
-            steps of 0.01. A loss that may be negative needs levels of its own.
+        levels: Levels in the unit of the loss; None is plain training, and so is 0 for a loss that
+            cannot be negative. The default is the paper's grid for images, for cross-entropy; its
+            grid for synthetic data is 0 to 0.5 in steps of 0.01. A loss that may be negative needs
+            levels of its own.
         seeds: Seeds to average.
         at: The epoch to judge: the last, or the best of each Run (early stopping).
 
@@ -43,7 +44,8 @@ def grid(
         One list of Runs, levels from small to large, then seeds.
 
     Returns:
-        The best level, with the interval to its neighbours on the grid; None if that is plain training.
+        The best level, with the interval to its neighbours on the grid; None if that is plain
+        training.
 
     References:
         Ishida et al., ICML 2020, section 4.
@@ -59,4 +61,6 @@ def grid(
     low, high = adjacent_levels(list(number.values()), number[level])
     level = make_result(level, records)
     suggestion = LevelEstimate("grid", level, low, high)
-    return SearchResult("grid", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels))
+    return SearchResult(
+        "grid", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels)
+    )

@@ -36,21 +36,24 @@ def tpe(
     seed: int = 0,
     storage: str | Path | None = None,
 ) -> Strategy:
-    """Draw levels with Optuna's tree-structured Parzen estimator, train each in full and keep the best.
+    """Draw levels with Optuna's tree-structured Parzen estimator, train each in full and keep the
+    best.
 
-    Levels are asked for in batches of a fixed size, and the results told in the order asked; within a batch each level
-    keeps away from those before it ("constant liar"). The first ten are random, as Optuna has it.
+    Levels are asked for in batches of a fixed size, and the results told in the order asked; within
+    a batch each level keeps away from those before it ("constant liar"). The first ten are random,
+    as Optuna has it.
 
-    The study itself lives in memory and begins anew each time, since no storage keeps the state of a sampler: with the
-    same seed and the Records of a ledger, a search that was killed asks the very same levels again. ``storage`` is
-    a copy for Optuna's dashboard. Only finished trials are written there, so nothing can go stale and no heartbeat is
-    needed; a search that repeats itself finds its own trials and writes on behind them.
+    The study itself lives in memory and begins anew each time, since no storage keeps the state of
+    a sampler: with the same seed and the Records of a ledger, a search that was killed asks the
+    very same levels again. ``storage`` is a copy for Optuna's dashboard. Only finished trials are
+    written there, so nothing can go stale and no heartbeat is needed; a search that repeats itself
+    finds its own trials and writes on behind them.
 
     Args:
         problem: The Problem.
         trainings: Trainings in all, at least 1.
-        low: Smallest level, in the unit of the loss. The defaults are for cross-entropy; a loss that may be negative
-            needs a range of its own.
+        low: Smallest level, in the unit of the loss. The defaults are for cross-entropy; a loss
+            that may be negative needs a range of its own.
         high: Largest level.
         batch: Levels asked for at a time, at least 1; as many can train at once.
         share: Share of late epochs to average, see :func:`flooding.level_search.base.tail_mean`.
@@ -79,12 +82,17 @@ def tpe(
         raise ImportError("tpe needs Optuna. Install it: pip install 'flooding[optuna]'") from error
     # The copy first: a path that cannot be written is told before anything is trained.
     with _copied(storage) as copy:
-        sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "tpe") % 2**32, constant_liar=True)
+        sampler = optuna.samplers.TPESampler(
+            seed=derive_seed(seed, "tpe") % 2**32, constant_liar=True
+        )
         study = _study(sampler=sampler)
         records: list[Record] = []
         while len(records) < trainings:
             size = min(batch, trainings - len(records))
-            asked = [study.ask({"level": optuna.distributions.FloatDistribution(low, high)}) for _ in range(size)]
+            asked = [
+                study.ask({"level": optuna.distributions.FloatDistribution(low, high)})
+                for _ in range(size)
+            ]
             told = yield [Run(problem, trial.params["level"], seed=seed) for trial in asked]
             for trial, record in zip(asked, told, strict=True):
                 _write(copy, study.tell(trial, _value(record, share)))
@@ -99,7 +107,8 @@ def tpe(
 
 
 def _value(record: Record, share: float) -> float:
-    """Make one number of score and loss: the loss decides between equal scores alone, or where there is no score."""
+    """Make one number of score and loss: the loss decides between equal scores alone, or where
+    there is no score."""
     score, minus_loss = tail_mean(record, share)
     own = record.run is not None and record.run.problem.score is not None
     return score + 1e-6 * minus_loss if own or "last.val_accuracy" in record.metrics else minus_loss
@@ -142,4 +151,6 @@ def _write(copy: Any, trial: Any) -> None:
         copy.add_trial(trial)
     elif (there[0].params, there[0].value) != (trial.params, trial.value):
         got = f"trial {trial.number} with {there[0].params} and value {there[0].value}"
-        raise ValueError(f"the storage must hold this search or nothing, got {got}. Give another path.")
+        raise ValueError(
+            f"the storage must hold this search or nothing, got {got}. Give another path."
+        )

@@ -1,6 +1,7 @@
 """Levels: controllers that move the level during training, and tables of levels; one file each.
 
-``base`` holds the protocol of a controller, ``tables`` the levels that are looked up for each batch.
+``base`` holds the protocol of a controller, ``tables`` the levels that are looked up for each
+batch.
 """
 
 from flooding.levels.base import Controller, State, StepInfo, first_flooded_step, simulate
@@ -9,7 +10,14 @@ from flooding.levels.delayed import Delayed
 from flooding.levels.heuristic import Heuristic
 from flooding.levels.plateau import Plateau
 from flooding.levels.range import Range
-from flooding.levels.tables import Excess, PerClass, PerExample, excess, lookup_levels, target_entropy
+from flooding.levels.tables import (
+    Excess,
+    PerClass,
+    PerExample,
+    excess,
+    lookup_levels,
+    target_entropy,
+)
 from flooding.levels.warmup import Warmup
 
 __all__ = [

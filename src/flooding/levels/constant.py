@@ -18,7 +18,8 @@ class Constant:
     """Keep one level for ever.
 
     Args:
-        level: Level in the unit of the loss; ``-inf`` floods nothing, negative levels are right for densities.
+        level: Level in the unit of the loss; ``-inf`` floods nothing, negative levels are right for
+            densities.
 
     Raises:
         TypeError: If the level is not a number.
@@ -29,14 +30,20 @@ class Constant:
         tensor(0.2500)
 
     References:
-        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML 2020, eq. (1).
+        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML
+        2020, eq. (1).
     """
 
     level: float
 
     def __post_init__(self) -> None:
         convert_to_floats(self, "level")
-        require(self.level < math.inf, "level must be finite or -inf", self.level, "Use -inf for no flooding.")
+        require(
+            self.level < math.inf,
+            "level must be finite or -inf",
+            self.level,
+            "Use -inf for no flooding.",
+        )
 
     def init(self) -> State:
         """Give the level."""
@@ -51,8 +58,9 @@ def as_controller(level: Any) -> Controller:
     """Turn what a user calls a level into a controller.
 
     Args:
-        level: A controller, which is returned as it is; a number, or a tensor or array of one number without axes, in
-            the unit of the loss; or None for no flooding, which becomes ``Constant(-inf)``.
+        level: A controller, which is returned as it is; a number, or a tensor or array of one
+            number without axes, in the unit of the loss; or None for no flooding, which becomes
+            ``Constant(-inf)``.
 
     Returns:
         A controller.

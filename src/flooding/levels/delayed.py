@@ -18,19 +18,22 @@ __all__ = ["Delayed"]
 class Delayed:
     """Train plainly until the training set is fitted, then flood at one level: "backward" flooding.
 
-    The condition is looked at after every epoch and flooding begins with the next one, so the loss rises to the level
-    from below. Exactly one of the two published conditions is given. ``until_loss`` looks at the *last* batch of the
-    epoch, as the source's code does; a loop without epochs decides whenever it calls ``update(state, Seen())``.
-    Accuracies closer than 1e-6 count as equal, so a rounded mean of 0.99999994 is 1. NaN never begins.
+    The condition is looked at after every epoch and flooding begins with the next one, so the loss
+    rises to the level from below. Exactly one of the two published conditions is given.
+    ``until_loss`` looks at the *last* batch of the epoch, as the source's code does; a loop without
+    epochs decides whenever it calls ``update(state, Seen())``. Accuracies closer than 1e-6 count as
+    equal, so a rounded mean of 0.99999994 is 1. NaN never begins.
 
     Args:
         level: Level once flooding has begun, in the unit of the loss.
-        until_loss: Begin when the loss of an epoch's last batch is at most this; 1e-4 in the source's code.
-        until_accuracy: Begin when an epoch's training accuracy is at least this, in (0, 1]; 1.0, zero training error,
-            in the source's text.
+        until_loss: Begin when the loss of an epoch's last batch is at most this; 1e-4 in the
+            source's code.
+        until_accuracy: Begin when an epoch's training accuracy is at least this, in (0, 1]; 1.0,
+            zero training error, in the source's text.
 
     Raises:
-        TypeError: If an argument is not a number, or an epoch is shown without the accuracy that is waited for.
+        TypeError: If an argument is not a number, or an epoch is shown without the accuracy that is
+            waited for.
         ValueError: If a number is out of range, or not exactly one condition is given.
 
     Example:
@@ -46,14 +49,23 @@ class Delayed:
     def __post_init__(self) -> None:
         convert_to_floats(self, "level")
         require_finite(self, "level")
-        given = [name for name in ("until_loss", "until_accuracy") if getattr(self, name) is not None]
+        given = [
+            name for name in ("until_loss", "until_accuracy") if getattr(self, name) is not None
+        ]
         rule = "exactly one of until_loss and until_accuracy must be given"
-        require(len(given) == 1, rule, " and ".join(given) or None, "Use until_loss=1e-4 or until_accuracy=1.0.")
+        require(
+            len(given) == 1,
+            rule,
+            " and ".join(given) or None,
+            "Use until_loss=1e-4 or until_accuracy=1.0.",
+        )
         convert_to_floats(self, *given)
         require_finite(self, *given)
         if self.until_accuracy is not None:
             rule = "until_accuracy must lie in (0, 1]"
-            require(0 < self.until_accuracy <= 1, rule, self.until_accuracy, "Give a share, not points.")
+            require(
+                0 < self.until_accuracy <= 1, rule, self.until_accuracy, "Give a share, not points."
+            )
 
     def init(self) -> State:
         """Give ``-inf``, and room for the loss of the last batch."""

@@ -15,7 +15,12 @@ def require(holds: bool, rule: str, value: Any, fix: str) -> None:
 def require_finite(controller: Any, *names: str) -> None:
     for name in names:
         value = getattr(controller, name)
-        require(math.isfinite(value), f"{name} must be finite", value, "Did it come from an empty record?")
+        require(
+            math.isfinite(value),
+            f"{name} must be finite",
+            value,
+            "Did it come from an empty record?",
+        )
 
 
 def require_level_in_range(controller: Any) -> None:
@@ -39,9 +44,16 @@ def convert_to_floats(controller: Any, *names: str) -> None:
     for name in names:
         value = getattr(controller, name)
         if not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
-            raise TypeError(f"{name} must be one number, got {value!r}. A level with axes belongs in the loss.")
+            raise TypeError(
+                f"{name} must be one number, got {value!r}. A level with axes belongs in the loss."
+            )
         object.__setattr__(controller, name, float(value))
-        require(not math.isnan(float(value)), f"{name} must not be NaN", value, "Did it come from an empty record?")
+        require(
+            not math.isnan(float(value)),
+            f"{name} must not be NaN",
+            value,
+            "Did it come from an empty record?",
+        )
 
 
 def convert_to_counts(controller: Any, *names: str) -> None:
@@ -55,4 +67,9 @@ def convert_to_counts(controller: Any, *names: str) -> None:
         if not hasattr(value, "__index__"):
             raise TypeError(f"{name} must be a whole number, got {value!r}. Round it first.")
         object.__setattr__(controller, name, operator.index(value))
-        require(operator.index(value) >= 1, f"{name} must be at least 1", value, "Count optimiser steps or epochs.")
+        require(
+            operator.index(value) >= 1,
+            f"{name} must be at least 1",
+            value,
+            "Count optimiser steps or epochs.",
+        )

@@ -8,7 +8,12 @@ import torch
 
 from flooding.levels.base import State, StepInfo
 from flooding.levels.delayed import Delayed
-from flooding.levels.fields import convert_to_floats, require, require_finite, require_level_in_range
+from flooding.levels.fields import (
+    convert_to_floats,
+    require,
+    require_finite,
+    require_level_in_range,
+)
 from flooding.levels.state import ACCURACY_TOLERANCE, required_metric, shift_level
 
 __all__ = ["Heuristic"]
@@ -16,27 +21,30 @@ __all__ = ["Heuristic"]
 
 @dataclass(frozen=True)
 class Heuristic(Delayed):
-    """Train plainly until the training set is fitted, then let the validation accuracy move the level.
+    """Train plainly until the training set is fitted, then let the validation accuracy move the
+    level.
 
-    Flooding begins as in :class:`Delayed`, with ``b = level`` and reference r = 0. After every later epoch, with v the
-    validation accuracy in points, v >= r + min_delta gives r <- v and b <- b + step_size; else v < r - min_delta gives r <- v and
-    b <- b - step_size; b is clipped to [low, high]. So the first flooded epoch always runs at ``level``, and the reference
-    is the accuracy at the last change, not the best one. Differences closer than 1e-4 points count as equal. The
-    defaults are the source's code's; its text starts at ``level=0`` and clips to [0, 0.5]. A NaN accuracy changes
-    nothing.
+    Flooding begins as in :class:`Delayed`, with ``b = level`` and reference r = 0. After every
+    later epoch, with v the validation accuracy in points, v >= r + min_delta gives r <- v and b <-
+    b + step_size; else v < r - min_delta gives r <- v and b <- b - step_size; b is clipped to [low,
+    high]. So the first flooded epoch always runs at ``level``, and the reference is the accuracy at
+    the last change, not the best one. Differences closer than 1e-4 points count as equal. The
+    defaults are the source's code's; its text starts at ``level=0`` and clips to [0, 0.5]. A NaN
+    accuracy changes nothing.
 
     Args:
         level: Level b at which flooding begins, in the unit of the loss; within [low, high].
         until_loss: As in :class:`Delayed`.
         until_accuracy: As in :class:`Delayed`.
-        min_delta: Difference in validation accuracy that counts, in points, at least 0; on 100 validation examples the
-            default means any change.
+        min_delta: Difference in validation accuracy that counts, in points, at least 0; on 100
+            validation examples the default means any change.
         step_size: Step of the level, in the unit of the loss, above 0.
         low: Lowest level.
         high: Highest level.
 
     Raises:
-        TypeError: If an argument is not a number, or an epoch is shown without the accuracies that are used.
+        TypeError: If an argument is not a number, or an epoch is shown without the accuracies that
+            are used.
         ValueError: If a number is out of range, or not exactly one condition is given.
 
     Example:
@@ -55,7 +63,12 @@ class Heuristic(Delayed):
         super().__post_init__()
         convert_to_floats(self, "min_delta", "step_size", "low", "high")
         require_finite(self, "min_delta", "step_size", "low", "high")
-        require(self.min_delta >= 0, "min_delta must be at least 0", self.min_delta, "Give it in points, such as 0.4.")
+        require(
+            self.min_delta >= 0,
+            "min_delta must be at least 0",
+            self.min_delta,
+            "Give it in points, such as 0.4.",
+        )
         require_level_in_range(self)
 
     def init(self) -> State:

@@ -9,7 +9,13 @@ from typing import ClassVar
 import torch
 
 from flooding.levels.base import State, StepInfo
-from flooding.levels.fields import convert_to_counts, convert_to_floats, require, require_finite, require_level_in_range
+from flooding.levels.fields import (
+    convert_to_counts,
+    convert_to_floats,
+    require,
+    require_finite,
+    require_level_in_range,
+)
 from flooding.levels.state import initial_state, required_metric, shift_level
 
 __all__ = ["Plateau"]
@@ -19,17 +25,20 @@ __all__ = ["Plateau"]
 class Plateau:
     """Raise the level when the validation loss climbs, lower it when it stands still.
 
-    After every epoch, with v the validation loss and m the lowest so far, this epoch included: v > threshold * m gives
-    b <- b + step_size; else, when m has stood for ``patience`` epochs, b <- b - step_size and the count of epochs begins anew.
-    b is clipped to [low, high]. Where m is negative, v > m / threshold raises b; the ratio means little for losses around
-    0, and ``low`` and ``high`` need other values. A NaN loss counts as an epoch without improvement. Flooding is on
-    from the first step.
+    After every epoch, with v the validation loss and m the lowest so far, this epoch included: v >
+    threshold * m gives b <- b + step_size; else, when m has stood for ``patience`` epochs, b <- b -
+    step_size and the count of epochs begins anew. b is clipped to [low, high]. Where m is negative,
+    v > m / threshold raises b; the ratio means little for losses around 0, and ``low`` and ``high``
+    need other values. A NaN loss counts as an epoch without improvement. Flooding is on from the
+    first step.
 
     Args:
-        level: Level b at the start, in the unit of the loss, as a rule from a grid; within [low, high].
+        level: Level b at the start, in the unit of the loss, as a rule from a grid; within [low,
+            high].
         patience: Epochs without improvement before the level is lowered, at least 1.
         step_size: Step of the level, in the unit of the loss, above 0.
-        threshold: Ratio of validation loss to its lowest value beyond which the level rises, at least 1.
+        threshold: Ratio of validation loss to its lowest value beyond which the level rises, at
+            least 1.
         low: Lowest level.
         high: Highest level.
 
@@ -49,19 +58,28 @@ class Plateau:
     threshold: float = 1.15
     low: float = 0.0
     high: float = 0.4
-    revision: ClassVar[int] = 2  # in the key of a Run: before, losses below 0 were compared the wrong way round
+    revision: ClassVar[int] = (
+        2  # in the key of a Run: before, losses below 0 were compared the wrong way round
+    )
 
     def __post_init__(self) -> None:
         convert_to_floats(self, "level", "step_size", "threshold", "low", "high")
         require_finite(self, "level", "step_size", "threshold", "low", "high")
         convert_to_counts(self, "patience")
-        require(self.threshold >= 1, "threshold must be at least 1", self.threshold, "Give a ratio, such as 1.15.")
+        require(
+            self.threshold >= 1,
+            "threshold must be at least 1",
+            self.threshold,
+            "Give a ratio, such as 1.15.",
+        )
         require_level_in_range(self)
 
     def init(self) -> State:
         """Give the level, no lowest loss yet, and a count of 0 epochs."""
         return initial_state(
-            self.level, lowest=torch.tensor(math.inf, dtype=torch.float32), num_bad_epochs=torch.tensor(0)
+            self.level,
+            lowest=torch.tensor(math.inf, dtype=torch.float32),
+            num_bad_epochs=torch.tensor(0),
         )
 
     def update(self, state: State, seen: StepInfo) -> State:

@@ -15,10 +15,12 @@ __all__ = ["Range"]
 
 @dataclass(frozen=True)
 class Range:
-    """Lower the level evenly from ``start`` to ``stop``, so that one training visits every level: the range test.
+    """Lower the level evenly from ``start`` to ``stop``, so that one training visits every level:
+    the range test.
 
-    At step k, counted from 0, the level is ``start + (stop - start) * min(k / steps, 1)``. Flooding holds the loss near
-    the level, so the validation curves of this run, drawn against the level, show which level is good.
+    At step k, counted from 0, the level is ``start + (stop - start) * min(k / steps, 1)``. Flooding
+    holds the loss near the level, so the validation curves of this run, drawn against the level,
+    show which level is good.
 
     Args:
         start: Level at step 0 in the unit of the loss, about ln C for C balanced classes.
@@ -27,7 +29,8 @@ class Range:
 
     Raises:
         TypeError: If an argument is not a number of the right kind.
-        ValueError: If a level is not finite, ``stop`` is not below ``start``, or ``steps`` is below 1.
+        ValueError: If a level is not finite, ``stop`` is not below ``start``, or ``steps`` is below
+            1.
 
     Example:
         >>> steps = [StepInfo(torch.tensor(1.0))] * 2
@@ -43,7 +46,12 @@ class Range:
         convert_to_floats(self, "start", "stop")
         require_finite(self, "start", "stop")
         convert_to_counts(self, "steps")
-        require(self.stop < self.start, f"stop must lie below start = {self.start}", self.stop, "Use Warmup to rise.")
+        require(
+            self.stop < self.start,
+            f"stop must lie below start = {self.start}",
+            self.stop,
+            "Use Warmup to rise.",
+        )
 
     def init(self) -> State:
         """Give ``start`` and a counter of steps."""

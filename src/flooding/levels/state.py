@@ -10,13 +10,17 @@ from torch import Tensor
 
 from flooding.levels.base import Controller, State, StepInfo
 
-# Float32 shares carry errors near 1e-7 and one example of n is worth 1/n: closer than this, two accuracies are equal.
+# Float32 shares carry errors near 1e-7 and one example of n is worth 1/n: closer than this, two
+# accuracies are equal.
 ACCURACY_TOLERANCE = 1e-6
 
 
 def initial_state(level: float, **entries: Tensor) -> State:
     """Build the first state of a controller; flooding has begun unless the level is -inf."""
-    return {"level": torch.tensor(level, dtype=torch.float32), "started": torch.tensor(level > -math.inf)} | entries
+    return {
+        "level": torch.tensor(level, dtype=torch.float32),
+        "started": torch.tensor(level > -math.inf),
+    } | entries
 
 
 def to_level_dtype(value: Tensor | float, level: Tensor) -> Tensor:
@@ -36,11 +40,15 @@ def required_metric(controller: Controller, seen: StepInfo, name: str, level: Te
     value = getattr(seen, name)
     if value is None:
         kind = type(controller).__name__
-        raise TypeError(f"{kind} needs {name} after every epoch, got None. Pass Seen({name}=...) to update.")
+        raise TypeError(
+            f"{kind} needs {name} after every epoch, got None. Pass Seen({name}=...) to update."
+        )
     return to_level_dtype(value, level)
 
 
-def ramp_level(state: State, seen: StepInfo, start: float, stop: float, steps: int, num_steps: int) -> State:
+def ramp_level(
+    state: State, seen: StepInfo, start: float, stop: float, steps: int, num_steps: int
+) -> State:
     """Count a step and place the level between start and stop, rounded down to a stair."""
     if seen.loss is None:
         return dict(state)
@@ -51,7 +59,8 @@ def ramp_level(state: State, seen: StepInfo, start: float, stop: float, steps: i
 
 
 def shift_level(level: Tensor, up: Tensor, down: Tensor, controller: Any) -> Tensor:
-    """Move a level up or down by one step within its clip; leave it alone, -inf included, where neither is true."""
+    """Move a level up or down by one step within its clip; leave it alone, -inf included, where
+    neither is true."""
     moved = torch.where(up, level + controller.step_size, level - controller.step_size).clamp(
         controller.low, controller.high
     )

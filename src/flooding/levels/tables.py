@@ -19,7 +19,9 @@ def _levels(levels: Any) -> Tensor:
     try:
         levels = torch.as_tensor(levels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{rule}, got {levels!r:.80}. Pass a tensor, an array or a list of numbers.") from error
+        raise TypeError(
+            f"{rule}, got {levels!r:.80}. Pass a tensor, an array or a list of numbers."
+        ) from error
     if levels.dtype == torch.bool or levels.is_complex():
         raise TypeError(f"{rule}, got {levels.dtype}. Pass the levels themselves.")
     levels = levels if levels.is_floating_point() else levels.float()
@@ -60,9 +62,13 @@ class PerClass:
             IndexError: If a class lies outside the table. On a GPU that is a device assertion.
         """
         if not isinstance(y, Tensor):
-            raise TypeError(f"levels per class need the targets, got {type(y).__name__}. Pass them as target=y.")
+            raise TypeError(
+                f"levels per class need the targets, got {type(y).__name__}. Pass them as target=y."
+            )
         if y.is_floating_point():
-            raise TypeError(f"levels per class need integer classes, got {y.dtype}. For soft targets see Excess.")
+            raise TypeError(
+                f"levels per class need integer classes, got {y.dtype}. For soft targets see Excess."
+            )
         try:
             # index_select and not levels[y]: that one would read class -1 as the last class.
             return self.levels.index_select(0, y.reshape(-1).long()).reshape(y.shape)
@@ -82,8 +88,9 @@ class PerClass:
 class PerExample:
     """A level for each training example, looked up by its id.
 
-    An example without a level gets level NaN, which makes the objective NaN: never level 0, and no host sync in the
-    hot path. Call ``check(ids)`` once before training to turn that into an error that names the ids.
+    An example without a level gets level NaN, which makes the objective NaN: never level 0, and no
+    host sync in the hot path. Call ``check(ids)`` once before training to turn that into an error
+    that names the ids.
 
     Args:
         levels: Levels ``[examples]`` in the unit of the loss, finite.
@@ -104,10 +111,14 @@ class PerExample:
     def __post_init__(self) -> None:
         levels, ids = _levels(self.levels), torch.as_tensor(self.ids)
         if ids.shape != levels.shape:
-            raise ValueError(f"levels and ids must have equal length, got {len(levels)} and {len(ids)}.")
+            raise ValueError(
+                f"levels and ids must have equal length, got {len(levels)} and {len(ids)}."
+            )
         ids, order = ids.sort()
         if (ids[1:] == ids[:-1]).any():
-            raise ValueError("every id must come once, got one twice. Average the levels of an example first.")
+            raise ValueError(
+                "every id must come once, got one twice. Average the levels of an example first."
+            )
         object.__setattr__(self, "levels", levels[order])
         object.__setattr__(self, "ids", ids)
 
@@ -129,12 +140,15 @@ class PerExample:
             ValueError: If ``id`` is None.
         """
         if id is None:
-            raise ValueError("levels per example need the examples' ids, got none. Pass id=..., one per example.")
+            raise ValueError(
+                "levels per example need the examples' ids, got none. Pass id=..., one per example."
+            )
         place, found = self._find(id)
         return self.levels[place].masked_fill(~found, math.nan)
 
     def check(self, ids: Tensor) -> None:
-        """Make sure that every example has a level. Reads the answer back, so call it before training.
+        """Make sure that every example has a level. Reads the answer back, so call it before
+        training.
 
         Args:
             ids: Ids of all training examples.
@@ -155,12 +169,15 @@ class PerExample:
 
 
 def target_entropy(target: Tensor, classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Entropy of each target distribution, ``H(t) = -sum_c t_c ln t_c``: the lowest cross-entropy it allows.
+    """Entropy of each target distribution, ``H(t) = -sum_c t_c ln t_c``: the lowest cross-entropy
+    it allows.
 
     Args:
-        target: Classes, int64 of any shape, or probabilities ``[batch, classes, ...]`` (soft labels, mixup).
+        target: Classes, int64 of any shape, or probabilities ``[batch, classes, ...]`` (soft
+            labels, mixup).
         classes: Number of classes.
-        label_smoothing: Share spread evenly over all classes, as in ``nn.CrossEntropyLoss``, in [0, 1].
+        label_smoothing: Share spread evenly over all classes, as in ``nn.CrossEntropyLoss``, in [0,
+            1].
 
     Returns:
         Entropies in nats, of the shape of the losses; 0 for hard labels without smoothing.
@@ -172,7 +189,9 @@ def target_entropy(target: Tensor, classes: int, label_smoothing: float = 0.0) -
     if target.is_floating_point():
         mixed = (1 - label_smoothing) * target + label_smoothing / classes
         return torch.special.entr(mixed).sum(1)
-    return torch.full(target.shape, smoothed_label_entropy(classes, label_smoothing), device=target.device)
+    return torch.full(
+        target.shape, smoothed_label_entropy(classes, label_smoothing), device=target.device
+    )
 
 
 def smoothed_label_entropy(classes: int, label_smoothing: float) -> float:
@@ -183,7 +202,8 @@ def smoothed_label_entropy(classes: int, label_smoothing: float) -> float:
 
 
 def excess(losses: Tensor, target: Tensor, classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropies less their targets' entropies, ``l_i - H(t_i)``: the divergence that training can still remove.
+    """Cross-entropies less their targets' entropies, ``l_i - H(t_i)``: the divergence that training
+    can still remove.
 
     Args:
         losses: Cross-entropies ``[batch, ...]``, the smoothing included.
@@ -204,10 +224,12 @@ def excess(losses: Tensor, target: Tensor, classes: int, label_smoothing: float 
 
 @dataclass(frozen=True)
 class Excess:
-    """A level for the excess loss ``l_i - H(t_i)``, that is the level ``b + H(t_i)`` for the loss itself.
+    """A level for the excess loss ``l_i - H(t_i)``, that is the level ``b + H(t_i)`` for the loss
+    itself.
 
-    ``|l - (b + H)| + (b + H)`` is ``|(l - H) - b| + b`` plus a constant, so the gradients agree, while the raw loss and
-    evaluation stay plain. Methods on the batch mean use the mean of ``H`` over the batch.
+    ``|l - (b + H)| + (b + H)`` is ``|(l - H) - b| + b`` plus a constant, so the gradients agree,
+    while the raw loss and evaluation stay plain. Methods on the batch mean use the mean of ``H``
+    over the batch.
 
     Args:
         level: Level of the excess loss, in nats.
@@ -230,7 +252,9 @@ class Excess:
     def __post_init__(self) -> None:
         check_level_number(self.level)
         if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}. Use the criterion's.")
+            raise ValueError(
+                f"label_smoothing must lie in [0, 1], got {self.label_smoothing}. Use the criterion's."
+            )
 
     def at(self, y: Tensor, id: Tensor | None = None) -> Tensor:  # ruff: ignore[builtin-argument-shadowing, unused-method-argument]
         """Level of each example's plain loss.
@@ -253,7 +277,8 @@ def lookup_levels(lookup: Any, target: Any, ids: Tensor | None, weight: Tensor |
     """Look the levels of a batch up; the target of an ignored example is no class.
 
     Args:
-        lookup: :class:`PerClass`, :class:`PerExample`, :class:`Excess` or another object with their ``at``.
+        lookup: :class:`PerClass`, :class:`PerExample`, :class:`Excess` or another object with their
+            ``at``.
         target: The targets.
         ids: Ids of the examples, or None.
         weight: Weights of the losses as :func:`example_weight` gives them, or None.
@@ -267,7 +292,8 @@ def lookup_levels(lookup: Any, target: Any, ids: Tensor | None, weight: Tensor |
 
 
 def check_level_number(level: Any) -> float:
-    """Check that a level is one finite number: int, float, Fraction, or NumPy's of no axes; not a bool."""
+    """Check that a level is one finite number: int, float, Fraction, or NumPy's of no axes; not a
+    bool."""
     number = level[()] if isinstance(level, np.ndarray) and level.ndim == 0 else level
     if not isinstance(number, numbers.Real) or isinstance(number, (bool, np.bool_)):
         rule = "level must be a number, a 0-d tensor, PerClass, PerExample, Excess or None"
@@ -277,7 +303,9 @@ def check_level_number(level: Any) -> float:
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        raise ValueError(f"level must be finite, got {level!s:.80}. Did the search read an empty record?")
+        raise ValueError(
+            f"level must be finite, got {level!s:.80}. Did the search read an empty record?"
+        )
     return value
 
 

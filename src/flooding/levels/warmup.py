@@ -15,11 +15,13 @@ __all__ = ["Warmup"]
 
 @dataclass(frozen=True)
 class Warmup:
-    """Raise the level from ``start`` to ``level`` over the first steps, evenly or in ``num_steps`` equal steps.
+    """Raise the level from ``start`` to ``level`` over the first steps, evenly or in ``num_steps``
+    equal steps.
 
-    At step k, counted from 0, the level is ``start + (level - start) * r`` with ``r = min(k / steps, 1)``, rounded
-    down to a multiple of ``1 / num_steps``. ``num_steps=1`` keeps ``start`` for ``steps`` steps and then jumps. The level is
-    exactly ``start`` at step 0 and exactly ``level`` from step ``steps`` on. A ``start`` above the level lowers it.
+    At step k, counted from 0, the level is ``start + (level - start) * r`` with
+    ``r = min(k / steps, 1)``, rounded down to a multiple of ``1 / num_steps``. ``num_steps=1``
+    keeps ``start`` for ``steps`` steps and then jumps. The level is exactly ``start`` at step 0 and
+    exactly ``level`` from step ``steps`` on. A ``start`` above the level lowers it.
 
     Args:
         level: Level at the end, in the unit of the loss.
@@ -51,7 +53,12 @@ class Warmup:
         if self.num_steps is not None:
             convert_to_counts(self, "num_steps")
             rule = f"num_steps must not exceed steps = {self.steps}"
-            require(self.num_steps <= self.steps, rule, self.num_steps, "Leave it out to rise at every step.")
+            require(
+                self.num_steps <= self.steps,
+                rule,
+                self.num_steps,
+                "Leave it out to rise at every step.",
+            )
 
     def init(self) -> State:
         """Give ``start`` and a counter of steps."""
@@ -59,4 +66,6 @@ class Warmup:
 
     def update(self, state: State, seen: StepInfo) -> State:
         """Count a step; the end of an epoch changes nothing."""
-        return ramp_level(state, seen, self.start, self.level, self.steps, self.num_steps or self.steps)
+        return ramp_level(
+            state, seen, self.start, self.level, self.steps, self.num_steps or self.steps
+        )

@@ -11,7 +11,8 @@ __all__ = ["Method"]
 
 
 class Method(Protocol):
-    """What a method is: which raw loss it needs, and the objective it makes of that loss and a level."""
+    """What a method is: which raw loss it needs, and the objective it makes of that loss and a
+    level."""
 
     reduction: ClassVar[Literal["mean", "none"]]
 
@@ -21,7 +22,8 @@ class Method(Protocol):
 
 
 def floodable(loss: Tensor, level: float | Tensor) -> Tensor:
-    # Where a loss can be flooded: it is neither NaN nor -inf, and its level is not the -inf of "no level yet".
-    # A NaN level counts as known, so that it poisons the objective: a missing level must never go unnoticed.
+    # Where a loss can be flooded: it is neither NaN nor -inf, and its level is not the -inf of "no
+    # level yet". A NaN level counts as known, so that it poisons the objective: a missing level
+    # must never go unnoticed.
     known = loss > -math.inf
     return known & (level != -math.inf) if isinstance(level, Tensor) else known

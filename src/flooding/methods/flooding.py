@@ -20,9 +20,9 @@ __all__ = ["Flooding"]
 class Flooding:
     """Flood the batch mean: ``|L - b| + b``.
 
-    The gradient is that of ``L`` times ``sign(L - b)``: bit for bit the plain one above the level, 0 exactly at it. A
-    NaN or infinite loss and a level tensor of -inf ("no level yet") pass through with slope 1. Half-precision losses
-    are compared, and returned, in float32.
+    The gradient is that of ``L`` times ``sign(L - b)``: bit for bit the plain one above the level,
+    0 exactly at it. A NaN or infinite loss and a level tensor of -inf ("no level yet") pass through
+    with slope 1. Half-precision losses are compared, and returned, in float32.
 
     Example:
         >>> loss = torch.tensor(0.05, requires_grad=True)
@@ -31,7 +31,8 @@ class Flooding:
         tensor(-1.)
 
     References:
-        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML 2020, eq. (1).
+        Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML
+        2020, eq. (1).
     """
 
     reduction: ClassVar[Literal["mean", "none"]] = "mean"
@@ -51,7 +52,8 @@ class Flooding:
     @staticmethod
     @torch.no_grad()
     def slope(loss: Tensor, level: float | Tensor) -> Tensor | None:
-        """Give what flooding multiplies the gradient of the raw loss by: ``loss.backward(slope)`` is all it does.
+        """Give what flooding multiplies the gradient of the raw loss by: ``loss.backward(slope)``
+        is all it does.
 
         Args:
             loss: Batch mean, 0-d.

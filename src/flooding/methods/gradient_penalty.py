@@ -19,11 +19,13 @@ __all__ = ["GradientPenalty"]
 class GradientPenalty:
     """Add the squared gradient norm: ``L + (strength / 2) * |grad L|^2``, second order.
 
-    One flooding step down and one up is, to third order in the step size h, a descent on ``(h^2 / 2) |grad L|^2``: this
-    is that without the walk. The penalty is never flooded; with a level the loss is.
+    One flooding step down and one up is, to third order in the step size h, a descent on
+    ``(h^2 / 2) |grad L|^2``: this is that without the walk. The penalty is never flooded; with a
+    level the loss is.
 
     Args:
-        strength: Weight of the penalty, at least 0. The unit is the weights' squared over the loss's.
+        strength: Weight of the penalty, at least 0. The unit is the weights' squared over the
+            loss's.
 
     Raises:
         ValueError: If ``strength`` is not finite or negative.
@@ -42,7 +44,9 @@ class GradientPenalty:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.strength) and self.strength >= 0):
-            raise ValueError(f"strength must be finite and at least 0, got {self.strength}. 0.01 is a start.")
+            raise ValueError(
+                f"strength must be finite and at least 0, got {self.strength}. 0.01 is a start."
+            )
 
     def __call__(self, loss: Tensor, level: float | Tensor) -> Tensor:
         """Flood the loss itself, as :class:`flooding.methods.flooding.Flooding` does."""
@@ -59,4 +63,8 @@ class GradientPenalty:
             A scalar with a graph.
         """
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        return 0.5 * self.strength * torch.stack([g.square().sum() for g in gradients if g is not None]).sum()
+        return (
+            0.5
+            * self.strength
+            * torch.stack([g.square().sum() for g in gradients if g is not None]).sum()
+        )

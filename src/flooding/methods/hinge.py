@@ -15,7 +15,8 @@ __all__ = ["Hinge"]
 
 @dataclass(frozen=True)
 class Hinge:
-    """Stop at the level instead of turning back: ``max(L, b)``, the control for "is ascent needed?".
+    """Stop at the level instead of turning back: ``max(L, b)``, the control for "is ascent
+    needed?".
 
     The slope is 1 above the level, 0 at and below it; the rest is as in :class:`Flooding`.
 

@@ -31,18 +31,21 @@ def objective(
     method: Method = Flooding(),
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Make the scalar to call ``backward()`` on: the method's value, then a mean over the valid weight.
+    """Make the scalar to call ``backward()`` on: the method's value, then a mean over the valid
+    weight.
 
-    Without a level this is the plain mean, for a scalar loss the very same tensor. A level tensor of -inf ("no level
-    yet") and a non-finite raw loss pass through unflooded, without a host sync. A NaN level makes the result NaN. If
-    every weight is 0 the result is 0 with a zero gradient, where torch's own mean is NaN.
+    Without a level this is the plain mean, for a scalar loss the very same tensor. A level tensor
+    of -inf ("no level yet") and a non-finite raw loss pass through unflooded, without a host sync.
+    A NaN level makes the result NaN. If every weight is 0 the result is 0 with a zero gradient,
+    where torch's own mean is NaN.
 
     Args:
         loss: Raw loss as ``method.reduction`` asks: 0-d for "mean", ``[batch, ...]`` for "none".
-        level: Level in the unit of ``loss``: a number, a tensor that broadcasts against ``loss``, or None.
+        level: Level in the unit of ``loss``: a number, a tensor that broadcasts against ``loss``,
+            or None.
         method: What to make of the two.
-        weight: Weight or mask of each loss, of the shape of ``loss``, for methods that keep one value per loss.
-            Ignored examples weigh 0.
+        weight: Weight or mask of each loss, of the shape of ``loss``, for methods that keep one
+            value per loss. Ignored examples weigh 0.
 
     Returns:
         A scalar; in float32 for half-precision losses that are flooded.
@@ -58,14 +61,18 @@ def objective(
         (tensor(2.), tensor(2.))
     """
     if weight is not None and weight.shape != loss.shape:
-        raise ValueError(f"weight must have the shape of the loss, {tuple(loss.shape)}, got {tuple(weight.shape)}.")
+        raise ValueError(
+            f"weight must have the shape of the loss, {tuple(loss.shape)}, got {tuple(weight.shape)}."
+        )
     if level is None:
         return _mean(loss, weight)
     if (method.reduction == "mean") != (loss.dim() == 0):
         raise ValueError(reduction_error(method, f"got shape {tuple(loss.shape)}"))
     flooded = method(loss, level)
     if weight is not None and flooded.shape != loss.shape:
-        raise ValueError(f"{type(method).__name__} averages inside, so it takes no weight. Leave the weights out.")
+        raise ValueError(
+            f"{type(method).__name__} averages inside, so it takes no weight. Leave the weights out."
+        )
     return _mean(flooded, weight)
 
 
@@ -79,7 +86,9 @@ def is_below_level(loss: Tensor, level: float | Tensor | None) -> Tensor:
     return is_flooded(loss, level) & (loss > -math.inf)
 
 
-def flooded_fraction(loss: Tensor, level: float | Tensor | None, weight: Tensor | None = None) -> Tensor:
+def flooded_fraction(
+    loss: Tensor, level: float | Tensor | None, weight: Tensor | None = None
+) -> Tensor:
     """Share of the losses that lie strictly below their level.
 
     Args:

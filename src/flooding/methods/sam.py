@@ -19,8 +19,8 @@ __all__ = ["SAM"]
 class SAM:
     """Sharpness-aware minimisation: take the gradient at ``w + rho * g / |g|``. Two passes a step.
 
-    pytorch-optimizer's implementation around the problem's own optimiser. With a level, both passes are flooded.
-    Batch norm sees every batch twice.
+    pytorch-optimizer's implementation around the problem's own optimiser. With a level, both passes
+    are flooded. Batch norm sees every batch twice.
 
     Args:
         rho: Radius of the neighbourhood in weight space, above 0.
@@ -29,7 +29,8 @@ class SAM:
         ValueError: If ``rho`` is not finite and above 0.
 
     References:
-        Foret et al., *Sharpness-Aware Minimization for Efficiently Improving Generalization*, ICLR 2021.
+        Foret et al., *Sharpness-Aware Minimization for Efficiently Improving Generalization*, ICLR
+        2021.
     """
 
     rho: float = 0.05
@@ -37,7 +38,9 @@ class SAM:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rho) and self.rho > 0):
-            raise ValueError(f"rho must be finite and above 0, got {self.rho}. The source uses 0.05.")
+            raise ValueError(
+                f"rho must be finite and above 0, got {self.rho}. The source uses 0.05."
+            )
 
     def __call__(self, loss: Tensor, level: float | Tensor) -> Tensor:
         """Flood the loss, as :class:`flooding.methods.flooding.Flooding` does."""
@@ -53,7 +56,8 @@ class SAM:
             parameters: What it trains.
 
         Returns:
-            An optimiser whose ``step`` wants gradients in place and a closure that computes them anew.
+            An optimiser whose ``step`` wants gradients in place and a closure that computes them
+            anew.
 
         Raises:
             ImportError: If pytorch-optimizer is missing.

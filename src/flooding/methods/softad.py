@@ -17,10 +17,12 @@ __all__ = ["SoftAD"]
 
 @dataclass(frozen=True)
 class SoftAD:
-    """Flood each example smoothly: ``eta * t + sigma^2 * rho((l_i - t) / sigma)``, ``rho(x) = sqrt(1 + x^2) - 1``.
+    """Flood each example smoothly: ``eta * t + sigma^2 * rho((l_i - t) / sigma)``,
+    ``rho(x) = sqrt(1 + x^2) - 1``.
 
-    Each example's gradient is weighted by ``sigma * x / sqrt(1 + x^2)``, ``x = (l_i - t) / sigma``: below 1 in size for
-    ``sigma <= 1``, near 0 at the level. A non-finite loss and a level of -inf pass through with slope 1.
+    Each example's gradient is weighted by ``sigma * x / sqrt(1 + x^2)``, ``x = (l_i - t) / sigma``:
+    below 1 in size for ``sigma <= 1``, near 0 at the level. A non-finite loss and a level of -inf
+    pass through with slope 1.
 
     Args:
         sigma: Width of the smooth region in the unit of the loss, at least ``SIGMA_MIN``.
@@ -62,7 +64,8 @@ class SoftAD:
             Flooded losses of the shape of ``loss``.
         """
         known = floodable(loss, level) & (loss < math.inf)
-        # Mask before the formula too: its derivative at infinity is NaN, which would leak out as 0 * NaN.
+        # Mask before the formula too: its derivative at infinity is NaN, which would leak out as 0
+        # * NaN.
         finite = level.masked_fill(level == -math.inf, 0.0) if isinstance(level, Tensor) else level
         soft = soft_flood(loss.masked_fill(~known, 0.0), finite, self.sigma, self.eta)
         return torch.where(known, soft, loss)

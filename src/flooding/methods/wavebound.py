@@ -18,14 +18,17 @@ __all__ = ["EMATeacher", "WaveBound"]
 
 @dataclass(frozen=True)
 class WaveBound:
-    """Flood each output at a teacher's loss: ``|r_j - (r*_j - e)| + (r*_j - e)``, ``r_j`` a mean over the batch.
+    """Flood each output at a teacher's loss: ``|r_j - (r*_j - e)| + (r*_j - e)``, ``r_j`` a mean
+    over the batch.
 
-    The level here is the teacher's raw loss ``r*`` on the same batch, and the error bound ``e`` is taken off it. With
-    one loss per example and no outputs this is flooding at the teacher's mean loss less ``e``.
+    The level here is the teacher's raw loss ``r*`` on the same batch, and the error bound ``e`` is
+    taken off it. With one loss per example and no outputs this is flooding at the teacher's mean
+    loss less ``e``.
 
     Args:
         epsilon: How far below the teacher's loss the level lies, in the unit of the loss.
-        decay: Weight of the old average in each update of the :class:`Teacher` that the training loop keeps.
+        decay: Weight of the old average in each update of the :class:`Teacher` that the training
+            loop keeps.
 
     Raises:
         ValueError: If ``epsilon`` is not finite.
@@ -45,7 +48,9 @@ class WaveBound:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.epsilon):
-            raise ValueError(f"epsilon must be finite, got {self.epsilon}. The source uses 0.01 or 0.001.")
+            raise ValueError(
+                f"epsilon must be finite, got {self.epsilon}. The source uses 0.01 or 0.001."
+            )
 
     def __call__(self, loss: Tensor, level: float | Tensor) -> Tensor:
         """Flood each output's batch mean.
@@ -60,8 +65,11 @@ class WaveBound:
         risk, bound = self.student_and_bound(loss, level)
         return torch.where(floodable(risk, bound), flood(risk, bound), risk)
 
-    def student_and_bound(self, loss: Tensor, level: float | Tensor) -> tuple[Tensor, float | Tensor]:
-        """Give what is compared: the student's batch means and their bounds, the teacher's less ``epsilon``.
+    def student_and_bound(
+        self, loss: Tensor, level: float | Tensor
+    ) -> tuple[Tensor, float | Tensor]:
+        """Give what is compared: the student's batch means and their bounds, the teacher's less
+        ``epsilon``.
 
         Args:
             loss: Raw losses ``[batch, outputs...]``.
@@ -75,7 +83,9 @@ class WaveBound:
         """
         if isinstance(level, Tensor):
             if level.shape != loss.shape:
-                raise ValueError(f"the teacher's losses must have shape {tuple(loss.shape)}, got {tuple(level.shape)}.")
+                raise ValueError(
+                    f"the teacher's losses must have shape {tuple(loss.shape)}, got {tuple(level.shape)}."
+                )
             level = level.detach().mean(0)
         return loss.mean(0), level - self.epsilon
 
@@ -83,8 +93,9 @@ class WaveBound:
 class EMATeacher(AveragedModel):
     """A slowly moving copy of a model, whose losses are the level of :class:`WaveBound`.
 
-    Weights are exponential moving averages, buffers copies of the model's own. It always runs in evaluation mode and
-    without gradients. Before the first ``update_parameters(model)`` it is a plain copy, and the first call copies too.
+    Weights are exponential moving averages, buffers copies of the model's own. It always runs in
+    evaluation mode and without gradients. Before the first ``update_parameters(model)`` it is a
+    plain copy, and the first call copies too.
 
     Args:
         model: The model that learns; it is deep-copied.

@@ -43,12 +43,19 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(f"a row must have {len(self.columns)} cells, got {len(row)}: {list(row)}.")
+                raise ValueError(
+                    f"a row must have {len(self.columns)} cells, got {len(row)}: {list(row)}."
+                )
 
     def markdown(self) -> str:
         """Write it as GitHub's markdown, title above and note below."""
         note = ["", _text(self.note)] if self.note else []
-        lines = [f"**{_text(self.title)}**", "", _line(self.columns), _line(["---"] * len(self.columns))]
+        lines = [
+            f"**{_text(self.title)}**",
+            "",
+            _line(self.columns),
+            _line(["---"] * len(self.columns)),
+        ]
         lines += [_line(row) for row in self.rows]
         return "\n".join([*lines, *note]) + "\n"
 
@@ -69,7 +76,8 @@ class Report:
         failures: Claims or figures that could not be reproduced; these come first.
         findings: What was found, a sentence each, with n and spread.
         tables: Tables.
-        figures: For each figure's name in letters, digits and dashes, its caption and what draws it.
+        figures: For each figure's name in letters, digits and dashes, its caption and what draws
+            it.
         provenance: Circumstances: n, machine, versions, commit, hours.
     """
 
@@ -93,12 +101,18 @@ class Report:
         parts = [f"# {_text(self.title)}", _without_html(self.about)]
         for heading, sentences in (("Not reproduced", self.failures), ("Found", self.findings)):
             if sentences:
-                parts += [f"## {heading}", "\n".join(f"- {_text(sentence)}" for sentence in sentences)]
+                parts += [
+                    f"## {heading}",
+                    "\n".join(f"- {_text(sentence)}" for sentence in sentences),
+                ]
         if self.tables:
             parts += ["## Tables", *(table.markdown().rstrip("\n") for table in self.tables)]
         if self.figures:
             captions = {figure: _text(caption) for figure, (caption, _) in self.figures.items()}
-            parts += ["## Figures", *(f"![{c}]({name}-{n}.png)\n\n{c}" for n, c in captions.items())]
+            parts += [
+                "## Figures",
+                *(f"![{c}]({name}-{n}.png)\n\n{c}" for n, c in captions.items()),
+            ]
         if self.provenance:
             parts += ["## Circumstances", _text(self.provenance)]
         return "\n\n".join(parts) + "\n"
@@ -119,7 +133,9 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         files = [write(folder / f"{name}.md", self.markdown(name))]
         files += [write(folder / f"{name}-{table.name}.csv", table.csv()) for table in self.tables]
-        return files + [save(draw(), folder / f"{name}-{n}.png") for n, (_, draw) in self.figures.items()]
+        return files + [
+            save(draw(), folder / f"{name}-{n}.png") for n, (_, draw) in self.figures.items()
+        ]
 
 
 def _line(cells: Sequence[Any]) -> str:
@@ -133,7 +149,8 @@ def _text(text: Any) -> str:
 
 
 def _without_html(text: str) -> str:
-    """Escape what a browser would take for a tag or a character reference, such as a column's name."""
+    """Escape what a browser would take for a tag or a character reference, such as a column's
+    name."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", text))
 
 

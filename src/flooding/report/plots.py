@@ -1,9 +1,11 @@
-"""Pictures of Records and Splits: pure functions that return a matplotlib ``Figure`` and touch no global state.
+"""Pictures of Records and Splits: pure functions that return a matplotlib ``Figure`` and touch no
+global state.
 
-``plain`` Records were trained without flooding (level None or 0), ``flooded`` ones with it; each group is one
-experiment over several seeds. Curves are means over the seeds with a band of one standard deviation (n - 1) to either
-side, which a single seed does not have. Training curves hold the labels the network saw, noisy where labels are noisy;
-test curves hold clean labels. Epoch 0 is before training; a point that not every seed measured is not drawn.
+``plain`` Records were trained without flooding (level None or 0), ``flooded`` ones with it; each
+group is one experiment over several seeds. Curves are means over the seeds with a band of one
+standard deviation (n - 1) to either side, which a single seed does not have. Training curves hold
+the labels the network saw, noisy where labels are noisy; test curves hold clean labels. Epoch 0 is
+before training; a point that not every seed measured is not drawn.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ __all__ = [
     "unique",
 ]
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers. Markers and dashes tell the lines apart too.
+# Okabe and Ito's colours, which stay apart for colour-blind readers. Markers and dashes tell the
+# lines apart too.
 PALETTE = {
     "plain": "#D55E00",
     "flooded": "#0072B2",
@@ -52,10 +55,17 @@ PALETTE = {
     "B": "#F0E442",
     "C": "#CC79A7",
 }
-NEAR_ZERO = 0.05  # share of its start value below which a loss, or a change of a loss, counts as zero
+NEAR_ZERO = (
+    0.05  # share of its start value below which a loss, or a change of a loss, counts as zero
+)
 
 _DPI = 150
-_STYLE: dict[Any, Any] = {"font.size": 11.0, "axes.titlesize": 11.0, "legend.fontsize": 10.0, "legend.frameon": False}
+_STYLE: dict[Any, Any] = {
+    "font.size": 11.0,
+    "axes.titlesize": 11.0,
+    "legend.fontsize": 10.0,
+    "legend.frameon": False,
+}
 _LOSS = "Loss (nats per example)"
 _GROUPS = {"plain": ("without flooding", "o"), "flooded": ("with flooding", "s")}
 _CLASSES = {0: ("class 0", "o"), 1: ("class 1", "^")}
@@ -69,16 +79,18 @@ _STAGES = {
 def stages(train_loss: np.ndarray, test_loss: np.ndarray) -> dict[str, tuple[int, int]]:
     """Find the stages of overfitting in two curves.
 
-    With ``m`` the epoch of the lowest measured test loss (the first of equals) and ``z`` the first epoch from which on
-    the training loss stays within :data:`NEAR_ZERO` times its start value, the end included:
+    With ``m`` the epoch of the lowest measured test loss (the first of equals) and ``z`` the first
+    epoch from which on the training loss stays within :data:`NEAR_ZERO` times its start value, the
+    end included:
 
     - A, [0, min(m, z)]: before the test loss is lowest.
-    - B, [m, p]: the test loss has risen again while the training loss is not near zero yet; ``p`` is the last epoch up
-      to ``z`` whose test loss lies above the lowest by more than ``NEAR_ZERO`` times the first test loss.
+    - B, [m, p]: the test loss has risen again while the training loss is not near zero yet; ``p``
+      is the last epoch up to ``z`` whose test loss lies above the lowest by more than ``NEAR_ZERO``
+      times the first test loss.
     - C, [z, last]: the near-zero training tail.
 
-    A stage that the curves do not show is left out. Between its measurements the test loss stays what it was. A NaN
-    training loss is not near zero.
+    A stage that the curves do not show is left out. Between its measurements the test loss stays
+    what it was. A NaN training loss is not near zero.
 
     Args:
         train_loss: Training loss per epoch from 0 on, ``[epochs + 1]``.
@@ -99,7 +111,9 @@ def stages(train_loss: np.ndarray, test_loss: np.ndarray) -> dict[str, tuple[int
     """
     measured = np.flatnonzero(np.isfinite(test_loss))
     if len(measured) == 0:
-        raise ValueError("test_loss must be measured at some epoch, got none. Give the Problem a test_curve.")
+        raise ValueError(
+            "test_loss must be measured at some epoch, got none. Give the Problem a test_curve."
+        )
     last = len(train_loss) - 1
     lowest = int(measured[test_loss[measured].argmin()])
     above = np.flatnonzero(~(np.abs(train_loss) < NEAR_ZERO * np.abs(train_loss[0])))
@@ -116,7 +130,8 @@ def stages(train_loss: np.ndarray, test_loss: np.ndarray) -> dict[str, tuple[int
 def loss_curves(plain: Sequence[Record], flooded: Sequence[Record], *, title: str) -> Figure:
     """Draw training and test loss against epoch, without and with flooding, and the flood level.
 
-    The level is drawn as its mean over the seeds that have one; the legend gives their range where they differ.
+    The level is drawn as its mean over the seeds that have one; the legend gives their range where
+    they differ.
 
     Args:
         plain: Records without flooding, one per seed.
@@ -144,10 +159,11 @@ def accuracy_curves(plain: Sequence[Record], flooded: Sequence[Record], *, title
 
 
 def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
-    """Draw what flooding does: training and test loss (a) without and (b) with it, over the :func:`stages` found.
+    """Draw what flooding does: training and test loss (a) without and (b) with it, over the
+    :func:`stages` found.
 
-    A stage that the mean curves do not show is not shaded, and the legend says so. In (b) the band from 0 to the level
-    is filled.
+    A stage that the mean curves do not show is not shaded, and the legend says so. In (b) the band
+    from 0 to the level is filled.
 
     Args:
         plain: Records without flooding, one per seed.
@@ -158,15 +174,30 @@ def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
     """
     with drawn(7.0, 5.5) as figure:
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, letter, group, records in zip(panels, "ab", _GROUPS, (plain, flooded), strict=True):
-            _shade(axes, stages(_mean(records, "train_loss")[0], _mean(records, _test_name(records, "loss"))[0]))
+        for axes, letter, group, records in zip(
+            panels, "ab", _GROUPS, (plain, flooded), strict=True
+        ):
+            _shade(
+                axes,
+                stages(
+                    _mean(records, "train_loss")[0], _mean(records, _test_name(records, "loss"))[0]
+                ),
+            )
             _lines(axes, records, group, "loss", "")
             if group == "flooded":
                 level, label = _level(records)
                 label = f"0 to the {label}" if len(level) else label
-                axes.fill_between(np.arange(len(level)), 0, level, color="0.6", alpha=0.5, lw=0, label=label)
-            axes.set(title=f"({letter}) {_GROUPS[group][0]}\n{_spread_of(records)}", xlabel="Epoch", xmargin=0.0)
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), handlelength=1.6, borderaxespad=0.0)
+                axes.fill_between(
+                    np.arange(len(level)), 0, level, color="0.6", alpha=0.5, lw=0, label=label
+                )
+            axes.set(
+                title=f"({letter}) {_GROUPS[group][0]}\n{_spread_of(records)}",
+                xlabel="Epoch",
+                xmargin=0.0,
+            )
+            axes.legend(
+                loc="upper center", bbox_to_anchor=(0.5, -0.16), handlelength=1.6, borderaxespad=0.0
+            )
         panels[0].set(ylabel=_LOSS, ylim=(_bottom(panels), None))
     return figure
 
@@ -174,11 +205,13 @@ def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
 def scatter(splits_by_name: Mapping[str, Splits]) -> Figure:
     """Draw the training split of each task, with its flipped labels ringed and counted.
 
-    Points carry the colour and marker of the label the user has. Inputs of more than two dimensions are drawn by their
-    first coordinate and by their projection on the line through the two class means of the split (clean labels).
+    Points carry the colour and marker of the label the user has. Inputs of more than two dimensions
+    are drawn by their first coordinate and by their projection on the line through the two class
+    means of the split (clean labels).
 
     Args:
-        splits_by_name: Two-class data by the name to draw above it; inputs ``[n, dimension]``, dimension at least 2.
+        splits_by_name: Two-class data by the name to draw above it; inputs ``[n, dimension]``,
+            dimension at least 2.
 
     Returns:
         A figure of one panel per task.
@@ -193,7 +226,11 @@ def scatter(splits_by_name: Mapping[str, Splits]) -> Figure:
         for axes, (name, splits) in zip(panels, splits_by_name.items(), strict=True):
             points, labels = _two_dimensions(splits.train)
             flipped = _points(axes, splits.train, points)
-            axes.set(title=f"{name}\n{flipped} of {len(points)} flipped", xlabel=labels[0], ylabel=labels[1])
+            axes.set(
+                title=f"{name}\n{flipped} of {len(points)} flipped",
+                xlabel=labels[0],
+                ylabel=labels[1],
+            )
             axes.margins(0.1)
             axes.set_aspect("equal", adjustable="datalim")
         figure.legend(*unique(panels), loc="outside lower center", ncols=3)
@@ -207,15 +244,17 @@ def decision_boundary(
     probe: Tensor,
     truth: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Figure:
-    """Draw the probability of class 1 over the plane after the last epoch, without and with flooding.
+    """Draw the probability of class 1 over the plane after the last epoch, without and with
+    flooding.
 
     Args:
         plain: Record without flooding, with probabilities on the probe.
         flooded: Record with flooding.
         splits: The data of their seed; the training split is drawn over the plane.
-        probe: The inputs of the probe, a square grid ``[points * points, 2]`` with the first coordinate changing
-            fastest, as from :func:`flooding.tasks.grid_2d`.
-        truth: Function ``(x1, x2)`` that is positive in class 1 and 0 on the true boundary, or None.
+        probe: The inputs of the probe, a square grid ``[points * points, 2]`` with the first
+            coordinate changing fastest, as from :func:`flooding.tasks.grid_2d`.
+        truth: Function ``(x1, x2)`` that is positive in class 1 and 0 on the true boundary, or
+            None.
 
     Returns:
         A figure of 7 x 4.3 inches.
@@ -241,16 +280,20 @@ def decision_boundary(
             name = f"{_GROUPS[group][0]}\n{flipped} of {len(points)} labels flipped"
             axes.set(title=name, xlabel=labels[0], aspect="equal")
         panels[0].set_ylabel(labels[1])
-        figure.colorbar(ScalarMappable(cmap=colours), ax=list(panels), label="P(class 1)", shrink=0.8)
+        figure.colorbar(
+            ScalarMappable(cmap=colours), ax=list(panels), label="P(class 1)", shrink=0.8
+        )
         figure.legend(*unique(panels), loc="outside lower center", ncols=3)
     return figure
 
 
 def reliability(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
-    """Draw accuracy against confidence on the test split after the last epoch, and how often each confidence occurs.
+    """Draw accuracy against confidence on the test split after the last epoch, and how often each
+    confidence occurs.
 
-    The bins of all seeds are pooled: counts are added, confidence and accuracy averaged with the counts as weights.
-    Empty bins are not drawn. The legend gives the calibration error, mean and standard deviation over the seeds.
+    The bins of all seeds are pooled: counts are added, confidence and accuracy averaged with the
+    counts as weights. Empty bins are not drawn. The legend gives the calibration error, mean and
+    standard deviation over the seeds.
 
     Args:
         plain: Records of a classifier without flooding, one per seed.
@@ -272,15 +315,28 @@ def reliability(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
             diagram.plot(confidence[full], accuracy[full], label=label, **look)
             width = 1 / len(count)
             left = width * (np.arange(len(count)) + (side + 0.1) / 2)
-            histogram.bar(left, count / count.sum(), 0.45 * width, align="edge", color=PALETTE[group], label=name)
-        diagram.set(ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1), title="Reliability on the test split, seeds pooled")
+            histogram.bar(
+                left,
+                count / count.sum(),
+                0.45 * width,
+                align="edge",
+                color=PALETTE[group],
+                label=name,
+            )
+        diagram.set(
+            ylabel="Accuracy",
+            xlim=(0, 1),
+            ylim=(0, 1),
+            title="Reliability on the test split, seeds pooled",
+        )
         histogram.set(xlabel="Confidence (highest probability)", ylabel="Share of examples")
         figure.legend(*unique([diagram]), loc="outside lower center")
     return figure
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as a PNG of 150 dots per inch, whole or not at all, with the same bytes for the same figure.
+    """Write a figure as a PNG of 150 dots per inch, whole or not at all, with the same bytes for
+    the same figure.
 
     Args:
         figure: The figure.
@@ -299,10 +355,13 @@ def save(figure: Figure, path: str | Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"path must lie in a folder, got {path} below a regular file. Name another.") from None
+        raise NotADirectoryError(
+            f"path must lie in a folder, got {path} below a regular file. Name another."
+        ) from None
     with _style():
         return write_atomic(
-            path, lambda file: figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+            path,
+            lambda file: figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None}),
         )
 
 
@@ -312,7 +371,9 @@ def _style() -> Generator[None]:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("plots need matplotlib, which is missing. Run: pip install 'flooding[plot]'") from error
+        raise ImportError(
+            "plots need matplotlib, which is missing. Run: pip install 'flooding[plot]'"
+        ) from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -321,7 +382,8 @@ def _style() -> Generator[None]:
 
 @contextmanager
 def drawn(width: float, height: float) -> Generator[Figure]:
-    """Lend a figure of this many inches to draw on, in the style of all pictures here, and lay it out.
+    """Lend a figure of this many inches to draw on, in the style of all pictures here, and lay it
+    out.
 
     Args:
         width: Inches.
@@ -335,7 +397,8 @@ def drawn(width: float, height: float) -> Generator[Figure]:
 
         figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
         yield figure  # ruff: ignore[fallible-context-manager]: after an error there is nothing to lay out
-        # The layout settles over two draws. Frozen after that: saving twice must give the same bytes.
+        # The layout settles over two draws. Frozen after that: saving twice must give the same
+        # bytes.
         figure.draw_without_rendering()
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -356,18 +419,24 @@ def level_colours(low: float, high: float) -> ScalarMappable:
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     # Without its palest end, which would be lost on white.
-    shades = LinearSegmentedColormap.from_list("levels", matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, 256)))
+    shades = LinearSegmentedColormap.from_list(
+        "levels", matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, 256))
+    )
     return ScalarMappable(Normalize(low, high), shades)
 
 
-def _curves(plain: Sequence[Record], flooded: Sequence[Record], what: str, label: str, title: str) -> Figure:
+def _curves(
+    plain: Sequence[Record], flooded: Sequence[Record], what: str, label: str, title: str
+) -> Figure:
     with drawn(7.0, 5.0) as figure:
         axes = figure.subplots()
         _lines(axes, plain, "plain", what, ", without flooding")
         if what == "loss":
             # Between the groups, so that each has a column of the legend.
             level, name = _level(flooded)
-            axes.plot(np.arange(len(level)), level, color="black", ls=":", lw=1.5, zorder=3, label=name)
+            axes.plot(
+                np.arange(len(level)), level, color="black", ls=":", lw=1.5, zorder=3, label=name
+            )
         _lines(axes, flooded, "flooded", what, ", with flooding")
         axes.set(title=title, xlabel="Epoch", ylabel=label, xmargin=0.0)
         if what == "loss":
@@ -382,7 +451,9 @@ def _lines(axes: Axes, records: Sequence[Record], group: str, what: str, end: st
     """Draw the training and the test curve of a group, with their bands."""
     noisy = any(f"train_{what}_clean" in record.curves for record in records)
     labels = ("training (noisy labels)", "test (clean labels)") if noisy else ("training", "test")
-    for name, dashes, label in zip((f"train_{what}", _test_name(records, what)), ("--", "-"), labels, strict=True):
+    for name, dashes, label in zip(
+        (f"train_{what}", _test_name(records, what)), ("--", "-"), labels, strict=True
+    ):
         mean, deviation = _mean(records, name)
         at = np.flatnonzero(np.isfinite(mean))
         look = {"color": PALETTE[group], "ls": dashes, "marker": _GROUPS[group][1], "ms": 5.0}
@@ -393,13 +464,22 @@ def _lines(axes: Axes, records: Sequence[Record], group: str, what: str, end: st
 
 
 def _mean(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the Records per epoch, NaN where one of them was not measured."""
+    """Mean and standard deviation over the Records per epoch, NaN where one of them was not
+    measured."""
     if not records or any(name not in record.curves for record in records):
-        have = sorted(set.intersection(*(set(record.curves) for record in records))) if records else "no Record"
-        raise ValueError(f"every Record must hold the curve {name!r}, got {have}. Test curves need a test_curve.")
+        have = (
+            sorted(set.intersection(*(set(record.curves) for record in records)))
+            if records
+            else "no Record"
+        )
+        raise ValueError(
+            f"every Record must hold the curve {name!r}, got {have}. Test curves need a test_curve."
+        )
     lengths = {len(record.curves[name]) for record in records}
     if len(lengths) > 1:
-        raise ValueError(f"Records of one group must have equally many epochs, got {sorted(lengths)}. Draw them apart.")
+        raise ValueError(
+            f"Records of one group must have equally many epochs, got {sorted(lengths)}. Draw them apart."
+        )
     values = np.stack([record.curves[name] for record in records]).astype(np.float64)
     values[~np.isfinite(values)] = np.nan
     return values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
@@ -412,7 +492,11 @@ def _level(flooded: Sequence[Record]) -> tuple[np.ndarray, str]:
         return np.empty(0), "no flood level"
     level, _ = _mean(have, "level")
     ends = [float(record.curves["level"][-1]) for record in have]
-    label = f"{ends[0]:.3g}" if min(ends) == max(ends) else f"{np.mean(ends):.3g} ({min(ends):.3g} to {max(ends):.3g})"
+    label = (
+        f"{ends[0]:.3g}"
+        if min(ends) == max(ends)
+        else f"{np.mean(ends):.3g} ({min(ends):.3g} to {max(ends):.3g})"
+    )
     label += "" if np.nanmin(level) == np.nanmax(level) else " in the end"
     label += "" if len(have) == len(flooded) else f" in {len(have)} of {len(flooded)} seeds"
     return level, f"flood level {label}"
@@ -420,7 +504,9 @@ def _level(flooded: Sequence[Record]) -> tuple[np.ndarray, str]:
 
 def _test_name(records: Sequence[Record], what: str) -> str:
     """Name the test curve on clean labels; a test split without noise has only one kind."""
-    return f"test_{what}" + ("_clean" if all(f"test_{what}_clean" in record.curves for record in records) else "")
+    return f"test_{what}" + (
+        "_clean" if all(f"test_{what}_clean" in record.curves for record in records) else ""
+    )
 
 
 def _shade(axes: Axes, found: Mapping[str, tuple[int, int]]) -> None:
@@ -429,7 +515,14 @@ def _shade(axes: Axes, found: Mapping[str, tuple[int, int]]) -> None:
             first, last = found[letter]
             label = f"{letter}: {what}\n(epochs {first} to {last})"
             axes.axvspan(first, last, color=PALETTE[letter], alpha=0.25, lw=0, label=label)
-            axes.text((first + last) / 2, 0.97, letter, transform=axes.get_xaxis_transform(), ha="center", va="top")
+            axes.text(
+                (first + last) / 2,
+                0.97,
+                letter,
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="top",
+            )
         else:
             axes.plot([], [], " ", label=f"{letter} is absent:\n{what}")
 
@@ -438,12 +531,17 @@ def _two_dimensions(split: Split) -> tuple[np.ndarray, tuple[str, str]]:
     """Coordinates to draw, ``[n, 2]``, and the names of the two axes."""
     if split.x.ndim != 2 or split.x.shape[1] < 2 or not set(split.y.tolist()) <= set(_CLASSES):
         got = f"{list(split.x.shape)} and {sorted(set(split.y.tolist()))}"
-        raise ValueError(f"inputs must be [n, 2 or more] and labels 0 or 1, got {got}. Draw two-class tasks only.")
+        raise ValueError(
+            f"inputs must be [n, 2 or more] and labels 0 or 1, got {got}. Draw two-class tasks only."
+        )
     x, y = split.x.double().numpy(), (split.y if split.clean is None else split.clean).numpy()
     if x.shape[1] == 2:
         return x, ("$x_1$", "$x_2$")
     line = x[y == 1].mean(0) - x[y == 0].mean(0)
-    return np.stack([x[:, 0], x @ line / np.linalg.norm(line)], 1), ("$x_1$", r"projection on $\mu_1 - \mu_0$")
+    return np.stack([x[:, 0], x @ line / np.linalg.norm(line)], 1), (
+        "$x_1$",
+        r"projection on $\mu_1 - \mu_0$",
+    )
 
 
 def _points(axes: Axes, split: Split, points: np.ndarray) -> int:
@@ -452,8 +550,12 @@ def _points(axes: Axes, split: Split, points: np.ndarray) -> int:
     for number, (name, marker) in _CLASSES.items():
         x, y = points[labels == number].T
         axes.plot(x, y, marker, color=PALETTE[name], mec="black", mew=0.6, ms=5, label=name)
-    flipped = np.zeros(len(labels), bool) if split.clean is None else (split.y != split.clean).numpy()
-    axes.plot(*points[flipped].T, "o", color="none", mec="black", mew=1.4, ms=11, label="flipped label")
+    flipped = (
+        np.zeros(len(labels), bool) if split.clean is None else (split.y != split.clean).numpy()
+    )
+    axes.plot(
+        *points[flipped].T, "o", color="none", mec="black", mew=1.4, ms=11, label="flipped label"
+    )
     return int(flipped.sum())
 
 
@@ -461,14 +563,18 @@ def _array(record: Record, name: str, shape: tuple[int, int]) -> np.ndarray:
     found = record.arrays.get(name)
     if found is None or found.shape != shape:
         got = "none" if found is None else list(found.shape)
-        raise ValueError(f"a Record must hold {name!r} of shape {list(shape)}, got {got}. Was it made by this probe?")
+        raise ValueError(
+            f"a Record must hold {name!r} of shape {list(shape)}, got {got}. Was it made by this probe?"
+        )
     return found
 
 
 def _pooled(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Confidence, accuracy and count of each bin over all Records; NaN in empty bins."""
     if any("last.reliability" not in record.arrays for record in records):
-        raise ValueError("every Record must hold 'last.reliability', got one without. Only classifiers have it.")
+        raise ValueError(
+            "every Record must hold 'last.reliability', got one without. Only classifiers have it."
+        )
     bins = np.stack([record.arrays["last.reliability"] for record in records]).astype(np.float64)
     count = bins[:, 2].sum(0)
     sums = np.where(bins[:, 2:] > 0, bins[:, :2] * bins[:, 2:], 0.0).sum(0)
@@ -489,14 +595,19 @@ def _spread_of(records: Sequence[Record]) -> str:
 
 
 def _bottom(panels: Sequence[Axes]) -> float:
-    """Lowest value of any line, or 0 if that is positive: a band below it says nothing about a loss."""
+    """Lowest value of any line, or 0 if that is positive: a band below it says nothing about a
+    loss."""
     lines = [np.asarray(line.get_ydata(), float) for axes in panels for line in axes.get_lines()]
     return min([0.0, *(float(np.nanmin(values)) for values in lines if np.isfinite(values).any())])
 
 
-def _zero_line(axes: Axes, x1: np.ndarray, x2: np.ndarray, height: np.ndarray, dashes: str, label: str) -> None:
+def _zero_line(
+    axes: Axes, x1: np.ndarray, x2: np.ndarray, height: np.ndarray, dashes: str, label: str
+) -> None:
     axes.contour(x1, x2, height, levels=[0.0], colors="black", linestyles=dashes, linewidths=1.5)
-    axes.plot([], [], color="black", ls=dashes, lw=1.5, label=label)  # a contour has no legend entry
+    axes.plot(
+        [], [], color="black", ls=dashes, lw=1.5, label=label
+    )  # a contour has no legend entry
 
 
 def unique(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
@@ -508,5 +619,9 @@ def unique(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
     Returns:
         What ``figure.legend`` takes; of equal labels the last counts.
     """
-    known = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    known = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     return list(known.values()), list(known)

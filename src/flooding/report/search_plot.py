@@ -1,7 +1,8 @@
 """Picture of a search: what each level brought on the validation split, and how its trainings went.
 
-A Run is judged by the mean of the last quarter of its epochs, which takes away part of the noise of a small validation
-split. Plain Runs have level None, or a level 0 that flooded no step; a level 0 that did is a level as any other.
+A Run is judged by the mean of the last quarter of its epochs, which takes away part of the noise of
+a small validation split. Plain Runs have level None, or a level 0 that flooded no step; a level 0
+that did is a level as any other.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ _DIVERGED = 100.0  # a loss this many times the median would hide all others
 _ROW = 0.4  # inches for a suggestion
 _PLAIN, _CHOICE, _DARK = "0.5", PALETTE["flooded"], "0.2"
 _LIMITS = ("cap", "label entropy", "balanced classes")  # suggestions that bound the level
-_NATS = ("cross_entropy", "CrossEntropyLoss", "nll_loss", "NLLLoss", "binary_cross_entropy", "BCELoss")
+_NATS = (
+    "cross_entropy",
+    "CrossEntropyLoss",
+    "nll_loss",
+    "NLLLoss",
+    "binary_cross_entropy",
+    "BCELoss",
+)
 
 
 _NATS += ("binary_cross_entropy_with_logits", "BCEWithLogitsLoss")
@@ -53,15 +61,16 @@ class _Measure(NamedTuple):
 def found(found: SearchResult) -> Figure:
     """Draw what a search measured, and what it chose.
 
-    On the left, validation score and loss against the level; on the right, training loss and validation score (or loss)
-    against the epoch; below, every suggestion with its interval. Marks of Runs that were stopped early are hollow, and
-    the smaller the shorter the Run. Plain training is a line at its longest; among the marks it stands at level 0, if
-    that is near, also as it was when others were stopped.
+    On the left, validation score and loss against the level; on the right, training loss and
+    validation score (or loss) against the epoch; below, every suggestion with its interval. Marks
+    of Runs that were stopped early are hollow, and the smaller the shorter the Run. Plain training
+    is a line at its longest; among the marks it stands at level 0, if that is near, also as it was
+    when others were stopped.
 
-    A panel with nothing to show is left out: the score where only a loss was measured, the loss where it merely stands
-    for the score, the left panels where all levels are controllers, the right ones where there are no curves. A Run has
-    no mark if its validation score or loss is not finite, or the loss is over 100 times the median; the title says how
-    many there are.
+    A panel with nothing to show is left out: the score where only a loss was measured, the loss
+    where it merely stands for the score, the left panels where all levels are controllers, the
+    right ones where there are no curves. A Run has no mark if its validation score or loss is not
+    finite, or the loss is over 100 times the median; the title says how many there are.
 
     Args:
         found: What a search found.
@@ -102,13 +111,19 @@ def found(found: SearchResult) -> Figure:
             _draw_curves(panels[f"{measure.name} by epoch"], found, measure, colours)
         if by_epoch and colours is not None:
             beside = [panels[f"{measure.name} by epoch"] for measure in by_epoch]
-            ticks = MaxNLocator(6, steps=[1, 2, 5, 10])  # as many as fit would not let the layout settle
-            figure.colorbar(colours, ax=beside, label=label, ticks=ticks, aspect=20 * (len(rows) - 1))
+            ticks = MaxNLocator(
+                6, steps=[1, 2, 5, 10]
+            )  # as many as fit would not let the layout settle
+            figure.colorbar(
+                colours, ax=beside, label=label, ticks=ticks, aspect=20 * (len(rows) - 1)
+            )
         key = panels.pop("key")
         key.set_axis_off()
         handles, names = unique(list(panels.values()))
         title = "Left: mean of each Run's last quarter" if by_level and by_epoch else None
-        legend = key.legend(handles, names, loc="upper left", borderaxespad=0.0, title=title, alignment="left")
+        legend = key.legend(
+            handles, names, loc="upper left", borderaxespad=0.0, title=title, alignment="left"
+        )
         legend.set_in_layout(False)  # it may reach below the colour bar
         below = max(0.5 + _ROW * len(found.suggestions), 0.5 + 0.24 * len(names), 1.0)
         heights = [3.3] * (len(rows) - 1) + [below]
@@ -121,10 +136,14 @@ def found(found: SearchResult) -> Figure:
 
 
 def _rows(by_level: list[str], by_epoch: list[str]) -> list[Any]:
-    """Lay panels out: levels on the left and epochs on the right, or the only kind there is side by side."""
+    """Lay panels out: levels on the left and epochs on the right, or the only kind there is side by
+    side."""
     if by_level and by_epoch:
         count = max(len(by_level), len(by_epoch))
-        rows = [[by_level[min(i, len(by_level) - 1)], by_epoch[min(i, len(by_epoch) - 1)]] for i in range(count)]
+        rows = [
+            [by_level[min(i, len(by_level) - 1)], by_epoch[min(i, len(by_epoch) - 1)]]
+            for i in range(count)
+        ]
     else:
         rows = [[*by_level, *by_epoch, "key"][:2]] if by_level or by_epoch else []
     return [*rows, ["strip", "key"]]
@@ -136,7 +155,9 @@ def _title(found: SearchResult, lost: int) -> str:
     level = "no flooding" if found.level is None else f"flood level {found.level:.3g}"
     runs = pluralize(len(found.records), "Run")
     end = f"; {lost} diverged" if lost else ""
-    return f"{found.strategy}: {level} ({runs} for the price of {found.cost.steps:.1f} trainings{end})"
+    return (
+        f"{found.strategy}: {level} ({runs} for the price of {found.cost.steps:.1f} trainings{end})"
+    )
 
 
 def _is_in_nats(problem: Any) -> bool:
@@ -148,7 +169,8 @@ def _is_in_nats(problem: Any) -> bool:
 
 
 def _measures(records: Sequence[Record], problem: Any) -> list[_Measure]:
-    """Give the training loss, then what there is on the validation split, the score before the loss."""
+    """Give the training loss, then what there is on the validation split, the score before the
+    loss."""
     unit = " (nats per example)" if _is_in_nats(problem) else ""
     measures = [_Measure("train_loss", f"Training loss{unit}")]
     own = getattr(problem, "score", None)
@@ -163,7 +185,8 @@ def _measures(records: Sequence[Record], problem: Any) -> list[_Measure]:
 
 
 def _has_no_loss(record: Record) -> bool:
-    """Tell whether the validation loss is only the score with the other sign: a function may give a score alone."""
+    """Tell whether the validation loss is only the score with the other sign: a function may give a
+    score alone."""
     loss, score = (record.metrics.get(f"last.{name}") for name in ("val_loss", "val_score"))
     return loss is None or (score is not None and (abs(loss) == abs(score) or math.isnan(loss)))
 
@@ -174,7 +197,8 @@ def _run(record: Record) -> Run:
 
 
 def _place(record: Record) -> float | None:
-    """Tell where a Record stands on the level axis; controllers and levels of examples stand nowhere."""
+    """Tell where a Record stands on the level axis; controllers and levels of examples stand
+    nowhere."""
     level = _run(record).level
     level = level.item() if isinstance(level, Tensor) else level
     return level if isinstance(level, float) else None
@@ -182,8 +206,14 @@ def _place(record: Record) -> float | None:
 
 def _places(records: Sequence[Record]) -> list[float | None]:
     """Tell where all Records stand; plain ones at 0, unless that is far from the levels."""
-    levels = [place for record in records if (place := _place(record)) is not None and not _is_plain(record)]
-    near = levels and min(levels) > 0 and (len(set(levels)) == 1 or min(levels) <= 0.8 * max(levels))
+    levels = [
+        place
+        for record in records
+        if (place := _place(record)) is not None and not _is_plain(record)
+    ]
+    near = (
+        levels and min(levels) > 0 and (len(set(levels)) == 1 or min(levels) <= 0.8 * max(levels))
+    )
     return [0.0 if near and _is_plain(record) else _place(record) for record in records]
 
 
@@ -207,7 +237,9 @@ def _epochs(record: Record) -> int:
 
 def _longest_plain(records: Sequence[Record], lost: Sequence[bool]) -> dict[int, Record]:
     """Give the longest plain Record of each seed that did not diverge."""
-    plain = [record for record, gone in zip(records, lost, strict=True) if _is_plain(record) and not gone]
+    plain = [
+        record for record, gone in zip(records, lost, strict=True) if _is_plain(record) and not gone
+    ]
     return {_run(record).seed: record for record in sorted(plain, key=_epochs)}
 
 
@@ -217,7 +249,9 @@ def _has_curve(record: Record, measure: _Measure) -> bool:
 
 def _traced(records: Sequence[Record], measures: Sequence[_Measure]) -> list[_Measure]:
     """Give the measures of which there are curves."""
-    return [measure for measure in measures if any(_has_curve(record, measure) for record in records)]
+    return [
+        measure for measure in measures if any(_has_curve(record, measure) for record in records)
+    ]
 
 
 def _curve(record: Record, measure: _Measure) -> np.ndarray:
@@ -227,7 +261,8 @@ def _curve(record: Record, measure: _Measure) -> np.ndarray:
 
 
 def _late(record: Record, measure: _Measure, until: int | None = None) -> float:
-    """Average the late epochs of a Record, or of what it was after ``until``; without a curve, give its end."""
+    """Average the late epochs of a Record, or of what it was after ``until``; without a curve, give
+    its end."""
     if not _has_curve(record, measure):
         return measure.times * record.metrics.get(f"last.{measure.name}", math.nan)
     curve = _curve(record, measure)[: None if until is None else until + 1]
@@ -249,27 +284,40 @@ def _lost(records: Sequence[Record], measures: Sequence[_Measure]) -> list[bool]
 def _smooth(curve: np.ndarray, window: int) -> np.ndarray:
     """Average each epoch with those around it, fewer at the ends; NaN stays where it is."""
     known = np.isfinite(curve)
-    sums, counts = (np.convolve(part, np.ones(window), "full") for part in (np.where(known, curve, 0.0), known))
+    sums, counts = (
+        np.convolve(part, np.ones(window), "full") for part in (np.where(known, curve, 0.0), known)
+    )
     centre = slice(window // 2, window // 2 + len(curve))
     return np.where(known, sums[centre] / np.maximum(counts[centre], 1), np.nan)
 
 
 def _ends(found: SearchResult) -> tuple[float, float]:
-    """Find the ends of the level axis: what was tried, and those suggestions that are not far from it."""
-    guesses = [v for s in found.suggestions for v in (s.level, s.low, s.high) if v is not None and math.isfinite(v)]
+    """Find the ends of the level axis: what was tried, and those suggestions that are not far from
+    it."""
+    guesses = [
+        v
+        for s in found.suggestions
+        for v in (s.level, s.low, s.high)
+        if v is not None and math.isfinite(v)
+    ]
     tried = [place for place in _places(found.records) if place is not None]
     tried += [] if found.level is None else [found.level]
     if not tried or max(tried) - min(tried) <= 1e-6 * max(map(abs, tried)):
         tried = [*tried, *guesses] or [0.0, 1.0]
     reach = max(tried) - min(tried) or abs(max(tried)) or 1.0
-    seen = [*tried, *(value for value in guesses if min(tried) - reach <= value <= max(tried) + reach)]
+    seen = [
+        *tried,
+        *(value for value in guesses if min(tried) - reach <= value <= max(tried) + reach),
+    ]
     pad = 0.06 * (max(seen) - min(seen) or reach)
     return min(seen) - pad, max(seen) + pad
 
 
 def _colours(records: Sequence[Record]) -> ScalarMappable | None:
     """Give each level its colour; None where nothing is flooded."""
-    levels = [record.level for record in records if record.level is not None and not _is_plain(record)]
+    levels = [
+        record.level for record in records if record.level is not None and not _is_plain(record)
+    ]
     if not levels:
         return None
     if min(levels) == max(levels):
@@ -282,10 +330,15 @@ def _colour(record: Record, colours: ScalarMappable | None) -> Any:
     return _PLAIN if colours is None or level is None else colours.to_rgba(level)  # type: ignore[arg-type]
 
 
-def _marks(records: Sequence[Record], measure: _Measure, lost: Sequence[bool]) -> dict[tuple[int, float], list[float]]:
-    """Give the values of all seeds by epochs and place; of plain training at the lengths of the others alone."""
+def _marks(
+    records: Sequence[Record], measure: _Measure, lost: Sequence[bool]
+) -> dict[tuple[int, float], list[float]]:
+    """Give the values of all seeds by epochs and place; of plain training at the lengths of the
+    others alone."""
     found: dict[tuple[int, float], dict[int, float]] = {}
-    placed = [trio for trio in zip(records, _places(records), lost, strict=True) if trio[1] is not None]
+    placed = [
+        trio for trio in zip(records, _places(records), lost, strict=True) if trio[1] is not None
+    ]
     lengths = {_epochs(record) for record, _, _ in placed if not _is_plain(record)}
     for record, place, gone in placed:
         if _epochs(record) in lengths:
@@ -295,12 +348,18 @@ def _marks(records: Sequence[Record], measure: _Measure, lost: Sequence[bool]) -
         for seed, record in _longest_plain(records, lost).items():
             for length in lengths:
                 if _has_curve(record, measure) and length < _epochs(record):
-                    found.setdefault((length, 0.0), {}).setdefault(seed, _late(record, measure, length))
+                    found.setdefault((length, 0.0), {}).setdefault(
+                        seed, _late(record, measure, length)
+                    )
     return {at: list(values.values()) for at, values in sorted(found.items())}
 
 
 def _draw_levels(
-    axes: Axes, records: Sequence[Record], measure: _Measure, lost: Sequence[bool], colours: ScalarMappable | None
+    axes: Axes,
+    records: Sequence[Record],
+    measure: _Measure,
+    lost: Sequence[bool],
+    colours: ScalarMappable | None,
 ) -> None:
     """Draw a mark for each Run, the means over seeds, and plain training as a line."""
     marks, max_epochs = _marks(records, measure, lost), _run(records[0]).problem.max_epochs
@@ -321,7 +380,11 @@ def _draw_levels(
             axes.plot([place] * len(values), values, **look, ms=0.6 * size, alpha=0.4)
         axes.plot([place], [np.mean(values)], **look, ms=size, zorder=3)
     for length in lengths:
-        line = [(place, np.mean(values)) for (epochs, place), values in marks.items() if epochs == length]
+        line = [
+            (place, np.mean(values))
+            for (epochs, place), values in marks.items()
+            if epochs == length
+        ]
         axes.plot(*zip(*line, strict=True), color="0.8", lw=1, zorder=1)  # type: ignore[arg-type]
     plain = list(_longest_plain(records, lost).values())
     if plain:
@@ -330,7 +393,9 @@ def _draw_levels(
         axes.axhline(value, color=_PLAIN, ls="--", lw=2, zorder=2, label=label)
     _explain_marks(axes, lengths, max_epochs, seeds)
     if measure.is_loss:
-        _scale(axes, np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.get_lines()]))
+        _scale(
+            axes, np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.get_lines()])
+        )
 
 
 def _told(epochs: Iterable[int], max_epochs: int) -> str:
@@ -357,11 +422,14 @@ def _explain_marks(axes: Axes, lengths: Sequence[int], max_epochs: int, seeds: i
 
 
 def _draw_choice(axes: Axes, found: SearchResult, ends: tuple[float, float], *, told: bool) -> None:
-    """Draw the choice and the limits as vertical lines and, if they are to be told, a flag above each."""
+    """Draw the choice and the limits as vertical lines and, if they are to be told, a flag above
+    each."""
     middle = (ends[0] + ends[1]) / 2
     chosen = f"chosen: {'no flooding' if found.level is None else f'{found.level:.3g}'}"
     flags = [(ends[0] if found.level is None else found.level, chosen)]
-    limits = [(s.level, s.name) for s in found.suggestions if s.name in _LIMITS and s.level is not None]
+    limits = [
+        (s.level, s.name) for s in found.suggestions if s.name in _LIMITS and s.level is not None
+    ]
     flags += [(level, f"{name}: {level:.3g}") for level, name in limits if math.isfinite(level)]
     # From the middle outwards and upwards, so that no flag stands in the way of another's pole.
     for row, (level, text) in enumerate(sorted(flags, key=lambda flag: abs(flag[0] - middle))):
@@ -391,8 +459,11 @@ def _draw_choice(axes: Axes, found: SearchResult, ends: tuple[float, float], *, 
             )
 
 
-def _draw_curves(axes: Axes, found: SearchResult, measure: _Measure, colours: ScalarMappable | None) -> None:
-    """Draw a curve for each Run, faint as it is and smoothed over that; those of the choice are thick."""
+def _draw_curves(
+    axes: Axes, found: SearchResult, measure: _Measure, colours: ScalarMappable | None
+) -> None:
+    """Draw a curve for each Run, faint as it is and smoothed over that; those of the choice are
+    thick."""
     records = [record for record in found.records if _has_curve(record, measure)]
     curves = [_curve(record, measure) for record in records]
     last = max(map(len, curves)) - 1
@@ -403,11 +474,19 @@ def _draw_curves(axes: Axes, found: SearchResult, measure: _Measure, colours: Sc
         colour, chosen = _colour(record, colours), _is_choice(record, found)
         axes.plot(curve, color=colour, lw=0.8, alpha=0.15 if many else 0.3, zorder=1)
         style = {"ls": "--" if mixed and _moves(record) else "-", "zorder": 3 if chosen else 2}
-        axes.plot(_smooth(curve, window), color=colour, lw=3.0 if chosen else 1.0 if many else 1.6, **style)
+        axes.plot(
+            _smooth(curve, window),
+            color=colour,
+            lw=3.0 if chosen else 1.0 if many else 1.6,
+            **style,
+        )
     lines = {
         "plain training": (any(map(_is_plain, records)), {"color": _PLAIN}),
         "level, told by its colour": (any(not (_is_plain(r) or _moves(r)) for r in records), {}),
-        "level that moves, coloured by its last": (any(map(_moves, records)), {"ls": "--" if mixed else "-"}),
+        "level that moves, coloured by its last": (
+            any(map(_moves, records)),
+            {"ls": "--" if mixed else "-"},
+        ),
         "the choice": (any(_is_choice(record, found) for record in records), {"lw": 3.0}),
         f"faint: each epoch; lines: mean of {window}": (window > 1, {"lw": 0.8, "alpha": 0.5}),
     }
@@ -417,11 +496,16 @@ def _draw_curves(axes: Axes, found: SearchResult, measure: _Measure, colours: Sc
     axes.set(xlabel="Epoch", ylabel=measure.label, xlim=(0, last))
     if measure.is_loss:
         _scale(axes, np.concatenate(curves), logarithmic=measure.name == "train_loss")
-    _frame(axes, curves, measure, [level for record in records if (level := record.level or 0.0) > 0])
+    _frame(
+        axes, curves, measure, [level for record in records if (level := record.level or 0.0) > 0]
+    )
 
 
-def _frame(axes: Axes, curves: Sequence[np.ndarray], measure: _Measure, levels: Sequence[float]) -> None:
-    """Fit the axis to what matters: lines may leave it where they begin, blow up or fall far below every level."""
+def _frame(
+    axes: Axes, curves: Sequence[np.ndarray], measure: _Measure, levels: Sequence[float]
+) -> None:
+    """Fit the axis to what matters: lines may leave it where they begin, blow up or fall far below
+    every level."""
     begun = 0 if measure.name == "train_loss" else max(map(len, curves)) // 10
     shown = np.concatenate([curve[begun:] for curve in curves])
     shown = shown[np.isfinite(shown)]
@@ -436,10 +520,15 @@ def _frame(axes: Axes, curves: Sequence[np.ndarray], measure: _Measure, levels: 
 
 
 def _scale(axes: Axes, values: np.ndarray, *, logarithmic: bool = False) -> None:
-    """Make the axis of a loss without negative values logarithmic, if told to or if they spread far."""
+    """Make the axis of a loss without negative values logarithmic, if told to or if they spread
+    far."""
     values = values[np.isfinite(values)]
     positive = values[values > 0]
-    if len(positive) and values.min() >= 0 and (logarithmic or positive.max() > 10 * positive.min()):
+    if (
+        len(positive)
+        and values.min() >= 0
+        and (logarithmic or positive.max() > 10 * positive.min())
+    ):
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
         axes.set_yscale("log")
@@ -449,8 +538,11 @@ def _scale(axes: Axes, values: np.ndarray, *, logarithmic: bool = False) -> None
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_suggestions(axes: Axes, suggestions: Sequence[LevelEstimate], ends: tuple[float, float], label: str) -> None:
-    """Draw a bar for each suggestion with an interval, below its name; arrowheads point to what is off the axis."""
+def _draw_suggestions(
+    axes: Axes, suggestions: Sequence[LevelEstimate], ends: tuple[float, float], label: str
+) -> None:
+    """Draw a bar for each suggestion with an interval, below its name; arrowheads point to what is
+    off the axis."""
     for row, suggestion in enumerate(suggestions):
         level, low, high = suggestion.level, suggestion.low, suggestion.high
         known = low < high and (low, high) != (0.0, math.inf)  # the default says nothing
@@ -481,7 +573,9 @@ def _interval(low: float, high: float) -> str:
     """Tell an interval, either of whose ends may be infinite."""
     if not math.isfinite(low):
         return f" (below {high:.3g})" if math.isfinite(high) else ""
-    return f" ({_rounded(low, high)} to {high:.3g})" if math.isfinite(high) else f" (above {low:.3g})"
+    return (
+        f" ({_rounded(low, high)} to {high:.3g})" if math.isfinite(high) else f" (above {low:.3g})"
+    )
 
 
 def _rounded(value: float, scale: float) -> str:

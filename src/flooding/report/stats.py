@@ -65,7 +65,9 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """
     stats = _stats()
     if len(ours) != len(theirs) or len(ours) == 0:
-        raise ValueError(f"pairs must be as many on both sides, at least one, got {len(ours)} and {len(theirs)}.")
+        raise ValueError(
+            f"pairs must be as many on both sides, at least one, got {len(ours)} and {len(theirs)}."
+        )
     gains = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     mean, n = float(gains.mean()), len(gains)
     if n < 2:
@@ -85,8 +87,9 @@ def describe_difference(gain: Difference, p: float) -> str:
         p: Its p value, corrected where several were tested.
 
     Returns:
-        That it ``wins``, ``LOSES`` or, where p is not below 5 %, ``is not shown to differ``; that it ``ties in every
-        pair`` or ``is not tested``, where there is one pair; the difference itself.
+        That it ``wins``, ``LOSES`` or, where p is not below 5 %, ``is not shown to differ``; that
+        it ``ties in every pair`` or ``is not tested``, where there is one pair; the difference
+        itself.
 
     Example:
         >>> verdict(paired([3.0, 4.0, 5.0], [2.0, 2.0, 2.0]), 0.07)
@@ -132,7 +135,8 @@ def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
         theirs: Whether it happens in the same seeds on the other side.
 
     Returns:
-        Two-sided exact p of McNemar's test: that of the pairs that differ being a fair coin's; 1 where none differs.
+        Two-sided exact p of McNemar's test: that of the pairs that differ being a fair coin's; 1
+        where none differs.
 
     Raises:
         ValueError: If the lists differ in length.
@@ -143,7 +147,10 @@ def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     """
     if len(ours) != len(theirs):
         raise ValueError(f"pairs must be as many on both sides, got {len(ours)} and {len(theirs)}.")
-    only, other = (sum(a and not b for a, b in zip(*sides, strict=True)) for sides in ((ours, theirs), (theirs, ours)))
+    only, other = (
+        sum(a and not b for a, b in zip(*sides, strict=True))
+        for sides in ((ours, theirs), (theirs, ours))
+    )
     return float(_stats().binomtest(only, only + other).pvalue) if only + other else 1.0
 
 
@@ -157,7 +164,8 @@ def average_ranks(results: Mapping[str, Sequence[float]]) -> dict[str, float]:
         For each method its mean rank; those that tie share the mean of their ranks.
 
     References:
-        Demšar, *Statistical comparisons of classifiers over multiple data sets*, JMLR 2006, section 3.2.2.
+        Demšar, *Statistical comparisons of classifiers over multiple data sets*, JMLR 2006, section
+        3.2.2.
 
     Example:
         >>> average_ranks({"a": [0.9, 0.8], "b": [0.7, 0.8]})
@@ -169,7 +177,8 @@ def average_ranks(results: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def critical_difference(methods: int, problems: int) -> float:
-    """Give the difference of mean ranks from which on two methods differ, at 5 %, by Nemenyi's test.
+    """Give the difference of mean ranks from which on two methods differ, at 5 %, by Nemenyi's
+    test.
 
     Args:
         methods: Number of methods, at least 2.
@@ -246,5 +255,7 @@ def _stats():
     try:
         from scipy import stats
     except ImportError as error:
-        raise ImportError("tests of differences need scipy. Run: pip install 'flooding[experiments]'") from error
+        raise ImportError(
+            "tests of differences need scipy. Run: pip install 'flooding[experiments]'"
+        ) from error
     return stats

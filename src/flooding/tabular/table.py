@@ -1,7 +1,7 @@
 """Tables: from somebody's file of rows and columns to a Problem, a saved model, and predictions.
 
-The rows are divided once, and everything that is fitted to columns (medians, means, categories) is fitted to the
-training rows alone, so that a saved model has one preprocessing.
+The rows are divided once, and everything that is fitted to columns (medians, means, categories) is
+fitted to the training rows alone, so that a saved model has one preprocessing.
 """
 
 # The checks shared by the functions below raise what their docstrings promise.
@@ -78,8 +78,8 @@ _FORMAT = "flooding table model 2"
 class Column:
     """How one column becomes features.
 
-    Numbers: missing ones become the median, then ``(value - mean) / sd``. Categories: one feature each, 1 where the
-    value is this category; rare, unseen and missing values are 0 in all of them.
+    Numbers: missing ones become the median, then ``(value - mean) / sd``. Categories: one feature
+    each, 1 where the value is this category; rare, unseen and missing values are 0 in all of them.
 
     Args:
         name: Name of the column.
@@ -104,7 +104,8 @@ class Column:
 
     @staticmethod
     def fit(values: pd.Series) -> Column:
-        """Fit a column: up to 30 categories that occur at least twice, or median, mean and standard deviation.
+        """Fit a column: up to 30 categories that occur at least twice, or median, mean and standard
+        deviation.
 
         Args:
             values: Numbers, or text, of the training rows; missing ones are NaN.
@@ -115,7 +116,9 @@ class Column:
         name, missing = str(values.name), bool(values.isna().any())
         if not _is_numeric(values):
             counts = sorted(Counter(values.dropna()).items(), key=lambda item: (-item[1], item[0]))
-            return Column(name, tuple(v for v, n in counts if n > 1)[:_MOST_CATEGORIES], missing=missing)
+            return Column(
+                name, tuple(v for v, n in counts if n > 1)[:_MOST_CATEGORIES], missing=missing
+            )
         numbers = _numbers_of(values)
         is_missing = np.isnan(numbers)
         median = 0.0 if is_missing.all() else float(np.median(numbers[~is_missing]))
@@ -134,7 +137,8 @@ class Column:
             Features, float64 ``[rows, features]``.
 
         Raises:
-            ValueError: If text stands where numbers were fitted or the other way round, or a number is infinite.
+            ValueError: If text stands where numbers were fitted or the other way round, or a number
+                is infinite.
         """
         if _is_numeric(values) and self.categories is not None:
             raise ValueError(
@@ -156,7 +160,8 @@ class Preprocessing:
 
     Args:
         columns: The columns that are used, in the order of their features.
-        dropped: Names of columns that tell nothing: constant, or text that never repeats, on the training rows.
+        dropped: Names of columns that tell nothing: constant, or text that never repeats, on the
+            training rows.
 
     Example:
         >>> import pandas
@@ -206,12 +211,15 @@ class Preprocessing:
             Inputs, float32 ``[rows, features]``.
 
         Raises:
-            ValueError: If a column is missing, holds something else than in training, or a number is infinite.
+            ValueError: If a column is missing, holds something else than in training, or a number
+                is infinite.
         """
         there = {str(name): values for name, values in table.items()}
         for name in (column.name for column in self.columns):
             if name not in there:
-                raise ValueError(f"the table must have every column of the training table, got no {_near(name, there)}")
+                raise ValueError(
+                    f"the table must have every column of the training table, got no {_near(name, there)}"
+                )
         parts = [column.features(there[column.name]) for column in self.columns]
         with np.errstate(over="ignore"):
             x = np.concatenate(parts, axis=1).astype(np.float32)
@@ -250,7 +258,8 @@ class TableProblem:
         problem: What is trained; replace parts of it with ``dataclasses.replace``.
         preprocessing: How columns became inputs.
         target: What is predicted.
-        header: Whether the file began with the names of its columns; None where its kind leaves no doubt.
+        header: Whether the file began with the names of its columns; None where its kind leaves no
+            doubt.
         assumptions: Sentences that say what was assumed.
     """
 
@@ -279,21 +288,28 @@ class TableModel:
 
 
 def read_table(
-    path: str | Path, target: str | int | None = None, *, header: bool | None = None, text: Collection[str] = ()
+    path: str | Path,
+    target: str | int | None = None,
+    *,
+    header: bool | None = None,
+    text: Collection[str] = (),
 ) -> pd.DataFrame:
-    r"""Read a table from a text file (CSV, TSV, semicolons, blanks) or a NumPy archive, packed (gz, bz2, xz) or not.
+    r"""Read a table from a text file (CSV, TSV, semicolons, blanks) or a NumPy archive, packed (gz,
+    bz2, xz) or not.
 
-    A column is numeric where every value is a number, else text. Empty cells, ``?``, ``NA``, ``N/A``, ``NaN`` and
-    ``NULL`` are missing. Where semicolons separate, numbers may have a decimal comma. Columns without a name, such as
-    the row numbers that pandas writes, are left out with a notice.
+    A column is numeric where every value is a number, else text. Empty cells, ``?``, ``NA``,
+    ``N/A``, ``NaN`` and ``NULL`` are missing. Where semicolons separate, numbers may have a decimal
+    comma. Columns without a name, such as the row numbers that pandas writes, are left out with a
+    notice.
 
-    An archive (``.npz``) holds inputs ``x`` or ``X``, ``[rows, ...]``, whose columns are named c0, c1, ..., and
-    the target ``y``, ``[rows]``, or an array of the name in ``target``.
+    An archive (``.npz``) holds inputs ``x`` or ``X``, ``[rows, ...]``, whose columns are named c0,
+    c1, ..., and the target ``y``, ``[rows]``, or an array of the name in ``target``.
 
     Args:
         path: The file; text must be UTF-8.
         target: Name or position of the target, if one is wanted.
-        header: Whether the first row names the columns; None finds out. Without a header they are c0, c1, ...
+        header: Whether the first row names the columns; None finds out. Without a header they are
+            c0, c1, ...
         text: Names of columns to leave as text even where they hold numbers.
 
     Returns:
@@ -301,7 +317,8 @@ def read_table(
 
     Raises:
         ImportError: If pandas is not installed.
-        ValueError: If the file cannot be read as a table with at least one row, or two columns share a name.
+        ValueError: If the file cannot be read as a table with at least one row, or two columns
+            share a name.
 
     Example:
         >>> import tempfile
@@ -327,14 +344,16 @@ def table_problem(
     depth: int = 3,
     header: bool | None = None,
 ) -> TableProblem:
-    r"""Make a Problem from a table: a ReLU network, Adam at 0.001, and the rows divided once for all seeds of Runs.
+    r"""Make a Problem from a table: a ReLU network, Adam at 0.001, and the rows divided once for
+    all seeds of Runs.
 
-    A target of text means classification, and so do whole numbers with at most 20 distinct values that have 5 rows
-    each on average; anything else means regression. Classes are divided separately: each gives
-    ``round(rows * share)`` rows, but at least one, to validation and to test. Rows without a target are dropped.
+    A target of text means classification, and so do whole numbers with at most 20 distinct values
+    that have 5 rows each on average; anything else means regression. Classes are divided
+    separately: each gives ``round(rows * share)`` rows, but at least one, to validation and to
+    test. Rows without a target are dropped.
 
-    Classification uses the cross-entropy; regression the squared error of the target standardised on the training
-    rows, so that predicting their mean has a training loss of 1.
+    Classification uses the cross-entropy; regression the squared error of the target standardised
+    on the training rows, so that predicting their mean has a training loss of 1.
 
     Args:
         path: The file, see :func:`read_table`.
@@ -353,8 +372,9 @@ def table_problem(
         The Problem with its preprocessing and the sentences that say what was assumed.
 
     Raises:
-        ValueError: If the file is no such table, the target is not in it, is all missing or does not vary, a class
-            has too few rows to divide, no other column varies, or an argument is out of range.
+        ValueError: If the file is no such table, the target is not in it, is all missing or does
+            not vary, a class has too few rows to divide, no other column varies, or an argument is
+            out of range.
 
     Example:
         >>> import tempfile
@@ -386,7 +406,11 @@ def table_problem(
     preprocessing = Preprocessing.fit(inputs.iloc[parts[0]])
     x = preprocessing.transform(inputs)
     found, outputs = _target(name, classes, y[parts[0]]), len(classes) if classes else 1
-    labels = torch.from_numpy(y) if classes else torch.from_numpy((y - found.mean) / found.sd).float()[:, None]
+    labels = (
+        torch.from_numpy(y)
+        if classes
+        else torch.from_numpy((y - found.mean) / found.sd).float()[:, None]
+    )
     train, val, *test = [Split(x[part], labels[part]) for part in map(torch.from_numpy, parts)]
     problem = Problem(
         data=Splits(train, val, test[0] if test else None),
@@ -398,8 +422,12 @@ def table_problem(
     )
     rows = f"{_printable(path.name)}: {len(table):,} rows, {table.shape[1]:,} columns"
     rows += ", named c0, c1 and so on since there is no header" if header is False else ""
-    missing = f"Dropped {len(table) - len(y):,} rows without a target." if len(y) < len(table) else ""
-    sizes = ", ".join(f"{len(p):,} {n}" for p, n in zip(parts, ("training", "validation", "test"), strict=False))
+    missing = (
+        f"Dropped {len(table) - len(y):,} rows without a target." if len(y) < len(table) else ""
+    )
+    sizes = ", ".join(
+        f"{len(p):,} {n}" for p, n in zip(parts, ("training", "validation", "test"), strict=False)
+    )
     told = [
         f"{rows}.",
         missing,
@@ -408,9 +436,13 @@ def table_problem(
         f"Split by seed {split_seed}{', each class alike' if classes else ''}: {sizes} rows.",
         f"Network: {x.shape[1]:,} inputs, {depth} x {width} ReLU units, {outputs} output{'s' * (outputs > 1)}; "
         f"Adam at 0.001, batches of {problem.batch_size}, {max_epochs} epochs.",
-        "" if classes else f"Loss: squared error of the target in units of {found.sd:.6g} (its training deviation).",
+        ""
+        if classes
+        else f"Loss: squared error of the target in units of {found.sd:.6g} (its training deviation).",
     ]
-    return TableProblem(problem, preprocessing, found, header, tuple(sentence for sentence in told if sentence))
+    return TableProblem(
+        problem, preprocessing, found, header, tuple(sentence for sentence in told if sentence)
+    )
 
 
 def check_folder(folder: str | Path) -> None:
@@ -430,7 +462,8 @@ def check_folder(folder: str | Path) -> None:
 
 
 def save_model(folder: str | Path, weights: dict[str, Tensor], table: TableProblem) -> None:
-    """Save weights with all that predictions need: a reader sees the old model or the new one, at any moment.
+    """Save weights with all that predictions need: a reader sees the old model or the new one, at
+    any moment.
 
     ``model.json`` names the file of the weights by its sha256 and carries one of its own, so that
     :func:`load_model` notices damage.
@@ -447,7 +480,9 @@ def save_model(folder: str | Path, weights: dict[str, Tensor], table: TableProbl
     folder, build = Path(folder).absolute(), table.problem.model
     check_folder(folder)
     if not isinstance(build, partial) or build.func is not mlp:
-        raise ValueError(f"only networks made by partial(flooding.models.mlp, ...) can be saved, got {build}.")
+        raise ValueError(
+            f"only networks made by partial(flooding.models.mlp, ...) can be saved, got {build}."
+        )
     network = inspect.signature(mlp).bind(*build.args, **build.keywords).arguments
     _fitted(network, weights)
     config = {
@@ -468,8 +503,8 @@ def save_model(folder: str | Path, weights: dict[str, Tensor], table: TableProbl
 def load_model(folder: str | Path) -> TableModel:
     """Load what :func:`save_model` saved; nothing in the folder is run.
 
-    Both files are verified by their sha256. Models of flooding 0.1.0 have none: what can be checked of them is checked,
-    and the log says what cannot.
+    Both files are verified by their sha256. Models of flooding 0.1.0 have none: what can be checked
+    of them is checked, and the log says what cannot.
 
     Args:
         folder: Where it was saved.
@@ -478,7 +513,8 @@ def load_model(folder: str | Path) -> TableModel:
         The model.
 
     Raises:
-        ValueError: If the folder does not hold a whole saved model, or its files are damaged or do not belong together.
+        ValueError: If the folder does not hold a whole saved model, or its files are damaged or do
+            not belong together.
     """
     folder = Path(folder)
     try:
@@ -489,7 +525,9 @@ def load_model(folder: str | Path) -> TableModel:
     except (*DAMAGED, pickle.UnpicklingError) as error:
         what = _printable(str(error).split("\n")[0][:500].rstrip("."))
         fix = "Give the folder that flooding find --save wrote"
-        raise ValueError(f"folder must hold a saved model, got {_printable(folder)}: {what}. {fix}.") from error
+        raise ValueError(
+            f"folder must hold a saved model, got {_printable(folder)}: {what}. {fix}."
+        ) from error
 
 
 def _restored(config: dict[str, Any], weights: dict[str, Tensor]) -> TableModel:
@@ -500,14 +538,23 @@ def _restored(config: dict[str, Any], weights: dict[str, Tensor]) -> TableModel:
     _names([*(column.name for column in columns), *dropped], "columns")
     target = config["target"]
     classes = None if target["classes"] is None else _names(target["classes"], "classes")
-    target = Target(_checked(target, "name", str), classes, _number_in(target, "mean"), _number_in(target, "sd"))
+    target = Target(
+        _checked(target, "name", str), classes, _number_in(target, "mean"), _number_in(target, "sd")
+    )
     network, header = _checked(config, "network", dict), config["header"]
     model = _fitted(network, weights)
-    sizes = {"inputs": sum(column.size for column in columns), "outputs": 1 if classes is None else len(classes)}
+    sizes = {
+        "inputs": sum(column.size for column in columns),
+        "outputs": 1 if classes is None else len(classes),
+    }
     for name, size in sizes.items():
         if network[name] != size:
-            raise ValueError(f"the network has {network[name]} {name}, but its columns and classes need {size}")
-    if header not in {None, True, False} or isinstance(header, (int, float)) is not isinstance(header, bool):
+            raise ValueError(
+                f"the network has {network[name]} {name}, but its columns and classes need {size}"
+            )
+    if header not in {None, True, False} or isinstance(header, (int, float)) is not isinstance(
+        header, bool
+    ):
         raise ValueError(f"header must be true, false or null, got {str(header)[:80]}")
     return TableModel(model, Preprocessing(tuple(columns), dropped), target, header)
 
@@ -533,7 +580,9 @@ def _checked(stored: dict[str, Any], key: str, kind: type) -> Any:
 def _number_in(stored: dict[str, Any], key: str) -> float:
     value = stored[key]
     if type(value) not in {int, float} or not abs(value) < math.inf or (key == "sd" and value <= 0):
-        raise ValueError(f"{key} must be a finite number{' above 0' * (key == 'sd')}, got {_quoted(value)}")
+        raise ValueError(
+            f"{key} must be a finite number{' above 0' * (key == 'sd')}, got {_quoted(value)}"
+        )
     return float(value)
 
 
@@ -548,21 +597,22 @@ def _names(values: Any, what: str) -> tuple[str, ...]:
 def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
     """Predict the target for every row of a table with a saved model.
 
-    Columns are matched by name. Further columns are ignored with a notice, the target's own without one. Categories
-    that training had not seen count as rare ones.
+    Columns are matched by name. Further columns are ignored with a notice, the target's own without
+    one. Categories that training had not seen count as rare ones.
 
     Args:
         folder: A saved model.
         path: A table with the columns of the training table, see :func:`read_table`.
 
     Returns:
-        A pandas DataFrame with a row per row of the table, in its order. For classes: ``class`` (its name, a string),
-        then ``probability of NAME`` for each class. For a number: ``value`` in the target's unit.
+        A pandas DataFrame with a row per row of the table, in its order. For classes: ``class``
+        (its name, a string), then ``probability of NAME`` for each class. For a number: ``value``
+        in the target's unit.
 
     Raises:
         ImportError: If pandas is not installed.
-        ValueError: If the model or the table cannot be read, or a column is missing or holds something else than in
-            training.
+        ValueError: If the model or the table cannot be read, or a column is missing or holds
+            something else than in training.
     """
     pandas, model = _pandas(), load_model(folder)
     columns, target = model.preprocessing.columns, model.target
@@ -577,7 +627,12 @@ def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
             other = set(table[column.name].dropna()) - set(column.categories)
             if other:
                 what = f"values of {_quoted(column.name)} were rare or absent in training"
-                log.warning("%d %s and count as none of its categories: %s", len(other), what, _some(sorted(other)))
+                log.warning(
+                    "%d %s and count as none of its categories: %s",
+                    len(other),
+                    what,
+                    _some(sorted(other)),
+                )
     with torch.inference_mode():
         output = torch.cat([model.network(part) for part in x.split(10_000)]).double()
     if not (is_finite := output.isfinite().all(1)).all():
@@ -595,8 +650,11 @@ def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
 
 
 def _warn_of_formulas(classes: list[str]) -> None:
-    """Warn of names that a spreadsheet would run; they stay as they are, since labels come back letter by letter."""
-    formulas = Counter(name for name in classes if name.startswith(_FORMULA_STARTS) and not _is_float(name))
+    """Warn of names that a spreadsheet would run; they stay as they are, since labels come back
+    letter by letter."""
+    formulas = Counter(
+        name for name in classes if name.startswith(_FORMULA_STARTS) and not _is_float(name)
+    )
     if formulas:
         log.warning(
             "%d rows have a class whose name a spreadsheet would run as a formula: %s. Import that column as text.",
@@ -617,7 +675,9 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise ImportError("tables need pandas. Install it: pip install 'flooding[tables]'") from error
+        raise ImportError(
+            "tables need pandas. Install it: pip install 'flooding[tables]'"
+        ) from error
     return pandas
 
 
@@ -632,14 +692,24 @@ def _read(
     cells, comma = _cells(path, data)
     if header is None:
         header = _has_header(cells, target, comma)
-    names = [str(cell).strip() for cell in cells[0]] if header else [f"c{i}" for i in range(cells.shape[1])]
+    names = (
+        [str(cell).strip() for cell in cells[0]]
+        if header
+        else [f"c{i}" for i in range(cells.shape[1])]
+    )
     rows = cells[int(header) :]
     if not len(rows):
-        raise ValueError(f"a table must have rows, got the header alone in {_printable(path)}. Give it data.")
+        raise ValueError(
+            f"a table must have rows, got the header alone in {_printable(path)}. Give it data."
+        )
     _check_names(path, names)
     if "" in names:
-        log.warning("%d columns without a name are left out: %s", names.count(""), _printable(path.name))
-    columns = [(n, _typed(column, n in text, comma)) for column, n in zip(rows.T, names, strict=True) if n]
+        log.warning(
+            "%d columns without a name are left out: %s", names.count(""), _printable(path.name)
+        )
+    columns = [
+        (n, _typed(column, n in text, comma)) for column, n in zip(rows.T, names, strict=True) if n
+    ]
     return pandas.DataFrame(dict(columns)), header
 
 
@@ -657,7 +727,9 @@ def _bytes(path: Path) -> bytes:
         rule = "a table must be a file that can be read and unpacked"
         raise ValueError(f"{rule}, got {_printable(path)}: {_printable(error)}.") from error
     if not data or data.isspace():
-        raise ValueError(f"a table must hold rows, got the empty file {_printable(path)}. Give it data.")
+        raise ValueError(
+            f"a table must hold rows, got the empty file {_printable(path)}. Give it data."
+        )
     return data
 
 
@@ -669,7 +741,8 @@ def _cells(path: Path, data: bytes) -> tuple[np.ndarray, bool]:
         data: Its content.
 
     Returns:
-        Strings, or NaN where a row is shorter than the longest; and whether a comma may be a decimal one.
+        Strings, or NaN where a row is shorter than the longest; and whether a comma may be a
+        decimal one.
 
     Raises:
         ValueError: If the file is no text, or its rows differ in their number of fields.
@@ -679,7 +752,9 @@ def _cells(path: Path, data: bytes) -> tuple[np.ndarray, bool]:
     try:
         separator = _separator(text, path)
         if path.suffix in _OPEN:
-            _check_cells(text.count(separator if len(separator) == 1 else " ") + text.count("\n"), path)
+            _check_cells(
+                text.count(separator if len(separator) == 1 else " ") + text.count("\n"), path
+            )
         # Bytes: a StringIO takes four of them for every character.
         cells = _pandas().read_csv(
             io.BytesIO(text.encode()),
@@ -710,11 +785,17 @@ def _decoded(path: Path, data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"a table must be UTF-8 text, got {_printable(path)}: {error}. {fix}") from error
+        raise ValueError(
+            f"a table must be UTF-8 text, got {_printable(path)}: {error}. {fix}"
+        ) from error
     if "\ufeff" in text:
         text, count = re.subn(r"(^|[\r\n])\ufeff+", r"\1", text)
         if count:  # files that were joined
-            log.warning("%d byte order marks at the start of lines are left out: %s", count, _printable(path.name))
+            log.warning(
+                "%d byte order marks at the start of lines are left out: %s",
+                count,
+                _printable(path.name),
+            )
     return text
 
 
@@ -745,7 +826,8 @@ def _too_many(most: str, got: str, path: Path) -> str:
 
 
 def _check_cells(count: int, path: Path) -> None:
-    """Refuse a compressed table that needs more memory than its bytes: a cell takes 16 to 64 times as much as one."""
+    """Refuse a compressed table that needs more memory than its bytes: a cell takes 16 to 64 times
+    as much as one."""
     most = max(max_bytes() // 16, path.stat().st_size)
     if count > most:
         raise _TooLarge(
@@ -764,17 +846,24 @@ def _rows(lines: list[str], separator: str) -> list[list[str]]:
 
 
 def _has_header(cells: np.ndarray, target: str | int | None, comma: bool) -> bool:
-    """Tell a row of names from a row of values: by the target's name, by text above numbers, by what recurs."""
+    """Tell a row of names from a row of values: by the target's name, by text above numbers, by
+    what recurs."""
     first = [str(cell).strip() for cell in cells[0]]
     if isinstance(target, str) and target in first and _number(target, comma) is None:
         return True
     below = [_typed(column, False, comma) for column in cells[1:1001].T]
-    over = [name for name, column in zip(first, below, strict=True) if _is_numeric(column) and column.notna().any()]
+    over = [
+        name
+        for name, column in zip(first, below, strict=True)
+        if _is_numeric(column) and column.notna().any()
+    ]
     if any(_number(name, comma) is None and name not in _MISSING for name in over):
         return True
     if any(_number(name, comma) is not None for name in over):
         return False
-    return len(set(first)) == len(first) and not any((c == n).any() for n, c in zip(first, below, strict=True))
+    return len(set(first)) == len(first) and not any(
+        (c == n).any() for n, c in zip(first, below, strict=True)
+    )
 
 
 def _number(cell: str, comma: bool) -> float | None:
@@ -789,9 +878,13 @@ def _typed(cells: Iterable[Any], text: bool, comma: bool) -> pd.Series:
     values = [cell.strip() if isinstance(cell, str) else "" for cell in cells]
     is_missing = np.array([value in _MISSING for value in values], dtype=bool)
     present = [value for value in values if value not in _MISSING]
-    readings = [] if text else [present, [v.replace(",", ".") for v in present]] if comma else [present]
+    readings = (
+        [] if text else [present, [v.replace(",", ".") for v in present]] if comma else [present]
+    )
     for reading in readings:
-        numbers = pandas.to_numeric(np.array(reading, dtype=object), errors="coerce").astype(np.float64)
+        numbers = pandas.to_numeric(np.array(reading, dtype=object), errors="coerce").astype(
+            np.float64
+        )
         if not np.isnan(numbers).any():
             column = np.full(len(values), math.nan)
             column[~is_missing] = numbers
@@ -801,7 +894,9 @@ def _typed(cells: Iterable[Any], text: bool, comma: bool) -> pd.Series:
     return pandas.Series(column, dtype=str)
 
 
-def _arrays(path: Path, data: bytes, target: str | int | None, text: Collection[str]) -> pd.DataFrame:
+def _arrays(
+    path: Path, data: bytes, target: str | int | None, text: Collection[str]
+) -> pd.DataFrame:
     """Read inputs and target from a NumPy archive."""
     pandas = _pandas()
     try:
@@ -820,7 +915,9 @@ def _arrays(path: Path, data: bytes, target: str | int | None, text: Collection[
     columns = {f"c{i}": column for i, column in enumerate(x.T)}
     named = target if isinstance(target, str) and not _is_position(target) else None
     if named is not None and named not in {*arrays, *columns}:
-        raise ValueError(f"target must be an array of {_printable(path.name)}, got {_near(named, arrays)}")
+        raise ValueError(
+            f"target must be an array of {_printable(path.name)}, got {_near(named, arrays)}"
+        )
     for name in {named or "y"} & arrays.keys():
         if arrays[name].size != len(x):
             raise ValueError(
@@ -858,7 +955,9 @@ def _column(table: pd.DataFrame, target: str | int, path: Path) -> str:
     if isinstance(target, str) and target in names:
         return target
     if not _is_position(target):
-        raise ValueError(f"target must be a column of {_printable(path.name)}, got {_near(str(target), names)}")
+        raise ValueError(
+            f"target must be a column of {_printable(path.name)}, got {_near(str(target), names)}"
+        )
     if not -len(names) <= int(target) < len(names):
         raise ValueError(
             f"target must be one of {len(names)} columns of {_printable(path.name)}, got {target}. -1 is the last."
@@ -867,7 +966,8 @@ def _column(table: pd.DataFrame, target: str | int, path: Path) -> str:
 
 
 def _near(name: str, names: Iterable[Any]) -> str:
-    """End a sentence about a name that is not there: with the nearest, or with some of those that are."""
+    """End a sentence about a name that is not there: with the nearest, or with some of those that
+    are."""
     names = [str(n) for n in names]
     by_case = {n.casefold(): n for n in names}
     near = difflib.get_close_matches(name.casefold(), by_case, 1)
@@ -887,14 +987,20 @@ def _labels(values: Any, kind: str | None) -> tuple[np.ndarray, tuple[str, ...] 
             f"regression needs a target of numbers, got {_quoted(wrong)} in {_quoted(values.name)}. Remove such rows."
         )
     distinct = sorted(set(_numbers_of(values).tolist() if numeric else values))
-    few = numeric and all(v == int(v) for v in distinct) and len(distinct) <= min(_MOST_CLASSES, len(values) / 5)
+    few = (
+        numeric
+        and all(v == int(v) for v in distinct)
+        and len(distinct) <= min(_MOST_CLASSES, len(values) / 5)
+    )
     if kind == "regression" or (kind is None and numeric and not few):
         why = "you said so" if kind else f"it has {len(distinct):,} different numbers"
         return values.to_numpy(np.float64), None, f"regression, since {why}"
     why = "you said so" if kind else "it is a few whole numbers" if numeric else "it is text"
     counts = Counter(values)
     names = tuple(str(v) if not numeric or v != int(v) else str(int(v)) for v in distinct)
-    told = _some(f"{_printable(name)} ({counts[v]:,} rows)" for name, v in zip(names, distinct, strict=True))
+    told = _some(
+        f"{_printable(name)} ({counts[v]:,} rows)" for name, v in zip(names, distinct, strict=True)
+    )
     number = {v: index for index, v in enumerate(distinct)}
     return (
         np.array([number[v] for v in values]),
@@ -915,16 +1021,24 @@ def _target(name: str, classes: tuple[str, ...] | None, y: np.ndarray) -> Target
 
 
 def _deviation(values: np.ndarray) -> float:
-    """Standard deviation of numbers that differ, above 0 also where their squares are 0 in float64."""
+    """Standard deviation of numbers that differ, above 0 also where their squares are 0 in
+    float64."""
     sd = float(values.std())
     scale = float(np.abs(values).max())
     return sd if sd > 1e-150 else max(scale * float((values / scale).std()), math.ulp(0.0))
 
 
 def _divide(
-    y: np.ndarray, classes: tuple[str, ...] | None, val_share: float, test_share: float, seed: int, *, numeric: bool
+    y: np.ndarray,
+    classes: tuple[str, ...] | None,
+    val_share: float,
+    test_share: float,
+    seed: int,
+    *,
+    numeric: bool,
 ) -> list[np.ndarray]:
-    """Divide rows at random into training, validation and, where it has a share, test: each class alike."""
+    """Divide rows at random into training, validation and, where it has a share, test: each class
+    alike."""
     if classes and len(classes) == 1:
         raise ValueError(
             f"target must have at least 2 classes, got {_quoted(classes[0])} in every row. Choose another column."
@@ -937,12 +1051,18 @@ def _divide(
         if len(rows) - sum(sizes) < 2:
             what = f"of class {_quoted(name)}" if classes else "with a target"
             fix = "Drop those rows or merge the class with another" if classes else "Give more rows"
-            fix += ", or predict it as a number: kind='regression' (--kind regression)" if classes and numeric else ""
+            fix += (
+                ", or predict it as a number: kind='regression' (--kind regression)"
+                if classes and numeric
+                else ""
+            )
             raise ValueError(
                 f"2 training rows and 1 for every other split are needed at least, got {len(rows)} {what}, of which "
                 f"{' and '.join(map(str, sizes))} would not be trained on. {fix}."
             )
-        for part, some in zip(parts, np.split(rows, np.cumsum([len(rows) - sum(sizes), *sizes[:-1]])), strict=True):
+        for part, some in zip(
+            parts, np.split(rows, np.cumsum([len(rows) - sum(sizes), *sizes[:-1]])), strict=True
+        ):
             part.append(some)
     return [generator.permutation(np.concatenate(part)) for part in parts]
 
@@ -950,7 +1070,11 @@ def _divide(
 def _told(preprocessing: Preprocessing) -> Iterable[str]:
     """Sentences about the columns."""
     numbers = [c.name for c in preprocessing.columns if c.categories is None]
-    texts = [f"{_printable(c.name)} ({len(c.categories)})" for c in preprocessing.columns if c.categories is not None]
+    texts = [
+        f"{_printable(c.name)} ({len(c.categories)})"
+        for c in preprocessing.columns
+        if c.categories is not None
+    ]
     gaps, blanks = (
         [c.name for c in preprocessing.columns if c.missing and (c.categories is not None) == text]
         for text in (False, True)
@@ -999,19 +1123,31 @@ def _numbers_of(values: pd.Series) -> np.ndarray:
 
 
 def _fitted(network: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
-    """Rebuild a network from its numbers and give it its weights; nothing is allocated beyond these."""
+    """Rebuild a network from its numbers and give it its weights; nothing is allocated beyond
+    these."""
     kinds = {"dropout": {float, int}, "batch_norm": {bool}, "bias": {bool, type(None)}}
-    if wrong := [name for name, value in network.items() if type(value) not in kinds.get(name, {int})]:
-        raise ValueError(f"{wrong[0]} of the network must be another kind of value, got {network[wrong[0]]!r:.80}")
+    if wrong := [
+        name for name, value in network.items() if type(value) not in kinds.get(name, {int})
+    ]:
+        raise ValueError(
+            f"{wrong[0]} of the network must be another kind of value, got {network[wrong[0]]!r:.80}"
+        )
     if network.get("depth", 0) > len(weights):
-        raise ValueError(f"the weights must fit the network, got {len(weights)} tensors for {network['depth']} layers")
+        raise ValueError(
+            f"the weights must fit the network, got {len(weights)} tensors for {network['depth']} layers"
+        )
     with torch.device("meta"):
         model = mlp(**network).eval()
     expected = model.state_dict()
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"the weights must be finite, got NaN or infinity in {name}. Did the training diverge?")
-        if name in expected and tensor.is_floating_point() is not expected[name].is_floating_point():
+            raise ValueError(
+                f"the weights must be finite, got NaN or infinity in {name}. Did the training diverge?"
+            )
+        if (
+            name in expected
+            and tensor.is_floating_point() is not expected[name].is_floating_point()
+        ):
             raise ValueError(f"the weights must fit the network, got {tensor.dtype} in {name}")
     try:
         # Assigned, not copied: the network on the meta device has no memory to copy to.
@@ -1023,7 +1159,8 @@ def _fitted(network: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
 
 
 def _printable(name: Any, most: int = 200) -> str:
-    """Write a name in a sentence: no control characters, and not much longer than ``most`` characters."""
+    """Write a name in a sentence: no control characters, and not much longer than ``most``
+    characters."""
     text = str(name)
     return printable(text if len(text) <= most or isinstance(name, Path) else f"{text[:most]}…")
 

@@ -37,8 +37,8 @@ _KIND = b"flooding checkpoint, schema 1\n"
 class Checkpoints:
     """A folder of checkpoints.
 
-    Every file appears whole or not at all. What cannot be written or read costs time, never a result: the log says so
-    and the Run starts from its beginning.
+    Every file appears whole or not at all. What cannot be written or read costs time, never a
+    result: the log says so and the Run starts from its beginning.
 
     Args:
         folder: Where they lie; made when the first one is written.
@@ -48,8 +48,12 @@ class Checkpoints:
         self.folder = Path(folder)
 
     def _files(self, name: str) -> list[tuple[int, Path]]:
-        epochs = ((path.stem.removeprefix(f"{name}-"), path) for path in self.folder.glob(f"{name}-*.pt"))
-        return sorted((int(epoch), path) for epoch, path in epochs if epoch.isascii() and epoch.isdigit())
+        epochs = (
+            (path.stem.removeprefix(f"{name}-"), path) for path in self.folder.glob(f"{name}-*.pt")
+        )
+        return sorted(
+            (int(epoch), path) for epoch, path in epochs if epoch.isascii() and epoch.isdigit()
+        )
 
     def save(self, name: str, epoch: int, state: Mapping[str, Any], *, only: bool = True) -> bool:
         """Write a state.
@@ -76,7 +80,9 @@ class Checkpoints:
             if part is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(part)
-            log.warning("no checkpoint in %s (%s); the run goes on without one.", self.folder, error)
+            log.warning(
+                "no checkpoint in %s (%s); the run goes on without one.", self.folder, error
+            )
             return False
         if only:
             self.delete(name, below=epoch)
@@ -100,7 +106,9 @@ class Checkpoints:
                     continue  # another process went on from it and removed it
                 except Exception as error:  # noqa: BLE001 -- whatever a file holds, the Run trains
                     log.warning(
-                        "the checkpoint %s cannot be read: %s. It is removed; its steps are taken anew.", path, error
+                        "the checkpoint %s cannot be read: %s. It is removed; its steps are taken anew.",
+                        path,
+                        error,
                     )
                     with contextlib.suppress(OSError):
                         path.unlink(missing_ok=True)
@@ -108,9 +116,11 @@ class Checkpoints:
 
     @contextmanager
     def locked(self, name: str) -> Generator[None, None, None]:
-        """Hold a trajectory while it trains, so that other processes wait for it and then look it up.
+        """Hold a trajectory while it trains, so that other processes wait for it and then look it
+        up.
 
-        A claim ends with its process, however that ends. Where locks do not work, both train: the result is the same.
+        A claim ends with its process, however that ends. Where locks do not work, both train: the
+        result is the same.
 
         Args:
             name: The trajectory.
@@ -128,7 +138,9 @@ class Checkpoints:
         try:
             yield
         finally:
-            if lock.is_locked:  # whoever waits has it open, and whoever comes later finds what was trained
+            if (
+                lock.is_locked
+            ):  # whoever waits has it open, and whoever comes later finds what was trained
                 with contextlib.suppress(OSError):
                     Path(lock.lock_file).unlink(missing_ok=True)
                 lock.release()
@@ -145,7 +157,8 @@ class Checkpoints:
                     path.unlink(missing_ok=True)
 
     def prune(self, limit: int = 4 << 30) -> None:
-        """Remove the oldest checkpoints until the rest take at most ``limit`` bytes, and remains of a crash.
+        """Remove the oldest checkpoints until the rest take at most ``limit`` bytes, and remains of
+        a crash.
 
         Args:
             limit: Bytes.
@@ -205,7 +218,8 @@ def _digest(name: str, content: bytes) -> str:
 
 
 class CheckpointTimer:
-    """Decides when a Run is due for a checkpoint: every 30 s, or rarer where writing takes more than 2 % of the time.
+    """Decides when a Run is due for a checkpoint: every 30 s, or rarer where writing takes more
+    than 2 % of the time.
 
     Args:
         checkpoints: Where they go.
@@ -218,7 +232,9 @@ class CheckpointTimer:
 
     def see(self, row: EpochResult) -> None:
         """Write a checkpoint after a row, if one is due."""
-        if row.snapshot is None or time.monotonic() - self._since < max(_SECONDS, self._cost / _SHARE):
+        if row.snapshot is None or time.monotonic() - self._since < max(
+            _SECONDS, self._cost / _SHARE
+        ):
             return
         began = time.monotonic()
         self._checkpoints.save(self._name, row.epoch, row.snapshot())

@@ -1,7 +1,8 @@
-"""Checks of a Problem's parts against each other, on the first batch: errors with rule, value and fix.
+"""Checks of a Problem's parts against each other, on the first batch: errors with rule, value and
+fix.
 
-They are made once for a training, so they cost nothing in a step. An error without an explanation keeps its
-traceback.
+They are made once for a training, so they cost nothing in a step. An error without an explanation
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ log = logging.getLogger("flooding")
 _CLASS_LOSSES = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
 _CLASS_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 
-# Losses that compare outputs with targets one by one. Torch broadcasts some of them, with a warning at most.
+# Losses that compare outputs with targets one by one. Torch broadcasts some of them, with a warning
+# at most.
 _ELEMENTWISE_LOSSES = (
     F.mse_loss,
     F.l1_loss,
@@ -107,7 +109,11 @@ def _is_elementwise(loss: Any) -> bool:
 
 def _name(loss: Any) -> str:
     core = _core(loss)
-    return type(core).__name__ if isinstance(core, nn.Module) else getattr(core, "__name__", type(core).__name__)
+    return (
+        type(core).__name__
+        if isinstance(core, nn.Module)
+        else getattr(core, "__name__", type(core).__name__)
+    )
 
 
 def check_targets(problem: Problem, splits: Splits) -> None:
@@ -142,7 +148,8 @@ def _labels(splits: Splits) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_outputs(loss: Callable[..., Any], output: Any, y: Tensor) -> None:
-    """Make sure that the outputs of a model fit a loss of torch and its targets; other losses are not judged.
+    """Make sure that the outputs of a model fit a loss of torch and its targets; other losses are
+    not judged.
 
     Args:
         loss: The loss.
@@ -191,9 +198,13 @@ def _check_class_shapes(name: str, output: Tensor, y: Tensor) -> None:
     if y.is_floating_point():
         if y.shape == output.shape and name in {"cross_entropy", "CrossEntropyLoss"}:
             return  # probabilities of the classes
-        raise ValueError(f"class labels of {name} must be int64, got {y.dtype} {list(y.shape)}. Convert with y.long().")
+        raise ValueError(
+            f"class labels of {name} must be int64, got {y.dtype} {list(y.shape)}. Convert with y.long()."
+        )
     if output.ndim < 2:
-        raise ValueError(f"{name} needs outputs [n, classes], {shapes}. Does the model squeeze or flatten them?")
+        raise ValueError(
+            f"{name} needs outputs [n, classes], {shapes}. Does the model squeeze or flatten them?"
+        )
     if output.shape[1] < 2:
         raise ValueError(
             f"{name} needs an output for each of at least two classes, {shapes}. For one logit use "
@@ -213,7 +224,8 @@ def _check_class_shapes(name: str, output: Tensor, y: Tensor) -> None:
 
 
 def check_labels(problem: Problem, output: Any, splits: Splits) -> None:
-    """Make sure that each class label of all splits has an output: on a GPU torch's own check ends the process.
+    """Make sure that each class label of all splits has an output: on a GPU torch's own check ends
+    the process.
 
     Args:
         problem: The problem.
@@ -260,14 +272,18 @@ def _label_error(name: str, low: int, high: int, classes: int) -> str:
     )
 
 
-def first_loss(loss: Callable[..., Any], output: Any, y: Tensor, *, trained: str | None = None) -> Any:
-    """Call a loss on the first batch, and make sure that its arguments fit and that it returns a loss.
+def first_loss(
+    loss: Callable[..., Any], output: Any, y: Tensor, *, trained: str | None = None
+) -> Any:
+    """Call a loss on the first batch, and make sure that its arguments fit and that it returns a
+    loss.
 
     Args:
         loss: The loss.
         output: Outputs of the batch.
         y: Its targets.
-        trained: Reduction of the method that differentiates it, "mean" or "none"; None for a loss that is reported.
+        trained: Reduction of the method that differentiates it, "mean" or "none"; None for a loss
+            that is reported.
 
     Returns:
         What the loss returned.
@@ -296,7 +312,8 @@ def first_loss(loss: Callable[..., Any], output: Any, y: Tensor, *, trained: str
 
 
 class _BroadcastDetector(TorchFunctionMode):
-    """Watches a loss of the user's own for outputs [n, 1] that meet targets [n], which makes [n, n] of them."""
+    """Watches a loss of the user's own for outputs [n, 1] that meet targets [n], which makes [n, n]
+    of them."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -308,7 +325,12 @@ class _BroadcastDetector(TorchFunctionMode):
         if meet and any(func is function for function in _ELEMENTWISE_LOSSES):
             _check_same_shape(func.__name__, *shapes)
         result = func(*args, **(kwargs or {}))
-        if meet and not self.seen and isinstance(result, Tensor) and result.shape == (self.n, self.n):
+        if (
+            meet
+            and not self.seen
+            and isinstance(result, Tensor)
+            and result.shape == (self.n, self.n)
+        ):
             self.seen = True
             log.warning(
                 "the loss combines tensors of shapes %s and %s into every pair of them. If that is not meant, give "
@@ -320,7 +342,9 @@ class _BroadcastDetector(TorchFunctionMode):
 
 def _broadcast_detector(output: Any, y: Tensor) -> AbstractContextManager[Any]:
     n = len(y)
-    suspicious = isinstance(output, Tensor) and n > 1 and sorted([output.shape, y.shape]) == [(n,), (n, 1)]
+    suspicious = (
+        isinstance(output, Tensor) and n > 1 and sorted([output.shape, y.shape]) == [(n,), (n, 1)]
+    )
     return _BroadcastDetector(n) if suspicious else nullcontext()
 
 
@@ -333,7 +357,9 @@ def _summary(value: Any) -> str:
 
 
 @contextmanager
-def explain_dtype_error(dtype: torch.dtype, x: Any, y: Tensor | None = None) -> Generator[None, None, None]:
+def explain_dtype_error(
+    dtype: torch.dtype, x: Any, y: Tensor | None = None
+) -> Generator[None, None, None]:
     """Turn torch's error about types on the first batch into one that names the tensor to convert.
 
     Args:
@@ -363,7 +389,9 @@ def _dtype_advice(text: str, dtype: torch.dtype, x: Any, y: Tensor | None) -> st
     if x is not None:
         map_tensors(lambda t: (types.append(t.dtype), t)[1], x)
     if "indices" in text and any(t.is_floating_point for t in types):
-        return f"an embedding takes inputs of torch.int64, got {types[0]}. Convert them with x.long()."
+        return (
+            f"an embedding takes inputs of torch.int64, got {types[0]}. Convert them with x.long()."
+        )
     if _DTYPE_ERROR.search(text) is None:
         return None
     whole = re.search(r"Long|long|Int\b|int\b|Short|short|Byte|byte|Bool|bool", text) is not None
@@ -380,7 +408,8 @@ def _dtype_advice(text: str, dtype: torch.dtype, x: Any, y: Tensor | None) -> st
 
 
 def check_scheduler(scheduler: Any, epochs: int) -> None:
-    """Make sure that a learning-rate schedule is counted in epochs: it is stepped after each, not after each batch.
+    """Make sure that a learning-rate schedule is counted in epochs: it is stepped after each, not
+    after each batch.
 
     Args:
         scheduler: The scheduler, or None.

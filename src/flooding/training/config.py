@@ -37,23 +37,28 @@ _LIBRARIES = {"flooding", "torch", "math", "builtins"}  # whose code is named, n
 
 
 class UnhashableConfigError(TypeError):
-    """Raised for a value without a configuration that is the same in every process, such as a lambda."""
+    """Raised for a value without a configuration that is the same in every process, such as a
+    lambda."""
 
 
 def to_config(value: Any, *, allow_names: bool = False) -> Any:
-    """Describe a value in JSON such that equal configurations mean equal behaviour, in every process.
+    """Describe a value in JSON such that equal configurations mean equal behaviour, in every
+    process.
 
     Fields equal to their default are left out, so that a new field does not change old keys.
 
     Args:
-        value: Numbers, strings, tensors, dataclasses and functions of this library or torch, partials of them.
-        allow_names: Describe everything else by its name alone, whose behaviour a user's key answers for.
+        value: Numbers, strings, tensors, dataclasses and functions of this library or torch,
+            partials of them.
+        allow_names: Describe everything else by its name alone, whose behaviour a user's key
+            answers for.
 
     Returns:
         Something ``json.dumps`` takes.
 
     Raises:
-        UnhashableConfigError: If the value has no such description, as a lambda or a user's own class.
+        UnhashableConfigError: If the value has no such description, as a lambda or a user's own
+            class.
     """
     config_of = functools.partial(to_config, allow_names=allow_names)
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -71,7 +76,11 @@ def to_config(value: Any, *, allow_names: bool = False) -> Any:
     if isinstance(value, Splits):
         return {"splits": value.sha256}
     if isinstance(value, functools.partial):
-        return {"call": config_of(value.func), "args": config_of(value.args), "with": config_of(value.keywords)}
+        return {
+            "call": config_of(value.func),
+            "args": config_of(value.args),
+            "with": config_of(value.keywords),
+        }
     return _config_of_object(value, allow_names)
 
 
@@ -90,7 +99,10 @@ def _config_of_object(value: Any, allow_names: bool) -> Any:
         return name
     if dataclasses.is_dataclass(value) and (is_library or allow_names):
         fields = changed_fields(value)
-        return {"is": name, **{field: to_config(v, allow_names=allow_names) for field, v in fields.items()}}
+        return {
+            "is": name,
+            **{field: to_config(v, allow_names=allow_names) for field, v in fields.items()},
+        }
     if allow_names:
         return {"a": name}
     raise UnhashableConfigError(
@@ -143,7 +155,8 @@ def changed_fields(value: Any) -> dict[str, Any]:
 
 
 def _is_importable(function: FunctionType) -> bool:
-    """Tell whether a name leads to this function: ``functools.wraps`` gives a user's function another's name."""
+    """Tell whether a name leads to this function: ``functools.wraps`` gives a user's function
+    another's name."""
     value: Any = sys.modules.get(function.__module__)
     for name in function.__qualname__.split("."):
         value = getattr(value, name, None)
@@ -158,7 +171,9 @@ def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
         return True
     if type(value) is not type(default):
         return False
-    if isinstance(value, functools.partial):  # a pickled partial is another object with the same parts
+    if isinstance(
+        value, functools.partial
+    ):  # a pickled partial is another object with the same parts
         try:
             return json.dumps(to_config(value)) == json.dumps(to_config(default))
         except UnhashableConfigError:

@@ -38,7 +38,9 @@ class Job(NamedTuple):
     settings: dict[str, Any] = {}  # ruff: ignore[mutable-class-default] -- torch's, see flooding.training.numerics; never changed
     folder: str | None = None  # of checkpoints
     quiet: bool = False  # nobody wants rows but the last
-    forks: tuple[Job, ...] = ()  # if there are any, the Run is their trunk and has no Record of its own
+    forks: tuple[
+        Job, ...
+    ] = ()  # if there are any, the Run is their trunk and has no Record of its own
 
     @property
     def name(self) -> str:
@@ -47,7 +49,8 @@ class Job(NamedTuple):
 
 
 class ForkReady(NamedTuple):
-    """Told by a trunk: the Run of this number can go on alone. After the last one the trunk has ended."""
+    """Told by a trunk: the Run of this number can go on alone. After the last one the trunk has
+    ended."""
 
     number: int
 
@@ -59,7 +62,8 @@ def is_picklable(run: Run) -> bool:
         run: The Run.
 
     Returns:
-        False if it cannot be pickled or refers to code of the ``__main__`` script, which workers do not import.
+        False if it cannot be pickled or refers to code of the ``__main__`` script, which workers do
+        not import.
     """
     try:
         return b"__main__" not in pickle.dumps(run)
@@ -94,13 +98,17 @@ def run_job(job: Job) -> Iterator[EpochResult]:
 
 
 def _locked(job: Job) -> AbstractContextManager[None]:
-    return contextlib.nullcontext() if job.folder is None else Checkpoints(job.folder).locked(job.name)
+    return (
+        contextlib.nullcontext() if job.folder is None else Checkpoints(job.folder).locked(job.name)
+    )
 
 
 def _load_cached(job: Job, ledger: Ledger) -> Record | None:
     record = None if job.overwrite or job.first_flooded else ledger.find(job.run, job.name)
     if record is not None and has_user_key(job.run.problem):
-        return record if record.fingerprint == fingerprint(job.run, job.device, job.threads) else None
+        return (
+            record if record.fingerprint == fingerprint(job.run, job.device, job.threads) else None
+        )
     return record
 
 
@@ -109,7 +117,11 @@ def _execute(job: Job, ledger: Ledger | None) -> Iterator[EpochResult]:
     files = None if job.folder is None or job.first_flooded else Checkpoints(job.folder)
     resume = None if files is None else files.find(job.name, job.run.epochs)
     promised = resume is not None and has_user_key(job.run.problem) and len(resume["curves"]) > 1
-    if resume is not None and promised and resume["mark"] != fingerprint(job.run, job.device, job.threads):
+    if (
+        resume is not None
+        and promised
+        and resume["mark"] != fingerprint(job.run, job.device, job.threads)
+    ):
         raise ValueError(
             f"a checkpoint must have this problem's parameter shapes and first batch loss, but one in {job.folder} "
             "has others: the problem changed. Change its key too."
@@ -160,7 +172,9 @@ def run_shared_prefix(job: Job) -> Iterator[ForkReady]:
     """
     assert job.folder is not None
     files = Checkpoints(job.folder)
-    with files.locked(job.name):  # another search may have led them while this one waited, or before it came here
+    with files.locked(
+        job.name
+    ):  # another search may have led them while this one waited, or before it came here
         known = [fork.number for fork in job.forks if not job.overwrite and _is_beyond(fork, files)]
         yield from map(ForkReady, known)
         forks = tuple(fork for fork in job.forks if fork.number not in known)
@@ -194,7 +208,9 @@ def _run_prefix(job: Job, files: Checkpoints) -> Iterator[ForkReady]:
         parting = list(trunk.follow(row))
         for number, epoch, state in parting:
             if state is not None:
-                files.save(forks[number].name, epoch, state, only=False)  # a Run of another length may need its own
+                files.save(
+                    forks[number].name, epoch, state, only=False
+                )  # a Run of another length may need its own
         if not len(trunk):
             files.delete(job.name, run.epochs + 1)
         yield from (ForkReady(number) for number, _, _ in parting)

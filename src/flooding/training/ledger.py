@@ -1,4 +1,5 @@
-"""Records looked up by key: one SQLite file, shared safely by every process that names it. Resume = look-up.
+"""Records looked up by key: one SQLite file, shared safely by every process that names it. Resume =
+look-up.
 
 Each row carries a digest of its key and its content. A row that is damaged, or lies under another
 key than it was written with, counts as missing. A damaged file is moved aside, and the rows that
@@ -51,17 +52,25 @@ _STARTS = """CREATE TABLE IF NOT EXISTS starts (
 _COLUMNS = ("trajectory", "epochs", "finals", "curves", "circumstances")  # of flooding 0.1.0
 _PATIENCE = 60.0  # seconds to wait for another process's write
 _SILENCE = 2.0  # seconds of waiting before the log says so
-_APPLICATION = 0x464C4F4F  # "FLOO", so that some other program's database is refused and not written to
+_APPLICATION = (
+    0x464C4F4F  # "FLOO", so that some other program's database is refused and not written to
+)
 _SCHEMA = 1  # 0 is flooding 0.1.0
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_NOT_WRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
+_NOT_WRITABLE = {
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_AUTH,
+}
 _REPLACED = "another process replaced it"
 _SPACE = "Free some space there; the same call goes on from what it holds."
 _RIGHTS = "Make the file and its folder writable, or name another ledger."
 
 
 def default_path() -> Path:
-    """Tell where the ledger lies when none is named: ``$FLOODING_LEDGER``, else the user's state folder.
+    """Tell where the ledger lies when none is named: ``$FLOODING_LEDGER``, else the user's state
+    folder.
 
     Returns:
         An absolute path; nothing is created. Without a home folder there is none: a ValueError.
@@ -95,7 +104,8 @@ def absolute_path(path: str | Path) -> Path:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, and those above it, for their owner alone; those that are there stay as they are.
+    """Make a folder, and those above it, for their owner alone; those that are there stay as they
+    are.
 
     Args:
         folder: The folder.
@@ -152,17 +162,21 @@ class Ledger:
     def _prepare(self) -> None:
         if self._version() != (_APPLICATION, _SCHEMA):
             self._make_tables()
-        self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last Records, never the file
+        self._db.execute(
+            "PRAGMA synchronous=NORMAL"
+        )  # a power cut may lose the last Records, never the file
         self._db.execute("PRAGMA journal_mode=WAL")
 
     def _version(self) -> tuple[int, int]:
         application, schema = (
-            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+            self._db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("application_id", "user_version")
         )
         return application, schema
 
     def _make_tables(self) -> None:
-        """Make the tables, or add what flooding 0.1.0 did not have; processes wait for each other."""
+        """Make the tables, or add what flooding 0.1.0 did not have; processes wait for each
+        other."""
         with self._transaction() as db:
             application, schema = self._version()
             columns = _columns(db)
@@ -176,7 +190,9 @@ class Ledger:
                 )
             for table in (_RECORDS, _STARTS):
                 db.execute(table)
-            if columns == _COLUMNS:  # nothing tells whether these rows are as they were: they are taken as they are
+            if (
+                columns == _COLUMNS
+            ):  # nothing tells whether these rows are as they were: they are taken as they are
                 db.execute("ALTER TABLE records ADD COLUMN digest BLOB")
                 db.create_function("digest", 5, _digest, deterministic=True)
                 db.execute(f"UPDATE records SET digest = digest({', '.join(_COLUMNS)})")
@@ -245,10 +261,15 @@ class Ledger:
         return None if row is None else self._record_of(run, (trajectory, run.epochs), row)
 
     def _row_at(self, key: tuple[str, int]) -> tuple[Any, ...] | None:
-        return self._do(lambda db: db.execute(f"{_SELECT} WHERE trajectory = ? AND epochs = ?", key).fetchone())
+        return self._do(
+            lambda db: db.execute(f"{_SELECT} WHERE trajectory = ? AND epochs = ?", key).fetchone()
+        )
 
-    def _record_of(self, run: Run | None, key: tuple[str, int], row: tuple[Any, ...] | None) -> Record | None:
-        """Give the Record of a row; one that is damaged, or cannot be found by its key, is set aside."""
+    def _record_of(
+        self, run: Run | None, key: tuple[str, int], row: tuple[Any, ...] | None
+    ) -> Record | None:
+        """Give the Record of a row; one that is damaged, or cannot be found by its key, is set
+        aside."""
         try:
             return _record(run, row)
         except ValueError as error:
@@ -261,12 +282,16 @@ class Ledger:
         Args:
             trajectory: Key of its Run.
             record: What was measured.
-            replace: Whether it takes the place of one already there; by default the first one stays.
+            replace: Whether it takes the place of one already there; by default the first one
+                stays.
 
-        A full disk, or a file that may not be written, raises an OSError; what the file holds stays whole.
+        A full disk, or a file that may not be written, raises an OSError; what the file holds stays
+        whole.
         """
         row, verb = _row(trajectory, record), "REPLACE" if replace else "IGNORE"
-        self._do(lambda db: db.execute(f"INSERT OR {verb} INTO records VALUES (?, ?, ?, ?, ?, ?)", row))
+        self._do(
+            lambda db: db.execute(f"INSERT OR {verb} INTO records VALUES (?, ?, ?, ?, ?, ?)", row)
+        )
 
     def start(self, trajectory: str, epochs: int) -> None:
         """Note that a training begins; a full disk as in :meth:`add`."""
@@ -307,20 +332,27 @@ class Ledger:
         """Move a damaged row into the table ``damaged``, unless the whole file is damaged."""
         if self._check_structure():
             return
-        name = (key[0].encode(errors="surrogateescape") if isinstance(key[0], str) else key[0], key[1])
+        name = (
+            key[0].encode(errors="surrogateescape") if isinstance(key[0], str) else key[0],
+            key[1],
+        )
 
         def act(_: sqlite3.Connection) -> str:
             with self._transaction() as db:
                 rows = db.execute(f"{_SELECT} WHERE {_IS_ROW}", name).fetchall()
                 if all(map(_is_good, rows)):
                     return _REPLACED
-                db.execute("CREATE TABLE IF NOT EXISTS damaged AS SELECT * FROM records WHERE false")
+                db.execute(
+                    "CREATE TABLE IF NOT EXISTS damaged AS SELECT * FROM records WHERE false"
+                )
                 db.execute(f"INSERT INTO damaged SELECT * FROM records WHERE {_IS_ROW}", name)
                 is_gone = db.execute(f"DELETE FROM records WHERE {_IS_ROW}", name).rowcount
             return "it lies in the table damaged now" if is_gone else ""
 
         try:
-            fate = self._do(act) or self._repair("a row lies in the wrong place") or "it was left out"
+            fate = (
+                self._do(act) or self._repair("a row lies in the wrong place") or "it was left out"
+            )
         except (OSError, ValueError) as error:
             fate = f"it cannot be moved aside: {error}"
         if fate == _REPLACED:
@@ -379,20 +411,31 @@ class Ledger:
                 for row in _reachable_records(path):
                     if _is_good(row):
                         db.execute("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?, ?, ?)", row)
-                starts |= {row for row in _reachable_starts(path) if [*map(type, row)] == [str, int, float, int]}
+                starts |= {
+                    row
+                    for row in _reachable_starts(path)
+                    if [*map(type, row)] == [str, int, float, int]
+                }
             ordered = sorted((row for row in starts if _is_text(row[0])), key=lambda row: row[2])
             db.executemany("INSERT INTO starts VALUES (?, ?, ?, ?)", ordered)
             return db.execute("SELECT count(*) FROM records").fetchone()[0]
 
 
 _SELECT = f"SELECT {', '.join(_COLUMNS)}, digest FROM records"
-_IS_ROW = "CAST(trajectory AS BLOB) = ? AND epochs = ?"  # finds also what no longer is text, or lies elsewhere
+# Finds also what no longer is text, or lies elsewhere
+_IS_ROW = "CAST(trajectory AS BLOB) = ? AND epochs = ?"
 
 
 def _row(trajectory: str, record: Record) -> tuple[Any, ...]:
     """Make the row of a Record."""
     curves, finals = record.pack()
-    told = (trajectory, int(record.metrics["epochs"]), finals, curves, json.dumps(dict(record.metadata)))
+    told = (
+        trajectory,
+        int(record.metrics["epochs"]),
+        finals,
+        curves,
+        json.dumps(dict(record.metadata)),
+    )
     return (*told, _digest(*told))
 
 
@@ -435,7 +478,9 @@ def _is_good(row: tuple[Any, ...]) -> bool:
 
 def _connection(path: Path, timeout: float = 5.0) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
-    db.text_factory = lambda text: text.decode(errors="surrogateescape")  # damaged text: the digest tells
+    db.text_factory = lambda text: text.decode(
+        errors="surrogateescape"
+    )  # damaged text: the digest tells
     return db
 
 
@@ -458,10 +503,14 @@ def _check(path: Path) -> None:
             f"a ledger must be a file, got the folder {path}. Name a file in it: {path / 'ledger.sqlite'}."
         )
     if path.exists() and not path.is_file():
-        raise ValueError(f"a ledger must be a regular file, got the device or pipe {path}. Name another path.")
+        raise ValueError(
+            f"a ledger must be a regular file, got the device or pipe {path}. Name another path."
+        )
     for parent in path.parents:
         if parent.exists() and not parent.is_dir():
-            raise ValueError(f"a ledger must lie in a folder, but {parent} is a file. Choose another path.")
+            raise ValueError(
+                f"a ledger must lie in a folder, but {parent} is a file. Choose another path."
+            )
 
 
 def _code(error: BaseException) -> int | None:
@@ -473,9 +522,12 @@ def _code(error: BaseException) -> int | None:
 def _is_damage(error: BaseException, path: Path) -> bool:
     """Tell whether an error comes from what the file holds, not from its surroundings."""
     code = _code(error)
-    if code == sqlite3.SQLITE_ERROR:  # the statements are right: if a table lacks a column, its definition is damaged
+    if (
+        code == sqlite3.SQLITE_ERROR
+    ):  # the statements are right: if a table lacks a column, its definition is damaged
         return any(
-            words in str(error) for words in ("no such", "has no column", "columns but", "unsupported file format")
+            words in str(error)
+            for words in ("no such", "has no column", "columns but", "unsupported file format")
         )
     if code == sqlite3.SQLITE_READONLY:  # the header says so as well
         whole = getattr(error, "sqlite_errorcode", None) == code
@@ -485,7 +537,8 @@ def _is_damage(error: BaseException, path: Path) -> bool:
 
 
 def _was_ledger(path: Path) -> bool:
-    """Tell whether a file that SQLite cannot open looks like a ledger, so that no other file is moved."""
+    """Tell whether a file that SQLite cannot open looks like a ledger, so that no other file is
+    moved."""
     with suppress(OSError), path.open("rb") as file:
         page = file.read(4096)
         return page[68:72] == _APPLICATION.to_bytes(4, "big") or b"trajectory TEXT NOT NULL" in page
@@ -494,7 +547,9 @@ def _was_ledger(path: Path) -> bool:
 
 def _refusal(path: Path, error: Exception | str) -> Exception:
     """Give the error to raise: rule, value and fix."""
-    code, number = (None, None) if isinstance(error, str) else (_code(error), getattr(error, "errno", None))
+    code, number = (
+        (None, None) if isinstance(error, str) else (_code(error), getattr(error, "errno", None))
+    )
     if code in _LOCKED:
         holder = _holder(path) or "another process"
         return OSError(
@@ -507,8 +562,12 @@ def _refusal(path: Path, error: Exception | str) -> Exception:
     if code in _NOT_WRITABLE or number in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return OSError(f"the ledger {path} must be writable: {error}. {_RIGHTS}")
     if code == sqlite3.SQLITE_IOERR:
-        return OSError(f"the ledger {path} must be writable: {error}. Check that disk, or name a ledger on another.")
-    return ValueError(f"a ledger must be a SQLite file this tool can open, got {path}: {error}. Name another ledger.")
+        return OSError(
+            f"the ledger {path} must be writable: {error}. Check that disk, or name a ledger on another."
+        )
+    return ValueError(
+        f"a ledger must be a SQLite file this tool can open, got {path}: {error}. Name another ledger."
+    )
 
 
 def _has_no_space(path: Path) -> bool:
@@ -521,11 +580,15 @@ def _has_no_space(path: Path) -> bool:
 
 def _holder(path: Path) -> str | None:
     """Name the process that locks a ledger for writing, where the system tells (Linux)."""
-    inodes = {str(found[1]) for end in ("", "-shm", "-wal") if (found := _identity(Path(f"{path}{end}")))}
+    inodes = {
+        str(found[1]) for end in ("", "-shm", "-wal") if (found := _identity(Path(f"{path}{end}")))
+    }
     with suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():
             words = line.split()  # 1: POSIX ADVISORY WRITE 4711 fe:01:1234 120 120
-            is_lock = len(words) > 5 and words[3] == "WRITE" and words[5].rpartition(":")[2] in inodes
+            is_lock = (
+                len(words) > 5 and words[3] == "WRITE" and words[5].rpartition(":")[2] in inodes
+            )
             if is_lock and int(words[4]) not in {0, -1, os.getpid()}:
                 return f"process {words[4]}"
     return None
@@ -563,7 +626,8 @@ def _openable(aside: Path) -> Iterator[Path]:
 
 
 def _reachable_records(path: Path) -> Iterator[tuple[Any, ...]]:
-    """Read Records from both ends, of all keys and by their first digits: a damaged page ends each reading."""
+    """Read Records from both ends, of all keys and by their first digits: a damaged page ends each
+    reading."""
     firsts = [f"{number:02x}" for number in range(256)]
     with suppress(sqlite3.Error), closing(_connection(path)) as db:
         db.execute("PRAGMA writable_schema=ON")  # SQLite then opens files it would refuse

@@ -1,12 +1,13 @@
-"""Global state of torch that changes the bits of a training: captured, named in keys, pinned while a Run trains.
+"""Global state of torch that changes the bits of a training: captured, named in keys, pinned while
+a Run trains.
 
-Two kinds are treated differently. *Settings*, such as the precision of float32 products, are the caller's choice: a Run
-trains under those that were in force when it was started, in this process or in a worker, and they are part of its key.
-*Contexts*, such as an enclosing ``autocast`` or ``no_grad``, are switched off while a Run trains: they belong into the
-model.
+Two kinds are treated differently. *Settings*, such as the precision of float32 products, are the
+caller's choice: a Run trains under those that were in force when it was started, in this process or
+in a worker, and they are part of its key. *Contexts*, such as an enclosing ``autocast`` or
+``no_grad``, are switched off while a Run trains: they belong into the model.
 
-Torch has one random generator and one set of switches for all threads of a process, so :data:`LOCK` is held whenever
-they are not the caller's own.
+Torch has one random generator and one set of switches for all threads of a process, so :data:`LOCK`
+is held whenever they are not the caller's own.
 """
 
 from __future__ import annotations
@@ -100,12 +101,20 @@ def _matmul_precision() -> str:
 
 def _fp32_switches() -> Generator[_Switch, None, None]:
     """Give the precision of each kind of float32 product, the most general first."""
-    yield _Switch("matmul_precision", _matmul_precision, torch.set_float32_matmul_precision, "highest")
+    yield _Switch(
+        "matmul_precision", _matmul_precision, torch.set_float32_matmul_precision, "highest"
+    )
     get = getattr(torch._C, "_get_fp32_precision_getter", None)
     if get is None:  # before torch 2.9
         return
     put = torch._C._set_fp32_precision_setter
-    kinds = [("generic", "all"), ("mkldnn", "all"), ("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn")]
+    kinds = [
+        ("generic", "all"),
+        ("mkldnn", "all"),
+        ("mkldnn", "matmul"),
+        ("mkldnn", "conv"),
+        ("mkldnn", "rnn"),
+    ]
     kinds += [("cuda", "all"), ("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn")]
     for backend, operation in kinds:
         default = "tf32" if backend == "cuda" and operation in {"conv", "rnn"} else "none"
@@ -156,7 +165,9 @@ def _switches() -> Generator[_Switch, None, None]:
     yield _Switch("mha.fastpath", mha.get_fastpath_enabled, mha.set_fastpath_enabled, True)
     if torch.backends.opt_einsum.is_available():
         yield _Switch("opt_einsum", *_attribute(torch.backends.opt_einsum, "enabled"), True)
-        yield _Switch("opt_einsum.strategy", *_attribute(torch.backends.opt_einsum, "strategy"), "auto")
+        yield _Switch(
+            "opt_einsum.strategy", *_attribute(torch.backends.opt_einsum, "strategy"), "auto"
+        )
 
 
 _SWITCHES = tuple(_switches())
@@ -167,7 +178,8 @@ def capture_settings() -> dict[str, Any]:
     """Read torch's global settings that change bits.
 
     Returns:
-        Those that differ from torch's defaults by name, in types that JSON has. Empty for nearly everybody.
+        Those that differ from torch's defaults by name, in types that JSON has. Empty for nearly
+        everybody.
     """
     settings = {}
     for switch in _SWITCHES:
@@ -204,7 +216,9 @@ def pinned(settings: Mapping[str, Any]) -> Generator[None, None, None]:
 def _assign(values: Mapping[str, Any]) -> None:
     for switch in _SWITCHES:  # the general ones first: torch may set the special ones with them
         now, value = switch.get(), values.get(switch.name, switch.default)
-        if now != value and not (switch.name.startswith("fp32.") and {now, value} == _SAME_PRECISION):
+        if now != value and not (
+            switch.name.startswith("fp32.") and {now, value} == _SAME_PRECISION
+        ):
             switch.set(value)
 
 
@@ -234,7 +248,8 @@ def without_contexts(device: torch.device) -> Generator[None, None, None]:
 
 @contextmanager
 def fork_generators() -> Generator[None, None, None]:
-    """Give torch's random generators back as they were, whatever is drawn in the block; other threads wait for it.
+    """Give torch's random generators back as they were, whatever is drawn in the block; other
+    threads wait for it.
 
     Yields:
         Nothing.
@@ -262,7 +277,8 @@ def environment() -> dict[str, str]:
 
 
 def has_global_hooks() -> bool:
-    """Tell whether somebody watches, and may change, every module or every optimiser of this process.
+    """Tell whether somebody watches, and may change, every module or every optimiser of this
+    process.
 
     Returns:
         Whether a global hook of ``torch.nn.Module`` or ``torch.optim.Optimizer`` is registered.

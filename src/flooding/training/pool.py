@@ -24,7 +24,14 @@ from typing import Any
 
 import torch
 
-from flooding.training.jobs import ForkReady, Job, _Failure, _picklable_failure, run_job, run_shared_prefix
+from flooding.training.jobs import (
+    ForkReady,
+    Job,
+    _Failure,
+    _picklable_failure,
+    run_job,
+    run_shared_prefix,
+)
 from flooding.training.loop import EpochResult
 from flooding.training.watchdog import Watchdog
 
@@ -62,14 +69,16 @@ class Pool:
 
         Args:
             jobs: The Runs, longest first if they differ.
-            workers: How many may work at a time, at least 1; never more are used than there are Runs.
+            workers: How many may work at a time, at least 1; never more are used than there are
+                Runs.
 
         Yields:
-            The number of a job, and a row or an exception. The last row of a job carries its Record; trunks have no
-            rows.
+            The number of a job, and a row or an exception. The last row of a job carries its
+            Record; trunks have no rows.
 
         Raises:
-            RuntimeError: If a Run's worker died five times and the Run got no further, as when memory runs out.
+            RuntimeError: If a Run's worker died five times and the Run got no further, as when
+                memory runs out.
         """
         waiting, busy, died = list(reversed(jobs)), {}, collections.Counter()
         furthest: dict[str, int] = {}
@@ -114,7 +123,9 @@ class Pool:
                         ended = item.record is not None
                     else:
                         waiting += [fork for fork in job.forks if fork.number == item.number]
-                        job = job._replace(forks=tuple(f for f in job.forks if f.number != item.number))
+                        job = job._replace(
+                            forks=tuple(f for f in job.forks if f.number != item.number)
+                        )
                         busy[worker], ended = job, not job.forks
                 if ended:
                     busy.pop(worker)
@@ -125,13 +136,17 @@ class Pool:
                 worker.end()
                 self._workers.remove(worker)
 
-    def _deal(self, waiting: list[Job], busy: dict[_Worker, Job], limit: int, watchdog: Watchdog) -> None:
+    def _deal(
+        self, waiting: list[Job], busy: dict[_Worker, Job], limit: int, watchdog: Watchdog
+    ) -> None:
         """Give what waits to whoever has nothing to do."""
         for worker in list(self._workers):
             if waiting and worker not in busy and len(busy) < limit:
                 self._give(worker, waiting.pop(), busy, watchdog)
 
-    def _give(self, worker: _Worker, job: Job, busy: dict[_Worker, Job], watchdog: Watchdog) -> None:
+    def _give(
+        self, worker: _Worker, job: Job, busy: dict[_Worker, Job], watchdog: Watchdog
+    ) -> None:
         if worker.gone:  # perhaps long ago, while it had nothing to do
             worker = self._replace(worker)
         busy[worker] = job
@@ -156,7 +171,8 @@ class _Worker:
     """One child process, and the threads that read what it tells and what it prints."""
 
     def __init__(self, news: queue.SimpleQueue) -> None:
-        # One thread each from the start: two workers of one thread beat one of two, and OpenMP reads this only once.
+        # One thread each from the start: two workers of one thread beat one of two, and OpenMP
+        # reads this only once.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             # -P and the path first: files in the working directory must not stand in for modules.
@@ -166,7 +182,8 @@ class _Worker:
             stderr=subprocess.PIPE,
             bufsize=0,
             env=environment,
-            start_new_session=True,  # a group of its own, which ends with it: whatever the user's code started
+            # A group of its own, which ends with it: whatever the user's code started
+            start_new_session=True,
         )
         self._creator = os.getpid()
         self._tail = ""
@@ -189,7 +206,8 @@ class _Worker:
             news.put((self, None))
 
     def _forward_stderr(self) -> None:
-        """Pass what the worker prints on to this process's standard error, and remember the end of it."""
+        """Pass what the worker prints on to this process's standard error, and remember the end of
+        it."""
         pipe = self._process.stderr
         assert pipe is not None
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
@@ -197,12 +215,15 @@ class _Worker:
             while part := os.read(pipe.fileno(), 1 << 16):
                 text = decode(part)
                 self._tail = (self._tail + text)[-_STDERR_KEPT:]
-                with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or None
+                with contextlib.suppress(
+                    OSError, ValueError, AttributeError
+                ):  # it may be closed, or None
                     sys.stderr.write(text)
                     sys.stderr.flush()
 
     def _reap(self) -> None:
-        """End what the worker started when the worker itself has ended: its pipes close with the last of them."""
+        """End what the worker started when the worker itself has ended: its pipes close with the
+        last of them."""
         if hasattr(os, "waitid"):
             with contextlib.suppress(OSError):
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
@@ -213,18 +234,25 @@ class _Worker:
         if self._process.returncode is not None or os.getpid() != self._creator:
             return
         with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL) if hasattr(
+                os, "killpg"
+            ) else self._process.kill()
 
     def send(self, job: Job) -> None:
         assert self._process.stdin is not None
         self._tail = ""  # what it printed about an earlier job explains nothing about this one
         with contextlib.suppress(OSError):  # it just died: the listening thread says so
             # The path and the folder go along: either may have changed since the worker started.
-            _write(self._process.stdin.fileno(), pickle.dumps((_path(), os.getcwd(), pickle.dumps(job))))
+            _write(
+                self._process.stdin.fileno(),
+                pickle.dumps((_path(), os.getcwd(), pickle.dumps(job))),
+            )
 
     def exit_reason(self) -> str:
         """Say how the worker ended, and what it said last."""
-        self._reaper.join(timeout=5)  # and not wait(), which would reap it before its group has ended
+        self._reaper.join(
+            timeout=5
+        )  # and not wait(), which would reap it before its group has ended
         self._stderr_thread.join(timeout=1)
         code = self._process.returncode
         if code is not None and code < 0:
@@ -243,8 +271,11 @@ class _Worker:
 
 
 def _quote(printed: str) -> str:
-    """Return the part of a worker's output that explains its death: Python's fatal error, or the last lines."""
-    lines = [line for line in printed.strip().splitlines() if not line.startswith("Extension modules:")]
+    """Return the part of a worker's output that explains its death: Python's fatal error, or the
+    last lines."""
+    lines = [
+        line for line in printed.strip().splitlines() if not line.startswith("Extension modules:")
+    ]
     text = "\n".join(lines)
     fatal = text.rfind("Fatal Python error:")
     if fatal >= 0:
@@ -327,7 +358,10 @@ def _redirect_streams() -> tuple[int, int]:
     Returns:
         The descriptors to read jobs from and to write rows to.
     """
-    jobs_in, rows_out = os.dup(0), os.dup(1)  # not inherited by programs that the user's code starts
+    jobs_in, rows_out = (
+        os.dup(0),
+        os.dup(1),
+    )  # not inherited by programs that the user's code starts
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -349,7 +383,8 @@ def _exit_group() -> None:
 def _batched(
     rows: Iterator[EpochResult] | Iterator[ForkReady], quiet: bool, seconds: float = 0.1
 ) -> Iterator[list[EpochResult | ForkReady]]:
-    """Bundle rows, without what the parent has or does not need, so that telling costs next to nothing."""
+    """Bundle rows, without what the parent has or does not need, so that telling costs next to
+    nothing."""
     bundle, told = [], time.monotonic()
     for row in rows:
         urgent = isinstance(row, ForkReady) or row.record is not None

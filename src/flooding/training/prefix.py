@@ -1,7 +1,9 @@
-"""Prefix sharing: Runs that differ in their level alone take the same steps until one of them floods.
+"""Prefix sharing: Runs that differ in their level alone take the same steps until one of them
+floods.
 
-One plain Run, the trunk, takes those steps for all. A Run leaves it at the start of the epoch that holds the first
-step whose slope is not exactly +1, and goes on alone, bit-identical to training alone from the beginning.
+One plain Run, the trunk, takes those steps for all. A Run leaves it at the start of the epoch that
+holds the first step whose slope is not exactly +1, and goes on alone, bit-identical to training
+alone from the beginning.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def replay_rows(run: Run, snapshot: Mapping[str, Any]) -> Iterator[EpochResult]:
         Rows without snapshots of their own.
     """
     for epoch, values in enumerate(snapshot["curves"]):
-        yield EpochResult(run, epoch, values, losses=snapshot["losses"][epoch - 1] if epoch else None)
+        yield EpochResult(
+            run, epoch, values, losses=snapshot["losses"][epoch - 1] if epoch else None
+        )
 
 
 class _Follower:
@@ -61,12 +65,16 @@ class _Follower:
         self.run = run
         self.state: Mapping[str, Tensor] | None = None
         self.levels: list[float] = []  # per epoch
-        self.kept: tuple[Mapping[str, Tensor] | None, int] = (None, 0)  # state and epochs at the last snapshot
+        self.kept: tuple[Mapping[str, Tensor] | None, int] = (
+            None,
+            0,
+        )  # state and epochs at the last snapshot
         if hasattr(run.level, "update"):
             self.state = run.level.init()
 
     def leaves(self, row: EpochResult) -> bool:
-        """Go through the steps of an epoch; tell whether the Run would have flooded in one of them."""
+        """Go through the steps of an epoch; tell whether the Run would have flooded in one of
+        them."""
         losses, level = row.losses, self.run.level
         assert losses is not None
         if level is None:
@@ -137,7 +145,8 @@ class SharedPrefix:
             row: The row.
 
         Yields:
-            For every Run that leaves: its number, and epoch and state to go on from; None is "from the beginning".
+            For every Run that leaves: its number, and epoch and state to go on from; None is "from
+            the beginning".
         """
         if row.epoch and row.losses is None:  # an optimiser that takes several passes a step
             for number in list(self._followers):
@@ -145,11 +154,15 @@ class SharedPrefix:
                 yield number, 0, None
             return
         leaving = [n for n, f in self._followers.items() if row.epoch and f.leaves(row)]
-        ended = [n for n, f in self._followers.items() if n not in leaving and f.run.epochs == row.epoch]
+        ended = [
+            n for n, f in self._followers.items() if n not in leaving and f.run.epochs == row.epoch
+        ]
         self._trained = row.epoch
         for number in leaving:
             yield self._let_go(number)
-        if row.snapshot is not None and (ended or any(f.near(row) for f in self._followers.values())):
+        if row.snapshot is not None and (
+            ended or any(f.near(row) for f in self._followers.values())
+        ):
             self._snapshot = row.snapshot(copied=True)
             for follower in self._followers.values():
                 follower.kept = (follower.state, len(follower.levels))

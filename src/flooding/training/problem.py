@@ -51,7 +51,8 @@ class Score:
     """What a search maximises, or minimises, on the validation split.
 
     Args:
-        function: ``(outputs, targets) -> number``, such as :func:`flooding.metrics.balanced_accuracy`.
+        function: ``(outputs, targets) -> number``, such as
+            :func:`flooding.metrics.balanced_accuracy`.
         greater_is_better: Whether a larger number is the better one.
     """
 
@@ -63,39 +64,44 @@ class Score:
 class Problem:
     """What is trained, without the level: callables and a few numbers.
 
-    Callables that are ``functools.partial`` of this library's or torch's functions describe themselves, so that their
-    Records can be looked up. Anything else (a lambda, your own class) works too, but is trained anew each time unless
-    you give it a ``key``.
+    Callables that are ``functools.partial`` of this library's or torch's functions describe
+    themselves, so that their Records can be looked up. Anything else (a lambda, your own class)
+    works too, but is trained anew each time unless you give it a ``key``.
 
     Args:
         data: The splits, or a callable ``(*, seed: int) -> Splits``.
-        model: A callable without arguments that builds a module, or a module, of which every Run gets a copy. Builders
-            that draw from torch's generator find it seeded by the Run's seed; other generators are not touched. Lazy
-            modules get their shapes from the first training batch.
-        optimizer: A callable ``(parameters) -> Optimizer``. One with the methods ``train`` and ``eval``, such as a
-            schedule-free one, is switched to its evaluation weights for all that is measured and returned.
-        loss: Any torch loss ``(outputs, targets) -> scalar``, the mean over the batch. Targets that it ignores count
-            nowhere: not in accuracy, score or calibration, and a batch without any other target is skipped. A loss of
-            your own says which by an attribute or argument ``ignore_index``; without one it is -100.
-        eval_loss: The loss that curves and metrics report, by default ``loss``. Name the plain one where ``loss`` has label
-            smoothing or the like.
+        model: A callable without arguments that builds a module, or a module, of which every Run
+            gets a copy. Builders that draw from torch's generator find it seeded by the Run's seed;
+            other generators are not touched. Lazy modules get their shapes from the first training
+            batch.
+        optimizer: A callable ``(parameters) -> Optimizer``. One with the methods ``train`` and
+            ``eval``, such as a schedule-free one, is switched to its evaluation weights for all
+            that is measured and returned.
+        loss: Any torch loss ``(outputs, targets) -> scalar``, the mean over the batch. Targets that
+            it ignores count nowhere: not in accuracy, score or calibration, and a batch without any
+            other target is skipped. A loss of your own says which by an attribute or argument
+            ``ignore_index``; without one it is -100.
+        eval_loss: The loss that curves and metrics report, by default ``loss``. Name the plain one
+            where ``loss`` has label smoothing or the like.
         batch_size: Examples in a batch, at least 1. The last batch of an epoch may be smaller.
         eval_batch_size: Examples in a batch of an evaluation pass, at least 1.
         max_epochs: Epochs that fix the schedule, at least 1.
-        lr_scheduler: A callable ``(optimizer) -> LRScheduler``, stepped after every epoch: lengths are in epochs, such as
-            ``partial(OneCycleLR, max_lr=0.1, total_steps=max_epochs)``.
-        max_grad_norm: Largest gradient norm, or None. Applied after flooding; the sign commutes with it.
+        lr_scheduler: A callable ``(optimizer) -> LRScheduler``, stepped after every epoch: lengths
+            are in epochs, such as ``partial(OneCycleLR, max_lr=0.1, total_steps=max_epochs)``.
+        max_grad_norm: Largest gradient norm, or None. Applied after flooding; the sign commutes
+            with it.
         test_curve: Test curves to measure along the way, or None.
-        probe_inputs: A callable that gives inputs on which a classifier's probabilities are kept, such as a grid for drawing
-            its decision boundary, or None.
-        augment: A callable ``x -> x`` for the inputs of every training batch, drawing from torch's generator; or None.
-        score: What the best epoch and a search are judged by, where that is neither accuracy nor the loss. Of outputs
-            ``[n, classes]`` it sees those with a target that counts.
-        extra_metrics: A callable ``(model, problem, splits) -> {name: number}`` whose numbers become curves of their own,
-            after every epoch and before the first (more rarely as a :class:`Watch`); it sees the model in evaluation
-            mode and must leave it as it was.
-        key: Name under which Records of a problem that cannot describe itself are looked up, together with every part
-            that can. Change it whenever the code behind it changes.
+        probe_inputs: A callable that gives inputs on which a classifier's probabilities are kept,
+            such as a grid for drawing its decision boundary, or None.
+        augment: A callable ``x -> x`` for the inputs of every training batch, drawing from torch's
+            generator; or None.
+        score: What the best epoch and a search are judged by, where that is neither accuracy nor
+            the loss. Of outputs ``[n, classes]`` it sees those with a target that counts.
+        extra_metrics: A callable ``(model, problem, splits) -> {name: number}`` whose numbers
+            become curves of their own, after every epoch and before the first (more rarely as a
+            :class:`Watch`); it sees the model in evaluation mode and must leave it as it was.
+        key: Name under which Records of a problem that cannot describe itself are looked up,
+            together with every part that can. Change it whenever the code behind it changes.
 
     Raises:
         ValueError: If a number is out of range.
@@ -137,7 +143,9 @@ class Problem:
         require_at_least("batch_size", self.batch_size, 1)
         require_at_least("max_epochs", self.max_epochs, 1)
         require_at_least("eval_batch_size", self.eval_batch_size, 1)
-        if self.max_grad_norm is not None and not (math.isfinite(self.max_grad_norm) and self.max_grad_norm > 0):
+        if self.max_grad_norm is not None and not (
+            math.isfinite(self.max_grad_norm) and self.max_grad_norm > 0
+        ):
             raise ValueError(
                 f"max_grad_norm must be a positive norm, got {self.max_grad_norm}. Leave it out for no clipping."
             )
@@ -151,7 +159,11 @@ class Problem:
     def ignore_index(self) -> int | None:
         """The target that the loss ignores, or None where it names none."""
         index = loss_options(self.loss).ignore_index
-        return loss_options(self.eval_loss).ignore_index if index is None and self.eval_loss is not None else index
+        return (
+            loss_options(self.eval_loss).ignore_index
+            if index is None and self.eval_loss is not None
+            else index
+        )
 
     def target_mask(self, y: Tensor) -> Tensor:
         """Tell which targets count, all but those that the loss ignores.
@@ -160,7 +172,8 @@ class Problem:
             y: Class labels of any shape.
 
         Returns:
-            A mask of the shape of ``y``. -100, torch's own, is ignored where the loss names nothing else.
+            A mask of the shape of ``y``. -100, torch's own, is ignored where the loss names nothing
+            else.
         """
         return y.long() != (-100 if self.ignore_index is None else self.ignore_index)
 
@@ -182,7 +195,8 @@ class Problem:
             seed: The Run's seed.
 
         Returns:
-            The splits; the same object for the same callable and seed while it is among the last few used.
+            The splits; the same object for the same callable and seed while it is among the last
+            few used.
 
         Raises:
             ValueError: If a callable of the user's own makes something else.
@@ -192,7 +206,9 @@ class Problem:
         with LOCK, without_contexts(torch.device("cpu")):
             try:
                 config = json.dumps(to_config(self.data), sort_keys=True)
-            except UnhashableConfigError:  # a callable of the user's own may read what has changed since
+            except (
+                UnhashableConfigError
+            ):  # a callable of the user's own may read what has changed since
                 splits = self.data(seed=seed)
                 if not isinstance(splits, Splits):
                     rule = f"data must give {_CALLED['data'].split(' or ')[0]}"
@@ -221,7 +237,9 @@ class Problem:
         with fork_rng(derive_seed(seed, "model")), without_contexts(torch.device("cpu")):
             model = _copy(self.model) if isinstance(self.model, nn.Module) else self.model()
             if not isinstance(model, nn.Module):
-                raise ValueError(f"model must build a module, got {type(model).__name__}. Return a torch.nn.Module.")
+                raise ValueError(
+                    f"model must build a module, got {type(model).__name__}. Return a torch.nn.Module."
+                )
             if _is_lazy(model):
                 split = self.splits(seed).train
                 model.eval().to(split.y.device)
@@ -250,7 +268,8 @@ class PeriodicMetric:
 
     Args:
         function: A callable ``(model, problem, splits) -> {name: number}``.
-        every: Epochs between two measurements, at least 1; the first is before training, one more after the last.
+        every: Epochs between two measurements, at least 1; the first is before training, one more
+            after the last.
     """
 
     function: Callable[[nn.Module, Problem, Splits], Mapping[str, float]]
@@ -272,7 +291,9 @@ _CALLED = {  # what each part of a Problem must be
 }
 
 _KEPT_SPLITS = 16
-_SPLITS: dict[tuple[str, int], Splits] = {}  # by description, so that a look-up does not draw the data again
+_SPLITS: dict[
+    tuple[str, int], Splits
+] = {}  # by description, so that a look-up does not draw the data again
 
 
 def require_at_least(name: str, value: int, least: int) -> None:

@@ -25,13 +25,15 @@ class Record:
 
     Args:
         run: The Run, or None in a Record read without one.
-        curves: Measured. One float32 value per epoch from 0 (before training) on; NaN where nothing was measured.
-            ``train_loss`` and ``train_accuracy`` are means over the batches of the epoch as they were seen, in
-            training mode, without flooding; ``flooded`` is the share of steps strictly below the level.
-        arrays: Measured. ``best.reliability`` and ``last.reliability``: mean confidence, accuracy and count of 15 bins
-            on the noisy test labels, ``[3, 15]``, and ``*.reliability_clean``; ``*.probe``: probabilities on the
-            problem's probe, ``[inputs, classes]``.
-        metrics: Measured. Numbers named ``best.*`` (the epoch with the best validation score) and ``last.*``.
+        curves: Measured. One float32 value per epoch from 0 (before training) on; NaN where nothing
+            was measured. ``train_loss`` and ``train_accuracy`` are means over the batches of the
+            epoch as they were seen, in training mode, without flooding; ``flooded`` is the share of
+            steps strictly below the level.
+        arrays: Measured. ``best.reliability`` and ``last.reliability``: mean confidence, accuracy
+            and count of 15 bins on the noisy test labels, ``[3, 15]``, and ``*.reliability_clean``;
+            ``*.probe``: probabilities on the problem's probe, ``[inputs, classes]``.
+        metrics: Measured. Numbers named ``best.*`` (the epoch with the best validation score) and
+            ``last.*``.
         weights_sha256: Measured. sha256 of the final weights and buffers.
         fingerprint: Measured. sha256 of the parameter shapes and the first batch loss.
         metadata: Time, host, versions and the number of validation examples; never compared.
@@ -47,19 +49,23 @@ class Record:
 
     @property
     def level(self) -> float | None:
-        """The level of the Run if it was a number, else the mean one in force in the last epoch; None: no flooding.
+        """The level of the Run if it was a number, else the mean one in force in the last epoch;
+        None: no flooding.
 
         0.0 is a level: a loss that may be negative is flooded at 0.
         """
         level = None if self.run is None else self.run.level
-        level = level if isinstance(level, (int, float)) else self.metrics.get("last.level", math.nan)
+        level = (
+            level if isinstance(level, (int, float)) else self.metrics.get("last.level", math.nan)
+        )
         return float(level) if math.isfinite(level) else None
 
     def pack(self) -> tuple[bytes, str]:
         """Pack the measured part for storage.
 
         Returns:
-            Curves and arrays as compressed bytes, the rest as JSON; NaN is null there, infinities are "inf" and "-inf".
+            Curves and arrays as compressed bytes, the rest as JSON; NaN is null there, infinities
+            are "inf" and "-inf".
         """
         with io.BytesIO() as file:
             np.savez_compressed(file, **self.curves, **self.arrays)  # type: ignore[arg-type]
@@ -67,9 +73,18 @@ class Record:
 
     def _told(self) -> str:
         """Write what is measured and no array as JSON."""
-        odd = {name: None if math.isnan(value) else str(value) for name, value in self.metrics.items()}
-        finals = {name: value if math.isfinite(value) else odd[name] for name, value in self.metrics.items()}
-        return json.dumps({"finals": finals, "weights": self.weights_sha256, "fingerprint": self.fingerprint})
+        odd = {
+            name: None if math.isnan(value) else str(value) for name, value in self.metrics.items()
+        }
+        finals = {
+            name: value if math.isfinite(value) else odd[name]
+            for name, value in self.metrics.items()
+        }
+        return json.dumps({
+            "finals": finals,
+            "weights": self.weights_sha256,
+            "fingerprint": self.fingerprint,
+        })
 
     @staticmethod
     def unpack(run: Run | None, blob: bytes, rest: str, circumstances: str) -> Record:
@@ -94,7 +109,9 @@ class Record:
             weights, fingerprint = told["weights"], told["fingerprint"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"its numbers cannot be read: {error!r}") from None
-        if not (isinstance(weights, str) and isinstance(fingerprint, str) and isinstance(about, dict)):
+        if not (
+            isinstance(weights, str) and isinstance(fingerprint, str) and isinstance(about, dict)
+        ):
             raise ValueError("weights, fingerprint or circumstances are of another type")
         curves = {name: value for name, value in arrays.items() if "." not in name}
         rest_of = {name: value for name, value in arrays.items() if "." in name}
@@ -112,12 +129,13 @@ class Record:
 def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, float]:
     """Order validation results: the larger key is the better result.
 
-    Higher accuracy first, where there is one, then lower loss. NaN is worse than everything. Further ties go to the
-    earlier epoch or the smaller level: compare with ``>`` in that order.
+    Higher accuracy first, where there is one, then lower loss. NaN is worse than everything.
+    Further ties go to the earlier epoch or the smaller level: compare with ``>`` in that order.
 
     Args:
         loss: Validation loss.
-        accuracy: Validation accuracy or another score of which more is better, or None where there is none.
+        accuracy: Validation accuracy or another score of which more is better, or None where there
+            is none.
 
     Returns:
         A tuple to compare.
@@ -134,7 +152,8 @@ def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, fl
 def validation_key(
     values: Mapping[str, float], problem: Problem | None = None, prefix: str = ""
 ) -> tuple[float, float]:
-    """Order what was measured on the validation split: the problem's score, else accuracy, else loss.
+    """Order what was measured on the validation split: the problem's score, else accuracy, else
+    loss.
 
     Args:
         values: Measured numbers by name.
@@ -185,4 +204,7 @@ def select_best(records: Iterable[Record], at: Literal["best", "last"]) -> Recor
     ordered = sorted(records, key=lambda record: level_order(record.level))
     if not ordered:
         raise ValueError("records must hold at least one Record, got none.")
-    return max(ordered, key=lambda r: validation_key(r.metrics, None if r.run is None else r.run.problem, f"{at}."))
+    return max(
+        ordered,
+        key=lambda r: validation_key(r.metrics, None if r.run is None else r.run.problem, f"{at}."),
+    )

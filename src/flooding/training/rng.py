@@ -1,4 +1,5 @@
-"""Random number generators: seeds for a purpose, and blocks that leave the generators as they were."""
+"""Random number generators: seeds for a purpose, and blocks that leave the generators as they
+were."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def fork_rng(seed: int) -> Generator[None, None, None]:
 
 @contextmanager
 def preserve_rng_state() -> Generator[None, None, None]:
-    """Give the generators of torch, NumPy and Python back as they were, whatever a user's code draws in a block.
+    """Give the generators of torch, NumPy and Python back as they were, whatever a user's code
+    draws in a block.
 
     Yields:
         Nothing.

@@ -26,13 +26,15 @@ class Run:
 
     Args:
         problem: What is trained.
-        level: Flood level in the unit of the loss: a number, a tensor, a controller, or None for plain training.
+        level: Flood level in the unit of the loss: a number, a tensor, a controller, or None for
+            plain training.
         method: How the level acts; flooding of the mean batch loss unless said otherwise.
         seed: Seed of the data, the weights and the order of the batches, at least 0.
         stop_epoch: Epoch to stop at, from 1 to the problem's max_epochs; None is max_epochs.
 
     Raises:
-        ValueError: If the level is not finite, the seed is negative or ``stop_epoch`` is out of range.
+        ValueError: If the level is not finite, the seed is negative or ``stop_epoch`` is out of
+            range.
     """
 
     problem: Problem
@@ -46,7 +48,9 @@ class Run:
         if isinstance(self.seed, np.integer):
             object.__setattr__(self, "seed", int(self.seed))
         if isinstance(self.level, (float, Tensor)) and not math.isfinite(self.level):
-            raise ValueError(f"level must be finite, got {self.level}. Use None for plain training.")
+            raise ValueError(
+                f"level must be finite, got {self.level}. Use None for plain training."
+            )
         _check_method(self.level, self.method)
         require_at_least("seed", self.seed, 0)
         if self.stop_epoch is not None:
@@ -70,16 +74,19 @@ class Run:
             **metadata: What else changes bits: engine, device, dtype, threads, kernel.
 
         Returns:
-            64 hexadecimal digits, or None if the problem, the level or the method cannot describe itself and the
-            problem has no key.
+            64 hexadecimal digits, or None if the problem, the level or the method cannot describe
+            itself and the problem has no key.
         """
         config = self.config()
         if config is None:
             return None
-        return hashlib.sha256(json.dumps({**config, **metadata}, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps({**config, **metadata}, sort_keys=True).encode()
+        ).hexdigest()
 
     def config(self) -> dict[str, Any] | None:
-        """Describe everything that fixes the measurements of this Run, but where it stops and where it trains.
+        """Describe everything that fixes the measurements of this Run, but where it stops and where
+        it trains.
 
         Returns:
             What ``json.dumps`` takes; None if a part cannot be hashed and the problem has no key.
@@ -112,7 +119,9 @@ class Run:
 def _has_ignored(problem: Problem, seed: int) -> bool:
     splits = problem.splits(seed)
     targets = [split.y for split in (splits.train, splits.val, splits.test) if split is not None]
-    return any(not y.is_floating_point() and not bool(problem.target_mask(y).all()) for y in targets)
+    return any(
+        not y.is_floating_point() and not bool(problem.target_mask(y).all()) for y in targets
+    )
 
 
 def _check_level(level: Any) -> Any:
@@ -121,7 +130,12 @@ def _check_level(level: Any) -> Any:
         return float(level)
     scalar = isinstance(level, Tensor) and level.ndim == 0
     looked_up = hasattr(level, "at") or hasattr(level, "resolve")
-    if level is None or scalar or looked_up or (hasattr(level, "update") and hasattr(level, "init")):
+    if (
+        level is None
+        or scalar
+        or looked_up
+        or (hasattr(level, "update") and hasattr(level, "init"))
+    ):
         return level
     got = f"a tensor of shape {tuple(level.shape)}" if isinstance(level, Tensor) else repr(level)
     raise ValueError(
@@ -132,8 +146,12 @@ def _check_level(level: Any) -> Any:
 
 def _check_method(level: Any, method: Method) -> None:
     if isinstance(method, WaveBound) and level is not None:
-        raise ValueError(f"WaveBound's level is its teacher's loss, got level={level}. Leave the level out.")
-    if (isinstance(level, (PerClass, PerExample)) or hasattr(level, "resolve")) and method.reduction == "mean":
+        raise ValueError(
+            f"WaveBound's level is its teacher's loss, got level={level}. Leave the level out."
+        )
+    if (
+        isinstance(level, (PerClass, PerExample)) or hasattr(level, "resolve")
+    ) and method.reduction == "mean":
         raise ValueError(
             f"{type(level).__name__} needs a method on each example, got {type(method).__name__}, which floods the "
             "batch mean. Use IFlood()."

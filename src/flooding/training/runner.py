@@ -47,19 +47,22 @@ def run_all(
 ) -> list[Record]:
     """Look Runs up in the ledger and train those that are not there, on all cores.
 
-    The same Run, on the same machine, has bit-identical measurements whether it is trained here, in a worker process
-    or looked up. Equal Runs are trained once; Runs that differ in their level alone take the steps before the first
-    flooded one together; a Run that was cut off, or a longer one, goes on from its checkpoint beside the ledger. None
-    of this changes a bit. A Run that cannot describe itself is trained anew each time, and one that cannot be pickled
-    (a class of a notebook or of the script itself) in this process; the log says so.
+    The same Run, on the same machine, has bit-identical measurements whether it is trained here, in
+    a worker process or looked up. Equal Runs are trained once; Runs that differ in their level
+    alone take the steps before the first flooded one together; a Run that was cut off, or a longer
+    one, goes on from its checkpoint beside the ledger. None of this changes a bit. A Run that
+    cannot describe itself is trained anew each time, and one that cannot be pickled (a class of a
+    notebook or of the script itself) in this process; the log says so.
 
     Args:
         runs: The Runs.
         ledger: SQLite file of Records; None is the default place, False none at all.
         overwrite: Train even what the ledger holds, and replace it there.
-        workers: Worker processes with one thread each; None is one per core, 0 trains in this process.
+        workers: Worker processes with one thread each; None is one per core, 0 trains in this
+            process.
         device: Where to train.
-        threads: torch threads to train with; more than 1 trains in this process, since processes are faster.
+        threads: torch threads to train with; more than 1 trains in this process, since processes
+            are faster.
         on_start: Called once with the Runs that must be trained.
         on_row: Called with every row of the Runs that are trained.
 
@@ -67,8 +70,9 @@ def run_all(
         Records in the order of the Runs.
 
     Raises:
-        ValueError: If a Record under a user's key has parameter shapes or a first batch loss that are not this Run's,
-            ``workers`` or ``threads`` is out of range, or the device is not there.
+        ValueError: If a Record under a user's key has parameter shapes or a first batch loss that
+            are not this Run's, ``workers`` or ``threads`` is out of range, or the device is not
+            there.
 
     Example:
         >>> from flooding import Problem, Run
@@ -101,9 +105,7 @@ def run_all(
     if path is not None and any(key is None for key in keys):
         reason = "a problem without a key is trained anew each time. Give the Problem a key='...' to look it up."
         if has_global_hooks():
-            reason = (
-                "with global hooks of torch.nn or torch.optim every run is trained anew. Remove them to look runs up."
-            )
+            reason = "with global hooks of torch.nn or torch.optim every run is trained anew. Remove them to look runs up."
         log.warning(reason)
     twins: dict[object, list[int]] = {}
     for number, (run, key) in enumerate(zip(runs, keys, strict=True)):
@@ -120,10 +122,16 @@ def run_all(
         how: dict[str, Any] = {"overwrite": overwrite, "device": device, "threads": threads}
         how["quiet"] = on_row is None
         how["dtype"], how["settings"] = torch.get_default_dtype(), capture_settings()
-        # A Run that cannot describe itself has no name that lasts: its checkpoints end with the call.
-        jobs = [Job(n, runs[n], keys[n], path, folder=lasting if keys[n] else str(scratch), **how) for n in wanted]
+        # A Run that cannot describe itself has no name that lasts: its checkpoints end with the
+        # call.
+        jobs = [
+            Job(n, runs[n], keys[n], path, folder=lasting if keys[n] else str(scratch), **how)
+            for n in wanted
+        ]
         trained = 0
-        for number, row in _execute(_group_by_prefix(jobs, available_cpus() if workers is None else workers), workers):
+        for number, row in _execute(
+            _group_by_prefix(jobs, available_cpus() if workers is None else workers), workers
+        ):
             if on_row is not None:
                 on_row(row)
             if row.record is not None:
@@ -170,19 +178,28 @@ def _group_by_prefix(jobs: list[Job], workers: int) -> list[Job]:
         if job.overwrite:
             files.delete(job.name, job.run.epochs + 1)
         alone = not can_share(job.run) or files.exists(job.name, job.run.epochs)
-        key = run_key(trunk, device=job.device, threads=job.threads) or (id(job.run.problem), job.run.seed)
+        key = run_key(trunk, device=job.device, threads=job.threads) or (
+            id(job.run.problem),
+            job.run.seed,
+        )
         groups.setdefault(("alone", job.number) if alone else key, []).append(job)
     grouped = []
     for key, group in groups.items():
-        # In a large group some begin alone, so that no worker waits for the trunk: those that would leave it first.
-        early = sorted((job for job in group if isinstance(job.run.level, float)), key=lambda job: -job.run.level)
+        # In a large group some begin alone, so that no worker waits for the trunk: those that would
+        # leave it first.
+        early = sorted(
+            (job for job in group if isinstance(job.run.level, float)),
+            key=lambda job: -job.run.level,
+        )
         early = early[: max(0, min(workers - 1, len(group) // 8))]
         group = [job for job in group if job not in early]
         if len(group) == 1:
             grouped += group
             continue
         named = key if isinstance(key, str) else None
-        trunk = group[0]._replace(run=prefix_run(group[0].run), trajectory=named, forks=tuple(group))
+        trunk = group[0]._replace(
+            run=prefix_run(group[0].run), trajectory=named, forks=tuple(group)
+        )
         if trunk.overwrite:
             Checkpoints(trunk.folder or "").delete(trunk.name, trunk.run.epochs + 1)
         grouped.append(trunk)
@@ -237,15 +254,21 @@ def _load_cached(path: str, runs: list[Run], keys: list[str | None]) -> dict[int
 
 
 def _is_own(record: Record, device: str, threads: int) -> bool:
-    """Tell whether a Record is the Run's: a user's key promises that, but says nothing of the code behind it."""
+    """Tell whether a Record is the Run's: a user's key promises that, but says nothing of the code
+    behind it."""
     run = record.run
-    return run is None or not has_user_key(run.problem) or record.fingerprint == fingerprint(run, device, threads)
+    return (
+        run is None
+        or not has_user_key(run.problem)
+        or record.fingerprint == fingerprint(run, device, threads)
+    )
 
 
 def _execute(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, EpochResult]]:
     """Train jobs in worker processes where they can go there, else here."""
     runs = [job.run for head in jobs for job in (head, *head.forks)]
-    # In a thread of the caller's even one Run goes to a worker: other threads may draw from this process's generator.
+    # In a thread of the caller's even one Run goes to a worker: other threads may draw from this
+    # process's generator.
     in_thread = threading.current_thread() is not threading.main_thread()
     spread = workers != 0 and (len(runs) > 1 or in_thread)
     away, stay, tied = [], [], []
@@ -256,11 +279,13 @@ def _execute(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, EpochR
     if tied:
         count = sum(len(job.forks) or 1 for job in tied)
         log.warning(
-            "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.", count
+            "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.",
+            count,
         )
     if away:
         warm = all(is_hashable(run) for run in runs)
-        # Closed before the pool is given back: whatever its workers still do must have ended by then.
+        # Closed before the pool is given back: whatever its workers still do must have ended by
+        # then.
         limit = min(workers or available_cpus(), 64)
         with _pool(warm=warm) as pool, closing(pool.run(away, limit)) as told:
             for number, news in told:
@@ -303,9 +328,11 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def _pool(*, warm: bool) -> Generator[Pool, None, None]:
-    """Lend a pool to one caller at a time; importing torch takes a worker two seconds, so one is kept warm.
+    """Lend a pool to one caller at a time; importing torch takes a worker two seconds, so one is
+    kept warm.
 
-    Code of a user's own may change between two calls, in a notebook say, so it gets new workers each time.
+    Code of a user's own may change between two calls, in a notebook say, so it gets new workers
+    each time.
 
     Yields:
         A pool nobody else uses.

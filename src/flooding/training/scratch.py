@@ -17,7 +17,8 @@ __all__ = ["scratch_folder"]
 
 _PREFIX = "flooding-"
 _LOCK_NAME = ".in-use"
-_AGE = 60.0  # seconds before a folder without an owner is removed: its owner may be just about to lock it
+# Seconds before a folder without an owner is removed: its owner may be just about to lock it
+_AGE = 60.0
 
 
 @contextmanager
@@ -30,7 +31,9 @@ def scratch_folder() -> Generator[Path, None, None]:
     remove_abandoned()
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
         lock = FileLock(Path(name, _LOCK_NAME), thread_local=False)
-        with contextlib.suppress(OSError, NotImplementedError):  # where locks do not work, nobody tidies
+        with contextlib.suppress(
+            OSError, NotImplementedError
+        ):  # where locks do not work, nobody tidies
             lock.acquire(timeout=0)
         try:
             yield Path(name)

@@ -28,7 +28,8 @@ class _Watched:
 class Watchdog:
     """Knows when each Run in training was last heard of.
 
-    Who waits for news calls :meth:`report` after :meth:`seconds_left`; :meth:`in_background` does so in a thread.
+    Who waits for news calls :meth:`report` after :meth:`seconds_left`; :meth:`in_background` does
+    so in a thread.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,8 @@ class Watchdog:
         return max(0.0, min(due, default=PATIENCE))
 
     def report(self) -> None:
-        """Log every Run without news for too long, and wait twice as long before the next report of it."""
+        """Log every Run without news for too long, and wait twice as long before the next report of
+        it."""
         now = time.monotonic()
         for watched in list(self._runs.values()):
             if now - watched.since >= watched.patience:
