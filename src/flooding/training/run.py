@@ -15,6 +15,7 @@ from torch import Tensor
 from flooding.levels import PerClass, PerExample
 from flooding.methods import Flooding, Method, WaveBound
 from flooding.training.config import UnhashableConfigError, changed_fields, to_config
+from flooding.training.legacy import legacy_configs
 from flooding.training.problem import Problem, require_at_least
 
 __all__ = ["Run"]
@@ -66,23 +67,32 @@ class Run:
         return self.stop_epoch or self.problem.max_epochs
 
     def key(self, **metadata: Any) -> str | None:
-        """Name the trajectory of this Run, the same in every process.
+        """Hash everything that fixes the measurements of this Run, the same in every process.
 
-        ``stop_epoch`` is not part of it: Records are found by trajectory and epoch.
+        ``stop_epoch`` is not part of it: Records are found by key and epoch.
 
         Args:
-            **metadata: What else changes bits: engine, device, dtype, threads, kernel.
+            **metadata: What else changes bits: version of the numerics, device, dtype, threads,
+                kernel.
 
         Returns:
-            64 hexadecimal digits, or None if the problem, the level or the method cannot describe
-            itself and the problem has no key.
+            64 hexadecimal digits, or None if a part cannot be hashed and the problem has no key.
         """
         config = self.config()
-        if config is None:
-            return None
-        return hashlib.sha256(
-            json.dumps({**config, **metadata}, sort_keys=True).encode()
-        ).hexdigest()
+        return None if config is None else _hash({**config, **metadata})
+
+    def legacy_keys(self, **metadata: Any) -> list[str]:
+        """Give the keys under which flooding 0.1.0 may have stored this Run.
+
+        Args:
+            **metadata: As for :meth:`key`.
+
+        Returns:
+            Keys of 64 hexadecimal digits; none if a part cannot be hashed.
+        """
+        config = self.config()
+        configs = [] if config is None else legacy_configs(config)
+        return [_hash({**config, **metadata}) for config in configs]
 
     def config(self) -> dict[str, Any] | None:
         """Describe everything that fixes the measurements of this Run, but where it stops and where
@@ -114,6 +124,10 @@ class Run:
         except UnhashableConfigError:
             return None
         return config
+
+
+def _hash(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _has_ignored(problem: Problem, seed: int) -> bool:

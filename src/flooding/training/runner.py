@@ -93,7 +93,7 @@ def run_all(
     # Absolute, since a worker and a Run may change the working directory.
     path = None if ledger is False else str(absolute_path(ledger or default_path()))
     keys = [run_key(run, device=device, threads=threads) for run in runs]
-    records = {} if path is None or overwrite else _load_cached(path, runs, keys)
+    records = {} if path is None or overwrite else _load_cached(path, runs, keys, _key_metadata(device, threads))
     for record in records.values():
         if not _is_own(record, device, threads):
             raise ValueError(
@@ -208,7 +208,7 @@ def _group_by_prefix(jobs: list[Job], workers: int) -> list[Job]:
 
 
 def run_key(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
-    """Name the trajectory of a Run on a device, the key of the ledger.
+    """Give the key of a Run on a device, under which the ledger stores its Record.
 
     Args:
         run: The Run.
@@ -216,23 +216,27 @@ def run_key(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
         threads: torch threads it trains with.
 
     Returns:
-        64 hexadecimal digits, or None if the Run cannot describe itself.
+        64 hexadecimal digits, or None if a part of the Run cannot be hashed.
     """
-    if has_global_hooks():  # they may change anything, and nobody can name them
-        return None
-    dtype, version = str(torch.get_default_dtype()), torch.__version__
-    # Torch's defaults go without saying, so that they change no key.
-    unusual = {"settings": capture_settings(), "environment": environment()}
-    more = {name: value for name, value in unusual.items() if value}
-    return run.key(
-        engine=NUMERICS_VERSION,
-        torch=version,
-        device=str(device),
-        dtype=dtype,
-        threads=threads,
-        kernel="single",
-        **more,
-    )
+    # Global hooks may change anything, and nobody can name them.
+    return None if has_global_hooks() else run.key(**_key_metadata(device, threads))
+
+
+def _key_metadata(device: str, threads: int) -> dict[str, Any]:
+    """Describe what changes the bits of every Run; torch's default settings are left out."""
+    metadata: dict[str, Any] = {
+        "engine": NUMERICS_VERSION,
+        "torch": torch.__version__,
+        "device": str(device),
+        "dtype": str(torch.get_default_dtype()),
+        "threads": threads,
+        "kernel": "single",
+    }
+    if settings := capture_settings():
+        metadata["settings"] = settings
+    if variables := environment():
+        metadata["environment"] = variables
+    return metadata
 
 
 def available_cpus() -> int:
@@ -244,13 +248,21 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _load_cached(path: str, runs: list[Run], keys: list[str | None]) -> dict[int, Record]:
-    book = Ledger(path)
-    try:
-        found = {n: book.find(runs[n], key) for n, key in enumerate(keys) if key is not None}
-    finally:
-        book.close()
-    return {n: record for n, record in found.items() if record is not None}
+def _load_cached(
+    path: str, runs: list[Run], keys: list[str | None], metadata: dict[str, Any]
+) -> dict[int, Record]:
+    """Look Runs up in the ledger, by the position of each; also under the keys of flooding 0.1.0."""
+    records: dict[int, Record] = {}
+    with closing(Ledger(path)) as ledger:
+        for index, (run, key) in enumerate(zip(runs, keys, strict=True)):
+            if key is None:
+                continue
+            record = ledger.find(run, key)
+            for legacy_key in run.legacy_keys(**metadata) if record is None else ():
+                record = record or ledger.find(run, legacy_key)
+            if record is not None:
+                records[index] = record
+    return records
 
 
 def _is_own(record: Record, device: str, threads: int) -> bool:
