@@ -640,7 +640,7 @@ def test_a_controller_is_updated_after_every_step_and_epoch():
     flood_step.level = Epochs()
     _run(model, optimizer, flood_step, batches[:2])
     assert flood_step.level == 0
-    flood_step.epoch(train_accuracy=0.5, val_loss=0.25, val_accuracy=0.75)
+    flood_step.on_epoch_end(train_accuracy=0.5, val_loss=0.25, val_accuracy=0.75)
     assert flood_step.level == 1
     assert flood_step.state["controller.seen"].tolist() == [0.5, 0.25, 0]
 

@@ -111,7 +111,7 @@ def test_a_parameter_of_two_flooded_optimisers_is_refused():
         first.step()
     assert w == 1
     for flood_step in (one, two):
-        flood_step.clear()
+        flood_step.reset()
         w.grad = other.grad = None
         flood_step(loss_of(w, 1.0) + (other - other.detach())).backward()
         with warnings.catch_warnings(record=True) as caught:

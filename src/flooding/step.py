@@ -99,7 +99,7 @@ class FloodStep:
         objective: What replaces the loss, ``(loss, level) -> value``. Slopes other than 0 and +-1,
             such as those of ``soft_flood``, do not commute with clipping: call :meth:`apply` before
             it.
-        local: Let every micro-batch of every rank decide for itself, in its own backward. This is
+        per_microbatch: Let every micro-batch of every rank decide for itself, in its own backward. This is
             flooding with a smaller batch, not flooding of the step; ``state`` then tells what the
             whole step would have done.
         group: Process group whose losses are averaged once torch.distributed is initialised; None
@@ -109,7 +109,7 @@ class FloodStep:
         TypeError: If ``optimizer`` is no torch optimiser with step hooks, or ``level`` is none of
             the above.
         ValueError: If the level is NaN, ``inf`` or has axes, the gradients cannot be flipped as
-            one, or ``local`` is asked for with an optimiser of several passes.
+            one, or ``per_microbatch`` is asked for with an optimiser of several passes.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -133,22 +133,22 @@ class FloodStep:
         level: Any,
         *,
         objective: Callable[[Tensor, Any], Tensor] = flood,
-        local: bool = False,
+        per_microbatch: bool = False,
         group: Any = None,
     ) -> None:
         _check_optimizer(optimizer, level)
         self.optimizer, self.objective, self.per_microbatch, self.group = (
             optimizer,
             objective,
-            local,
+            per_microbatch,
             group,
         )
         methods = set(dir(optimizer))
         self._multi_pass = any(methods.issuperset(names) for names in _MULTI_PASS)
-        if local and self._multi_pass:
+        if per_microbatch and self._multi_pass:
             raise ValueError(
-                f"local decides in every backward, but {type(optimizer).__name__} needs one slope "
-                "for all passes of a step. Use local=False."
+                f"per_microbatch decides in every backward, but {type(optimizer).__name__} needs one slope "
+                "for all passes of a step. Use per_microbatch=False."
             )
         # sum(c * loss), sum(c) and the number of NaN losses, shape (3,): of the open step, and of
         # backward passes that have not ended, by the id of their graph task.
@@ -234,13 +234,13 @@ class FloodStep:
             loss: Mean loss of one micro-batch, one element.
 
         Returns:
-            ``loss`` itself; with ``local`` its backward is flooded.
+            ``loss`` itself; with ``per_microbatch`` its backward is flooded.
 
         Raises:
             TypeError: If ``loss`` is no tensor.
             ValueError: If ``loss`` has more than one element.
             RuntimeError: If a newer FloodStep has replaced this one, or two watch ``loss`` and one
-                of them is ``local``.
+                of them is ``per_microbatch``.
         """
         if not isinstance(loss, Tensor):
             raise TypeError(
@@ -257,7 +257,7 @@ class FloodStep:
         for other in self._others() if len(_ATTACHED) > 1 else ():
             if other._last_watched() is loss and (self.per_microbatch or other.per_microbatch):
                 raise RuntimeError(
-                    "local=True floods the loss's own backward, for every optimiser, but two "
+                    "per_microbatch=True floods the loss's own backward, for every optimiser, but two "
                     "FloodSteps watch this loss. Watch it by one of them."
                 )
         self._watched = weakref.ref(loss)
@@ -368,13 +368,13 @@ class FloodStep:
                 [p.grad for p in self._parameters() if p.grad is not None], self._decision["slope"]
             )
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """Forget the losses of a step that will not be taken; ``optimizer.zero_grad()`` does so by
         itself."""
         self._sums = self._decision = self._first_pass = self._landed = None
         self._running.clear()
 
-    def epoch(
+    def on_epoch_end(
         self, *, train_accuracy: Any = None, val_loss: Any = None, val_accuracy: Any = None
     ) -> None:
         """Show a controller the end of an epoch; other levels take no notice.
@@ -629,7 +629,7 @@ class FloodStep:
                 )
 
     def _inspect(self, loss: Tensor) -> None:
-        # With local the loss's own backward is flooded, for every optimiser.
+        # With per_microbatch the loss's own backward is flooded, for every optimiser.
         leaves = [] if self.per_microbatch else _leaves(loss)
         own = set(map(id, self._parameters()))
         self._foreign = [leaf for leaf in leaves if id(leaf) not in own]
