@@ -219,7 +219,7 @@ from flooding import Problem
 from flooding.data.synthetic import two_gaussians
 from flooding.models import mlp
 data = partial(two_gaussians, n_train=30, n_val=20, n_test=20)
-problem = Problem(data, partial(mlp, 10, 2, width=4, depth=1), horizon=2)
+problem = Problem(data, partial(mlp, 10, 2, width=4, depth=1), max_epochs=2)
 model = nn.Linear(1, 1)
 make = lambda: problem
 def needs(width): return problem

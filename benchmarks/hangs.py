@@ -50,7 +50,7 @@ y = torch.randint(2, (200,), generator=generator)
 options = {options}
 loader = DataLoader(TensorDataset(x[:100], y[:100]), 20, **options)
 splits = loaders.splits(train=loader, val=TensorDataset(x[100:], y[100:]))
-problem = Problem(splits, Net, batch_size=20, horizon=30)
+problem = Problem(splits, Net, batch_size=20, max_epochs=30)
 """
 CALLS = {
     "find_level": "from flooding import find_level\nprint(find_level(problem).cost)",

@@ -30,7 +30,7 @@ def splits(seed=0):
 
 def problem(data=splits, model=None, **changes):
     return Problem(
-        data, model or partial(nn.Linear, 4, 2), batch_size=10, **{"horizon": 3} | changes
+        data, model or partial(nn.Linear, 4, 2), batch_size=10, **{"max_epochs": 3} | changes
     )
 
 

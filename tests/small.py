@@ -25,7 +25,7 @@ def small(**changes):
             "data": data,
             "model": partial(mlp, 10, 2, width=16, depth=2),
             "optimizer": adam,
-            "horizon": 6,
+            "max_epochs": 6,
         }
         | changes
     )
@@ -36,7 +36,7 @@ def normed(**changes):
     data = partial(sinusoid, n_train=50, n_val=30, n_test=200)
     model = partial(mlp, 2, 2, width=16, depth=2, batch_norm=True, dropout=0.2)
     return Problem(
-        **{"data": data, "model": model, "optimizer": adam, "horizon": 6, "batch_size": 12}
+        **{"data": data, "model": model, "optimizer": adam, "max_epochs": 6, "batch_size": 12}
         | changes
     )
 
@@ -56,7 +56,7 @@ def regression(**changes):
         "model": FromDict,
         "loss": torch.nn.functional.mse_loss,
     }
-    return Problem(**given | {"optimizer": adam, "horizon": 6} | changes)
+    return Problem(**given | {"optimizer": adam, "max_epochs": 6} | changes)
 
 
 def wide(**changes):
@@ -68,7 +68,7 @@ def wide(**changes):
     parts = Splits(Split(x[:60], y[:60]), Split(x[60:], y[60:]))
     layers = partial(Encoder, 64)
     return small(
-        **{"data": parts, "model": layers, "optimizer": adam, "horizon": 2, "key": "wide"} | changes
+        **{"data": parts, "model": layers, "optimizer": adam, "max_epochs": 2, "key": "wide"} | changes
     )
 
 

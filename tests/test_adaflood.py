@@ -607,8 +607,8 @@ def test_bad_arguments_are_refused_before_anything_trains(arguments, match):
             "folds must lie in 2 to the 40 examples, got 41",
         ),
         (small, {"at": "first"}, "at must be 'best' or 'last', got 'first'"),
-        (small, {"epochs": 0}, "horizon must be"),
-        (small, {"variant": LastLayer(epochs=0)}, "horizon must be"),
+        (small, {"epochs": 0}, "max_epochs must be"),
+        (small, {"variant": LastLayer(epochs=0)}, "max_epochs must be"),
         (small, {"variant": LastLayer(layer=lambda _: nn.Linear(1, 1))}, "must return a submodule"),
         (
             regression,

@@ -58,7 +58,7 @@ class AsInTraining(As):
 
 def problem(**changes):
     return Problem(
-        **{"data": halves(X, Y), "model": net, "optimizer": adam, "horizon": 3, "batch_size": 8}
+        **{"data": halves(X, Y), "model": net, "optimizer": adam, "max_epochs": 3, "batch_size": 8}
         | changes
     )
 
@@ -445,7 +445,7 @@ def test_a_loss_must_return_a_mean(loss, message):
     ],
     ids=["module", "partial", "nested"],
 )
-@pytest.mark.parametrize("name", ["loss", "report"])
+@pytest.mark.parametrize("name", ["loss", "eval_loss"])
 def test_a_problem_refuses_a_loss_that_is_no_mean(loss, name):
     with pytest.raises(
         ValueError, match=rf"the {name} must be a batch's mean, got reduction='(sum|none)'"
@@ -475,7 +475,7 @@ def test_a_problem_refuses_a_loss_that_is_no_mean(loss, name):
 )
 def test_a_one_cycle_that_does_not_end_with_the_training_is_refused(schedule):
     refused(
-        r"stepped once an epoch, so OneCycleLR needs total_steps=3, the horizon, got [29]\.",
+        r"stepped once an epoch, so OneCycleLR needs total_steps=3, the max_epochs, got [29]\.",
         lr_scheduler=schedule,
     )
 
@@ -502,7 +502,7 @@ def test_a_one_cycle_of_the_horizon_ends_at_its_lowest_rate():
         (partial(lr_scheduler.StepLR, step_size=1), None),
         (partial(lr_scheduler.LambdaLR, lr_lambda=lambda epoch: 1.0), None),
     ],
-    ids=["cyclic", "cosine", "linear", "cosine of the horizon", "steps", "anything"],
+    ids=["cyclic", "cosine", "linear", "cosine of the max_epochs", "steps", "anything"],
 )
 def test_a_schedule_longer_than_the_training_is_told(schedule, told, caplog):
     list(train(Run(problem(lr_scheduler=schedule))))

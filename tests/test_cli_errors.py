@@ -35,7 +35,7 @@ from flooding.data.synthetic import two_gaussians
 from flooding.models import mlp
 
 data = partial(two_gaussians, n_train=30, n_val=20, n_test=20)
-problem = Problem(data, partial(mlp, 10, 2, width=4, depth=1), horizon=2)
+problem = Problem(data, partial(mlp, 10, 2, width=4, depth=1), max_epochs=2)
 network = nn.Linear(10, 2)
 
 class Class: pass
@@ -53,12 +53,12 @@ def none(): problem
 def text(): return "problem"
 def raises(): return [][0]
 def ends(): sys.exit(3)
-def wrong(): return Problem(data, mlp, horizon=0)
+def wrong(): return Problem(data, mlp, max_epochs=0)
 async def later(): return problem
-def failing(): return Problem(data, partial(Failing, 10, 2), horizon=2)
-def ending(): return Problem(data, partial(Ending, 10, 2), horizon=2)
-def shapes(): return Problem(data, partial(nn.Linear, 3, 2), horizon=2)
-def large(): return Problem(data, partial(nn.Linear, 10**9, 10**6), horizon=2)
+def failing(): return Problem(data, partial(Failing, 10, 2), max_epochs=2)
+def ending(): return Problem(data, partial(Ending, 10, 2), max_epochs=2)
+def shapes(): return Problem(data, partial(nn.Linear, 3, 2), max_epochs=2)
+def large(): return Problem(data, partial(nn.Linear, 10**9, 10**6), max_epochs=2)
 """
 
 

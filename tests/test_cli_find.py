@@ -16,7 +16,7 @@ from functools import partial
 from flooding import Problem
 from flooding.data.synthetic import two_gaussians
 from flooding.models import mlp
-problem = Problem(partial(two_gaussians, n_test=50, label_noise=0.1), partial(mlp, 10, 2, width=16), horizon=10)
+problem = Problem(partial(two_gaussians, n_test=50, label_noise=0.1), partial(mlp, 10, 2, width=16), max_epochs=10)
 def make():
     return problem
 other = 3
@@ -28,7 +28,7 @@ from flooding import Problem
 from flooding.data.synthetic import two_gaussians
 class Net(nn.Linear):
     pass
-problem = Problem(partial(two_gaussians, n_test=50), partial(Net, 10, 2), horizon=10)
+problem = Problem(partial(two_gaussians, n_test=50), partial(Net, 10, 2), max_epochs=10)
 def make():
     return problem
 """

@@ -142,7 +142,7 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
         "from flooding.data.synthetic import two_gaussians\n"
         "from flooding.models import mlp\n"
         "data = partial(two_gaussians, n_train=40, n_val=30, n_test=100)\n"
-        "problem = Problem(data, lambda: mlp(10, 2, width=8, depth=1), horizon=3)\n"
+        "problem = Problem(data, lambda: mlp(10, 2, width=8, depth=1), max_epochs=3)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     told = call("compare", "mine:problem", "--seeds", 2, "--workers", "0", "--out", "out")

@@ -539,7 +539,7 @@ def test_a_sum_is_refused(loss):
             ValueError, match=rf"got a criterion with reduction='sum'. Build.*'{method.reduction}'"
         ):
             Flood(loss, 0.1, method)
-    for field in ("loss", "report"):
+    for field in ("loss", "eval_loss"):
         with pytest.raises(
             ValueError,
             match=f"the {field} must be a batch's mean, got reduction='sum'.*reduction='mean'",

@@ -130,7 +130,7 @@ def test_the_plan_is_the_public_demos_and_the_digits():
 
 
 def test_every_picture_is_drawn(tmp_path):
-    quick = {"horizon": 6, "test_curve": TestCurve(50, every=2)}
+    quick = {"max_epochs": 6, "test_curve": TestCurve(50, every=2)}
     flat = partial(two_gaussians, n_train=40, n_val=30, n_test=200, dimension=2)
     network = partial(torch.nn.Linear, 2, 2)
     plane_problem = small(data=flat, model=network, probe_inputs=grid_2d, **quick)

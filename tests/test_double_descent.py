@@ -740,7 +740,7 @@ def test_the_rate_falls_twice_and_other_seeds_can_be_asked():
 
 def test_quick_is_trained_and_drawn(monkeypatch, tmp_path):
     """All of quick's conditions, cut to 4 epochs, small networks and few test examples."""
-    tiny = {"model": partial(mlp, 10, 2, width=16, depth=1), "horizon": 4}
+    tiny = {"model": partial(mlp, 10, 2, width=16, depth=1), "max_epochs": 4}
     groups = plan(quick=True)
     data = partial(two_gaussians, n_test=100, label_noise=0.1)
     groups["synthetic"] = [

@@ -135,7 +135,7 @@ class Net(torch.nn.Module):
 
 x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
 part = lambda a, b: Split(x[a:b], (x[a:b, 0] > 0).long())
-problem = Problem(Splits(part(0, 20), part(20, 40), part(40, 60)), Net, horizon=3, {key})
+problem = Problem(Splits(part(0, 20), part(20, 40), part(40, 60)), Net, max_epochs=3, {key})
 records = evaluate([Run(problem, level) for level in (None, 0.1, 0.2)], ledger={ledger!r}{workers})
 print(len(records), "records")
 """
@@ -176,7 +176,7 @@ def test_a_module_of_the_users_own_goes_to_workers(tmp_path, monkeypatch):
 def spawn(path, epochs=100_000):
     code = (
         "from small import small; from flooding import Run, evaluate;"
-        f"evaluate([Run(small(horizon={epochs}), l) for l in (0.1, 0.2)], ledger={str(path)!r}, workers=2)"
+        f"evaluate([Run(small(max_epochs={epochs}), l) for l in (0.1, 0.2)], ledger={str(path)!r}, workers=2)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     return psutil.Popen([sys.executable, "-c", code], env=environment)
@@ -311,7 +311,7 @@ class Own(torch.optim.SGD):
 
 def problem(lr=0.1):
     data = partial(two_gaussians, n_train=20, n_val=20, n_test=50)
-    return Problem(data, Net, partial(Own, lr=lr), horizon=3, key="own")
+    return Problem(data, Net, partial(Own, lr=lr), max_epochs=3, key="own")
 """
 
 
@@ -455,7 +455,7 @@ def test_impossible_numbers_are_refused(options):
 def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
     code = (
         "from small import small; from flooding import Run, evaluate;"
-        "print(*[r.measured for r in evaluate([Run(small(horizon=40), 0.02 * n, seed=s) for s in (0, 1)"
+        "print(*[r.measured for r in evaluate([Run(small(max_epochs=40), 0.02 * n, seed=s) for s in (0, 1)"
         f" for n in range(12)], ledger={str(path)!r}, workers=2)])"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}

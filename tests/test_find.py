@@ -38,7 +38,7 @@ def noisy(**changes):
         "data": data,
         "model": partial(mlp, 10, 2, width=32, depth=2),
         "optimizer": adam,
-        "horizon": 40,
+        "max_epochs": 40,
     }
     return Problem(**given | changes)
 
@@ -443,9 +443,9 @@ def test_where_the_loss_falls_slowly_the_race_reaches_further_for_the_same_price
     assert alone.cost.trainings <= 3.05
 
 
-@pytest.mark.parametrize("horizon", [1, 2, 3])
-def test_a_short_training_stays_within_its_budget_or_says_so(path, horizon):
-    found = find_level(noisy(max_epochs=horizon, batch_size=4), budget=1.01, ledger=path, workers=0)
+@pytest.mark.parametrize("max_epochs", [1, 2, 3])
+def test_a_short_training_stays_within_its_budget_or_says_so(path, max_epochs):
+    found = find_level(noisy(max_epochs=max_epochs, batch_size=4), budget=1.01, ledger=path, workers=0)
     assert found.level is None
     assert len(found.records) == 1
     assert "leaves no epoch" in found.warnings[0] or "nothing to flood" in found.warnings[0]

@@ -22,8 +22,8 @@ from small import small
 def _without_files(monkeypatch):
     """Plan with small problems in place of images."""
     plan = [
-        Cell(name, small(max_epochs=horizon), LEVELS, (0, 1, 2))
-        for name, horizon in (("A", 10), ("B", 20))
+        Cell(name, small(max_epochs=max_epochs), LEVELS, (0, 1, 2))
+        for name, max_epochs in (("A", 10), ("B", 20))
     ]
     monkeypatch.setattr(images5k, "cells", lambda quick=False, seeds=None: plan)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-import flooding.training.problem
+import flooding.training.run
 from flooding import Problem, Run, find_level, train
 from flooding.data import Split, Splits
 from flooding.level_search.advisor import advisor
@@ -82,7 +82,7 @@ def dropped(splits):
 
 
 def problem(loss, data, **changes):
-    given = {"model": partial(mlp, 6, 4, width=16, depth=1), "optimizer": sgd, "horizon": 8}
+    given = {"model": partial(mlp, 6, 4, width=16, depth=1), "optimizer": sgd, "max_epochs": 8}
     given |= {"test_curve": TestCurve(80, every=1), "score": Score(balanced_accuracy)}
     if getattr(loss, "func", None) is F.nll_loss:
         given["model"] = lambda: LogSoftmax(*mlp(6, 4, width=16, depth=1))
@@ -257,7 +257,7 @@ def test_only_problems_with_ignored_targets_have_another_key(monkeypatch):
         problem(F.cross_entropy, d, score=None) for d in (parts(X, Y), parts(X, marked(Y, -100)))
     )
     now = [Run(p).key() for p in (whole, some)]
-    monkeypatch.setattr(flooding.training.problem, "_has_ignored", lambda *_: False)
+    monkeypatch.setattr(flooding.training.run, "_has_ignored", lambda *_: False)
     before = [Run(p).key() for p in (whole, some)]
     assert None not in now
     assert now[0] == before[0]

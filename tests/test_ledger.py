@@ -109,7 +109,7 @@ def test_look_up_is_by_trajectory_and_epochs(ledger):
         found = ledger.find(Run(small(), stop_epoch=until), trajectory)
         return found and found.metrics["n"]
 
-    assert [find("a", 4), find("a", None), find("b", 4)] == [1.0, 2.0, 3.0]  # the horizon is 6
+    assert [find("a", 4), find("a", None), find("b", 4)] == [1.0, 2.0, 3.0]  # the max_epochs is 6
     assert [find("a", 5), find("b", 6), find("c", 4)] == [None, None, None]
     assert [(name, r.run, r.metrics["n"]) for name, r in ledger.records()] == [
         ("a", None, 1.0),

@@ -96,19 +96,19 @@ def f32(x):
     num_steps=st.integers(1, 40),
     more=st.data(),
 )
-def test_ramps_are_the_exact_ramp(start, stop, steps, stairs, more):
-    stairs = min(stairs, steps)
+def test_ramps_are_the_exact_ramp(start, stop, steps, num_steps, more):
+    num_steps = min(num_steps, steps)
     start, stop = Fraction(start, 10), Fraction(stop, 10)
 
-    def ramp(k, stairs):
+    def ramp(k, num_steps):
         return start + (stop - start) * Fraction(
-            math.floor(Fraction(min(k, steps), steps) * stairs), stairs
+            math.floor(Fraction(min(k, steps), steps) * num_steps), num_steps
         )
 
     seens = [step(1.0)] * (steps + 3)
     found = {
         steps: Warmup(float(stop), steps, float(start)),
-        stairs: Warmup(float(stop), steps, float(start), stairs),
+        num_steps: Warmup(float(stop), steps, float(start), num_steps),
     }
     if stop < start:
         found[steps] = Range(float(start), float(stop), steps)
@@ -493,7 +493,7 @@ def test_equal_numbers_make_equal_controllers_and_keys(level):
     assert as_controller(level) == Constant(0.0)
     assert json.dumps(dataclasses.asdict(as_controller(level))) == '{"level": 0.0}'
     assert json.dumps(dataclasses.asdict(Warmup(level, steps=np.int64(3)))) == (
-        '{"level": 0.0, "steps": 3, "start": 0.0, "stairs": null}'
+        '{"level": 0.0, "steps": 3, "start": 0.0, "num_steps": null}'
     )
 
 
@@ -518,8 +518,8 @@ def test_none_floods_nothing():
         (lambda: Warmup(-math.inf, 3), "level must be finite"),
         (lambda: Warmup(0.1, 3, start=-math.inf), "start must be finite"),
         (lambda: Warmup(0.1, 0), "steps must be at least 1, got 0"),
-        (lambda: Warmup(0.1, 3, num_steps=0), "stairs must be at least 1"),
-        (lambda: Warmup(0.1, 3, num_steps=4), "stairs must not exceed steps = 3, got 4"),
+        (lambda: Warmup(0.1, 3, num_steps=0), "num_steps must be at least 1"),
+        (lambda: Warmup(0.1, 3, num_steps=4), "num_steps must not exceed steps = 3, got 4"),
         (lambda: Range(0.1, 0.1, 3), "stop must lie below start"),
         (lambda: Range(0.1, -math.inf, 3), "stop must be finite"),
         (lambda: Range(0.1, 0.0, 0), "steps must be at least 1"),
@@ -537,13 +537,13 @@ def test_none_floods_nothing():
             lambda: Heuristic(0.0, until_loss=1e-4),
             r"level must lie in \[low, high\] = \[0.0001, 0.5\], got 0.0",
         ),
-        (lambda: Heuristic(until_loss=1e-4, min_delta=-1), "change must be at least 0"),
-        (lambda: Heuristic(until_loss=1e-4, step_size=0), "move must be above 0"),
+        (lambda: Heuristic(until_loss=1e-4, min_delta=-1), "min_delta must be at least 0"),
+        (lambda: Heuristic(until_loss=1e-4, step_size=0), "step_size must be above 0"),
         (lambda: Heuristic(until_loss=1e-4, high=math.inf), "high must be finite"),
         (lambda: Plateau(0.5), r"level must lie in \[low, high\]"),
         (lambda: Plateau(0.1, patience=0), "patience must be at least 1"),
-        (lambda: Plateau(0.1, step_size=-0.1), "move must be above 0"),
-        (lambda: Plateau(0.1, threshold=0.9), "worse must be at least 1"),
+        (lambda: Plateau(0.1, step_size=-0.1), "step_size must be above 0"),
+        (lambda: Plateau(0.1, threshold=0.9), "threshold must be at least 1"),
         (lambda: Plateau(0.1, low=-math.inf), "low must be finite"),
     ],
 )

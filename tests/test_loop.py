@@ -442,7 +442,7 @@ class OfPair(torch.nn.Linear):
         {"optimizer": partial(NoClosure, lr=0.1)},
         {"model": Caching},
         {
-            "schedule": partial(
+            "lr_scheduler": partial(
                 torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=10.0
             )
         },
@@ -458,7 +458,7 @@ class OfPair(torch.nn.Linear):
 def test_users_modules_optimisers_and_schedules_train(changes):
     record = last(Run(small(max_epochs=5, **changes), 0.3)).record
     assert record.curves["train_loss"][-1] < record.curves["train_loss"][0]
-    if "schedule" in changes:
+    if "lr_scheduler" in changes:
         assert record.curves["lr"][-1] < record.curves["lr"][0]
 
 

@@ -96,7 +96,7 @@ def density(**changes):
         "loss": gaussian,
         "optimizer": adam,
         "batch_size": 20,
-        "horizon": 60,
+        "max_epochs": 60,
     }
     return Problem(**given | changes)
 

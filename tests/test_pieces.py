@@ -54,7 +54,7 @@ def test_a_piece_ends_the_next_goes_on_and_the_last_writes_the_page(
 
         return evaluate(runs, on_row=row, **how)
 
-    monkeypatch.setattr(pieces, "evaluate", short)
+    monkeypatch.setattr(pieces, "run_all", short)
     first, second, third = (call(pieces, monkeypatch, capsys, tmp_path / "cut") for _ in range(3))
     for told in (first, second):
         assert "time is up; the same command goes on from here" in told

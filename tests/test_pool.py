@@ -198,7 +198,7 @@ def test_no_child_of_a_worker_outlives_the_parent(tmp_path, number):
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import hostile; from functools import partial; from flooding import Run, evaluate;"
         f"problem = hostile.acting(partial(hostile.leave_a_child, {str(path)!r}));"
-        "problem = hostile.problem(model=problem.model, horizon=100_000, key='long');"
+        "problem = hostile.problem(model=problem.model, max_epochs=100_000, key='long');"
         "evaluate([Run(problem, l) for l in (0.1, 0.2)], ledger=False, workers=1)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}

@@ -35,7 +35,7 @@ from small import normed, regression, small
 # Refusals
 
 
-@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "horizon"])
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "max_epochs"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
 def test_problem_refuses_counts_that_are_none(name, value):
     with pytest.raises(
@@ -44,13 +44,13 @@ def test_problem_refuses_counts_that_are_none(name, value):
         small(**{name: value})
 
 
-@pytest.mark.parametrize("clip", [0.0, -1.0, math.inf, math.nan])
-def test_problem_refuses_a_clip_that_is_no_norm(clip):
+@pytest.mark.parametrize("max_grad_norm", [0.0, -1.0, math.inf, math.nan])
+def test_problem_refuses_a_max_grad_norm_that_is_no_norm(max_grad_norm):
     with pytest.raises(
         ValueError,
-        match=rf"clip must be a positive norm, got {clip}\. Leave it out for no clipping\.",
+        match=rf"max_grad_norm must be a positive norm, got {max_grad_norm}\. Leave it out for no clipping\.",
     ):
-        small(max_grad_norm=clip)
+        small(max_grad_norm=max_grad_norm)
 
 
 @pytest.mark.parametrize("name", ["examples", "every"])
@@ -83,19 +83,19 @@ def test_run_refuses_a_seed_that_is_none(seed):
         Run(small(), seed=seed)
 
 
-@pytest.mark.parametrize("until", [0, -1, 7])
-def test_run_refuses_an_end_outside_the_horizon(until):
-    with pytest.raises(ValueError, match=rf"until must .*, got {until}\."):
-        Run(small(), stop_epoch=until)
+@pytest.mark.parametrize("stop_epoch", [0, -1, 7])
+def test_run_refuses_an_end_outside_max_epochs(stop_epoch):
+    with pytest.raises(ValueError, match=rf"stop_epoch must .*, got {stop_epoch}\."):
+        Run(small(), stop_epoch=stop_epoch)
 
 
 def test_run_refuses_half_an_epoch():
-    with pytest.raises(ValueError, match=r"until must .*, got 2\.5\."):
+    with pytest.raises(ValueError, match=r"stop_epoch must .*, got 2\.5\."):
         Run(small(), stop_epoch=2.5)
 
 
 def test_a_run_ends_at_the_horizon_unless_told_otherwise():
-    assert [Run(small(), stop_epoch=until).epochs for until in (None, 1, 6)] == [6, 1, 6]
+    assert [Run(small(), stop_epoch=stop_epoch).epochs for until in (None, 1, 6)] == [6, 1, 6]
 
 
 def test_problem_run_and_record_are_frozen_and_equal_only_to_themselves():
@@ -126,13 +126,13 @@ def test_describe_is_explicit():
         "with": {"lr": 0.1},
     }
     assert to_config(partial(mlp, 10, 2)) == {
-        "call": "flooding.models.mlp",
+        "call": "flooding:mlp",
         "args": [10, 2],
         "with": {},
     }
-    assert to_config(Flooding()) == {"is": "flooding.methods.Flooding"}
-    assert to_config(SoftAD(sigma=0.5)) == {"is": "flooding.methods.SoftAD", "sigma": 0.5}
-    assert to_config(TestCurve(7)) == {"is": "flooding.training.problem.TestCurve", "examples": 7}
+    assert to_config(Flooding()) == {"is": "flooding:Flooding"}
+    assert to_config(SoftAD(sigma=0.5)) == {"is": "flooding:SoftAD", "sigma": 0.5}
+    assert to_config(TestCurve(7)) == {"is": "flooding:TestCurve", "examples": 7}
 
 
 def test_describe_tells_tensors_and_splits_by_content():
@@ -155,7 +155,7 @@ def test_describe_leaves_out_fields_at_their_default():
         Delayed(**defaults(Delayed) | {"level": 0.3, "until_loss": 0.1})
     )
     assert to_config(small(max_grad_norm=None, test_curve=None)) == to_config(small())
-    assert set(to_config(small())) == {"is", "data", "model", "optimizer", "horizon"}
+    assert set(to_config(small())) == {"is", "data", "model", "optimizer", "max_epochs"}
 
 
 def test_a_new_field_with_a_default_changes_no_description():
@@ -164,8 +164,8 @@ def test_a_new_field_with_a_default_changes_no_description():
         "Thing", [("a", int), ("b", float, 0.5), ("c", str | None, None)], frozen=True
     )
     old.__module__ = new.__module__ = "flooding.things"
-    assert to_config(old(1)) == to_config(new(1)) == {"is": "flooding.things.Thing", "a": 1}
-    assert to_config(new(1, 0.6)) == {"is": "flooding.things.Thing", "a": 1, "b": 0.6}
+    assert to_config(old(1)) == to_config(new(1)) == {"is": "flooding:Thing", "a": 1}
+    assert to_config(new(1, 0.6)) == {"is": "flooding:Thing", "a": 1, "b": 0.6}
     told = [json.dumps(to_config(new(1, b))) for b in (0, 0.0, False)]
     assert len(set(told)) == 3  # equal for Python, but not one thing
 
@@ -222,7 +222,7 @@ NOT_KEYABLE = {
 def test_what_has_no_description_says_so(value):
     with pytest.raises(
         UnhashableConfigError,
-        match=r"does not describe itself\. Give the Problem a key='\.\.\.' to look its",
+        match=r"is code of your own, which cannot be hashed\. Give the Problem a key='\.\.\.' to look its",
     ):
         to_config(value)
 
@@ -231,7 +231,7 @@ def test_a_local_function_of_this_library_has_no_description():
     function = of_module("flooding.models")
     function.__qualname__ = "mlp.<locals>.function"
     with pytest.raises(
-        UnhashableConfigError, match=r"flooding\.models\.mlp\.<locals>\.function does not"
+        UnhashableConfigError, match=r"flooding\.models\.mlp\.<locals>\.function is code of your own"
     ):
         to_config(function)
 
@@ -294,7 +294,7 @@ def different():
         "report": base(problem=small(eval_loss=functional.multi_margin_loss)),
         "batch size": base(problem=small(batch_size=20)),
         "evaluation batch size": base(problem=small(eval_batch_size=100)),
-        "horizon": base(problem=small(max_epochs=7)),
+        "max_epochs": base(problem=small(max_epochs=7)),
         "schedule": base(
             problem=small(lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2))
         ),
@@ -306,7 +306,7 @@ def different():
         "named, level": base(problem=small(key="mine"), level=0.31),
         "named, method": base(problem=small(key="mine"), method=IFlood()),
         "named, seed": base(problem=small(key="mine"), seed=1),
-        "named, horizon": base(problem=small(key="mine", max_epochs=7)),
+        "named, max_epochs": base(problem=small(key="mine", max_epochs=7)),
         "named, batch size": base(problem=small(key="mine", batch_size=20)),
         "no partial": base(problem=regression(model=partial(mlp, 3, 1))),
     }
@@ -603,8 +603,8 @@ def measured(**changes):
     given = {
         "curves": {"a": curve},
         "arrays": {"last.b": curve},
-        "finals": {"x": 0.1},
-        "weights": "w",
+        "metrics": {"x": 0.1},
+        "weights_sha256": "w",
     }
     return Record(**{"run": None, "fingerprint": "f"} | given | changes).content_hash
 

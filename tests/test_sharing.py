@@ -238,7 +238,7 @@ def test_a_longer_run_goes_on_where_a_shorter_one_stopped(tmp_path):
     assert told == [5, 10, 15]
     assert not list(
         (tmp_path / "ledger.sqlite.checkpoints").iterdir()
-    )  # nobody can go on from the horizon
+    )  # nobody can go on from the max_epochs
 
 
 def test_fresh_ignores_checkpoints(tmp_path):

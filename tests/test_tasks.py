@@ -71,9 +71,9 @@ def test_a_real_problem_has_a_key_and_a_network_that_fits_its_data(name):
     splits = splits_of(problem, name)
     assert problem.build(seed=0)(splits.train.x[:2]).shape == (2, splits.classes)
     keys = {
-        Run(real(name, augment=augment, max_epochs=horizon)).key()
+        Run(real(name, augment=augment, max_epochs=max_epochs)).key()
         for augment in (False, True)
-        for horizon in (1, 2)
+        for max_epochs in (1, 2)
     }
     assert None not in keys
     assert len(keys) == 4
@@ -117,7 +117,7 @@ def test_augmentation_changes_training_and_repeats_with_the_seed():
             {"name": "spambas"},
             "real problem must be one of digits, spambase, .*got spambas. Did you mean spambase",
         ),
-        ({"name": "digits", "horizon": 0}, "horizon must be a whole number of at least 1, got 0"),
+        ({"name": "digits", "max_epochs": 0}, "max_epochs must be a whole number of at least 1, got 0"),
     ],
 )
 def test_what_is_no_real_problem_is_refused(arguments, message):

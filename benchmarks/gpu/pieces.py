@@ -98,7 +98,7 @@ def part(given):
         for c in cells(given)
         if not given.rates or c.problem.optimizer.keywords["lr"] in given.rates
     ]
-    # The rest can follow later: a Run that goes to its horizon is the whole one.
+    # The rest can follow later: a Run that goes to its max_epochs is the whole one.
     until = given.epochs if (given.epochs or math.inf) < chosen[0].problem.max_epochs else None
     yield [
         Run(c.problem, b, seed=s, stop_epoch=until)
