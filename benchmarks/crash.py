@@ -52,7 +52,8 @@ def command(ledger, out):
 
 def kill_once(ledger, out, dice):
     """Start the demo, kill the parent or a worker, and tell who died and whether anybody survived
-    the parent."""
+    the parent.
+    """
     parent = psutil.Popen(
         command(ledger, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -188,7 +189,8 @@ def count(ledger):
 
 def hit(parent, dice):
     """Send a signal to a program or one of its workers; tell which, and who survived a parent that
-    ended."""
+    ended.
+    """
     workers = [
         child for child in parent.children(recursive=True) if "serve" in " ".join(child.cmdline())
     ]
@@ -215,7 +217,8 @@ def hit(parent, dice):
 
 def storm(commands, ledger, kills, dice):
     """Send signals until there were enough or nothing is left to do; programs that a signal ended
-    start again."""
+    start again.
+    """
     said = ledger.with_suffix(".log").open("a")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": said}
     told, orphans, known = collections.Counter(), 0, count(ledger)

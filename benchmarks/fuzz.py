@@ -242,7 +242,8 @@ WEIGHTS = {"run": 40, "find": 30, "predict": 12, "reproduce": 10, "compare": 3, 
 
 def shorten_plans():
     """Cut the trainings of ``demo`` and ``reproduce ishida2020`` down to a few epochs of tiny
-    networks."""
+    networks.
+    """
     plan = demo.plan
 
     def tasks(*_):
@@ -424,7 +425,8 @@ def stop(*_):
 
 def call(arguments):
     """Run a command in this process; returns exit code, output, errors and what was wrong with its
-    end."""
+    end.
+    """
     signal.signal(signal.SIGALRM, stop)
     streams = [
         io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)
@@ -499,7 +501,8 @@ def faults_of(arguments, number, code, out, err, fault):
 
 def fuzz(folder, vectors, processes, seed):
     """Run vectors in a folder; prints those at fault; returns counts by command and exit code,
-    seconds, and faults."""
+    seconds, and faults.
+    """
     counts, seconds, faults = Counter(), Counter(), []
     before = os.getcwd()
     os.chdir(folder)

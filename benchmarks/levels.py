@@ -22,6 +22,7 @@ from flooding import run_all
 from flooding.experiments import machine
 from flooding.experiments.archive import to_half
 from flooding.experiments.ishida2020 import LEVELS, NOISES, TASKS, cells
+from flooding.training.loop import NUMERICS_VERSION
 
 HERE = Path(__file__).with_suffix("")
 FINALS = ("epoch", "test_accuracy", "test_accuracy_clean", "test_nll", "test_nll_clean", "test_ece")
@@ -34,7 +35,8 @@ def runs(seed):
 
 def pack(records, told):
     """Round Records to what the archive holds: losses to float16, validation accuracy to whole
-    examples of 100."""
+    examples of 100.
+    """
     shape = (len(TASKS), len(NOISES), len(LEVELS))
     curves = {
         name: np.stack([r.curves[name] for r in records]).reshape(*shape, -1)

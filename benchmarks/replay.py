@@ -58,7 +58,8 @@ class Cell:
 
     def evaluator(self):
         """Give an ``evaluate`` for one search: it counts what sharing beginnings, and going on,
-        would have cost."""
+        would have cost.
+        """
         reached = {}
 
         def evaluate(runs):

@@ -155,7 +155,8 @@ def judge(found, cell):
 
 def cells(seeds):
     """Give the cells of the level benchmark by name and seed; none where a seed is not computed
-    yet."""
+    yet.
+    """
     from replay import HERE as TABLES
     from replay import Table
 
@@ -319,7 +320,8 @@ def table(name, seeds):
 
 def best_levels(seeds):
     """Give the best fixed level of each cell: by clean test accuracy, averaged over seeds. Only to
-    measure distance."""
+    measure distance.
+    """
     found = cells(seeds)
     by_cell = {}
     for (name, _), cell in found.items():
@@ -367,7 +369,8 @@ def luck(name, seeds):
 
 def grids_of(name, seeds):
     """Give, for each problem and seed, validation accuracy and loss, test accuracy, and training
-    loss by level."""
+    loss by level.
+    """
     if name == "synthetic":
         found = {}
         for where, cell in cells(seeds).items():

@@ -64,7 +64,8 @@ def in_full(grid, shares, late):
 
 def race(grid, count, until, most, reach):
     """Race levels for a part of the epochs, train the best to the end, and judge there, beside
-    plain training."""
+    plain training.
+    """
     if grid.cap <= grid.floor:
         return 0, 1.0
     places = sorted({grid.near((place + 0.5) / count * reach) for place in range(count)})

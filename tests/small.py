@@ -68,7 +68,8 @@ def wide(**changes):
     parts = Splits(Split(x[:60], y[:60]), Split(x[60:], y[60:]))
     layers = partial(Encoder, 64)
     return small(
-        **{"data": parts, "model": layers, "optimizer": adam, "max_epochs": 2, "key": "wide"} | changes
+        **{"data": parts, "model": layers, "optimizer": adam, "max_epochs": 2, "key": "wide"}
+        | changes
     )
 
 

@@ -445,7 +445,9 @@ def test_where_the_loss_falls_slowly_the_race_reaches_further_for_the_same_price
 
 @pytest.mark.parametrize("max_epochs", [1, 2, 3])
 def test_a_short_training_stays_within_its_budget_or_says_so(path, max_epochs):
-    found = find_level(noisy(max_epochs=max_epochs, batch_size=4), budget=1.01, ledger=path, workers=0)
+    found = find_level(
+        noisy(max_epochs=max_epochs, batch_size=4), budget=1.01, ledger=path, workers=0
+    )
     assert found.level is None
     assert len(found.records) == 1
     assert "leaves no epoch" in found.warnings[0] or "nothing to flood" in found.warnings[0]

@@ -196,7 +196,9 @@ def test_a_seed_that_did_not_reach_the_level_is_left_out_alone():
 
 def test_the_page_and_its_pictures_are_written(tmp_path, monkeypatch):
     for name in ("_draw_surface", "_draw_planes"):  # they train
-        monkeypatch.setattr(why, name, partial(lambda draw, max_epochs: draw(40), getattr(why, name)))
+        monkeypatch.setattr(
+            why, name, partial(lambda draw, max_epochs: draw(40), getattr(why, name))
+        )
     told = run_generator(
         why.experiment(seeds=range(2)), lambda runs: [made(run, sharp=0.1) for run in runs]
     )[0]

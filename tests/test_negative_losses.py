@@ -30,12 +30,12 @@ from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
 from flooding.level_search.heuristic import heuristic
+from flooding.level_search.plot import found as picture
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.level_search.range_test import range_test
 from flooding.level_search.tpe import tpe
 from flooding.levels import Delayed, Heuristic, PerExample
 from flooding.methods import IFlood, WaveBound
-from flooding.report.search_plot import found as picture
 from flooding.testing import fake_record
 from flooding.training.record import Record, select_best
 from small import regression, small

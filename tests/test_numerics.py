@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from flooding import Run, run_all, train
-from flooding.training.numerics import capture_settings, has_global_hooks, pinned
+from flooding.numerics import capture_settings, has_global_hooks, pinned
 from flooding.training.runner import run_key
 from small import normed, small, wide
 
@@ -184,7 +184,7 @@ def test_a_variable_that_chooses_kernels_changes_the_key(name, plain, monkeypatc
 
 
 def test_torchs_defaults_are_what_a_fresh_process_has():
-    code = "from flooding.training.numerics import capture_settings; print(capture_settings())"
+    code = "from flooding.numerics import capture_settings; print(capture_settings())"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TORCH_", "NVIDIA_"))}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

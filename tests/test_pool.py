@@ -36,7 +36,7 @@ def train_in(pool, *problems, limit=1):
         for number, problem in enumerate(problems)
     ]
     records = {}
-    for number, news in pool.work(jobs, limit):
+    for number, news in pool.run(jobs, limit):
         if isinstance(news, BaseException):
             raise news
         records[number] = news.record or records.get(number)

@@ -231,7 +231,8 @@ def test_a_local_function_of_this_library_has_no_description():
     function = of_module("flooding.models")
     function.__qualname__ = "mlp.<locals>.function"
     with pytest.raises(
-        UnhashableConfigError, match=r"flooding\.models\.mlp\.<locals>\.function is code of your own"
+        UnhashableConfigError,
+        match=r"flooding\.models\.mlp\.<locals>\.function is code of your own",
     ):
         to_config(function)
 

@@ -24,9 +24,9 @@ from flooding.level_search.find import search as search_anywhere
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
+from flooding.level_search.plot import found
 from flooding.levels import Delayed, Warmup
 from flooding.report.plots import PALETTE
-from flooding.report.search_plot import found
 from flooding.testing import fake_record
 from flooding.training.problem import Score
 from small import small

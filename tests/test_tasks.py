@@ -117,7 +117,10 @@ def test_augmentation_changes_training_and_repeats_with_the_seed():
             {"name": "spambas"},
             "real problem must be one of digits, spambase, .*got spambas. Did you mean spambase",
         ),
-        ({"name": "digits", "max_epochs": 0}, "max_epochs must be a whole number of at least 1, got 0"),
+        (
+            {"name": "digits", "max_epochs": 0},
+            "max_epochs must be a whole number of at least 1, got 0",
+        ),
     ],
 )
 def test_what_is_no_real_problem_is_refused(arguments, message):

@@ -129,7 +129,8 @@ class AdaFloodLevels:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one file, whole or not at all; an old file is replaced, missing
-        folders are made."""
+        folders are made.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = {name: getattr(self, name) for name in _STORED}
@@ -503,7 +504,8 @@ class _Auxiliary:
 
 def _score(problem: Problem, output: Any, y: Tensor) -> Tensor:
     """Give probabilities of the true labels, or errors, in float64: a float32 probability is 0 from
-    a loss of 104."""
+    a loss of 104.
+    """
     if isinstance(output, Tensor) and y.ndim == 1:
         if output.ndim == 2 and not y.is_floating_point():
             return output.cpu().double().softmax(1).gather(1, y.cpu()[:, None])[:, 0]
@@ -538,7 +540,8 @@ def _headed(problem: Problem, model: nn.Module, variant: LastLayer, seed: int) -
 
 class _LastLayerOnly(nn.Module):
     """A network in evaluation mode but for its last layer, so that batch norm and dropout leave the
-    features alone."""
+    features alone.
+    """
 
     def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()

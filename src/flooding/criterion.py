@@ -275,7 +275,8 @@ class Flood(nn.Module):
 
     def _warn(self, call: LossOptions, level: float) -> None:
         """Compare a level set as a number with what the first batch tells about the classes,
-        once."""
+        once.
+        """
         classes = _guessed_classes(call)
         if self._warned or classes is None:
             return

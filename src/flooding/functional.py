@@ -31,7 +31,8 @@ def _wide(x: Any) -> Any:
 
 def _not_numbers(loss: Any, level: Any) -> str:
     """Explain operands that have no arithmetic with each other, such as a level read as a
-    string."""
+    string.
+    """
     got = f"a loss of type {type(loss).__name__} and a level of type {type(level).__name__}"
     fix = (
         f"Convert it: float({level!r:.40})."

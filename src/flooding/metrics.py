@@ -501,5 +501,6 @@ def _wide(x: Tensor) -> Tensor:
 
 def _one_hot(y: Tensor, like: Tensor) -> Tensor:
     """One-hot labels in the shape and dtype of ``like``; unlike torch's own it never looks at the
-    values."""
+    values.
+    """
     return (y[:, None] == torch.arange(like.shape[1], device=y.device)).to(like.dtype)

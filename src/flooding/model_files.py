@@ -215,7 +215,8 @@ def _no_constant(name: str) -> None:
 
 def _tensors(name: str, data: bytes) -> dict[str, Tensor]:
     """Load a state dict: nothing is called but what tensors need, and no tensor is larger than its
-    bytes."""
+    bytes.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)

@@ -215,7 +215,8 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise images ``[n, channels, height, width]``; they come out in the layer's own
-        precision."""
+        precision.
+        """
         if x.ndim != 4 or x.shape[1] != len(self.mean) or x.dtype != torch.uint8:
             raise ValueError(
                 f"images must be uint8 [n, {len(self.mean)}, height, width], got {x.dtype} {list(x.shape)}. "
@@ -259,7 +260,8 @@ class _BasicBlock(nn.Module):
 
 class _GlobalMean(nn.Module):
     """Mean over height and width; adaptive pooling would be the same but has no deterministic
-    gradient on CUDA."""
+    gradient on CUDA.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))

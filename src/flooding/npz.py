@@ -1,5 +1,6 @@
 """Read .npz files from anywhere: every fault is one ValueError, and no file unpacks to more than a
-limit."""
+limit.
+"""
 
 from __future__ import annotations
 

@@ -370,7 +370,8 @@ class FloodStep:
 
     def reset(self) -> None:
         """Forget the losses of a step that will not be taken; ``optimizer.zero_grad()`` does so by
-        itself."""
+        itself.
+        """
         self._sums = self._decision = self._first_pass = self._landed = None
         self._running.clear()
 
@@ -410,7 +411,7 @@ class FloodStep:
                 f"state must name the same tensors, but {odd} differ. Build it with the same level."
             )
         self.state = {name: state[name].clone().to(self._device) for name in self.state}
-        self.clear()
+        self.reset()
 
     def remove(self) -> None:
         """Take flooding off: from now on the loop is the plain one, bit for bit."""
@@ -422,7 +423,7 @@ class FloodStep:
         self._hooks = []
         _ATTACHED.pop(id(self), None)
         self._end_inspection()
-        self.clear()
+        self.reset()
 
     def __enter__(self) -> FloodStep:
         return self

@@ -1,5 +1,6 @@
 """Contract tests for parts you write yourself: called in your tests, they fail with the broken
-rule."""
+rule.
+"""
 
 from __future__ import annotations
 
@@ -368,7 +369,8 @@ def _global_generators() -> tuple[Any, ...]:
 
 def _training(steps: int) -> list[StepInfo]:
     """Make up what a training shows: losses with a graph, ends of epochs with floats and tensors in
-    turn."""
+    turn.
+    """
     draw = torch.Generator().manual_seed(0)
     seens = []
     for step in range(1, steps + 1):

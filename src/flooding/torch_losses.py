@@ -106,7 +106,8 @@ def unwrap(loss: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
 
 def _torch_function(core: Any) -> Callable[..., Tensor] | None:
     """Give the function of torch that a module or function computes, None for a loss of the user's
-    own."""
+    own.
+    """
     if not isinstance(core, nn.Module):
         return next((function for function in _PARAMETERS if function is core), None)
     for kind, function in _FUNCTIONS.items():
@@ -159,7 +160,8 @@ def loss_options(
 
 def _defaults(function: Any) -> dict[str, Any]:
     """Read the defaults of a function of the user's own; ``inspect.signature`` is too slow for each
-    batch."""
+    batch.
+    """
     if not isinstance(function, FunctionType):
         return {}
     code, values = function.__code__, function.__defaults__ or ()

@@ -212,7 +212,8 @@ def mlflow_tracker(
 @contextmanager
 def _masked_errors(uri: str, kind: type[Exception]) -> Generator[None, None, None]:
     """Raise an error of MLflow's again, without the passwords in its text and in what it came
-    from."""
+    from.
+    """
     try:
         yield
     except kind as error:
@@ -224,7 +225,8 @@ def _masked_errors(uri: str, kind: type[Exception]) -> Generator[None, None, Non
 
 def _masked(text: str, uri: str) -> str:
     """Replace the passwords of an address, and whatever looks like one in a text about it, by
-    ``***``."""
+    ``***``.
+    """
     user, _, password = uri.partition("://")[2].rpartition("@")[0].partition(":")
     query = [part.partition("=")[2] for part in re.split(r"[?&;#]", uri)[1:]]
     names = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -321,7 +323,8 @@ class _MlflowLog:
 
 def _database(uri: str) -> Path | None:
     """Find the file of a SQLite URI and refuse one that MLflow would fail on, or fill, though it is
-    not MLflow's."""
+    not MLflow's.
+    """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 

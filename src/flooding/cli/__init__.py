@@ -1,5 +1,6 @@
 """The command line: ``flooding demo``, ``find``, ``predict``, ``compare``, ``reproduce`` and
-``run``."""
+``run``.
+"""
 
 from __future__ import annotations
 

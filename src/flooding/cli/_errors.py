@@ -100,7 +100,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _places(error: BaseException) -> list[tuple[str, int]]:
     """List the files and lines that an error came from, the innermost last, in this process or a
-    worker."""
+    worker.
+    """
     places = [
         (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
     ]
@@ -121,7 +122,8 @@ def _own_place(places: list[tuple[str, int]]) -> str | None:
 
 def _is_deliberate(places: list[tuple[str, int]]) -> bool:
     """Tell whether this package raised the error itself, of whatever type, and so has said what is
-    wrong."""
+    wrong.
+    """
     if not places or not Path(places[-1][0]).is_relative_to(_PACKAGE):
         return False
     return linecache.getline(*places[-1]).lstrip().startswith("raise ")
@@ -187,7 +189,8 @@ def show_warnings() -> Generator[None, None, None]:
 
 def open_streams() -> None:
     """Make standard streams that a shell closed, and let none fail at a character it cannot
-    encode."""
+    encode.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- as long as the program
@@ -198,7 +201,8 @@ def open_streams() -> None:
 
 def finish_output() -> None:
     """Write what is waiting, so that an error, such as that of a full disk, is not Python's last
-    word."""
+    word.
+    """
     for stream in (console.file, errors.file):
         try:
             stream.flush()

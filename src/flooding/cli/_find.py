@@ -186,7 +186,8 @@ def predict(
 
 def _print_csv(text: str) -> None:
     """Print a CSV file: readable on a terminal, unchanged into a pipe, and not further than it is
-    read."""
+    read.
+    """
     if sys.stdout.isatty():
         for line in text.splitlines():
             console.print_line(line)

@@ -1,5 +1,6 @@
 """``flooding reproduce``: an experiment again, as tables and figures; ``flooding compare``: methods
-side by side."""
+side by side.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def reproduce(
     workers: Workers = None,
 ) -> None:
     """Run an experiment again, from the ledger where it has been run, and write tables and
-    figures."""
+    figures.
+    """
     from flooding import experiments
 
     if list_:
@@ -124,7 +126,8 @@ def compare(
     workers: Workers = None,
 ) -> None:
     """Compare twelve methods on your classification problem, each with up to four trainings to
-    choose its settings."""
+    choose its settings.
+    """
     from flooding.experiments import bakeoff
 
     check_numbers(label_noise=label_noise, epochs=epochs, seeds=seeds, workers=workers)
@@ -151,7 +154,8 @@ def _train(
     held: Any = None,
 ) -> None:
     """Train what an experiment asks, say beforehand how long it will take, pack it, and report on
-    what was packed."""
+    what was packed.
+    """
     from flooding.experiments import estimate, machine
     from flooding.experiments.archive import Archive, pack, with_fallback
     from flooding.level_search.base import run_generator

@@ -335,7 +335,8 @@ def _one(
     overwrite: bool,
 ) -> Record:
     """Look a Run up, unless its rows or weights are wanted; else train it here and show how far it
-    is."""
+    is.
+    """
     from flooding.training.jobs import Job, run_job
     from flooding.training.ledger import default_path
     from flooding.training.runner import run_all, run_key
@@ -378,7 +379,8 @@ def _one(
 
 def _save(weights: dict[str, dict[str, Any]], folder: Path) -> None:
     """Save weights, as safetensors where that is installed, else as checkpoints that load with
-    weights_only."""
+    weights_only.
+    """
     import torch
 
     from flooding.atomic import write_atomic

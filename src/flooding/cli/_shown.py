@@ -61,7 +61,8 @@ class Terminal(Console):
 
     def on_broken_pipe(self) -> None:
         """Drop the rest of the output, not the rest of the work, when its reader leaves, as
-        ``head`` does."""
+        ``head`` does.
+        """
         discard_output(self.file)
 
 
@@ -172,7 +173,8 @@ def parse_levels(name: str, text: str, *, allow_none: bool = False) -> list[Any]
 
 def writable(folder: Path) -> None:
     """Refuse an output folder that cannot be: it is a file, or lies below one, or may not be
-    written."""
+    written.
+    """
     for path in (folder.absolute(), *folder.absolute().parents):
         if path.is_symlink() and not path.exists():
             raise ValueError(
@@ -215,7 +217,8 @@ def progress() -> Generator[
     tuple[Callable[[list[Run]], None], Callable[[EpochResult], None]], None, None
 ]:
     """Show epochs done, and an estimate of what is left: a bar on a terminal, else a line every ten
-    seconds."""
+    seconds.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -1,5 +1,6 @@
 """Splits: training, validation and test examples as tensors, noisy and clean labels side by
-side."""
+side.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +131,8 @@ class Splits:
     @property
     def classes(self) -> int | None:
         """Number of classes, or None for real-valued targets; what a loss ignores is known to a
-        Problem alone."""
+        Problem alone.
+        """
         return self.count_classes()
 
     def count_classes(self, ignore_index: int | None = None) -> int | None:

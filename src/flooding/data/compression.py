@@ -1,5 +1,6 @@
 """Compressed files, read within a limit: a file of 600 KB may unpack to 600 MB, or claim an array
-of any shape."""
+of any shape.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Files of real data sets: in ``$FLOODING_DATA`` or the user's cache, else fetched once; verified
-at each use."""
+at each use.
+"""
 
 # The checks shared by the functions below raise what their docstrings promise.
 # ruff: file-ignore[docstring-extraneous-exception]

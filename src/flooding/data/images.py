@@ -1,5 +1,6 @@
 """Real images as splits: MNIST and its successors, SVHN, CIFAR-10, -10H and -100, from their
-official files."""
+official files.
+"""
 
 # The checks shared by the functions below raise what their docstrings promise.
 # ruff: file-ignore[docstring-extraneous-exception]
@@ -534,7 +535,8 @@ def read_mat(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_unpacked(content: bytes) -> None:
     """Refuse a MATLAB file whose compressed variables exceed the limit, before SciPy unpacks
-    them."""
+    them.
+    """
     at, unpacked = 128, 0  # behind the header
     while at + 8 <= len(content):
         order = "<" if content[126:128] == b"IM" else ">"

@@ -25,7 +25,7 @@ from torch.utils.data import (
 )
 
 from flooding.data import Split, Splits, map_tensors
-from flooding.training.numerics import fork_generators
+from flooding.numerics import fork_generators
 
 __all__ = ["load_split", "splits"]
 
@@ -125,7 +125,8 @@ def _gather(source: Any, limit: int) -> Split:
 
 def _samplers(loader: DataLoader) -> list[Any]:
     """Give what decides which examples a loader gives: its sampler, or the user's own sampler of
-    batches."""
+    batches.
+    """
     batches = loader.batch_sampler
     if loader.batch_size is not None or batches is None:
         return [loader.sampler]
@@ -159,8 +160,8 @@ def _warn_drop_last(loader: DataLoader, n: int) -> None:
     if (
         getattr(loader.batch_sampler, "drop_last", False)
         and not _has_no_length(sampler)
-        and n < len(sampler)
-    ):  # type: ignore[arg-type]
+        and n < len(sampler)  # type: ignore[arg-type]
+    ):
         log.warning(
             "drop_last of the loader left %d of %d examples out, the same ones in every epoch. Use drop_last=False.",
             len(sampler) - n,  # type: ignore[arg-type]
@@ -201,7 +202,7 @@ def _read_limit(source: Any, limit: int) -> int | None:
     if _has_no_length(data):
         return limit
     return (
-        max(limit, len(data))
+        max(limit, len(data))  # type: ignore[arg-type]
         if isinstance(source, DataLoader) or isinstance(data, IterableDataset)
         else None
     )  # type: ignore[arg-type]
@@ -251,7 +252,8 @@ def _collate_error(error: Exception) -> ValueError | None:
 
 def _read(source: Iterable[Any], limit: int | None) -> Iterator[tuple[Any, Tensor]]:
     """Go through the batches, split into inputs and targets; stop with an error where they do not
-    end."""
+    end.
+    """
     n, tick = 0, time.monotonic()
     items = iter(source)
     while True:
@@ -327,7 +329,8 @@ def _targets(y: Any) -> Tensor:
 
 def _vector(values: Sequence[Any]) -> Tensor | None:
     """Give plain numbers, or rows of them of one length, as a tensor; None where they are something
-    else."""
+    else.
+    """
     arrays = any(isinstance(value, (np.ndarray, np.generic)) for value in values)
     try:
         return torch.tensor(np.asarray(values) if arrays else values)
@@ -363,7 +366,8 @@ def _tensors(x: Any, name: str) -> Any:
 
 def _column(value: Any, name: str) -> Any:
     """Give an entry of a mapping as tensors; there a list of numbers is a vector, as in Hugging
-    Face's datasets."""
+    Face's datasets.
+    """
     numbers = isinstance(value, (list, tuple)) and not any(
         isinstance(v, (Tensor, np.ndarray)) for v in value
     )

@@ -443,7 +443,8 @@ def _flip(probabilities: Tensor, label_noise: float) -> Tensor:
 
 def _spread(label_noise: float, dimension: int, negative_mean: float) -> float:
     """Distance between the class means, which is also the standard deviation of the log-odds in
-    either class."""
+    either class.
+    """
     _noise(label_noise)
     _at_least("dimension", dimension, 1)
     _finite("negative_mean", negative_mean)

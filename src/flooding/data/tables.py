@@ -1,5 +1,6 @@
 """Real tables as splits: divided by seed, standardised on training rows, labels noisy in training
-and validation."""
+and validation.
+"""
 
 # The checks shared by the functions below raise what their docstrings promise.
 # ruff: file-ignore[docstring-extraneous-exception]
@@ -176,7 +177,8 @@ def higgs7k(
 
 def _pmlb(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Read a table of PMLB: a line of names, then tab-separated numbers, the class last; classes
-    count from 0."""
+    count from 0.
+    """
     table = np.loadtxt(io.BytesIO(files.read(f"tables/{name}.tsv")), delimiter="\t", skiprows=1)
     return table[:, :-1], np.unique(table[:, -1], return_inverse=True)[1]
 

@@ -1,5 +1,6 @@
 """Experiments: each a generator that yields Runs, receives their Records and returns a Report; one
-file per source."""
+file per source.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ def estimate(runs: Sequence[Run], workers: int | None = None) -> float:
 
 def _measuring(run: Run) -> tuple[float, float]:
     """Seconds of a costly watch, the first time and again (it may keep something), on one thread as
-    in a worker."""
+    in a worker.
+    """
     import torch
 
     watch = run.problem.extra_metrics
@@ -158,7 +160,8 @@ def _measuring(run: Run) -> tuple[float, float]:
 
 def _commit() -> str:
     """Name this code: the last commit that changed it, with a plus where it was changed since, or
-    else its version."""
+    else its version.
+    """
     code = Path(__file__).parents[1]
     commands = (
         ["log", "-1", "--format=%h", "--abbrev=7", "--", "."],

@@ -350,7 +350,8 @@ def _gain(
     picks: Picks, method: str, other: str, names: Sequence[str], seeds: Sequence[int]
 ) -> Difference:
     """Compare accuracies over problems, each averaged over seeds first; over seeds where there is
-    one problem."""
+    one problem.
+    """
     ours, theirs = (_values(picks, m, names, seeds, "accuracy") for m in (method, other))
     axis = 1 if len(names) > 1 else 0
     return paired(ours.mean(axis).tolist(), theirs.mean(axis).tolist())
@@ -381,7 +382,8 @@ def _overall(
     picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]
 ) -> Table:
     """Tabulate means over problems and seeds, and what differs from plain training and from early
-    stopping."""
+    stopping.
+    """
     ranks = _ranks(picks, methods, names, seeds)
     plain = [_gain(picks, m, "plain", names, seeds) for m in methods]
     stopped = [_gain(picks, m, "early stopping", names, seeds) for m in methods]
@@ -465,7 +467,8 @@ def _with_off(
     picks: Picks, methods: Sequence[str], names: Sequence[str], seeds: Sequence[int]
 ) -> Table:
     """Ask how much it matters that the finder may answer "no flooding", which other methods'
-    settings cannot."""
+    settings cannot.
+    """
     rows = []
     for method in methods:
         if METHODS[method][0] in {None, _plain}:
@@ -535,7 +538,8 @@ def _settings(
 
 def _held(picks: Picks, names: Sequence[str], seeds: Sequence[int]) -> Table:
     """Ask whether weight decay and dropout can hold the training loss at a preset value, as
-    flooding does."""
+    flooding does.
+    """
     rows = []
     for method in ("flooding", "weight decay", "dropout", "label smoothing"):
         misses, bands = [], []
@@ -705,7 +709,8 @@ def _draw_ranks(ranks: Mapping[str, float], problems: int) -> Figure:
 
 def _groups(ranks: Sequence[float], distance: float) -> list[tuple[float, float]]:
     """Find the largest stretches of sorted ranks no wider than a distance, those of one rank left
-    out."""
+    out.
+    """
     found: list[tuple[float, float]] = []
     for first in ranks:
         last = max(rank for rank in ranks if rank - first <= distance)

@@ -1,5 +1,6 @@
 """``flooding demo``: the public demo's experiment and real handwritten digits, as tables and
-pictures."""
+pictures.
+"""
 
 from __future__ import annotations
 

@@ -138,7 +138,8 @@ class Descents(NamedTuple):
     @property
     def recovery(self) -> float:
         """Share of the rise that the second descent takes back, above 1 below m1; NaN where there
-        is none."""
+        is none.
+        """
         if self.peak is None or self.second is None:
             return math.nan
         return (self.peak.value - self.second.value) / (self.peak.value - self.first.value)
@@ -146,7 +147,8 @@ class Descents(NamedTuple):
     @property
     def gap(self) -> float:
         """m2 - m1, not above 0 where the first minimum is regained; NaN where there is no second
-        descent."""
+        descent.
+        """
         return math.nan if self.second is None else self.second.value - self.first.value
 
     @property
@@ -356,7 +358,8 @@ def study(
 
 class _Measure(NamedTuple):
     """What is judged: its name, what its curve is called, its unit, and the digits it is told
-    with."""
+    with.
+    """
 
     name: str
     curve: str
@@ -388,7 +391,8 @@ def _kept(record: Record, name: str) -> np.ndarray:
 
 def _curve(record: Record, measure: _Measure) -> np.ndarray:
     """Give test loss in nats or test error in percent per epoch, on clean labels where there are
-    any."""
+    any.
+    """
     clean = f"{measure.curve}_clean"
     curve = _kept(record, clean if clean in record.curves else measure.curve)
     return curve if measure.name == "loss" else 100 * (1 - curve)
@@ -396,7 +400,8 @@ def _curve(record: Record, measure: _Measure) -> np.ndarray:
 
 def _flooded(record: Record) -> float:
     """Share of flooded steps from the first epoch that has one; 0 where the level was never
-    reached."""
+    reached.
+    """
     curve = _kept(record, "flooded")
     reached = np.flatnonzero(curve > 0)
     return float(np.nanmean(curve[reached[0] :])) if len(reached) else 0.0
@@ -439,7 +444,8 @@ class _Row:
     @property
     def shows(self) -> bool:
         """Whether flooding brings a lasting second descent: in at least half of the seeds, and
-        oftener than plain."""
+        oftener than plain.
+        """
         return 2 * self.lasting >= len(self.found) and self.lasting > sum(
             plain.lasting for plain in self.plain
         )
@@ -654,7 +660,8 @@ def _words(
 
 def _begun(group: str, panels: Sequence[_Panel]) -> tuple[bool, str]:
     """Say in how many conditions flooding at the largest level can begin before half of the
-    training."""
+    training.
+    """
     shares = [grids.falls(panel.at(0.0), panel.condition.levels[-1]) for panel in panels]
     early = [some for some in shares if all(share < 0.5 for share in some)]
     when = (
@@ -675,7 +682,8 @@ def _flooding(rows: Sequence[_Row]) -> list[_Row]:
 
 def _unseen(rows: Sequence[_Row]) -> Iterator[str]:
     """Name the conditions in which no level that was reached brings a second descent of the
-    loss."""
+    loss.
+    """
     for title in dict.fromkeys(row.condition.title for row in rows):
         tested = _flooding([row for row in rows if row.condition.title == title])
         if tested and not any(row.shows for row in tested):
@@ -739,7 +747,8 @@ def _with_weight_decay(rows: Sequence[_Row], ps: Sequence[float]) -> tuple[bool,
 
 def _trainings(rows: Sequence[_Row]) -> str:
     """Tell in how many trainings a second descent lasts; those without flooding count once a
-    row."""
+    row.
+    """
     k, n = sum(row.lasting for row in rows), sum(len(row.found) for row in rows)
     plain = sum(found.lasting for row in rows for found in row.plain)
     return f"{k} of {n} trainings with flooding, {plain} of {n} without"
@@ -795,7 +804,8 @@ def _verdict(
 
 def _parts(group: str, rows: Sequence[_Row]) -> Iterator[tuple[str, list[_Row]]]:
     """Give what is told together: the synthetic tasks, and digits with each factor and without
-    any."""
+    any.
+    """
     if group == "synthetic":
         yield _GROUPS[group], list(rows)
         return

@@ -92,7 +92,8 @@ class Result:
 
     def pick(self, row: str, place: int) -> Record | None:
         """Give what validation chose for a seed; None where no level above 0 was reached before the
-        row's epoch."""
+        row's epoch.
+        """
         if row.startswith("finder"):
             return self.found[place]
         records, at = self.table[place], _at(row)
@@ -112,7 +113,8 @@ class Result:
 
     def pairs(self, row: str, against: str) -> list[tuple[Record, Record]]:
         """Give what validation chose for two rows, in the seeds that have both; none if they are
-        the same training."""
+        the same training.
+        """
         if (row, against) == ("finder", "plain") and not any(record.level for record in self.found):
             return []
         both = (
@@ -386,7 +388,8 @@ def _words(
     results: Sequence[Result], rows: Sequence[tuple[str, str, str]]
 ) -> tuple[list[str], list[str]]:
     """Say what holds, and first whether the levels were tested at all; what the paper claims holds
-    if it is shown."""
+    if it is shown.
+    """
     failures, findings = [], []
     for result in results:
         top = result.cell.levels[-1]

@@ -144,7 +144,8 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
 @dataclass(frozen=True)
 class _Result:
     """What validation chose in a cell: a Record and the epoch it is judged at, for each row and
-    seed."""
+    seed.
+    """
 
     cell: Cell
     records: list[Record]

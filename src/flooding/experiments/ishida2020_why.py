@@ -274,7 +274,8 @@ def _ends(records: Sequence[Record], name: str) -> list[float]:
 
 def _decades(records: Sequence[Record], name: str) -> list[float]:
     """Common logarithms of final values; a trace may be estimated at or below 0 where there is no
-    curvature left."""
+    curvature left.
+    """
     return [math.log10(max(value, 1e-12)) for value in _ends(records, name)]
 
 
@@ -299,7 +300,8 @@ def _late(record: Record) -> np.ndarray:
 
 def _exponent(record: Record) -> float:
     """How the squared distance from the weights half-way grows with the epochs since: 1 is a random
-    walk."""
+    walk.
+    """
     moved = record.curves["moved"].astype(float)
     half = (len(moved) - 1) // 2
     places = np.flatnonzero(np.isfinite(moved) & (np.arange(len(moved)) > half))
@@ -310,7 +312,8 @@ def _exponent(record: Record) -> float:
 
 def _grown(record: Record) -> float:
     """Over-confidence at the end minus that at the first measurement with zero training error; NaN
-    without one."""
+    without one.
+    """
     curve = record.curves["val_over_confidence"].astype(float)
     fitted = np.flatnonzero(record.curves["train_accuracy"][1:] >= 1 - 1e-6) + 1
     if not len(fitted):
@@ -321,7 +324,8 @@ def _grown(record: Record) -> float:
 
 def _statements(every: Sequence[_Result]) -> list[_Statement]:
     """Make the statements; those about flooding for the seeds whose level was reached, where there
-    are two."""
+    are two.
+    """
     results = [r for r in (each.reached for each in every) if len(r.flooded) > 1]
 
     def paired_by(name: str) -> dict[str, Difference]:
@@ -646,7 +650,8 @@ def _draw_planes(max_epochs: int) -> Figure:
 
 def _draw_surface(max_epochs: int) -> Figure:
     """Train flooding and backward flooding once more, and draw their iterates where backward
-    flooding's spread."""
+    flooding's spread.
+    """
     from flooding.levels import Delayed
     from flooding.report.plots import PALETTE, drawn
 

@@ -227,7 +227,8 @@ def study(plan: Plan) -> Generator[list[Run], list[Record], Report]:
 @dataclass(frozen=True)
 class _Row:
     """What one way to train ends with: a Record for each seed, where it is judged, and what it took
-    to get there."""
+    to get there.
+    """
 
     records: Sequence[Record]
     at: Literal["best", "last"]
@@ -244,7 +245,8 @@ class _Row:
     @property
     def late(self) -> list[float]:
         """Test accuracy on noisy labels, averaged over the last epochs, of the examples of the test
-        curve."""
+        curve.
+        """
         return [
             float(np.nanmean(record.curves["test_accuracy"][-_LAST:])) for record in self.records
         ]
@@ -306,7 +308,8 @@ def _chosen(search: Search, at: Literal["best", "last"]) -> _Row:
 
 def _played(policies: Sequence[SearchResult], plain: Sequence[Record]) -> _Row:
     """Judge each agent by its last training, which is among its Records; by plain training where it
-    gave up."""
+    gave up.
+    """
     by_seed = {_run(record).seed: record for record in plain}
     ends = [by_seed[f.run.seed] if f.run.level is None else f.records[-1] for f in policies]
     return _Row(
@@ -449,7 +452,8 @@ def _claims(results: _Results) -> list[_Claim]:
 
 def _matched(results: _Results, name: str) -> Difference | None:
     """Compare backward to forward in each seed, averaged over the levels at which backward began to
-    flood."""
+    flood.
+    """
     pairs = []
     for place in range(len(results.plan.seeds)):
         both = [
@@ -511,7 +515,8 @@ def _about_the_heuristic(results: _Results) -> list[_Claim]:
 
 def _early_stopping(results: _Results) -> _Claim:
     """Compare with the flooded final model that leaves most doubt: if that one is beaten, all
-    are."""
+    are.
+    """
     rows = results.rows
     rivals = {
         f"forward at {level:g}": records for level, records in results.forward.items() if level > 0
@@ -536,7 +541,8 @@ def _against(ours: Mapping[int, float], records: Sequence[Record]) -> Difference
 
 def _doubt(gain: Difference) -> tuple[float, float]:
     """Give the one-sided p that a gain is not above 0, 0 or 1 for a single pair; then the size of
-    the loss."""
+    the loss.
+    """
     if math.isnan(gain.p):
         return float(gain.mean <= 0), -gain.mean
     return gain.p / 2 if gain.mean > 0 else 1 - gain.p / 2, -gain.mean
@@ -585,7 +591,8 @@ def _about(plan: Plan, claims: int) -> str:
 
 def _far(results: _Results) -> list[str]:
     """Say where the source's figures are not ours, neither those it printed nor those of its
-    logs."""
+    logs.
+    """
     said = []
     for name, row in results.rows.items():
         known = {
@@ -663,7 +670,8 @@ def _published(results: _Results) -> Table:
 
 def _told_levels(row: _Row) -> str:
     """Write the levels of a row, and how many of its Records were never flooded though they were to
-    be."""
+    be.
+    """
     never = _waits(row.records).count(False)
     label = f"{never} of {len(row.records)} never flooded: plain training" if never else ""
     if not row.levels:
@@ -830,7 +838,8 @@ def _draw_both(forward: Search, backward: Search) -> Figure:
 
 def _draw_heuristic(records: Sequence[Record]) -> Figure:
     """Draw level, training loss and test loss one above the other, epochs counted from where
-    flooding begins."""
+    flooding begins.
+    """
     from flooding.report.plots import PALETTE, drawn, unique
 
     with drawn(7.5, 7.5) as figure:

@@ -244,7 +244,8 @@ def _levels(study: _Study) -> Table:
 
 def _flooded(records: Sequence[Record], at: Literal["best", "last"]) -> str:
     """Tell the share of flooded steps up to an epoch, and how many seeds reached the level before
-    it."""
+    it.
+    """
     seeds = sum(reached(record, at) for record in records)
     partly = f": {seeds} of {len(records)} seeds" if seeds else ": not tested"
     return format_mean_sd([flooded_share(r, at) for r in records]) + (

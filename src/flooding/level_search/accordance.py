@@ -1,5 +1,6 @@
 """Gradient accordance: the training loss at which the gradients of different batches stop
-agreeing."""
+agreeing.
+"""
 
 from __future__ import annotations
 

@@ -121,7 +121,8 @@ class SearchResult:
     @property
     def table(self) -> list[dict[str, Any]]:
         """One row per Record: level, seed, epochs, and what its last epoch measured on training and
-        validation data."""
+        validation data.
+        """
         names = ("val_score", "val_accuracy", "val_loss", "train_accuracy", "train_loss", "flooded")
         rows = []
         for record in self.records:
@@ -269,7 +270,8 @@ def _flooded(records: Sequence[Record]) -> list[Record]:
 
 def _levels_too_high(records: Sequence[Record]) -> tuple[str, ...]:
     """Warn where the loss is negative and all levels are not, as the default levels of most
-    strategies."""
+    strategies.
+    """
     levels = [_lowest_level(record) for record in _flooded(records)]
     levels = [level for level in levels if level is not None]
     if not levels or min(levels) < 0 or not may_be_negative(records):

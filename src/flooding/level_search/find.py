@@ -1,5 +1,6 @@
 """Which level? ``find_level(problem)`` answers; ``search`` drives any strategy on any training
-code."""
+code.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ class FoundLevel(SearchResult):
         Returns:
             A matplotlib figure.
         """
-        from flooding.report.search_plot import found  # matplotlib is an extra
+        from flooding.level_search.plot import found  # matplotlib is an extra
 
         return found(self)
 

@@ -128,7 +128,8 @@ def _race(
     plain: Sequence[Record], floor: float, cap: float, budget: float, shared: bool
 ) -> tuple[list[float], int]:
     """Choose levels and epochs: five levels if they can be paid, and more if they can be trained in
-    full."""
+    full.
+    """
     max_epochs = plain[0].run.problem.max_epochs  # type: ignore[union-attr]
     chosen: tuple[list[float], int] = ([], 0)
     for count in (1, 2, 3, *range(_PLACES, 10 * _PLACES)):
@@ -147,14 +148,16 @@ def _race(
 
 def _reached(record: Record, level: float) -> int:
     """Tell how many epochs pass before a level is near; batches fall below it a little before their
-    mean does."""
+    mean does.
+    """
     below = np.asarray(record.curves["train_loss"])[1:] <= max(2 * level, level)
     return int(below.argmax()) if below.any() else len(below)
 
 
 def _affordable(starts: Sequence[Sequence[int]], epochs: float, max_epochs: int) -> int:
     """Find how far Runs can go that part from each seed's trunk after ``starts`` epochs, for
-    ``epochs`` in all."""
+    ``epochs`` in all.
+    """
     for until in range(max_epochs, 0, -1):
         branches = sum(max(0, until - start) for seed in starts for start in seed)
         if branches + sum(min(until, max(seed)) for seed in starts) <= epochs:
@@ -164,7 +167,8 @@ def _affordable(starts: Sequence[Sequence[int]], epochs: float, max_epochs: int)
 
 def _lowest(records: Sequence[Record], name: str) -> float:
     """Give the lowest value of a curve since training began, averaged over seeds; NaN if a last
-    value is not finite."""
+    value is not finite.
+    """
     if any(name not in record.curves for record in records):
         raise ValueError(
             f"the finder needs the curve {name}, got {sorted(records[0].curves)}. Return it, or use grid."
@@ -186,7 +190,8 @@ def _judge(records: Sequence[Record], late: int) -> tuple[float, float]:
 
 def _smoothed(scores: np.ndarray) -> np.ndarray:
     """Average each row of ``[levels, 2]`` with its neighbours; the ends count themselves for a
-    missing one."""
+    missing one.
+    """
     padded = np.pad(scores, ((1, 1), (0, 0)), mode="edge")
     padded = np.where(np.isfinite(padded), padded, np.nan)
     with np.errstate(invalid="ignore"):
@@ -196,7 +201,8 @@ def _smoothed(scores: np.ndarray) -> np.ndarray:
 
 def _chance(records: Sequence[Record], score: float) -> float:
     """Give the standard error of a validation accuracy; 0 where it is none, or nobody knows of how
-    many examples."""
+    many examples.
+    """
     examples = sum(record.metadata.get("val_examples", 0) for record in records)
     other = any(
         record.run is not None and record.run.problem.score is not None for record in records

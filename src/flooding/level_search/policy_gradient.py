@@ -1,5 +1,6 @@
 """Policy gradient: an agent picks the level of every epoch and learns from the validation
-accuracy."""
+accuracy.
+"""
 
 from __future__ import annotations
 
@@ -253,7 +254,8 @@ def _logits(state: State) -> Tensor:
 
 def _like(value: Tensor | float | None, like: Tensor) -> Tensor:
     """Bring a number or tensor to the dtype and device of another, without its graph; what is
-    missing is 0."""
+    missing is 0.
+    """
     return torch.as_tensor(
         0.0 if value is None else value, dtype=like.dtype, device=like.device
     ).detach()

@@ -1,5 +1,6 @@
 """Range test: one training in which the level falls through all that may be good, under the cap of
-a plain one."""
+a plain one.
+"""
 
 from __future__ import annotations
 

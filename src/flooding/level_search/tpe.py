@@ -108,7 +108,8 @@ def tpe(
 
 def _value(record: Record, share: float) -> float:
     """Make one number of score and loss: the loss decides between equal scores alone, or where
-    there is no score."""
+    there is no score.
+    """
     score, minus_loss = tail_mean(record, share)
     own = record.run is not None and record.run.problem.score is not None
     return score + 1e-6 * minus_loss if own or "last.val_accuracy" in record.metrics else minus_loss

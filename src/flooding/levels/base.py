@@ -48,7 +48,8 @@ class StepInfo(NamedTuple):
 @runtime_checkable
 class Controller(Protocol):
     """What moves the level. ``flooding.testing.check_controller`` checks an implementation of your
-    own."""
+    own.
+    """
 
     def init(self) -> State:
         """Give the state before the first step.

@@ -60,7 +60,8 @@ def ramp_level(
 
 def shift_level(level: Tensor, up: Tensor, down: Tensor, controller: Any) -> Tensor:
     """Move a level up or down by one step within its clip; leave it alone, -inf included, where
-    neither is true."""
+    neither is true.
+    """
     moved = torch.where(up, level + controller.step_size, level - controller.step_size).clamp(
         controller.low, controller.high
     )

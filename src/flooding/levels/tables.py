@@ -293,7 +293,8 @@ def lookup_levels(lookup: Any, target: Any, ids: Tensor | None, weight: Tensor |
 
 def check_level_number(level: Any) -> float:
     """Check that a level is one finite number: int, float, Fraction, or NumPy's of no axes; not a
-    bool."""
+    bool.
+    """
     number = level[()] if isinstance(level, np.ndarray) and level.ndim == 0 else level
     if not isinstance(number, numbers.Real) or isinstance(number, (bool, np.bool_)):
         rule = "level must be a number, a 0-d tensor, PerClass, PerExample, Excess or None"

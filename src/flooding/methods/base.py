@@ -12,7 +12,8 @@ __all__ = ["Method"]
 
 class Method(Protocol):
     """What a method is: which raw loss it needs, and the objective it makes of that loss and a
-    level."""
+    level.
+    """
 
     reduction: ClassVar[Literal["mean", "none"]]
 

@@ -150,7 +150,8 @@ def _text(text: Any) -> str:
 
 def _without_html(text: str) -> str:
     """Escape what a browser would take for a tag or a character reference, such as a column's
-    name."""
+    name.
+    """
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", text))
 
 

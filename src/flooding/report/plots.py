@@ -465,7 +465,8 @@ def _lines(axes: Axes, records: Sequence[Record], group: str, what: str, end: st
 
 def _mean(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation over the Records per epoch, NaN where one of them was not
-    measured."""
+    measured.
+    """
     if not records or any(name not in record.curves for record in records):
         have = (
             sorted(set.intersection(*(set(record.curves) for record in records)))
@@ -596,7 +597,8 @@ def _spread_of(records: Sequence[Record]) -> str:
 
 def _bottom(panels: Sequence[Axes]) -> float:
     """Lowest value of any line, or 0 if that is positive: a band below it says nothing about a
-    loss."""
+    loss.
+    """
     lines = [np.asarray(line.get_ydata(), float) for axes in panels for line in axes.get_lines()]
     return min([0.0, *(float(np.nanmin(values)) for values in lines if np.isfinite(values).any())])
 

@@ -651,7 +651,8 @@ def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
 
 def _warn_of_formulas(classes: list[str]) -> None:
     """Warn of names that a spreadsheet would run; they stay as they are, since labels come back
-    letter by letter."""
+    letter by letter.
+    """
     formulas = Counter(
         name for name in classes if name.startswith(_FORMULA_STARTS) and not _is_float(name)
     )
@@ -827,7 +828,8 @@ def _too_many(most: str, got: str, path: Path) -> str:
 
 def _check_cells(count: int, path: Path) -> None:
     """Refuse a compressed table that needs more memory than its bytes: a cell takes 16 to 64 times
-    as much as one."""
+    as much as one.
+    """
     most = max(max_bytes() // 16, path.stat().st_size)
     if count > most:
         raise _TooLarge(
@@ -847,7 +849,8 @@ def _rows(lines: list[str], separator: str) -> list[list[str]]:
 
 def _has_header(cells: np.ndarray, target: str | int | None, comma: bool) -> bool:
     """Tell a row of names from a row of values: by the target's name, by text above numbers, by
-    what recurs."""
+    what recurs.
+    """
     first = [str(cell).strip() for cell in cells[0]]
     if isinstance(target, str) and target in first and _number(target, comma) is None:
         return True
@@ -967,7 +970,8 @@ def _column(table: pd.DataFrame, target: str | int, path: Path) -> str:
 
 def _near(name: str, names: Iterable[Any]) -> str:
     """End a sentence about a name that is not there: with the nearest, or with some of those that
-    are."""
+    are.
+    """
     names = [str(n) for n in names]
     by_case = {n.casefold(): n for n in names}
     near = difflib.get_close_matches(name.casefold(), by_case, 1)
@@ -1022,7 +1026,8 @@ def _target(name: str, classes: tuple[str, ...] | None, y: np.ndarray) -> Target
 
 def _deviation(values: np.ndarray) -> float:
     """Standard deviation of numbers that differ, above 0 also where their squares are 0 in
-    float64."""
+    float64.
+    """
     sd = float(values.std())
     scale = float(np.abs(values).max())
     return sd if sd > 1e-150 else max(scale * float((values / scale).std()), math.ulp(0.0))
@@ -1038,7 +1043,8 @@ def _divide(
     numeric: bool,
 ) -> list[np.ndarray]:
     """Divide rows at random into training, validation and, where it has a share, test: each class
-    alike."""
+    alike.
+    """
     if classes and len(classes) == 1:
         raise ValueError(
             f"target must have at least 2 classes, got {_quoted(classes[0])} in every row. Choose another column."
@@ -1124,7 +1130,8 @@ def _numbers_of(values: pd.Series) -> np.ndarray:
 
 def _fitted(network: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     """Rebuild a network from its numbers and give it its weights; nothing is allocated beyond
-    these."""
+    these.
+    """
     kinds = {"dropout": {float, int}, "batch_norm": {bool}, "bias": {bool, type(None)}}
     if wrong := [
         name for name, value in network.items() if type(value) not in kinds.get(name, {int})
@@ -1160,7 +1167,8 @@ def _fitted(network: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
 
 def _printable(name: Any, most: int = 200) -> str:
     """Write a name in a sentence: no control characters, and not much longer than ``most``
-    characters."""
+    characters.
+    """
     text = str(name)
     return printable(text if len(text) <= most or isinstance(name, Path) else f"{text[:most]}…")
 

@@ -313,7 +313,8 @@ def first_loss(
 
 class _BroadcastDetector(TorchFunctionMode):
     """Watches a loss of the user's own for outputs [n, 1] that meet targets [n], which makes [n, n]
-    of them."""
+    of them.
+    """
 
     def __init__(self, n: int) -> None:
         super().__init__()

@@ -38,7 +38,8 @@ _LIBRARIES = {"flooding", "torch", "math", "builtins"}  # whose code is named, n
 
 class UnhashableConfigError(TypeError):
     """Raised for a value without a configuration that is the same in every process, such as a
-    lambda."""
+    lambda.
+    """
 
 
 def to_config(value: Any, *, allow_names: bool = False) -> Any:
@@ -156,7 +157,8 @@ def changed_fields(value: Any) -> dict[str, Any]:
 
 def _is_importable(function: FunctionType) -> bool:
     """Tell whether a name leads to this function: ``functools.wraps`` gives a user's function
-    another's name."""
+    another's name.
+    """
     value: Any = sys.modules.get(function.__module__)
     for name in function.__qualname__.split("."):
         value = getattr(value, name, None)

@@ -35,7 +35,7 @@ class Job(NamedTuple):
     threads: int = 1
     first_flooded: bool = False
     dtype: torch.dtype = torch.float32
-    settings: dict[str, Any] = {}  # ruff: ignore[mutable-class-default] -- torch's, see flooding.training.numerics; never changed
+    settings: dict[str, Any] = {}  # ruff: ignore[mutable-class-default] -- torch's, see flooding.numerics; never changed
     folder: str | None = None  # of checkpoints
     quiet: bool = False  # nobody wants rows but the last
     forks: tuple[
@@ -50,7 +50,8 @@ class Job(NamedTuple):
 
 class ForkReady(NamedTuple):
     """Told by a trunk: the Run of this number can go on alone. After the last one the trunk has
-    ended."""
+    ended.
+    """
 
     number: int
 

@@ -176,7 +176,8 @@ class Ledger:
 
     def _make_tables(self) -> None:
         """Make the tables, or add what flooding 0.1.0 did not have; processes wait for each
-        other."""
+        other.
+        """
         with self._transaction() as db:
             application, schema = self._version()
             columns = _columns(db)
@@ -269,7 +270,8 @@ class Ledger:
         self, run: Run | None, key: tuple[str, int], row: tuple[Any, ...] | None
     ) -> Record | None:
         """Give the Record of a row; one that is damaged, or cannot be found by its key, is set
-        aside."""
+        aside.
+        """
         try:
             return _record(run, row)
         except ValueError as error:
@@ -538,7 +540,8 @@ def _is_damage(error: BaseException, path: Path) -> bool:
 
 def _was_ledger(path: Path) -> bool:
     """Tell whether a file that SQLite cannot open looks like a ledger, so that no other file is
-    moved."""
+    moved.
+    """
     with suppress(OSError), path.open("rb") as file:
         page = file.read(4096)
         return page[68:72] == _APPLICATION.to_bytes(4, "big") or b"trajectory TEXT NOT NULL" in page
@@ -627,7 +630,8 @@ def _openable(aside: Path) -> Iterator[Path]:
 
 def _reachable_records(path: Path) -> Iterator[tuple[Any, ...]]:
     """Read Records from both ends, of all keys and by their first digits: a damaged page ends each
-    reading."""
+    reading.
+    """
     firsts = [f"{number:02x}" for number in range(256)]
     with suppress(sqlite3.Error), closing(_connection(path)) as db:
         db.execute("PRAGMA writable_schema=ON")  # SQLite then opens files it would refuse

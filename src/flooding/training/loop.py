@@ -1,5 +1,6 @@
 """THE training loop: ``train(runs)`` yields a row per epoch; printing and tracking are consumers of
-rows."""
+rows.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +35,7 @@ from flooding.methods import (
     flooded_fraction,
     objective,
 )
+from flooding.numerics import LOCK, capture_settings, pinned, without_contexts
 from flooding.torch_losses import (
     check_class_weight,
     example_weight,
@@ -50,7 +52,6 @@ from flooding.training.checks import (
     first_loss,
     is_class_loss,
 )
-from flooding.training.numerics import LOCK, capture_settings, pinned, without_contexts
 from flooding.training.problem import Problem
 from flooding.training.record import Record, validation_key
 from flooding.training.rng import derive_seed, fork_rng, preserve_rng_state
@@ -116,7 +117,7 @@ def train(
             bit-identical to what would have followed. The rows up to there are told again.
         conclude: Whether the last row has a Record, which takes passes over the test split.
         settings: Torch's global settings to train under, see
-            :func:`flooding.training.numerics.capture_settings`; None is those in force when a Run
+            :func:`flooding.numerics.capture_settings`; None is those in force when a Run
             starts. Enclosing contexts (``autocast``, ``no_grad``, a default device) have no effect.
 
     Yields:
@@ -324,7 +325,8 @@ def _ignores(problem: Problem, split: Split) -> bool:
 
 def _schedule_free(optimizer: Any) -> Any:
     """Give the optimiser that evaluates other weights than it trains, itself or inside SAM; None if
-    there is none."""
+    there is none.
+    """
     for part in (optimizer, getattr(optimizer, "base_optimizer", None)):
         if all(callable(getattr(part, name, None)) for name in ("train", "eval")):
             return part
@@ -334,7 +336,8 @@ def _schedule_free(optimizer: Any) -> Any:
 @contextmanager
 def _eval_weights(state: _State) -> Generator[None, None, None]:
     """Put the weights that a schedule-free optimiser evaluates in place, then those that it
-    trains."""
+    trains.
+    """
     switched = _schedule_free(state.optimizer)
     if switched is None:
         yield
@@ -427,7 +430,8 @@ def _epoch(run: Run, state: _State, split: Split, epoch: int, keep: bool) -> dic
 
 def _index_copy(t: Tensor, index: Any) -> Tensor:
     """Take examples as a copy: a model or a loss may work in place, and the data are the
-    caller's."""
+    caller's.
+    """
     return t[index].clone() if isinstance(index, slice) else t[index]
 
 
@@ -497,7 +501,8 @@ def _raw(
     run: Run, state: _State, criterion: Callable[..., Tensor], x: Any, y: Tensor
 ) -> tuple[Any, Tensor, Any]:
     """Give a batch's output, its raw loss as the method needs it, and the examples' weights in
-    torch's mean."""
+    torch's mean.
+    """
     output = state.model(x)
     if state.checked:
         loss = criterion(output, y)
@@ -521,7 +526,8 @@ def _drop_ignored(problem: Problem, state: _State, losses: Tensor, y: Tensor) ->
 
 def _batch_indices(run: Run, split: Split, epoch: int) -> list[Any]:
     """Index every batch of an epoch, in an order that depends on nothing but the seed and the
-    epoch."""
+    epoch.
+    """
     size = run.problem.batch_size
     if len(split) <= size:
         return [slice(None)]
@@ -608,7 +614,8 @@ def _with_reduction_none(module: nn.Module, loss: Any) -> nn.Module:
 
 def _before(problem: Problem, state: _State, splits: Splits) -> dict[str, float]:
     """Measure the training split before training, in evaluation mode, and check the parts against
-    each other."""
+    each other.
+    """
     values = {"lr": float(state.optimizer.param_groups[0]["lr"]), "level": math.nan, "flooded": 0.0}
     with _explain_first_pass(problem, state.model, splits.train.y, splits.train.x):
         return values | _measure(problem, state.model, splits.train, "train", first=splits)[1]
@@ -646,7 +653,8 @@ def _measure(
     problem: Problem, model: nn.Module, split: Split, name: str, first: Splits | None = None
 ) -> tuple[Any, dict[str, float]]:
     """Pass a split through the model once, in evaluation mode, and measure against noisy and clean
-    labels."""
+    labels.
+    """
     size = problem.eval_batch_size
     report = problem.reported if first is None else functools.partial(first_loss, problem.reported)
     model.eval()
@@ -687,7 +695,8 @@ def _measure(
 
 def _counts(problem: Problem, split: Split, parts: Sequence[Any], *, ignores: bool) -> list[float]:
     """Count what each part's mean loss divides by: its examples, or its targets where some are
-    ignored."""
+    ignored.
+    """
     if ignores:
         valid = problem.target_mask(split.y)
         return torch.stack([valid[part].sum() for part in parts]).double().tolist()
@@ -730,7 +739,8 @@ def _is_logits(output: Any, y: Tensor) -> bool:
 
 def _end_epoch(run: Run, state: _State, values: dict[str, float], epoch: int) -> None:
     """Keep an epoch's curves, show it to the controller, and keep the weights if they are the best
-    so far."""
+    so far.
+    """
     state.curves.append(values)
     if epoch == 0:
         return
@@ -783,7 +793,8 @@ def _test(
     problem: Problem, model: nn.Module, splits: Splits
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Pass the whole test split through the model once and measure it for noisy and clean
-    labels."""
+    labels.
+    """
     test = splits.test
     if test is None:
         return {}, {}
@@ -858,7 +869,7 @@ class _GlobalState(NamedTuple):
 
     threads: int
     dtype: torch.dtype
-    settings: Mapping[str, Any]  # see flooding.training.numerics
+    settings: Mapping[str, Any]  # see flooding.numerics
     device: torch.device
 
     @staticmethod
@@ -875,7 +886,8 @@ def _isolated_rng(
     global_state: _GlobalState, state: _State | None = None
 ) -> Generator[None, None, None]:
     """Work with the Run's threads, settings and generator while no other thread does, then give the
-    caller's back."""
+    caller's back.
+    """
     threads, dtype, settings, device = global_state
     with LOCK, pinned(settings), without_contexts(device):
         before, outside, tick = torch.get_num_threads(), _generators(device), time.perf_counter()

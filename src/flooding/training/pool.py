@@ -55,14 +55,14 @@ class Pool:
     """Worker processes, kept warm between calls and started when there is work for them."""
 
     def __init__(self) -> None:
-        self._news: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
         atexit.register(self.close)
 
     def __len__(self) -> int:
         return len(self._workers)
 
-    def run_job(
+    def run(
         self, jobs: Sequence[Job], workers: int
     ) -> Generator[tuple[int, EpochResult | BaseException], None, None]:
         """Train Runs on several workers and pass on what they tell, in the order it happens.
@@ -85,18 +85,18 @@ class Pool:
         watchdog = Watchdog()
         limit = min(workers, sum(len(job.forks) or 1 for job in jobs))
         while len(self._workers) < limit:  # at once, since a worker takes two seconds to start
-            self._workers.append(_Worker(self._news))
+            self._workers.append(_Worker(self._messages))
         try:
-            self._deal(waiting, busy, limit, watchdog)
+            self._dispatch(waiting, busy, limit, watchdog)
             while busy:
                 try:
-                    worker, news = self._news.get(timeout=watchdog.seconds_left())
+                    worker, news = self._messages.get(timeout=watchdog.seconds_left())
                 except queue.Empty:
                     watchdog.report()
                     continue
                 if worker not in busy:
                     continue
-                if self._news.empty():  # also where another run has news all the time
+                if self._messages.empty():  # also where another run has news all the time
                     watchdog.report()
                 job = busy[worker]
                 if news is None:  # the worker died
@@ -107,7 +107,7 @@ class Pool:
                             f"{job.run.seed}: {worker.exit_reason()}"
                         )
                     watchdog.stop(worker)
-                    self._give(worker, busy.pop(worker), busy, watchdog)
+                    self._assign(worker, busy.pop(worker), busy, watchdog)
                     continue
                 watchdog.feed(worker)
                 ended = isinstance(news, BaseException)
@@ -130,21 +130,21 @@ class Pool:
                 if ended:
                     busy.pop(worker)
                     watchdog.stop(worker)
-                self._deal(waiting, busy, limit, watchdog)
+                self._dispatch(waiting, busy, limit, watchdog)
         finally:
             for worker in busy:  # left early: what these still do concerns nobody
                 worker.end()
                 self._workers.remove(worker)
 
-    def _deal(
+    def _dispatch(
         self, waiting: list[Job], busy: dict[_Worker, Job], limit: int, watchdog: Watchdog
     ) -> None:
         """Give what waits to whoever has nothing to do."""
         for worker in list(self._workers):
             if waiting and worker not in busy and len(busy) < limit:
-                self._give(worker, waiting.pop(), busy, watchdog)
+                self._assign(worker, waiting.pop(), busy, watchdog)
 
-    def _give(
+    def _assign(
         self, worker: _Worker, job: Job, busy: dict[_Worker, Job], watchdog: Watchdog
     ) -> None:
         if worker.gone:  # perhaps long ago, while it had nothing to do
@@ -155,7 +155,7 @@ class Pool:
 
     def _replace(self, worker: _Worker) -> _Worker:
         worker.end()
-        fresh = _Worker(self._news)
+        fresh = _Worker(self._messages)
         self._workers[self._workers.index(worker)] = fresh
         return fresh
 
@@ -207,7 +207,8 @@ class _Worker:
 
     def _forward_stderr(self) -> None:
         """Pass what the worker prints on to this process's standard error, and remember the end of
-        it."""
+        it.
+        """
         pipe = self._process.stderr
         assert pipe is not None
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
@@ -223,7 +224,8 @@ class _Worker:
 
     def _reap(self) -> None:
         """End what the worker started when the worker itself has ended: its pipes close with the
-        last of them."""
+        last of them.
+        """
         if hasattr(os, "waitid"):
             with contextlib.suppress(OSError):
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
@@ -272,7 +274,8 @@ class _Worker:
 
 def _quote(printed: str) -> str:
     """Return the part of a worker's output that explains its death: Python's fatal error, or the
-    last lines."""
+    last lines.
+    """
     lines = [
         line for line in printed.strip().splitlines() if not line.startswith("Extension modules:")
     ]
@@ -384,7 +387,8 @@ def _batched(
     rows: Iterator[EpochResult] | Iterator[ForkReady], quiet: bool, seconds: float = 0.1
 ) -> Iterator[list[EpochResult | ForkReady]]:
     """Bundle rows, without what the parent has or does not need, so that telling costs next to
-    nothing."""
+    nothing.
+    """
     bundle, told = [], time.monotonic()
     for row in rows:
         urgent = isinstance(row, ForkReady) or row.record is not None

@@ -74,7 +74,8 @@ class _Follower:
 
     def leaves(self, row: EpochResult) -> bool:
         """Go through the steps of an epoch; tell whether the Run would have flooded in one of
-        them."""
+        them.
+        """
         losses, level = row.losses, self.run.level
         assert losses is not None
         if level is None:

@@ -17,8 +17,8 @@ from torch.nn.parameter import is_lazy
 
 from flooding.criterion import check_reduction, loss_options
 from flooding.data import Splits, map_tensors
+from flooding.numerics import LOCK, without_contexts
 from flooding.training.config import UnhashableConfigError, to_config
-from flooding.training.numerics import LOCK, without_contexts
 from flooding.training.rng import derive_seed, fork_rng
 
 __all__ = ["PeriodicMetric", "Problem", "Score", "TestCurve"]

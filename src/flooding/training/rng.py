@@ -1,5 +1,6 @@
 """Random number generators: seeds for a purpose, and blocks that leave the generators as they
-were."""
+were.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import torch
 
-from flooding.training.numerics import LOCK, cuda_devices, fork_generators
+from flooding.numerics import LOCK, cuda_devices, fork_generators
 
-__all__ = ["fork_rng", "make_rng", "preserve_rng_state"]
+__all__ = ["fork_rng", "derive_seed", "preserve_rng_state"]
 
 
 def derive_seed(seed: int, purpose: str, *more: int) -> int:

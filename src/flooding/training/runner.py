@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import torch
 
+from flooding.numerics import capture_settings, environment, has_global_hooks
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.config import has_user_key, is_hashable
 from flooding.training.jobs import ForkReady, Job, is_picklable, run_job, run_shared_prefix
 from flooding.training.ledger import Ledger, absolute_path, default_path
 from flooding.training.loop import NUMERICS_VERSION, EpochResult, fingerprint
-from flooding.training.numerics import capture_settings, environment, has_global_hooks
 from flooding.training.pool import Pool
 from flooding.training.prefix import can_share, prefix_run
 from flooding.training.record import Record
@@ -93,7 +93,11 @@ def run_all(
     # Absolute, since a worker and a Run may change the working directory.
     path = None if ledger is False else str(absolute_path(ledger or default_path()))
     keys = [run_key(run, device=device, threads=threads) for run in runs]
-    records = {} if path is None or overwrite else _load_cached(path, runs, keys, _key_metadata(device, threads))
+    records = (
+        {}
+        if path is None or overwrite
+        else _load_cached(path, runs, keys, _key_metadata(device, threads))
+    )
     for record in records.values():
         if not _is_own(record, device, threads):
             raise ValueError(
@@ -267,7 +271,8 @@ def _load_cached(
 
 def _is_own(record: Record, device: str, threads: int) -> bool:
     """Tell whether a Record is the Run's: a user's key promises that, but says nothing of the code
-    behind it."""
+    behind it.
+    """
     run = record.run
     return (
         run is None

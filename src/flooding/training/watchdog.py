@@ -71,7 +71,8 @@ class Watchdog:
 
     def report(self) -> None:
         """Log every Run without news for too long, and wait twice as long before the next report of
-        it."""
+        it.
+        """
         now = time.monotonic()
         for watched in list(self._runs.values()):
             if now - watched.since >= watched.patience:

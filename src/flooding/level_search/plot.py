@@ -33,6 +33,7 @@ _DIVERGED = 100.0  # a loss this many times the median would hide all others
 _ROW = 0.4  # inches for a suggestion
 _PLAIN, _CHOICE, _DARK = "0.5", PALETTE["flooded"], "0.2"
 _LIMITS = ("cap", "label entropy", "balanced classes")  # suggestions that bound the level
+
 _NATS = (
     "cross_entropy",
     "CrossEntropyLoss",
@@ -137,7 +138,8 @@ def found(found: SearchResult) -> Figure:
 
 def _rows(by_level: list[str], by_epoch: list[str]) -> list[Any]:
     """Lay panels out: levels on the left and epochs on the right, or the only kind there is side by
-    side."""
+    side.
+    """
     if by_level and by_epoch:
         count = max(len(by_level), len(by_epoch))
         rows = [
@@ -170,7 +172,8 @@ def _is_in_nats(problem: Any) -> bool:
 
 def _measures(records: Sequence[Record], problem: Any) -> list[_Measure]:
     """Give the training loss, then what there is on the validation split, the score before the
-    loss."""
+    loss.
+    """
     unit = " (nats per example)" if _is_in_nats(problem) else ""
     measures = [_Measure("train_loss", f"Training loss{unit}")]
     own = getattr(problem, "score", None)
@@ -186,7 +189,8 @@ def _measures(records: Sequence[Record], problem: Any) -> list[_Measure]:
 
 def _has_no_loss(record: Record) -> bool:
     """Tell whether the validation loss is only the score with the other sign: a function may give a
-    score alone."""
+    score alone.
+    """
     loss, score = (record.metrics.get(f"last.{name}") for name in ("val_loss", "val_score"))
     return loss is None or (score is not None and (abs(loss) == abs(score) or math.isnan(loss)))
 
@@ -198,7 +202,8 @@ def _run(record: Record) -> Run:
 
 def _place(record: Record) -> float | None:
     """Tell where a Record stands on the level axis; controllers and levels of examples stand
-    nowhere."""
+    nowhere.
+    """
     level = _run(record).level
     level = level.item() if isinstance(level, Tensor) else level
     return level if isinstance(level, float) else None
@@ -262,7 +267,8 @@ def _curve(record: Record, measure: _Measure) -> np.ndarray:
 
 def _late(record: Record, measure: _Measure, until: int | None = None) -> float:
     """Average the late epochs of a Record, or of what it was after ``until``; without a curve, give
-    its end."""
+    its end.
+    """
     if not _has_curve(record, measure):
         return measure.times * record.metrics.get(f"last.{measure.name}", math.nan)
     curve = _curve(record, measure)[: None if until is None else until + 1]
@@ -293,7 +299,8 @@ def _smooth(curve: np.ndarray, window: int) -> np.ndarray:
 
 def _ends(found: SearchResult) -> tuple[float, float]:
     """Find the ends of the level axis: what was tried, and those suggestions that are not far from
-    it."""
+    it.
+    """
     guesses = [
         v
         for s in found.suggestions
@@ -334,7 +341,8 @@ def _marks(
     records: Sequence[Record], measure: _Measure, lost: Sequence[bool]
 ) -> dict[tuple[int, float], list[float]]:
     """Give the values of all seeds by epochs and place; of plain training at the lengths of the
-    others alone."""
+    others alone.
+    """
     found: dict[tuple[int, float], dict[int, float]] = {}
     placed = [
         trio for trio in zip(records, _places(records), lost, strict=True) if trio[1] is not None
@@ -423,7 +431,8 @@ def _explain_marks(axes: Axes, lengths: Sequence[int], max_epochs: int, seeds: i
 
 def _draw_choice(axes: Axes, found: SearchResult, ends: tuple[float, float], *, told: bool) -> None:
     """Draw the choice and the limits as vertical lines and, if they are to be told, a flag above
-    each."""
+    each.
+    """
     middle = (ends[0] + ends[1]) / 2
     chosen = f"chosen: {'no flooding' if found.level is None else f'{found.level:.3g}'}"
     flags = [(ends[0] if found.level is None else found.level, chosen)]
@@ -463,7 +472,8 @@ def _draw_curves(
     axes: Axes, found: SearchResult, measure: _Measure, colours: ScalarMappable | None
 ) -> None:
     """Draw a curve for each Run, faint as it is and smoothed over that; those of the choice are
-    thick."""
+    thick.
+    """
     records = [record for record in found.records if _has_curve(record, measure)]
     curves = [_curve(record, measure) for record in records]
     last = max(map(len, curves)) - 1
@@ -505,7 +515,8 @@ def _frame(
     axes: Axes, curves: Sequence[np.ndarray], measure: _Measure, levels: Sequence[float]
 ) -> None:
     """Fit the axis to what matters: lines may leave it where they begin, blow up or fall far below
-    every level."""
+    every level.
+    """
     begun = 0 if measure.name == "train_loss" else max(map(len, curves)) // 10
     shown = np.concatenate([curve[begun:] for curve in curves])
     shown = shown[np.isfinite(shown)]
@@ -521,7 +532,8 @@ def _frame(
 
 def _scale(axes: Axes, values: np.ndarray, *, logarithmic: bool = False) -> None:
     """Make the axis of a loss without negative values logarithmic, if told to or if they spread
-    far."""
+    far.
+    """
     values = values[np.isfinite(values)]
     positive = values[values > 0]
     if (
@@ -542,7 +554,8 @@ def _draw_suggestions(
     axes: Axes, suggestions: Sequence[LevelEstimate], ends: tuple[float, float], label: str
 ) -> None:
     """Draw a bar for each suggestion with an interval, below its name; arrowheads point to what is
-    off the axis."""
+    off the axis.
+    """
     for row, suggestion in enumerate(suggestions):
         level, low, high = suggestion.level, suggestion.low, suggestion.high
         known = low < high and (low, high) != (0.0, math.inf)  # the default says nothing
