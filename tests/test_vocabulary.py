@@ -11,7 +11,7 @@ from flooding.levels import Heuristic, Plateau, Warmup
 
 SOURCE = Path(__file__).parents[1] / "src" / "flooding"
 # Names that are defined nowhere: no function, class, parameter, variable or attribute.
-RETIRED = """
+_WORDS = """
     told found place book twins away stay tied ours theirs sure
     merit choose describes_itself is_promised NotKeyable stream seeded unchanged usable cores
     trajectory Row ENGINE Trunk trunk_of lead leaves past Pace claimed tidy Ready _deal _give _news
@@ -21,7 +21,8 @@ RETIRED = """
     finals circumstances measured probe fresh
     _known _or_one _needs _note _landed _grouped _trained _found _taken _differentiate _order
     _conclude _mark _undisturbed _Waits _Arrays _words _Stretch _far _played _held
-""".split()
+"""
+RETIRED = set(_WORDS.split())
 
 
 def defined_names(tree):
@@ -39,11 +40,10 @@ def defined_names(tree):
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.stem)
 def test_a_file_defines_no_retired_name(path):
-    retired = set(RETIRED)
     names = [
         f"{name} in line {line}"
         for name, line in defined_names(ast.parse(path.read_text()))
-        if name in retired
+        if name in RETIRED
     ]
     assert not names
 
