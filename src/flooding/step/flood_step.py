@@ -316,15 +316,6 @@ class FloodStep(StepState):
         """
         self.state = self.update_controller(StepInfo(None, train_accuracy, val_loss, val_accuracy))
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from a :meth:`state_dict`, also in the middle of an epoch.
-
-        Args:
-            state: What :meth:`state_dict` gave for the same kind of level, also in flooding 0.1.0.
-        """
-        super().load_state_dict(state)
-        self.reset()
-
     def remove(self) -> None:
         """Take flooding off: from now on the loop is the plain one, bit for bit."""
         for hook in self._hooks:

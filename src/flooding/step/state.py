@@ -161,6 +161,10 @@ class StepState:
                 "level."
             )
         self.state = {name: state[name].clone().to(self._device) for name in self.state}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the losses of a step that is not taken."""
 
     def update_controller(self, info: StepInfo) -> dict[str, Tensor]:
         """Show the controller what happened.
