@@ -71,20 +71,17 @@ class FloodStep(StepState):
     cannot be copied or pickled; save its :meth:`state_dict`.
 
     Args:
-        optimizer: The optimiser whose ``step()`` is flooded: the inner one where a library wraps
-            it.
+        optimizer: The optimiser whose ``step()`` is flooded; the inner one of a wrapper.
         level: Level in the unit of the loss: a real number, a tensor without axes (changes in place
             are followed), None for no flooding, or a controller with ``init()`` and
             ``update(state, info)``, updated after every step. A tensor that becomes NaN or ``inf``
             is an error where it lies on the CPU, and makes the gradients NaN elsewhere.
-        objective: What replaces the loss, ``(loss, level) -> value``. Slopes other than 0 and +-1,
-            such as those of ``soft_flood``, do not commute with clipping: call :meth:`apply` before
-            it.
+        objective: What replaces the loss, ``(loss, level) -> value``. Before clipping, slopes
+            other than 0 and +-1, such as those of ``soft_flood``, need a call of :meth:`apply`.
         per_microbatch: Let every micro-batch of every rank decide for itself, in its own backward.
             This is flooding with a smaller batch, not flooding of the step; ``state`` then tells
             what the whole step would have done.
-        group: Process group whose losses are averaged once torch.distributed is initialised; None
-            is all ranks.
+        group: Process group whose losses are averaged by torch.distributed; None is all ranks.
 
     Raises:
         TypeError: If ``optimizer`` is no torch optimiser with step hooks, or ``level`` is none of
