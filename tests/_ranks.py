@@ -135,9 +135,9 @@ def _ddp(group, dtype, name, k=1, norm=None):
         result[kind + " model"] = net.module
         if kind == "exact":
             result["counts"] = abs(
-                int(flood_step.state["flooded"]) - sum(loss < level for loss in losses)
+                int(flood_step.state["n_flooded"]) - sum(loss < level for loss in losses)
             )
-            result["loss"] = abs(float(flood_step.state["loss"]) - losses[-1])
+            result["loss"] = abs(float(flood_step.state["raw_loss"]) - losses[-1])
     result["local and naive"] = distance(result.pop("local model"), result.pop("naive model"))
     result["ranks"] = _spread(result.pop("exact model"), group)
     return result
@@ -190,9 +190,9 @@ def _masked(dtype):
     return {
         "exact": distance(net.module, reference),
         "plain": distance(reference, model),
-        "loss": abs(float(flood_step.state["loss"]) - whole.item()),
+        "loss": abs(float(flood_step.state["raw_loss"]) - whole.item()),
         "slope": float(flood_step.state["slope"]),
-        "non_finite": int(flood_step.state["non_finite"]),
+        "non_finite": int(flood_step.state["n_nonfinite"]),
     }
 
 

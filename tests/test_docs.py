@@ -25,8 +25,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from flooding import adaflood, cli
-from flooding.levels import base as levels
-from flooding.methods import base as losses
+from flooding import levels
+from flooding import methods as losses
 from flooding.methods import sam as baselines
 
 ROOT = Path(__file__).parents[1]

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from _ranks import BATCH, OPTIMIZERS, TOLERANCE, build, clip, distance, parts, twin
 from flooding.functional import flood, soft_flood
-from flooding.levels import base as levels
-from flooding.methods import base as losses
+from flooding import levels
+from flooding import methods as losses
 from flooding.step import FloodStep
 
 FLOAT64 = torch.float64
@@ -60,9 +60,9 @@ def test_accumulation_equals_the_whole_batch(name, norm, k, dtype):
     # Ten times what float32 is allowed. SGD clipped to 0.05 moves by at most 1e-3 * 0.05 * 10 a
     # step, all in all 0.025.
     assert distance(naive, reference) > 1e-4
-    assert flood_step.state["flooded"] == sum(loss < level for loss in losses_)
-    assert flood_step.state["loss"].item() == pytest.approx(losses_[-1], abs=TOLERANCE[dtype])
-    assert flood_step.state["value"].item() == pytest.approx(
+    assert flood_step.state["n_flooded"] == sum(loss < level for loss in losses_)
+    assert flood_step.state["raw_loss"].item() == pytest.approx(losses_[-1], abs=TOLERANCE[dtype])
+    assert flood_step.state["flooded_loss"].item() == pytest.approx(
         flood(losses_[-1], level), abs=TOLERANCE[dtype]
     )
 
@@ -75,7 +75,7 @@ def test_no_level_is_the_plain_loop_bit_for_bit(name, level):
     plain, _ = _plain(model, batches, OPTIMIZERS[name], k=3)
     assert _same(flooded, plain)
     assert flood_step.state["slope"] == 1
-    assert flood_step.state["value"] == flood_step.state["loss"]
+    assert flood_step.state["flooded_loss"] == flood_step.state["raw_loss"]
 
 
 @pytest.mark.parametrize("local", [False, True])
@@ -97,7 +97,7 @@ def test_remove_is_the_plain_loop_bit_for_bit(local):
         optimizer.step()
     plain, _ = _plain(model, batches, OPTIMIZERS["adam"])
     assert _same(flooded, plain)
-    assert flood_step.state["steps"] == 0
+    assert flood_step.state["n_steps"] == 0
 
 
 def _plain(model, batches, make, k=1):
@@ -143,8 +143,8 @@ def test_slope(loss, slope, non_finite):
     optimizer.step()
     assert w == 1 - 3 * slope
     assert flood_step.state["slope"] == slope
-    assert flood_step.state["flooded"] == (slope < 0)
-    assert flood_step.state["non_finite"] == non_finite
+    assert flood_step.state["n_flooded"] == (slope < 0)
+    assert flood_step.state["n_nonfinite"] == non_finite
 
 
 finite = st.floats(-10, 10, allow_subnormal=False)
@@ -180,7 +180,7 @@ def test_the_loss_is_returned_as_it_is_and_may_be_scaled_in_any_way(divide):
         factor = {"loss / k": 0.5, "loss /= k": 1.0, "scaled": 0.5 * 2**16, "sum": 1.0}[divide]
         (loss * factor).backward()
     optimizer.step()
-    assert flood_step.state["loss"] == 2
+    assert flood_step.state["raw_loss"] == 2
     assert w.item() > 1
 
 
@@ -193,7 +193,7 @@ def test_half_precision_losses_are_averaged_in_float32():
     for raw in (1.0, 1 + 2**-7):
         (flood_step(raw * (1 + w - w.detach())) / 2).backward()
     optimizer.step()
-    assert flood_step.state["loss"] == 1 + 2**-8
+    assert flood_step.state["raw_loss"] == 1 + 2**-8
     assert flood_step.state["slope"] == 1
 
 
@@ -276,7 +276,7 @@ def test_lightning_accumulates_before_the_closure():
 
         optimizer.step(closure)
         mean = sum(raws) / 2
-        assert flood_step.state["loss"] == mean
+        assert flood_step.state["raw_loss"] == mean
         assert w.item() == pytest.approx(before - math.copysign(mean / before, mean - 2))
 
 
@@ -432,7 +432,7 @@ def test_half_precision_decides_as_the_whole_batch_does(dtype, unit, fused, unsc
         taken += 1
         assert not _same(model, before)
         bound = rounding_bound(before, x, unit, k)
-        assert abs(flood_step.state["loss"].item() - whole) <= bound
+        assert abs(flood_step.state["raw_loss"].item() - whole) <= bound
         flips += int(flood_step.state["slope"] < 0)
         naive_wrong += len(set(micro)) > 1
         agree = bool(flood_step.state["slope"] == (1 if whole > level else -1))
@@ -443,7 +443,7 @@ def test_half_precision_decides_as_the_whole_batch_does(dtype, unit, fused, unsc
         f"{dtype}: {taken} decisions, {flips} flips, last bound {bound:.1e}; {near} within the bound, of which "
         f"{near_apart} differ; {naive_wrong} steps where naive micro-batches differ in sign"
     )
-    assert flood_step.state["steps"] == taken
+    assert flood_step.state["n_steps"] == taken
     assert skipped == (7 if scaler.is_enabled() else 0)
     assert 10 <= flips <= taken - 10
     assert near <= taken // 2
@@ -478,7 +478,7 @@ def test_a_skipped_step_leaves_no_trace(fused, zero):
                 for name in before
             )
         else:
-            assert flood_step.state["loss"] == raw
+            assert flood_step.state["raw_loss"] == raw
         {
             "optimizer": optimizer.zero_grad,
             "to zero": lambda: optimizer.zero_grad(set_to_none=False),
@@ -487,8 +487,8 @@ def test_a_skipped_step_leaves_no_trace(fused, zero):
             "by hand to zero": lambda: model.weight.grad.zero_(),
             "by hand": lambda: setattr(model.weight, "grad", None),
         }[zero]()
-    assert flood_step.state["steps"] == 3
-    assert flood_step.state["flooded"] == 1  # level 0, 2, 4 at the steps with loss 2, 3, 2
+    assert flood_step.state["n_steps"] == 3
+    assert flood_step.state["n_flooded"] == 1  # level 0, 2, 4 at the steps with loss 2, 3, 2
 
 
 def test_a_loss_that_was_never_back_propagated_does_not_count():
@@ -496,7 +496,7 @@ def test_a_loss_that_was_never_back_propagated_does_not_count():
     flood_step(100 * w)
     flood_step(1 * w).backward()
     optimizer.step()
-    assert flood_step.state["loss"] == 1
+    assert flood_step.state["raw_loss"] == 1
 
 
 # apply(): clipping, other slopes, penalties.
@@ -578,7 +578,7 @@ def test_local_floods_each_micro_batch():
         (flood_step(raw + gradient * (w - w.detach())) / 2).backward()
     optimizer.step()
     assert w == 2  # 1 - (-5 + 3) / 2
-    assert flood_step.state["loss"] == 3
+    assert flood_step.state["raw_loss"] == 3
 
 
 # Levels that move, and what is kept.
@@ -662,7 +662,7 @@ def test_resume_in_the_middle_of_an_epoch_is_exact():
     resumed.load_state_dict(saved["model"])
     other.load_state_dict(saved["optimizer"])
     again.load_state_dict(saved["flood"])
-    assert again.state["steps"] == 17
+    assert again.state["n_steps"] == 17
     _run(resumed, other, again, batches[17:])
     assert _same(model, resumed)
     assert flood_step.state.keys() == again.state.keys()
@@ -700,7 +700,7 @@ def test_the_flip_never_waits_for_the_device(level):
         flood_step.apply()
         flood_step.state_dict()
         assert syncs.calls == []
-        flood_step.state["loss"].item()
+        flood_step.state["raw_loss"].item()
         assert len(syncs.calls) == 1  # the counter counts
 
 
@@ -740,7 +740,7 @@ def test_a_compiled_step_flips_and_a_compiled_watch_breaks_the_graph_cleanly():
         watch().backward()
         step()
         assert w == expected
-    assert flood_step.state["steps"] == 2
+    assert flood_step.state["n_steps"] == 2
 
 
 @pytest.mark.parametrize("coalesced", [True, False])
@@ -801,7 +801,7 @@ def test_an_optimiser_that_calls_super_step_flips_once(closure):
         backward()
         optimizer.step()
     assert w == 2
-    assert flood_step.state["steps"] == 1
+    assert flood_step.state["n_steps"] == 1
 
 
 # Errors: rule, value, fix.

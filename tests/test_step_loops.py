@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from _ranks import OPTIMIZERS, build, distance, twin
 from flooding.functional import flood
-from flooding.levels import base as levels
+from flooding import levels
 from flooding.step import FloodStep
 
 FLOAT64 = torch.float64
@@ -51,7 +51,7 @@ def test_a_second_one_takes_over():
     new(loss_of(w, 1.0)).backward()
     optimizer.step()
     assert w == 2
-    assert new.state["steps"] == 1
+    assert new.state["n_steps"] == 1
     for use in (lambda: old(loss_of(w, 1.0)), lambda: old(torch.tensor(1.0)), old.apply):
         with pytest.raises(
             RuntimeError, match="replaced by one that was built later on the same SGD"
@@ -181,7 +181,7 @@ def test_one_each_is_the_whole_network_exactly():
     # In float32 the sign decides every gradient alike; the flooded value adds and takes away the
     # level.
     assert distance(net, reference) <= 1e-6
-    assert 0 < first.state["flooded"] == second.state["flooded"] < 30
+    assert 0 < first.state["n_flooded"] == second.state["n_flooded"] < 30
 
 
 def test_a_copied_model_and_optimiser_are_told():
@@ -234,7 +234,7 @@ def test_other_optimisers_that_do_not_use_its_gradient_are_not_told():
         g.zero_grad()
         flood_step(free(frozen(discriminator(generator(x)))).square().mean()).backward()
         g.step()
-    assert flood_step.state["steps"] == 12
+    assert flood_step.state["n_steps"] == 12
 
 
 def test_the_inspection_ends():
@@ -342,7 +342,7 @@ def test_skipped_steps_of_a_scaler_are_not_told():
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-    assert flood_step.state["steps"] == 60 - 9 - 12
+    assert flood_step.state["n_steps"] == 60 - 9 - 12
 
 
 def test_many_micro_batches_are_not_told():
@@ -352,7 +352,7 @@ def test_many_micro_batches_are_not_told():
         w.grad.clamp_(-1, 1)  # changed in place, but not to 0
     optimizer.step()
     assert w.item() == pytest.approx(2)
-    assert flood_step.state["loss"].item() == pytest.approx(1)
+    assert flood_step.state["raw_loss"].item() == pytest.approx(1)
 
 
 def test_parameters_that_a_forward_changes_are_not_told():
@@ -366,7 +366,7 @@ def test_parameters_that_a_forward_changes_are_not_told():
             (flood_step(raw + (out - out.detach())) / 2).backward()
         optimizer.step()
         optimizer.zero_grad()
-        assert flood_step.state["loss"] == 1.75
+        assert flood_step.state["raw_loss"] == 1.75
 
 
 # Several watched losses in one backward.
@@ -399,7 +399,7 @@ def test_the_sum_is_watched_as_the_warning_says():
     w, optimizer, flood_step = weight()
     flood_step(loss_of(w, 1.5) + loss_of(w, 1.0)).backward()
     optimizer.step()
-    assert flood_step.state["loss"] == 2.5
+    assert flood_step.state["raw_loss"] == 2.5
     assert flood_step.state["slope"] == 1
 
 
@@ -412,7 +412,7 @@ def test_one_loss_watched_twice_counts_once(local):
         loss.backward()
     optimizer.step()
     assert w == 3
-    assert flood_step.state["loss"] == 1.25
+    assert flood_step.state["raw_loss"] == 1.25
     assert flood_step.state["slope"] == -1
 
 
@@ -423,7 +423,7 @@ def test_micro_batches_and_a_retained_graph_are_not_told():
     loss.backward()
     flood_step(loss_of(w, 2.5)).backward()
     optimizer.step()
-    assert flood_step.state["loss"] == 1.5
+    assert flood_step.state["raw_loss"] == 1.5
     assert w == 4
 
 
@@ -469,8 +469,8 @@ def test_a_fully_masked_micro_batch_counts_for_nothing(masked, factor):
         (flood_step(functional.cross_entropy(model(a), b)) * scale).backward()
     optimizer.step()
     assert flood_step.state["slope"] == -1
-    assert flood_step.state["loss"].item() == pytest.approx(whole.item(), abs=1e-12)
-    assert flood_step.state["non_finite"] == 1  # said, though the step was flooded
+    assert flood_step.state["raw_loss"].item() == pytest.approx(whole.item(), abs=1e-12)
+    assert flood_step.state["n_nonfinite"] == 1  # said, though the step was flooded
     assert torch.allclose(model.weight, start.weight + 0.1 * gradient, rtol=0, atol=1e-12)
 
 
@@ -482,7 +482,7 @@ def test_an_empty_micro_batch_counts_for_nothing():
         (flood_step(functional.mse_loss(model(torch.ones(n, 2)), torch.zeros(n, 1))) / 2).backward()
     optimizer.step()
     assert flood_step.state["slope"] == -1
-    assert flood_step.state["non_finite"] == 1
+    assert flood_step.state["n_nonfinite"] == 1
     assert model.weight.isfinite().all()
 
 
@@ -493,7 +493,7 @@ def test_a_factor_of_0_leaves_any_loss_out(value):
     flood_step(loss_of(w, 1.0)).backward()
     optimizer.step()
     assert w == 2
-    assert flood_step.state["loss"] == 1
+    assert flood_step.state["raw_loss"] == 1
 
 
 @pytest.mark.parametrize("raws", [(math.nan,), (math.nan, math.nan), (math.nan, math.inf)], ids=str)
@@ -504,8 +504,8 @@ def test_where_no_loss_is_finite_the_gradients_stay(raws):
     optimizer.step()
     assert w == 1 - len(raws)
     assert flood_step.state["slope"] == 1
-    assert not flood_step.state["loss"].isfinite()
-    assert flood_step.state["non_finite"] == 1
+    assert not flood_step.state["raw_loss"].isfinite()
+    assert flood_step.state["n_nonfinite"] == 1
 
 
 # Copies.
@@ -662,7 +662,7 @@ def test_a_level_that_becomes_nan_stops_before_the_gradients_change(lost, local)
         flood_step(loss_of(w, 1.0)).backward()
     optimizer.step()
     assert w == 2
-    assert flood_step.state["steps"] == 1
+    assert flood_step.state["n_steps"] == 1
 
 
 def test_a_controller_that_loses_its_level_stops():
@@ -686,7 +686,7 @@ def test_where_the_level_is_not_read_a_nan_makes_the_gradients_nan(local):
     optimizer.step()
     assert w.isnan()
     assert flood_step.state["slope"].isnan()
-    assert flood_step.state["value"].isnan()
+    assert flood_step.state["flooded_loss"].isnan()
 
 
 # Backward passes that fail, and gradients that are cleared by other means.
@@ -729,7 +729,7 @@ def test_a_backward_that_fails_leaves_nothing_behind(clear, before):
     CLEAR[clear](net, optimizer)
     backward(1.0)
     optimizer.step()
-    assert flood_step.state["loss"] == 1
+    assert flood_step.state["raw_loss"] == 1
     assert flood_step.state["slope"] == -1
 
 
@@ -740,7 +740,7 @@ def test_a_failed_micro_batch_that_is_tried_again_counts_once():
         (flood_step(loss_of(_Fails.apply(w), 100.0))).backward()
     flood_step(loss_of(w, 2.0)).backward()
     optimizer.step()
-    assert flood_step.state["loss"] == 1.5
+    assert flood_step.state["raw_loss"] == 1.5
     assert w == 3
 
 
@@ -752,7 +752,7 @@ def test_sparse_gradients_set_to_zero_are_seen():
         table.zero_grad(set_to_none=False)
         flood_step(loss_of(table(torch.tensor([1, 1])).sum(), raw)).backward()
     optimizer.step()
-    assert flood_step.state["loss"] == 1
+    assert flood_step.state["raw_loss"] == 1
 
 
 def test_compiled_autograd_notes_its_losses():
@@ -767,7 +767,7 @@ def test_compiled_autograd_notes_its_losses():
                 (flood_step(loss_of(w, raw)) / 2).backward()
         optimizer.step()
         optimizer.zero_grad()
-        assert flood_step.state["loss"] == sum(raws) / 2
+        assert flood_step.state["raw_loss"] == sum(raws) / 2
     assert w == 1  # up and down
 
 
@@ -795,5 +795,5 @@ def test_the_twin_still_holds_with_every_watcher_at_work():
         flood_step(functional.cross_entropy(model(x), y)).backward()
         optimizer.step()
     assert distance(model, reference) <= 1e-12
-    assert flood_step.state["flooded"] == sum(loss < level for loss in losses)
-    assert idle.state["steps"] == 0
+    assert flood_step.state["n_flooded"] == sum(loss < level for loss in losses)
+    assert idle.state["n_steps"] == 0

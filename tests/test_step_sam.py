@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from _ranks import build, distance
-from flooding.levels import base as levels
+from flooding import levels
 from flooding.step import FloodStep
 
 RHO, LR = 0.5, 0.05
@@ -179,11 +179,11 @@ def test_sam_floods_both_passes_by_the_first_ones_sign(idiom):
             loss = functional.cross_entropy(model(x), y)
         idiom(model, optimizer, (x, y), second, flood_step)
         taken.append(flood_step.state["slope"].item())
-        assert flood_step.state["loss"].item() == pytest.approx(loss.item(), abs=1e-12)
+        assert flood_step.state["raw_loss"].item() == pytest.approx(loss.item(), abs=1e-12)
     assert taken == slopes
     assert distance(model, expected) <= 1e-12
-    assert flood_step.state["steps"] == len(batches)
-    assert flood_step.state["flooded"] == slopes.count(-1.0)
+    assert flood_step.state["n_steps"] == len(batches)
+    assert flood_step.state["n_flooded"] == slopes.count(-1.0)
 
 
 def test_apply_before_each_pass_flips_once():
@@ -240,7 +240,7 @@ def test_a_step_broken_off_between_the_passes_decides_anew():
     level.fill_(10.0)
     first_and_second_step(model, optimizer, batch, batch, flood_step)
     assert flood_step.state["slope"] == -1
-    assert flood_step.state["steps"] == 1
+    assert flood_step.state["n_steps"] == 1
 
 
 def test_a_first_pass_without_a_watched_loss_is_refused():
@@ -304,7 +304,7 @@ def test_a_closure_with_arguments_of_its_own():
             assert slope == (1.0 if functional.cross_entropy(model(x), y) > level else -1.0)
         optimizer.step(closure)
     assert distance(flooded, expected) <= 1e-12
-    assert flood_step.state["steps"] == len(batches)
+    assert flood_step.state["n_steps"] == len(batches)
 
 
 # The same with every optimiser of pytorch_optimizer that takes several passes.
@@ -369,7 +369,7 @@ def test_kin_of_sam_equal_a_loss_of_the_first_passes_sign(name):
         return flood_step
 
     exact, flood_step = train_kin(name, model, batches, flooded, [1.0] * len(batches))
-    assert flood_step.state["steps"] == len(batches)
+    assert flood_step.state["n_steps"] == len(batches)
     assert min(seen.count(1.0), seen.count(-1.0)) >= 2
     first = []
 
@@ -414,5 +414,5 @@ def test_three_passes_by_hand():
         raw = model[2].bias.grad.clone()
         optimizer.third_step()
         assert torch.equal(model[2].bias.grad, -raw)
-    assert flood_step.state["steps"] == 3
-    assert flood_step.state["flooded"] == 3
+    assert flood_step.state["n_steps"] == 3
+    assert flood_step.state["n_flooded"] == 3

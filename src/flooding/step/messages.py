@@ -1,0 +1,49 @@
+"""Errors and warnings of a ``FloodStep`` that are longer than the code around them."""
+
+__all__ = [
+    "DROPPED",
+    "FOREIGN",
+    "LOSS_AFTER_FLIP",
+    "NEEDS_ONE_SLOPE",
+    "NO_LOSS",
+    "REPLACED",
+    "REPLACES",
+    "SEVERAL_LOSSES",
+]
+
+NO_LOSS = (
+    "A flooded step needs its loss, but none was noted since the last step or zero_grad(). Write "
+    "loss = flood_step(loss) before loss.backward(), or take flooding off with flood_step.remove()."
+)
+LOSS_AFTER_FLIP = (
+    "A step is flipped once, after its last backward, but a watched loss came after apply(). Call "
+    "apply() later, keep penalties unwatched, and drop a skipped step with optimizer.zero_grad()."
+)
+
+SEVERAL_LOSSES = (
+    "Several watched losses took part in one backward. Their mean, weighted by the factors of "
+    "their gradients, is compared with the level, and not their sum. If they are terms of one "
+    "loss, watch the sum: loss = flood_step(a + b). If they are micro-batches of one loss, ignore "
+    "this."
+)
+DROPPED = (
+    "Again and again the gradients of watched losses were cleared, or used by somebody else, "
+    "without a flooded step. Only step() of the optimiser given to FloodStep floods: is another "
+    "one, a copy, or a method of another name called, or zero_grad() before step()?"
+)
+FOREIGN = (
+    "The watched loss reaches parameters ({count} tensors) that {name} updates without a "
+    "FloodStep: they descend also below the level. Build one FloodStep on each optimiser and watch "
+    "the loss by each, loss = first(second(loss)). Ignore this if they are meant to descend."
+)
+NEEDS_ONE_SLOPE = (
+    "per_microbatch decides in every backward, but {name} needs one slope for all passes of a "
+    "step. Use per_microbatch=False."
+)
+REPLACED = (
+    "This FloodStep was replaced by one that was built later on the same {name}. Use the later one."
+)
+REPLACES = (
+    "This {name} has had a FloodStep with level {level}, which the new one replaces. If this is "
+    "meant, call remove() on the old one first."
+)
