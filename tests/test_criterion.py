@@ -223,7 +223,10 @@ def test_bytes_with_class_weights_and_with_a_level_per_class(rng):
     )
     expected = F.cross_entropy(scores, y, **OPTIONS["class weights"])
     torch.testing.assert_close(criterion(scores, y.byte()), expected, rtol=1e-12, atol=0)
-    assert PerClass([0.5, 0.25]).lookup(torch.tensor([1, 0], dtype=torch.uint8)).tolist() == [0.25, 0.5]
+    assert PerClass([0.5, 0.25]).lookup(torch.tensor([1, 0], dtype=torch.uint8)).tolist() == [
+        0.25,
+        0.5,
+    ]
 
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch 2.13")

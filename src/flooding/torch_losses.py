@@ -440,9 +440,10 @@ def _copy_without_reduction(module: nn.Module, loss: object) -> nn.Module:
     """Copy a module with its reduction set to none, as a string or as a member of its Enum."""
     if not hasattr(module, "reduction"):
         raise ValueError(_NO_REDUCTION.format(loss))
+    reduction = getattr(module, "reduction", None)
     none: str | enum.Enum = "none"
-    if isinstance(module.reduction, enum.Enum):
-        for member in type(module.reduction):
+    if isinstance(reduction, enum.Enum):
+        for member in type(reduction):
             if reduction_word({"reduction": member}) == "none":
                 none = member
                 break

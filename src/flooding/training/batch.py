@@ -201,6 +201,7 @@ def _batch_level(
     if state.controller is not None:
         return state.controller["level"]
     if state.table is None:
+        assert run.level is None or isinstance(run.level, (float, Tensor))
         return run.level
     levels = lookup_levels(state.table, y, ids, weight)
     return levels.mean() if run.method.reduction == "mean" else levels
