@@ -160,7 +160,7 @@ def threads_command(ledger, seeds):
 
 
 def train_in_threads(ledger, seeds):
-    """Call ``evaluate`` from four threads, every other time without workers."""
+    """Call ``run_all`` from four threads, every other time without workers."""
     network = partial(mlp, 2, 2, width=100, depth=3, dropout=0.2)
     problem = Problem(partial(sinusoid, n_test=100), network, batch_size=20, max_epochs=40)
     runs = [

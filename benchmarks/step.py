@@ -72,9 +72,9 @@ def paired(problem, validate, rounds, warm=3):
 def processes(steps):
     """Return steps per second of two processes with one thread and of one process with two."""
     child = (
-        "import sys,time;from flooding import Run,train;from flooding.tasks import paper;"
+        "import sys,time;from flooding import Run,train;from flooding.tasks import ishida2020_problem;"
         "from flooding.data.synthetic import two_gaussians as data;"
-        "import functools;p=paper(functools.partial(data,n_test=100),10);"
+        "import functools;p=ishida2020_problem(functools.partial(data,n_test=100),10);"
         "n,t=int(sys.argv[1]),int(sys.argv[2]);g=train(Run(p,0.3),threads=t);[next(g) for _ in range(5)];"
         "input();s=time.time();[next(g) for _ in range(n)];print(n/(time.time()-s))"
     )

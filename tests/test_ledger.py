@@ -253,7 +253,7 @@ def whole(ledger):
     for name, stored in ledger.records():
         number = int(stored.metrics["n"])
         values = np.full(3000, number, np.float32) + np.arange(3000, dtype=np.float32)
-        assert name == f"{stored.weights}-{number}"
+        assert name == f"{stored.weights_sha256}-{number}"
         assert (
             stored.curves["val_loss"].tolist()
             == stored.arrays["last.x"].tolist()

@@ -196,10 +196,10 @@ def test_no_child_of_a_worker_outlives_the_parent(tmp_path, number):
     code = (
         # A shell may start the tests, and so their children, with SIGINT ignored.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "import hostile; from functools import partial; from flooding import Run, evaluate;"
+        "import hostile; from functools import partial; from flooding import Run, run_all;"
         f"problem = hostile.acting(partial(hostile.leave_a_child, {str(path)!r}));"
         "problem = hostile.problem(model=problem.model, max_epochs=100_000, key='long');"
-        "evaluate([Run(problem, l) for l in (0.1, 0.2)], ledger=False, workers=1)"
+        "run_all([Run(problem, l) for l in (0.1, 0.2)], ledger=False, workers=1)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     parent = psutil.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
@@ -238,10 +238,10 @@ def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
 
 def test_no_more_workers_are_started_than_there_are_runs():
     code = (
-        "import psutil; from small import small; from flooding import Run, evaluate;"
-        "evaluate([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=7);"
+        "import psutil; from small import small; from flooding import Run, run_all;"
+        "run_all([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=7);"
         "print(len(psutil.Process().children()));"
-        "evaluate([Run(small(), l) for l in (0.1, 0.2, 0.3)], ledger=False, workers=7);"
+        "run_all([Run(small(), l) for l in (0.1, 0.2, 0.3)], ledger=False, workers=7);"
         "print(len(psutil.Process().children()))"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
@@ -276,7 +276,7 @@ def dropout_runs():
     ]
 
 
-@pytest.mark.parametrize("others", ["evaluate", "train", "find_level"])
+@pytest.mark.parametrize("others", ["run_all", "train", "find_level"])
 def test_training_in_this_process_from_several_threads_gives_the_same_bits(others):
     runs = dropout_runs()
     alone = [record.content_hash for record in run_all(runs, ledger=False, workers=0)]

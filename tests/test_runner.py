@@ -16,9 +16,10 @@ import psutil
 import pytest
 import torch
 
-from flooding import Problem, Run, pool, run_all, train
+from flooding import Problem, Run, run_all, train
 from flooding.data import Split, Splits
 from flooding.models import mlp
+from flooding.training import jobs
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.jobs import Job, is_picklable, run_job
 from flooding.training.ledger import Ledger
@@ -48,8 +49,8 @@ def test_measured_is_bit_identical_here_in_workers_in_a_new_process_and_looked_u
     assert here == away == looked_up
     assert len(set(here)) == 8
     code = (
-        "from small import normed; from flooding import Run, evaluate;"
-        "print(evaluate([Run(normed(), 0.2, seed=1)], ledger=False, workers=0)[0].measured)"
+        "from small import normed; from flooding import Run, run_all;"
+        "print(run_all([Run(normed(), 0.2, seed=1)], ledger=False, workers=0)[0].content_hash)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     told = subprocess.run(
@@ -69,7 +70,7 @@ def test_a_known_run_is_not_trained_again(path, caplog):
     assert len(starts(path)) == 4
 
 
-def test_fresh_trains_again_and_replaces(path):
+def test_overwrite_trains_again_and_replaces(path):
     run = Run(small(), 0.2)
     first = run_all([run], ledger=path, workers=0)[0]
     again = run_all([run], ledger=path, workers=0, overwrite=True)[0]
@@ -123,7 +124,7 @@ def test_what_cannot_travel_trains_here(path, caplog):
 
 SCRIPT = """
 import torch
-from flooding import Problem, Run, evaluate
+from flooding import Problem, Run, run_all
 from flooding.data import Split, Splits
 
 class Net(torch.nn.Module):
@@ -136,7 +137,7 @@ class Net(torch.nn.Module):
 x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
 part = lambda a, b: Split(x[a:b], (x[a:b, 0] > 0).long())
 problem = Problem(Splits(part(0, 20), part(20, 40), part(40, 60)), Net, max_epochs=3, {key})
-records = evaluate([Run(problem, level) for level in (None, 0.1, 0.2)], ledger={ledger!r}{workers})
+records = run_all([Run(problem, level) for level in (None, 0.1, 0.2)], ledger={ledger!r}{workers})
 print(len(records), "records")
 """
 
@@ -175,8 +176,8 @@ def test_a_module_of_the_users_own_goes_to_workers(tmp_path, monkeypatch):
 
 def spawn(path, epochs=100_000):
     code = (
-        "from small import small; from flooding import Run, evaluate;"
-        f"evaluate([Run(small(max_epochs={epochs}), l) for l in (0.1, 0.2)], ledger={str(path)!r}, workers=2)"
+        "from small import small; from flooding import Run, run_all;"
+        f"run_all([Run(small(max_epochs={epochs}), l) for l in (0.1, 0.2)], ledger={str(path)!r}, workers=2)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     return psutil.Popen([sys.executable, "-c", code], env=environment)
@@ -201,8 +202,8 @@ def test_no_orphan_outlives_a_killed_parent(path):
 
 def test_no_orphan_stays_in_the_middle_of_a_long_step(path):
     code = (
-        "from small import Slow, small; from flooding import Run, evaluate;"
-        f"evaluate([Run(small(model=Slow, key='slow'), seed=s) for s in (0, 1)], ledger={str(path)!r}, workers=2)"
+        "from small import Slow, small; from flooding import Run, run_all;"
+        f"run_all([Run(small(model=Slow, key='slow'), seed=s) for s in (0, 1)], ledger={str(path)!r}, workers=2)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     parent = psutil.Popen([sys.executable, "-c", code], env=environment)
@@ -276,7 +277,7 @@ def test_two_threads_do_not_share_workers():
     assert found == alone
 
 
-def test_evaluate_within_evaluate():
+def test_run_all_within_run_all():
     inner = []
 
     def on_row(row):
@@ -435,8 +436,8 @@ def test_files_in_the_working_directory_do_not_stand_in_for_modules(tmp_path, mo
     ):  # one that the library imports, one that a worker needs before its path is set
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('not the module you want')")
     code = (
-        "from small import small; from flooding import Run, evaluate;"
-        "print(len(evaluate([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=1)))"
+        "from small import small; from flooding import Run, run_all;"
+        "print(len(run_all([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=1)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     command = [sys.executable, "-P", "-c", code]
@@ -454,8 +455,8 @@ def test_impossible_numbers_are_refused(options):
 
 def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
     code = (
-        "from small import small; from flooding import Run, evaluate;"
-        "print(*[r.measured for r in evaluate([Run(small(max_epochs=40), 0.02 * n, seed=s) for s in (0, 1)"
+        "from small import small; from flooding import Run, run_all;"
+        "print(*[r.content_hash for r in run_all([Run(small(max_epochs=40), 0.02 * n, seed=s) for s in (0, 1)"
         f" for n in range(12)], ledger={str(path)!r}, workers=2)])"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
@@ -485,7 +486,7 @@ def test_a_search_that_began_after_the_look_up_of_another_leaves_it_nothing_to_d
     def other(_):
         run_all(runs, ledger=path, workers=0)
         between.extend(sorted(folder.iterdir()))
-        monkeypatch.setattr(pool, "train", None)
+        monkeypatch.setattr(jobs, "train", None)
 
     records = run_all(runs, ledger=path, workers=0, on_start=other)
     assert [record.content_hash for record in records] == alone

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 
-from flooding import Run, loop, run_all, train
+from flooding import Run, run_all, train
 from flooding.levels import Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.methods import SAM, Hinge, IFlood, SoftAD, WaveBound
+from flooding.training import loop
 from flooding.training.checkpoints import Checkpoints, CheckpointTimer
 from flooding.training.jobs import Job, run_shared_prefix
 from flooding.training.loop import EpochResult
@@ -241,7 +242,7 @@ def test_a_longer_run_goes_on_where_a_shorter_one_stopped(tmp_path):
     )  # nobody can go on from the max_epochs
 
 
-def test_fresh_ignores_checkpoints(tmp_path):
+def test_overwrite_ignores_checkpoints(tmp_path):
     problem = small(max_epochs=30)
     for until, fresh in ((5, False), (15, True)):
         run = Run(problem, 0.3, stop_epoch=until)
