@@ -46,9 +46,9 @@ from flooding.data.synthetic import two_gaussians
 from flooding.experiments import machine
 from flooding.experiments.archive import Archive, pack
 from flooding.models import mlp
-from flooding.training.checkpoints import _SECONDS, Checkpoints, _digest
+from flooding.training.checkpoints import INTERVAL, Checkpoints, state_digest
 from flooding.training.ledger import Ledger
-from flooding.training.ledger import _digest as row_digest
+from flooding.training.ledger_rows import row_digest
 from flooding.training.runner import run_key
 
 SECTOR = 512
@@ -205,10 +205,10 @@ def costs():
     with io.BytesIO() as file:
         torch.save(state, file)
         content = file.getvalue()
-    times = [timed(lambda: _digest("run-5", content)) for _ in range(20)]
+    times = [timed(lambda: state_digest("run-5", content)) for _ in range(20)]
     yield (
-        f"checkpoint of {len(content) / 1e6:.1f} MB, written and read again each {_SECONDS:.0f} s",
-        (2 * sorted(times)[10] / _SECONDS),
+        f"checkpoint of {len(content) / 1e6:.1f} MB, written and read again each {INTERVAL:.0f} s",
+        (2 * sorted(times)[10] / INTERVAL),
     )
     began = time.perf_counter()
     [record] = run_all(RUNS[6:7], ledger=False, workers=0)

@@ -27,6 +27,7 @@ from flooding.experiments.archive import Archive, pack
 from flooding.testing import fake_record
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.ledger import Ledger
+from flooding.training.ledger_file import LedgerFile
 from flooding.training.runner import run_key
 from small import small
 
@@ -258,11 +259,11 @@ def test_who_has_a_damaged_ledger_open_goes_on_in_the_new_one(path, records):
     with closing(Ledger(path)) as first, closing(Ledger(path)) as second:
         assert second.find(RUNS[0], KEYS[0]) is not None
         page = sql(path, "SELECT rootpage FROM sqlite_master WHERE name = 'records'")[0][0]
-        first._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        first._file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         with path.open("r+b") as file:
             file.seek(4096 * (page - 1))
             file.write(bytes(4096))
-        first._db.execute("PRAGMA cache_size=0")
+        first._file.connection.execute("PRAGMA cache_size=0")
         with closing(Ledger(path)) as third:
             third.find(RUNS[0], KEYS[0])
         assert path.with_name("ledger.sqlite.damaged-1").exists()
@@ -299,8 +300,8 @@ db.execute("COMMIT")"""
 def test_whoever_waits_for_a_locked_ledger_says_for_whom_and_how_long(
     ends, path, records, monkeypatch, caplog
 ):
-    monkeypatch.setattr("flooding.training.ledger._SILENCE", 0.3)
-    monkeypatch.setattr("flooding.training.ledger._PATIENCE", 30.0 if ends else 1.5)
+    monkeypatch.setattr("flooding.training.ledger_file._SILENCE", 0.3)
+    monkeypatch.setattr("flooding.training.ledger_file._PATIENCE", 30.0 if ends else 1.5)
     command = [sys.executable, "-c", LOCK, str(path), "1.5" if ends else "60"]
     with closing(Ledger(path)) as ledger:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -336,13 +337,13 @@ def test_a_ledger_that_is_locked_can_be_read(path):
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_ledger_that_may_not_be_written_names_that(kind, path, records, monkeypatch):
     monkeypatch.setattr(
-        "flooding.training.ledger.os.access", lambda place, mode: False
+        "flooding.training.sqlite_file.os.access", lambda place, mode: False
     )  # root may write everything
     with closing(Ledger(path)) as ledger:
         if kind == "file":
-            ledger._db.execute("PRAGMA query_only=ON")
+            ledger._file.connection.execute("PRAGMA query_only=ON")
         else:
-            monkeypatch.setattr(Ledger, "_wait", refuse)
+            monkeypatch.setattr(LedgerFile, "_wait", refuse)
         with pytest.raises(
             OSError,
             match=r"must be writable: .*Make the file and its folder writable, or name another",
@@ -486,7 +487,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(other, tmp_path, c
 def test_an_earlier_checkpoint_stands_in_for_a_damaged_one(state, tmp_path, caplog):
     files = Checkpoints(tmp_path)
     for epoch in (3, 5):
-        files.save("run", epoch, {**state, "best_epoch": epoch}, only=False)
+        files.save("run", epoch, {**state, "best_epoch": epoch}, delete_earlier=False)
     path = tmp_path / "run-5.pt"
     path.write_bytes(path.read_bytes()[:-100])
     assert files.find("run", 9)["best_epoch"] == 3
@@ -512,7 +513,7 @@ def test_pipes_folders_and_other_names_among_the_checkpoints_stop_nobody(state, 
     os.mkfifo(tmp_path / "run-7.pt")
     (tmp_path / "run-8.pt").mkdir()
     (tmp_path / "nowhere.pt").symlink_to("nowhere")
-    files.save("run", 5, state, only=False)
+    files.save("run", 5, state, delete_earlier=False)
     assert files.find("run", 9) is not None
     files.prune(limit=0)
     assert not (tmp_path / "run-5.pt").exists()

@@ -337,8 +337,8 @@ def test_a_full_disk_ends_with_a_sentence_and_keeps_what_the_file_holds(write, t
         return len(book if write == "add" else book.starts())
 
     book = Ledger(tmp_path / "ledger.sqlite")
-    pages = book._db.execute("PRAGMA page_count").fetchone()[0]
-    book._db.execute(f"PRAGMA max_page_count={pages + 3}")
+    pages = book._file.connection.execute("PRAGMA page_count").fetchone()[0]
+    book._file.connection.execute(f"PRAGMA max_page_count={pages + 3}")
     act(book, 0)
     with pytest.raises(OSError, match=r"must be writable: .* full\. Free some space there"):
         [act(book, n) for n in range(1, 1000)]

@@ -15,8 +15,10 @@ import pytest
 
 import hostile
 from flooding import Run, find_level, run_all, train
-from flooding.training.jobs import Job, _Failure
-from flooding.training.pool import _STDERR_QUOTED, Pool, _batched, _quote, _unpickle_news
+from flooding.training.jobs import Job
+from flooding.training.messages import PickledError, unpickle_message
+from flooding.training.pool import _QUOTE_LENGTH, Pool, _quote
+from flooding.training.worker import _batched
 from small import normed, small
 
 
@@ -83,7 +85,7 @@ def test_code_that_forks_reads_and_prints_trains_as_any_other(action, workers):
 
 
 def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys, monkeypatch):
-    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 2)
+    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 2)
     with pytest.raises(
         RuntimeError, match=r"(?s)died 2 times.*exit code 9.*the reason is known\nand told"
     ):
@@ -105,7 +107,7 @@ def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys,
     ids=["killed", "terminated", "segmentation fault", "left"],
 )
 def test_the_error_says_how_a_worker_died(action, cause, workers, monkeypatch):
-    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 1)
+    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 1)
     with pytest.raises(RuntimeError, match=cause):
         train_in(workers, hostile.acting(action))
 
@@ -122,7 +124,7 @@ def test_a_fatal_error_is_quoted_from_its_first_line_however_long_the_paths_are(
     quoted = _quote(printed)
     assert quoted.startswith("Fatal Python error: Aborted")
     assert "Extension modules" not in quoted
-    assert len(quoted) <= 2 * _STDERR_QUOTED
+    assert len(quoted) <= 2 * _QUOTE_LENGTH
     assert _quote("x" * 9000 + "\nthe reason\n").endswith("x\nthe reason")
 
 
@@ -158,7 +160,7 @@ def test_an_exit_in_a_worker_is_an_exit_of_the_search():
 
 
 def test_an_error_that_cannot_be_rebuilt_here_is_told_all_the_same():
-    error = _unpickle_news(pickle.dumps(_Failure(b"nonsense", "OddError: text", "its traceback")))
+    error = unpickle_message(pickle.dumps(PickledError(b"nonsense", "OddError: text", "its traceback")))
     assert isinstance(error, RuntimeError)
     assert str(error) == "OddError: text"
     assert "its traceback" in error.__notes__[0]
@@ -181,7 +183,7 @@ def wait_until(condition, seconds=30):
 def test_a_child_of_a_worker_that_died_ends_with_it_and_holds_nobody_up(
     workers, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 1)
+    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 1)
     path = tmp_path / "pid"
     with pytest.raises(RuntimeError, match="exit code 7"):
         train_in(workers, hostile.acting(partial(hostile.leave_a_child_and_die, str(path))))
@@ -229,7 +231,7 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
 
 
 def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
-    monkeypatch.setattr("flooding.training.pool._HEARTBEAT", 0.02)
+    monkeypatch.setattr("flooding.training.worker._HEARTBEAT", 0.02)
     rows = train(Run(hostile.acting(partial(hostile.sleep, 0.1)), 0.1))
     bundles = list(_batched(rows, quiet=True))
     assert bundles[0] == []

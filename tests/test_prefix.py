@@ -200,8 +200,8 @@ def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
 
 @pytest.mark.parametrize("where", ["trunk", "run"])
 def test_what_was_interrupted_goes_on_from_its_last_epoch(where, tmp_path, monkeypatch):
-    monkeypatch.setattr("flooding.training.checkpoints._SECONDS", 0.0)
-    monkeypatch.setattr("flooding.training.checkpoints._SHARE", math.inf)
+    monkeypatch.setattr("flooding.training.checkpoints.INTERVAL", 0.0)
+    monkeypatch.setattr("flooding.training.checkpoints._MAX_SHARE", math.inf)
     path, problem, stepped = tmp_path / "ledger.sqlite", normed(max_epochs=12), []
     runs = [Run(problem, level) for level in (None, 0.2, 0.25, 0.3)]
     whole = [alone(run).record.content_hash for run in runs]
@@ -300,7 +300,7 @@ def test_a_disk_that_fills_up_leaves_no_half_written_file(tmp_path, monkeypatch,
 def test_tidying_removes_the_oldest(tmp_path):
     files = Checkpoints(tmp_path)
     for epoch in (1, 2, 3):
-        files.save("run", epoch, {"x": torch.zeros(1000)}, only=False)
+        files.save("run", epoch, {"x": torch.zeros(1000)}, delete_earlier=False)
         path = tmp_path / f"run-{epoch}.pt"
         import os
 
@@ -320,9 +320,9 @@ def test_a_run_is_due_after_thirty_seconds_and_rarely_where_writing_is_slow(tmp_
         now[0] += 2.0  # slow: 2 % of the time is one in 100 s
 
     monkeypatch.setattr(files, "save", save)
-    pace = CheckpointTimer(files, "run")
+    timer = CheckpointTimer(files, "run")
     for epoch in range(300):
-        pace.see(EpochResult(None, epoch, {}, snapshot=dict))
+        timer.save_if_due(EpochResult(None, epoch, {}, snapshot=dict))
         now[0] += 1.0
     assert [at for _, at in written] == [30.0, 132.0, 234.0]
 
@@ -380,7 +380,7 @@ def test_a_trunk_ends_with_its_last_fork_and_leaves_no_file(tmp_path):
     runs = [Run(small(max_epochs=9), level) for level in (None, 0.3, 0.6)]
     keys = [run_key(run) for run in runs]
     forks = tuple(
-        Job(n, run, key, None, folder=str(tmp_path))
+        Job(n, run, key, None, checkpoint_folder=str(tmp_path))
         for n, (run, key) in enumerate(zip(runs, keys, strict=True))
     )
     trunk = forks[0]._replace(forks=forks)

@@ -234,7 +234,7 @@ def test_a_killed_worker_is_replaced_and_its_run_done(path):
 def test_a_run_is_given_up_only_if_its_workers_die_without_getting_further(
     gets_further, path, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 2)
+    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 2)
     deaths = tmp_path / "deaths"
     # The second one can never count its deaths, and dies at the same step each time.
     model = partial(Dying, str(deaths) if gets_further else "/dev/null", 3)
@@ -381,11 +381,11 @@ def test_a_job_a_worker_cannot_read_is_an_error_and_not_a_wait(monkeypatch):
 
 
 def test_a_message_cut_off_in_the_middle_is_a_death_and_not_a_wait():
-    from flooding.training.pool import _read, _write
+    from flooding.training.messages import read_message, write_message
 
     read, write = os.pipe()
     message = struct.pack("<Q", 1000) + b"x" * 1000
-    _write(write, b"x" * 1000)
+    write_message(write, b"x" * 1000)
     assert os.read(read, 10_000) == message
     os.close(write)
     os.close(read)
@@ -394,7 +394,7 @@ def test_a_message_cut_off_in_the_middle_is_a_death_and_not_a_wait():
         os.write(write, message[:size])
         os.close(write)
         with pytest.raises(EOFError):
-            _read(read)
+            read_message(read)
         os.close(read)
 
 
@@ -497,7 +497,7 @@ def test_a_search_that_began_after_the_look_up_of_another_leaves_it_nothing_to_d
 @pytest.mark.parametrize("until", [None, 9])
 def test_what_a_trunk_left_for_a_run_that_was_trained_meanwhile_is_removed(path, tmp_path, until):
     run = Run(small(max_epochs=12), 0.2, stop_epoch=until)
-    job = Job(0, run, run_key(run), str(path), folder=str(tmp_path / "files"))
+    job = Job(0, run, run_key(run), str(path), checkpoint_folder=str(tmp_path / "files"))
     *_, first = run_job(job)
     kept = sorted((tmp_path / "files").iterdir())
     snapshot = next(row for row in train(run) if row.epoch == 3).snapshot()
@@ -509,7 +509,7 @@ def test_what_a_trunk_left_for_a_run_that_was_trained_meanwhile_is_removed(path,
 
 def test_who_is_told_the_end_may_kill_the_process_and_no_claim_is_left(path, tmp_path):
     job = Job(
-        0, Run(small(), 0.2), run_key(Run(small(), 0.2)), str(path), folder=str(tmp_path / "claims")
+        0, Run(small(), 0.2), run_key(Run(small(), 0.2)), str(path), checkpoint_folder=str(tmp_path / "claims")
     )
     claims = (tmp_path / "claims").glob
     for _ in range(2):  # trained, then looked up
