@@ -1,6 +1,7 @@
 """What is stored is as it was written, or counts as missing and is named: never another number,
 never a traceback."""
 
+import gzip
 import io
 import json
 import os
@@ -16,14 +17,18 @@ import time
 import zipfile
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from flooding import Run, npz, run_all, train
+from flooding import Problem, Run, npz, run_all, train
+from flooding.data.synthetic import two_gaussians
 from flooding.experiments import ishida2020
 from flooding.experiments.archive import Archive, pack
+from flooding.models import mlp
 from flooding.testing import fake_record
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.ledger import Ledger
@@ -123,6 +128,19 @@ def test_a_ledger_with_a_flipped_bit_or_a_lost_sector_gives_no_other_number(
         lost, named = lost + missing, named + (str(path) in caplog.text)
     assert named >= 30
     assert lost >= 10
+
+
+def test_a_damaged_key_never_stands_for_another_record(pristine, tmp_path):
+    # In a table that is out of order SQLite's search may end at another row than the one asked for.
+    path = tmp_path / "ledger.sqlite"
+    for key in KEYS:
+        for digit in "059cf":
+            wrong = digit + key[1:]
+            if wrong in KEYS:
+                continue
+            path.write_bytes(pristine.replace(key.encode(), wrong.encode()))
+            with closing(Ledger(path)) as ledger:
+                assert ledger.find(RUNS[0], wrong) is None
 
 
 @pytest.mark.parametrize(
@@ -464,7 +482,26 @@ def test_what_is_no_checkpoint_of_that_name_is_missing(kind, sealed, state, tmp_
     assert not path.exists()
 
 
-@pytest.mark.parametrize("other", ["seed", "epoch", "problem", "trunk"])
+def test_checkpoints_of_0_1_0_are_named_once_and_their_runs_begin_anew(tmp_path, caplog):
+    # flooding 0.1.0 wrote it for the Run below, stopped after 3 epochs.
+    content = gzip.decompress(Path(__file__).with_name("checkpoint_0_1_0.pt.gz").read_bytes())
+    data = partial(two_gaussians, n_train=40, n_val=30, n_test=200)
+    model, optimizer = partial(mlp, 10, 2, width=2, depth=1), partial(torch.optim.SGD, lr=0.1)
+    run = Run(Problem(data, model, optimizer, max_epochs=9), 0.3)
+    folder = tmp_path / "ledger.sqlite.checkpoints"
+    folder.mkdir()
+    for key in ("3764a96b5c97d0f0d578f5b5ef50287bf5b99ed0ab4cf3666eea130ac3132ffc", "another"):
+        (folder / f"{key}-3.pt").write_bytes(content)
+    [record] = run_all([run], ledger=tmp_path / "ledger.sqlite", workers=0)
+    assert record.metadata["epochs_trained"] == 9
+    assert [line.getMessage() for line in caplog.records] == [
+        f"2 checkpoints of flooding 0.1.0 in {folder} cannot be read; their runs begin anew. "
+        "Delete them."
+    ]
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("other", ["seed", "epoch", "problem", "prefix"])
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(other, tmp_path, caplog):
     path, run = tmp_path / "ledger.sqlite", Run(PROBLEM, 0.2)
     files = Checkpoints(f"{path}.checkpoints")
@@ -474,7 +511,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(other, tmp_path, c
         "problem": Run(small(max_epochs=9, batch_size=7), 0.2),
     }.get(other, run)
     snapshot = next(row for row in train(theirs) if row.epoch == 3).snapshot()
-    name = ("trunk-" if other == "trunk" else "") + run_key(theirs)
+    name = ("prefix-" if other == "prefix" else "") + run_key(theirs)
     files.save(name, 3, snapshot)
     target = files.folder / f"{run_key(run)}-{4 if other == 'epoch' else 3}.pt"
     (files.folder / f"{name}-3.pt").rename(target)

@@ -22,6 +22,9 @@ from flooding.training.worker import _batched
 from small import normed, small
 
 
+pytestmark = pytest.mark.usefixtures("time_limit")
+
+
 @pytest.fixture(scope="module")
 def workers():
     """One pool for all: starting a worker takes seconds."""

@@ -26,6 +26,7 @@ from flooding.training.ledger import Ledger
 from flooding.training.runner import run_key
 from small import Dying, adam, normed, regression, small
 
+pytestmark = pytest.mark.usefixtures("time_limit")
 LEVELS = (None, 0.0, 0.2, 0.3)
 
 

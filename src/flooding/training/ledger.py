@@ -143,13 +143,10 @@ class Ledger:
         query = "SELECT trajectory, epochs FROM records ORDER BY trajectory, epochs"
         keys = self._file.execute(lambda connection: connection.execute(query).fetchall())
         for primary_key in keys:
-            key = primary_key[0]
-            # A key that is damaged cannot be looked up.
-            is_key = isinstance(key, str) and is_valid_text(key)
-            row = self._read_row(primary_key) if is_key else None
-            record = self._to_record(None, primary_key, row)
+            row = self._read_row(primary_key, is_listed=True)
+            record = None if row is None else self._to_record(None, primary_key, row)
             if record is not None:
-                yield key, record
+                yield primary_key[0], record
 
     def __len__(self) -> int:
         query = "SELECT count(*) FROM records"
@@ -159,14 +156,40 @@ class Ledger:
         """Close the file."""
         self._file.close()
 
-    def _read_row(self, primary_key: _PrimaryKey) -> LedgerRow | None:
+    def _read_row(self, primary_key: _PrimaryKey, *, is_listed: bool = False) -> LedgerRow | None:
+        """Look a row up, which the table may list; a table that is out of order is repaired."""
+        row = self._search(primary_key)
+        # After damage to a key SQLite's search may end at another row, or find none.
+        if row is not None:
+            is_misplaced = row[:2] != primary_key
+        else:
+            is_misplaced = is_listed and self._scan(primary_key)
+        if is_misplaced:
+            self._file.repair("a row lies in the wrong place")
+            row = self._search(primary_key)
+        return row
+
+    def _search(self, primary_key: _PrimaryKey) -> LedgerRow | None:
+        key = primary_key[0]
+        if not (isinstance(key, str) and is_valid_text(key)):
+            return None  # a damaged key, which SQLite does not take
         query = f"{SELECT} WHERE trajectory = ? AND epochs = ?"
         return self._file.execute(
             lambda connection: connection.execute(query, primary_key).fetchone()
         )
 
+    def _scan(self, primary_key: _PrimaryKey) -> bool:
+        """Tell whether there is a row with a key, by reading all rows."""
+        key, epochs = primary_key
+        raw_key = key.encode(errors="surrogateescape") if isinstance(key, str) else key
+        query = f"SELECT count(*) FROM records WHERE {HAS_KEY}"
+        [count] = self._file.execute(
+            lambda connection: connection.execute(query, (raw_key, epochs)).fetchone()
+        )
+        return count > 0
+
     def _to_record(
-        self, run: Run | None, primary_key: _PrimaryKey, row: LedgerRow | None
+        self, run: Run | None, primary_key: _PrimaryKey, row: LedgerRow
     ) -> Record | None:
         """Give the Record of a row; a damaged row is moved aside and gives None."""
         try:
@@ -180,42 +203,32 @@ class Ledger:
         if self._file.check_structure():
             return
         try:
-            rows = self._file.execute(lambda _: self._move_to_damaged(primary_key))
-            if rows is None:
+            count = self._file.execute(lambda _: self._move_to_damaged(primary_key))
+            if count is None:
                 return  # another process replaced it by an intact one
-            if rows:
-                result = "it lies in the table damaged now"
-            else:
-                # SQLite reads the row, but does not find it where it has to delete it.
-                self._file.repair("a row lies in the wrong place")
+            result = "it lies in the table damaged now"
+            if not count:
+                self._file.repair("a row cannot be deleted")
                 result = "it was left out"
         except (OSError, ValueError) as error:
             result = f"it cannot be moved aside: {error}"
         log.warning(
             "the Record %s of epoch %s in the ledger %s is damaged (%s): %s. It counts as missing.",
-            ascii(primary_key[0])[:80],
-            primary_key[1],
+            *primary_key,
             self.path,
             reason,
             result,
         )
 
     def _move_to_damaged(self, primary_key: _PrimaryKey) -> int | None:
-        """Move the rows under a key into the table ``damaged``.
-
-        Returns:
-            Their number; None if they are intact.
-        """
-        key, epochs = primary_key
-        # A damaged key may be no text, or text that is not UTF-8.
-        raw_key = key.encode(errors="surrogateescape") if isinstance(key, str) else key
-        where = (raw_key, epochs)
+        """Move the row under a key into the table ``damaged``; None if it is intact by now."""
+        where = "WHERE trajectory = ? AND epochs = ?"
         with self._file.transaction() as connection:
-            rows = connection.execute(f"{SELECT} WHERE {HAS_KEY}", where).fetchall()
-            if all(is_intact(row) for row in rows):
+            row = connection.execute(f"{SELECT} {where}", primary_key).fetchone()
+            if row is None or is_intact(row):
                 return None
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS damaged AS SELECT * FROM records WHERE false"
             )
-            connection.execute(f"INSERT INTO damaged SELECT * FROM records WHERE {HAS_KEY}", where)
-            return connection.execute(f"DELETE FROM records WHERE {HAS_KEY}", where).rowcount
+            connection.execute(f"INSERT INTO damaged SELECT * FROM records {where}", primary_key)
+            return connection.execute(f"DELETE FROM records {where}", primary_key).rowcount

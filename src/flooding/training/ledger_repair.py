@@ -106,23 +106,26 @@ def _readable_copies(damaged: Path) -> Iterator[Path]:
 
 def _read_records(path: Path) -> Iterator[LedgerRow]:
     """Read as many Records as possible."""
-    # A damaged page ends a query. So the table is read from both ends, as a whole and by the first
-    # digits of the keys.
-    digits = [f"{number:02x}" for number in range(256)]
-    ranges = [("", "\U0010ffff"), *itertools.pairwise(["", *digits, "g"])]
     with suppress(sqlite3.Error), closing(connect(path)) as connection:
         connection.execute("PRAGMA writable_schema=ON")  # SQLite then opens files it would refuse
         # Rows of flooding 0.1.0 have no digest. They are taken as they are.
         has_digest = columns(connection) != COLUMNS
-        names = f"{', '.join(COLUMNS)}, {'digest' if has_digest else 'NULL'}"
-        for key_range, order in itertools.product(ranges, ("ASC", "DESC")):
-            query = (
-                f"SELECT {names} FROM records WHERE trajectory >= ? AND trajectory < ? "
-                f"ORDER BY trajectory {order}, epochs {order}"
-            )
+        select = f"SELECT {', '.join(COLUMNS)}, {'digest' if has_digest else 'NULL'} FROM records"
+        for where, order in itertools.product(_key_ranges(), ("ASC", "DESC")):
+            query = f"{select} {where} ORDER BY trajectory {order}, epochs {order}"
             with suppress(sqlite3.Error):
-                for row in connection.execute(query, key_range):
+                for row in connection.execute(query):
                     yield row if has_digest else (*row[:5], row_digest(*row[:5]))
+
+
+def _key_ranges() -> Iterator[str]:
+    """Give conditions for parts of the table: a damaged page ends each query."""
+    # Without a condition SQLite reads from the first page of rows on, or backwards from the last.
+    # It need not search from the root, which may be damaged itself.
+    yield ""
+    digits = [f"{number:02x}" for number in range(256)]
+    for low, high in itertools.pairwise(["", *digits, "g"]):
+        yield f"WHERE trajectory >= '{low}' AND trajectory < '{high}'"
 
 
 def _read_starts(path: Path) -> Iterator[tuple[str, int, float, int]]:

@@ -51,8 +51,8 @@ CREATE_TABLES = (_CREATE_RECORDS, _CREATE_STARTS)
 COLUMNS = ("trajectory", "epochs", "finals", "curves", "circumstances")  # of flooding 0.1.0
 SELECT = f"SELECT {', '.join(COLUMNS)}, digest FROM records"
 INSERT = "INSERT OR {} INTO records VALUES (?, ?, ?, ?, ?, ?)"  # IGNORE or REPLACE
-# Compares bytes: finds also a key that is no longer text.
-HAS_KEY = "CAST(trajectory AS BLOB) = ? AND epochs = ?"
+# Finds also a key that is no longer text, and an epoch that is NULL.
+HAS_KEY = "CAST(trajectory AS BLOB) = ? AND epochs IS ?"
 
 
 def columns(connection: sqlite3.Connection) -> tuple[str, ...]:
@@ -83,12 +83,12 @@ def to_row(key: str, record: Record) -> LedgerRow:
     return (*values, row_digest(*values))
 
 
-def from_row(run: Run | None, row: LedgerRow | None) -> Record:
+def from_row(run: Run | None, row: LedgerRow) -> Record:
     """Give the Record of a row.
 
     Args:
         run: Its Run, or None.
-        row: The row; None if the ledger has none under the key.
+        row: The row.
 
     Returns:
         The Record.
@@ -96,8 +96,6 @@ def from_row(run: Run | None, row: LedgerRow | None) -> Record:
     Raises:
         ValueError: If the row is damaged; the text says how.
     """
-    if row is None:
-        raise ValueError("it cannot be found by its key")
     _, epochs, metrics, curves, metadata, digest = row
     if digest != row_digest(*row[:5]):
         raise ValueError("its digest differs")
