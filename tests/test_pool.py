@@ -213,6 +213,7 @@ def test_no_child_of_a_worker_outlives_the_parent(tmp_path, number):
     assert len(family) == 2
     parent.send_signal(number)
     _, alive = psutil.wait_procs([parent, *family], timeout=20)
+    parent.wait()
     for process in alive:
         process.kill()
     assert alive == []

@@ -198,6 +198,7 @@ def test_no_orphan_outlives_a_killed_parent(path):
     assert len(workers) == 2
     parent.send_signal(signal.SIGKILL)
     gone, alive = psutil.wait_procs([parent, *workers], timeout=10)
+    parent.wait()
     assert (len(gone), alive) == (3, [])
 
 
@@ -212,7 +213,9 @@ def test_no_orphan_stays_in_the_middle_of_a_long_step(path):
     workers = parent.children()
     parent.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs([parent, *workers], timeout=10)
-    [process.kill() for process in alive]
+    parent.wait()
+    for process in alive:
+        process.kill()
     assert alive == []
 
 
