@@ -13,10 +13,9 @@ import logging
 import math
 import pickle
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
 from filelock import FileLock, Timeout
@@ -24,13 +23,11 @@ from filelock import FileLock, Timeout
 from flooding.atomic import write_atomic
 from flooding.training.folders import make_private_folder
 from flooding.training.loop import EpochResult
+from flooding.training.state import Snapshot
 
-__all__ = ["INTERVAL", "CheckpointTimer", "Checkpoints", "Snapshot", "state_digest"]
+__all__ = ["INTERVAL", "CheckpointTimer", "Checkpoints", "state_digest"]
 
 log = logging.getLogger("flooding")
-# All that changes while a Run trains: EpochResult.snapshot gives it, train(resume=...) takes it.
-Snapshot: TypeAlias = Mapping[str, Any]
-
 INTERVAL = 30.0  # seconds between two checkpoints of a Run, at least
 _MAX_SHARE = 0.02  # of the time, for writing them
 _HEADER = b"flooding checkpoint, schema 2\n"

@@ -11,13 +11,14 @@ from typing import NamedTuple, TypedDict
 
 import torch
 
-from flooding.training.checkpoints import Checkpoints, CheckpointTimer, Snapshot
+from flooding.training.checkpoints import Checkpoints, CheckpointTimer
 from flooding.training.config import has_user_key
 from flooding.training.ledger import Ledger
 from flooding.training.loop import EpochResult, fingerprint, train
 from flooding.training.prefix import SharedPrefix, replay_rows
 from flooding.training.record import Record
 from flooding.training.run import Run
+from flooding.training.state import Snapshot
 
 __all__ = ["ForkReady", "Job", "is_picklable", "run_job", "run_shared_prefix"]
 

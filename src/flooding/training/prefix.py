@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from flooding.levels import Controller, StepInfo
-from flooding.methods import Flooding, Hinge
-from flooding.training.checkpoints import Snapshot
+from flooding.methods import Flooding
 from flooding.training.loop import EpochResult, mean_level
 from flooding.training.run import Run
+from flooding.training.state import Snapshot
 
 __all__ = ["Fork", "SharedPrefix", "can_share", "prefix_run", "replay_rows"]
 
@@ -47,7 +47,7 @@ def can_share(run: Run) -> bool:
     Returns:
         False for methods and levels that change the first step already, or may.
     """
-    if type(run.method) not in {Flooding, Hinge}:
+    if not run.method.shares_prefix:
         return False
     return run.level is None or isinstance(run.level, (float, Controller))
 
@@ -165,8 +165,8 @@ class _Follower:
         assert losses is not None
         if isinstance(level, Controller):
             return self._simulate(level, losses, row)
-        levels = []
-        if level is not None:
+        levels: list[float] = []
+        if isinstance(level, float):
             # NaN is not above a level: such a Run leaves, to be sure.
             if not bool((losses > level).all()):
                 return True
@@ -208,7 +208,7 @@ class _Follower:
         self._state_at_snapshot = self._state
         self._epochs_at_snapshot = len(self._levels)
 
-    def adapt(self, snapshot: Snapshot) -> dict[str, object]:
+    def adapt(self, snapshot: Snapshot) -> Snapshot:
         """Turn a snapshot of the prefix into one of this Run: with its controller and levels."""
         state = self._state_at_snapshot
         curves = [dict(values) for values in snapshot["curves"]]
