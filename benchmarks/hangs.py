@@ -1,5 +1,4 @@
-"""Train where the user's data loaders have processes of their own, in every way there is: nothing
-hangs or stays.
+"""Train where the user's data loaders have processes of their own: nothing hangs or stays.
 
     python benchmarks/hangs.py [--runs 50] [--limit 180]
 
@@ -128,17 +127,17 @@ def run(way, options, limit):
 
 def marked(name):
     """List the processes that a run started, by a mark in their environment."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if (
                 process.status() != psutil.STATUS_ZOMBIE
                 and process.environ().get("FLOODING_TRIAL") == name
             ):
-                found.append(process)
+                processes.append(process)
         except (psutil.Error, OSError):
             continue
-    return found
+    return processes
 
 
 def main():

@@ -173,31 +173,36 @@ def test_an_empty_file_is_a_new_ledger(path, records):
     assert mends(path, records) == len(RUNS)
 
 
+# Statements that change the row of the first key; ?2 is the second key.
 CHANGES = {
     "keys swapped": (
-        "UPDATE records SET trajectory = 'x' WHERE trajectory = ?1",
-        "UPDATE records SET trajectory = ?1 WHERE trajectory = ?2",
-        "UPDATE records SET trajectory = ?2 WHERE trajectory = 'x' AND ?1 != 'x'",
+        "SET trajectory = 'x' WHERE trajectory = ?1",
+        "SET trajectory = ?1 WHERE trajectory = ?2",
+        "SET trajectory = ?2 WHERE trajectory = 'x' AND ?1 != 'x'",
     ),
-    "another Record's finals": ("UPDATE records SET finals = (SELECT finals FROM records WHERE trajectory = ?2)"
-                                " WHERE trajectory = ?1",),
-    "another Record's curves": ("UPDATE records SET curves = (SELECT curves FROM records WHERE trajectory = ?2)"
-                                " WHERE trajectory = ?1",),
-    "another number": ("UPDATE records SET finals = json_set(finals, '$.finals.epochs', 8) WHERE trajectory = ?1",),
-    "another host": ("""UPDATE records SET circumstances = '{"host": "other"}' WHERE trajectory = ?1""",),
-    "no digest": ("UPDATE records SET digest = NULL WHERE trajectory = ?1",),
-    "empty": ("UPDATE records SET finals = '', curves = x'', circumstances = '' WHERE trajectory = ?1",),
-    "numbers for texts": ("UPDATE records SET finals = 1, curves = 2, circumstances = 3.5 WHERE trajectory = ?1",),
-    "no text": ("UPDATE records SET finals = CAST(x'ff00fe' AS TEXT) WHERE trajectory = ?1",),
-    "another epoch": ("UPDATE records SET epochs = 8 WHERE trajectory = ?1",),
-}  # fmt: skip
+    "another Record's finals": (
+        "SET finals = (SELECT finals FROM records WHERE trajectory = ?2) WHERE trajectory = ?1",
+    ),
+    "another Record's curves": (
+        "SET curves = (SELECT curves FROM records WHERE trajectory = ?2) WHERE trajectory = ?1",
+    ),
+    "another number": (
+        "SET finals = json_set(finals, '$.finals.epochs', 8) WHERE trajectory = ?1",
+    ),
+    "another host": ("""SET circumstances = '{"host": "other"}' WHERE trajectory = ?1""",),
+    "no digest": ("SET digest = NULL WHERE trajectory = ?1",),
+    "empty": ("SET finals = '', curves = x'', circumstances = '' WHERE trajectory = ?1",),
+    "numbers for texts": ("SET finals = 1, curves = 2, circumstances = 3.5 WHERE trajectory = ?1",),
+    "no text": ("SET finals = CAST(x'ff00fe' AS TEXT) WHERE trajectory = ?1",),
+    "another epoch": ("SET epochs = 8 WHERE trajectory = ?1",),
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_row_that_was_changed_is_set_aside_and_named_once(change, path, records, caplog):
     for order in CHANGES[change]:
         with closing(sqlite3.connect(path)) as db, db:
-            db.execute(order, KEYS[: 1 + ("?2" in order)])
+            db.execute(f"UPDATE records {order}", KEYS[: 1 + ("?2" in order)])
     hit = 2 if change == "keys swapped" else 1
     assert mends(path, records) == hit
     said = [r.getMessage() for r in caplog.records if "is damaged" in r.getMessage()]
@@ -229,7 +234,9 @@ OLD = """CREATE TABLE records (
     circumstances TEXT NOT NULL,
     PRIMARY KEY (trajectory, epochs)
 ) WITHOUT ROWID;
-CREATE TABLE starts (trajectory TEXT NOT NULL, epochs INTEGER NOT NULL, at REAL NOT NULL, pid INTEGER NOT NULL);
+CREATE TABLE starts (
+    trajectory TEXT NOT NULL, epochs INTEGER NOT NULL, at REAL NOT NULL, pid INTEGER NOT NULL
+);
 PRAGMA application_id=1179406159;
 PRAGMA journal_mode=WAL"""
 
@@ -597,11 +604,11 @@ def test_an_archive_with_a_flipped_bit_or_a_lost_sector_gives_no_other_number(pa
             assert numbers(path) == true
         except ValueError as error:
             refused.append(str(error))
-    told = re.compile(
+    sentence = re.compile(
         re.escape(f"an archive must be a file of flooding reproduce, got {path}: ")
         + ".+ write it again."
     )
-    assert all(map(told.fullmatch, refused))
+    assert all(map(sentence.fullmatch, refused))
     assert len(refused) > 150
 
 

@@ -21,7 +21,6 @@ from flooding.training.pool import _QUOTE_LENGTH, Pool, _quote
 from flooding.training.worker import _batched
 from small import normed, small
 
-
 pytestmark = pytest.mark.usefixtures("time_limit")
 
 
@@ -162,8 +161,10 @@ def test_an_exit_in_a_worker_is_an_exit_of_the_search():
         )
 
 
-def test_an_error_that_cannot_be_rebuilt_here_is_told_all_the_same():
-    error = unpickle_message(pickle.dumps(PickledError(b"nonsense", "OddError: text", "its traceback")))
+def test_an_error_that_cannot_be_rebuilt_here_is_raised_all_the_same():
+    error = unpickle_message(
+        pickle.dumps(PickledError(b"nonsense", "OddError: text", "its traceback"))
+    )
     assert isinstance(error, RuntimeError)
     assert str(error) == "OddError: text"
     assert "its traceback" in error.__notes__[0]
@@ -330,7 +331,7 @@ def test_folders_of_killed_searches_are_removed_and_those_of_living_ones_stay(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("flooding.training.scratch._AGE", 0.0)
+    monkeypatch.setattr("flooding.training.scratch._MIN_AGE", 0.0)
     from flooding.training.scratch import scratch_folder
 
     code = (

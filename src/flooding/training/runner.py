@@ -433,10 +433,10 @@ def _execute_here(jobs: list[Job]) -> Iterator[tuple[int, EpochResult]]:
             watchdog.start("here", job.run)
             # First the whole prefix, then each of its forks in the order in which they left it.
             ready = list(run_shared_prefix(job)) if job.forks else [ForkReady(job.number)]
-            forks = {fork.number: fork for fork in job.forks or (job,)}
-            for number in (fork.number for fork in ready):
-                watchdog.start("here", forks[number].run)
-                for row in run_job(forks[number]):
+            jobs_by_number = {each.number: each for each in job.forks or (job,)}
+            for number in (each.number for each in ready):
+                watchdog.start("here", jobs_by_number[number].run)
+                for row in run_job(jobs_by_number[number]):
                     watchdog.feed("here", row.epoch)
                     yield number, row
                     watchdog.feed("here")  # the caller's own code may have taken long
