@@ -1,5 +1,4 @@
-"""Kill the demo, or a search, at random moments and start it again: nothing is lost, no orphan
-stays, same result.
+"""Kill the demo, or a search, at random moments and start it again: the result is the same.
 
     python benchmarks/crash.py [--kills 20] [--seed 0]
     python benchmarks/crash.py --search [--kills 100] [--seed 0]
@@ -8,7 +7,8 @@ stays, same result.
 The demo: each kill is a SIGKILL of the parent or of one worker (a coin decides), at a moment
 uniform over 1 to 9 s after the start. After a worker's death the parent must go on, so it is killed
 too, 1 to 4 s later. Then the demo runs to its end and is compared with an undisturbed one: tables,
-the measured part of every Record, what was started when.
+the measured part of every Record, what was started when. Nothing may be lost, and no process may
+stay behind.
 
 The search: a grid of 51 levels, and a seed for every 20 signals, with two workers. Each signal
 waits for the first Record since the last one, and for a time drawn from an exponential distribution
@@ -51,9 +51,7 @@ def command(ledger, out):
 
 
 def kill_once(ledger, out, dice):
-    """Start the demo, kill the parent or a worker, and tell who died and whether anybody survived
-    the parent.
-    """
+    """Start the demo and kill the parent or a worker; say which, and how many survived it."""
     parent = psutil.Popen(
         command(ledger, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -78,12 +76,12 @@ def finish(ledger, out):
     ).stdout.replace(str(out), "")
 
 
-def trained_twice(book):
+def count_trained_twice(ledger):
     """Count the starts of a Run after it had finished."""
-    ended = {
-        key: record.metadata["began"] + record.metadata["seconds"] for key, record in book.records()
-    }
-    return sum(at > ended[key] for key, _, at, _ in book.starts() if key in ended)
+    ends = {}
+    for key, record in ledger.records():
+        ends[key] = record.metadata["began"] + record.metadata["seconds"]
+    return sum(at > ends[key] for key, _, at, _ in ledger.starts() if key in ends)
 
 
 def crash(kills, seed):
@@ -91,29 +89,21 @@ def crash(kills, seed):
     dice, folder = random.Random(seed), Path(tempfile.mkdtemp())
     os.chdir(folder)
     calm, stormy = folder / "calm.sqlite", folder / "stormy.sqlite"
-    told, orphans = {"parent": 0, "worker": 0}, 0
+    counts, orphans = {"parent": 0, "worker": 0}, 0
     for number in range(kills):
         victim, left = kill_once(stormy, folder / "out", dice)
-        told[victim] += 1
+        counts[victim] += 1
         orphans += left
-        print(
-            f"kill {number + 1}: {victim}, {len(Ledger(stormy)) if stormy.exists() else 0} runs finished",
-            flush=True,
-        )
+        print(f"kill {number + 1}: {victim}, {count(stormy)} runs finished", flush=True)
     last, undisturbed = finish(stormy, folder / "out"), finish(calm, folder / "out")
-    books = {
-        name: dict(Ledger(path).records()) for name, path in (("calm", calm), ("stormy", stormy))
-    }
-    same = {key: r.content_hash for key, r in books["calm"].items()} == {
-        k: r.content_hash for k, r in books["stormy"].items()
-    }
+    hashes = content_hashes(stormy)
     return {
-        "kills": told,
+        "kills": counts,
         "orphans alive after 5 s": orphans,
-        "runs": len(books["stormy"]),
+        "runs": len(hashes),
         "trainings begun": len(Ledger(stormy).starts()),
-        "finished runs trained again": trained_twice(Ledger(stormy)),
-        "measured parts identical": same,
+        "finished runs trained again": count_trained_twice(Ledger(stormy)),
+        "measured parts identical": content_hashes(calm) == hashes,
         "tables identical": last == undisturbed,
     }
 
@@ -160,7 +150,7 @@ def threads_command(ledger, seeds):
 
 
 def train_in_threads(ledger, seeds):
-    """Call ``evaluate`` from four threads, every other time without workers."""
+    """Call ``run_all`` from four threads, every other time without workers."""
     network = partial(mlp, 2, 2, width=100, depth=3, dropout=0.2)
     problem = Problem(partial(sinusoid, n_test=100), network, batch_size=20, max_epochs=40)
     runs = [
@@ -180,54 +170,53 @@ def count(ledger):
     """Count the Records in a ledger that others write to."""
     if not ledger.exists():
         return 0
-    book = Ledger(ledger)
-    try:
-        return len(book)
-    finally:
-        book.close()
+    with contextlib.closing(Ledger(ledger)) as records:
+        return len(records)
+
+
+def content_hashes(ledger):
+    """Give the hash of every Record in a ledger, by its key."""
+    with contextlib.closing(Ledger(ledger)) as records:
+        return {key: record.content_hash for key, record in records.records()}
 
 
 def hit(parent, dice):
-    """Send a signal to a program or one of its workers; tell which, and who survived a parent that
-    ended.
-    """
+    """Send a signal to a program or one of its workers; say which, and who survived a parent."""
     workers = [
         child for child in parent.children(recursive=True) if "serve" in " ".join(child.cmdline())
     ]
     who = "worker" if workers and dice.random() < 0.5 else "parent"
     victim = dice.choice(workers) if who == "worker" else parent
-    how = dice.choice(["KILL", "TERM", "STOP"] + ["INT"] * (who == "parent"))
-    victim.send_signal(getattr(signal, f"SIG{how}"))
-    if how == "STOP":
+    name = dice.choice(["KILL", "TERM", "STOP"] + ["INT"] * (who == "parent"))
+    victim.send_signal(getattr(signal, f"SIG{name}"))
+    if name == "STOP":
         time.sleep(dice.uniform(1, 2))
         victim.send_signal(signal.SIGCONT)
-    if who == "worker" or how == "STOP":
-        return f"{who} {how}", []
+    if who == "worker" or name == "STOP":
+        return f"{who} {name}", []
     with contextlib.suppress(psutil.TimeoutExpired):
         parent.wait(30)
     if parent.poll() is None:
         parent.kill()
         parent.wait()
-        how += ", had to be killed after 30 s"
+        name += ", had to be killed after 30 s"
     _, alive = psutil.wait_procs(workers, timeout=5)
     for orphan in alive:
         orphan.kill()
-    return f"{who} {how}", alive
+    return f"{who} {name}", alive
 
 
 def storm(commands, ledger, kills, dice):
-    """Send signals until there were enough or nothing is left to do; programs that a signal ended
-    start again.
-    """
-    said = ledger.with_suffix(".log").open("a")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": said}
-    told, orphans, known = collections.Counter(), 0, count(ledger)
+    """Send signals until there were enough or all is done; restart programs that a signal ended."""
+    log = ledger.with_suffix(".log").open("a")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": log}
+    counts, orphans, finished = collections.Counter(), 0, count(ledger)
     programs = [psutil.Popen(command, **quiet) for command in commands]
     struck, done = (
         set(),
         set(),
     )  # programs that may end with a signal's code, and those with nothing left to do
-    while told.total() < kills and len(done) < len(commands):
+    while counts.total() < kills and len(done) < len(commands):
         for n, program in enumerate(programs):
             if n not in done and program.poll() is not None:
                 assert program.returncode == 0 or n in struck, ledger.with_suffix(
@@ -239,7 +228,7 @@ def storm(commands, ledger, kills, dice):
                     programs[n] = psutil.Popen(commands[n], **quiet)
                 struck.discard(n)
         running = [n for n, program in enumerate(programs) if program.poll() is None]
-        if not running or count(ledger) == known:
+        if not running or count(ledger) == finished:
             time.sleep(0.05)
             continue
         time.sleep(dice.expovariate(1 / 0.7))
@@ -250,17 +239,17 @@ def storm(commands, ledger, kills, dice):
             continue
         if label.startswith("parent") and "STOP" not in label:
             struck.add(n)
-        told[label] += 1
+        counts[label] += 1
         orphans += len(alive)
-        known = count(ledger)
-        print(f"{told.total()}: program {n + 1}, {label}; {known} runs finished", flush=True)
+        finished = count(ledger)
+        print(f"{counts.total()}: program {n + 1}, {label}; {finished} runs finished", flush=True)
     if len(done) == len(commands):
         print("everything was trained before the last signal")
     for program in programs:
         if program.poll() is None:
             program.kill()
             program.wait()
-    return dict(told), orphans
+    return dict(counts), orphans
 
 
 def crash_search(kills, seed, together=False):
@@ -273,7 +262,7 @@ def crash_search(kills, seed, together=False):
         search = search_command(ledger, folder / "out", seeds)
         return [search, search, threads_command(ledger, seeds)] if together else [search]
 
-    told, orphans = storm(commands(stormy), stormy, kills, dice)
+    counts, orphans = storm(commands(stormy), stormy, kills, dice)
     answers = []
     for ledger in (stormy, calm):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -286,18 +275,15 @@ def crash_search(kills, seed, together=False):
             for line in out.splitlines()
             if "(grid;" in line
         ]
-    books = [
-        {key: record.content_hash for key, record in Ledger(path).records()}
-        for path in (calm, stormy)
-    ]
+    hashes = content_hashes(stormy)
     left = sorted(path.name for path in folder.rglob("*") if path.suffix in {".part", ".lock"})
     return {
-        "signals": told,
+        "signals": counts,
         "orphans alive after 5 s": orphans,
-        "runs": len(books[1]),
+        "runs": len(hashes),
         "trainings begun": len(Ledger(stormy).starts()),
-        "finished runs trained again": trained_twice(Ledger(stormy)),
-        "ledgers equal": books[0] == books[1],
+        "finished runs trained again": count_trained_twice(Ledger(stormy)),
+        "ledgers equal": content_hashes(calm) == hashes,
         "answers equal": len(set(answers)) == 1,
         "temporary files and locks left": len(left),
     }

@@ -1,5 +1,4 @@
-"""Damage stored files: whatever is not as it was written is named and counts as missing; no other
-number comes out.
+"""Damage stored files: what was changed is reported and counts as missing; no number is wrong.
 
     python benchmarks/damage.py [--flips 300] [--seed 0] [--only ledger]
 
@@ -46,9 +45,9 @@ from flooding.data.synthetic import two_gaussians
 from flooding.experiments import machine
 from flooding.experiments.archive import Archive, pack
 from flooding.models import mlp
-from flooding.training.checkpoints import _SECONDS, Checkpoints, _digest
+from flooding.training.checkpoints import INTERVAL, Checkpoints, state_digest
 from flooding.training.ledger import Ledger
-from flooding.training.ledger import _digest as row_digest
+from flooding.training.ledger_rows import row_digest
 from flooding.training.runner import run_key
 
 SECTOR = 512
@@ -80,9 +79,9 @@ def read_ledger(path):
     ledger, numbers = Ledger(path), {}
     try:
         for key, run, record in zip(KEYS, RUNS, RECORDS, strict=True):
-            known = ledger.find(run, key)
-            numbers[key] = known and known.content_hash
-            if known is None:
+            result = ledger.find(run, key)
+            numbers[key] = result and result.content_hash
+            if result is None:
                 ledger.start(key, run.epochs)
                 ledger.add(key, record)
         for key, record in ledger.records():
@@ -117,10 +116,11 @@ def write_archive(folder):
 
 def read_archive(path):
     records = Archive(path)(RUNS)
-    told = [
-        [r.metrics, {n: c.tolist() for n, c in r.curves.items()}, dict(r.metadata)] for r in records
-    ]
-    return {key: repr(numbers) for key, numbers in zip(KEYS, told, strict=True)}
+    numbers = {}
+    for key, record in zip(KEYS, records, strict=True):
+        curves = {name: curve.tolist() for name, curve in record.curves.items()}
+        numbers[key] = repr([record.metrics, curves, dict(record.metadata)])
+    return numbers
 
 
 RECORDS = run_all(RUNS, ledger=False, workers=0)
@@ -132,8 +132,8 @@ KINDS = {
 }
 
 
-class Said(logging.Handler):
-    """Collect what the log says."""
+class LogCollector(logging.Handler):
+    """Collect the lines of the log."""
 
     def __init__(self):
         super().__init__()
@@ -146,9 +146,9 @@ class Said(logging.Handler):
 
 def use(kind, path, truth):
     """Use a damaged file three times, and tell what happened."""
-    said = Said()
+    collector = LogCollector()
     log = logging.getLogger("flooding")
-    log.addHandler(said)
+    log.addHandler(collector)
     outcome = "harmless"
     try:
         for _ in range(3):
@@ -158,20 +158,20 @@ def use(kind, path, truth):
             if None in numbers.values() and outcome == "harmless":
                 outcome = "missed"
     except (ValueError, OSError) as error:
-        said.lines.append(str(error))
+        collector.lines.append(str(error))
     except Exception:  # noqa: BLE001 -- which are counted
         traceback.print_exc()
         return "traceback"
     finally:
-        log.removeHandler(said)
+        log.removeHandler(collector)
     return (
         "reported"
-        if any(path.name in line or path.stem in line for line in said.lines)
+        if any(path.name in line or path.stem in line for line in collector.lines)
         else outcome
     )
 
 
-def damages(content, flips, dice):
+def damaged_copies(content, flips, dice):
     """Give damaged copies of a file's bytes."""
     for _ in range(flips):
         copy, place = bytearray(content), dice.randrange(len(content))
@@ -190,11 +190,11 @@ def damage(kind, flips, dice):
         path = kind.write(Path(folder))
         content, truth = path.read_bytes(), kind.read(path)
         assert None not in truth.values()
-        for number, (how, copy) in enumerate(damages(content, flips, dice)):
+        for number, (kind_of_damage, copy) in enumerate(damaged_copies(content, flips, dice)):
             own = Path(folder) / str(number)
             own.mkdir()
             (own / path.name).write_bytes(copy)
-            counts[how, use(kind, own / path.name, truth)] += 1
+            counts[kind_of_damage, use(kind, own / path.name, truth)] += 1
             shutil.rmtree(own)
     return len(content), counts
 
@@ -205,10 +205,10 @@ def costs():
     with io.BytesIO() as file:
         torch.save(state, file)
         content = file.getvalue()
-    times = [timed(lambda: _digest("run-5", content)) for _ in range(20)]
+    times = [timed(lambda: state_digest("run-5", content)) for _ in range(20)]
     yield (
-        f"checkpoint of {len(content) / 1e6:.1f} MB, written and read again each {_SECONDS:.0f} s",
-        (2 * sorted(times)[10] / _SECONDS),
+        f"checkpoint of {len(content) / 1e6:.1f} MB, written and read again each {INTERVAL:.0f} s",
+        (2 * sorted(times)[10] / INTERVAL),
     )
     began = time.perf_counter()
     [record] = run_all(RUNS[6:7], ledger=False, workers=0)
@@ -232,18 +232,21 @@ def main():
     parser.add_argument("--flips", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=KINDS)
-    given = parser.parse_args()
+    options = parser.parse_args()
     logging.getLogger("flooding").propagate = False
     print(machine())
     bad = 0
     outcomes = ("reported", "harmless", "missed", "wrong", "traceback")
-    for name in [given.only] if given.only else KINDS:
-        size, counts = damage(KINDS[name], given.flips, random.Random(f"{given.seed} {name}"))
-        for how in ("flip", "sector"):
-            told = ", ".join(f"{counts[how, outcome]} {outcome}" for outcome in outcomes)
-            total = sum(counts[how, outcome] for outcome in outcomes)
-            print(f"{name} ({size:,} bytes), {total} times one {how}: {told}", flush=True)
-            bad += counts[how, "wrong"] + counts[how, "traceback"]
+    for name in [options.only] if options.only else KINDS:
+        size, counts = damage(KINDS[name], options.flips, random.Random(f"{options.seed} {name}"))
+        for what in ("flip", "sector"):
+            numbers = [counts[what, outcome] for outcome in outcomes]
+            summary = ", ".join(
+                f"{number} {outcome}" for number, outcome in zip(numbers, outcomes, strict=True)
+            )
+            total = sum(numbers)
+            print(f"{name} ({size:,} bytes), {total} times one {what}: {summary}", flush=True)
+            bad += counts[what, "wrong"] + counts[what, "traceback"]
     for what, share in costs():
         print(f"digest of {what}: {100 * share:.4f} % of the training time (must be below 1 %)")
         bad += share >= 0.01

@@ -1,10 +1,9 @@
-"""Train where the user's data loaders have processes of their own, in every way there is: nothing
-hangs or stays.
+"""Train where the user's data loaders have processes of their own: nothing hangs or stays.
 
     python benchmarks/hangs.py [--runs 50] [--limit 180]
 
 Each run is a process of its own: a search or a training whose problem is read by a ``DataLoader``
-with 0, 1 or 2 processes, forked, spawned or persistent, by ``find_level``, ``evaluate``, the
+with 0, 1 or 2 processes, forked, spawned or persistent, by ``find_level``, ``run_all``, the
 command line or a notebook. A run that takes longer than the limit counts as hung. After its end
 nothing of its process tree, nor of the sessions that its workers began, may be alive five seconds
 later. The same seed gives the same runs.
@@ -54,9 +53,9 @@ problem = Problem(splits, Net, batch_size=20, max_epochs=30)
 """
 CALLS = {
     "find_level": "from flooding import find_level\nprint(find_level(problem).cost)",
-    "evaluate": (
-        "from flooding import Run, evaluate\n"
-        "print(len(evaluate([Run(problem, level) for level in (None, 0.3, 0.5)], workers=2)))"
+    "run_all": (
+        "from flooding import Run, run_all\n"
+        "print(len(run_all([Run(problem, level) for level in (None, 0.3, 0.5)], workers=2)))"
     ),
     "this process": "from flooding import find_level\nprint(find_level(problem, workers=0).cost)",
 }
@@ -68,7 +67,7 @@ LOADERS = [
     {"num_workers": 1, "multiprocessing_context": "spawn"},
     {"num_workers": 2, "multiprocessing_context": "forkserver"},
 ]
-WAYS = ["find_level", "evaluate", "this process", "command line", "notebook"]
+WAYS = ["find_level", "run_all", "this process", "command line", "notebook"]
 
 
 def write(folder, way, options):
@@ -128,17 +127,17 @@ def run(way, options, limit):
 
 def marked(name):
     """List the processes that a run started, by a mark in their environment."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if (
                 process.status() != psutil.STATUS_ZOMBIE
                 and process.environ().get("FLOODING_TRIAL") == name
             ):
-                found.append(process)
+                processes.append(process)
         except (psutil.Error, OSError):
             continue
-    return found
+    return processes
 
 
 def main():

@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ from flooding import Problem, Run, train
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import machine
 from flooding.models import mlp
-from flooding.training.ledger import Ledger, _digest, _row
+from flooding.training.ledger import Ledger
+from flooding.training.ledger_rows import INSERT, row_digest, to_row
+from flooding.training.sqlite_file import connect
 
 
 def record():
@@ -32,47 +35,49 @@ def record():
     return row.record
 
 
-def filled(path, some, size):
-    """Make a ledger of a size, in one transaction: how it was filled does not matter here."""
-    book = Ledger(path)
-    (_, *told, _) = _row("", some)
-    rows = ((f"{n:064x}", *told, _digest(f"{n:064x}", *told)) for n in range(size))
-    book._db.execute("BEGIN")
-    book._db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
-    book._db.execute("COMMIT")
-    return book
+def make_ledger(path, some, size):
+    """Make a ledger of a size, in one transaction: how it is filled does not matter here."""
+    ledger = Ledger(path)
+    (_, *values, _) = to_row("", some)
+    with closing(connect(path)) as connection:
+        connection.execute("BEGIN")
+        for n in range(size):
+            key = f"{n:064x}"
+            row = (key, *values, row_digest(key, *values))
+            connection.execute(INSERT.format("IGNORE"), row)
+        connection.execute("COMMIT")
+    return ledger
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 1_000, 100_000])
     parser.add_argument("--repeats", type=int, default=200)
-    given = parser.parse_args()
+    options = parser.parse_args()
     print(machine())
     some = record()
     with tempfile.TemporaryDirectory() as folder:
-        books = {size: filled(Path(folder) / f"{size}.sqlite", some, size) for size in given.sizes}
-        times = {(what, size): [] for what in ("look-up", "append") for size in given.sizes}
-        for repeat in range(given.repeats):
-            for size, book in books.items():
+        ledgers = {}
+        for size in options.sizes:
+            ledgers[size] = make_ledger(Path(folder) / f"{size}.sqlite", some, size)
+        times = {(what, size): [] for what in ("look-up", "append") for size in options.sizes}
+        for repeat in range(options.repeats):
+            for size, ledger in ledgers.items():
                 tick = time.perf_counter()
-                assert book.find(replace(some.run), f"{repeat * 7919 % size:064x}") is not None
+                assert ledger.find(replace(some.run), f"{repeat * 7919 % size:064x}") is not None
                 tock = time.perf_counter()
-                book.add(f"new {repeat}", some)
+                ledger.add(f"new {repeat}", some)
                 times["look-up", size].append(tock - tick)
                 times["append", size].append(time.perf_counter() - tock)
         for what in ("look-up", "append"):
-            medians = [1000 * statistics.median(times[what, size]) for size in given.sizes]
-            told = ", ".join(
-                f"{size:,}: {ms:.2f} ms" for size, ms in zip(given.sizes, medians, strict=True)
-            )
-            print(
-                f"{what} at {told}; largest over smallest {max(medians) / min(medians):.2f}, n = {given.repeats}"
-            )
-        for size in given.sizes:
-            print(
-                f"{size:,} records: {(Path(folder) / f'{size}.sqlite').stat().st_size / size / 1024:.1f} KiB each"
-            )
+            medians = [1000 * statistics.median(times[what, size]) for size in options.sizes]
+            pairs = zip(options.sizes, medians, strict=True)
+            figures = ", ".join(f"{size:,}: {ms:.2f} ms" for size, ms in pairs)
+            ratio = max(medians) / min(medians)
+            print(f"{what} at {figures}; largest over smallest {ratio:.2f}, n = {options.repeats}")
+        for size in options.sizes:
+            bytes_each = (Path(folder) / f"{size}.sqlite").stat().st_size / size
+            print(f"{size:,} records: {bytes_each / 1024:.1f} KiB each")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""The engine's time per step against the tightest hand-written loop, paired; and one process
-against two.
+"""The time per step against the tightest hand-written loop; and one process against two.
 
     python benchmarks/step.py [--rounds 40]
 
-The paper's network (5 x 500, batch 100, Adam, flooding). One epoch of the engine and one of the
+The paper's network (5 x 500, batch 100, Adam, flooding). One epoch of the library and one of the
 hand-written loop take turns in one process, so that a drifting machine slows both; the figure is
 the ratio of the medians.
 """
@@ -57,11 +56,11 @@ def by_hand(problem, seed, validate):
 
 def paired(problem, validate, rounds, warm=3):
     """Return seconds per epoch of both, taken in turn."""
-    engine, hand = train(Run(problem, LEVEL)), by_hand(problem, 0, validate)
-    times = {"engine": [], "by hand": []}
-    next(engine), next(hand)
+    library, hand = train(Run(problem, LEVEL)), by_hand(problem, 0, validate)
+    times = {"flooding": [], "by hand": []}
+    next(library), next(hand)
     for turn in range(rounds + warm):
-        for name, loop in (("engine", engine), ("by hand", hand))[:: 1 if turn % 2 else -1]:
+        for name, loop in (("flooding", library), ("by hand", hand))[:: 1 if turn % 2 else -1]:
             tick = time.perf_counter()
             next(loop)
             if turn >= warm:
@@ -72,10 +71,12 @@ def paired(problem, validate, rounds, warm=3):
 def processes(steps):
     """Return steps per second of two processes with one thread and of one process with two."""
     child = (
-        "import sys,time;from flooding import Run,train;from flooding.tasks import paper;"
+        "import sys,time;from flooding import Run,train;"
+        "from flooding.tasks import ishida2020_problem;"
         "from flooding.data.synthetic import two_gaussians as data;"
-        "import functools;p=paper(functools.partial(data,n_test=100),10);"
-        "n,t=int(sys.argv[1]),int(sys.argv[2]);g=train(Run(p,0.3),threads=t);[next(g) for _ in range(5)];"
+        "import functools;p=ishida2020_problem(functools.partial(data,n_test=100),10);"
+        "n,t=int(sys.argv[1]),int(sys.argv[2]);g=train(Run(p,0.3),threads=t);"
+        "[next(g) for _ in range(5)];"
         "input();s=time.time();[next(g) for _ in range(n)];print(n/(time.time()-s))"
     )
 
@@ -120,14 +121,17 @@ def main():
         per_step = {who: [1e3 * t / steps for t in each] for who, each in times.items()}
         for who, each in per_step.items():
             mean, sd = statistics.fmean(each), statistics.stdev(each)
+            median = statistics.median(each)
             print(
-                f"{name}: {who:8} {statistics.median(each):.3f} ms a step (n {len(each)}, mean {mean:.3f}, sd {sd:.3f})"
+                f"{name}: {who:8} {median:.3f} ms a step "
+                f"(n {len(each)}, mean {mean:.3f}, sd {sd:.3f})"
             )
-        ratio = statistics.median(per_step["engine"]) / statistics.median(per_step["by hand"])
-        print(f"{name}: engine over by hand {ratio:.3f}")
+        ratio = statistics.median(per_step["flooding"]) / statistics.median(per_step["by hand"])
+        print(f"{name}: flooding over by hand {ratio:.3f}")
     two, one = processes(300)
     print(
-        f"two processes of one thread {two:.0f} steps/s, one process of two threads {one:.0f}: {two / one:.2f}"
+        f"two processes of one thread {two:.0f} steps/s, one process of two threads {one:.0f}: "
+        f"{two / one:.2f}"
     )
 
 

@@ -1,6 +1,7 @@
 """Every test starts with one thread: one and two give different bits."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -15,3 +16,24 @@ hypothesis.settings.load_profile("shared")
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def time_limit():
+    """Fail a test that hangs, as a fault in the messages between processes does.
+
+    The alarm interrupts whatever the main thread waits for. It repeats, so that a hang while the
+    test is cleaned up ends as well.
+    """
+
+    def interrupt(number, frame):
+        pytest.fail("the test took longer than 100 s: something hangs")
+
+    if not hasattr(signal, "SIGALRM"):  # Windows
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 100, 10)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)

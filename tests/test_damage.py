@@ -1,6 +1,7 @@
 """What is stored is as it was written, or counts as missing and is named: never another number,
 never a traceback."""
 
+import gzip
 import io
 import json
 import os
@@ -16,17 +17,22 @@ import time
 import zipfile
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from flooding import Run, npz, run_all, train
+from flooding import Problem, Run, npz, run_all, train
+from flooding.data.synthetic import two_gaussians
 from flooding.experiments import ishida2020
 from flooding.experiments.archive import Archive, pack
+from flooding.models import mlp
 from flooding.testing import fake_record
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.ledger import Ledger
+from flooding.training.ledger_file import LedgerFile
 from flooding.training.runner import run_key
 from small import small
 
@@ -124,6 +130,19 @@ def test_a_ledger_with_a_flipped_bit_or_a_lost_sector_gives_no_other_number(
     assert lost >= 10
 
 
+def test_a_damaged_key_never_stands_for_another_record(pristine, tmp_path):
+    # In a table that is out of order SQLite's search may end at another row than the one asked for.
+    path = tmp_path / "ledger.sqlite"
+    for key in KEYS:
+        for digit in "059cf":
+            wrong = digit + key[1:]
+            if wrong in KEYS:
+                continue
+            path.write_bytes(pristine.replace(key.encode(), wrong.encode()))
+            with closing(Ledger(path)) as ledger:
+                assert ledger.find(RUNS[0], wrong) is None
+
+
 @pytest.mark.parametrize(
     "byte", [0, 16, 18, 20, 28, 47, 100, 103, 4000], ids=lambda byte: f"byte {byte}"
 )
@@ -154,31 +173,36 @@ def test_an_empty_file_is_a_new_ledger(path, records):
     assert mends(path, records) == len(RUNS)
 
 
+# Statements that change the row of the first key; ?2 is the second key.
 CHANGES = {
     "keys swapped": (
-        "UPDATE records SET trajectory = 'x' WHERE trajectory = ?1",
-        "UPDATE records SET trajectory = ?1 WHERE trajectory = ?2",
-        "UPDATE records SET trajectory = ?2 WHERE trajectory = 'x' AND ?1 != 'x'",
+        "SET trajectory = 'x' WHERE trajectory = ?1",
+        "SET trajectory = ?1 WHERE trajectory = ?2",
+        "SET trajectory = ?2 WHERE trajectory = 'x' AND ?1 != 'x'",
     ),
-    "another Record's finals": ("UPDATE records SET finals = (SELECT finals FROM records WHERE trajectory = ?2)"
-                                " WHERE trajectory = ?1",),
-    "another Record's curves": ("UPDATE records SET curves = (SELECT curves FROM records WHERE trajectory = ?2)"
-                                " WHERE trajectory = ?1",),
-    "another number": ("UPDATE records SET finals = json_set(finals, '$.finals.epochs', 8) WHERE trajectory = ?1",),
-    "another host": ("""UPDATE records SET circumstances = '{"host": "other"}' WHERE trajectory = ?1""",),
-    "no digest": ("UPDATE records SET digest = NULL WHERE trajectory = ?1",),
-    "empty": ("UPDATE records SET finals = '', curves = x'', circumstances = '' WHERE trajectory = ?1",),
-    "numbers for texts": ("UPDATE records SET finals = 1, curves = 2, circumstances = 3.5 WHERE trajectory = ?1",),
-    "no text": ("UPDATE records SET finals = CAST(x'ff00fe' AS TEXT) WHERE trajectory = ?1",),
-    "another epoch": ("UPDATE records SET epochs = 8 WHERE trajectory = ?1",),
-}  # fmt: skip
+    "another Record's finals": (
+        "SET finals = (SELECT finals FROM records WHERE trajectory = ?2) WHERE trajectory = ?1",
+    ),
+    "another Record's curves": (
+        "SET curves = (SELECT curves FROM records WHERE trajectory = ?2) WHERE trajectory = ?1",
+    ),
+    "another number": (
+        "SET finals = json_set(finals, '$.finals.epochs', 8) WHERE trajectory = ?1",
+    ),
+    "another host": ("""SET circumstances = '{"host": "other"}' WHERE trajectory = ?1""",),
+    "no digest": ("SET digest = NULL WHERE trajectory = ?1",),
+    "empty": ("SET finals = '', curves = x'', circumstances = '' WHERE trajectory = ?1",),
+    "numbers for texts": ("SET finals = 1, curves = 2, circumstances = 3.5 WHERE trajectory = ?1",),
+    "no text": ("SET finals = CAST(x'ff00fe' AS TEXT) WHERE trajectory = ?1",),
+    "another epoch": ("SET epochs = 8 WHERE trajectory = ?1",),
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_row_that_was_changed_is_set_aside_and_named_once(change, path, records, caplog):
     for order in CHANGES[change]:
         with closing(sqlite3.connect(path)) as db, db:
-            db.execute(order, KEYS[: 1 + ("?2" in order)])
+            db.execute(f"UPDATE records {order}", KEYS[: 1 + ("?2" in order)])
     hit = 2 if change == "keys swapped" else 1
     assert mends(path, records) == hit
     said = [r.getMessage() for r in caplog.records if "is damaged" in r.getMessage()]
@@ -210,7 +234,9 @@ OLD = """CREATE TABLE records (
     circumstances TEXT NOT NULL,
     PRIMARY KEY (trajectory, epochs)
 ) WITHOUT ROWID;
-CREATE TABLE starts (trajectory TEXT NOT NULL, epochs INTEGER NOT NULL, at REAL NOT NULL, pid INTEGER NOT NULL);
+CREATE TABLE starts (
+    trajectory TEXT NOT NULL, epochs INTEGER NOT NULL, at REAL NOT NULL, pid INTEGER NOT NULL
+);
 PRAGMA application_id=1179406159;
 PRAGMA journal_mode=WAL"""
 
@@ -258,11 +284,11 @@ def test_who_has_a_damaged_ledger_open_goes_on_in_the_new_one(path, records):
     with closing(Ledger(path)) as first, closing(Ledger(path)) as second:
         assert second.find(RUNS[0], KEYS[0]) is not None
         page = sql(path, "SELECT rootpage FROM sqlite_master WHERE name = 'records'")[0][0]
-        first._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        first._file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         with path.open("r+b") as file:
             file.seek(4096 * (page - 1))
             file.write(bytes(4096))
-        first._db.execute("PRAGMA cache_size=0")
+        first._file.connection.execute("PRAGMA cache_size=0")
         with closing(Ledger(path)) as third:
             third.find(RUNS[0], KEYS[0])
         assert path.with_name("ledger.sqlite.damaged-1").exists()
@@ -299,8 +325,8 @@ db.execute("COMMIT")"""
 def test_whoever_waits_for_a_locked_ledger_says_for_whom_and_how_long(
     ends, path, records, monkeypatch, caplog
 ):
-    monkeypatch.setattr("flooding.training.ledger._SILENCE", 0.3)
-    monkeypatch.setattr("flooding.training.ledger._PATIENCE", 30.0 if ends else 1.5)
+    monkeypatch.setattr("flooding.training.ledger_file._SILENCE", 0.3)
+    monkeypatch.setattr("flooding.training.ledger_file._PATIENCE", 30.0 if ends else 1.5)
     command = [sys.executable, "-c", LOCK, str(path), "1.5" if ends else "60"]
     with closing(Ledger(path)) as ledger:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -336,13 +362,13 @@ def test_a_ledger_that_is_locked_can_be_read(path):
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_ledger_that_may_not_be_written_names_that(kind, path, records, monkeypatch):
     monkeypatch.setattr(
-        "flooding.training.ledger.os.access", lambda place, mode: False
+        "flooding.training.sqlite_file.os.access", lambda place, mode: False
     )  # root may write everything
     with closing(Ledger(path)) as ledger:
         if kind == "file":
-            ledger._db.execute("PRAGMA query_only=ON")
+            ledger._file.connection.execute("PRAGMA query_only=ON")
         else:
-            monkeypatch.setattr(Ledger, "_wait", refuse)
+            monkeypatch.setattr(LedgerFile, "_wait", refuse)
         with pytest.raises(
             OSError,
             match=r"must be writable: .*Make the file and its folder writable, or name another",
@@ -463,7 +489,26 @@ def test_what_is_no_checkpoint_of_that_name_is_missing(kind, sealed, state, tmp_
     assert not path.exists()
 
 
-@pytest.mark.parametrize("other", ["seed", "epoch", "problem", "trunk"])
+def test_checkpoints_of_0_1_0_are_named_once_and_their_runs_begin_anew(tmp_path, caplog):
+    # flooding 0.1.0 wrote it for the Run below, stopped after 3 epochs.
+    content = gzip.decompress(Path(__file__).with_name("checkpoint_0_1_0.pt.gz").read_bytes())
+    data = partial(two_gaussians, n_train=40, n_val=30, n_test=200)
+    model, optimizer = partial(mlp, 10, 2, width=2, depth=1), partial(torch.optim.SGD, lr=0.1)
+    run = Run(Problem(data, model, optimizer, max_epochs=9), 0.3)
+    folder = tmp_path / "ledger.sqlite.checkpoints"
+    folder.mkdir()
+    for key in ("3764a96b5c97d0f0d578f5b5ef50287bf5b99ed0ab4cf3666eea130ac3132ffc", "another"):
+        (folder / f"{key}-3.pt").write_bytes(content)
+    [record] = run_all([run], ledger=tmp_path / "ledger.sqlite", workers=0)
+    assert record.metadata["epochs_trained"] == 9
+    assert [line.getMessage() for line in caplog.records] == [
+        f"2 checkpoints of flooding 0.1.0 in {folder} cannot be read; their runs begin anew. "
+        "Delete them."
+    ]
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("other", ["seed", "epoch", "problem", "prefix"])
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(other, tmp_path, caplog):
     path, run = tmp_path / "ledger.sqlite", Run(PROBLEM, 0.2)
     files = Checkpoints(f"{path}.checkpoints")
@@ -473,7 +518,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(other, tmp_path, c
         "problem": Run(small(max_epochs=9, batch_size=7), 0.2),
     }.get(other, run)
     snapshot = next(row for row in train(theirs) if row.epoch == 3).snapshot()
-    name = ("trunk-" if other == "trunk" else "") + run_key(theirs)
+    name = ("prefix-" if other == "prefix" else "") + run_key(theirs)
     files.save(name, 3, snapshot)
     target = files.folder / f"{run_key(run)}-{4 if other == 'epoch' else 3}.pt"
     (files.folder / f"{name}-3.pt").rename(target)
@@ -486,7 +531,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(other, tmp_path, c
 def test_an_earlier_checkpoint_stands_in_for_a_damaged_one(state, tmp_path, caplog):
     files = Checkpoints(tmp_path)
     for epoch in (3, 5):
-        files.save("run", epoch, {**state, "best_epoch": epoch}, only=False)
+        files.save("run", epoch, {**state, "best_epoch": epoch}, delete_earlier=False)
     path = tmp_path / "run-5.pt"
     path.write_bytes(path.read_bytes()[:-100])
     assert files.find("run", 9)["best_epoch"] == 3
@@ -512,7 +557,7 @@ def test_pipes_folders_and_other_names_among_the_checkpoints_stop_nobody(state, 
     os.mkfifo(tmp_path / "run-7.pt")
     (tmp_path / "run-8.pt").mkdir()
     (tmp_path / "nowhere.pt").symlink_to("nowhere")
-    files.save("run", 5, state, only=False)
+    files.save("run", 5, state, delete_earlier=False)
     assert files.find("run", 9) is not None
     files.prune(limit=0)
     assert not (tmp_path / "run-5.pt").exists()
@@ -559,11 +604,11 @@ def test_an_archive_with_a_flipped_bit_or_a_lost_sector_gives_no_other_number(pa
             assert numbers(path) == true
         except ValueError as error:
             refused.append(str(error))
-    told = re.compile(
+    sentence = re.compile(
         re.escape(f"an archive must be a file of flooding reproduce, got {path}: ")
         + ".+ write it again."
     )
-    assert all(map(told.fullmatch, refused))
+    assert all(map(sentence.fullmatch, refused))
     assert len(refused) > 150
 
 

@@ -28,22 +28,22 @@ def record(number=0.0, epochs=4, run=None):
         "last.reliability": np.arange(45, dtype=np.float32).reshape(3, 15) / 7,
         "best.probe": np.random.default_rng(0).random((6, 2), np.float32),
     }
-    finals = {
+    metrics = {
         "epochs": float(epochs),
         "last.val_loss": 0.1 + 0.2,
         "last.level": math.nan,
         "best.x": -0.0,
         "y": 5e-324,
     }
-    circumstances = {"host": "here", "seconds": 1.5}
+    metadata = {"host": "here", "seconds": 1.5}
     return Record(
         run,
         {"val_loss": odd, "lr": odd[::-1]},
         arrays,
-        finals | {"n": number},
+        metrics | {"n": number},
         "w",
         "f",
-        circumstances,
+        metadata,
     )
 
 
@@ -57,26 +57,26 @@ def bits(values):
 
 @pytest.fixture
 def ledger(tmp_path):
-    book = Ledger(tmp_path / "new" / "folder" / "ledger.sqlite")
-    yield book
-    book.close()
+    ledger = Ledger(tmp_path / "new" / "folder" / "ledger.sqlite")
+    yield ledger
+    ledger.close()
 
 
 def test_a_record_comes_back_bit_for_bit(ledger):
     stored, run = record(), Run(small(), stop_epoch=4)
     ledger.add("a", stored)
     again = Ledger(ledger.path)
-    found = again.find(run, "a")
+    result = again.find(run, "a")
     again.close()
-    assert found.run is run
-    assert bits(found.curves) == bits(stored.curves)
-    assert bits(found.arrays) == bits(stored.arrays)
-    assert {n: np.float64(v).tobytes() for n, v in found.metrics.items()} == {
+    assert result.run is run
+    assert bits(result.curves) == bits(stored.curves)
+    assert bits(result.arrays) == bits(stored.arrays)
+    assert {n: np.float64(v).tobytes() for n, v in result.metrics.items()} == {
         n: np.float64(v).tobytes() for n, v in stored.metrics.items()
     }
-    assert (found.weights_sha256, found.fingerprint) == ("w", "f")
-    assert found.metadata == stored.metadata
-    assert found.content_hash == stored.content_hash
+    assert (result.weights_sha256, result.fingerprint) == ("w", "f")
+    assert result.metadata == stored.metadata
+    assert result.content_hash == stored.content_hash
 
 
 def test_finals_are_readable_by_plain_sql(ledger):
@@ -96,18 +96,18 @@ def test_add_twice(ledger, replace, kept):
     ledger.add("a", record(1.0))
     ledger.add("a", record(2.0), replace=replace)
     assert len(ledger) == 1
-    found = ledger.find(Run(small(), stop_epoch=4), "a")
-    assert found.metrics["n"] == kept
-    assert found.curves["val_loss"][-1] == np.float32(0.1 + kept)
+    result = ledger.find(Run(small(), stop_epoch=4), "a")
+    assert result.metrics["n"] == kept
+    assert result.curves["val_loss"][-1] == np.float32(0.1 + kept)
 
 
-def test_look_up_is_by_trajectory_and_epochs(ledger):
-    for trajectory, epochs, number in [("a", 4, 1.0), ("a", 6, 2.0), ("b", 4, 3.0)]:
-        ledger.add(trajectory, record(number, epochs))
+def test_look_up_is_by_key_and_epochs(ledger):
+    for key, epochs, number in [("a", 4, 1.0), ("a", 6, 2.0), ("b", 4, 3.0)]:
+        ledger.add(key, record(number, epochs))
 
-    def find(trajectory, until):
-        found = ledger.find(Run(small(), stop_epoch=until), trajectory)
-        return found and found.metrics["n"]
+    def find(key, stop_epoch):
+        result = ledger.find(Run(small(), stop_epoch=stop_epoch), key)
+        return result and result.metrics["n"]
 
     assert [find("a", 4), find("a", None), find("b", 4)] == [1.0, 2.0, 3.0]  # the max_epochs is 6
     assert [find("a", 5), find("b", 6), find("c", 4)] == [None, None, None]
@@ -120,14 +120,14 @@ def test_look_up_is_by_trajectory_and_epochs(ledger):
 
 def test_starts_are_listed_in_order(ledger):
     began = time.time()
-    for trajectory, epochs in [("c", 3), ("a", 1), ("b", 2)]:
-        ledger.start(trajectory, epochs)
+    for key, epochs in [("c", 3), ("a", 1), ("b", 2)]:
+        ledger.start(key, epochs)
         time.sleep(0.002)  # a clock may tick no finer
-    told = ledger.starts()
-    assert [(name, epochs, pid) for name, epochs, _, pid in told] == [
+    starts = ledger.starts()
+    assert [(name, epochs, pid) for name, epochs, _, pid in starts] == [
         (n, e, os.getpid()) for n, e in [("c", 3), ("a", 1), ("b", 2)]
     ]
-    assert began <= told[0][2] <= told[1][2] <= told[2][2] <= time.time()
+    assert began <= starts[0][2] <= starts[1][2] <= starts[2][2] <= time.time()
     assert len(ledger) == 0  # a start is no Record
 
 
@@ -172,11 +172,13 @@ def busy(tmp_path):
         ),
         (
             "other.db",
-            "must be a SQLite file this tool can open, got {0}/other.db: it belongs to another program.",
+            "must be a SQLite file this tool can open, got {0}/other.db: "
+            "it belongs to another program.",
         ),
         pytest.param(
             "wal.db",
-            "must be a SQLite file this tool can open, got {0}/wal.db: it belongs to another program.",
+            "must be a SQLite file this tool can open, got {0}/wal.db: "
+            "it belongs to another program.",
         ),
     ],
     ids=[
@@ -199,10 +201,10 @@ def test_what_cannot_be_a_ledger_is_refused_and_left_as_it_is(busy, name, messag
 
 def test_an_empty_file_becomes_a_ledger(tmp_path):
     (tmp_path / "empty").touch()
-    book = Ledger(tmp_path / "empty")
-    book.add("a", record())
-    assert len(book) == 1
-    book.close()
+    ledger = Ledger(tmp_path / "empty")
+    ledger.add("a", record())
+    assert len(ledger) == 1
+    ledger.close()
 
 
 def test_the_default_place_is_the_users_to_name(monkeypatch, tmp_path):
@@ -228,8 +230,10 @@ from flooding.training.ledger import Ledger
 from flooding.training.record import Record
 
 def record(name, number):
-    values = np.full(3000, number, np.float32) + np.arange(3000, dtype=np.float32)  # a few pages each
-    return Record(None, {"val_loss": values}, {"last.x": values}, {"epochs": 1.0, "n": float(number)}, name, "f", {})
+    # A few pages each
+    values = np.full(3000, number, np.float32) + np.arange(3000, dtype=np.float32)
+    metrics = {"epochs": 1.0, "n": float(number)}
+    return Record(None, {"val_loss": values}, {"last.x": values}, metrics, name, "f", {})
 
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 print("ready", flush=True)
@@ -249,11 +253,11 @@ def writer(path, name, count):
 
 
 def whole(ledger):
-    """Check every Record against the number it was made from, and give their trajectories."""
+    """Check every Record against the number it was made from, and give their keys."""
     for name, stored in ledger.records():
         number = int(stored.metrics["n"])
         values = np.full(3000, number, np.float32) + np.arange(3000, dtype=np.float32)
-        assert name == f"{stored.weights}-{number}"
+        assert name == f"{stored.weights_sha256}-{number}"
         assert (
             stored.curves["val_loss"].tolist()
             == stored.arrays["last.x"].tolist()
@@ -274,10 +278,10 @@ def test_two_processes_writing_at_once_lose_nothing(tmp_path):
     for process in writers:
         process.communicate(timeout=60)
         assert process.returncode == 0
-    book = Ledger(path)
-    assert set(whole(book)) == {f"{name}-{number}" for name in "ab" for number in range(200)}
-    starts = [name for name, *_ in book.starts()]
-    book.close()
+    ledger = Ledger(path)
+    assert set(whole(ledger)) == {f"{name}-{number}" for name in "ab" for number in range(200)}
+    starts = [name for name, *_ in ledger.starts()]
+    ledger.close()
     assert len(starts) == 400
     order = "".join(name[0] for name in starts)
     assert "ab" in order  # they did write at the same time
@@ -294,14 +298,14 @@ def test_a_killed_writer_leaves_whole_records_and_a_ledger_to_go_on_with(tmp_pat
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    book = Ledger(path)
-    names = list(whole(book))
+    ledger = Ledger(path)
+    names = list(whole(ledger))
     assert len(names) >= 21  # those it wrote before it said so
     assert set(names) == {f"a-{number}" for number in range(len(names))}  # and no gap
-    assert len(names) <= len(book.starts()) <= len(names) + 1
-    book.add("after", record())
-    assert len(book) == len(names) + 1
-    book.close()
+    assert len(names) <= len(ledger.starts()) <= len(names) + 1
+    ledger.add("after", record())
+    assert len(ledger) == len(names) + 1
+    ledger.close()
 
 
 def test_a_new_ledger_can_be_opened_by_several_at_once(tmp_path):
@@ -322,29 +326,34 @@ def test_a_new_ledger_can_be_opened_by_several_at_once(tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
-    for book in opened:
-        book.close()
+    for ledger in opened:
+        ledger.close()
     assert failed == []
     assert len(opened) == 160
 
 
 @pytest.mark.parametrize("write", ["add", "start"])
 def test_a_full_disk_ends_with_a_sentence_and_keeps_what_the_file_holds(write, tmp_path):
-    def act(book, n):
-        return book.add(f"run {n}", record()) if write == "add" else book.start("x" * 3000, n)
+    def act(ledger, n):
+        return ledger.add(f"run {n}", record()) if write == "add" else ledger.start("x" * 3000, n)
 
-    def count(book):
-        return len(book if write == "add" else book.starts())
+    def count(ledger):
+        return len(ledger if write == "add" else ledger.starts())
 
-    book = Ledger(tmp_path / "ledger.sqlite")
-    pages = book._db.execute("PRAGMA page_count").fetchone()[0]
-    book._db.execute(f"PRAGMA max_page_count={pages + 3}")
-    act(book, 0)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    pages = ledger._file.connection.execute("PRAGMA page_count").fetchone()[0]
+    ledger._file.connection.execute(f"PRAGMA max_page_count={pages + 3}")
+    act(ledger, 0)
+
+    def fill():
+        for n in range(1, 1000):
+            act(ledger, n)
+
     with pytest.raises(OSError, match=r"must be writable: .* full\. Free some space there"):
-        [act(book, n) for n in range(1, 1000)]
-    kept = count(book)
+        fill()
+    kept = count(ledger)
     assert 0 < kept < 1000
-    book.close()
+    ledger.close()
     again = Ledger(tmp_path / "ledger.sqlite")
     assert count(again) == kept
     act(again, 1000)

@@ -15,9 +15,13 @@ import pytest
 
 import hostile
 from flooding import Run, find_level, run_all, train
-from flooding.training.jobs import Job, _Failure
-from flooding.training.pool import _STDERR_QUOTED, Pool, _batched, _quote, _unpickle_news
+from flooding.training.jobs import Job
+from flooding.training.messages import PickledError, unpickle_message
+from flooding.training.pool import _QUOTE_LENGTH, Pool, _quote
+from flooding.training.worker import _batched
 from small import normed, small
+
+pytestmark = pytest.mark.usefixtures("time_limit")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def test_code_that_forks_reads_and_prints_trains_as_any_other(action, workers):
 
 
 def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys, monkeypatch):
-    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 2)
+    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 2)
     with pytest.raises(
         RuntimeError, match=r"(?s)died 2 times.*exit code 9.*the reason is known\nand told"
     ):
@@ -105,7 +109,7 @@ def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys,
     ids=["killed", "terminated", "segmentation fault", "left"],
 )
 def test_the_error_says_how_a_worker_died(action, cause, workers, monkeypatch):
-    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 1)
+    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 1)
     with pytest.raises(RuntimeError, match=cause):
         train_in(workers, hostile.acting(action))
 
@@ -122,7 +126,7 @@ def test_a_fatal_error_is_quoted_from_its_first_line_however_long_the_paths_are(
     quoted = _quote(printed)
     assert quoted.startswith("Fatal Python error: Aborted")
     assert "Extension modules" not in quoted
-    assert len(quoted) <= 2 * _STDERR_QUOTED
+    assert len(quoted) <= 2 * _QUOTE_LENGTH
     assert _quote("x" * 9000 + "\nthe reason\n").endswith("x\nthe reason")
 
 
@@ -157,8 +161,10 @@ def test_an_exit_in_a_worker_is_an_exit_of_the_search():
         )
 
 
-def test_an_error_that_cannot_be_rebuilt_here_is_told_all_the_same():
-    error = _unpickle_news(pickle.dumps(_Failure(b"nonsense", "OddError: text", "its traceback")))
+def test_an_error_that_cannot_be_rebuilt_here_is_raised_all_the_same():
+    error = unpickle_message(
+        pickle.dumps(PickledError(b"nonsense", "OddError: text", "its traceback"))
+    )
     assert isinstance(error, RuntimeError)
     assert str(error) == "OddError: text"
     assert "its traceback" in error.__notes__[0]
@@ -181,7 +187,7 @@ def wait_until(condition, seconds=30):
 def test_a_child_of_a_worker_that_died_ends_with_it_and_holds_nobody_up(
     workers, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 1)
+    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 1)
     path = tmp_path / "pid"
     with pytest.raises(RuntimeError, match="exit code 7"):
         train_in(workers, hostile.acting(partial(hostile.leave_a_child_and_die, str(path))))
@@ -196,10 +202,10 @@ def test_no_child_of_a_worker_outlives_the_parent(tmp_path, number):
     code = (
         # A shell may start the tests, and so their children, with SIGINT ignored.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "import hostile; from functools import partial; from flooding import Run, evaluate;"
+        "import hostile; from functools import partial; from flooding import Run, run_all;"
         f"problem = hostile.acting(partial(hostile.leave_a_child, {str(path)!r}));"
         "problem = hostile.problem(model=problem.model, max_epochs=100_000, key='long');"
-        "evaluate([Run(problem, l) for l in (0.1, 0.2)], ledger=False, workers=1)"
+        "run_all([Run(problem, l) for l in (0.1, 0.2)], ledger=False, workers=1)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     parent = psutil.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
@@ -208,6 +214,7 @@ def test_no_child_of_a_worker_outlives_the_parent(tmp_path, number):
     assert len(family) == 2
     parent.send_signal(number)
     _, alive = psutil.wait_procs([parent, *family], timeout=20)
+    parent.wait()
     for process in alive:
         process.kill()
     assert alive == []
@@ -229,7 +236,7 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
 
 
 def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
-    monkeypatch.setattr("flooding.training.pool._HEARTBEAT", 0.02)
+    monkeypatch.setattr("flooding.training.worker._HEARTBEAT", 0.02)
     rows = train(Run(hostile.acting(partial(hostile.sleep, 0.1)), 0.1))
     bundles = list(_batched(rows, quiet=True))
     assert bundles[0] == []
@@ -238,10 +245,10 @@ def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
 
 def test_no_more_workers_are_started_than_there_are_runs():
     code = (
-        "import psutil; from small import small; from flooding import Run, evaluate;"
-        "evaluate([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=7);"
+        "import psutil; from small import small; from flooding import Run, run_all;"
+        "run_all([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=7);"
         "print(len(psutil.Process().children()));"
-        "evaluate([Run(small(), l) for l in (0.1, 0.2, 0.3)], ledger=False, workers=7);"
+        "run_all([Run(small(), l) for l in (0.1, 0.2, 0.3)], ledger=False, workers=7);"
         "print(len(psutil.Process().children()))"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
@@ -276,7 +283,7 @@ def dropout_runs():
     ]
 
 
-@pytest.mark.parametrize("others", ["evaluate", "train", "find_level"])
+@pytest.mark.parametrize("others", ["run_all", "train", "find_level"])
 def test_training_in_this_process_from_several_threads_gives_the_same_bits(others):
     runs = dropout_runs()
     alone = [record.content_hash for record in run_all(runs, ledger=False, workers=0)]
@@ -324,7 +331,7 @@ def test_folders_of_killed_searches_are_removed_and_those_of_living_ones_stay(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("flooding.training.scratch._AGE", 0.0)
+    monkeypatch.setattr("flooding.training.scratch._MIN_AGE", 0.0)
     from flooding.training.scratch import scratch_folder
 
     code = (

@@ -11,7 +11,9 @@ from typing import IO, Any
 __all__ = ["write_atomic"]
 
 
-def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], Any]) -> Path:
+def write_atomic(
+    path: str | Path, content: bytes | str | Callable[[IO[bytes]], Any], *, mode: int = 0o666
+) -> Path:
     """Write a file whole or not at all: a reader sees the old file or the new one, never a part.
 
     The content goes to a temporary file of the same folder, with an unpredictable name and created
@@ -23,6 +25,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
     Args:
         path: The file, in a folder that exists. An old file is replaced.
         content: Its bytes, its text in UTF-8, or a function that writes to an open binary file.
+        mode: Permissions of the new file, less those that the process's umask takes away.
 
     Returns:
         The path.
@@ -39,7 +42,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[IO[bytes]], 
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         # "x" is O_CREAT | O_EXCL: fails where anything has the name, also a dangling symbolic link.
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             if callable(content):
                 content(file)
             else:

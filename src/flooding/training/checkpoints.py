@@ -1,7 +1,7 @@
-"""Checkpoints: files from which a Run goes on bit-identically, found by trajectory and epoch.
+"""Checkpoints: files from which a Run goes on bit-identically, found by the Run's key and an epoch.
 
-A file begins with its name and a digest of all that follows. Whatever does not match, or has no
-digest, counts as missing.
+A file begins with its name and a digest of all that follows. A file that does not match its name or
+its digest counts as missing.
 """
 
 from __future__ import annotations
@@ -11,27 +11,29 @@ import hashlib
 import io
 import logging
 import math
-import os
 import pickle
-import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
-from flooding.training.ledger import make_private
+from flooding.atomic import write_atomic
+from flooding.training.folders import make_private_folder
 from flooding.training.loop import EpochResult
+from flooding.training.state import Snapshot
 
-__all__ = ["CheckpointTimer", "Checkpoints"]
+__all__ = ["INTERVAL", "CheckpointTimer", "Checkpoints", "state_digest"]
 
 log = logging.getLogger("flooding")
-_SECONDS = 30.0  # at most one checkpoint of a Run in this time
-_SHARE = 0.02  # of the time, at most, for writing them
-_KIND = b"flooding checkpoint, schema 1\n"
+INTERVAL = 30.0  # seconds between two checkpoints of a Run, at least
+_MAX_SHARE = 0.02  # of the time, for writing them
+_HEADER = b"flooding checkpoint, schema 2\n"
+# Schema 1 and files without a header are from flooding 0.1.0, whose keys and states were others.
+_OLD_HEADERS = (b"flooding checkpoint, schema 1\n", b"PK\x03\x04")
+_HOUR = 3600.0  # seconds
 
 
 class Checkpoints:
@@ -47,196 +49,223 @@ class Checkpoints:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def _files(self, name: str) -> list[tuple[int, Path]]:
-        epochs = (
-            (path.stem.removeprefix(f"{name}-"), path) for path in self.folder.glob(f"{name}-*.pt")
-        )
-        return sorted(
-            (int(epoch), path) for epoch, path in epochs if epoch.isascii() and epoch.isdigit()
-        )
-
-    def save(self, name: str, epoch: int, state: Mapping[str, Any], *, only: bool = True) -> bool:
-        """Write a state.
+    def save(
+        self, name: str, epoch: int, snapshot: Snapshot, *, delete_earlier: bool = True
+    ) -> bool:
+        """Write a checkpoint.
 
         Args:
-            name: The trajectory.
+            name: The Run's key, or another name of it.
             epoch: The epoch it was taken after.
-            state: A :attr:`flooding.training.loop.EpochResult.snapshot`.
-            only: Remove earlier ones of the same trajectory.
+            snapshot: A :attr:`flooding.training.loop.EpochResult.snapshot`.
+            delete_earlier: Remove earlier ones of the same name.
 
         Returns:
             Whether it was written.
         """
-        path, part = self.folder / f"{name}-{epoch}.pt", None
+        path = self.folder / f"{name}-{epoch}.pt"
         try:
-            make_private(self.folder)
-            content = _seal(path.stem, state)
-            # A new file under a name nobody can guess, readable by its owner alone.
-            number, part = tempfile.mkstemp(".part", f"{path.stem}.", self.folder)
-            with os.fdopen(number, "wb") as file:
-                file.writelines(content)
-            os.replace(part, path)
+            make_private_folder(self.folder)
+            content = _pack(path.stem, snapshot)
+            write_atomic(path, lambda file: file.writelines(content), mode=0o600)
         except (OSError, RuntimeError, pickle.PicklingError, AttributeError, TypeError) as error:
-            if part is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(part)
             log.warning(
                 "no checkpoint in %s (%s); the run goes on without one.", self.folder, error
             )
             return False
-        if only:
+        if delete_earlier:
             self.delete(name, below=epoch)
         return True
 
-    def find(self, name: str, until: int) -> dict[str, Any] | None:
-        """Read the latest state of a trajectory.
+    def find(self, name: str, last_epoch: int) -> Snapshot | None:
+        """Read the latest checkpoint.
 
         Args:
-            name: The trajectory.
-            until: Latest epoch that is of use.
+            name: The Run's key, or another name of it.
+            last_epoch: Later ones are of no use.
 
         Returns:
-            The state, or None.
+            The snapshot, or None.
         """
-        for epoch, path in reversed(self._files(name)):
-            if epoch <= until:
-                try:
-                    return _unseal(path)
-                except FileNotFoundError:
-                    continue  # another process went on from it and removed it
-                except Exception as error:  # noqa: BLE001 -- whatever a file holds, the Run trains
-                    log.warning(
-                        "the checkpoint %s cannot be read: %s. It is removed; its steps are taken anew.",
-                        path,
-                        error,
-                    )
-                    with contextlib.suppress(OSError):
-                        path.unlink(missing_ok=True)
+        for epoch, path in reversed(self._list(name)):
+            if epoch > last_epoch:
+                continue
+            try:
+                return _unpack(path)
+            except FileNotFoundError:
+                continue  # another process went on from it and removed it
+            except Exception as error:  # noqa: BLE001 -- whatever a file holds, the Run trains
+                log.warning(
+                    "the checkpoint %s cannot be read: %s. It is removed; its steps are taken "
+                    "anew.",
+                    path,
+                    error,
+                )
+                _remove(path)
         return None
+
+    def exists(self, name: str, last_epoch: int) -> bool:
+        """Tell whether :meth:`find` would look at a file."""
+        return any(epoch <= last_epoch for epoch, _ in self._list(name))
+
+    def delete(self, name: str, below: int) -> None:
+        """Remove the checkpoints of a name from before an epoch."""
+        for epoch, path in self._list(name):
+            if epoch < below:
+                _remove(path)
 
     @contextmanager
     def locked(self, name: str) -> Generator[None, None, None]:
-        """Hold a trajectory while it trains, so that other processes wait for it and then look it
-        up.
+        """Lock a Run while it trains: other processes wait for it, and then look it up.
 
-        A claim ends with its process, however that ends. Where locks do not work, both train: the
+        The lock ends with its process, however that ends. Where locks do not work, both train: the
         result is the same.
 
         Args:
-            name: The trajectory.
+            name: The Run's key, or another name of it.
         """
         lock = FileLock(self.folder / f"{name}.lock", thread_local=False)
         try:
-            make_private(self.folder)
+            make_private_folder(self.folder)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 log.info("another process trains %s; waiting for it.", lock.lock_file)
                 lock.acquire(poll_interval=0.1)
         except (OSError, NotImplementedError) as error:
-            log.debug("no claim on %s: %s", lock.lock_file, error)
+            log.debug("no lock on %s: %s", lock.lock_file, error)
         try:
             yield
         finally:
-            if (
-                lock.is_locked
-            ):  # whoever waits has it open, and whoever comes later finds what was trained
-                with contextlib.suppress(OSError):
-                    Path(lock.lock_file).unlink(missing_ok=True)
+            # Whoever waits has the file open; whoever comes later finds the result of the training.
+            if lock.is_locked:
+                _remove(Path(lock.lock_file))
                 lock.release()
 
-    def exists(self, name: str, until: int) -> bool:
-        """Tell whether :meth:`find` would look at a file."""
-        return any(epoch <= until for epoch, _ in self._files(name))
-
-    def delete(self, name: str, below: int) -> None:
-        """Remove the checkpoints of a trajectory from before an epoch."""
-        for epoch, path in self._files(name):
-            if epoch < below:
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
-
     def prune(self, limit: int = 4 << 30) -> None:
-        """Remove the oldest checkpoints until the rest take at most ``limit`` bytes, and remains of
-        a crash.
+        """Remove what a crash left, and the oldest checkpoints until the rest fits a limit.
 
         Args:
-            limit: Bytes.
+            limit: Bytes that the checkpoints may take.
         """
-        for pattern, hours in (("*.part", 1), ("*.lock", 24 * 7)):
-            for _, _, path in self._by_age(pattern, until=time.time() - 3600 * hours):
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
-        files = self._by_age("*.pt")
-        held = sum(size for _, size, _ in files)
+        now = time.time()
+        for pattern, age in (("*.part", _HOUR), ("*.lock", 24 * 7 * _HOUR)):
+            for _, _, path in self._list_by_age(pattern, before=now - age):
+                _remove(path)
+        files = self._list_by_age("*.pt")
+        total = sum(size for _, size, _ in files)
         for _, size, path in files:
-            if held <= limit:
+            if total <= limit:
                 return
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-            held -= size
+            _remove(path)
+            total -= size
 
-    def _by_age(self, pattern: str, until: float = math.inf) -> list[tuple[float, int, Path]]:
+    def count_old(self) -> int:
+        """Count the checkpoints that flooding 0.1.0 wrote, which cannot be read.
+
+        Returns:
+            Their number.
+        """
+        headers = [_read_header(path) for _, _, path in self._list_by_age("*.pt")]
+        return sum(header.startswith(_OLD_HEADERS) for header in headers)
+
+    def _list(self, name: str) -> list[tuple[int, Path]]:
+        """List epoch and path of the checkpoints of a name, the earliest first."""
+        files = []
+        for path in self.folder.glob(f"{name}-*.pt"):
+            epoch = path.stem.removeprefix(f"{name}-")
+            if epoch.isascii() and epoch.isdigit():
+                files.append((int(epoch), path))
+        return sorted(files)
+
+    def _list_by_age(self, pattern: str, before: float = math.inf) -> list[tuple[float, int, Path]]:
         """List time of change, size and path of files, the oldest first."""
         files = []
         with contextlib.suppress(OSError):
             for path in self.folder.glob(pattern):
                 with contextlib.suppress(OSError):  # another process removed it
                     status = path.lstat()
-                    files.append((status.st_mtime, status.st_size, path))
-        return sorted(file for file in files if file[0] < until)
+                    if status.st_mtime < before:
+                        files.append((status.st_mtime, status.st_size, path))
+        return sorted(files)
 
 
-def _seal(name: str, state: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """Give the bytes of a file: what it is, its name and digest, then the state."""
-    with io.BytesIO() as file:
-        torch.save(dict(state), file)
-        content = file.getvalue()
-    return _KIND + f"{name}\n{_digest(name, content)}\n".encode(), content
+class CheckpointTimer:
+    """Writes a checkpoint every 30 s, or rarer where writing takes more than 2 % of the time.
+
+    Args:
+        checkpoints: Where they go.
+        name: The Run's key, or another name of it.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, name: str) -> None:
+        self._checkpoints, self._name = checkpoints, name
+        self._last, self._duration = time.monotonic(), 0.0  # of the last writing
+
+    def save_if_due(self, row: EpochResult) -> None:
+        """Write a checkpoint after a row, if it is time."""
+        start = time.monotonic()
+        interval = max(INTERVAL, self._duration / _MAX_SHARE)
+        if row.snapshot is None or start - self._last < interval:
+            return
+        self._checkpoints.save(self._name, row.epoch, row.snapshot())
+        self._last = time.monotonic()
+        self._duration = self._last - start
 
 
-def _unseal(path: Path) -> dict[str, Any]:
-    """Read a file; nothing is unpickled before its name and its digest match."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise ValueError("it is no regular file")
-    with path.open("rb") as file:
-        kind, name, digest = (file.readline(1000) for _ in range(3))
-        if kind != _KIND:
-            raise ValueError("it has no digest: flooding 0.1.0 wrote it, or it is damaged")
-        if name != f"{path.stem}\n".encode():
-            raise ValueError(f"it belongs to another training, {name[:100]!r}, or is damaged")
-        content = file.read()
-    if digest != f"{_digest(path.stem, content)}\n".encode():
-        raise ValueError("its digest differs")
-    return torch.load(io.BytesIO(content), weights_only=True)
+def state_digest(name: str, content: bytes) -> str:
+    """Hash a checkpoint.
 
+    Args:
+        name: Its name, without the suffix.
+        content: What ``torch.save`` wrote.
 
-def _digest(name: str, content: bytes) -> str:
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.blake2b(f"{name}\n".encode(), digest_size=32)
     digest.update(content)
     return digest.hexdigest()
 
 
-class CheckpointTimer:
-    """Decides when a Run is due for a checkpoint: every 30 s, or rarer where writing takes more
-    than 2 % of the time.
+def _pack(name: str, snapshot: Snapshot) -> tuple[bytes, bytes]:
+    """Give the bytes of a file: a header with its name and digest, then the snapshot."""
+    with io.BytesIO() as file:
+        torch.save(dict(snapshot), file)
+        content = file.getvalue()
+    return _HEADER + f"{name}\n{state_digest(name, content)}\n".encode(), content
 
-    Args:
-        checkpoints: Where they go.
-        name: The trajectory.
-    """
 
-    def __init__(self, checkpoints: Checkpoints, name: str) -> None:
-        self._checkpoints, self._name = checkpoints, name
-        self._since, self._cost = time.monotonic(), 0.0
+def _unpack(path: Path) -> Snapshot:
+    """Read a file; nothing is unpickled before its name and its digest match."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        header, name, digest = (file.readline(1000) for _ in range(3))
+        if header.startswith(_OLD_HEADERS):
+            raise ValueError("flooding 0.1.0 wrote it")
+        if header != _HEADER:
+            raise ValueError("it has no digest")
+        if name != f"{path.stem}\n".encode():
+            raise ValueError(f"it belongs to another training, {name[:100]!r}, or is damaged")
+        content = file.read()
+    if digest != f"{state_digest(path.stem, content)}\n".encode():
+        raise ValueError("its digest differs")
+    return torch.load(io.BytesIO(content), weights_only=True)
 
-    def see(self, row: EpochResult) -> None:
-        """Write a checkpoint after a row, if one is due."""
-        if row.snapshot is None or time.monotonic() - self._since < max(
-            _SECONDS, self._cost / _SHARE
-        ):
-            return
-        began = time.monotonic()
-        self._checkpoints.save(self._name, row.epoch, row.snapshot())
-        self._since = time.monotonic()
-        self._cost = self._since - began
+
+def _read_header(path: Path) -> bytes:
+    """Read where a file begins; nothing of what is no regular file or cannot be read."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(len(_HEADER))
+    except OSError:
+        return b""
+
+
+def _remove(path: Path) -> None:
+    """Remove a file if that is possible."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

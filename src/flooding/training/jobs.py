@@ -1,14 +1,13 @@
-"""What a worker does with a Run: look it up, resume it, train it, and store its Record."""
+"""What is done with a Run: look it up, resume it, train it, and store its Record."""
 
 from __future__ import annotations
 
 import contextlib
 import pickle
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 
@@ -19,41 +18,64 @@ from flooding.training.loop import EpochResult, fingerprint, train
 from flooding.training.prefix import SharedPrefix, replay_rows
 from flooding.training.record import Record
 from flooding.training.run import Run
+from flooding.training.state import Snapshot
 
 __all__ = ["ForkReady", "Job", "is_picklable", "run_job", "run_shared_prefix"]
 
 
 class Job(NamedTuple):
-    """What a worker needs to train one Run, or the trunk that several share."""
+    """What a worker needs to train one Run, or the prefix that several share.
+
+    Args:
+        number: Position of the Run in the caller's list.
+        run: The Run.
+        key: Its key; None if it cannot be hashed.
+        ledger: Path of the ledger; None is none.
+        overwrite: Whether to train what the ledger holds, and to replace it there.
+        device: Where to train.
+        threads: torch threads to train with.
+        first_flooded: Keep the weights from before the first flooded step.
+        dtype: Torch's default dtype.
+        settings: Torch's settings, see :func:`flooding.numerics.capture_settings`.
+        checkpoint_folder: Where checkpoints lie; None is nowhere.
+        quiet: Whether nobody wants rows but the last.
+        forks: If there are any, the Run is their prefix and has no Record of its own.
+    """
 
     number: int
     run: Run
-    trajectory: str | None
+    key: str | None
     ledger: str | None
     overwrite: bool = False
     device: str = "cpu"
     threads: int = 1
     first_flooded: bool = False
     dtype: torch.dtype = torch.float32
-    settings: dict[str, Any] = {}  # ruff: ignore[mutable-class-default] -- torch's, see flooding.numerics; never changed
-    folder: str | None = None  # of checkpoints
-    quiet: bool = False  # nobody wants rows but the last
-    forks: tuple[
-        Job, ...
-    ] = ()  # if there are any, the Run is their trunk and has no Record of its own
+    settings: Mapping[str, object] = {}
+    checkpoint_folder: str | None = None
+    quiet: bool = False
+    forks: tuple[Job, ...] = ()
 
     @property
     def name(self) -> str:
         """Name of its checkpoints."""
-        return ("trunk-" if self.forks else "") + (self.trajectory or f"run-{self.number}")
+        return ("prefix-" if self.forks else "") + (self.key or f"run-{self.number}")
 
 
 class ForkReady(NamedTuple):
-    """Told by a trunk: the Run of this number can go on alone. After the last one the trunk has
-    ended.
+    """Sent by a prefix: the Run of this number can go on alone. After the last one the prefix ends.
+
+    Args:
+        number: Number of the Run's job.
     """
 
     number: int
+
+
+class _TrainOptions(TypedDict):
+    device: str
+    threads: int
+    settings: Mapping[str, object]
 
 
 def is_picklable(run: Run) -> bool:
@@ -68,7 +90,7 @@ def is_picklable(run: Run) -> bool:
     """
     try:
         return b"__main__" not in pickle.dumps(run)
-    except Exception:  # noqa: BLE001 -- whatever a user's object raises, it cannot travel
+    except Exception:  # noqa: BLE001 -- whatever a user's object raises, it is not picklable
         return False
 
 
@@ -81,159 +103,173 @@ def run_job(job: Job) -> Iterator[EpochResult]:
     Yields:
         Rows; of a Run that was looked up, the last one alone.
     """
-    if job.ledger is None or job.trajectory is None:
+    if job.ledger is None or job.key is None:
         yield from _execute(job, None)
         return
+
     with contextlib.closing(Ledger(job.ledger)) as ledger, _locked(job):
-        # Once more: another search may have trained it while this one waited.
+        # Once more: another search may have trained it while this one waited for the lock.
         record = _load_cached(job, ledger)
         rows = _execute(job, ledger) if record is None else _replay_cached(job, record)
-        end = None
+        last = None
         for row in rows:
             if row.record is None:
                 yield row
             else:
-                end = row
-    assert end is not None
-    yield end  # no longer claimed: whoever is told the end may kill this process at once
+                last = row
 
-
-def _locked(job: Job) -> AbstractContextManager[None]:
-    return (
-        contextlib.nullcontext() if job.folder is None else Checkpoints(job.folder).locked(job.name)
-    )
-
-
-def _load_cached(job: Job, ledger: Ledger) -> Record | None:
-    record = None if job.overwrite or job.first_flooded else ledger.find(job.run, job.name)
-    if record is not None and has_user_key(job.run.problem):
-        return (
-            record if record.fingerprint == fingerprint(job.run, job.device, job.threads) else None
-        )
-    return record
-
-
-def _execute(job: Job, ledger: Ledger | None) -> Iterator[EpochResult]:
-    """Train one Run, from its checkpoint if there is one, and store its Record."""
-    files = None if job.folder is None or job.first_flooded else Checkpoints(job.folder)
-    resume = None if files is None else files.find(job.name, job.run.epochs)
-    promised = resume is not None and has_user_key(job.run.problem) and len(resume["curves"]) > 1
-    if (
-        resume is not None
-        and promised
-        and resume["mark"] != fingerprint(job.run, job.device, job.threads)
-    ):
-        raise ValueError(
-            f"a checkpoint must have this problem's parameter shapes and first batch loss, but one in {job.folder} "
-            "has others: the problem changed. Change its key too."
-        )
-    first = job.first_flooded
-    how: dict[str, Any] = {"device": job.device, "threads": job.threads, "settings": job.settings}
-    rows = train(job.run, first_flooded=first, resume=resume, **how)
-    pace = None if files is None else CheckpointTimer(files, job.name)
-    if ledger is not None:
-        ledger.start(job.name, job.run.epochs)
-    for row in rows:
-        if row.record is None:
-            if pace is not None:
-                pace.see(row)
-        else:
-            if ledger is not None:  # before anybody is told: a killed parent loses nothing
-                ledger.add(job.name, row.record, replace=job.overwrite)
-            if files is not None:
-                _prune_checkpoints(files, job, row)
-        yield row
-
-
-def _replay_cached(job: Job, record: Record) -> Iterator[EpochResult]:
-    """Give the row of a Run that was trained meanwhile; a trunk may have left it a checkpoint."""
-    row = EpochResult(job.run, job.run.epochs, {}, record)
-    if job.folder is not None:
-        _prune_checkpoints(Checkpoints(job.folder), job, row)
-    yield row
-
-
-def _prune_checkpoints(files: Checkpoints, job: Job, row: EpochResult) -> None:
-    """Remove the checkpoints of a Run that is done; leave the one where a longer Run may go on."""
-    goes_on = job.trajectory is not None and row.epoch < job.run.problem.max_epochs
-    if goes_on and row.snapshot is not None:  # there is none where it was looked up
-        files.save(job.name, row.epoch, {**row.snapshot(), "trained": 0, "seconds": 0.0})
-    else:
-        files.delete(job.name, below=row.epoch if goes_on else row.epoch + 1)
+    # Outside of the lock: whoever receives the last row may kill this process at once.
+    assert last is not None
+    yield last
 
 
 def run_shared_prefix(job: Job) -> Iterator[ForkReady]:
-    """Train a trunk, and leave a checkpoint for each Run that parts from it.
+    """Train a prefix, and leave a checkpoint for each Run that leaves it.
 
     Args:
-        job: The trunk and its forks.
+        job: The prefix and its forks.
 
     Yields:
-        Who can go on.
+        The Runs that can go on alone.
     """
-    assert job.folder is not None
-    files = Checkpoints(job.folder)
-    with files.locked(
-        job.name
-    ):  # another search may have led them while this one waited, or before it came here
-        known = [fork.number for fork in job.forks if not job.overwrite and _is_beyond(fork, files)]
-        yield from map(ForkReady, known)
-        forks = tuple(fork for fork in job.forks if fork.number not in known)
+    assert job.checkpoint_folder is not None
+    files = Checkpoints(job.checkpoint_folder)
+    with files.locked(job.name):
+        # Another search may have trained the prefix before, or while this one waited for the lock.
+        ready, forks = [], []
+        for fork in job.forks:
+            is_ready = not job.overwrite and _is_beyond_prefix(fork, files)
+            (ready if is_ready else forks).append(fork)
+        for fork in ready:
+            yield ForkReady(fork.number)
         if forks:
-            yield from _run_prefix(job._replace(forks=forks), files)
+            yield from _run_prefix(job._replace(forks=tuple(forks)), files)
 
 
-def _is_beyond(fork: Job, files: Checkpoints) -> bool:
-    """Tell whether another search led a Run beyond its trunk."""
+def _run_prefix(job: Job, files: Checkpoints) -> Iterator[ForkReady]:
+    """Train a prefix until its last fork has left."""
+    forks = {fork.number: fork for fork in job.forks}
+    runs = {number: fork.run for number, fork in forks.items()}
+    prefix = SharedPrefix(runs)
+    run = replace(job.run, stop_epoch=prefix.epochs)
+
+    # A checkpoint of the prefix is of use if all forks leave it later.
+    snapshot = files.find(job.name, prefix.epochs)
+    if snapshot is not None and _leaves_before(snapshot, run, runs):
+        snapshot = None
+
+    timer = CheckpointTimer(files, job.name)
+    for row in train(run, resume=snapshot, conclude=False, **_train_options(job)):
+        # First the checkpoints of those that leave, then the news that they can go on from them.
+        leaving = list(prefix.follow(row))
+        for fork in leaving:
+            if fork.snapshot is not None:
+                # A Run of the same key that stops elsewhere may need its own checkpoint.
+                name = forks[fork.number].name
+                files.save(name, fork.epoch, fork.snapshot, delete_earlier=False)
+        if not len(prefix):
+            files.delete(job.name, run.epochs + 1)
+        for fork in leaving:
+            yield ForkReady(fork.number)
+        if not len(prefix):
+            break
+        timer.save_if_due(row)
+
+
+def _leaves_before(snapshot: Snapshot, run: Run, runs: Mapping[int, Run]) -> bool:
+    """Tell whether one of the Runs leaves a prefix before it reaches a snapshot."""
+    prefix = SharedPrefix(runs)
+    for row in replay_rows(run, snapshot):
+        for _ in prefix.follow(row):
+            return True
+    return False
+
+
+def _is_beyond_prefix(fork: Job, files: Checkpoints) -> bool:
+    """Tell whether another search trained a Run beyond its prefix."""
     if files.exists(fork.name, fork.run.epochs):
         return True
-    if fork.ledger is None or fork.trajectory is None:
+    if fork.ledger is None or fork.key is None:
         return False
     with contextlib.closing(Ledger(fork.ledger)) as ledger:
         return _load_cached(fork, ledger) is not None
 
 
-def _run_prefix(job: Job, files: Checkpoints) -> Iterator[ForkReady]:
-    forks = {fork.number: fork for fork in job.forks}
-    runs = {number: fork.run for number, fork in forks.items()}
-    trunk = SharedPrefix(runs)
-    run = replace(job.run, stop_epoch=trunk.epochs)
-    resume = files.find(job.name, trunk.epochs)
-    if resume is not None:
-        again = SharedPrefix(runs)
-        if any(True for row in replay_rows(run, resume) for _ in again.follow(row)):
-            resume = None  # somebody new leaves before it
-    pace = CheckpointTimer(files, job.name)
-    how: dict[str, Any] = {"device": job.device, "threads": job.threads, "settings": job.settings}
-    for row in train(run, resume=resume, conclude=False, **how):
-        parting = list(trunk.follow(row))
-        for number, epoch, state in parting:
-            if state is not None:
-                files.save(
-                    forks[number].name, epoch, state, only=False
-                )  # a Run of another length may need its own
-        if not len(trunk):
-            files.delete(job.name, run.epochs + 1)
-        yield from (ForkReady(number) for number, _, _ in parting)
-        if not len(trunk):
-            break
-        pace.see(row)
+def _execute(job: Job, ledger: Ledger | None) -> Iterator[EpochResult]:
+    """Train one Run, from its checkpoint if there is one, and store its Record."""
+    # The weights of the first flooded step are not in a checkpoint.
+    files = None
+    if job.checkpoint_folder is not None and not job.first_flooded:
+        files = Checkpoints(job.checkpoint_folder)
+    snapshot = None if files is None else files.find(job.name, job.run.epochs)
+    if snapshot is not None:
+        _check_fingerprint(job, snapshot)
+    rows = train(job.run, first_flooded=job.first_flooded, resume=snapshot, **_train_options(job))
+    timer = None if files is None else CheckpointTimer(files, job.name)
+    if ledger is not None:
+        ledger.start(job.name, job.run.epochs)
+
+    for row in rows:
+        if row.record is not None:
+            # Stored before anybody receives it: a killed parent loses nothing.
+            if ledger is not None:
+                ledger.add(job.name, row.record, replace=job.overwrite)
+            if files is not None:
+                _prune_checkpoints(files, job, row)
+        elif timer is not None:
+            timer.save_if_due(row)
+        yield row
 
 
-class _Failure(NamedTuple):
-    """An exception on its way to the parent, which may not be able to rebuild it."""
-
-    packed: bytes | None
-    summary: str
-    trace: str
+def _train_options(job: Job) -> _TrainOptions:
+    """Give what a job says about how to train, for :func:`flooding.train`."""
+    return {"device": job.device, "threads": job.threads, "settings": job.settings}
 
 
-def _picklable_failure(error: BaseException) -> _Failure:
-    trace = "".join(traceback.format_exception(error))
-    summary = f"{type(error).__name__}: {error}"
-    try:
-        packed = pickle.dumps(error)
-        pickle.loads(packed)
-    except Exception:  # ruff: ignore[blind-except] -- exceptions with odd constructors
-        packed = None
-    return _Failure(packed, summary, trace)
+def _check_fingerprint(job: Job, snapshot: Snapshot) -> None:
+    """Refuse a checkpoint under a user's key that comes from other code."""
+    # Before its first epoch a Run has no batch loss, and so no fingerprint.
+    is_checked = has_user_key(job.run.problem) and len(snapshot["curves"]) > 1
+    if is_checked and snapshot["mark"] != fingerprint(job.run, job.device, job.threads):
+        raise ValueError(
+            "a checkpoint must have this problem's parameter shapes and first batch loss, but one "
+            f"in {job.checkpoint_folder} has others: the problem changed. Change its key too."
+        )
+
+
+def _locked(job: Job) -> AbstractContextManager[None]:
+    """Keep other processes from training the same Run at the same time."""
+    if job.checkpoint_folder is None:
+        return contextlib.nullcontext()
+    return Checkpoints(job.checkpoint_folder).locked(job.name)
+
+
+def _load_cached(job: Job, ledger: Ledger) -> Record | None:
+    """Look a Run up, unless it must be trained in any case."""
+    if job.overwrite or job.first_flooded:
+        return None
+    record = ledger.find(job.run, job.name)
+    # A user's key says nothing of the code behind it.
+    if record is not None and has_user_key(job.run.problem):
+        is_own = record.fingerprint == fingerprint(job.run, job.device, job.threads)
+        return record if is_own else None
+    return record
+
+
+def _replay_cached(job: Job, record: Record) -> Iterator[EpochResult]:
+    """Give the row of a Run that was trained meanwhile; a prefix may have left it a checkpoint."""
+    row = EpochResult(job.run, job.run.epochs, {}, record)
+    if job.checkpoint_folder is not None:
+        _prune_checkpoints(Checkpoints(job.checkpoint_folder), job, row)
+    yield row
+
+
+def _prune_checkpoints(files: Checkpoints, job: Job, row: EpochResult) -> None:
+    """Remove the checkpoints of a Run that is done; leave the one where a longer Run may go on."""
+    may_go_on = job.key is not None and row.epoch < job.run.problem.max_epochs
+    if may_go_on and row.snapshot is not None:
+        # What was trained up to here is paid for.
+        files.save(job.name, row.epoch, {**row.snapshot(), "trained": 0, "seconds": 0.0})
+    else:
+        # A Run that was looked up has no snapshot: its last checkpoint stays.
+        files.delete(job.name, below=row.epoch if may_go_on else row.epoch + 1)

@@ -1,4 +1,4 @@
-"""A pool of worker processes."""
+"""A pool of worker processes: which worker does which job, and what happens when one dies."""
 
 from __future__ import annotations
 
@@ -6,48 +6,41 @@ import atexit
 import codecs
 import collections
 import contextlib
-import faulthandler
 import json
+import math
 import os
 import pickle
 import queue
-import select
 import signal
-import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-import torch
-
-from flooding.training.jobs import (
-    ForkReady,
-    Job,
-    _Failure,
-    _picklable_failure,
-    run_job,
-    run_shared_prefix,
-)
+from flooding.training.jobs import ForkReady, Job
 from flooding.training.loop import EpochResult
+from flooding.training.messages import (
+    EpochMessage,
+    Message,
+    read_message,
+    unpickle_message,
+    write_message,
+)
 from flooding.training.watchdog import Watchdog
 
-__all__ = ["Pool", "serve"]
+__all__ = ["Pool"]
 
-_ATTEMPTS = 5  # deaths in a row without getting any further than before
-_HEARTBEAT = 5.0  # seconds between two signs of life of a Run whose rows nobody wants
-_ORPHAN_CHECK = 1.0  # seconds between two looks of a worker whether its parent is there
-_STDERR_KEPT = 1 << 16  # characters of a worker's output that are remembered
-_STDERR_QUOTED = 2000  # and those that an error quotes
+_MAX_DEATHS = 5  # in a row, without getting any further than before
+_OUTPUT_LENGTH = 1 << 16  # characters of a worker's output that are remembered
+_QUOTE_LENGTH = 2000  # and those that an error quotes
 
 # Ctrl-C is the parent's to handle, also while a worker still imports.
 _START = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from flooding.training.pool import serve; serve(int(sys.argv[2]))"
+    "from flooding.training.worker import serve; serve(int(sys.argv[2]))"
 )
 
 
@@ -55,8 +48,8 @@ class Pool:
     """Worker processes, kept warm between calls and started when there is work for them."""
 
     def __init__(self) -> None:
-        self._messages: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
-        self._workers: list[_Worker] = []
+        self._messages: _MessageQueue = queue.SimpleQueue()
+        self._workers: list[_WorkerProcess] = []
         atexit.register(self.close)
 
     def __len__(self) -> int:
@@ -65,99 +58,82 @@ class Pool:
     def run(
         self, jobs: Sequence[Job], workers: int
     ) -> Generator[tuple[int, EpochResult | BaseException], None, None]:
-        """Train Runs on several workers and pass on what they tell, in the order it happens.
+        """Do jobs on several workers and pass on what they send, in the order it happens.
 
         Args:
-            jobs: The Runs, longest first if they differ.
+            jobs: The jobs, longest first if they differ.
             workers: How many may work at a time, at least 1; never more are used than there are
                 Runs.
 
         Yields:
             The number of a job, and a row or an exception. The last row of a job carries its
-            Record; trunks have no rows.
+            Record; prefixes have no rows.
 
-        Raises:
-            RuntimeError: If a Run's worker died five times and the Run got no further, as when
-                memory runs out.
+        A Run whose worker died five times without getting any further, as when memory runs out,
+        raises a RuntimeError.
         """
-        waiting, busy, died = list(reversed(jobs)), {}, collections.Counter()
-        furthest: dict[str, int] = {}
-        watchdog = Watchdog()
         limit = min(workers, sum(len(job.forks) or 1 for job in jobs))
-        while len(self._workers) < limit:  # at once, since a worker takes two seconds to start
-            self._workers.append(_Worker(self._messages))
+        call = _Call(list(reversed(jobs)), limit)
+        # All at once, since a worker takes two seconds to start.
+        while len(self._workers) < limit:
+            self._workers.append(_WorkerProcess(self._messages))
         try:
-            self._dispatch(waiting, busy, limit, watchdog)
-            while busy:
-                try:
-                    worker, news = self._messages.get(timeout=watchdog.seconds_left())
-                except queue.Empty:
-                    watchdog.report()
+            self._dispatch(call)
+            while call.busy:
+                worker, message = self._receive(call)
+                if message is None:
+                    # The worker died. Its job goes to a new one, which goes on from a checkpoint.
+                    call.note_death(worker)
+                    self._assign(call, worker, call.busy.pop(worker))
                     continue
-                if worker not in busy:
-                    continue
-                if self._messages.empty():  # also where another run has news all the time
-                    watchdog.report()
-                job = busy[worker]
-                if news is None:  # the worker died
-                    died[job.name] += 1
-                    if died[job.name] == _ATTEMPTS:
-                        raise RuntimeError(
-                            f"a worker died {_ATTEMPTS} times on the run with level {job.run.level} and seed "
-                            f"{job.run.seed}: {worker.exit_reason()}"
-                        )
-                    watchdog.stop(worker)
-                    self._assign(worker, busy.pop(worker), busy, watchdog)
-                    continue
-                watchdog.feed(worker)
-                ended = isinstance(news, BaseException)
-                if ended:
-                    yield job.number, news
-                for item in [] if ended else news:
-                    reached = -len(job.forks) if isinstance(item, ForkReady) else item.epoch
-                    if reached > furthest.get(job.name, -(1 << 30)):
-                        furthest[job.name], died[job.name] = reached, 0
-                    if not isinstance(item, ForkReady):
-                        watchdog.feed(worker, item.epoch)
-                        yield job.number, replace(item, run=job.run)
-                        ended = item.record is not None
-                    else:
-                        waiting += [fork for fork in job.forks if fork.number == item.number]
-                        job = job._replace(
-                            forks=tuple(f for f in job.forks if f.number != item.number)
-                        )
-                        busy[worker], ended = job, not job.forks
-                if ended:
-                    busy.pop(worker)
-                    watchdog.stop(worker)
-                self._dispatch(waiting, busy, limit, watchdog)
+                call.watchdog.feed(worker)
+                if isinstance(message, BaseException):
+                    yield call.busy[worker].number, message
+                    call.end_job(worker)
+                else:
+                    for item in message:
+                        yield from call.process(worker, item)
+                self._dispatch(call)
         finally:
-            for worker in busy:  # left early: what these still do concerns nobody
+            # The caller left early: what these workers still do concerns nobody.
+            for worker in call.busy:
                 worker.end()
                 self._workers.remove(worker)
 
-    def _dispatch(
-        self, waiting: list[Job], busy: dict[_Worker, Job], limit: int, watchdog: Watchdog
-    ) -> None:
-        """Give what waits to whoever has nothing to do."""
-        for worker in list(self._workers):
-            if waiting and worker not in busy and len(busy) < limit:
-                self._assign(worker, waiting.pop(), busy, watchdog)
+    def _receive(self, call: _Call) -> tuple[_WorkerProcess, Message | None]:
+        """Wait for a message from a worker of a call; None is its death."""
+        while True:
+            try:
+                worker, message = self._messages.get(timeout=call.watchdog.seconds_left())
+            except queue.Empty:
+                call.watchdog.report()
+                continue
+            # Other messages come from workers that died with nothing to do.
+            if worker in call.busy:
+                # A Run may be overdue also where another one sends all the time.
+                if self._messages.empty():
+                    call.watchdog.report()
+                return worker, message
 
-    def _assign(
-        self, worker: _Worker, job: Job, busy: dict[_Worker, Job], watchdog: Watchdog
-    ) -> None:
-        if worker.gone:  # perhaps long ago, while it had nothing to do
+    def _dispatch(self, call: _Call) -> None:
+        """Give the jobs that wait to workers that have nothing to do."""
+        for worker in list(self._workers):
+            if call.waiting and worker not in call.busy and len(call.busy) < call.limit:
+                self._assign(call, worker, call.waiting.pop())
+
+    def _assign(self, call: _Call, worker: _WorkerProcess, job: Job) -> None:
+        """Give a job to a worker; to a new one if it has died, perhaps long ago."""
+        if worker.is_gone:
             worker = self._replace(worker)
-        busy[worker] = job
-        watchdog.start(worker, job.run)
+        call.busy[worker] = job
+        call.watchdog.start(worker, job.run)
         worker.send(job)
 
-    def _replace(self, worker: _Worker) -> _Worker:
+    def _replace(self, worker: _WorkerProcess) -> _WorkerProcess:
         worker.end()
-        fresh = _Worker(self._messages)
-        self._workers[self._workers.index(worker)] = fresh
-        return fresh
+        successor = _WorkerProcess(self._messages)
+        self._workers[self._workers.index(worker)] = successor
+        return successor
 
     def close(self) -> None:
         """End the workers and every process that they started."""
@@ -167,253 +143,182 @@ class Pool:
         atexit.unregister(self.close)
 
 
-class _Worker:
-    """One child process, and the threads that read what it tells and what it prints."""
+@dataclass
+class _Call:
+    """The state of one call of :meth:`Pool.run`."""
 
-    def __init__(self, news: queue.SimpleQueue) -> None:
+    waiting: list[Job]  # the next one last
+    limit: int  # of workers at a time
+    busy: dict[_WorkerProcess, Job] = field(default_factory=dict)
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    deaths: collections.Counter[str] = field(default_factory=collections.Counter)
+    progress: dict[str, float] = field(default_factory=dict)  # how far each job ever got
+
+    def process(
+        self, worker: _WorkerProcess, item: EpochMessage | ForkReady
+    ) -> Iterator[tuple[int, EpochResult]]:
+        """Take one item of a worker's message; give the row that it holds."""
+        job = self.busy[worker]
+        self._note_progress(job, item)
+        if isinstance(item, ForkReady):
+            # The Run that left the prefix is a job of its own now.
+            self.waiting += [fork for fork in job.forks if fork.number == item.number]
+            forks = tuple(fork for fork in job.forks if fork.number != item.number)
+            self.busy[worker] = job._replace(forks=forks)
+            is_done = not forks
+        else:
+            self.watchdog.feed(worker, item.epoch)
+            yield job.number, EpochResult(job.run, item.epoch, item.values, item.record)
+            is_done = item.record is not None
+        if is_done:
+            self.end_job(worker)
+
+    def _note_progress(self, job: Job, item: EpochMessage | ForkReady) -> None:
+        """Forget a job's deaths when it gets further than ever before."""
+        reached = -len(job.forks) if isinstance(item, ForkReady) else item.epoch
+        if reached > self.progress.get(job.name, -math.inf):
+            self.progress[job.name] = reached
+            self.deaths[job.name] = 0
+
+    def note_death(self, worker: _WorkerProcess) -> None:
+        """Count the death of a busy worker; give up a job that kills its workers."""
+        job = self.busy[worker]
+        self.deaths[job.name] += 1
+        if self.deaths[job.name] == _MAX_DEATHS:
+            raise RuntimeError(
+                f"a worker died {_MAX_DEATHS} times on the run with level {job.run.level} and seed "
+                f"{job.run.seed}: {worker.exit_reason()}"
+            )
+        self.watchdog.stop(worker)
+
+    def end_job(self, worker: _WorkerProcess) -> None:
+        """Let a worker have nothing to do."""
+        self.busy.pop(worker)
+        self.watchdog.stop(worker)
+
+
+class _WorkerProcess:
+    """One child process, and the threads that read its messages and what it prints.
+
+    Args:
+        messages: Where its messages go; None at last, when it has died.
+    """
+
+    def __init__(self, messages: _MessageQueue) -> None:
         # One thread each from the start: two workers of one thread beat one of two, and OpenMP
         # reads this only once.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             # -P and the path first: files in the working directory must not stand in for modules.
-            [sys.executable, "-P", "-c", _START, json.dumps(_path()), str(os.getpid())],
+            [sys.executable, "-P", "-c", _START, json.dumps(_search_path()), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
             env=environment,
-            # A group of its own, which ends with it: whatever the user's code started
+            # A group of its own, which ends with it: whatever the user's code started.
             start_new_session=True,
         )
-        self._creator = os.getpid()
-        self._tail = ""
-        self.gone = False
-        threading.Thread(target=self._listen, args=(news,), daemon=True).start()
+        self._parent_pid = os.getpid()
+        self._output = ""  # the end of what it printed
+        self.is_gone = False
+        threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
         self._stderr_thread = threading.Thread(target=self._forward_stderr, daemon=True)
         self._stderr_thread.start()
         self._reaper = threading.Thread(target=self._reap, daemon=True)
         self._reaper.start()
 
-    def _listen(self, news: queue.SimpleQueue) -> None:
+    def send(self, job: Job) -> None:
+        """Give it a job."""
+        assert self._process.stdin is not None
+        self._output = ""  # what it printed about an earlier job explains nothing about this one
+        # The path and the folder go along: either may have changed since the worker started.
+        content = pickle.dumps((_search_path(), os.getcwd(), pickle.dumps(job)))
+        with contextlib.suppress(OSError):  # it just died: the listening thread says so
+            write_message(self._process.stdin.fileno(), content)
+
+    def exit_reason(self) -> str:
+        """Say how it ended, and what it printed last."""
+        # Not wait(), which would reap it before its group has ended.
+        self._reaper.join(timeout=5)
+        self._stderr_thread.join(timeout=1)
+        code = self._process.returncode
+        if code is None or code >= 0:
+            cause = f"it ended with exit code {code}"
+        else:
+            cause = f"killed by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                cause += "; is there memory?"
+        quote = _quote(self._output)
+        return f"{cause}. It printed last:\n{quote}" if quote else f"{cause}. It printed nothing."
+
+    def end(self) -> None:
+        """End it and every process that it started."""
+        self._kill()
+        self._reaper.join()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+    def _listen(self, messages: _MessageQueue) -> None:
+        """Pass its messages on until it dies."""
         pipe = self._process.stdout
         assert pipe is not None
         try:
             with pipe, contextlib.suppress(EOFError, OSError):
                 while True:
-                    news.put((self, _unpickle_news(_read(pipe.fileno()))))
+                    messages.put((self, unpickle_message(read_message(pipe.fileno()))))
         finally:
-            self.gone = True
-            news.put((self, None))
+            self.is_gone = True
+            messages.put((self, None))
 
     def _forward_stderr(self) -> None:
-        """Pass what the worker prints on to this process's standard error, and remember the end of
-        it.
-        """
+        """Print what it prints on this process's standard error, and remember the end of it."""
         pipe = self._process.stderr
         assert pipe is not None
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         with pipe, contextlib.suppress(OSError):
             while part := os.read(pipe.fileno(), 1 << 16):
                 text = decode(part)
-                self._tail = (self._tail + text)[-_STDERR_KEPT:]
-                with contextlib.suppress(
-                    OSError, ValueError, AttributeError
-                ):  # it may be closed, or None
+                self._output = (self._output + text)[-_OUTPUT_LENGTH:]
+                # Standard error may be closed, or None.
+                with contextlib.suppress(OSError, ValueError, AttributeError):
                     sys.stderr.write(text)
                     sys.stderr.flush()
 
     def _reap(self) -> None:
-        """End what the worker started when the worker itself has ended: its pipes close with the
-        last of them.
-        """
+        """Wait for its end, then end what it started: its pipes close with the last of them."""
         if hasattr(os, "waitid"):
             with contextlib.suppress(OSError):
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-                self._kill()  # before it is reaped: until then its group has its number
+                # Before it is reaped: until then no other group can have its number.
+                self._kill()
         self._process.wait()
 
     def _kill(self) -> None:
-        if self._process.returncode is not None or os.getpid() != self._creator:
+        """Kill its process group; in a process forked from the parent this does nothing."""
+        if self._process.returncode is not None or os.getpid() != self._parent_pid:
             return
         with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL) if hasattr(
-                os, "killpg"
-            ) else self._process.kill()
-
-    def send(self, job: Job) -> None:
-        assert self._process.stdin is not None
-        self._tail = ""  # what it printed about an earlier job explains nothing about this one
-        with contextlib.suppress(OSError):  # it just died: the listening thread says so
-            # The path and the folder go along: either may have changed since the worker started.
-            _write(
-                self._process.stdin.fileno(),
-                pickle.dumps((_path(), os.getcwd(), pickle.dumps(job))),
-            )
-
-    def exit_reason(self) -> str:
-        """Say how the worker ended, and what it said last."""
-        self._reaper.join(
-            timeout=5
-        )  # and not wait(), which would reap it before its group has ended
-        self._stderr_thread.join(timeout=1)
-        code = self._process.returncode
-        if code is not None and code < 0:
-            cause = f"killed by {signal.Signals(-code).name}"
-            cause += "; is there memory?" if code == -signal.SIGKILL else ""
-        else:
-            cause = f"it ended with exit code {code}"
-        tail = _quote(self._tail)
-        return f"{cause}. It printed last:\n{tail}" if tail else f"{cause}. It printed nothing."
-
-    def end(self) -> None:
-        self._kill()
-        self._reaper.join()
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()  # type: ignore[union-attr]
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
 
 
-def _quote(printed: str) -> str:
-    """Return the part of a worker's output that explains its death: Python's fatal error, or the
-    last lines.
-    """
-    lines = [
-        line for line in printed.strip().splitlines() if not line.startswith("Extension modules:")
-    ]
-    text = "\n".join(lines)
+_MessageQueue: TypeAlias = "queue.SimpleQueue[tuple[_WorkerProcess, Message | None]]"
+
+
+def _quote(output: str) -> str:
+    """Quote what explains a worker's death: Python's fatal error, or the last lines."""
+    lines = output.strip().splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("Extension modules:"))
     fatal = text.rfind("Fatal Python error:")
     if fatal >= 0:
-        return text[fatal:][: 2 * _STDERR_QUOTED]
-    return text[-_STDERR_QUOTED:]
+        return text[fatal:][: 2 * _QUOTE_LENGTH]
+    return text[-_QUOTE_LENGTH:]
 
 
-def _write(descriptor: int, message: bytes) -> None:
-    """Write a message with its length before it."""
-    rest = memoryview(struct.pack("<Q", len(message)) + message)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def _read(descriptor: int) -> bytes:
-    """Read a message; EOFError where whoever wrote it died, perhaps in the middle."""
-    (size,) = struct.unpack("<Q", _read_exactly(descriptor, 8))
-    return _read_exactly(descriptor, size)
-
-
-def _read_exactly(descriptor: int, size: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < size:
-        part = os.read(descriptor, min(size - len(parts), 1 << 20))
-        if not part:
-            raise EOFError
-        parts += part
-    return bytes(parts)
-
-
-def _path() -> list[str]:
+def _search_path() -> list[str]:
     """Give the module search path, with the working directory spelled out."""
     return [entry or os.getcwd() for entry in sys.path]
-
-
-def serve(parent: int) -> None:
-    """Take jobs from a pipe until it closes, and tell rows on another: the life of a worker.
-
-    Args:
-        parent: Process number of the parent.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    jobs_in, rows_out = _redirect_streams()
-    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-    def listen() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                # A process that the parent forked may hold the pipe open after the parent's end.
-                while os.name == "posix" and not select.select([jobs_in], [], [], _ORPHAN_CHECK)[0]:
-                    if os.getppid() != parent:
-                        _exit_group()
-                jobs.put(_read(jobs_in))
-        _exit_group()  # the parent is gone, or wants us gone
-
-    threading.Thread(target=listen, daemon=True).start()
-    owner = os.getpid()
-
-    def send(news: Any) -> None:
-        if os.getpid() != owner:  # the user's code forked, and the child came back from it
-            os._exit(0)
-        _write(rows_out, pickle.dumps(news))
-
-    while True:
-        message = jobs.get()
-        try:
-            sys.path[:], folder, packed = pickle.loads(message)
-            os.chdir(folder)
-            job = pickle.loads(packed)
-            torch.set_default_dtype(job.dtype)
-            for rows in _batched(run_shared_prefix(job) if job.forks else run_job(job), job.quiet):
-                send(rows)
-        except BaseException as error:  # ruff: ignore[blind-except] -- the parent raises it, whatever it is
-            send(_picklable_failure(error))
-
-
-def _redirect_streams() -> tuple[int, int]:
-    """Keep the pipes from and to the parent for the protocol, and give the user's code others.
-
-    Returns:
-        The descriptors to read jobs from and to write rows to.
-    """
-    jobs_in, rows_out = (
-        os.dup(0),
-        os.dup(1),
-    )  # not inherited by programs that the user's code starts
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    sys.stdin = open(os.devnull, encoding="utf-8")  # ruff: ignore[open-file-with-context-handler] -- for good
-    os.dup2(2, 1)  # what a user's code prints must not end up in the pipe
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what was printed is seen, also of a death
-    faulthandler.enable()
-    return jobs_in, rows_out
-
-
-def _exit_group() -> None:
-    """End this process and all it started, also in the middle of an epoch."""
-    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(0)
-
-
-def _batched(
-    rows: Iterator[EpochResult] | Iterator[ForkReady], quiet: bool, seconds: float = 0.1
-) -> Iterator[list[EpochResult | ForkReady]]:
-    """Bundle rows, without what the parent has or does not need, so that telling costs next to
-    nothing.
-    """
-    bundle, told = [], time.monotonic()
-    for row in rows:
-        urgent = isinstance(row, ForkReady) or row.record is not None
-        if quiet and not urgent:
-            if time.monotonic() - told > _HEARTBEAT:
-                yield []
-                told = time.monotonic()
-            continue
-        if isinstance(row, EpochResult):
-            record = None if row.record is None else replace(row.record, run=None)
-            row = EpochResult(None, row.epoch, row.values, record)  # type: ignore[arg-type]
-        bundle.append(row)
-        if urgent or time.monotonic() - told > seconds:
-            yield bundle
-            bundle, told = [], time.monotonic()
-
-
-def _unpickle_news(message: bytes) -> Any:
-    """Read rows or an exception that a worker sent."""
-    news = pickle.loads(message)
-    if not isinstance(news, _Failure):
-        return news
-    try:
-        error = pickle.loads(news.packed) if news.packed is not None else RuntimeError(news.summary)
-    except Exception:  # ruff: ignore[blind-except] -- its class is not to be found here
-        error = RuntimeError(news.summary)
-    error.add_note(f"In a worker process:\n{news.trace}")
-    return error

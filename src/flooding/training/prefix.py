@@ -1,8 +1,8 @@
-"""Prefix sharing: Runs that differ in their level alone take the same steps until one of them
-floods.
+"""Prefix sharing: Runs that differ in their level alone take their first steps together.
 
-One plain Run, the trunk, takes those steps for all. A Run leaves it at the start of the epoch that
-holds the first step whose slope is not exactly +1, and goes on alone, bit-identical to training
+These Runs take the same steps until one of them floods. One plain Run, the prefix, takes those
+steps for all. A Run leaves it at the start of the epoch that
+holds the first step whose slope is not exactly +1. It goes on alone, bit-identical to training
 alone from the beginning.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,23 @@ from flooding.levels import Controller, StepInfo
 from flooding.methods import Flooding
 from flooding.training.loop import EpochResult, mean_level
 from flooding.training.run import Run
+from flooding.training.state import Snapshot
 
-__all__ = ["SharedPrefix", "can_share", "prefix_run", "replay_rows"]
+__all__ = ["Fork", "SharedPrefix", "can_share", "prefix_run", "replay_rows"]
+
+
+class Fork(NamedTuple):
+    """A Run that leaves its prefix.
+
+    Args:
+        number: Which Run.
+        epoch: Epoch to go on from.
+        snapshot: State to go on from; None is "from the beginning".
+    """
+
+    number: int
+    epoch: int
+    snapshot: Snapshot | None
 
 
 def can_share(run: Run) -> bool:
@@ -38,89 +53,27 @@ def can_share(run: Run) -> bool:
 
 
 def prefix_run(run: Run) -> Run:
-    """Give the plain Run that a Run shares its beginning with."""
+    """Give the plain Run that a Run shares its first steps with."""
     return replace(run, level=None, method=Flooding(), stop_epoch=None)
 
 
-def replay_rows(run: Run, snapshot: Mapping[str, Any]) -> Iterator[EpochResult]:
-    """Give the rows that led to a snapshot of a trunk.
+def replay_rows(run: Run, snapshot: Snapshot) -> Iterator[EpochResult]:
+    """Give the rows that led to a snapshot of a prefix.
 
     Args:
-        run: The trunk.
+        run: The prefix.
         snapshot: Its state.
 
     Yields:
         Rows without snapshots of their own.
     """
     for epoch, values in enumerate(snapshot["curves"]):
-        yield EpochResult(
-            run, epoch, values, losses=snapshot["losses"][epoch - 1] if epoch else None
-        )
-
-
-class _Follower:
-    """A Run that still takes the trunk's steps."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.state: Mapping[str, Tensor] | None = None
-        self.levels: list[float] = []  # per epoch
-        self.kept: tuple[Mapping[str, Tensor] | None, int] = (
-            None,
-            0,
-        )  # state and epochs at the last snapshot
-        if isinstance(run.level, Controller):
-            self.state = run.level.init()
-
-    def leaves(self, row: EpochResult) -> bool:
-        """Go through the steps of an epoch; tell whether the Run would have flooded in one of
-        them.
-        """
-        losses, level = row.losses, self.run.level
-        assert losses is not None
-        if level is None:
-            self.levels.append(mean_level([]))
-            return False
-        if self.state is None:
-            if not bool((losses > level).all()):  # NaN leaves too, to be sure
-                return True
-            self.levels.append(mean_level([level] * len(losses)))
-            return False
-        state = {name: t.to(losses.device) for name, t in self.state.items()}
-        seen, bits = [], []
-        for loss in losses:
-            seen.append(state["level"])
-            bits.append(loss > state["level"])
-            state = level.update(state, StepInfo(loss=loss))
-        if not bool(torch.stack(bits).all()):
-            return True
-        values = (row.values.get(name) for name in ("train_accuracy", "val_loss", "val_accuracy"))
-        self.state = level.update(state, StepInfo(None, *values))
-        self.levels.append(mean_level(seen))
-        return False
-
-    def near(self, row: EpochResult) -> bool:
-        """Tell whether the Run may leave within the next few epochs."""
-        if not isinstance(self.run.level, float):
-            return self.run.level is not None
-        lowest = 0.0 if row.losses is None else float(row.losses.min())
-        return row.losses is None or self.run.level >= lowest - 0.5 * abs(lowest)
-
-    def fork(self, snapshot: Mapping[str, Any]) -> dict[str, Any]:
-        """Turn the trunk's state into this Run's own."""
-        state, epochs = self.kept
-        told = dict(snapshot)
-        told["controller"] = None if state is None else dict(state)
-        told["curves"] = [dict(row) for row in snapshot["curves"]]
-        for row, level in zip(told["curves"][1:], self.levels[:epochs], strict=True):
-            row["level"] = level
-        if self.run.level is not None:
-            told["losses"] = None
-        return told
+        losses = snapshot["losses"][epoch - 1] if epoch else None
+        yield EpochResult(run, epoch, values, losses=losses)
 
 
 class SharedPrefix:
-    """Follows the rows of a trunk and tells which Runs leave it.
+    """Follows the rows of a prefix and tells which Runs leave it.
 
     Args:
         runs: The Runs that share it, by number.
@@ -128,56 +81,142 @@ class SharedPrefix:
 
     def __init__(self, runs: Mapping[int, Run]) -> None:
         self._followers = {number: _Follower(run) for number, run in runs.items()}
-        self._snapshot: dict[str, Any] | None = None
-        self._trained = 0
+        self._snapshot: Snapshot | None = None  # the latest that a follower may need
+        self._snapshot_epoch = 0
+        self._epoch = 0
 
     def __len__(self) -> int:
         return len(self._followers)
 
     @property
     def epochs(self) -> int:
-        """The last epoch the trunk can be of use for."""
-        return max((f.run.epochs for f in self._followers.values()), default=0)
+        """The last epoch for which the prefix can be of use."""
+        return max((follower.run.epochs for follower in self._followers.values()), default=0)
 
-    def follow(self, row: EpochResult) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
-        """Go through one row of the trunk.
+    def follow(self, row: EpochResult) -> Iterator[Fork]:
+        """Compare one row of the prefix with the level of every Run.
 
         Args:
             row: The row.
 
         Yields:
-            For every Run that leaves: its number, and epoch and state to go on from; None is "from
-            the beginning".
+            The Runs that leave after this row.
         """
-        if row.epoch and row.losses is None:  # an optimiser that takes several passes a step
+        # An optimiser that takes several passes a step has no losses to compare.
+        if row.epoch and row.losses is None:
             for number in list(self._followers):
                 del self._followers[number]
-                yield number, 0, None
+                yield Fork(number, 0, None)
             return
-        leaving = [n for n, f in self._followers.items() if row.epoch and f.leaves(row)]
-        ended = [
-            n for n, f in self._followers.items() if n not in leaving and f.run.epochs == row.epoch
-        ]
-        self._trained = row.epoch
-        for number in leaving:
-            yield self._let_go(number)
-        if row.snapshot is not None and (
-            ended or any(f.near(row) for f in self._followers.values())
-        ):
-            self._snapshot = row.snapshot(copied=True)
-            for follower in self._followers.values():
-                follower.kept = (follower.state, len(follower.levels))
-        for number in ended:
-            yield self._let_go(number)
 
-    def _let_go(self, number: int) -> tuple[int, int, dict[str, Any] | None]:
-        """Give a Run its own state; the last to leave pays for the trunk."""
+        # A Run that would have flooded in this epoch, or may end before the prefix does, leaves.
+        diverging, ending = [], []
+        for number, follower in self._followers.items():
+            if row.epoch and follower.diverges(row):
+                diverging.append(number)
+            elif follower.run.epochs == row.epoch:
+                ending.append(number)
+        self._epoch = row.epoch
+
+        # The first ones repeat this epoch on their own: they start from the snapshot before it.
+        for number in diverging:
+            yield self._fork(number)
+
+        # A snapshot takes time, so that there is one only where a Run may soon need it.
+        if row.snapshot is not None and (ending or self._any_may_diverge_soon(row)):
+            self._snapshot, self._snapshot_epoch = row.snapshot(copied=True), row.epoch
+            for follower in self._followers.values():
+                follower.mark_snapshot()
+
+        # The others start from the end of this epoch.
+        for number in ending:
+            yield self._fork(number)
+
+    def _any_may_diverge_soon(self, row: EpochResult) -> bool:
+        return any(follower.may_diverge_soon(row) for follower in self._followers.values())
+
+    def _fork(self, number: int) -> Fork:
+        """Give a Run its own state. The last one to leave pays for the prefix."""
         follower = self._followers.pop(number)
         if self._snapshot is None:
-            return number, 0, None
-        told = follower.fork(self._snapshot)
+            return Fork(number, 0, None)
+        snapshot = follower.adapt(self._snapshot)
         if self._followers:
-            told |= {"trained": 0, "seconds": 0.0}
+            snapshot |= {"trained": 0, "seconds": 0.0}
         else:
-            told["trained"] = self._trained
-        return number, len(told["curves"]) - 1, told
+            snapshot["trained"] = self._epoch
+        return Fork(number, self._snapshot_epoch, snapshot)
+
+
+class _Follower:
+    """A Run that still takes the steps of its prefix."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        controller = run.level if isinstance(run.level, Controller) else None
+        self._state = None if controller is None else controller.init()
+        self._levels: list[float] = []  # mean level in force, per epoch
+        self._state_at_snapshot = self._state
+        self._epochs_at_snapshot = 0
+
+    def diverges(self, row: EpochResult) -> bool:
+        """Tell whether the Run would have flooded in one of the steps of an epoch."""
+        losses, level = row.losses, self.run.level
+        assert losses is not None
+        if isinstance(level, Controller):
+            return self._simulate(level, losses, row)
+        levels: list[float] = []
+        if isinstance(level, float):
+            # NaN is not above a level: such a Run leaves, to be sure.
+            if not bool((losses > level).all()):
+                return True
+            levels = [level] * len(losses)
+        self._levels.append(mean_level(levels))
+        return False
+
+    def _simulate(self, controller: Controller, losses: Tensor, row: EpochResult) -> bool:
+        """Show a controller the losses; tell whether one of them is not above its level."""
+        assert self._state is not None
+        state = {name: tensor.to(losses.device) for name, tensor in self._state.items()}
+        levels, above = [], []
+        for loss in losses:
+            levels.append(state["level"])
+            above.append(loss > state["level"])
+            state = controller.update(state, StepInfo(loss=loss))
+        # One transfer from the device for all steps.
+        if not bool(torch.stack(above).all()):
+            return True
+        train_accuracy = row.values.get("train_accuracy")
+        val_loss, val_accuracy = row.values.get("val_loss"), row.values.get("val_accuracy")
+        end_of_epoch = StepInfo(None, train_accuracy, val_loss, val_accuracy)
+        self._state = controller.update(state, end_of_epoch)
+        self._levels.append(mean_level(levels))
+        return False
+
+    def may_diverge_soon(self, row: EpochResult) -> bool:
+        """Tell whether the Run may leave within the next few epochs."""
+        level = self.run.level
+        if not isinstance(level, float):
+            return level is not None
+        if row.losses is None:
+            return True
+        lowest = float(row.losses.min())
+        return level >= lowest - 0.5 * abs(lowest)
+
+    def mark_snapshot(self) -> None:
+        """Note that the prefix took a snapshot after the last epoch."""
+        self._state_at_snapshot = self._state
+        self._epochs_at_snapshot = len(self._levels)
+
+    def adapt(self, snapshot: Snapshot) -> Snapshot:
+        """Turn a snapshot of the prefix into one of this Run: with its controller and levels."""
+        state = self._state_at_snapshot
+        curves = [dict(values) for values in snapshot["curves"]]
+        levels = self._levels[: self._epochs_at_snapshot]
+        for values, level in zip(curves[1:], levels, strict=True):
+            values["level"] = level
+        adapted = {**snapshot, "curves": curves}
+        adapted["controller"] = None if state is None else dict(state)
+        if self.run.level is not None:
+            adapted["losses"] = None
+        return adapted

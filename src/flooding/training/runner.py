@@ -6,11 +6,11 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -31,6 +31,7 @@ from flooding.training.watchdog import Watchdog
 __all__ = ["available_cpus", "check_device", "run_all", "run_key"]
 
 log = logging.getLogger("flooding")
+_MAX_WORKERS = 64
 
 
 @preserve_rng_state()
@@ -79,8 +80,10 @@ def run_all(
         >>> from functools import partial
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.models import mlp
-        >>> problem = Problem(data=partial(two_gaussians, n_test=100), model=partial(mlp, 10, 2, width=20), max_epochs=2)
-        >>> records = run_all([Run(problem, level) for level in (None, 0.2)], ledger=False, workers=0)
+        >>> data, model = partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=20)
+        >>> problem = Problem(data, model, max_epochs=2)
+        >>> runs = [Run(problem, level) for level in (None, 0.2)]
+        >>> records = run_all(runs, ledger=False, workers=0)
         >>> [record.metrics["epochs"] for record in records]
         [2.0, 2.0]
     """
@@ -92,59 +95,37 @@ def run_all(
     check_device(device)
     # Absolute, since a worker and a Run may change the working directory.
     path = None if ledger is False else str(absolute_path(ledger or default_path()))
+
+    # Look up what was trained before.
     keys = [run_key(run, device=device, threads=threads) for run in runs]
-    records = (
-        {}
-        if path is None or overwrite
-        else _load_cached(path, runs, keys, _key_metadata(device, threads))
-    )
-    for record in records.values():
-        if not _is_own(record, device, threads):
-            raise ValueError(
-                "a Record must have this problem's parameter shapes and first batch loss, but the one in "
-                f"{path} has others: the problem changed. Change its key too."
-            )
+    records: dict[int, Record] = {}
+    if path is not None and not overwrite:
+        records = _load_cached(path, runs, keys, device, threads)
     if path is not None and runs:
-        log.info("%d of %d runs from the ledger %s", len(records), len(runs), path)
-    if path is not None and any(key is None for key in keys):
-        reason = "a problem without a key is trained anew each time. Give the Problem a key='...' to look it up."
-        if has_global_hooks():
-            reason = "with global hooks of torch.nn or torch.optim every run is trained anew. Remove them to look runs up."
-        log.warning(reason)
-    twins: dict[object, list[int]] = {}
-    for number, (run, key) in enumerate(zip(runs, keys, strict=True)):
-        if number not in records:
-            twins.setdefault((key or number, run.epochs), []).append(number)
-    wanted = [numbers[0] for numbers in twins.values()]
+        _log_lookup(path, len(records), keys)
+
+    # Of equal Runs the first one is trained.
+    duplicates = _find_duplicates(runs, keys, records)
     if on_start is not None:
-        on_start([runs[n] for n in wanted])
-    if not wanted:
-        return [records[number] for number in range(len(runs))]
-    with scratch_folder() as scratch, _open_ledger(path):
-        lasting = str(scratch) if path is None else f"{path}.checkpoints"
-        Checkpoints(lasting).prune()
-        how: dict[str, Any] = {"overwrite": overwrite, "device": device, "threads": threads}
-        how["quiet"] = on_row is None
-        how["dtype"], how["settings"] = torch.get_default_dtype(), capture_settings()
-        # A Run that cannot describe itself has no name that lasts: its checkpoints end with the
-        # call.
-        jobs = [
-            Job(n, runs[n], keys[n], path, folder=lasting if keys[n] else str(scratch), **how)
-            for n in wanted
-        ]
-        trained = 0
-        for number, row in _execute(
-            _group_by_prefix(jobs, available_cpus() if workers is None else workers), workers
-        ):
-            if on_row is not None:
-                on_row(row)
-            if row.record is not None:
-                key = (keys[number] or number, runs[number].epochs)
-                records |= {n: replace(row.record, run=runs[n]) for n in twins[key]}
-                trained += row.record.metadata["epochs_trained"]
-    if trained < (epochs := sum(runs[n].epochs for n in wanted)):
-        log.debug("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
-    return [records[number] for number in range(len(runs))]
+        on_start([runs[index] for index in duplicates])
+    if duplicates:
+        options = Job(
+            number=0,
+            run=runs[0],
+            key=None,
+            ledger=path,
+            overwrite=overwrite,
+            device=device,
+            threads=threads,
+            dtype=torch.get_default_dtype(),
+            settings=capture_settings(),
+            quiet=on_row is None,
+        )
+        with _open_ledger(path), _make_jobs(options, runs, keys, list(duplicates)) as jobs:
+            trained = _train(jobs, workers, on_row)
+        for index, equal in duplicates.items():
+            records |= {other: replace(trained[index], run=runs[other]) for other in equal}
+    return [records[index] for index in range(len(runs))]
 
 
 def check_device(device: str) -> None:
@@ -163,52 +144,15 @@ def check_device(device: str) -> None:
         raise ValueError(f"device must be there, got {device!r}: {reason}. Try cpu.") from None
 
 
-@contextmanager
-def _open_ledger(path: str | None) -> Generator[None, None, None]:
-    """Keep the ledger open: else SQLite folds its log into the file whenever a worker closes it."""
-    book = None if path is None else Ledger(path)
-    try:
-        yield
-    finally:
-        if book is not None:
-            book.close()
+def available_cpus() -> int:
+    """Count the cores this process may use.
 
-
-def _group_by_prefix(jobs: list[Job], workers: int) -> list[Job]:
-    """Put Runs that share a beginning under a trunk of theirs."""
-    groups: dict[object, list[Job]] = {}
-    for job in jobs:
-        files, trunk = Checkpoints(job.folder or ""), prefix_run(job.run)
-        if job.overwrite:
-            files.delete(job.name, job.run.epochs + 1)
-        alone = not can_share(job.run) or files.exists(job.name, job.run.epochs)
-        key = run_key(trunk, device=job.device, threads=job.threads) or (
-            id(job.run.problem),
-            job.run.seed,
-        )
-        groups.setdefault(("alone", job.number) if alone else key, []).append(job)
-    grouped = []
-    for key, group in groups.items():
-        # In a large group some begin alone, so that no worker waits for the trunk: those that would
-        # leave it first.
-        early = sorted(
-            (job for job in group if isinstance(job.run.level, float)),
-            key=lambda job: -job.run.level,
-        )
-        early = early[: max(0, min(workers - 1, len(group) // 8))]
-        group = [job for job in group if job not in early]
-        if len(group) == 1:
-            grouped += group
-            continue
-        named = key if isinstance(key, str) else None
-        trunk = group[0]._replace(
-            run=prefix_run(group[0].run), trajectory=named, forks=tuple(group)
-        )
-        if trunk.overwrite:
-            Checkpoints(trunk.folder or "").delete(trunk.name, trunk.run.epochs + 1)
-        grouped.append(trunk)
-        grouped += early
-    return grouped
+    Returns:
+        At least 1.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run_key(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
@@ -226,9 +170,9 @@ def run_key(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
     return None if has_global_hooks() else run.key(**_key_metadata(device, threads))
 
 
-def _key_metadata(device: str, threads: int) -> dict[str, Any]:
+def _key_metadata(device: str, threads: int) -> dict[str, object]:
     """Describe what changes the bits of every Run; torch's default settings are left out."""
-    metadata: dict[str, Any] = {
+    metadata: dict[str, object] = {
         "engine": NUMERICS_VERSION,
         "torch": torch.__version__,
         "device": str(device),
@@ -243,100 +187,273 @@ def _key_metadata(device: str, threads: int) -> dict[str, Any]:
     return metadata
 
 
-def available_cpus() -> int:
-    """Count the cores this process may use.
-
-    Returns:
-        At least 1.
-    """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Looking up
 
 
 def _load_cached(
-    path: str, runs: list[Run], keys: list[str | None], metadata: dict[str, Any]
+    path: str, runs: list[Run], keys: list[str | None], device: str, threads: int
 ) -> dict[int, Record]:
-    """Look Runs up in the ledger, by the position of each; also under the keys of flooding 0.1.0."""
+    """Look Runs up in the ledger, by the index of each; also under the keys of flooding 0.1.0."""
     records: dict[int, Record] = {}
+    metadata = _key_metadata(device, threads)
     with closing(Ledger(path)) as ledger:
         for index, (run, key) in enumerate(zip(runs, keys, strict=True)):
             if key is None:
                 continue
             record = ledger.find(run, key)
-            for legacy_key in run.legacy_keys(**metadata) if record is None else ():
-                record = record or ledger.find(run, legacy_key)
+            if record is None:
+                record = _find_legacy(ledger, run, metadata)
             if record is not None:
                 records[index] = record
+    for record in records.values():
+        _check_fingerprint(record, path, device, threads)
     return records
 
 
-def _is_own(record: Record, device: str, threads: int) -> bool:
-    """Tell whether a Record is the Run's: a user's key promises that, but says nothing of the code
-    behind it.
-    """
+def _find_legacy(ledger: Ledger, run: Run, metadata: dict[str, object]) -> Record | None:
+    for key in run.legacy_keys(**metadata):
+        record = ledger.find(run, key)
+        if record is not None:
+            return record
+    return None
+
+
+def _check_fingerprint(record: Record, path: str, device: str, threads: int) -> None:
+    """Refuse a Record under a user's key that comes from other code: the key does not hash it."""
     run = record.run
-    return (
-        run is None
-        or not has_user_key(run.problem)
-        or record.fingerprint == fingerprint(run, device, threads)
-    )
+    if run is None or not has_user_key(run.problem):
+        return
+    if record.fingerprint != fingerprint(run, device, threads):
+        raise ValueError(
+            "a Record must have this problem's parameter shapes and first batch loss, but the one "
+            f"in {path} has others: the problem changed. Change its key too."
+        )
+
+
+def _log_lookup(path: str, count: int, keys: list[str | None]) -> None:
+    """Log how many Runs were in the ledger, and why some can never be."""
+    log.info("%d of %d runs from the ledger %s", count, len(keys), path)
+    if None not in keys:
+        return
+    if has_global_hooks():
+        log.warning(
+            "with global hooks of torch.nn or torch.optim every run is trained anew. "
+            "Remove them to look runs up."
+        )
+    else:
+        log.warning(
+            "a problem without a key is trained anew each time. "
+            "Give the Problem a key='...' to look it up."
+        )
+
+
+# Jobs
+
+
+def _find_duplicates(
+    runs: list[Run], keys: list[str | None], records: dict[int, Record]
+) -> dict[int, list[int]]:
+    """Group the Runs without a Record that are equal, by the index of the first one."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, (run, key) in enumerate(zip(runs, keys, strict=True)):
+        if index not in records:
+            # A Run without a key is equal to itself alone.
+            groups.setdefault((key or index, run.epochs), []).append(index)
+    return {indices[0]: indices for indices in groups.values()}
+
+
+@contextmanager
+def _make_jobs(
+    options: Job, runs: list[Run], keys: list[str | None], indices: list[int]
+) -> Generator[list[Job], None, None]:
+    """Make a job of each Run that must be trained, with a folder for its checkpoints.
+
+    Yields:
+        The jobs.
+    """
+    with scratch_folder() as scratch:
+        folder = str(scratch) if options.ledger is None else f"{options.ledger}.checkpoints"
+        files = Checkpoints(folder)
+        files.prune()
+        if count := files.count_old():
+            log.warning(
+                "%d checkpoints of flooding 0.1.0 in %s cannot be read; their runs begin anew. "
+                "Delete them.",
+                count,
+                folder,
+            )
+        jobs = []
+        for index in indices:
+            # A Run without a key has no name that lasts: its checkpoints end with the call.
+            place = str(scratch) if keys[index] is None else folder
+            job = options._replace(number=index, run=runs[index], key=keys[index])
+            jobs.append(job._replace(checkpoint_folder=place))
+        yield jobs
+
+
+@contextmanager
+def _open_ledger(path: str | None) -> Generator[None, None, None]:
+    """Keep the ledger open: else SQLite merges its log into the file whenever a worker closes it.
+
+    Yields:
+        Nothing.
+    """
+    if path is None:
+        yield
+        return
+    with closing(Ledger(path)):
+        yield
+
+
+def _group_by_prefix(jobs: list[Job], workers: int) -> list[Job]:
+    """Replace Runs that share their first steps by one job, their prefix."""
+    # Group the jobs by the key of their prefix; a job that cannot share is a group of its own.
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        files = Checkpoints(job.checkpoint_folder or "")
+        if job.overwrite:
+            files.delete(job.name, job.run.epochs + 1)
+        name: Hashable = ("alone", job.number)
+        # A Run with a checkpoint is beyond its prefix.
+        if can_share(job.run) and not files.exists(job.name, job.run.epochs):
+            name = _prefix_key(job) or (id(job.run.problem), job.run.seed)
+        groups.setdefault(name, []).append(job)
+
+    grouped = []
+    for group in groups.values():
+        early = _leaves_early(group, workers)
+        rest = [job for job in group if job not in early]
+        if len(rest) > 1:
+            rest = [_make_prefix(rest)]
+        grouped += [*rest, *early]
+    return grouped
+
+
+def _prefix_key(job: Job) -> str | None:
+    return run_key(prefix_run(job.run), device=job.device, threads=job.threads)
+
+
+def _leaves_early(group: list[Job], workers: int) -> list[Job]:
+    """Choose the Runs of a large group that begin alone, so that no worker waits for the prefix."""
+    # Those with the highest levels would leave the prefix first.
+    levels: list[tuple[float, Job]] = []
+    for job in group:
+        if isinstance(job.run.level, float):
+            levels.append((job.run.level, job))
+    levels.sort(key=lambda pair: pair[0], reverse=True)
+    count = max(0, min(workers - 1, len(group) // 8))
+    return [job for _, job in levels[:count]]
+
+
+def _make_prefix(forks: list[Job]) -> Job:
+    """Make the job that trains the shared prefix of several Runs."""
+    first = forks[0]
+    prefix = first._replace(run=prefix_run(first.run), key=_prefix_key(first), forks=tuple(forks))
+    if prefix.overwrite:
+        Checkpoints(prefix.checkpoint_folder or "").delete(prefix.name, prefix.run.epochs + 1)
+    return prefix
+
+
+# Training
+
+
+def _train(
+    jobs: list[Job], workers: int | None, on_row: Callable[[EpochResult], object] | None
+) -> dict[int, Record]:
+    """Train Runs and give their Records, by the index of each."""
+    records: dict[int, Record] = {}
+    grouped = _group_by_prefix(jobs, available_cpus() if workers is None else workers)
+    for index, row in _execute(grouped, workers):
+        if on_row is not None:
+            on_row(row)
+        if row.record is not None:
+            records[index] = row.record
+    trained = sum(record.metadata["epochs_trained"] for record in records.values())
+    epochs = sum(job.run.epochs for job in jobs)
+    if trained < epochs:
+        log.debug("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
+    return records
 
 
 def _execute(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, EpochResult]]:
-    """Train jobs in worker processes where they can go there, else here."""
-    runs = [job.run for head in jobs for job in (head, *head.forks)]
+    """Do jobs in worker processes where they can go there, else in this one."""
+    runs = [run for job in jobs for run in _runs(job)]
+    remote, local = _split_by_place(jobs, len(runs), workers)
+    if remote:
+        has_library_code = all(is_hashable(run) for run in runs)
+        limit = min(workers or available_cpus(), _MAX_WORKERS)
+        # The generator is closed before the pool is given back: whatever its workers still do must
+        # have ended by then.
+        with _pool(warm=has_library_code) as pool, closing(pool.run(remote, limit)) as results:
+            for index, result in results:
+                if isinstance(result, BaseException):
+                    raise result
+                yield index, result
+    if local:
+        yield from _execute_here(local)
+
+
+def _split_by_place(
+    jobs: list[Job], count: int, workers: int | None
+) -> tuple[list[Job], list[Job]]:
+    """Tell which jobs, of so many Runs, go to workers, and which are done in this process."""
     # In a thread of the caller's even one Run goes to a worker: other threads may draw from this
     # process's generator.
     in_thread = threading.current_thread() is not threading.main_thread()
-    spread = workers != 0 and (len(runs) > 1 or in_thread)
-    away, stay, tied = [], [], []
+    if workers == 0 or (count == 1 and not in_thread):
+        return [], jobs
+    remote, local, unpicklable = [], [], 0
     for job in jobs:
-        travels = spread and all(is_picklable(j.run) for j in (job, *job.forks))
-        (away if travels and job.threads == 1 else stay).append(job)
-        tied += [] if travels or not spread else [job]
-    if tied:
-        count = sum(len(job.forks) or 1 for job in tied)
+        picklable = all(is_picklable(run) for run in _runs(job))
+        if not picklable:
+            unpicklable += len(job.forks) or 1
+        if picklable and job.threads == 1:
+            remote.append(job)
+        else:
+            local.append(job)
+    if unpicklable:
         log.warning(
-            "%d runs train in this process: their code cannot be sent to a worker. Import it from a module.",
-            count,
+            "%d runs train in this process: their code cannot be sent to a worker. "
+            "Import it from a module.",
+            unpicklable,
         )
-    if away:
-        warm = all(is_hashable(run) for run in runs)
-        # Closed before the pool is given back: whatever its workers still do must have ended by
-        # then.
-        limit = min(workers or available_cpus(), 64)
-        with _pool(warm=warm) as pool, closing(pool.run(away, limit)) as told:
-            for number, news in told:
-                if isinstance(news, BaseException):
-                    raise news
-                yield number, news
-    if stay:
-        yield from _execute_here(stay)
+    return remote, local
+
+
+def _runs(job: Job) -> list[Run]:
+    """List the Runs that a job trains: its own, and those that share it as their prefix."""
+    return [job.run, *(fork.run for fork in job.forks)]
 
 
 def _execute_here(jobs: list[Job]) -> Iterator[tuple[int, EpochResult]]:
-    """Train jobs one after another in this process."""
+    """Do jobs one after another in this process."""
     watchdog = Watchdog()
     with watchdog.in_background():
-        for head in jobs:
-            waiting = {job.number: job for job in head.forks or (head,)}
-            watchdog.start("here", head.run)
-            for ready in list(run_shared_prefix(head)) if head.forks else [ForkReady(head.number)]:
-                watchdog.start("here", waiting[ready.number].run)
-                for row in run_job(waiting[ready.number]):
+        for job in jobs:
+            watchdog.start("here", job.run)
+            # First the whole prefix, then each of its forks in the order in which they left it.
+            ready = list(run_shared_prefix(job)) if job.forks else [ForkReady(job.number)]
+            jobs_by_number = {each.number: each for each in job.forks or (job,)}
+            for number in (each.number for each in ready):
+                watchdog.start("here", jobs_by_number[number].run)
+                for row in run_job(jobs_by_number[number]):
                     watchdog.feed("here", row.epoch)
-                    yield ready.number, row
+                    yield number, row
                     watchdog.feed("here")  # the caller's own code may have taken long
 
 
-_WARM: list[Pool] = []
+# Pools
+
+
+_IDLE_POOLS: list[Pool] = []
 _LOCK = threading.Lock()
 
 
 def _forget_pools() -> None:
     """Leave the workers to the parent, in a process that was forked from it."""
-    for pool in _WARM:
+    for pool in _IDLE_POOLS:
         atexit.unregister(pool.close)
-    _WARM.clear()
+    _IDLE_POOLS.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -345,23 +462,22 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def _pool(*, warm: bool) -> Generator[Pool, None, None]:
-    """Lend a pool to one caller at a time; importing torch takes a worker two seconds, so one is
-    kept warm.
+    """Lend a pool to one caller at a time.
 
-    Code of a user's own may change between two calls, in a notebook say, so it gets new workers
-    each time.
+    Importing torch takes a worker two seconds, so one pool is kept warm. Code of a user's own may
+    change between two calls, in a notebook say, so it gets new workers each time.
 
     Yields:
         A pool nobody else uses.
     """
     with _LOCK:
-        pool = _WARM.pop() if warm and _WARM else Pool()
+        pool = _IDLE_POOLS.pop() if warm and _IDLE_POOLS else Pool()
     try:
         yield pool
     finally:
         with _LOCK:
-            keep = warm and not _WARM
+            keep = warm and not _IDLE_POOLS
             if keep:
-                _WARM.append(pool)
+                _IDLE_POOLS.append(pool)
         if not keep:
             pool.close()

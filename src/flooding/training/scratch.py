@@ -1,4 +1,4 @@
-"""Temporary folders that are removed also after a kill: by whoever makes the next one."""
+"""Temporary folders. After a kill they are removed by the process that makes the next one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["scratch_folder"]
 
 _PREFIX = "flooding-"
 _LOCK_NAME = ".in-use"
-# Seconds before a folder without an owner is removed: its owner may be just about to lock it
-_AGE = 60.0
+# Seconds before a folder without a lock is removed: its process may be just about to lock it.
+_MIN_AGE = 60.0
 
 
 @contextmanager
@@ -31,9 +31,8 @@ def scratch_folder() -> Generator[Path, None, None]:
     remove_abandoned()
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
         lock = FileLock(Path(name, _LOCK_NAME), thread_local=False)
-        with contextlib.suppress(
-            OSError, NotImplementedError
-        ):  # where locks do not work, nobody tidies
+        # Where locks do not work, nobody removes what a kill left.
+        with contextlib.suppress(OSError, NotImplementedError):
             lock.acquire(timeout=0)
         try:
             yield Path(name)
@@ -52,10 +51,11 @@ def remove_abandoned() -> None:
 def _is_old_and_own(folder: Path) -> bool:
     try:
         status = (folder / _LOCK_NAME).lstat()
-        own = not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()
-    except OSError:  # not one of ours, or just removed
+        is_own = not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()
+    except OSError:  # not a folder of this library, or just removed
         return False
-    return own and not folder.is_symlink() and time.time() - status.st_mtime > _AGE
+    is_old = time.time() - status.st_mtime > _MIN_AGE
+    return is_own and is_old and not folder.is_symlink()
 
 
 def _remove_unlocked(folder: Path) -> None:

@@ -18,46 +18,46 @@ PATIENCE = 60.0  # seconds without news after which the log says so, then twice 
 
 
 @dataclass
-class _Watched:
+class _Entry:
     run: Run
     epoch: int
-    since: float
-    patience: float
+    last_news: float  # time
+    patience: float  # seconds
 
 
 class Watchdog:
-    """Knows when each Run in training was last heard of.
+    """Knows when each Run in training last had news.
 
     Who waits for news calls :meth:`report` after :meth:`seconds_left`; :meth:`in_background` does
     so in a thread.
     """
 
     def __init__(self) -> None:
-        self._runs: dict[Hashable, _Watched] = {}
+        self._entries: dict[Hashable, _Entry] = {}
 
-    def start(self, trainer: Hashable, run: Run) -> None:
+    def start(self, worker: Hashable, run: Run) -> None:
         """Begin to watch a Run.
 
         Args:
-            trainer: Who trains it.
+            worker: Who trains it.
             run: The Run.
         """
-        self._runs[trainer] = _Watched(run, 0, time.monotonic(), PATIENCE)
+        self._entries[worker] = _Entry(run, 0, time.monotonic(), PATIENCE)
 
-    def feed(self, trainer: Hashable, epoch: int = 0) -> None:
+    def feed(self, worker: Hashable, epoch: int = 0) -> None:
         """Note a sign of life.
 
         Args:
-            trainer: Who trains.
+            worker: Who trains.
             epoch: The epoch that ended, if one did.
         """
-        watched = self._runs[trainer]
-        watched.epoch = max(watched.epoch, epoch)
-        watched.since, watched.patience = time.monotonic(), PATIENCE
+        entry = self._entries[worker]
+        entry.epoch = max(entry.epoch, epoch)
+        entry.last_news, entry.patience = time.monotonic(), PATIENCE
 
-    def stop(self, trainer: Hashable) -> None:
-        """End watching; a trainer that is not watched is no error."""
-        self._runs.pop(trainer, None)
+    def stop(self, worker: Hashable) -> None:
+        """End watching; a worker that is not watched is no error."""
+        self._entries.pop(worker, None)
 
     def seconds_left(self) -> float:
         """Give the time until a report is due.
@@ -65,25 +65,27 @@ class Watchdog:
         Returns:
             Seconds, at least 0.
         """
-        now = time.monotonic()
-        due = [watched.since + watched.patience - now for watched in list(self._runs.values())]
-        return max(0.0, min(due, default=PATIENCE))
+        # A copy, since another thread may add entries.
+        entries = list(self._entries.values())
+        if not entries:
+            return PATIENCE
+        due = min(entry.last_news + entry.patience for entry in entries)
+        return max(0.0, due - time.monotonic())
 
     def report(self) -> None:
-        """Log every Run without news for too long, and wait twice as long before the next report of
-        it.
-        """
+        """Log every Run without news for too long; wait twice as long before its next report."""
         now = time.monotonic()
-        for watched in list(self._runs.values()):
-            if now - watched.since >= watched.patience:
-                watched.patience *= 2
+        for entry in list(self._entries.values()):
+            if now - entry.last_news >= entry.patience:
+                entry.patience *= 2
                 log.warning(
-                    "no news for %.0f s from the run with level %s and seed %d after epoch %d; still waiting. Is an "
-                    "epoch that long, or does the problem's code wait for something?",
-                    now - watched.since,
-                    watched.run.level,
-                    watched.run.seed,
-                    watched.epoch,
+                    "no news for %.0f s from the run with level %s and seed %d after epoch %d; "
+                    "still waiting. Is an epoch that long, or does the problem's code wait for "
+                    "something?",
+                    now - entry.last_news,
+                    entry.run.level,
+                    entry.run.seed,
+                    entry.epoch,
                 )
 
     @contextmanager
@@ -93,10 +95,10 @@ class Watchdog:
         Yields:
             Nothing.
         """
-        ended = threading.Event()
+        is_over = threading.Event()
 
         def watch() -> None:
-            while not ended.wait(max(0.05, self.seconds_left())):
+            while not is_over.wait(max(0.05, self.seconds_left())):
                 self.report()
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -104,5 +106,5 @@ class Watchdog:
         try:
             yield
         finally:
-            ended.set()
+            is_over.set()
             thread.join()

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 
-from flooding import Run, loop, run_all, train
+from flooding import Run, run_all, train
 from flooding.levels import Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.methods import SAM, Hinge, IFlood, SoftAD, WaveBound
+from flooding.training import loop
 from flooding.training.checkpoints import Checkpoints, CheckpointTimer
 from flooding.training.jobs import Job, run_shared_prefix
 from flooding.training.loop import EpochResult
@@ -36,7 +37,7 @@ def alone(run):
     return row
 
 
-def check(runs, **how):
+def check(runs, **options):
     """Compare shared Runs with Runs alone, bit for bit; return the share of steps that was
     taken."""
     weights = {}
@@ -45,7 +46,7 @@ def check(runs, **how):
         if row.weights is not None:
             weights[id(row.run)] = row.weights["last"]
 
-    records = run_all(runs, on_row=on_row, **{"ledger": False, "workers": 0} | how)
+    records = run_all(runs, on_row=on_row, **{"ledger": False, "workers": 0} | options)
     for run, record in zip(runs, records, strict=True):
         row = alone(run)
         assert record.content_hash == row.record.content_hash, run.level
@@ -121,7 +122,7 @@ def test_levels_of_a_loss_that_falls_below_0_share():
     assert check([Run(problem, level) for level in (None, 0.0, -0.5, 0.5, -9.0)]) < 1
 
 
-def test_level_0_of_a_loss_above_0_is_the_trunk_to_its_end():
+def test_level_0_of_a_loss_above_0_is_the_prefix_to_its_end():
     plain, zero = run_all(
         [Run(normed(max_epochs=9)), Run(normed(max_epochs=9), 0.0)], ledger=False, workers=0
     )
@@ -134,7 +135,7 @@ def test_an_optimizer_with_several_passes_a_step_does_not_share():
     assert check([Run(problem, level) for level in (None, 0.2)]) == 1
 
 
-def test_the_last_to_leave_pays_for_the_trunk_and_nobody_else():
+def test_the_last_to_leave_pays_for_the_prefix_and_nobody_else():
     problem = small(max_epochs=25)
     levels = [0.25, 0.3, 0.5]
     records = run_all([Run(problem, level) for level in levels], ledger=False, workers=0)
@@ -148,10 +149,10 @@ def test_the_last_to_leave_pays_for_the_trunk_and_nobody_else():
 
 def test_a_stale_snapshot_is_as_good():
     problem = small(max_epochs=25)
-    trunk, seen = SharedPrefix({0: Run(problem, 0.5)}), []
+    prefix, seen = SharedPrefix({0: Run(problem, 0.5)}), []
     for row in train(Run(problem), conclude=False):
         late = row.epoch > 2
-        for _, epoch, state in trunk.follow(
+        for _, epoch, state in prefix.follow(
             EpochResult(row.run, row.epoch, row.values, losses=row.losses) if late else row
         ):
             seen.append((epoch, state))
@@ -197,28 +198,30 @@ def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
     )
 
 
-@pytest.mark.parametrize("where", ["trunk", "run"])
+@pytest.mark.parametrize("where", ["prefix", "run"])
 def test_what_was_interrupted_goes_on_from_its_last_epoch(where, tmp_path, monkeypatch):
-    monkeypatch.setattr("flooding.training.checkpoints._SECONDS", 0.0)
-    monkeypatch.setattr("flooding.training.checkpoints._SHARE", math.inf)
+    monkeypatch.setattr("flooding.training.checkpoints.INTERVAL", 0.0)
+    monkeypatch.setattr("flooding.training.checkpoints._MAX_SHARE", math.inf)
     path, problem, stepped = tmp_path / "ledger.sqlite", normed(max_epochs=12), []
     runs = [Run(problem, level) for level in (None, 0.2, 0.25, 0.3)]
     whole = [alone(run).record.content_hash for run in runs]
-    one = loop._epoch
-    monkeypatch.setattr(loop, "_epoch", lambda *given: (stepped.append(0), one(*given))[1])
+    train_epoch = loop._train_epoch
+    monkeypatch.setattr(
+        loop, "_train_epoch", lambda *arguments: (stepped.append(0), train_epoch(*arguments))[1]
+    )
     run_all(runs, ledger=False, workers=0)
     undisturbed = len(stepped)
     assert undisturbed < 4 * 12, "they share a beginning"
     stepped.clear()
 
     def interrupt(*_):
-        if len(stepped) == (3 if where == "trunk" else undisturbed - 3):
+        if len(stepped) == (3 if where == "prefix" else undisturbed - 3):
             raise KeyboardInterrupt
 
     follow = SharedPrefix.follow
     with monkeypatch.context() as patch:
         patch.setattr(
-            SharedPrefix, "follow", lambda trunk, row: (interrupt(), follow(trunk, row))[1]
+            SharedPrefix, "follow", lambda prefix, row: (interrupt(), follow(prefix, row))[1]
         )
         with pytest.raises(KeyboardInterrupt):
             run_all(runs, ledger=path, workers=0, on_row=interrupt)
@@ -229,19 +232,19 @@ def test_what_was_interrupted_goes_on_from_its_last_epoch(where, tmp_path, monke
 
 
 def test_a_longer_run_goes_on_where_a_shorter_one_stopped(tmp_path):
-    problem, told = small(max_epochs=30), []
+    problem, trained = small(max_epochs=30), []
     for until in (5, 15, 30):
         run = Run(problem, 0.3, stop_epoch=until)
         [record] = run_all([run], ledger=tmp_path / "ledger.sqlite", workers=0)
         assert record.content_hash == alone(run).record.content_hash
-        told.append(record.metadata["epochs_trained"])
-    assert told == [5, 10, 15]
+        trained.append(record.metadata["epochs_trained"])
+    assert trained == [5, 10, 15]
     assert not list(
         (tmp_path / "ledger.sqlite.checkpoints").iterdir()
     )  # nobody can go on from the max_epochs
 
 
-def test_fresh_ignores_checkpoints(tmp_path):
+def test_overwrite_ignores_checkpoints(tmp_path):
     problem = small(max_epochs=30)
     for until, fresh in ((5, False), (15, True)):
         run = Run(problem, 0.3, stop_epoch=until)
@@ -299,7 +302,7 @@ def test_a_disk_that_fills_up_leaves_no_half_written_file(tmp_path, monkeypatch,
 def test_tidying_removes_the_oldest(tmp_path):
     files = Checkpoints(tmp_path)
     for epoch in (1, 2, 3):
-        files.save("run", epoch, {"x": torch.zeros(1000)}, only=False)
+        files.save("run", epoch, {"x": torch.zeros(1000)}, delete_earlier=False)
         path = tmp_path / f"run-{epoch}.pt"
         import os
 
@@ -319,9 +322,9 @@ def test_a_run_is_due_after_thirty_seconds_and_rarely_where_writing_is_slow(tmp_
         now[0] += 2.0  # slow: 2 % of the time is one in 100 s
 
     monkeypatch.setattr(files, "save", save)
-    pace = CheckpointTimer(files, "run")
+    timer = CheckpointTimer(files, "run")
     for epoch in range(300):
-        pace.see(EpochResult(None, epoch, {}, snapshot=dict))
+        timer.save_if_due(EpochResult(None, epoch, {}, snapshot=dict))
         now[0] += 1.0
     assert [at for _, at in written] == [30.0, 132.0, 234.0]
 
@@ -375,13 +378,13 @@ def test_test_curves_do_not_depend_on_where_a_run_stopped(tmp_path):
     assert check([Run(problem, 0.01, stop_epoch=3), Run(problem)]) < 1
 
 
-def test_a_trunk_ends_with_its_last_fork_and_leaves_no_file(tmp_path):
+def test_a_prefix_ends_with_its_last_fork_and_leaves_no_file(tmp_path):
     runs = [Run(small(max_epochs=9), level) for level in (None, 0.3, 0.6)]
     keys = [run_key(run) for run in runs]
     forks = tuple(
-        Job(n, run, key, None, folder=str(tmp_path))
+        Job(n, run, key, None, checkpoint_folder=str(tmp_path))
         for n, (run, key) in enumerate(zip(runs, keys, strict=True))
     )
-    trunk = forks[0]._replace(forks=forks)
-    assert sorted(ready.number for ready in run_shared_prefix(trunk)) == [0, 1, 2]
+    prefix = forks[0]._replace(forks=forks)
+    assert sorted(ready.number for ready in run_shared_prefix(prefix)) == [0, 1, 2]
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == sorted(keys)

@@ -16,15 +16,17 @@ import psutil
 import pytest
 import torch
 
-from flooding import Problem, Run, pool, run_all, train
+from flooding import Problem, Run, run_all, train
 from flooding.data import Split, Splits
 from flooding.models import mlp
+from flooding.training import jobs
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.jobs import Job, is_picklable, run_job
 from flooding.training.ledger import Ledger
 from flooding.training.runner import run_key
 from small import Dying, adam, normed, regression, small
 
+pytestmark = pytest.mark.usefixtures("time_limit")
 LEVELS = (None, 0.0, 0.2, 0.3)
 
 
@@ -34,10 +36,10 @@ def path(tmp_path):
 
 
 def starts(path):
-    book = Ledger(path)
-    found = book.starts()
-    book.close()
-    return found
+    ledger = Ledger(path)
+    result = ledger.starts()
+    ledger.close()
+    return result
 
 
 def test_measured_is_bit_identical_here_in_workers_in_a_new_process_and_looked_up(path, tmp_path):
@@ -48,14 +50,14 @@ def test_measured_is_bit_identical_here_in_workers_in_a_new_process_and_looked_u
     assert here == away == looked_up
     assert len(set(here)) == 8
     code = (
-        "from small import normed; from flooding import Run, evaluate;"
-        "print(evaluate([Run(normed(), 0.2, seed=1)], ledger=False, workers=0)[0].measured)"
+        "from small import normed; from flooding import Run, run_all;"
+        "print(run_all([Run(normed(), 0.2, seed=1)], ledger=False, workers=0)[0].content_hash)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
-    assert told.stdout.strip() == here[LEVELS.index(0.2) * 2 + 1]
+    assert output.stdout.strip() == here[LEVELS.index(0.2) * 2 + 1]
 
 
 def test_a_known_run_is_not_trained_again(path, caplog):
@@ -69,7 +71,7 @@ def test_a_known_run_is_not_trained_again(path, caplog):
     assert len(starts(path)) == 4
 
 
-def test_fresh_trains_again_and_replaces(path):
+def test_overwrite_trains_again_and_replaces(path):
     run = Run(small(), 0.2)
     first = run_all([run], ledger=path, workers=0)[0]
     again = run_all([run], ledger=path, workers=0, overwrite=True)[0]
@@ -123,7 +125,7 @@ def test_what_cannot_travel_trains_here(path, caplog):
 
 SCRIPT = """
 import torch
-from flooding import Problem, Run, evaluate
+from flooding import Problem, Run, run_all
 from flooding.data import Split, Splits
 
 class Net(torch.nn.Module):
@@ -136,7 +138,8 @@ class Net(torch.nn.Module):
 x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
 part = lambda a, b: Split(x[a:b], (x[a:b, 0] > 0).long())
 problem = Problem(Splits(part(0, 20), part(20, 40), part(40, 60)), Net, max_epochs=3, {key})
-records = evaluate([Run(problem, level) for level in (None, 0.1, 0.2)], ledger={ledger!r}{workers})
+runs = [Run(problem, level) for level in (None, 0.1, 0.2)]
+records = run_all(runs, ledger={ledger!r}{workers})
 print(len(records), "records")
 """
 
@@ -160,7 +163,7 @@ def test_a_pasted_snippet_works_without_a_main_guard(tmp_path, way, workers):
 def test_a_module_of_the_users_own_goes_to_workers(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         SCRIPT
-        .split("records =")[0]
+        .split("runs =")[0]
         .format(key="")
         .replace("part = lambda a, b:", "def part(a, b): return")
     )
@@ -175,8 +178,9 @@ def test_a_module_of_the_users_own_goes_to_workers(tmp_path, monkeypatch):
 
 def spawn(path, epochs=100_000):
     code = (
-        "from small import small; from flooding import Run, evaluate;"
-        f"evaluate([Run(small(max_epochs={epochs}), l) for l in (0.1, 0.2)], ledger={str(path)!r}, workers=2)"
+        "from small import small; from flooding import Run, run_all;"
+        f"runs = [Run(small(max_epochs={epochs}), l) for l in (0.1, 0.2)];"
+        f"run_all(runs, ledger={str(path)!r}, workers=2)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     return psutil.Popen([sys.executable, "-c", code], env=environment)
@@ -196,13 +200,15 @@ def test_no_orphan_outlives_a_killed_parent(path):
     assert len(workers) == 2
     parent.send_signal(signal.SIGKILL)
     gone, alive = psutil.wait_procs([parent, *workers], timeout=10)
+    parent.wait()
     assert (len(gone), alive) == (3, [])
 
 
 def test_no_orphan_stays_in_the_middle_of_a_long_step(path):
     code = (
-        "from small import Slow, small; from flooding import Run, evaluate;"
-        f"evaluate([Run(small(model=Slow, key='slow'), seed=s) for s in (0, 1)], ledger={str(path)!r}, workers=2)"
+        "from small import Slow, small; from flooding import Run, run_all;"
+        "runs = [Run(small(model=Slow, key='slow'), seed=s) for s in (0, 1)];"
+        f"run_all(runs, ledger={str(path)!r}, workers=2)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     parent = psutil.Popen([sys.executable, "-c", code], env=environment)
@@ -210,7 +216,9 @@ def test_no_orphan_stays_in_the_middle_of_a_long_step(path):
     workers = parent.children()
     parent.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs([parent, *workers], timeout=10)
-    [process.kill() for process in alive]
+    parent.wait()
+    for process in alive:
+        process.kill()
     assert alive == []
 
 
@@ -224,16 +232,16 @@ def test_a_killed_worker_is_replaced_and_its_run_done(path):
         r.content_hash for r in run_all([Run(small(max_epochs=1500), 0.1)], ledger=False, workers=0)
     ]
     key = run_key(Run(small(max_epochs=1500), 0.1))
-    book = Ledger(path)
-    assert [book.find(Run(small(max_epochs=1500), 0.1), key).content_hash] == undisturbed
-    book.close()
+    ledger = Ledger(path)
+    assert [ledger.find(Run(small(max_epochs=1500), 0.1), key).content_hash] == undisturbed
+    ledger.close()
 
 
 @pytest.mark.parametrize("gets_further", [True, False])
 def test_a_run_is_given_up_only_if_its_workers_die_without_getting_further(
     gets_further, path, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("flooding.training.pool._ATTEMPTS", 2)
+    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 2)
     deaths = tmp_path / "deaths"
     # The second one can never count its deaths, and dies at the same step each time.
     model = partial(Dying, str(deaths) if gets_further else "/dev/null", 3)
@@ -265,18 +273,18 @@ def test_a_worker_that_died_while_idle_is_replaced(path):
 def test_two_threads_do_not_share_workers():
     runs = [[Run(small(), level, seed=seed) for level in LEVELS] for seed in range(2)]
     alone = [[r.weights_sha256 for r in run_all(each, ledger=False, workers=0)] for each in runs]
-    found = [None, None]
+    results = [None, None]
 
     def go(n):
-        found[n] = [r.weights_sha256 for r in run_all(runs[n], ledger=False, workers=1)]
+        results[n] = [r.weights_sha256 for r in run_all(runs[n], ledger=False, workers=1)]
 
     threads = [threading.Thread(target=go, args=(n,)) for n in range(2)]
     [thread.start() for thread in threads]
     [thread.join(timeout=120) for thread in threads]
-    assert found == alone
+    assert results == alone
 
 
-def test_evaluate_within_evaluate():
+def test_run_all_within_run_all():
     inner = []
 
     def on_row(row):
@@ -368,7 +376,9 @@ def test_data_of_the_users_own_is_made_anew():
 def test_a_job_a_worker_cannot_read_is_an_error_and_not_a_wait(monkeypatch):
     module = types.ModuleType("made_in_memory")
     exec(
-        "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self): super().__init__(10, 2)",
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def __init__(self): super().__init__(10, 2)",
         module.__dict__,
     )
     module.Net.__module__ = "made_in_memory"
@@ -380,11 +390,11 @@ def test_a_job_a_worker_cannot_read_is_an_error_and_not_a_wait(monkeypatch):
 
 
 def test_a_message_cut_off_in_the_middle_is_a_death_and_not_a_wait():
-    from flooding.training.pool import _read, _write
+    from flooding.training.messages import read_message, write_message
 
     read, write = os.pipe()
     message = struct.pack("<Q", 1000) + b"x" * 1000
-    _write(write, b"x" * 1000)
+    write_message(write, b"x" * 1000)
     assert os.read(read, 10_000) == message
     os.close(write)
     os.close(read)
@@ -393,7 +403,7 @@ def test_a_message_cut_off_in_the_middle_is_a_death_and_not_a_wait():
         os.write(write, message[:size])
         os.close(write)
         with pytest.raises(EOFError):
-            _read(read)
+            read_message(read)
         os.close(read)
 
 
@@ -435,8 +445,8 @@ def test_files_in_the_working_directory_do_not_stand_in_for_modules(tmp_path, mo
     ):  # one that the library imports, one that a worker needs before its path is set
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('not the module you want')")
     code = (
-        "from small import small; from flooding import Run, evaluate;"
-        "print(len(evaluate([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=1)))"
+        "from small import small; from flooding import Run, run_all;"
+        "print(len(run_all([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=1)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     command = [sys.executable, "-P", "-c", code]
@@ -454,22 +464,25 @@ def test_impossible_numbers_are_refused(options):
 
 def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
     code = (
-        "from small import small; from flooding import Run, evaluate;"
-        "print(*[r.measured for r in evaluate([Run(small(max_epochs=40), 0.02 * n, seed=s) for s in (0, 1)"
-        f" for n in range(12)], ledger={str(path)!r}, workers=2)])"
+        "from small import small; from flooding import Run, run_all;"
+        "runs = [Run(small(max_epochs=40), 0.02 * n, seed=s) for s in (0, 1) for n in range(12)];"
+        f"records = run_all(runs, ledger={str(path)!r}, workers=2);"
+        "print(*[record.content_hash for record in records])"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     pipes = {"stdout": subprocess.PIPE, "text": True, "env": environment}
     both = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
-    told = [process.communicate(timeout=120)[0].split() for process in both]
+    outputs = [process.communicate(timeout=120)[0].split() for process in both]
     runs = [Run(small(max_epochs=40), 0.02 * n, seed=seed) for seed in (0, 1) for n in range(12)]
-    assert told[0] == told[1] == [r.content_hash for r in run_all(runs, ledger=False, workers=0)]
-    book = Ledger(path)
-    assert sorted(record.content_hash for _, record in book.records()) == sorted(told[0])
-    assert len(book.starts()) == 24, (
+    assert (
+        outputs[0] == outputs[1] == [r.content_hash for r in run_all(runs, ledger=False, workers=0)]
+    )
+    ledger = Ledger(path)
+    assert sorted(record.content_hash for _, record in ledger.records()) == sorted(outputs[0])
+    assert len(ledger.starts()) == 24, (
         "each run was trained by one of them, and looked up by the other"
     )
-    book.close()
+    ledger.close()
     assert not list(path.with_name("ledger.sqlite.checkpoints").iterdir())
 
 
@@ -485,7 +498,7 @@ def test_a_search_that_began_after_the_look_up_of_another_leaves_it_nothing_to_d
     def other(_):
         run_all(runs, ledger=path, workers=0)
         between.extend(sorted(folder.iterdir()))
-        monkeypatch.setattr(pool, "train", None)
+        monkeypatch.setattr(jobs, "train", None)
 
     records = run_all(runs, ledger=path, workers=0, on_start=other)
     assert [record.content_hash for record in records] == alone
@@ -494,9 +507,9 @@ def test_a_search_that_began_after_the_look_up_of_another_leaves_it_nothing_to_d
 
 
 @pytest.mark.parametrize("until", [None, 9])
-def test_what_a_trunk_left_for_a_run_that_was_trained_meanwhile_is_removed(path, tmp_path, until):
+def test_what_a_prefix_left_for_a_run_that_was_trained_meanwhile_is_removed(path, tmp_path, until):
     run = Run(small(max_epochs=12), 0.2, stop_epoch=until)
-    job = Job(0, run, run_key(run), str(path), folder=str(tmp_path / "files"))
+    job = Job(0, run, run_key(run), str(path), checkpoint_folder=str(tmp_path / "files"))
     *_, first = run_job(job)
     kept = sorted((tmp_path / "files").iterdir())
     snapshot = next(row for row in train(run) if row.epoch == 3).snapshot()
@@ -506,16 +519,15 @@ def test_what_a_trunk_left_for_a_run_that_was_trained_meanwhile_is_removed(path,
     assert sorted((tmp_path / "files").iterdir()) == kept
 
 
-def test_who_is_told_the_end_may_kill_the_process_and_no_claim_is_left(path, tmp_path):
-    job = Job(
-        0, Run(small(), 0.2), run_key(Run(small(), 0.2)), str(path), folder=str(tmp_path / "claims")
-    )
-    claims = (tmp_path / "claims").glob
+def test_who_receives_the_last_row_may_kill_the_process_and_no_lock_is_left(path, tmp_path):
+    run, folder = Run(small(), 0.2), str(tmp_path / "locks")
+    job = Job(0, run, run_key(run), str(path), checkpoint_folder=folder)
+    locks = (tmp_path / "locks").glob
     for _ in range(2):  # trained, then looked up
         rows = run_job(job)
         while next(rows).record is None:
-            assert list(claims("*.lock"))
-        assert not list(claims("*.lock"))
+            assert list(locks("*.lock"))
+        assert not list(locks("*.lock"))
 
 
 def test_what_another_search_trained_meanwhile_is_not_trained_again(path):
