@@ -7,7 +7,6 @@ import json
 import math
 import numbers
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from flooding.levels import Controller, Level, LevelSource, LevelTable
 from flooding.methods import Flooding, Method
 from flooding.methods.base import check_method
+from flooding.training.checks import check_teacher_loss
 from flooding.training.config import Config, UnhashableConfigError, changed_fields, to_config
 from flooding.training.legacy import legacy_configs
 from flooding.training.problem import Problem, require_at_least
@@ -36,7 +36,7 @@ class Run:
 
     Raises:
         ValueError: If the level is not finite, the seed is negative or ``stop_epoch`` is out of
-            range.
+            range, or the level or the loss does not fit the method.
     """
 
     problem: Problem
@@ -55,6 +55,7 @@ class Run:
             )
         check_method(self.method)
         _check_level_source(self.level, self.method)
+        check_teacher_loss(self.problem.loss, self.method)
         require_at_least("seed", self.seed, 0)
         if self.stop_epoch is not None:
             require_at_least("stop_epoch", self.stop_epoch, 1)
@@ -118,8 +119,9 @@ class Run:
                 else:
                     config[name] = to_config(value, allow_names=has_key)
             # Records of a controller's old rule are wrong, so a changed rule raises its revision.
-            if hasattr(self.level, "revision"):
-                config["revision"] = self.level.revision
+            revision = getattr(self.level, "revision", None)
+            if revision is not None:
+                config["revision"] = revision
             # Older versions counted ignored targets, so their Records are wrong.
             if _has_ignored_targets(problem, self.seed):
                 config["ignored targets"] = "left out"
@@ -145,7 +147,7 @@ def _has_ignored_targets(problem: Problem, seed: int) -> bool:
     return False
 
 
-def _check_level(level: Any) -> Level | LevelSource[Problem]:
+def _check_level(level: object) -> Level | LevelSource[Problem]:
     """Make numbers floats, and refuse what is no level."""
     if isinstance(level, numbers.Real) and not isinstance(level, (bool, np.bool_)):
         return float(level)
@@ -156,8 +158,8 @@ def _check_level(level: Any) -> Level | LevelSource[Problem]:
         return level
     got = f"a tensor of shape {tuple(level.shape)}" if isinstance(level, Tensor) else repr(level)
     raise ValueError(
-        f"level must be a number, a 0-d tensor, PerClass, PerExample, Excess, a controller or None, got {got}. "
-        "Wrap a level for each class or example in PerClass or PerExample."
+        "level must be a number, a 0-d tensor, PerClass, PerExample, Excess, a controller or None, "
+        f"got {got}. Wrap a level for each class or example in PerClass or PerExample."
     )
 
 
