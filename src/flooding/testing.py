@@ -117,7 +117,7 @@ def check_strategy(make: Callable[[], Strategy]) -> None:
                 f"{rule}. Seed what it draws.",
             )
             _check_found(found)
-            told = [repr((_name(f.run), f.suggestions, f.warnings)) for f in (found, same)]
+            told = [repr((_name(f.run), f.estimates, f.warnings)) for f in (found, same)]
             _require(
                 told[0] == told[1],
                 f"the same Records must make a strategy find the same, got {told}.",
@@ -331,7 +331,7 @@ def _drive(
 def _check_found(found: SearchResult) -> None:
     rule = "found.level must be a number or None"
     _require(found.level is None or math.isfinite(found.level), f"{rule}, got {found.level}.")
-    for s in found.suggestions:
+    for s in found.estimates:
         rule = "a suggestion must have low <= level <= high"
         _require(s.low <= (s.low if s.level is None else s.level) <= s.high, f"{rule}, got {s}.")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import flooding
-from flooding import tracking as track
+from flooding import tracking
 from flooding.data.synthetic import two_gaussians
 from flooding.levels import Delayed
 from flooding.tracking import Tracker, mlflow_tracker, tensorboard_tracker
@@ -451,12 +451,12 @@ def test_passwords_are_masked_when_the_server_fails_later(uri, monkeypatch, call
 KILLED = """
 import os, signal, sys
 sys.path[:0] = sys.argv[3:]
-from flooding.training.loop import Row
+from flooding.training.loop import EpochResult
 from flooding.training.run import Run
 from flooding.tracking import mlflow_tracker
 from small import small
 log = mlflow_tracker(sys.argv[1], experiment=sys.argv[2])
-log(Row(Run(small(), level=0.25), 0, {"loss": 1.0}))
+log(EpochResult(Run(small(), level=0.25), 0, {"loss": 1.0}))
 print("open", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
