@@ -25,12 +25,12 @@ from flooding.level_search.base import (
     make_result,
     reached_level,
 )
-from flooding.level_search.find import ExternalProblem, ObjectiveAdapter
+from flooding.level_search.external import ExternalProblem, ObjectiveAdapter
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
 from flooding.level_search.heuristic import heuristic
-from flooding.level_search.plot import found as picture
+from flooding.level_search.plot import plot_search
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.level_search.range_test import range_test
 from flooding.level_search.tpe import tpe
@@ -238,7 +238,7 @@ def test_level_0_is_a_flooded_row_beside_no_flooding(plain_and_zero):
     assert (
         found.level == min((row["val_loss"], row["level"] or -9) for row in found.table)[1] == -1.5
     )
-    assert (found.suggestions[0].low, found.suggestions[0].high) == (-math.inf, 0.0)
+    assert (found.estimates[0].low, found.estimates[0].high) == (-math.inf, 0.0)
     assert not found.warnings
 
 
@@ -255,7 +255,7 @@ def test_level_0_is_a_flooded_row_beside_no_flooding(plain_and_zero):
 def test_a_level_0_that_floods_is_the_answer_0_and_not_none(strategy):
     found = find_level(density(max_epochs=25), strategy=strategy, workers=0)
     assert found.level == 0.0
-    assert found.suggestions[0].level == 0.0
+    assert found.estimates[0].level == 0.0
     assert found.run.level == (
         0.0 if found.strategy != "backward" else Delayed(0.0, until_loss=-0.5)
     )
@@ -274,7 +274,7 @@ def test_a_level_0_that_floods_nothing_is_plain_training(make, levels):
     found = search(make(regression(max_epochs=8), levels), ask)
     assert found.level is None
     assert found.run.level is None
-    assert found.suggestions[0].level is None
+    assert found.estimates[0].level is None
     assert [r.run.level for r in found.records[:1]] in (
         [levels[0]],
         [Delayed(0.0, until_loss=1e-4)],
@@ -344,7 +344,7 @@ def test_halving_asks_in_the_order_of_the_levels():
 
     found = search(halving(small(), [-1.0, None, 0.5, 0.0], eta=2, least=0.5), none_second)
     assert [r.run.level for r in found.records] == [None, -1.0, 0.0, 0.5, None, 0.0]
-    assert (found.level, found.suggestions[0].low, found.suggestions[0].high) == (
+    assert (found.level, found.estimates[0].low, found.estimates[0].high) == (
         0.0,
         -math.inf,
         0.0,
@@ -365,7 +365,7 @@ def test_the_finder_places_its_levels_between_the_losses_of_either_sign(loss):
         levels, [floor + (0.1 + 0.2 * n) * (cap - floor) for n in range(5)], atol=0.006
     )
     assert found.level in {None, *levels}
-    race = found.suggestions[0]
+    race = found.estimates[0]
     assert floor - 0.01 <= race.low <= race.high <= cap
     assert not any("below 0" in warning for warning in found.warnings)
     # Honest: the level that was chosen beats plain training at the race's length, by the late mean
@@ -408,7 +408,7 @@ def test_the_interval_of_plain_training_ends_at_the_lowest_loss_and_not_at_0():
         ]
 
     found = search(finder(density()), never_better)
-    [race] = [s for s in found.suggestions if s.name == "race"]
+    [race] = [s for s in found.estimates if s.name == "race"]
     assert race.level is None
     assert race.low == pytest.approx(float(found.records[0].curves["train_loss"][1:].min()))
     assert race.low < race.high < 0
@@ -425,7 +425,7 @@ def test_the_range_test_falls_from_loss_to_loss():
 
 def test_a_policy_at_level_0_floods_a_negative_loss():
     found = search(policy_gradient(density(max_epochs=12), [0.0, 0.5], trainings=2), ask)
-    chosen = found.suggestions[0]
+    chosen = found.estimates[0]
     assert found.level in {0.0, 0.5}
     assert any("no level below 0 was tried" in warning for warning in found.warnings)
 
@@ -446,7 +446,7 @@ def test_a_policy_at_level_0_floods_a_negative_loss():
         flooded = lambda r, share=share: np.full_like(r.curves["flooded"], share)  # noqa: E731
         chosen = search(
             policy_gradient(density(max_epochs=12), [0.0, 0.5], trainings=2), at_0
-        ).suggestions[0]
+        ).estimates[0]
         assert chosen.level == level
     with pytest.raises(ValueError, match="a policy chooses among numbers, got None"):
         Policy((None, 0.1), epochs=3)
@@ -552,7 +552,7 @@ def test_the_picture_tells_none_from_0(plain_and_zero):
     found = find_level(
         density(max_epochs=25), strategy=partial(grid, levels=[None, -1.0, 0.0]), workers=0
     )
-    figure = picture(found)
+    figure = plot_search(found)
     [axes] = [
         a
         for a in figure.axes
@@ -566,7 +566,7 @@ def test_the_picture_tells_none_from_0(plain_and_zero):
     )
     assert any(str(line.get_label()).startswith("plain training") for line in axes.get_lines())
     alone = find_level(density(max_epochs=25), strategy=partial(grid, levels=[0.0]), workers=0)
-    figure = picture(alone)
+    figure = plot_search(alone)
     assert figure.get_suptitle().startswith("grid: flood level 0 (1 Run")
     assert not any(
         "plain" in t.get_text()
@@ -580,7 +580,7 @@ def test_plain_training_has_no_mark_where_level_0_has_one():
     found = find_level(
         density(max_epochs=15), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0
     )
-    figure = picture(replace(found, records=found.records[::-1]))
+    figure = plot_search(replace(found, records=found.records[::-1]))
     [axes] = [
         a for a in figure.axes if a.get_ylabel() == "Validation loss" and "level" in a.get_xlabel()
     ]
@@ -597,12 +597,12 @@ def test_the_picture_says_below_where_an_interval_has_no_lower_end():
     found = search(grid(density(max_epochs=15), [None, -1.0]), ask)
     found = replace(
         found,
-        suggestions=(
+        estimates=(
             LevelEstimate("a", -1.0, -math.inf, -0.5),
             LevelEstimate("b", -1.0, -math.inf),
         ),
     )
-    texts = [text.get_text() for axes in picture(found).axes for text in axes.texts]
+    texts = [text.get_text() for axes in plot_search(found).axes for text in axes.texts]
     assert {"a: -1 (below -0.5)", "b: -1"} <= set(texts)
 
 
@@ -623,7 +623,7 @@ def test_the_picture_says_below_where_an_interval_has_no_lower_end():
 )
 def test_the_entropy_of_labels_limits_cross_entropy_alone(problem, limits):
     found = find_level(problem(), strategy=partial(grid, levels=[None, -9.0]), workers=0)
-    assert [s.name for s in found.suggestions if s.name == "label entropy"] == limits
+    assert [s.name for s in found.estimates if s.name == "label entropy"] == limits
 
 
 # Pieces
