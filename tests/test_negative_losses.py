@@ -15,24 +15,24 @@ from torch.nn import functional
 from flooding import Problem, Run, find_level, run_all, search
 from flooding.data import Split, Splits
 from flooding.level_search.backward import backward
-from flooding.level_search.base import (
-    LevelEstimate,
-    adjacent_levels,
-    as_numbers,
-    best_level,
-    check_levels,
-    end_of_range,
-    make_result,
-    reached_level,
-)
 from flooding.level_search.external import ExternalProblem, ObjectiveAdapter
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
 from flooding.level_search.heuristic import heuristic
+from flooding.level_search.level_stats import (
+    adjacent_levels,
+    best_level,
+    check_levels,
+    effective_level,
+    end_of_range_warning,
+    interval_ends,
+    reached_level,
+)
 from flooding.level_search.plot import plot_search
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.level_search.range_test import range_test
+from flooding.level_search.result import LevelEstimate
 from flooding.level_search.tpe import tpe
 from flooding.levels import Delayed, Heuristic, PerExample
 from flooding.methods import IFlood, WaveBound
@@ -650,7 +650,7 @@ def test_levels_are_checked_and_ordered():
     ids=str,
 )
 def test_no_flooding_is_0_beside_positive_levels_alone(levels, level, ends):
-    number = as_numbers(levels)
+    number = interval_ends(levels)
     assert adjacent_levels(list(number.values()), number[level]) == ends
 
 
@@ -660,11 +660,11 @@ def test_an_answer_of_0_needs_a_flooded_step():
     flooded = replace(zero, curves={**zero.curves, "flooded": np.array([0, 0, 0.5, 0, 0])})
     never = replace(zero, curves={**zero.curves, "flooded": np.zeros(5)})
     unknown = replace(zero, curves={})
-    assert make_result(0.0, [never, flooded]) == 0.0
-    assert make_result(0.0, [never]) is None
-    assert make_result(0.0, [unknown]) == 0.0
-    assert make_result(0.1, [never]) == 0.1
-    assert make_result(None, [flooded]) is None
+    assert effective_level(0.0, [never, flooded]) == 0.0
+    assert effective_level(0.0, [never]) is None
+    assert effective_level(0.0, [unknown]) == 0.0
+    assert effective_level(0.1, [never]) == 0.1
+    assert effective_level(None, [flooded]) is None
 
 
 @pytest.mark.parametrize(
@@ -673,9 +673,9 @@ def test_an_answer_of_0_needs_a_flooded_step():
     ids=["none", "inside", "largest", "smallest"],
 )
 def test_an_end_of_the_range_is_told(level, said):
-    warnings = end_of_range(level, (-1.0, 0.1, 0.2))
+    warnings = end_of_range_warning(level, (-1.0, 0.1, 0.2))
     assert [word in warning for word, warning in zip(said, warnings, strict=True)] == [True] * len(
         said
     )
-    assert end_of_range(0.1, (0.1,)) == ()
-    assert end_of_range(0.1, (None, 0.1, 0.2)) == ()
+    assert end_of_range_warning(0.1, (0.1,)) == ()
+    assert end_of_range_warning(0.1, (None, 0.1, 0.2)) == ()

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flooding.level_search.base import Evaluate, SearchResult, Strategy
+from flooding.level_search.protocol import RunAll, Strategy
+from flooding.level_search.result import SearchResult
 from flooding.levels import Controller, State, StepInfo, as_controller, simulate
 from flooding.training.record import Record, validation_key
 from flooding.training.run import Run
@@ -80,7 +81,7 @@ def check_controller(controller: Controller, *, steps: int = 40, compiled: bool 
 
 
 def check_strategy(make: Callable[[], Strategy]) -> None:
-    """Check that a strategy keeps the protocol of :mod:`flooding.level_search.base`.
+    """Check that a strategy keeps the protocol of :mod:`flooding.level_search.protocol`.
 
     It is driven with made-up Records (see :func:`make_up`), each time twice: with accuracies and
     with losses alone, with NaN validation losses for half of the levels, for the other half, and
@@ -127,7 +128,7 @@ def check_strategy(make: Callable[[], Strategy]) -> None:
     _require(before == _global_generators(), f"{rule}.")
 
 
-def check_evaluate(run_all: Evaluate, problem: Any) -> None:
+def check_evaluate(run_all: RunAll, problem: Any) -> None:
     """Check that an ``evaluate`` of your own, a cluster's say, keeps the protocol that strategies
     count on.
 
