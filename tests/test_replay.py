@@ -69,7 +69,7 @@ def test_a_grid_chooses_as_by_hand(cells):
 
 
 def test_halving_pays_for_no_epoch_twice(cells):
-    result = search(halving(cells[2].problem, LEVELS[::5], seeds=[3]), cells[2].evaluator())
+    result = search(halving(cells[2].problem, LEVELS[::5], seeds=[3]), cells[2].run_all())
     longest = {}
     for record in result.records:
         longest[record.run.level] = max(longest.get(record.run.level, 0), record.run.epochs)
@@ -81,4 +81,4 @@ def test_halving_pays_for_no_epoch_twice(cells):
 )
 def test_what_the_benchmark_lacks_is_refused(cells, level, seed, message):
     with pytest.raises(ValueError, match=message):
-        cells[0].evaluator()([Run(cells[0].problem, level, seed=seed)])
+        cells[0].run_all()([Run(cells[0].problem, level, seed=seed)])
