@@ -2,10 +2,10 @@
 
     table = Table([0, 1, 2])
     for cell in table.cells():
-        found = search(grid(cell.problem, LEVELS, seeds=[cell.seed]), cell.evaluator())
-        print(cell, cell.final(found.level, "last_test_accuracy_clean"))
+        result = search(grid(cell.problem, LEVELS, seeds=[cell.seed]), cell.run_all())
+        print(cell, cell.final(result.level, "last_test_accuracy_clean"))
 
-Only constant levels on the grid 0, .01 ... .50 can be asked, with the seed of the cell.
+Only constant levels on the grid 0, .01 ... .50 can be searched, with the seed of the cell.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Table:
 
     def __init__(self, seeds):
         self.seeds = list(seeds)
-        self._files = {seed: np.load(HERE / f"seed{seed}.npz") for seed in self.seeds}
-        self.arrays = {
-            seed: {name: file[name] for name in file.files} for seed, file in self._files.items()
-        }
+        self.arrays = {}
+        for seed in self.seeds:
+            with np.load(HERE / f"seed{seed}.npz") as file:
+                self.arrays[seed] = {name: file[name] for name in file.files}
 
     def cells(self):
         """Go through seeds, then tasks, then noises."""
@@ -48,7 +48,7 @@ class Cell:
     seed: int
     task: str
     noise: float
-    place: tuple
+    index: tuple  # task and noise in the arrays
     arrays: dict
 
     @property
@@ -56,33 +56,36 @@ class Cell:
         """Give the Problem of the cell."""
         return ishida2020.Cell(self.task, self.noise).problem
 
-    def evaluator(self):
-        """Give an ``evaluate`` for one search: it counts what sharing beginnings, and going on,
-        would have cost.
-        """
-        reached = {}
+    def run_all(self):
+        """Give a ``run_all`` for one search; it counts what the runner would have trained."""
+        trained_epochs = {}  # by level
 
-        def evaluate(runs):
-            begun = [run for run in runs if reached.get(run.level, 0) == 0]
-            left = {id(run): self._leaves(run) if len(begun) > 1 else 0 for run in begun}
-            payer = max(begun, key=lambda run: left[id(run)], default=None)
+        def run_all(runs):
+            # Runs that begin share the epochs before their level is reached; the longest prefix
+            # is paid once.
+            new_runs = [run for run in runs if trained_epochs.get(run.level, 0) == 0]
+            is_shared = len(new_runs) > 1
+            prefixes = {}
+            for run in new_runs:
+                prefixes[id(run)] = self._prefix_epochs(run) if is_shared else 0
+            payer = max(new_runs, key=lambda run: prefixes[id(run)], default=None)
             records = []
             for run in runs:
-                known = reached.get(run.level, 0)
-                trained = run.epochs - (
-                    left[id(run)] if id(run) in left else min(known, run.epochs)
-                )
-                if run is payer and len(begun) > 1:
-                    trained += min(run.epochs, left[id(run)] + 1)
-                reached[run.level] = max(known, run.epochs)
-                records.append(self._record(run, trained))
+                before = trained_epochs.get(run.level, 0)
+                # Others continue where the level was left.
+                free = prefixes.get(id(run), min(before, run.epochs))
+                cost = run.epochs - free
+                if run is payer and is_shared:
+                    cost += min(run.epochs, prefixes[id(run)] + 1)
+                trained_epochs[run.level] = max(before, run.epochs)
+                records.append(self._record(run, cost))
             return records
 
-        return evaluate
+        return run_all
 
     def final(self, level, name):
         """Give a figure of a full training at a level."""
-        return float(self.arrays[name][*self.place, self._index(level)])
+        return float(self.arrays[name][*self.index, self._index(level)])
 
     def _index(self, level):
         level = level or 0.0
@@ -91,29 +94,23 @@ class Cell:
             raise ValueError(f"level must be one of 0, 0.01 ... 0.50, got {level}.")
         return index
 
-    def _leaves(self, run):
+    def _prefix_epochs(self, run):
         """Count the epochs before the one in which the level is reached."""
-        losses = self.arrays["train_loss"][*self.place, 0, 1 : run.epochs + 1]
+        losses = self.arrays["train_loss"][*self.index, 0, 1 : run.epochs + 1]
         reached = losses <= (run.level or 0.0)
         return int(reached.argmax()) if reached.any() else run.epochs
 
-    def _record(self, run, trained):
+    def _record(self, run, epochs_trained):
         if run.seed != self.seed:
             raise ValueError(f"this cell has seed {self.seed}, got {run.seed}.")
-        index, until = self._index(run.level), run.epochs + 1
-        names = {"train_loss": 1, "val_loss": 1, "val_right": 100}
-        curves = {
-            name.replace("right", "accuracy"): self.arrays[name][*self.place, index, :until].astype(
-                np.float32
-            )
-            / by
-            for name, by in names.items()
-        }
-        finals = {f"last.{name}": float(curve[-1]) for name, curve in curves.items()} | {
-            "epochs": float(run.epochs)
-        }
-        best = max(
-            range(1, until), key=lambda e: (curves["val_accuracy"][e], -curves["val_loss"][e], -e)
-        )
-        finals |= {f"best.{name}": float(curve[best]) for name, curve in curves.items()}
-        return Record(run, curves, {}, finals, "", "", {"epochs_trained": trained})
+        level_index, end = self._index(run.level), run.epochs + 1
+        curves = {}
+        for name, divisor in (("train_loss", 1), ("val_loss", 1), ("val_right", 100)):
+            curve = self.arrays[name][*self.index, level_index, :end].astype(np.float32) / divisor
+            curves[name.replace("right", "accuracy")] = curve
+        accuracy, loss = curves["val_accuracy"], curves["val_loss"]
+        best = max(range(1, end), key=lambda epoch: (accuracy[epoch], -loss[epoch], -epoch))
+        metrics = {f"last.{name}": float(curve[-1]) for name, curve in curves.items()}
+        metrics["epochs"] = float(run.epochs)
+        metrics |= {f"best.{name}": float(curve[best]) for name, curve in curves.items()}
+        return Record(run, curves, {}, metrics, "", "", {"epochs_trained": epochs_trained})

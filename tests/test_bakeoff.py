@@ -11,7 +11,7 @@ import torch
 from flooding import Run, run_all
 from flooding.experiments import bakeoff
 from flooding.experiments.archive import Archive, pack
-from flooding.level_search.base import run_generator
+from flooding.level_search.driver import run_generator
 from flooding.levels import LevelSource
 from flooding.methods import SAM, GradientPenalty, IFlood, SoftAD
 from flooding.models import mlp

@@ -19,7 +19,7 @@ from flooding.data.synthetic import two_gaussians
 from flooding.experiments import double_descent, double_descent_cifar10
 from flooding.experiments.archive import Archive, pack
 from flooding.experiments.double_descent import Condition, descents, plan
-from flooding.level_search.base import run_generator
+from flooding.level_search.driver import run_generator
 from flooding.models import mlp
 from flooding.training.config import to_config
 from flooding.training.problem import TestCurve

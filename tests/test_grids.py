@@ -12,7 +12,7 @@ from flooding.experiments import images5k, kim2022_cifar10
 from flooding.experiments.archive import Archive, pack
 from flooding.experiments.grids import Cell
 from flooding.experiments.images5k import LEVELS, cells, experiment
-from flooding.level_search.base import run_generator
+from flooding.level_search.driver import run_generator
 from flooding.models import IMAGENET
 from flooding.training.record import Record
 from small import small

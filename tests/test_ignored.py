@@ -234,11 +234,11 @@ def test_the_number_of_classes_and_the_limit_know_what_is_ignored():
         _, counts = Y[:100][~IGNORED[:100]].unique(return_counts=True)
         entropy = float(torch.distributions.Categorical(counts.double()).entropy())
         found = find_level(ignoring, workers=0)
-        told = {s.name: s.level for s in found.suggestions}
+        told = {s.name: s.level for s in found.estimates}
         assert told["label entropy"] == pytest.approx(entropy)
         with pytest.raises(StopIteration) as answer:
             next(advisor(ignoring))
-        assert [s.level for s in answer.value.value.suggestions] == [pytest.approx(entropy)]
+        assert [s.level for s in answer.value.value.estimates] == [pytest.approx(entropy)]
     assert problem(F.mse_loss, parts(X, X[:, :1])).classes(0) is None
     assert parts(X, torch.where(Y > 9, Y, -100)).classes == 0
 

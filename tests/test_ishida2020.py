@@ -12,7 +12,7 @@ from flooding import run_all
 from flooding.data.synthetic import spiral, spiral_best_accuracy
 from flooding.experiments import find, ishida2020
 from flooding.experiments.ishida2020 import LEVELS, NOISES, TASKS, Cell, cells, experiment, load
-from flooding.level_search.base import run_generator
+from flooding.level_search.driver import run_generator
 from flooding.training.record import Record
 
 LEVEL_BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "levels"

@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from flooding.experiments.archive import run_id
 from flooding.experiments.ishida2020 import Cell
 from flooding.experiments.ishida2020_settings import VARIANTS, experiment, one_logit
-from flooding.level_search.base import run_generator
+from flooding.level_search.driver import run_generator
 from flooding.training.record import Record
 
 PAPER = Cell("two-gaussians", 0.05).problem

@@ -11,7 +11,7 @@ import torch
 
 from flooding import run_all, train
 from flooding.experiments import ishida2020_why as why
-from flooding.level_search.base import run_generator
+from flooding.level_search.driver import run_generator
 from flooding.metrics import over_confidence
 from flooding.sharpness import weights
 from flooding.training.problem import PeriodicMetric

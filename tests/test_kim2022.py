@@ -16,7 +16,7 @@ from flooding import run_all
 from flooding.experiments import kim2022
 from flooding.experiments.archive import Archive, pack
 from flooding.experiments.kim2022 import Plan
-from flooding.level_search.base import run_generator
+from flooding.level_search.driver import run_generator
 from flooding.level_search.policy_gradient import Policy
 from flooding.levels import Delayed, Heuristic
 from flooding.training.problem import TestCurve

@@ -12,7 +12,7 @@ from flooding.data.images import human_labels
 from flooding.experiments import peterson2019
 from flooding.experiments.peterson2019 import LEVELS, counts, experiment
 from flooding.level_search.advisor import bayes_error, entropy
-from flooding.level_search.base import run_generator
+from flooding.level_search.driver import run_generator
 from flooding.training.record import Record
 
 SHARES = np.eye(10)[np.arange(200) % 10] * 46 / 50 + 4 / 50 * np.eye(10)[(np.arange(200) + 1) % 10]

@@ -9,7 +9,7 @@ import pytest
 
 from flooding import Run
 from flooding.experiments.ishida2020 import LEVELS
-from flooding.level_search.base import search
+from flooding.level_search.driver import search
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
 
@@ -53,27 +53,27 @@ def test_there_are_nine_cells_and_their_files_are_whole(cells):
 
 def test_a_grid_chooses_as_by_hand(cells):
     for cell in cells:
-        arrays, place = cell.arrays, cell.place
-        found = search(grid(cell.problem, LEVELS, seeds=[cell.seed]), cell.evaluator())
+        arrays, index = cell.arrays, cell.index
+        result = search(grid(cell.problem, LEVELS, seeds=[cell.seed]), cell.run_all())
         right, loss = (
-            arrays[name][*place, :, -1].astype(float) for name in ("val_right", "val_loss")
+            arrays[name][*index, :, -1].astype(float) for name in ("val_right", "val_loss")
         )
         by_hand = max(range(51), key=lambda i, right=right, loss=loss: (right[i], -loss[i], -i))
-        assert (found.level or 0.0) == LEVELS[by_hand]
+        assert (result.level or 0.0) == LEVELS[by_hand]
         assert (
-            cell.final(found.level, "last_test_accuracy_clean")
-            == arrays["last_test_accuracy_clean"][*place, by_hand]
+            cell.final(result.level, "last_test_accuracy_clean")
+            == arrays["last_test_accuracy_clean"][*index, by_hand]
         )
-        assert found.cost.trainings == 51
-        assert 30 < found.cost.steps < 51, "beginnings are shared"
+        assert result.cost.trainings == 51
+        assert 30 < result.cost.steps < 51, "beginnings are shared"
 
 
 def test_halving_pays_for_no_epoch_twice(cells):
-    found = search(halving(cells[2].problem, LEVELS[::5], seeds=[3]), cells[2].evaluator())
+    result = search(halving(cells[2].problem, LEVELS[::5], seeds=[3]), cells[2].run_all())
     longest = {}
-    for record in found.records:
+    for record in result.records:
         longest[record.run.level] = max(longest.get(record.run.level, 0), record.run.epochs)
-    assert found.cost.epochs <= sum(longest.values())
+    assert result.cost.epochs <= sum(longest.values())
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_halving_pays_for_no_epoch_twice(cells):
 )
 def test_what_the_benchmark_lacks_is_refused(cells, level, seed, message):
     with pytest.raises(ValueError, match=message):
-        cells[0].evaluator()([Run(cells[0].problem, level, seed=seed)])
+        cells[0].run_all()([Run(cells[0].problem, level, seed=seed)])

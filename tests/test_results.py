@@ -8,7 +8,7 @@ import pytest
 from flooding import experiments
 from flooding.data import files
 from flooding.experiments.archive import Archive
-from flooding.level_search.base import run_generator
+from flooding.level_search.driver import run_generator
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from flooding import run_all
-from flooding.level_search.base import LevelEstimate, SearchResult, best_level, tail_mean
+from flooding.level_search.level_stats import best_level, tail_mean
+from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.levels import Constant, Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.metrics import balanced_accuracy
 from flooding.testing import check_controller, check_runner, check_strategy, fake_record

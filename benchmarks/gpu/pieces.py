@@ -37,7 +37,7 @@ from flooding.data import images
 from flooding.experiments import kim2022_cifar10, machine
 from flooding.experiments.archive import pack, run_id
 from flooding.experiments.grids import Cell, compare_levels
-from flooding.level_search.base import run_generator
+from flooding.level_search.driver import run_generator
 from flooding.models import mlp, resnet18
 from flooding.training.ledger import Ledger
 from flooding.training.problem import Problem, TestCurve

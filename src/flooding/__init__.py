@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flooding.criterion import Flood
     from flooding.functional import flood, soft_flood
-    from flooding.level_search.find import find_level, search
+    from flooding.level_search.driver import search
+    from flooding.level_search.find import find_level
     from flooding.step import FloodStep
     from flooding.training.loop import train
     from flooding.training.problem import Problem
@@ -29,7 +30,7 @@ _HOME = {
     "find_level": "flooding.level_search.find",
     "flood": "flooding.functional",
     "run_all": "flooding.training.runner",
-    "search": "flooding.level_search.find",
+    "search": "flooding.level_search.driver",
     "soft_flood": "flooding.functional",
     "train": "flooding.training.loop",
 }

@@ -36,7 +36,7 @@ from flooding.cli._shown import (
 from flooding.text import one_line
 
 if TYPE_CHECKING:
-    from flooding.level_search.find import FoundLevel
+    from flooding.level_search.result import SearchResult
     from flooding.tabular.table import TableProblem
     from flooding.training.problem import Problem
 
@@ -407,7 +407,7 @@ def _strategy(
     return known[name]
 
 
-def _print(found: FoundLevel) -> None:
+def _print(found: SearchResult) -> None:
     """Print the trainings, the estimates, the answer and its price."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     names = list(dict.fromkeys(name for row in found.table for name in row))
@@ -419,7 +419,7 @@ def _print(found: FoundLevel) -> None:
     told = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in ("estimate", "level", "from", "to", ""):
         told.add_column(title, justify="right" if title in {"level", "from", "to"} else "left")
-    for s in found.suggestions:
+    for s in found.estimates:
         numbers = ("none" if s.level is None else f"{s.level:.3g}", f"{s.low:.3g}", f"{s.high:.3g}")
         told.add_row(s.name, *numbers, s.note)
     console.print(told)
@@ -447,7 +447,7 @@ def _cell(value: Any, name: str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _save(found: FoundLevel, table: TableProblem, folder: Path, device: str) -> None:
+def _save(found: SearchResult, table: TableProblem, folder: Path, device: str) -> None:
     """Train what was found in full and save it."""
     from flooding.tabular.table import save_model
     from flooding.training.loop import train

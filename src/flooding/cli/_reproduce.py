@@ -158,7 +158,7 @@ def _train(
     """
     from flooding.experiments import estimate, machine
     from flooding.experiments.archive import Archive, pack, with_fallback
-    from flooding.level_search.base import run_generator
+    from flooding.level_search.driver import run_generator
     from flooding.training.config import is_hashable
     from flooding.training.runner import run_all
 
@@ -196,7 +196,7 @@ def _write(
     running: Experiment, archive: Callable[..., Any], out: Path, name: str, *more: Path
 ) -> None:
     """Report on an archive, so that the same file always gives the same page."""
-    from flooding.level_search.base import run_generator
+    from flooding.level_search.driver import run_generator
 
     _show(run_generator(running, archive)[0], out, name, *more)
 

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from flooding.adaflood import AdaFlood
 from flooding.experiments import Experiment, describe_provenance, ishida2020
-from flooding.level_search.base import run_concurrently
+from flooding.level_search.driver import run_concurrently
 from flooding.level_search.finder import finder
 from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, Method, SoftAD
 from flooding.models import mlp

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from flooding.experiments import describe_provenance
-from flooding.level_search.base import run_concurrently
+from flooding.level_search.driver import run_concurrently
 from flooding.level_search.finder import finder
 from flooding.report.document import Report, Table
 from flooding.report.stats import (

@@ -22,7 +22,8 @@ from flooding.data import synthetic
 from flooding.experiments import Experiment, describe_provenance
 from flooding.experiments.archive import Archive, run_id
 from flooding.level_search.backward import has_started
-from flooding.level_search.base import SearchResult, run_concurrently
+from flooding.level_search.driver import run_concurrently
+from flooding.level_search.result import SearchResult
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.levels import Delayed, Heuristic
 from flooding.models import mlp

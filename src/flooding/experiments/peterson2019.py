@@ -18,7 +18,7 @@ from flooding.data import images
 from flooding.experiments import Experiment, describe_provenance
 from flooding.experiments.grids import CURVES, Cell, falls, flooded_share, percent, reached
 from flooding.level_search.advisor import advise, bayes_error
-from flooding.level_search.base import LevelEstimate
+from flooding.level_search.result import LevelEstimate
 from flooding.models import small_cnn
 from flooding.report.document import Report, Table
 from flooding.report.stats import format_mean_sd, holm, p_value, paired

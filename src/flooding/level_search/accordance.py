@@ -1,6 +1,4 @@
-"""Gradient accordance: the training loss at which the gradients of different batches stop
-agreeing.
-"""
+"""Gradient accordance: the loss at which the gradients of batches stop agreeing."""
 
 from __future__ import annotations
 
@@ -8,14 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from flooding.data import Splits
-from flooding.level_search.base import LevelEstimate, SearchResult, Strategy
+from flooding.level_search.protocol import SearchableProblem, Strategy
+from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.metrics import gradient_accordance
 from flooding.training.problem import Problem
 from flooding.training.rng import derive_seed
@@ -25,23 +24,22 @@ __all__ = ["accordance", "crossing", "watch_accordance"]
 
 
 def accordance(
-    problem: Any,
+    problem: SearchableProblem,
     *,
     batches: int = 4,
     direction: Literal["down", "up"] = "down",
     smoothing: int = 5,
     seed: int = 0,
 ) -> Strategy:
-    """Watch one plain training and take the training loss at which gradient accordance first
-    crosses zero.
+    """Take the training loss of plain training at which gradient accordance first crosses zero.
 
     A_t is the mean cosine between the gradients of fixed sub-batches after epoch t, see
     :func:`flooding.metrics.gradient_accordance`. **The source contradicts itself about the sign**:
-    its text lets the accordance fall through zero as overfitting sets in, its figure rise. So the
-    direction is an option.
+    in its text the accordance falls through zero as overfitting sets in, in its figure it rises.
+    So the direction is an option.
 
     Args:
-        problem: The Problem. Its own ``watch`` is put aside in this training.
+        problem: The Problem. This training does not measure its own ``extra_metrics``.
         batches: Number of sub-batches, at least 2. Together they have at most a training split's
             examples, so an epoch costs up to twice its time.
         direction: "down": from above zero to zero or below; "up": the other way.
@@ -52,8 +50,8 @@ def accordance(
         One plain Run.
 
     Returns:
-        The smoothed training loss at the crossing, between the lowest and highest loss it is the
-        mean of; None, with a warning, where the accordance never crosses.
+        The smoothed training loss at the crossing, between the lowest and highest loss of which it
+        is the mean; None, with a warning, where the accordance never crosses.
 
     Raises:
         ValueError: If ``direction`` is neither word, ``smoothing`` is below 1, or ``problem`` is no
@@ -73,31 +71,35 @@ def accordance(
         raise ValueError(
             f"accordance looks into the model: it needs a Problem, got {type(problem).__name__}."
         )
-    watch = partial(watch_accordance, batches=batches, seed=seed)
-    [record] = yield [Run(replace(problem, extra_metrics=watch), seed=seed)]
+    # Train plainly and measure the accordance after every epoch.
+    measure = partial(watch_accordance, batches=batches, seed=seed)
+    [record] = yield [Run(replace(problem, extra_metrics=measure), seed=seed)]
     curve = record.curves["accordance"]
-    epoch = crossing(_smoothed(curve, smoothing), direction)
-    seen = np.asarray(record.curves["train_loss"], np.float64)
-    seen = seen[max(0, epoch + 1 - smoothing) : epoch + 1] if epoch else np.array([math.nan])
-    if not math.isfinite(level := float(seen.mean())):
-        told = f"the accordance never crossed zero {direction}wards: it went from {curve[0]:.2g} to {curve[-1]:.2g}"
-        return SearchResult(
-            "accordance",
-            Run(problem, None, seed=seed),
-            (LevelEstimate("accordance", None),),
-            (told,),
+
+    # Where does it cross, and at which training loss?
+    epoch = crossing(_running_mean(curve, smoothing), direction)
+    losses = np.array([math.nan])
+    if epoch is not None:
+        losses = np.asarray(record.curves["train_loss"], np.float64)
+        losses = losses[max(0, epoch + 1 - smoothing) : epoch + 1]
+    level = float(losses.mean())
+    if not math.isfinite(level):
+        warning = (
+            f"the accordance never crossed zero {direction}wards: "
+            f"it went from {curve[0]:.2g} to {curve[-1]:.2g}"
         )
-    suggestion = LevelEstimate(
-        "accordance", level, float(seen.min()), float(seen.max()), f"at epoch {epoch}"
-    )
-    return SearchResult("accordance", Run(problem, level, seed=seed), (suggestion,))
+        no_level = LevelEstimate("accordance", None)
+        plain = Run(problem, None, seed=seed)
+        return SearchResult("accordance", plain, (no_level,), (warning,))
+    low, high = float(losses.min()), float(losses.max())
+    estimate = LevelEstimate("accordance", level, low, high, f"at epoch {epoch}")
+    return SearchResult("accordance", Run(problem, level, seed=seed), (estimate,))
 
 
 def watch_accordance(
     model: nn.Module, problem: Problem, splits: Splits, *, batches: int = 4, seed: int = 0
 ) -> dict[str, float]:
-    """Measure the gradient accordance of fixed sub-batches of the training split, as a Problem's
-    ``watch``.
+    """Measure the gradient accordance of fixed sub-batches: a Problem's ``extra_metrics``.
 
     The model is in evaluation mode meanwhile, so that neither dropout nor statistics of batch norm
     take part or change.
@@ -117,24 +119,22 @@ def watch_accordance(
         ValueError: If ``batches`` is below 2 or the training split has fewer examples than that.
     """
     split = splits.train
-    if not 2 <= batches <= len(split):
+    examples = len(split)
+    if not 2 <= batches <= examples:
         raise ValueError(
-            f"batches must lie in 2 to the {len(split)} training examples, got {batches}. 4 is usual."
+            f"batches must lie in 2 to the {examples} training examples, got {batches}. 4 is usual."
         )
-    order = torch.randperm(
-        len(split), generator=torch.Generator().manual_seed(derive_seed(seed, "accordance"))
-    )
-    size = min(problem.batch_size, len(split) // batches)
+    # The same sub-batches in every epoch: the generator depends on the seed alone.
+    generator = torch.Generator().manual_seed(derive_seed(seed, "accordance"))
+    order = torch.randperm(examples, generator=generator)
+    size = min(problem.batch_size, examples // batches)
     parts = [split.take(index.to(split.y.device)) for index in order.split(size)[:batches]]
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.enable_grad():
-            return {
-                "accordance": float(
-                    gradient_accordance(model, (problem.loss(model(p.x), p.y) for p in parts))
-                )
-            }
+            losses = (problem.loss(model(part.x), part.y) for part in parts)
+            return {"accordance": float(gradient_accordance(model, losses))}
     finally:
         for module, mode in modes:
             module.training = mode
@@ -154,13 +154,15 @@ def crossing(curve: Sequence[float] | np.ndarray, direction: Literal["down", "up
         >>> crossing([-0.1, 0.3, 0.1, 0.0, -0.2], "down"), crossing([0.3, 0.1], "down")
         (3, None)
     """
-    heights = np.asarray(curve, np.float64) * (1 if direction == "down" else -1)
-    places = np.flatnonzero((heights[:-1] > 0) & (heights[1:] <= 0))
-    return int(places[0]) + 1 if len(places) else None
+    sign = 1 if direction == "down" else -1
+    heights = sign * np.asarray(curve, np.float64)
+    crossings = np.flatnonzero((heights[:-1] > 0) & (heights[1:] <= 0))
+    return int(crossings[0]) + 1 if len(crossings) else None
 
 
-def _smoothed(curve: np.ndarray, epochs: int) -> np.ndarray:
+def _running_mean(curve: np.ndarray, epochs: int) -> np.ndarray:
     """Average each number with those before it, ``epochs`` in all where there are as many."""
-    return np.array([
-        np.mean(curve[max(0, i + 1 - epochs) : i + 1], dtype=np.float64) for i in range(len(curve))
-    ])
+    means = []
+    for end in range(1, len(curve) + 1):
+        means.append(np.mean(curve[max(0, end - epochs) : end], dtype=np.float64))
+    return np.array(means)

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from flooding.level_search.base import LevelEstimate, SearchResult, Strategy
+from flooding.level_search.protocol import Strategy
+from flooding.level_search.result import LevelEstimate, SearchResult
+from flooding.training.problem import Problem
 from flooding.training.run import Run
 
-__all__ = ["advise", "advisor", "bayes_error", "entropy", "flip_entropy"]
+__all__ = ["advise", "advisor", "bayes_error", "entropy", "label_noise_entropy"]
 
 _RESAMPLES = 1000
+_LIMIT_NOTE = "a limit: no level above it can be right"
 
 
 def advisor(
-    problem: Any,
+    problem: Problem,
     *,
-    soft_labels: Any = None,
-    repeated_labels: Any = None,
+    soft_labels: ArrayLike | Tensor | None = None,
+    repeated_labels: ArrayLike | Tensor | None = None,
     label_noise: float | None = None,
     lowest_val_loss: float | None = None,
     seed: int = 0,
 ) -> Strategy:
-    """Ask nothing: tell what the problem's training labels, and what else is known of them, say
-    about the level.
+    """Estimate the level from the problem's training labels, and from what else is known of them.
+
+    Nothing is trained.
 
     Args:
         problem: The Problem.
@@ -40,11 +44,13 @@ def advisor(
         Nothing.
 
     Returns:
-        Plain training, with a suggestion for each thing known: none of them has been tried.
+        Plain training, with an estimate from each thing that is known; no level was tried.
     """
     y, classes = problem.splits(seed).train.y, problem.classes(seed)
-    labels = y[problem.target_mask(y)] if classes is not None and y.ndim == 1 else None
-    suggestions = advise(
+    labels = None
+    if classes is not None and y.ndim == 1:
+        labels = y[problem.target_mask(y)]
+    estimates = advise(
         labels=labels,
         soft_labels=soft_labels,
         repeated_labels=repeated_labels,
@@ -56,14 +62,14 @@ def advisor(
     if labels is None:
         warnings += ("the targets are no classes: they say nothing about the level",)
     yield from ()
-    return SearchResult("advisor", Run(problem, None, seed=seed), suggestions, warnings)
+    return SearchResult("advisor", Run(problem, None, seed=seed), estimates, warnings)
 
 
 def advise(
     *,
-    labels: Any = None,
-    soft_labels: Any = None,
-    repeated_labels: Any = None,
+    labels: ArrayLike | Tensor | None = None,
+    soft_labels: ArrayLike | Tensor | None = None,
+    repeated_labels: ArrayLike | Tensor | None = None,
     label_noise: float | None = None,
     classes: int | None = None,
     lowest_val_loss: float | None = None,
@@ -71,20 +77,19 @@ def advise(
 ) -> tuple[LevelEstimate, ...]:
     """Estimate levels, and limits to them, for cross-entropy in nats.
 
-    The best loss there is, the irreducible one, is the entropy H(Y|X); published best levels lie a
-    little below it. A level above it cannot be right. Intervals of estimates are 95 % bootstraps
-    over the examples.
+    The irreducible loss is the entropy H(Y|X). Published best levels lie a little below it; a level
+    above it cannot be right. Intervals are 95 % bootstraps over the examples.
 
     * Labels: the entropy of their shares, ln C if the classes are balanced. A network that ignores
-      its inputs gets there, so this is a limit and no estimate.
+      its inputs reaches it, so this is an upper limit.
     * Soft labels: the mean entropy of the rows is H(Y|X), if the rows are true probabilities. The
       note has their Bayes error.
     * Repeated labels: the mean entropy of the rows' shares, with the jackknife for small counts:
-      ``m H - (m - 1) * mean of H without one label``. With three labels or so, what is left of the
+      ``m H - (m - 1) * mean of H without one label``. With about three labels a row, the remaining
       bias is downwards where one label is rare.
     * Label noise: the entropy of labels that are wrong with probability p, see
-      :func:`flip_entropy`: H(Y|X) itself if the clean labels follow from the inputs, else less than
-      it; the interval reaches to ln C.
+      :func:`label_noise_entropy`. It is H(Y|X) itself if the clean labels follow from the inputs,
+      else less; the interval reaches to ln C.
     * Lowest validation loss of one plain run: 0.7 times it. The interval, 0.25 to 1 times, is the
       range worth trying, since a validation loss lies above H(Y|X) up to chance.
 
@@ -100,80 +105,40 @@ def advise(
         seed: Seed of the bootstrap.
 
     Returns:
-        A suggestion for each argument that is given, in this order; ``classes`` alone gives ln C.
+        An estimate for each argument that is given, in this order; ``classes`` alone gives ln C.
 
     Raises:
         ValueError: If an array or a number is not as described.
 
     Example:
-        >>> [found] = advise(label_noise=0.1)
-        >>> round(found.level, 4), round(found.high, 4)
+        >>> [estimate] = advise(label_noise=0.1)
+        >>> round(estimate.level, 4), round(estimate.high, 4)
         (0.3251, 0.6931)
 
     References:
         Ishida et al., *Is the Performance of My Deep Network Too Good to Be True?*, ICLR 2023, for
         the Bayes error. Quenouille's jackknife of the entropy: Zahl, *Ecology* 58, 1977.
-    """
-    draw = np.random.default_rng(seed)
-    found = []
+    """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
+    rng = np.random.default_rng(seed)
+    estimates: list[LevelEstimate] = []
     if labels is not None:
-        found.append(_of_labels(_array(labels), classes, draw))
+        estimates.append(_label_estimate(_to_array(labels), classes, rng))
     if soft_labels is not None:
-        rows = _rows("soft_labels", soft_labels)
-        if np.abs(rows.sum(1) - 1).max() > 1e-3:
-            raise ValueError(
-                f"soft_labels must be rows of sum 1, got sums up to {rows.sum(1).max():g}. Divide by them."
-            )
-        low, high = _interval(1 - rows.max(1), draw)
-        note = f"entropy; Bayes error {bayes_error(rows):.4f} ({low:.4f} to {high:.4f})"
-        found.append(_mean("soft labels", _entropies(rows), rows.shape[1], draw, note))
+        estimates.append(_soft_label_estimate(soft_labels, rng))
     if repeated_labels is not None:
-        counts = _rows("repeated_labels", repeated_labels)
-        if (counts != np.round(counts)).any() or counts.sum(1).min() < 2:
-            raise ValueError(
-                "repeated_labels must be whole numbers, two or more a row. Give counts, not shares."
-            )
-        found.append(
-            _mean(
-                "repeated labels", _jackknife(counts), counts.shape[1], draw, "entropy, jackknife"
-            )
-        )
+        estimates.append(_repeated_label_estimate(repeated_labels, rng))
     if label_noise is not None:
-        known = classes or max(
-            [2] + [np.shape(rows)[1] for rows in (soft_labels, repeated_labels) if rows is not None]
-        )
-        level = flip_entropy(label_noise, known)
-        found.append(
-            LevelEstimate(
-                "label noise", level, level, math.log(known), "exact where clean labels are certain"
-            )
-        )
+        known_classes = classes or _count_classes(soft_labels, repeated_labels)
+        estimates.append(_label_noise_estimate(label_noise, known_classes))
     if lowest_val_loss is not None:
-        if not 0 < lowest_val_loss < math.inf:
-            known = -math.inf < lowest_val_loss <= 0
-            fix = (
-                "A share of it is no level: use find_level."
-                if known
-                else "Did the plain run diverge?"
-            )
-            raise ValueError(f"lowest_val_loss must be above 0, got {lowest_val_loss}. {fix}")
-        v = float(lowest_val_loss)
-        found.append(
-            LevelEstimate(
-                "0.7 x lowest validation loss", 0.7 * v, 0.25 * v, v, "a guess from one plain run"
-            )
-        )
-    if not found and classes is not None:
+        estimates.append(_val_loss_estimate(lowest_val_loss))
+    if not estimates and classes is not None:
         limit = math.log(classes)
-        found.append(
-            LevelEstimate(
-                "balanced classes", limit, limit, limit, "a limit: no level above it can be right"
-            )
-        )
-    return tuple(found)
+        estimates.append(LevelEstimate("balanced classes", limit, limit, limit, _LIMIT_NOTE))
+    return tuple(estimates)
 
 
-def entropy(probabilities: Any) -> float:
+def entropy(probabilities: ArrayLike | Tensor) -> float:
     """Mean entropy of rows of probabilities.
 
     Args:
@@ -186,16 +151,17 @@ def entropy(probabilities: Any) -> float:
         >>> round(entropy([[0.5, 0.5], [1.0, 0.0]]), 4)
         0.3466
     """
-    return float(_entropies(np.atleast_2d(_array(probabilities))).mean())
+    return float(_entropies(np.atleast_2d(_to_array(probabilities))).mean())
 
 
-def bayes_error(soft_labels: Any) -> float:
-    """Mean probability that the likeliest class is wrong; ``mean_i min(c_i, 1 - c_i)`` for two
-    classes.
+def bayes_error(soft_labels: ArrayLike | Tensor) -> float:
+    """Mean probability that the likeliest class is wrong.
+
+    For two classes ``mean_i min(c_i, 1 - c_i)``.
 
     Args:
-        soft_labels: Class probabilities ``[n, C]``. From few labels an example, it comes out too
-            small.
+        soft_labels: Class probabilities ``[n, C]``. Shares of few labels a row give too small an
+            error.
 
     Returns:
         Error rate in [0, 1 - 1 / C].
@@ -207,12 +173,11 @@ def bayes_error(soft_labels: Any) -> float:
     References:
         Ishida et al., ICLR 2023, eq. (4).
     """
-    return float((1 - _rows("soft_labels", soft_labels).max(1)).mean())
+    return float((1 - _check_rows("soft_labels", soft_labels).max(1)).mean())
 
 
-def flip_entropy(p: float, classes: int = 2) -> float:
-    """Entropy of a label that is replaced by one of the wrong classes, each alike, with probability
-    p.
+def label_noise_entropy(p: float, classes: int = 2) -> float:
+    """Entropy of a label that is wrong with probability p, every wrong class being as likely.
 
     ``h(p) = -p ln p - (1 - p) ln(1 - p)``, and ``p ln(C - 1)`` more for C classes.
 
@@ -227,7 +192,7 @@ def flip_entropy(p: float, classes: int = 2) -> float:
         ValueError: If ``p`` or ``classes`` is out of range.
 
     Example:
-        >>> round(flip_entropy(0.05), 4)
+        >>> round(label_noise_entropy(0.05), 4)
         0.1985
     """
     if classes < 2 or not 0 <= p <= (classes - 1) / classes:
@@ -237,75 +202,125 @@ def flip_entropy(p: float, classes: int = 2) -> float:
     return entropy([1 - p, p]) + p * math.log(classes - 1)
 
 
-def _of_labels(labels: np.ndarray, classes: int | None, draw: np.random.Generator) -> LevelEstimate:
-    whole = (
-        labels.ndim == 1
-        and len(labels)
-        and (labels == np.round(labels)).all()
-        and labels.min() >= 0
-    )
-    if not whole or labels.max() >= (classes or math.inf):
+def _label_estimate(
+    labels: np.ndarray, classes: int | None, rng: np.random.Generator
+) -> LevelEstimate:
+    """Limit the level by the entropy of the class shares."""
+    valid = labels.ndim == 1 and len(labels) > 0 and bool((labels == np.round(labels)).all())
+    if not valid or labels.min() < 0 or labels.max() >= (classes or math.inf):
         raise ValueError(
             f"labels must be whole numbers [n] from 0 to below classes={classes}, got {labels!r}."
         )
-    shares = np.bincount(labels.astype(np.int64), minlength=classes or 1) / len(labels)
+    n = len(labels)
+    shares = np.bincount(labels.astype(np.int64), minlength=classes or 1) / n
     level = entropy(shares)
-    again = _entropies(draw.multinomial(len(labels), shares, size=_RESAMPLES) / len(labels))
-    low, high = np.quantile(again, [0.025, 0.975])
-    note = "a limit: no level above it can be right"
+    # Resampling the labels of n examples is a multinomial draw of their shares.
+    resampled = _entropies(rng.multinomial(n, shares, size=_RESAMPLES) / n)
+    low, high = np.quantile(resampled, [0.025, 0.975])
     return LevelEstimate(
-        "label entropy", level, min(level, float(low)), max(level, float(high)), note
+        "label entropy", level, min(level, float(low)), max(level, float(high)), _LIMIT_NOTE
     )
 
 
-def _mean(
-    name: str, values: np.ndarray, classes: int, draw: np.random.Generator, note: str
+def _soft_label_estimate(
+    soft_labels: ArrayLike | Tensor, rng: np.random.Generator
 ) -> LevelEstimate:
-    """Suggest the mean of entropies of examples, which lies between 0 and ln C."""
-    low, high = _interval(values, draw)
-    level, low, high = (
-        float(np.clip(v, 0.0, math.log(classes))) for v in (values.mean(), low, high)
+    rows = _check_rows("soft_labels", soft_labels)
+    sums = rows.sum(1)
+    if np.abs(sums - 1).max() > 1e-3:
+        raise ValueError(
+            f"soft_labels must be rows of sum 1, got sums up to {sums.max():g}. Divide by them."
+        )
+    low, high = _bootstrap_interval(1 - rows.max(1), rng)
+    note = f"entropy; Bayes error {bayes_error(rows):.4f} ({low:.4f} to {high:.4f})"
+    return _mean_estimate("soft labels", _entropies(rows), rows.shape[1], rng, note)
+
+
+def _repeated_label_estimate(
+    repeated_labels: ArrayLike | Tensor, rng: np.random.Generator
+) -> LevelEstimate:
+    counts = _check_rows("repeated_labels", repeated_labels)
+    if (counts != np.round(counts)).any() or counts.sum(1).min() < 2:
+        raise ValueError(
+            "repeated_labels must be whole numbers, two or more a row. Give counts, not shares."
+        )
+    entropies = _jackknife_entropies(counts)
+    return _mean_estimate("repeated labels", entropies, counts.shape[1], rng, "entropy, jackknife")
+
+
+def _count_classes(*tables: ArrayLike | Tensor | None) -> int:
+    """Count the columns of the widest table, at least two."""
+    return max([2, *(np.shape(table)[1] for table in tables if table is not None)])
+
+
+def _label_noise_estimate(label_noise: float, classes: int) -> LevelEstimate:
+    level = label_noise_entropy(label_noise, classes)
+    note = "exact where clean labels are certain"
+    return LevelEstimate("label noise", level, level, math.log(classes), note)
+
+
+def _val_loss_estimate(lowest_val_loss: float) -> LevelEstimate:
+    """Guess the level from the lowest validation loss of a plain run."""
+    if not 0 < lowest_val_loss < math.inf:
+        fix = "Did the plain run diverge?"
+        if -math.inf < lowest_val_loss <= 0:
+            fix = "A share of it is no level: use find_level."
+        raise ValueError(f"lowest_val_loss must be above 0, got {lowest_val_loss}. {fix}")
+    loss = float(lowest_val_loss)
+    return LevelEstimate(
+        "0.7 x lowest validation loss", 0.7 * loss, 0.25 * loss, loss, "a guess from one plain run"
     )
+
+
+def _mean_estimate(
+    name: str, entropies: np.ndarray, classes: int, rng: np.random.Generator, note: str
+) -> LevelEstimate:
+    """Estimate the level by the mean entropy of examples, which lies between 0 and ln C."""
+    mean, interval = entropies.mean(), _bootstrap_interval(entropies, rng)
+    level, low, high = np.clip([mean, *interval], 0.0, math.log(classes)).tolist()
     return LevelEstimate(name, level, min(level, low), max(level, high), note)
 
 
-def _interval(values: np.ndarray, draw: np.random.Generator) -> tuple[float, float]:
-    """Bootstrap the mean: 95 %."""
-    means = [values[draw.integers(len(values), size=len(values))].mean() for _ in range(_RESAMPLES)]
+def _bootstrap_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """Give the 95 % bootstrap interval of a mean."""
+    n = len(values)
+    means = [values[rng.integers(n, size=n)].mean() for _ in range(_RESAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
 def _entropies(rows: np.ndarray) -> np.ndarray:
-    return 0.0 - (rows * np.log(np.where(rows > 0, rows, 1.0))).sum(1)  # not -0.0
+    """Give the entropy of each row of probabilities, in nats."""
+    # 0 ln 0 counts as 0. The difference from 0.0 is never -0.0.
+    logs = np.log(np.where(rows > 0, rows, 1.0))
+    return 0.0 - (rows * logs).sum(1)
 
 
-def _jackknife(counts: np.ndarray) -> np.ndarray:
-    """Entropy of each row of counts, less its bias for small counts."""
+def _jackknife_entropies(counts: np.ndarray) -> np.ndarray:
+    """Give the entropy of each row of counts, less its bias for small counts."""
     n = counts.sum(1, keepdims=True)
-    whole, without = _entropies(counts / n), np.zeros(len(counts))
-    for c in range(counts.shape[1]):
-        fewer = counts - np.eye(counts.shape[1])[c] * (counts[:, [c]] > 0)
-        without += counts[:, c] / n[:, 0] * _entropies(fewer / fewer.sum(1, keepdims=True))
-    return n[:, 0] * whole - (n[:, 0] - 1) * without
+    plug_in = _entropies(counts / n)
+    # Mean entropy of the row without one of its labels, each label left out in turn.
+    without_one = np.zeros(len(counts))
+    one_hot = np.eye(counts.shape[1])
+    for column in range(counts.shape[1]):
+        fewer = counts - one_hot[column] * (counts[:, [column]] > 0)
+        entropies = _entropies(fewer / fewer.sum(1, keepdims=True))
+        without_one += counts[:, column] / n[:, 0] * entropies
+    return n[:, 0] * plug_in - (n[:, 0] - 1) * without_one
 
 
-def _rows(name: str, values: Any) -> np.ndarray:
-    rows = _array(values)
-    if (
-        rows.ndim != 2
-        or rows.shape[1] < 2
-        or len(rows) == 0
-        or not np.isfinite(rows).all()
-        or rows.min() < 0
-    ):
+def _check_rows(name: str, values: ArrayLike | Tensor) -> np.ndarray:
+    rows = _to_array(values)
+    is_table = rows.ndim == 2 and rows.shape[1] >= 2 and len(rows) > 0
+    if not is_table or not np.isfinite(rows).all() or rows.min() < 0:
         raise ValueError(
             f"{name} must be [n, C], C at least 2, finite and not negative, got shape {rows.shape}."
         )
     return rows
 
 
-def _array(values: Any) -> np.ndarray:
-    return np.asarray(
-        values.detach().cpu().double() if isinstance(values, Tensor) else values, np.float64
-    )
+def _to_array(values: ArrayLike | Tensor) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, np.float64)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from flooding.level_search.base import (
-    LevelEstimate,
-    SearchResult,
-    Strategy,
+from flooding.level_search.level_stats import (
     adjacent_levels,
-    as_numbers,
     best_level,
     check_levels,
-    end_of_range,
-    make_result,
-    may_be_negative,
+    effective_level,
+    end_of_range_warning,
+    interval_ends,
+    loss_is_negative,
 )
+from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
+from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.levels import Delayed
 from flooding.training.record import Record
-from flooding.training.run import Run
 
-__all__ = ["backward", "has_started", "start_condition", "starts_early"]
+__all__ = ["backward", "early_start_warning", "has_started", "start_condition"]
 
 
 def backward(
-    problem: Any,
+    problem: SearchableProblem,
     levels: Sequence[float | None] = (None, *(n / 50 for n in range(1, 15))),
     *,
     seeds: Sequence[int] = (0,),
@@ -35,11 +32,10 @@ def backward(
     until_accuracy: float | None = None,
     share: float = 0.0,
 ) -> Strategy:
-    """Train plainly until the training set is fitted, then flood: in full for every level, chosen
-    by validation.
+    """Fit the training set plainly, then flood; train every level in full, select by validation.
 
     A training that never fits the training set is never flooded: it is plain training whatever its
-    level. It still counts for its level, since training anew would do the same; warnings and notes
+    level. It still counts for its level, since training anew would do the same. Warnings and notes
     say how many there were.
 
     Args:
@@ -48,11 +44,12 @@ def backward(
             cannot be negative. The default is the source's grid, for cross-entropy; a loss that may
             be negative needs levels and a condition of its own.
         seeds: Seeds to average.
-        until_loss: Begin when the loss of an epoch's last batch is at most this; 1e-4, the source's
-            code's, if neither condition is given.
+        until_loss: Begin when the loss of an epoch's last batch is at most this. If neither
+            condition is given, it is 1e-4, as in the source's code.
         until_accuracy: Begin when an epoch's training accuracy is at least this; 1.0 in the
             source's text. The longer a training takes to get there, the less of it is flooded.
-        share: Share of late epochs to average, see :func:`flooding.level_search.base.tail_mean`.
+        share: Share of the last epochs to average, see
+            :func:`flooding.level_search.level_stats.tail_key`.
 
     Yields:
         One list of Runs, levels from small to large, then seeds.
@@ -65,42 +62,44 @@ def backward(
     if until_loss is None and until_accuracy is None:
         until_loss = 1e-4
     delayed = Delayed(0.0, until_loss, until_accuracy)
-    controllers = {
-        level: None if level is None else replace(delayed, level=level) for level in levels
-    }
-    asked = [(level, seed) for level in levels for seed in seeds]
-    records = yield [Run(problem, controllers[level], seed=seed) for level, seed in asked]
-    # Under the level that was asked for: a Record of a training that never began to flood says
-    # None.
-    named = [
-        replace(r, run=Run(problem, level, seed=seed))
-        for (level, seed), r in zip(asked, records, strict=True)
-    ]
-    level = best_level(named, share)
-    began = {place: has_started(record) for place, record in zip(asked, records, strict=True)}
-    here = sum(began[level, seed] for seed in seeds)
+
+    # Train every level with every seed in full, flooding from the start condition on.
+    controllers: dict[float | None, Delayed | None] = {None: None}
+    for level in levels:
+        if level is not None:
+            controllers[level] = replace(delayed, level=level)
+    records = yield make_runs(problem, [controllers[level] for level in levels], seeds)
+
+    # Name each Record by its level: one that never began to flood has the level None.
+    pairs = [(level, seed) for level in levels for seed in seeds]
+    level_records: list[Record] = []
+    started: dict[tuple[float | None, int], bool] = {}
+    for (level, seed), record in zip(pairs, records, strict=True):
+        level_records.append(replace(record, run=make_run(problem, level, seed=seed)))
+        started[level, seed] = has_started(record)
+
+    # Select the best level; one that flooded no seed is plain training.
+    best = best_level(level_records, share)
+    num_started = sum(started[best, seed] for seed in seeds)
+    selected = effective_level(best, level_records) if num_started else None
     condition = start_condition(delayed)
-    number = as_numbers(levels)
-    low, high = adjacent_levels(list(number.values()), number[level])
-    chosen = make_result(level, named) if here else None
+    note = "plain training"
+    if best is not None:
+        note = f"{num_started} of {len(seeds)} runs at this level reached {condition}"
+    ends = interval_ends(levels)
+    low, high = adjacent_levels(list(ends.values()), ends[best])
     warnings = (
-        _warnings(began, condition) + starts_early(delayed, records) + end_of_range(chosen, levels)
+        _never_started_warning(started, condition)
+        + early_start_warning(delayed, records)
+        + end_of_range_warning(selected, levels)
     )
-    note = (
-        "plain training"
-        if level is None
-        else f"{here} of {len(seeds)} runs at this level reached {condition}"
-    )
-    return SearchResult(
-        "backward",
-        Run(problem, None if chosen is None else controllers[chosen], seed=seeds[0]),
-        (LevelEstimate("backward", chosen, low, high, note),),
-        warnings,
-    )
+    run = make_run(problem, controllers[selected], seed=seeds[0])
+    estimate = LevelEstimate("backward", selected, low, high, note)
+    return SearchResult("backward", run, (estimate,), warnings)
 
 
 def has_started(record: Record) -> bool:
-    """Tell whether a Record of a delayed controller was flooded at all.
+    """Tell whether a Run of a delayed controller was flooded at all.
 
     Args:
         record: A Record.
@@ -112,7 +111,7 @@ def has_started(record: Record) -> bool:
 
 
 def start_condition(controller: Delayed) -> str:
-    """Name what a controller waits for.
+    """Describe what a controller waits for.
 
     Args:
         controller: A delayed controller.
@@ -125,7 +124,7 @@ def start_condition(controller: Delayed) -> str:
     return f"accuracy {controller.until_accuracy:g}"
 
 
-def starts_early(controller: Delayed, records: Sequence[Record]) -> tuple[str, ...]:
+def early_start_warning(controller: Delayed, records: Sequence[Record]) -> tuple[str, ...]:
     """Warn of a start at a positive loss where the loss may be negative.
 
     Args:
@@ -135,18 +134,22 @@ def starts_early(controller: Delayed, records: Sequence[Record]) -> tuple[str, .
     Returns:
         A warning, or none.
     """
-    if controller.until_loss is None or controller.until_loss < 0 or not may_be_negative(records):
+    if controller.until_loss is None or controller.until_loss < 0 or not loss_is_negative(records):
         return ()
     return (
-        f"flooding starts at {start_condition(controller)}, but the training loss falls below 0: give an until_loss "
-        "near its lowest value",
+        f"flooding starts at {start_condition(controller)}, but the training loss falls below 0: "
+        "give an until_loss near its lowest value",
     )
 
 
-def _warnings(began: dict[tuple[float | None, int], bool], condition: str) -> tuple[str, ...]:
-    began = {place: started for place, started in began.items() if place[0] is not None}
-    late = [f"{level:g} (seed {seed})" for (level, seed), started in began.items() if not started]
-    if not late:
+def _never_started_warning(
+    started: Mapping[tuple[float | None, int], bool], condition: str
+) -> tuple[str, ...]:
+    runs = [(level, seed) for level, seed in started if level is not None]
+    unstarted = [f"{level:g} (seed {seed})" for level, seed in runs if not started[level, seed]]
+    if not unstarted:
         return ()
-    told = f"{len(late)} of {len(began)} runs never reached {condition}: those levels are plain training"
-    return (f"{told}: {', '.join(late)}",)
+    return (
+        f"{len(unstarted)} of {len(runs)} runs never reached {condition}: "
+        f"those levels are plain training: {', '.join(unstarted)}",
+    )

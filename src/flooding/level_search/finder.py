@@ -1,51 +1,60 @@
-"""The finder: one plain training says where to look, and a short race of levels decides."""
+"""The finder: plain training bounds the level, and a short race of levels decides."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from flooding.level_search.base import (
-    LevelEstimate,
-    SearchResult,
-    Strategy,
-    reached_level,
-    tail_means,
-)
+from flooding.level_search.level_stats import lowest_after_start, reached_level, tail_means
+from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
+from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.training.record import Record, validation_key
-from flooding.training.run import Run
 
 __all__ = ["finder"]
 
-_PLACES = 5  # levels to race at least
-_LATE = 0.125  # share of the raced epochs, the last, to average
+_MIN_LEVELS = 5  # levels to race, if the budget allows
+_TAIL = 0.125  # share of the raced epochs, the last, to average
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """What the race decides: index 0 is plain training, the others are the levels reached."""
+
+    best: int
+    scores: np.ndarray  # [candidates, 2]: smoothed score, minus smoothed loss
+    equals: list[int]  # candidates that the data cannot tell from the best one
+    standard_error: float  # of the best validation accuracy; 0 where it is unknown
 
 
 def finder(
-    problem: Any, *, budget: float = 3.0, seeds: Sequence[int] = (0,), shared: bool = True
+    problem: SearchableProblem,
+    *,
+    budget: float = 3.0,
+    seeds: Sequence[int] = (0,),
+    shared: bool = True,
 ) -> Strategy:
     """Find a level for the price of two or three trainings.
 
-    1. Train plainly, in full. The lowest validation loss caps the level: it estimates the
-    irreducible loss from
-       above. Where the training loss never falls below it, nothing overfits and the answer is None.
+    1. Train plainly, in full. The lowest validation loss is the cap of the level: it estimates the
+       irreducible loss from above. Where the training loss never falls below the cap, nothing
+       overfits, and the result is None.
     2. Race five levels, at a tenth, three tenths ... nine tenths of the way from the lowest
-    training loss to the cap,
-       for as many epochs as the budget leaves. A level, and plain training as the lowest of them,
-       is judged by the validation score averaged over late epochs, seeds, and its neighbours: a
-       good level has good neighbours, luck has none. The losses may be negative, and so may the
-       levels.
+       training loss to the cap, for as many epochs as the budget allows. A level is judged by the
+       validation score, averaged over the last epochs, over seeds, and with its neighbours: a good
+       level has good neighbours, a lucky one has not. Plain training competes as the lowest level.
+
+    The losses may be negative, and so may the levels.
 
     Args:
         problem: The Problem.
-        budget: About how many trainings to spend for each seed, above 1. More of it races for
-            longer, then races more levels.
+        budget: About how many trainings to spend for each seed, above 1. More of it first makes the
+            race longer, then adds levels.
         seeds: Seeds to average.
         shared: Whether the steps before a level is reached are taken once for all levels, as
-            :func:`flooding.run_all` does. The race then reaches further for the same price.
+            :func:`flooding.run_all` does. The race is then longer for the same price.
 
     Yields:
         The plain Runs, then the race.
@@ -59,161 +68,212 @@ def finder(
     """
     if not 1 < budget < math.inf:
         raise ValueError(f"budget must be above 1 training, got {budget}. Try budget=3.")
-    plain = yield [Run(problem, None, seed=seed) for seed in seeds]
-    cap, floor = _lowest(plain, "val_loss"), _lowest(plain, "train_loss")
-    nowhere = Run(problem, None, seed=seeds[0])
+
+    # 1. Plain training bounds the level: from its lowest training loss to its lowest validation
+    # loss.
+    plain_records = yield make_runs(problem, [None], seeds)
+    cap = _mean_lowest(plain_records, "val_loss")
+    floor = _mean_lowest(plain_records, "train_loss")
+    plain_run = make_run(problem, None, seed=seeds[0])
     if not (math.isfinite(cap) and math.isfinite(floor)):
         warning = (
             "the training or validation loss is not finite: mend the training before flooding it"
         )
-        return SearchResult("finder", nowhere, (), (warning,))
-    ceiling = LevelEstimate(
-        "cap", cap, min(floor, cap), cap, "lowest validation loss of plain training"
-    )
+        return SearchResult("finder", plain_run, (), (warning,))
+    note = "lowest validation loss of plain training"
+    cap_estimate = LevelEstimate("cap", cap, min(floor, cap), cap, note)
     if cap - floor < 1e-3 * max(abs(cap), 1e-3):
-        warning = "the training loss never falls below the lowest validation loss: there is nothing to flood"
-        return SearchResult("finder", nowhere, (ceiling,), (warning,))
-
-    levels, until = _race(plain, floor, cap, (budget - 1) * len(seeds), shared)
-    if not levels:
-        warning = f"a budget of {budget:g} leaves no epoch for a race: spend more, or give the training more epochs"
-        return SearchResult("finder", nowhere, (ceiling,), (warning,))
-    stop = None if until == problem.max_epochs else until
-    raced = yield [
-        Run(problem, level, seed=seed, stop_epoch=stop) for level in levels for seed in seeds
-    ]
-    late = max(1, round(_LATE * until))
-    rows = [raced[i : i + len(seeds)] for i in range(0, len(raced), len(seeds))]
-    reached = [
-        (level, row)
-        for level, row in zip(levels, rows, strict=True)
-        if any(map(reached_level, row))
-    ]
-    warnings = ()
-    if not reached:
-        warnings = (
-            f"no level was reached within the {until} epochs of the race: give it more epochs or budget",
+        warning = (
+            "the training loss never falls below the lowest validation loss: "
+            "there is nothing to flood"
         )
-    levels, judged = [level for level, _ in reached], [_judge(row, late) for _, row in reached]
-    scores = _smoothed(np.array([_judge(plain, late), *judged]))
-    best = max(range(len(scores)), key=lambda i: (*scores[i], -i))
-    level = [None, *levels][best]
-    chance = _chance(plain, scores[best][0])
-    if chance:
-        alike = [i for i in range(len(scores)) if scores[i][0] >= scores[best][0] - chance]
-    else:
-        alike = list(range(len(scores)))[max(0, best - 1) : best + 2]
+        return SearchResult("finder", plain_run, (cap_estimate,), (warning,))
+
+    # 2. How many levels can be raced, and for how many epochs?
+    race_budget = (budget - 1) * len(seeds) * problem.max_epochs
+    levels, stop_epoch = _plan_race(
+        plain_records, floor, cap, race_budget, problem.max_epochs, shared
+    )
+    if not levels:
+        warning = (
+            f"a budget of {budget:g} leaves no epoch for a race: "
+            "spend more, or give the training more epochs"
+        )
+        return SearchResult("finder", plain_run, (cap_estimate,), (warning,))
+
+    # 3. The race. A Run of all epochs is a full training, which other searches can look up.
+    race_stop = None if stop_epoch == problem.max_epochs else stop_epoch
+    records = yield make_runs(problem, levels, seeds, stop_epoch=race_stop)
+    groups = [records[i : i + len(seeds)] for i in range(0, len(records), len(seeds))]
+
+    # 4. A level that no seed came down to was not tried.
+    reached_levels: list[float] = []
+    candidates = [plain_records]
+    for level, group in zip(levels, groups, strict=True):
+        if any(reached_level(record) for record in group):
+            reached_levels.append(level)
+            candidates.append(group)
+    warnings: tuple[str, ...] = ()
+    if not reached_levels:
+        warnings += (
+            f"no level was reached within the {stop_epoch} epochs of the race: "
+            "give it more epochs or budget",
+        )
+
+    # 5. Select, and say how sure the selection is.
+    tail_epochs = max(1, round(_TAIL * stop_epoch))
+    selection = _select(candidates, tail_epochs)
+    level = [None, *reached_levels][selection.best]
+    if level is not None and selection.standard_error and 0 in selection.equals:
+        warnings += (
+            "plain training lies within chance of it: more seeds, or more validation data, "
+            "would tell",
+        )
     # As a number, plain training is a level that floods nothing: 0, or the lowest loss where that
     # is negative.
-    known = [min(0.0, floor), *levels]
-    low, high = min(known[i] for i in alike), max(known[i] for i in alike)
-    how = f"judged by the last {late} of {until} epochs, out of {problem.max_epochs}, with its neighbours"
-    if chance:
-        how += f": validation accuracy {scores[best][0]:.3f}, {scores[0][0]:.3f} without flooding"
-    if level is not None and chance and 0 in alike:
-        warnings += (
-            "plain training lies within chance of it: more seeds, or more validation data, would tell",
-        )
-    race = LevelEstimate("race", level, low, high, how)
-    guess = _rounded(floor + 0.7 * (cap - floor), cap)
-    irreducible = LevelEstimate(
-        "irreducible loss", guess, min(floor, guess), max(cap, guess), "0.7 of the way to the cap"
-    )
-    return SearchResult(
-        "finder", Run(problem, level, seed=seeds[0]), (race, irreducible, ceiling), warnings
-    )
+    numbers = [min(0.0, floor), *reached_levels]
+    equal_levels = [numbers[index] for index in selection.equals]
+    note = _race_note(selection, tail_epochs, stop_epoch, problem.max_epochs)
+    race_estimate = LevelEstimate("race", level, min(equal_levels), max(equal_levels), note)
+    estimates = (race_estimate, _irreducible_loss(floor, cap), cap_estimate)
+    run = make_run(problem, level, seed=seeds[0])
+    return SearchResult("finder", run, estimates, warnings)
 
 
-def _race(
-    plain: Sequence[Record], floor: float, cap: float, budget: float, shared: bool
+def _irreducible_loss(floor: float, cap: float) -> LevelEstimate:
+    """Guess the irreducible loss from plain training alone."""
+    guess = _round_level(floor + 0.7 * (cap - floor), cap)
+    low, high = min(floor, guess), max(cap, guess)
+    return LevelEstimate("irreducible loss", guess, low, high, "0.7 of the way to the cap")
+
+
+def _race_note(selection: _Selection, tail_epochs: int, stop_epoch: int, max_epochs: int) -> str:
+    note = (
+        f"judged by the last {tail_epochs} of {stop_epoch} epochs, out of {max_epochs}, "
+        "with its neighbours"
+    )
+    if selection.standard_error:
+        best, plain = selection.scores[selection.best][0], selection.scores[0][0]
+        note += f": validation accuracy {best:.3f}, {plain:.3f} without flooding"
+    return note
+
+
+def _plan_race(
+    plain_records: Sequence[Record],
+    floor: float,
+    cap: float,
+    budget: float,
+    max_epochs: int,
+    shared: bool,
 ) -> tuple[list[float], int]:
-    """Choose levels and epochs: five levels if they can be paid, and more if they can be trained in
-    full.
-    """
-    max_epochs = plain[0].run.problem.max_epochs  # type: ignore[union-attr]
-    chosen: tuple[list[float], int] = ([], 0)
-    for count in (1, 2, 3, *range(_PLACES, 10 * _PLACES)):
-        levels = sorted({
-            _rounded(floor + (place + 0.5) / count * (cap - floor), cap) for place in range(count)
-        })
-        starts = [
-            [_reached(record, level) if shared else 0 for level in levels] for record in plain
-        ]
-        until = _affordable(starts, budget * max_epochs, max_epochs)
-        if until == 0 or (count > _PLACES and until < max_epochs):
+    """Choose the levels of the race and the epoch at which it stops; ``budget`` is in epochs."""
+    # Five levels if the budget allows one epoch of them, else fewer; more than five only if all of
+    # them can be trained in full.
+    levels: list[float] = []
+    stop_epoch = 0
+    for count in (1, 2, 3, *range(_MIN_LEVELS, 10 * _MIN_LEVELS)):
+        next_levels = _spread_levels(count, floor, cap)
+        # All levels of a seed share its plain prefix, each until it is near.
+        starts_by_seed = []
+        for record in plain_records:
+            starts = [0] * len(next_levels)
+            if shared:
+                starts = [_first_epoch_near(record, level) for level in next_levels]
+            starts_by_seed.append(starts)
+        affordable = _affordable_epochs(starts_by_seed, budget, max_epochs)
+        if affordable == 0 or (count > _MIN_LEVELS and affordable < max_epochs):
             break
-        chosen = levels, until
-    return chosen
+        levels, stop_epoch = next_levels, affordable
+    return levels, stop_epoch
 
 
-def _reached(record: Record, level: float) -> int:
-    """Tell how many epochs pass before a level is near; batches fall below it a little before their
-    mean does.
-    """
-    below = np.asarray(record.curves["train_loss"])[1:] <= max(2 * level, level)
-    return int(below.argmax()) if below.any() else len(below)
+def _spread_levels(count: int, floor: float, cap: float) -> list[float]:
+    """Place levels in the middle of equal parts of the range from floor to cap."""
+    levels = set()
+    for part in range(count):
+        levels.add(_round_level(floor + (part + 0.5) / count * (cap - floor), cap))
+    return sorted(levels)
 
 
-def _affordable(starts: Sequence[Sequence[int]], epochs: float, max_epochs: int) -> int:
-    """Find how far Runs can go that part from each seed's trunk after ``starts`` epochs, for
-    ``epochs`` in all.
-    """
-    for until in range(max_epochs, 0, -1):
-        branches = sum(max(0, until - start) for seed in starts for start in seed)
-        if branches + sum(min(until, max(seed)) for seed in starts) <= epochs:
-            return until
+def _round_level(level: float, cap: float) -> float:
+    """Round a level to about a tenth of a part, so that searches in one ledger share Runs."""
+    part = max(abs(cap), 1e-12) / _MIN_LEVELS
+    return round(level, max(2, math.ceil(-math.log10(part))))
+
+
+def _first_epoch_near(record: Record, level: float) -> int:
+    """Count the epochs before a level is near."""
+    # Batches fall below a level a little before the mean of an epoch does.
+    near = np.asarray(record.curves["train_loss"])[1:] <= max(2 * level, level)
+    return int(near.argmax()) if near.any() else len(near)
+
+
+def _affordable_epochs(
+    starts_by_seed: Sequence[Sequence[int]], budget: float, max_epochs: int
+) -> int:
+    """Find the last epoch to which Runs can be trained for ``budget`` epochs in all."""
+    # The Runs of a seed share a plain prefix; each continues alone from its start on.
+    for stop_epoch in range(max_epochs, 0, -1):
+        epochs = 0
+        for starts in starts_by_seed:
+            epochs += min(stop_epoch, max(starts))
+            epochs += sum(max(0, stop_epoch - start) for start in starts)
+        if epochs <= budget:
+            return stop_epoch
     return 0
 
 
-def _lowest(records: Sequence[Record], name: str) -> float:
-    """Give the lowest value of a curve since training began, averaged over seeds; NaN if a last
-    value is not finite.
-    """
+def _mean_lowest(records: Sequence[Record], name: str) -> float:
+    """Average the lowest value of a curve over seeds; NaN if a last value is not finite."""
     if any(name not in record.curves for record in records):
         raise ValueError(
-            f"the finder needs the curve {name}, got {sorted(records[0].curves)}. Return it, or use grid."
+            f"the finder needs the curve {name}, got {sorted(records[0].curves)}. "
+            "Return it, or use grid."
         )
-    curves = [np.asarray(record.curves[name], np.float64)[1:] for record in records]
-    return float(
-        np.mean([np.nanmin(curve) if np.isfinite(curve[-1]) else math.nan for curve in curves])
-    )
+    return float(np.mean([lowest_after_start(record.curves[name]) for record in records]))
 
 
-def _judge(records: Sequence[Record], late: int) -> tuple[float, float]:
-    """Judge Records of one level by their last epochs: the larger, the better."""
-    judged = []
+def _select(candidates: Sequence[Sequence[Record]], tail_epochs: int) -> _Selection:
+    """Select the best candidate; of equal ones the first."""
+    scores = _smooth(np.array([_mean_key(group, tail_epochs) for group in candidates]))
+    best = max(range(len(scores)), key=lambda i: (*scores[i], -i))
+    error = _standard_error(candidates[0], scores[best][0])
+    if error:
+        equals = [i for i in range(len(scores)) if scores[i][0] >= scores[best][0] - error]
+    else:
+        # Nothing is known of the noise: as far as the neighbours.
+        equals = list(range(max(0, best - 1), min(len(scores), best + 2)))
+    return _Selection(best, scores, equals, error)
+
+
+def _mean_key(records: Sequence[Record], tail_epochs: int) -> tuple[float, float]:
+    """Average the validation results of one level over seeds: the larger, the better."""
+    keys = []
     for record in records:
-        judged.append(validation_key(tail_means(record, late), record.run and record.run.problem))
-    score, loss = np.mean(judged, axis=0)
-    return float(score), float(loss)
+        problem = record.run and record.run.problem
+        keys.append(validation_key(tail_means(record, tail_epochs), problem))
+    score, minus_loss = np.mean(keys, axis=0)
+    return float(score), float(minus_loss)
 
 
-def _smoothed(scores: np.ndarray) -> np.ndarray:
-    """Average each row of ``[levels, 2]`` with its neighbours; the ends count themselves for a
-    missing one.
-    """
+def _smooth(scores: np.ndarray) -> np.ndarray:
+    """Average each row of ``[levels, 2]`` with its neighbours, with weights 1/4, 1/2, 1/4."""
+    # The ends take their own values for a missing neighbour.
     padded = np.pad(scores, ((1, 1), (0, 0)), mode="edge")
     padded = np.where(np.isfinite(padded), padded, np.nan)
     with np.errstate(invalid="ignore"):
-        mixed = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
-    return np.where(np.isfinite(mixed), mixed, scores)  # a neighbour that diverged says nothing
+        smoothed = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
+    # A neighbour that diverged says nothing: then a level keeps its own score.
+    return np.where(np.isfinite(smoothed), smoothed, scores)
 
 
-def _chance(records: Sequence[Record], score: float) -> float:
-    """Give the standard error of a validation accuracy; 0 where it is none, or nobody knows of how
-    many examples.
-    """
+def _standard_error(records: Sequence[Record], score: float) -> float:
+    """Give the standard error of a validation accuracy; 0 where it is unknown."""
     examples = sum(record.metadata.get("val_examples", 0) for record in records)
-    other = any(
-        record.run is not None and record.run.problem.score is not None for record in records
-    )
-    return (
-        0.0
-        if other or not examples or not 0 < score < 1
-        else math.sqrt(score * (1 - score) / examples)
-    )
-
-
-def _rounded(level: float, cap: float) -> float:
-    """Round a level to about a tenth of a place, so that searches in one ledger share its Runs."""
-    return round(level, max(2, math.ceil(-math.log10(max(abs(cap), 1e-12) / _PLACES))))
+    # A score of the user's is no share of examples.
+    for record in records:
+        if record.run is not None and record.run.problem.score is not None:
+            return 0.0
+    if not examples or not 0 < score < 1:
+        return 0.0
+    return math.sqrt(score * (1 - score) / examples)

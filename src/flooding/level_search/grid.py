@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from flooding.level_search.base import (
-    LevelEstimate,
-    SearchResult,
-    Strategy,
+from flooding.level_search.level_stats import (
     adjacent_levels,
-    as_numbers,
     best_level,
     check_levels,
-    end_of_range,
-    make_result,
+    effective_level,
+    end_of_range_warning,
+    interval_ends,
 )
-from flooding.training.record import level_order, select_best
-from flooding.training.run import Run
+from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
+from flooding.level_search.result import LevelEstimate, SearchResult
+from flooding.training.record import Record, level_order, select_best
 
 __all__ = ["grid"]
 
 
 def grid(
-    problem: Any,
+    problem: SearchableProblem,
     levels: Sequence[float | None] = (None, *(n / 100 for n in range(1, 11))),
     *,
     seeds: Sequence[int] = (0,),
@@ -34,7 +32,7 @@ def grid(
     Args:
         problem: The Problem.
         levels: Levels in the unit of the loss; None is plain training, and so is 0 for a loss that
-            cannot be negative. The default is the paper's grid for images, for cross-entropy; its
+            cannot be negative. The default is the paper's grid for images and cross-entropy; its
             grid for synthetic data is 0 to 0.5 in steps of 0.01. A loss that may be negative needs
             levels of its own.
         seeds: Seeds to average.
@@ -51,16 +49,19 @@ def grid(
         Ishida et al., ICML 2020, section 4.
     """
     levels = check_levels(levels)
-    records = yield [Run(problem, level, seed=seed) for level in levels for seed in seeds]
-    if at == "last":
-        level = best_level(records)
-    else:
-        picks = [select_best(records[i :: len(seeds)], "best").level for i in range(len(seeds))]
-        level = sorted(picks, key=level_order)[len(picks) // 2]
-    number = as_numbers(levels)
-    low, high = adjacent_levels(list(number.values()), number[level])
-    level = make_result(level, records)
-    suggestion = LevelEstimate("grid", level, low, high)
-    return SearchResult(
-        "grid", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels)
-    )
+    records = yield make_runs(problem, levels, seeds)
+    best = best_level(records) if at == "last" else _median_best_level(records, len(seeds))
+    ends = interval_ends(levels)
+    low, high = adjacent_levels(list(ends.values()), ends[best])
+    selected = effective_level(best, records)
+    run = make_run(problem, selected, seed=seeds[0])
+    estimate = LevelEstimate("grid", selected, low, high)
+    return SearchResult("grid", run, (estimate,), end_of_range_warning(selected, levels))
+
+
+def _median_best_level(records: Sequence[Record], num_seeds: int) -> float | None:
+    """Select the level of the best epoch of each seed, and of those the median."""
+    levels = []
+    for index in range(num_seeds):
+        levels.append(select_best(records[index::num_seeds], "best").level)
+    return sorted(levels, key=level_order)[num_seeds // 2]

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from flooding.level_search.base import (
-    LevelEstimate,
-    SearchResult,
-    Strategy,
-    as_numbers,
+from flooding.level_search.level_stats import (
     best_level,
     check_levels,
-    end_of_range,
-    make_result,
+    effective_level,
+    end_of_range_warning,
+    interval_ends,
 )
-from flooding.training.run import Run
+from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
+from flooding.level_search.result import LevelEstimate, SearchResult
+from flooding.training.record import Record
 
 __all__ = ["halving"]
 
 
 def halving(
-    problem: Any,
+    problem: SearchableProblem,
     levels: Sequence[float | None] = (None, *(n / 20 for n in range(1, 11))),
     *,
     eta: int = 3,
@@ -29,17 +27,16 @@ def halving(
     seeds: Sequence[int] = (0,),
     share: float = 0.1,
 ) -> Strategy:
-    """Train every level for a share of the epochs, keep the best part of them, train those longer,
-    and so on.
+    """Train all levels for a share of the epochs, the better ones for longer, and so on.
 
-    Each rung goes on where the shorter one stopped. Synchronous: a rung waits for all its Runs.
+    Each rung continues where the shorter one stopped. A rung waits for all its Runs.
 
     Args:
         problem: The Problem.
         levels: Levels in the unit of the loss; None is plain training, and so is 0 for a loss that
             cannot be negative. The default is for cross-entropy; a loss that may be negative needs
             levels of its own.
-        eta: One in ``eta`` goes on, for ``eta`` times as many epochs; at least 2.
+        eta: One in ``eta`` continues, for ``eta`` times as many epochs; at least 2.
         least: Share of the epochs of the first rung, above 0 and at most 1.
         seeds: Seeds to average.
         share: Share of each rung's epochs, its last, to average.
@@ -62,23 +59,27 @@ def halving(
             f"eta must be at least 2 and least lie in (0, 1], got {eta} and {least}. Try 3 and 1/9."
         )
     levels = check_levels(levels)
-    left, until, before = levels, least, 0
+    remaining, rung_share, epochs = levels, least, 0
     while True:
-        epochs = min(problem.max_epochs, max(1, before + 1, round(until * problem.max_epochs)))
-        before = epochs
-        runs = [
-            Run(problem, level, seed=seed, stop_epoch=epochs) for level in left for seed in seeds
-        ]
-        records = yield runs
+        # One rung, longer than the one before by an epoch at least.
+        epochs = max(1, epochs + 1, round(rung_share * problem.max_epochs))
+        epochs = min(problem.max_epochs, epochs)
+        records = yield make_runs(problem, remaining, seeds, stop_epoch=epochs)
         if epochs == problem.max_epochs:
             break
-        kept: list[float | None] = []
-        for _ in range(max(1, len(left) // eta)):
-            kept.append(best_level([r for r in records if r.level not in kept], share))
-        left, until = check_levels(kept), until * eta
-    level = make_result(best_level(records, share), records)
-    number = as_numbers(levels)
-    suggestion = LevelEstimate("halving", level, number[left[0]], number[left[-1]])
-    return SearchResult(
-        "halving", Run(problem, level, seed=seeds[0]), (suggestion,), end_of_range(level, levels)
-    )
+        remaining = _best_levels(records, max(1, len(remaining) // eta), share)
+        rung_share *= eta
+    selected = effective_level(best_level(records, share), records)
+    ends = interval_ends(levels)
+    estimate = LevelEstimate("halving", selected, ends[remaining[0]], ends[remaining[-1]])
+    run = make_run(problem, selected, seed=seeds[0])
+    return SearchResult("halving", run, (estimate,), end_of_range_warning(selected, levels))
+
+
+def _best_levels(records: Sequence[Record], count: int, share: float) -> tuple[float | None, ...]:
+    """Select the ``count`` best levels, smallest first."""
+    best: list[float | None] = []
+    for _ in range(count):
+        others = [record for record in records if record.level not in best]
+        best.append(best_level(others, share))
+    return check_levels(best)

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from flooding.level_search.backward import has_started, start_condition, starts_early
-from flooding.level_search.base import LevelEstimate, SearchResult, Strategy, tail_mean
+from flooding.level_search.backward import early_start_warning, has_started, start_condition
+from flooding.level_search.level_stats import tail_key
+from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
+from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.levels import Heuristic
-from flooding.training.run import Run
 
 __all__ = ["heuristic"]
 
-_OF_THE_CODE = Heuristic(until_loss=1e-4)
+# The defaults of the source's code.
+_SOURCE_CONTROLLER = Heuristic(until_loss=1e-4)
 
 
 def heuristic(
-    problem: Any, controller: Heuristic = _OF_THE_CODE, *, seeds: Sequence[int] = (0,)
+    problem: SearchableProblem,
+    controller: Heuristic = _SOURCE_CONTROLLER,
+    *,
+    seeds: Sequence[int] = (0,),
 ) -> Strategy:
-    """Fit the training set, then raise or lower the level as the validation accuracy rises or
-    falls: one training.
+    """Fit the training set, then let the validation accuracy move the level, in one training.
+
+    The level rises when the validation accuracy rises, and falls when it falls.
 
     Args:
         problem: The Problem. It must measure accuracy.
@@ -35,40 +40,40 @@ def heuristic(
         One list, a Run for each seed.
 
     Returns:
-        The controller itself, since its path is part of the method. The level suggested is the mean
-        over seeds of the last epoch's, between the lowest and the highest that any of them used.
-        Seeds that were never flooded or whose validation loss is NaN do not count.
+        The controller itself, since its path is part of the method. The estimate is the level of
+        the last epoch, averaged over seeds, between the lowest and the highest that any of them
+        used. Seeds that were never flooded or whose validation loss is NaN do not count.
     """
-    records = yield [Run(problem, controller, seed=seed) for seed in seeds]
-    sound = [record for record in records if tail_mean(record)[0] > -math.inf]
-    flooded = [record for record in sound if has_started(record)]
-    run = next(
-        (record.run for record in flooded + sound if record.run is not None),
-        Run(problem, None, seed=seeds[0]),
-    )
+    records = yield make_runs(problem, [controller], seeds)
+    finite = [record for record in records if tail_key(record)[0] > -math.inf]
+    flooded = [record for record in finite if has_started(record)]
+
     warnings = []
-    if len(sound) < len(records):
+    diverged = len(records) - len(finite)
+    if diverged:
+        warnings.append(f"{diverged} of {len(records)} runs ended in a NaN validation loss")
+    unstarted = len(finite) - len(flooded)
+    if unstarted:
         warnings.append(
-            f"{len(records) - len(sound)} of {len(records)} runs ended in a NaN validation loss"
+            f"{unstarted} of {len(finite)} runs never reached {start_condition(controller)}: "
+            "they are plain training"
         )
-    if len(flooded) < len(sound):
-        count = f"{len(sound) - len(flooded)} of {len(sound)} runs"
-        warnings.append(
-            f"{count} never reached {start_condition(controller)}: they are plain training"
-        )
-    warnings += starts_early(controller, records)
+    warnings += early_start_warning(controller, records)
+
+    # The first flooded seed is the one to use; without any, one that ended well.
+    run = make_run(problem, None, seed=seeds[0])
+    for record in flooded + finite:
+        if record.run is not None:
+            run = record.run
+            break
     if not flooded:
-        return SearchResult(
-            "heuristic",
-            run,
-            (LevelEstimate("heuristic", None, note="never flooded"),),
-            tuple(warnings),
-        )
+        estimate = LevelEstimate("heuristic", None, note="never flooded")
+        return SearchResult("heuristic", run, (estimate,), tuple(warnings))
+
     level = float(np.mean([record.metrics["last.level"] for record in flooded]))
-    used = np.concatenate([record.curves["level"] for record in flooded])
-    used = used[np.isfinite(used)]
+    levels = np.concatenate([record.curves["level"] for record in flooded])
+    levels = levels[np.isfinite(levels)]
+    low, high = min(level, float(levels.min())), max(level, float(levels.max()))
     note = f"last level, mean of {len(flooded)} runs"
-    suggestion = LevelEstimate(
-        "heuristic", level, min(level, float(used.min())), max(level, float(used.max())), note
-    )
-    return SearchResult("heuristic", run, (suggestion,), tuple(warnings))
+    estimate = LevelEstimate("heuristic", level, low, high, note)
+    return SearchResult("heuristic", run, (estimate,), tuple(warnings))

@@ -6,27 +6,29 @@ import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flooding.level_search.base import (
-    LevelEstimate,
-    SearchResult,
-    Strategy,
+from flooding.level_search.level_stats import (
     adjacent_levels,
     best_level,
-    end_of_range,
-    make_result,
-    tail_mean,
+    effective_level,
+    end_of_range_warning,
+    tail_key,
 )
+from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
+from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.training.record import Record
 from flooding.training.rng import derive_seed
-from flooding.training.run import Run
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
 
 __all__ = ["tpe"]
 
 
 def tpe(
-    problem: Any,
+    problem: SearchableProblem,
     *,
     trainings: int = 20,
     low: float = 0.0,
@@ -36,18 +38,16 @@ def tpe(
     seed: int = 0,
     storage: str | Path | None = None,
 ) -> Strategy:
-    """Draw levels with Optuna's tree-structured Parzen estimator, train each in full and keep the
-    best.
+    """Draw levels with Optuna's tree-structured Parzen estimator, train each, select the best.
 
-    Levels are asked for in batches of a fixed size, and the results told in the order asked; within
-    a batch each level keeps away from those before it ("constant liar"). The first ten are random,
-    as Optuna has it.
+    Levels are drawn in batches of a fixed size, and Optuna gets the results in the same order.
+    Within a batch each level avoids those before it ("constant liar"). The first ten levels are
+    random, which is Optuna's default.
 
-    The study itself lives in memory and begins anew each time, since no storage keeps the state of
-    a sampler: with the same seed and the Records of a ledger, a search that was killed asks the
-    very same levels again. ``storage`` is a copy for Optuna's dashboard. Only finished trials are
-    written there, so nothing can go stale and no heartbeat is needed; a search that repeats itself
-    finds its own trials and writes on behind them.
+    The study lives in memory and begins anew each time, since no storage keeps the state of a
+    sampler. With the same seed and the Records of a ledger, a search that was killed draws the same
+    levels again. ``storage`` is a copy for Optuna's dashboard. It holds finished trials alone. On
+    restart, existing trials are reused and new ones appended.
 
     Args:
         problem: The Problem.
@@ -55,8 +55,9 @@ def tpe(
         low: Smallest level, in the unit of the loss. The defaults are for cross-entropy; a loss
             that may be negative needs a range of its own.
         high: Largest level.
-        batch: Levels asked for at a time, at least 1; as many can train at once.
-        share: Share of late epochs to average, see :func:`flooding.level_search.base.tail_mean`.
+        batch: Levels drawn at a time, at least 1; as many can train at once.
+        share: Share of the last epochs to average, see
+            :func:`flooding.level_search.level_stats.tail_key`.
         seed: Seed of the trainings and of the sampler.
         storage: SQLite file for a copy of the study, or None.
 
@@ -74,62 +75,67 @@ def tpe(
         Bergstra et al., *Algorithms for Hyper-Parameter Optimization*, NeurIPS 2011.
     """
     if trainings < 1 or batch < 1 or not -math.inf < low < high < math.inf:
-        got = f"{trainings}, {batch} and [{low}, {high}]"
-        raise ValueError(f"trainings and batch must be at least 1 and low below high, got {got}.")
+        raise ValueError(
+            "trainings and batch must be at least 1 and low below high, "
+            f"got {trainings}, {batch} and [{low}, {high}]."
+        )
     try:
         import optuna
     except ImportError as error:
         raise ImportError("tpe needs Optuna. Install it: pip install 'flooding[optuna]'") from error
-    # The copy first: a path that cannot be written is told before anything is trained.
-    with _copied(storage) as copy:
-        sampler = optuna.samplers.TPESampler(
-            seed=derive_seed(seed, "tpe") % 2**32, constant_liar=True
-        )
-        study = _study(sampler=sampler)
+    # The copy first: a path that cannot be written is reported before anything is trained.
+    with _open_copy(storage) as copy:
+        sampler_seed = derive_seed(seed, "tpe") % 2**32
+        sampler = optuna.samplers.TPESampler(seed=sampler_seed, constant_liar=True)
+        study = _create_study(sampler=sampler)
+        distribution = optuna.distributions.FloatDistribution(low, high)
         records: list[Record] = []
         while len(records) < trainings:
             size = min(batch, trainings - len(records))
-            asked = [
-                study.ask({"level": optuna.distributions.FloatDistribution(low, high)})
-                for _ in range(size)
-            ]
-            told = yield [Run(problem, trial.params["level"], seed=seed) for trial in asked]
-            for trial, record in zip(asked, told, strict=True):
-                _write(copy, study.tell(trial, _value(record, share)))
-            records += told
-    level = best_level(records, share)
-    assert level is not None  # every Run has one
-    tried = [record.level for record in records if record.level is not None]
-    chosen = make_result(level, records)
-    suggestion = LevelEstimate("TPE", chosen, *adjacent_levels(sorted({low, high, *tried}), level))
-    warnings = end_of_range(chosen, sorted(tried), "tried")
-    return SearchResult("TPE", Run(problem, chosen, seed=seed), (suggestion,), warnings)
+            trials = [study.ask({"level": distribution}) for _ in range(size)]
+            levels = [trial.params["level"] for trial in trials]
+            batch_records = yield make_runs(problem, levels, [seed])
+            for trial, record in zip(trials, batch_records, strict=True):
+                finished = study.tell(trial, _objective(record, share))
+                if copy is not None:
+                    _add_trial(copy, finished)
+            records += batch_records
+    best = best_level(records, share)
+    assert best is not None  # every Run has a level
+    levels = sorted(record.level for record in records if record.level is not None)
+    selected = effective_level(best, records)
+    nearest = adjacent_levels(sorted({low, high, *levels}), best)
+    estimate = LevelEstimate("TPE", selected, *nearest)
+    warnings = end_of_range_warning(selected, levels, "tried")
+    run = make_run(problem, selected, seed=seed)
+    return SearchResult("TPE", run, (estimate,), warnings)
 
 
-def _value(record: Record, share: float) -> float:
-    """Make one number of score and loss: the loss decides between equal scores alone, or where
-    there is no score.
-    """
-    score, minus_loss = tail_mean(record, share)
-    own = record.run is not None and record.run.problem.score is not None
-    return score + 1e-6 * minus_loss if own or "last.val_accuracy" in record.metrics else minus_loss
+def _objective(record: Record, share: float) -> float:
+    """Combine score and loss in one number."""
+    # The loss decides between equal scores alone, or where there is no score.
+    score, minus_loss = tail_key(record, share)
+    has_own_score = record.run is not None and record.run.problem.score is not None
+    if has_own_score or "last.val_accuracy" in record.metrics:
+        return score + 1e-6 * minus_loss
+    return minus_loss
 
 
-def _study(**options: Any) -> Any:
+def _create_study(**options: Any) -> Study:
     """Create a study without the line that Optuna logs for it."""
     import optuna
 
-    before = optuna.logging.get_verbosity()
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         return optuna.create_study(direction="maximize", **options)
     finally:
-        optuna.logging.set_verbosity(before)
+        optuna.logging.set_verbosity(verbosity)
 
 
 @contextmanager
-def _copied(storage: str | Path | None) -> Generator[Any, None, None]:
-    """Open the study that a search is copied to, if there is one."""
+def _open_copy(storage: str | Path | None) -> Generator[Study | None, None, None]:
+    """Open the study to which a search is copied, if there is one."""
     if storage is None:
         yield None
         return
@@ -137,21 +143,22 @@ def _copied(storage: str | Path | None) -> Generator[Any, None, None]:
 
     file = optuna.storages.RDBStorage(f"sqlite:///{Path(storage).expanduser().absolute()}")
     try:
-        yield _study(storage=file, study_name="flooding", load_if_exists=True)
+        yield _create_study(storage=file, study_name="flooding", load_if_exists=True)
     finally:
         file.remove_session()
         file.engine.dispose()
 
 
-def _write(copy: Any, trial: Any) -> None:
-    """Add a finished trial, or find that it is there from before the search was killed."""
-    if copy is None:
-        return
-    there = copy.get_trials(deepcopy=False)[trial.number :][:1]
-    if not there:
+def _add_trial(copy: Study, trial: FrozenTrial) -> None:
+    """Add a finished trial, unless it is there from before the search was killed."""
+    trials = copy.get_trials(deepcopy=False)
+    if trial.number >= len(trials):
         copy.add_trial(trial)
-    elif (there[0].params, there[0].value) != (trial.params, trial.value):
-        got = f"trial {trial.number} with {there[0].params} and value {there[0].value}"
+        return
+    existing = trials[trial.number]
+    if (existing.params, existing.value) != (trial.params, trial.value):
         raise ValueError(
-            f"the storage must hold this search or nothing, got {got}. Give another path."
+            "the storage must hold this search or nothing, "
+            f"got trial {trial.number} with {existing.params} and value {existing.value}. "
+            "Give another path."
         )

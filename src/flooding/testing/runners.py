@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flooding.level_search.base import Evaluate
+from flooding.level_search.protocol import RunAll
 from flooding.testing.rules import require
 from flooding.training.problem import Problem
 from flooding.training.record import Record
@@ -15,7 +15,7 @@ from flooding.training.run import Run
 __all__ = ["check_runner"]
 
 
-def check_runner(run_all: Evaluate, problem: Problem) -> None:
+def check_runner(run_all: RunAll, problem: Problem) -> None:
     """Check that a ``run_all`` of your own, such as a cluster's, keeps what strategies rely on.
 
     Four short Runs of the problem are trained twice, in different orders. Checked are: a Record for

@@ -11,7 +11,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from flooding.level_search.base import SearchResult, Strategy
+from flooding.level_search.protocol import Strategy
+from flooding.level_search.result import SearchResult
 from flooding.testing.records import fake_record
 from flooding.testing.rules import require
 from flooding.training.run import Run
@@ -31,7 +32,7 @@ _MAX_LISTS = 1000
 
 
 def check_strategy(make: Callable[[], Strategy]) -> None:
-    """Check that a strategy keeps the protocol of :mod:`flooding.level_search.base`.
+    """Check that a strategy keeps the protocol of :mod:`flooding.level_search.protocol`.
 
     It gets made-up Records (see :func:`fake_record`), each time twice: with accuracies and with
     losses alone, with NaN validation losses for half of the levels, for the other half, and for
@@ -126,7 +127,7 @@ def _check_result(result: SearchResult) -> None:
         level is None or math.isfinite(level),
         f"the level of the result must be a number or None, got {level}.",
     )
-    for estimate in result.suggestions:
+    for estimate in result.estimates:
         level = estimate.low if estimate.level is None else estimate.level
         require(
             estimate.low <= level <= estimate.high,
@@ -170,7 +171,7 @@ def _name(run: Run) -> RunName:
 
 
 def _summarize(result: SearchResult) -> str:
-    return repr((_name(result.run), result.suggestions, result.warnings))
+    return repr((_name(result.run), result.estimates, result.warnings))
 
 
 def _global_generator_states() -> tuple[object, ...]:

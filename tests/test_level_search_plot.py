@@ -18,13 +18,13 @@ from matplotlib.text import Annotation, Text
 
 from flooding import Run
 from flooding.level_search.advisor import advisor
-from flooding.level_search.base import LevelEstimate, SearchResult, search
-from flooding.level_search.find import ExternalProblem
-from flooding.level_search.find import search as search_anywhere
+from flooding.level_search.driver import search
+from flooding.level_search.external import ExternalProblem
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
-from flooding.level_search.plot import found
+from flooding.level_search.plot import plot_search
+from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.levels import Delayed, Warmup
 from flooding.report.plots import PALETTE
 from flooding.testing import fake_record
@@ -40,28 +40,30 @@ ACCURACY, LOSS, TRAINING = (
 )
 
 
-def evaluate(runs, **how):
+def fake_records(runs, **options):
     """Made-up Records."""
-    return [fake_record(run, **how) for run in runs]
+    return [fake_record(run, **options) for run in runs]
 
 
-def hand(*levels, chosen=0.1, suggestions=(), seeds=(0,), problem=PROBLEM, stop_epoch=None):
-    """A Found of these levels, as if somebody had chosen by hand."""
+def result_by_hand(*levels, chosen=0.1, estimates=(), seeds=(0,), problem=PROBLEM, stop_epoch=None):
+    """A result of these levels, as if somebody had chosen by hand."""
     runs = [
-        Run(problem, level, seed=seed, stop_epoch=None if level is None else until)
+        Run(problem, level, seed=seed, stop_epoch=None if level is None else stop_epoch)
         for level in levels
         for seed in seeds
     ]
     return SearchResult(
-        "by hand", Run(problem, chosen), tuple(suggestions), (), tuple(evaluate(runs))
+        "by hand", Run(problem, chosen), tuple(estimates), (), tuple(fake_records(runs))
     )
 
 
 def change(record, **curves):
-    """A Record with other curves, and finals to match."""
+    """A Record with other curves, and metrics to match."""
     curves = {name: np.array(values, np.float32) for name, values in curves.items()}
-    finals = {f"last.{name}": float(values[-1]) for name, values in curves.items()}
-    return replace(record, curves={**record.curves, **curves}, metrics={**record.metrics, **finals})
+    metrics = {f"last.{name}": float(values[-1]) for name, values in curves.items()}
+    return replace(
+        record, curves={**record.curves, **curves}, metrics={**record.metrics, **metrics}
+    )
 
 
 def panel(figure, label, by="level"):
@@ -112,7 +114,7 @@ def legend(figure):
 
 
 def strip(figure):
-    """The axes with the suggestions."""
+    """The axes with the estimates."""
     (axes,) = [a for a in figure.axes if len(a.get_yticks()) == 0 and a.axison]
     return axes
 
@@ -122,14 +124,16 @@ def colour_bar(figure):
     return axes
 
 
-def late(record, name, stop_epoch=None):
+def slow_tail_mean(record, name, stop_epoch=None):
     """Slow twin: the mean of the last quarter of the epochs."""
-    values = [float(value) for value in record.curves[name]][: None if until is None else until + 1]
+    values = [float(value) for value in record.curves[name]][
+        : None if stop_epoch is None else stop_epoch + 1
+    ]
     return statistics.fmean(values[-max(1, round((len(values) - 1) / 4)) :])
 
 
 def test_four_panels():
-    figure = found(hand(None, 0.1, 0.2))
+    figure = plot_search(result_by_hand(None, 0.1, 0.2))
     names = [(axes.get_ylabel(), axes.get_xlabel()) for axes in figure.axes if axes.get_ylabel()]
     assert sorted(names[:4]) == [
         ("Training loss (nats per example)", "Epoch"),
@@ -147,10 +151,10 @@ def test_four_panels():
     ("label", "name", "times"), [(ACCURACY, "val_accuracy", 100), (LOSS, "val_loss", 1)]
 )
 def test_a_mark_for_each_run_and_one_for_the_mean_of_its_seeds(label, name, times):
-    answer = hand(0.0, 0.1, 0.3, seeds=(0, 1, 2))
-    figure = found(answer)
+    result = result_by_hand(0.0, 0.1, 0.3, seeds=(0, 1, 2))
+    figure = plot_search(result)
     axes = panel(figure, label)
-    each = {(r.run.level, r.run.seed): times * late(r, name) for r in answer.records}
+    each = {(r.run.level, r.run.seed): times * slow_tail_mean(r, name) for r in result.records}
     small = marks(axes, size=0.6 * 8)
     np.testing.assert_allclose(
         [(x, y) for x, y, _ in small], [(level, v) for (level, _), v in each.items()]
@@ -167,7 +171,7 @@ def test_a_mark_for_each_run_and_one_for_the_mean_of_its_seeds(label, name, time
 
 def test_runs_that_stopped_early_are_hollow_and_smaller():
     problem = small(max_epochs=36)
-    figure = found(search(halving(problem, [0.05, 0.1, 0.2, 0.3]), evaluate))
+    figure = plot_search(search(halving(problem, [0.05, 0.1, 0.2, 0.3]), fake_records))
     drawn = marks(panel(figure, ACCURACY))
     assert len(drawn) == 4 + 1 + 1
     sizes = sorted({line.get_markersize() for *_, line in drawn})
@@ -182,17 +186,17 @@ def test_runs_that_stopped_early_are_hollow_and_smaller():
     ("label", "name", "times"), [(ACCURACY, "val_accuracy", 100), (LOSS, "val_loss", 1)]
 )
 def test_plain_training_is_a_dashed_line_and_a_mark_where_the_others_stopped(label, name, times):
-    answer = hand(None, 0.1, 0.2, stop_epoch=12, seeds=(0, 1))
-    axes = panel(found(answer), label)
-    plain = [record for record in answer.records if record.run.level is None]
+    result = result_by_hand(None, 0.1, 0.2, stop_epoch=12, seeds=(0, 1))
+    axes = panel(plot_search(result), label)
+    plain = [record for record in result.records if record.run.level is None]
     line = labelled(axes, "plain training, 40 epochs")
     assert line.get_linestyle() == "--"
     np.testing.assert_allclose(
-        line.get_ydata(), [times * statistics.fmean(late(r, name) for r in plain)] * 2
+        line.get_ydata(), [times * statistics.fmean(slow_tail_mean(r, name) for r in plain)] * 2
     )
     ((_, height, mark),) = [m for m in marks(axes, size=8) if m[0] == 0]
     assert height == pytest.approx(
-        times * statistics.fmean(late(r, name, stop_epoch=12) for r in plain), rel=1e-12
+        times * statistics.fmean(slow_tail_mean(r, name, stop_epoch=12) for r in plain), rel=1e-12
     )
     assert mark.get_markerfacecolor() == "white"
     assert to_hex(mark.get_color()) == to_hex(line.get_color()) == to_hex("0.5")
@@ -204,33 +208,36 @@ def test_plain_training_that_stopped_says_so():
         Run(PROBLEM, stop_epoch=30),
         Run(PROBLEM, 0.1, stop_epoch=20),
     ]
-    records = evaluate(runs)
-    figure = found(SearchResult("stopped", runs[2], records=tuple(records)))
+    records = fake_records(runs)
+    figure = plot_search(SearchResult("stopped", runs[2], records=tuple(records)))
     line = labelled(panel(figure, ACCURACY), "plain training, 30 of 40 epochs")
-    np.testing.assert_allclose(line.get_ydata(), 100 * late(records[1], "val_accuracy"))
+    np.testing.assert_allclose(line.get_ydata(), 100 * slow_tail_mean(records[1], "val_accuracy"))
     assert (
         len(marks(panel(figure, ACCURACY))) == 2
     )  # the other, and plain training as it was after 20 epochs
 
 
 def test_plain_training_has_no_place_far_from_the_levels():
-    assert [x for x, *_ in marks(panel(found(hand(None, 5.0, 5.1, chosen=5.0)), ACCURACY))] == [
+    assert [
+        x
+        for x, *_ in marks(panel(plot_search(result_by_hand(None, 5.0, 5.1, chosen=5.0)), ACCURACY))
+    ] == [
         5.0,
         5.1,
     ]
 
 
 def test_a_level_of_zero_that_floods_is_not_plain():
-    answer = hand(-0.2, 0.0, 0.2, chosen=0.0)
-    records = tuple(change(record, flooded=np.linspace(0, 1, 41)) for record in answer.records)
-    figure = found(replace(answer, records=records))
+    result = result_by_hand(-0.2, 0.0, 0.2, chosen=0.0)
+    records = tuple(change(record, flooded=np.linspace(0, 1, 41)) for record in result.records)
+    figure = plot_search(replace(result, records=records))
     assert not any("plain" in text for text in legend(figure))
     assert colour_bar(figure).get_ylim() == (-0.2, 0.2)
 
 
 @pytest.mark.parametrize("label", [ACCURACY, LOSS])
 def test_the_choice_is_a_line_with_a_flag(label):
-    figure = found(hand(None, 0.05, 0.1, 0.2))
+    figure = plot_search(result_by_hand(None, 0.05, 0.1, 0.2))
     axes = panel(figure, label)
     assert list(uprights(axes)) == [0.1]
     assert to_hex(uprights(axes)[0.1].get_color()) == to_hex(PALETTE["flooded"])
@@ -240,7 +247,7 @@ def test_the_choice_is_a_line_with_a_flag(label):
 
 
 def test_no_flooding_is_said_and_no_line_drawn():
-    figure = found(hand(0.0, 0.05, 0.1, chosen=None))
+    figure = plot_search(result_by_hand(0.0, 0.05, 0.1, chosen=None))
     assert [text.get_text() for text in panel(figure, ACCURACY).texts] == ["chosen: no flooding"]
     assert not uprights(panel(figure, ACCURACY))
     assert not uprights(panel(figure, LOSS))
@@ -256,7 +263,9 @@ def test_limits_are_lines_and_one_far_off_does_not_stretch_the_axis():
         LevelEstimate("cap", 0.3, 0.01, 0.3),
         LevelEstimate("label entropy", 2.303, 2.29, 2.303),
     ]
-    figure = found(hand(None, 0.1, 0.2, suggestions=[*limits, LevelEstimate("race", 0.15)]))
+    figure = plot_search(
+        result_by_hand(None, 0.1, 0.2, estimates=[*limits, LevelEstimate("race", 0.15)])
+    )
     axes = panel(figure, ACCURACY)
     assert sorted(uprights(axes)) == [0.1, 0.3]
     assert axes.get_xlim()[1] < 0.4
@@ -269,8 +278,8 @@ def test_limits_are_lines_and_one_far_off_does_not_stretch_the_axis():
     assert np.diff(heights).min() >= 16  # points: a row for each
 
 
-def test_suggestions_are_bars_on_the_same_axis():
-    told = [
+def test_estimates_are_bars_on_the_same_axis():
+    estimates = [
         LevelEstimate("race", 0.1, 0.05, 0.15),
         LevelEstimate("no interval", 0.12),
         LevelEstimate("off", 2.303, 0.2, 2.303),
@@ -278,7 +287,7 @@ def test_suggestions_are_bars_on_the_same_axis():
         LevelEstimate("nothing", None),
         LevelEstimate("open", 0.15, 0.1, INF),
     ]
-    figure = found(hand(None, 0.1, 0.2, suggestions=told))
+    figure = plot_search(result_by_hand(None, 0.1, 0.2, estimates=estimates))
     axes = strip(figure)
     ends = panel(figure, ACCURACY).get_xlim()
     assert axes.get_xlim() == ends
@@ -301,24 +310,26 @@ def test_suggestions_are_bars_on_the_same_axis():
     ]
 
 
-def test_without_suggestions_there_is_no_axis_for_them():
+def test_without_estimates_there_is_no_axis_for_them():
     runs = [Run(PROBLEM, Warmup(0.2, steps=5))]
-    figure = found(SearchResult("controllers", runs[0], records=tuple(evaluate(runs))))
+    figure = plot_search(SearchResult("controllers", runs[0], records=tuple(fake_records(runs))))
     assert not [
         axes for axes in figure.axes if axes.get_xlabel().startswith("Flood level") and axes.axison
     ]
 
 
-def test_the_axis_of_a_single_level_reaches_to_the_suggestions():
+def test_the_axis_of_a_single_level_reaches_to_the_estimates():
     # A tensor's 0.1 is float32, 1.5e-9 beside the Run's own.
-    answer = hand(0.1, chosen=torch.tensor(0.1), suggestions=[LevelEstimate("cap", 0.3, 0.01, 0.3)])
-    low, high = panel(found(answer), ACCURACY).get_xlim()
+    result = result_by_hand(
+        0.1, chosen=torch.tensor(0.1), estimates=[LevelEstimate("cap", 0.3, 0.01, 0.3)]
+    )
+    low, high = panel(plot_search(result), ACCURACY).get_xlim()
     assert -0.1 < low < 0.01 < 0.3 < high < 0.4
 
 
 def test_colours_are_those_of_the_bar():
-    answer = hand(None, 0.05, 0.1, 0.3)
-    figure = found(answer)
+    result = result_by_hand(None, 0.05, 0.1, 0.3)
+    figure = plot_search(result)
     bar = colour_bar(figure)
     assert bar.get_ylim() == (0.05, 0.3)
     assert bar.get_ylabel() == "Flood level (nats)"
@@ -339,8 +350,12 @@ def test_colours_are_those_of_the_bar():
 
 
 def test_a_single_level_has_a_bar_from_zero():
-    assert colour_bar(found(hand(None, 0.1))).get_ylim() == (0.0, 0.1)
-    assert not [a for a in found(hand(None, chosen=None)).axes if a.get_label() == "<colorbar>"]
+    assert colour_bar(plot_search(result_by_hand(None, 0.1))).get_ylim() == (0.0, 0.1)
+    assert not [
+        a
+        for a in plot_search(result_by_hand(None, chosen=None)).axes
+        if a.get_label() == "<colorbar>"
+    ]
 
 
 def slow_smooth(values, window):
@@ -353,11 +368,11 @@ def slow_smooth(values, window):
 
 
 def test_curves_are_faint_as_measured_and_smooth_over_that():
-    answer = hand(None, 0.1, chosen=0.1, problem=small(max_epochs=80))
+    result = result_by_hand(None, 0.1, chosen=0.1, problem=small(max_epochs=80))
     noise = np.random.default_rng(0).random((2, 81)) + 0.1
     noise[1, [7, 30]] = [INF, NAN]
-    records = [change(r, train_loss=row) for r, row in zip(answer.records, noise, strict=True)]
-    figure = found(replace(answer, records=tuple(records)))
+    records = [change(r, train_loss=row) for r, row in zip(result.records, noise, strict=True)]
+    figure = plot_search(replace(result, records=tuple(records)))
     lines = [line for line in panel(figure, TRAINING, "epoch").get_lines() if len(line.get_xdata())]
     for i, record in enumerate(records):
         raw, smooth = lines[2 * i : 2 * i + 2]
@@ -376,18 +391,26 @@ def test_curves_are_faint_as_measured_and_smooth_over_that():
 
 
 def test_the_loss_axis_is_logarithmic_where_the_loss_is_positive():
-    answer = hand(None, 0.1, 0.2)
-    axes = panel(found(answer), TRAINING, "epoch")
+    result = result_by_hand(None, 0.1, 0.2)
+    axes = panel(plot_search(result), TRAINING, "epoch")
     assert axes.get_yscale() == "log"
     # Plain training falls to 1e-6: it leaves the panel a hundred times below the lowest level, 5 %
     # of margin aside.
     assert 5e-4 < axes.get_ylim()[0] < 1e-3 < 1 < axes.get_ylim()[1]
-    narrow = tuple(change(r, train_loss=np.linspace(0.6, 0.5, 41)) for r in answer.records)
-    assert panel(found(replace(answer, records=narrow)), TRAINING, "epoch").get_yscale() == "log"
-    below = tuple(change(r, train_loss=r.curves["train_loss"] - 1) for r in answer.records)
-    assert panel(found(replace(answer, records=below)), TRAINING, "epoch").get_yscale() == "linear"
-    zero = tuple(change(r, train_loss=np.zeros(41)) for r in answer.records)
-    assert panel(found(replace(answer, records=zero)), TRAINING, "epoch").get_yscale() == "linear"
+    narrow = tuple(change(r, train_loss=np.linspace(0.6, 0.5, 41)) for r in result.records)
+    assert (
+        panel(plot_search(replace(result, records=narrow)), TRAINING, "epoch").get_yscale() == "log"
+    )
+    below = tuple(change(r, train_loss=r.curves["train_loss"] - 1) for r in result.records)
+    assert (
+        panel(plot_search(replace(result, records=below)), TRAINING, "epoch").get_yscale()
+        == "linear"
+    )
+    zero = tuple(change(r, train_loss=np.zeros(41)) for r in result.records)
+    assert (
+        panel(plot_search(replace(result, records=zero)), TRAINING, "epoch").get_yscale()
+        == "linear"
+    )
 
 
 def test_levels_that_move_have_curves_only():
@@ -396,8 +419,8 @@ def test_levels_that_move_have_curves_only():
         Run(PROBLEM, Delayed(0.1, until_loss=1e-3)),
         Run(PROBLEM, Warmup(0.2, steps=5)),
     ]
-    alone = SearchResult("controllers", runs[1], records=tuple(evaluate(runs)))
-    figure = found(alone)
+    alone = SearchResult("controllers", runs[1], records=tuple(fake_records(runs)))
+    figure = plot_search(alone)
     assert not [a for a in figure.axes if a.get_ylabel() == LOSS]
     assert panel(figure, TRAINING, "epoch")
     assert panel(figure, ACCURACY, "epoch")
@@ -407,7 +430,7 @@ def test_levels_that_move_have_curves_only():
     assert "level that moves, coloured by its last" in legend(figure)
 
     mixed = replace(alone, records=(*alone.records, fake_record(Run(PROBLEM, 0.3))))
-    figure = found(mixed)
+    figure = plot_search(mixed)
     assert [x for x, *_ in marks(panel(figure, ACCURACY))] == [0.0, 0.3]
     assert to_hex(marks(panel(figure, ACCURACY))[0][2].get_color()) == to_hex("0.5")
     styles = [line.get_linestyle() for line in panel(figure, TRAINING, "epoch").get_lines()]
@@ -415,18 +438,20 @@ def test_levels_that_move_have_curves_only():
 
 
 def test_a_tensor_is_a_level_like_a_number():
-    figure = found(hand(None, torch.tensor(0.25), 0.5, chosen=torch.tensor(0.25)))
+    figure = plot_search(result_by_hand(None, torch.tensor(0.25), 0.5, chosen=torch.tensor(0.25)))
     assert [x for x, *_ in marks(panel(figure, ACCURACY))] == [0.0, 0.25, 0.5]
     assert list(uprights(panel(figure, ACCURACY))) == [0.25]
 
 
-def lifted(train, seeds=(0,)):
-    return search_anywhere(grid(ExternalProblem(100), [0.0, 0.1, 0.2], seeds=seeds), train)
+def external_search(train, seeds=(0,)):
+    return search(grid(ExternalProblem(100), [0.0, 0.1, 0.2], seeds=seeds), train)
 
 
 def test_a_function_without_curves_has_the_left_panels_side_by_side():
-    figure = found(
-        lifted(lambda level, seed, epochs: {"score": 1 - abs(level - 0.1), "val_loss": 0.5 + level})
+    figure = plot_search(
+        external_search(
+            lambda level, seed, epochs: {"score": 1 - abs(level - 0.1), "val_loss": 0.5 + level}
+        )
     )
     score, loss = (
         panel(figure, "Validation score (higher is better)"),
@@ -439,19 +464,19 @@ def test_a_function_without_curves_has_the_left_panels_side_by_side():
     np.testing.assert_allclose([y for _, y, _ in marks(loss)], [0.5, 0.6, 0.7])
     assert not [a for a in figure.axes if a.get_xlabel() == "Epoch"]
     assert {"Run, 100 epochs"} == set(legend(figure)), "nobody knows whether level 0 flooded"
-    plain = search_anywhere(
+    plain = search(
         grid(ExternalProblem(100), [None, 0.1]), lambda level, seed, epochs: 1 - (level or 0.0)
     )
-    assert {"Run, 100 epochs", "plain training, 100 epochs"} == set(legend(found(plain)))
+    assert {"Run, 100 epochs", "plain training, 100 epochs"} == set(legend(plot_search(plain)))
 
 
 def test_a_score_without_a_curve_leaves_its_panel_to_the_loss():
-    answer = hand(None, 0.1, 0.2, problem=replace(PROBLEM, score=Score(float)))
-    kept = ("train_loss", "val_loss")
+    result = result_by_hand(None, 0.1, 0.2, problem=replace(PROBLEM, score=Score(float)))
+    names = ("train_loss", "val_loss")
     records = tuple(
-        replace(r, curves={name: r.curves[name] for name in kept}) for r in answer.records
+        replace(r, curves={name: r.curves[name] for name in names}) for r in result.records
     )
-    figure = found(replace(answer, records=records))
+    figure = plot_search(replace(result, records=records))
     ends = [record.metrics["last.val_score"] for record in records]
     assert [y for _, y, _ in marks(panel(figure, "Validation score"))] == ends
     assert panel(figure, LOSS, "epoch").get_lines()
@@ -459,7 +484,9 @@ def test_a_score_without_a_curve_leaves_its_panel_to_the_loss():
 
 @pytest.mark.parametrize("worst", [0.8, NAN], ids=["finite", "one is NaN"])
 def test_a_loss_that_stands_for_the_score_is_not_drawn(worst):
-    figure = found(lifted(lambda level, seed, epochs: worst if level == 0.2 else 0.9))
+    figure = plot_search(
+        external_search(lambda level, seed, epochs: worst if level == 0.2 else 0.9)
+    )
     assert [a.get_ylabel() for a in figure.axes if a.get_ylabel()] == [
         "Validation score (higher is better)"
     ]
@@ -467,7 +494,9 @@ def test_a_loss_that_stands_for_the_score_is_not_drawn(worst):
 
 def test_without_a_score_the_loss_is_drawn_alone():
     problem = replace(PROBLEM, loss=torch.nn.functional.mse_loss)
-    figure = found(search(grid(problem, [0.0, 0.1, 0.2]), partial(evaluate, accuracy=False)))
+    figure = plot_search(
+        search(grid(problem, [0.0, 0.1, 0.2]), partial(fake_records, accuracy=False))
+    )
     assert {a.get_ylabel() for a in figure.axes if a.get_ylabel()} == {
         "Validation loss",
         "Training loss",
@@ -478,16 +507,16 @@ def test_without_a_score_the_loss_is_drawn_alone():
 
 def test_a_score_of_the_users_own_takes_the_place_of_the_accuracy():
     problem = replace(PROBLEM, score=Score(float, greater_is_better=False))
-    answer = search(grid(problem, [0.0, 0.1]), evaluate)
-    axes = panel(found(answer), "Validation score (lower is better)")
+    result = search(grid(problem, [0.0, 0.1]), fake_records)
+    axes = panel(plot_search(result), "Validation score (lower is better)")
     np.testing.assert_allclose(
-        [y for _, y, _ in marks(axes)], [late(r, "val_score") for r in answer.records]
+        [y for _, y, _ in marks(axes)], [slow_tail_mean(r, "val_score") for r in result.records]
     )
 
 
 def test_what_diverged_has_no_mark_and_is_counted():
-    answer = hand(None, 0.05, 0.1, 0.2, 0.3, 0.4)
-    plain, nan, good, inf, huge, score = answer.records
+    result = result_by_hand(None, 0.05, 0.1, 0.2, 0.3, 0.4)
+    plain, nan, good, inf, huge, score = result.records
     half = np.arange(41) > 20
     records = (
         plain,
@@ -497,7 +526,7 @@ def test_what_diverged_has_no_mark_and_is_counted():
         change(huge, val_loss=np.where(half, 100.0, 1.0), train_loss=np.where(half, 3e38, 1.0)),
         change(score, val_accuracy=np.full(41, NAN)),
     )
-    figure = found(replace(answer, records=records))
+    figure = plot_search(replace(result, records=records))
     assert figure.get_suptitle().endswith("; 4 diverged)")
     for label in (ACCURACY, LOSS):
         assert [x for x, y, _ in marks(panel(figure, label)) if math.isfinite(y)] == [0.0, 0.1]
@@ -506,31 +535,31 @@ def test_what_diverged_has_no_mark_and_is_counted():
 
 
 def test_plain_training_that_diverged_has_no_line():
-    answer = hand(None, 0.1, 0.2)
-    records = (fake_record(answer.records[0].run, diverges=True), *answer.records[1:])
-    figure = found(replace(answer, records=records))
+    result = result_by_hand(None, 0.1, 0.2)
+    records = (fake_record(result.records[0].run, diverges=True), *result.records[1:])
+    figure = plot_search(replace(result, records=records))
     assert not any(text.startswith("plain training,") for text in legend(figure))
 
 
 def every_figure():
-    """Answers of every kind, with much to say."""
+    """Results of every kind, with many texts."""
     limits = [
         LevelEstimate("cap", 0.29, 0.01, 0.3),
         LevelEstimate("label entropy", 0.3, 0.28, 0.31),
     ]
-    yield search(finder(PROBLEM, seeds=(0, 1, 2)), evaluate)
-    yield search(grid(PROBLEM, [n / 50 for n in range(26)], seeds=(0, 1)), evaluate)
-    yield hand(None, 0.1, 0.2, 0.3, chosen=0.3, suggestions=limits)
-    yield hand(
+    yield search(finder(PROBLEM, seeds=(0, 1, 2)), fake_records)
+    yield search(grid(PROBLEM, [n / 50 for n in range(26)], seeds=(0, 1)), fake_records)
+    yield result_by_hand(None, 0.1, 0.2, 0.3, chosen=0.3, estimates=limits)
+    yield result_by_hand(
         None,
         0.1,
         0.2,
         0.3,
         chosen=0.1,
-        suggestions=[*limits, *[LevelEstimate(f"way {n}", 0.1) for n in range(6)]],
+        estimates=[*limits, *[LevelEstimate(f"way {n}", 0.1) for n in range(6)]],
     )
-    yield hand(0.0, 0.1, 0.2, chosen=None, suggestions=limits[::-1])
-    yield hand(None, 1e-4, 2e-4, chosen=1e-4)
+    yield result_by_hand(0.0, 0.1, 0.2, chosen=None, estimates=limits[::-1])
+    yield result_by_hand(None, 1e-4, 2e-4, chosen=1e-4)
     runs = [
         Run(PROBLEM),
         Run(PROBLEM, 0.1),
@@ -538,17 +567,21 @@ def every_figure():
         Run(PROBLEM, Warmup(0.2, steps=5)),
     ]
     runs += [replace(run, seed=1) for run in runs]
-    yield SearchResult("everything", runs[1], tuple(limits), (), tuple(evaluate(runs)))
-    yield SearchResult("controllers", runs[3], (), (), tuple(evaluate(runs[3:4])))
+    yield SearchResult("everything", runs[1], tuple(limits), (), tuple(fake_records(runs)))
+    yield SearchResult("controllers", runs[3], (), (), tuple(fake_records(runs[3:4])))
     yield SearchResult(
-        "moving", runs[3], (LevelEstimate("warmup", 0.2, 0.1, 0.3),), (), tuple(evaluate(runs[3:4]))
+        "moving",
+        runs[3],
+        (LevelEstimate("warmup", 0.2, 0.1, 0.3),),
+        (),
+        tuple(fake_records(runs[3:4])),
     )
-    yield hand(None, chosen=None)
-    yield search(grid(PROBLEM, [0.0, 0.1]), partial(evaluate, accuracy=False, diverges=True))
-    yield search(advisor(PROBLEM, label_noise=0.1, lowest_val_loss=0.4), evaluate)
+    yield result_by_hand(None, chosen=None)
+    yield search(grid(PROBLEM, [0.0, 0.1]), partial(fake_records, accuracy=False, diverges=True))
+    yield search(advisor(PROBLEM, label_noise=0.1, lowest_val_loss=0.4), fake_records)
     yield SearchResult("nothing", Run(PROBLEM))
-    yield lifted(lambda level, seed, epochs: level, seeds=(0, 1))
-    yield lifted(lambda level, seed, epochs: {"score": level, "val_loss": 1.0})
+    yield external_search(lambda level, seed, epochs: level, seeds=(0, 1))
+    yield external_search(lambda level, seed, epochs: {"score": level, "val_loss": 1.0})
 
 
 def texts(figure):
@@ -567,9 +600,9 @@ def texts(figure):
                 )
 
 
-@pytest.mark.parametrize("answer", list(every_figure()), ids=lambda answer: answer.strategy)
-def test_every_text_is_large_enough_inside_the_figure_and_apart_from_the_others(answer):
-    figure = found(answer)
+@pytest.mark.parametrize("result", list(every_figure()), ids=lambda result: result.strategy)
+def test_every_text_is_large_enough_inside_the_figure_and_apart_from_the_others(result):
+    figure = plot_search(result)
     figure.draw_without_rendering()
     shown = [text for text in texts(figure) if text.get_text()]
     assert min(text.get_fontsize() for text in shown) >= 10
@@ -603,7 +636,7 @@ def test_a_wide_legend_does_not_push_the_panels_apart():
         for seed in (0, 1)
     ]
     record = fake_record(Run(PROBLEM, 0.1))
-    figure = found(
+    figure = plot_search(
         SearchResult("wide", runs[0], records=tuple(replace(record, run=run) for run in runs))
     )
     figure.draw_without_rendering()
@@ -622,18 +655,20 @@ def test_a_wide_legend_does_not_push_the_panels_apart():
 
 
 def test_the_first_epochs_may_leave_the_panel_of_the_score():
-    answer = hand(None, 0.1, 0.2)
+    result = result_by_hand(None, 0.1, 0.2)
     climb = np.where(np.arange(41) < 4, 0.1, 0.8 + 0.001 * np.arange(41))
-    records = tuple(change(record, val_accuracy=climb) for record in answer.records)
-    assert panel(found(replace(answer, records=records)), ACCURACY, "epoch").get_ylim()[0] > 80
+    records = tuple(change(record, val_accuracy=climb) for record in result.records)
+    assert (
+        panel(plot_search(replace(result, records=records)), ACCURACY, "epoch").get_ylim()[0] > 80
+    )
 
 
 def test_nothing_global_is_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it raises
-    assert found(hand(None, 0.1, 0.2)).axes
+    assert plot_search(result_by_hand(None, 0.1, 0.2)).axes
 
 
 def test_missing_matplotlib_names_the_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'flooding\[plot\]'"):
-        found(hand(None, 0.1, 0.2))
+        plot_search(result_by_hand(None, 0.1, 0.2))

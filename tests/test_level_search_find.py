@@ -16,11 +16,12 @@ from flooding import Problem, Run, find_level, run_all, search
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
 from flooding.level_search.accordance import accordance
-from flooding.level_search.find import ExternalProblem, FoundLevel, ObjectiveAdapter
+from flooding.level_search.external import ExternalProblem, ObjectiveAdapter
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
 from flooding.level_search.range_test import range_test
+from flooding.level_search.result import SearchResult
 from flooding.models import mlp
 from flooding.training.ledger import Ledger
 from flooding.training.loop import NUMERICS_VERSION
@@ -34,13 +35,13 @@ assert NUMERICS_VERSION  # the trajectories below carry it
 def noisy(**changes):
     """Overfits within its 40 epochs."""
     data = partial(two_gaussians, n_train=40, n_val=30, n_test=50, label_noise=0.1)
-    given = {
+    defaults = {
         "data": data,
         "model": partial(mlp, 10, 2, width=32, depth=2),
         "optimizer": adam,
         "max_epochs": 40,
     }
-    return Problem(**given | changes)
+    return Problem(**defaults | changes)
 
 
 @pytest.fixture
@@ -49,26 +50,26 @@ def path(tmp_path):
 
 
 def test_a_level_below_the_cap_at_the_stated_cost(path):
-    found = find_level(noisy(), ledger=path, workers=0)
-    cap = next(s.level for s in found.suggestions if s.name == "cap")
-    plain = found.records[0]
+    result = find_level(noisy(), ledger=path, workers=0)
+    cap = next(s.level for s in result.estimates if s.name == "cap")
+    plain = result.records[0]
     assert plain.run.level is None
     assert 0 < cap <= 1.05 * plain.curves["val_loss"][1:].min() + 0.05
-    assert found.level is None or 0 < found.level <= cap
-    assert 1 < found.cost.steps <= 3.05
-    assert {"race", "irreducible loss", "cap"} <= {s.name for s in found.suggestions}
-    assert all(s.level is None or s.low <= s.level <= s.high for s in found.suggestions)
+    assert result.level is None or 0 < result.level <= cap
+    assert 1 < result.cost.steps <= 3.05
+    assert {"race", "irreducible loss", "cap"} <= {s.name for s in result.estimates}
+    assert all(s.level is None or s.low <= s.level <= s.high for s in result.estimates)
 
 
 def test_more_budget_races_longer_and_more_seeds_cost_as_many_times_more(path):
     for budget in (2.0, 3.0, 5.0, 9.0):
-        found = find_level(
+        result = find_level(
             noisy(), budget=budget, ledger=path.with_name(f"{budget}.sqlite"), workers=0
         )
-        assert 0.45 * budget < found.cost.steps <= 1.05 * budget
-    found = find_level(noisy(), seeds=3, ledger=path, workers=0)
-    assert 5 < found.cost.steps <= 9.15
-    assert {record.run.seed for record in found.records} == {0, 1, 2}
+        assert 0.45 * budget < result.cost.steps <= 1.05 * budget
+    result = find_level(noisy(), seeds=3, ledger=path, workers=0)
+    assert 5 < result.cost.steps <= 9.15
+    assert {record.run.seed for record in result.records} == {0, 1, 2}
 
 
 def test_the_same_call_trains_nothing_again(path):
@@ -76,7 +77,7 @@ def test_the_same_call_trains_nothing_again(path):
     started = []
     second = find_level(noisy(), ledger=path, workers=0, on_start=started.extend)
     assert started == []
-    assert (first.level, first.suggestions) == (second.level, second.suggestions)
+    assert (first.level, first.estimates) == (second.level, second.estimates)
 
 
 def test_an_interrupted_search_goes_on(path):
@@ -154,11 +155,11 @@ def test_state_is_never_touched_also_after_an_exception(path):
             for split, x in zip((data.train, data.val, data.test), inputs, strict=True)
         )
 
-    found = find_level(
+    result = find_level(
         noisy(model=model, data=drawn_data, augment=drawn_augment), ledger=path, workers=0
     )
     untouched()
-    found.model()
+    result.model()
     untouched()
     Counted.made, Counted.fail = 0, 3
     with pytest.raises(RuntimeError, match="out of luck"):
@@ -201,29 +202,29 @@ def test_a_function_that_raises_on_its_third_call_loses_nothing(path):
     levels = [0.0, 0.1, 0.2, 0.3]
     with pytest.raises(RuntimeError, match="went away"):
         search(grid(ExternalProblem(100), levels), ObjectiveAdapter(train, key="mine", ledger=path))
-    found = search(
+    result = search(
         grid(ExternalProblem(100), levels), ObjectiveAdapter(train, key="mine", ledger=path)
     )  # as a new process would
     assert calls == [0.0, 0.1, 0.2, 0.2, 0.3]
-    assert found.level == 0.2
+    assert result.level == 0.2
 
 
-def test_a_lifted_function_remembers_without_a_ledger_too():
+def test_an_external_function_remembers_without_a_ledger_too():
     calls = []
 
     def train(level, seed, epochs):
         calls.append((level, epochs))
         return abs(level - 0.2)
 
-    lifted = ObjectiveAdapter(train)
+    adapter = ObjectiveAdapter(train)
     problem = ExternalProblem(max_epochs=9, greater_is_better=False)
-    assert search(halving(problem, [0.1, 0.2, 0.3], eta=3, least=1 / 3), lifted).level == 0.2
+    assert search(halving(problem, [0.1, 0.2, 0.3], eta=3, least=1 / 3), adapter).level == 0.2
     assert calls == [(0.1, 3), (0.2, 3), (0.3, 3), (0.2, 9)]
-    search(halving(problem, [0.1, 0.2, 0.3], eta=3, least=1 / 3), lifted)
+    search(halving(problem, [0.1, 0.2, 0.3], eta=3, least=1 / 3), adapter)
     assert len(calls) == 4
 
 
-def test_a_lifted_function_with_curves_can_use_the_finder():
+def test_an_external_function_with_curves_can_use_the_finder():
     def train(level, seed, epochs):
         *_, row = __import__("flooding").train(Run(noisy(), level, seed=seed, stop_epoch=epochs))
         curves = row.record.curves
@@ -233,13 +234,13 @@ def test_a_lifted_function_with_curves_can_use_the_finder():
             "train_loss": curves["train_loss"],
         }
 
-    lifted = search(finder(ExternalProblem(max_epochs=40), shared=False), train)
+    external = search(finder(ExternalProblem(max_epochs=40), shared=False), train)
     own = search(finder(noisy(), shared=False), partial(run_all, ledger=False, workers=0))
-    assert lifted.level == own.level
-    assert lifted.cost.trainings == own.cost.trainings <= 3.05
+    assert external.level == own.level
+    assert external.cost.trainings == own.cost.trainings <= 3.05
 
 
-def test_a_lifted_function_may_give_a_score_beside_curves():
+def test_an_external_function_may_give_a_score_beside_curves():
     def train(level, seed, epochs):
         *_, row = __import__("flooding").train(Run(noisy(), level, seed=seed, stop_epoch=epochs))
         curves = {name: row.record.curves[name] for name in ("val_loss", "train_loss")}
@@ -253,24 +254,24 @@ def test_a_lifted_function_may_give_a_score_beside_curves():
         search(finder(problem), lambda level, seed, epochs: 0.5)
 
 
-def test_a_lifted_function_must_return_a_score():
+def test_an_external_function_must_return_a_score():
     with pytest.raises(ValueError, match="must return a score"):
         search(grid(ExternalProblem(100), [0.1]), lambda level, seed, epochs: {"loss": 0.3})
 
 
-def test_a_problem_that_cannot_describe_itself_is_found_and_leaves_no_trace(path, monkeypatch):
+def test_a_problem_that_cannot_be_hashed_is_searched_and_leaves_no_trace(path, monkeypatch):
     monkeypatch.setenv("FLOODING_LEDGER", str(path))
     problem = noisy(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2))
-    found = find_level(problem, workers=0)
-    assert found.run.problem.key is None
+    result = find_level(problem, workers=0)
+    assert result.run.problem.key is None
     assert not path.exists()
-    assert found.level == find_level(noisy(), workers=0).level
+    assert result.level == find_level(noisy(), workers=0).level
 
 
 def test_regression_is_judged_by_its_loss(path):
-    found = find_level(regression(max_epochs=30), ledger=path, workers=0)
-    assert "val_accuracy" not in found.table[0]
-    assert found.level is None or found.level > 0
+    result = find_level(regression(max_epochs=30), ledger=path, workers=0)
+    assert "val_accuracy" not in result.table[0]
+    assert result.level is None or result.level > 0
 
 
 def recall(logits, y):
@@ -280,12 +281,12 @@ def recall(logits, y):
 
 def test_a_score_of_the_users_decides(path):
     problem = noisy(score=Score(recall))
-    found = search(grid(problem, [0.0, 0.2, 0.6]), partial(run_all, ledger=path, workers=0))
-    scores = {row["level"]: (row["val_score"], -row["val_loss"]) for row in found.table}
-    assert (found.level or 0.0) == max(scores, key=lambda level: scores[level])
+    result = search(grid(problem, [0.0, 0.2, 0.6]), partial(run_all, ledger=path, workers=0))
+    scores = {row["level"]: (row["val_score"], -row["val_loss"]) for row in result.table}
+    assert (result.level or 0.0) == max(scores, key=lambda level: scores[level])
     worst = replaced(problem, score=Score(recall, greater_is_better=False))
-    found = search(grid(worst, [0.0, 0.2, 0.6]), partial(run_all, ledger=path, workers=0))
-    assert (found.level or 0.0) == min(
+    result = search(grid(worst, [0.0, 0.2, 0.6]), partial(run_all, ledger=path, workers=0))
+    assert (result.level or 0.0) == min(
         scores, key=lambda level: (scores[level][0], -scores[level][1])
     )
 
@@ -297,12 +298,12 @@ def replaced(problem, **changes):
 
 
 def test_dict_inputs_and_no_test_split(path):
-    given = regression().data
-    found = find_level(
-        regression(data=Splits(given.train, given.val), model=FromDict), ledger=path, workers=0
+    data = regression().data
+    result = find_level(
+        regression(data=Splits(data.train, data.val), model=FromDict), ledger=path, workers=0
     )
-    assert isinstance(found, FoundLevel)
-    assert not any("test" in name for record in found.records for name in record.metrics)
+    assert isinstance(result, SearchResult)
+    assert not any("test" in name for record in result.records for name in record.metrics)
 
 
 def test_where_nothing_overfits_the_answer_is_none(path):
@@ -313,18 +314,18 @@ def test_where_nothing_overfits_the_answer_is_none(path):
         optimizer=partial(torch.optim.SGD, lr=1e-3),
         max_epochs=5,
     )
-    found = find_level(problem, ledger=path, workers=0)
-    assert found.level is None
-    assert all(record.run.level is None for record in found.records)
-    assert "nothing to flood" in found.warnings[0]
+    result = find_level(problem, ledger=path, workers=0)
+    assert result.level is None
+    assert all(record.run.level is None for record in result.records)
+    assert "nothing to flood" in result.warnings[0]
 
 
 def test_a_training_that_diverges_is_said_so(path):
-    found = find_level(
+    result = find_level(
         regression(optimizer=partial(torch.optim.SGD, lr=1e30)), ledger=path, workers=0
     )
-    assert found.level is None
-    assert "not finite" in found.warnings[0]
+    assert result.level is None
+    assert "not finite" in result.warnings[0]
 
 
 X = torch.randn(20, 10, generator=torch.Generator().manual_seed(0))
@@ -338,7 +339,7 @@ BOTH = [0, 1] * 10
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("changes", "message"),
     [
         (
             {"data": splits([1] * 20, BOTH)},
@@ -350,9 +351,9 @@ BOTH = [0, 1] * 10
         ({"data": splits([0.0] * 19 + [float("nan")], [0.5] * 20)}, "targets must be finite"),
     ],
 )
-def test_data_that_cannot_be_judged_is_refused_before_training(given, message, path):
+def test_data_that_cannot_be_judged_is_refused_before_training(changes, message, path):
     with pytest.raises(ValueError, match=message):
-        find_level(noisy(**given), ledger=path, workers=0)
+        find_level(noisy(**changes), ledger=path, workers=0)
     assert not path.exists()
 
 
@@ -379,15 +380,15 @@ def test_other_bad_input(path):
 
 
 def test_what_is_saved_can_be_read_again(path, tmp_path):
-    found = find_level(noisy(), ledger=path, workers=0)
-    folder = found.save(tmp_path / "search")
-    told = json.loads((folder / "found.json").read_text())
-    assert told["level"] == found.level
-    assert told["cost"]["steps"] == found.cost.steps
+    result = find_level(noisy(), ledger=path, workers=0)
+    folder = result.save(tmp_path / "search")
+    summary = json.loads((folder / "found.json").read_text())
+    assert summary["level"] == result.level
+    assert summary["cost"]["steps"] == result.cost.steps
     lines = (folder / "table.csv").read_text().splitlines()
-    assert len(lines) == 1 + len(found.records)
+    assert len(lines) == 1 + len(result.records)
     with np.load(folder / "curves.npz") as curves:
-        assert np.array_equal(curves["0/val_loss"], found.records[0].curves["val_loss"])
+        assert np.array_equal(curves["0/val_loss"], result.records[0].curves["val_loss"])
     assert (folder / "search.png").stat().st_size > 10_000
     assert sorted(p.name for p in folder.iterdir()) == [
         "curves.npz",
@@ -398,15 +399,15 @@ def test_what_is_saved_can_be_read_again(path, tmp_path):
 
 
 def test_the_model_is_the_runs_own(path):
-    found = find_level(noisy(), ledger=path, workers=0)
-    model = found.model()
+    result = find_level(noisy(), ledger=path, workers=0)
+    model = result.model()
     assert not model.training
-    [record] = run_all([found.run], ledger=path, workers=0)
-    splits = found.run.problem.splits(0)
+    [record] = run_all([result.run], ledger=path, workers=0)
+    splits = result.run.problem.splits(0)
     accuracy = float((model(splits.val.x).argmax(1) == splits.val.y).float().mean())
     assert accuracy == pytest.approx(record.metrics["last.val_accuracy"])
     with pytest.raises(ValueError, match="last or best"):
-        found.model("first")
+        result.model("first")
 
 
 def test_two_searches_on_one_ledger_share_its_runs(path, caplog):
@@ -423,9 +424,9 @@ def test_two_searches_on_one_ledger_share_its_runs(path, caplog):
     find_level(noisy(), budget=4.0, ledger=path, workers=0, on_start=started.extend)
     assert started
     assert started[0].level == 0.0  # the plain runs of the second search are known
-    book = Ledger(path)
-    assert book.find(Run(noisy()), run_key(Run(noisy()))) is not None
-    book.close()
+    ledger = Ledger(path)
+    assert ledger.find(Run(noisy()), run_key(Run(noisy()))) is not None
+    ledger.close()
 
 
 def test_where_the_loss_falls_slowly_the_race_reaches_further_for_the_same_price(path):
@@ -434,40 +435,40 @@ def test_where_the_loss_falls_slowly_the_race_reaches_further_for_the_same_price
     alone = search(
         finder(slow, shared=False), partial(run_all, ledger=path.with_name("b.sqlite"), workers=0)
     )
-    until = [
-        max(r.run.epochs for r in found.records if r.run.level is not None)
-        for found in (shared, alone)
+    last_epochs = [
+        max(r.run.epochs for r in result.records if r.run.level is not None)
+        for result in (shared, alone)
     ]
-    assert until[0] > 1.3 * until[1] >= 0.39 * 80
+    assert last_epochs[0] > 1.3 * last_epochs[1] >= 0.39 * 80
     assert shared.cost.steps <= 3.05
     assert alone.cost.trainings <= 3.05
 
 
 @pytest.mark.parametrize("max_epochs", [1, 2, 3])
 def test_a_short_training_stays_within_its_budget_or_says_so(path, max_epochs):
-    found = find_level(
+    result = find_level(
         noisy(max_epochs=max_epochs, batch_size=4), budget=1.01, ledger=path, workers=0
     )
-    assert found.level is None
-    assert len(found.records) == 1
-    assert "leaves no epoch" in found.warnings[0] or "nothing to flood" in found.warnings[0]
+    assert result.level is None
+    assert len(result.records) == 1
+    assert "leaves no epoch" in result.warnings[0] or "nothing to flood" in result.warnings[0]
 
 
 def test_a_level_that_was_not_reached_cannot_win(path):
-    found = find_level(noisy(max_epochs=8), ledger=path, workers=0)
+    result = find_level(noisy(max_epochs=8), ledger=path, workers=0)
     flooded = {
-        r.run.level: r.curves["flooded"].sum() for r in found.records if r.run.level is not None
+        r.run.level: r.curves["flooded"].sum() for r in result.records if r.run.level is not None
     }
-    assert found.level is None or flooded[found.level] > 0
+    assert result.level is None or flooded[result.level] > 0
     lazy = noisy(max_epochs=30, optimizer=partial(torch.optim.SGD, lr=1e-4))
-    found = search(grid(lazy, [0.0, 0.1, 0.2]), partial(run_all, ledger=path, workers=0))
-    assert "no training came down to its level" in found.warnings[-1]
+    result = search(grid(lazy, [0.0, 0.1, 0.2]), partial(run_all, ledger=path, workers=0))
+    assert "no training came down to its level" in result.warnings[-1]
 
 
 def test_ignored_labels_are_no_class(path):
     data = two_gaussians(n_train=40, n_val=30, n_test=50, label_noise=0.1, seed=0)
     data.train.y[:3] = -100
-    assert find_level(noisy(data=data), ledger=path, workers=0).suggestions
+    assert find_level(noisy(data=data), ledger=path, workers=0).estimates
 
 
 def test_what_a_users_function_raises_is_what_one_sees():
@@ -482,13 +483,13 @@ def test_what_a_users_function_raises_is_what_one_sees():
 
 
 def test_range_test_takes_the_level_of_the_best_stretch(path):
-    found = find_level(noisy(), strategy=range_test, ledger=path, workers=0)
-    plain, swept = found.records
+    result = find_level(noisy(), strategy=range_test, ledger=path, workers=0)
+    plain, swept = result.records
     cap = plain.curves["val_loss"][1:].min()
     assert swept.curves["level"][1] <= cap
     assert swept.curves["level"][-1] < swept.curves["level"][1]
-    assert found.level is None or 0 < found.level <= cap
-    assert found.cost.steps == pytest.approx(2, abs=0.05)
+    assert result.level is None or 0 < result.level <= cap
+    assert result.cost.steps == pytest.approx(2, abs=0.05)
     with pytest.raises(ValueError, match="takes one seed, got 2"):
         find_level(noisy(), strategy=range_test, seeds=2, ledger=path, workers=0)
 
@@ -518,7 +519,7 @@ def test_range_test_takes_the_level_of_the_best_stretch(path):
         (lambda: search(grid(ExternalProblem(3), [0.1])), "Pass it: search.strategy, train"),
         (
             lambda: search(accordance(ExternalProblem(3)), lambda runs: runs),
-            "needs a Problem, got Elsewhere",
+            "needs a Problem, got ExternalProblem",
         ),
         (
             lambda: search(grid(ExternalProblem(3), [0.1]), lambda b, seed, epochs: 1.0),
@@ -542,13 +543,13 @@ def test_range_test_takes_the_level_of_the_best_stretch(path):
         ),
     ],
 )
-def test_what_cannot_be_searched_is_told_in_a_sentence(call, message, path, monkeypatch):
+def test_what_cannot_be_searched_is_refused_in_a_sentence(call, message, path, monkeypatch):
     monkeypatch.setenv("FLOODING_LEDGER", str(path))
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_a_strategy_is_driven_once_and_lost_trainings_are_told():
+def test_a_strategy_is_driven_once_and_lost_trainings_are_counted():
     def train(level, seed, epochs):
         if level > 0.1:
             raise RuntimeError("the machine went away")
@@ -563,11 +564,11 @@ def test_a_strategy_is_driven_once_and_lost_trainings_are_told():
 
 
 def test_a_tensor_is_a_score_and_hours_are_counted():
-    def train(**given):
+    def train(**arguments):
         time.sleep(0.01)
-        return torch.tensor(1.0 - given["level"], requires_grad=True)
+        return torch.tensor(1.0 - arguments["level"], requires_grad=True)
 
-    found = search(grid(ExternalProblem(9), [0.1, 0.2]), train)
-    assert found.level == 0.1
-    assert found.cost.hours > 0.02 / 3600
-    assert found.cost.epochs == 18
+    result = search(grid(ExternalProblem(9), [0.1, 0.2]), train)
+    assert result.level == 0.1
+    assert result.cost.hours > 0.02 / 3600
+    assert result.cost.epochs == 18

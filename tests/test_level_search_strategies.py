@@ -14,21 +14,16 @@ import torch
 import flooding
 from flooding.data.synthetic import two_gaussians
 from flooding.level_search.accordance import accordance, crossing, watch_accordance
-from flooding.level_search.advisor import advise, advisor, bayes_error, entropy, flip_entropy
+from flooding.level_search.advisor import advise, advisor, bayes_error, entropy, label_noise_entropy
 from flooding.level_search.backward import backward, has_started
-from flooding.level_search.base import (
-    LevelEstimate,
-    SearchResult,
-    run_concurrently,
-    run_generator,
-    search,
-)
+from flooding.level_search.driver import run_concurrently, run_generator, search
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
 from flooding.level_search.heuristic import heuristic
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.level_search.range_test import range_test
+from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.level_search.tpe import tpe
 from flooding.levels import Delayed, Heuristic, StepInfo
 from flooding.metrics import balanced_accuracy
@@ -37,20 +32,20 @@ from flooding.training.problem import Score
 from flooding.training.run import Run
 from small import normed, regression, small
 
-trained = partial(flooding.run_all, ledger=False, workers=0)
+train_runs = partial(flooding.run_all, ledger=False, workers=0)
 PROBLEM = small(max_epochs=12)
 SCORED = replace(PROBLEM, score=Score(balanced_accuracy, greater_is_better=False))
 
 
-def made_up(runs):
+def fake_records(runs):
     return [fake_record(run) for run in runs]
 
 
-def altered(record, *, curves=None, metrics=None):
+def changed(record, *, curves=None, metrics=None):
     return replace(
         record,
         curves={**record.curves, **(curves or {})},
-        metrics={**record.metrics, **(finals or {})},
+        metrics={**record.metrics, **(metrics or {})},
     )
 
 
@@ -84,61 +79,64 @@ def test_every_strategy_keeps_the_contract(make, problem):
 
 
 def test_backward_finds_the_controller_of_the_best_level():
-    found = search(backward(PROBLEM, [None, 0.1, 0.4], until_loss=0.05, seeds=(3, 4)), made_up)
-    assert [(r.run.level, r.run.seed) for r in found.records[:3]] == [
+    result = search(
+        backward(PROBLEM, [None, 0.1, 0.4], until_loss=0.05, seeds=(3, 4)), fake_records
+    )
+    assert [(r.run.level, r.run.seed) for r in result.records[:3]] == [
         (None, 3),
         (None, 4),
         (Delayed(0.1, 0.05), 3),
     ]
-    assert (found.run.level, found.run.seed) == (
+    assert (result.run.level, result.run.seed) == (
         Delayed(0.1, until_loss=0.05),
         3,
     )  # made up to be best near 0.1
-    [said] = found.suggestions
-    assert (said.level, said.low, said.high) == (0.1, 0.0, 0.4)
-    assert said.note == "2 of 2 runs at this level reached a last-batch loss of 0.05"
-    assert not found.warnings
+    [estimate] = result.estimates
+    assert (estimate.level, estimate.low, estimate.high) == (0.1, 0.0, 0.4)
+    assert estimate.note == "2 of 2 runs at this level reached a last-batch loss of 0.05"
+    assert not result.warnings
 
 
 def test_backward_counts_the_runs_that_were_never_flooded():
-    def evaluate(runs):
+    def run_all(runs):
         plain = {"last.level": -math.inf, "last.val_accuracy": 0.1}
         return [
-            altered(r, metrics=plain) if r.run.seed == 1 and r.run.level else r
-            for r in made_up(runs)
+            changed(r, metrics=plain) if r.run.seed == 1 and r.run.level else r
+            for r in fake_records(runs)
         ]
 
-    found = search(backward(PROBLEM, [None, 0.1, 0.2], until_accuracy=0.6, seeds=(0, 1)), evaluate)
-    assert found.warnings == (
-        "2 of 4 runs never reached accuracy 0.6: those levels are plain training: 0.1 (seed 1), 0.2 (seed 1)",
+    result = search(backward(PROBLEM, [None, 0.1, 0.2], until_accuracy=0.6, seeds=(0, 1)), run_all)
+    assert result.warnings == (
+        "2 of 4 runs never reached accuracy 0.6: those levels are plain training: "
+        "0.1 (seed 1), 0.2 (seed 1)",
     )
-    assert found.suggestions[0].note == "1 of 2 runs at this level reached accuracy 0.6"
+    assert result.estimates[0].note == "1 of 2 runs at this level reached accuracy 0.6"
 
 
 def test_backward_warns_at_the_end_of_its_grid():
-    found = search(backward(PROBLEM, [0.0, 0.05, 0.1], until_loss=0.05), made_up)
-    assert found.warnings == (
+    result = search(backward(PROBLEM, [0.0, 0.05, 0.1], until_loss=0.05), fake_records)
+    assert result.warnings == (
         "the best level 0.1 is the largest of the grid: a larger one may be better",
     )
 
 
 def test_backward_without_flooding_is_plain_training():
-    found = search(backward(PROBLEM, [0.1, 0.2], until_loss=1e-9), made_up)
-    assert found.warnings[0].startswith("2 of 2 runs never reached a last-batch loss of 1e-09")
-    assert found.run.level is None
-    assert found.suggestions[0].level is None
-    assert found.suggestions[0].note.startswith("0 of 1 runs")
+    result = search(backward(PROBLEM, [0.1, 0.2], until_loss=1e-9), fake_records)
+    assert result.warnings[0].startswith("2 of 2 runs never reached a last-batch loss of 1e-09")
+    assert result.run.level is None
+    assert result.estimates[0].level is None
+    assert result.estimates[0].note.startswith("0 of 1 runs")
 
 
 def test_a_trained_record_tells_whether_flooding_began():
-    found = search(
-        backward(small(max_epochs=25), [0.3], until_accuracy=0.9, seeds=(0, 1, 2)), trained
+    result = search(
+        backward(small(max_epochs=25), [0.3], until_accuracy=0.9, seeds=(0, 1, 2)), train_runs
     )
-    flooded = [bool((r.curves["level"] == np.float32(0.3)).any()) for r in found.records]
-    assert [has_started(record) for record in found.records] == flooded
+    flooded = [bool((r.curves["level"] == np.float32(0.3)).any()) for r in result.records]
+    assert [has_started(record) for record in result.records] == flooded
     assert any(flooded)
     # The same trainings, cut off before they are fitted.
-    short = trained([replace(r.run, stop_epoch=2) for r in found.records])
+    short = train_runs([replace(r.run, stop_epoch=2) for r in result.records])
     assert not any(map(has_started, short))
 
 
@@ -147,35 +145,35 @@ def test_a_trained_record_tells_whether_flooding_began():
 
 def test_heuristic_suggests_where_its_level_ended_and_ranged():
     controller = Heuristic(until_loss=0.5, step_size=0.03, min_delta=0.1)
-    found = search(heuristic(PROBLEM, controller, seeds=(0, 1)), made_up)
-    curves = [record.curves["level"] for record in found.records]
+    result = search(heuristic(PROBLEM, controller, seeds=(0, 1)), fake_records)
+    curves = [record.curves["level"] for record in result.records]
     used = np.concatenate([curve[np.isfinite(curve)] for curve in curves])
-    [said] = found.suggestions
-    assert said.level == pytest.approx(np.mean([curve[-1] for curve in curves]))
-    assert (said.low, said.high) == (used.min(), used.max())
-    assert said.low < said.level
-    assert found.run is found.records[0].run
-    assert not found.warnings
+    [estimate] = result.estimates
+    assert estimate.level == pytest.approx(np.mean([curve[-1] for curve in curves]))
+    assert (estimate.low, estimate.high) == (used.min(), used.max())
+    assert estimate.low < estimate.level
+    assert result.run is result.records[0].run
+    assert not result.warnings
 
 
 def test_heuristic_says_when_it_never_flooded():
-    found = search(heuristic(PROBLEM, Heuristic(until_loss=1e-9), seeds=(0, 1)), made_up)
-    assert found.warnings == (
+    result = search(heuristic(PROBLEM, Heuristic(until_loss=1e-9), seeds=(0, 1)), fake_records)
+    assert result.warnings == (
         "2 of 2 runs never reached a last-batch loss of 1e-09: they are plain training",
     )
-    assert found.suggestions[0].level is None
-    assert found.run.level == Heuristic(until_loss=1e-9)
+    assert result.estimates[0].level is None
+    assert result.run.level == Heuristic(until_loss=1e-9)
 
 
 def test_heuristic_leaves_out_what_diverged():
     controller = Heuristic(until_accuracy=0.6)
-    found = search(
+    result = search(
         heuristic(PROBLEM, controller, seeds=(0, 1)),
         lambda runs: [fake_record(r, diverges=r.seed == 0) for r in runs],
     )
-    assert found.run.seed == 1
-    assert found.suggestions[0].level == found.records[1].metrics["last.level"]
-    assert found.warnings == ("1 of 2 runs ended in a NaN validation loss",)
+    assert result.run.seed == 1
+    assert result.estimates[0].level == result.records[1].metrics["last.level"]
+    assert result.warnings == ("1 of 2 runs ended in a NaN validation loss",)
 
 
 # Policy gradient
@@ -241,7 +239,7 @@ def test_a_greedy_policy_takes_the_most_probable_level():
 def test_states_of_policies_may_be_stacked():
     policies = [Policy((0.0, 0.1, 0.2), epochs=6, seed=seed) for seed in range(3)]
     states = [policy.init() for policy in policies]
-    run_concurrently = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     for epoch in range(5):
         for seen in (
             StepInfo(torch.tensor(0.5 - 0.1 * epoch)),
@@ -250,8 +248,8 @@ def test_states_of_policies_may_be_stacked():
             states = [
                 policy.update(state, seen) for policy, state in zip(policies, states, strict=True)
             ]
-            run_concurrently = policies[0].update(run_concurrently, seen)
-    for name, value in run_concurrently.items():
+            stacked = policies[0].update(stacked, seen)
+    for name, value in stacked.items():
         assert torch.allclose(value, torch.stack([state[name] for state in states])), name
 
 
@@ -284,7 +282,7 @@ def bandit(runs):
     names = ("level", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
     curves = dict(zip(names, np.array(rows, np.float32).T, strict=True))
     return [
-        altered(
+        changed(
             fake_record(run),
             curves=curves,
             metrics={f"last.{n}": float(c[-1]) for n, c in curves.items()},
@@ -293,34 +291,34 @@ def bandit(runs):
 
 
 def test_policy_gradient_learns_the_level_that_is_rewarded():
-    found = search(policy_gradient(small(max_epochs=100), seed=1), bandit)
-    runs = [record.run for record in found.records]
+    result = search(policy_gradient(small(max_epochs=100), seed=1), bandit)
+    runs = [record.run for record in result.records]
     assert len(runs) == 20
     assert len({run.level.seed for run in runs}) == 20
     assert len({run.level.weights for run in runs}) == 20
     assert {run.seed for run in runs} == {1}
     assert [run.level.greedy for run in runs] == [False] * 19 + [True]
     assert runs[-1].level.rate == 0
-    assert found.run is runs[-1]
-    [said] = found.suggestions
-    assert said.level == pytest.approx(0.05)
-    used = found.records[-1].curves["level"][1:]
-    assert (said.low, said.high) == pytest.approx((used.min(), used.max()))
+    assert result.run is runs[-1]
+    [estimate] = result.estimates
+    assert estimate.level == pytest.approx(0.05)
+    used = result.records[-1].curves["level"][1:]
+    assert (estimate.low, estimate.high) == pytest.approx((used.min(), used.max()))
 
 
 def test_a_policy_is_credited_with_the_level_that_was_played():
-    def evaluate(runs):
-        [record] = made_up(runs)
+    def run_all(runs):
+        [record] = fake_records(runs)
         n = len(record.curves["level"])
         level = np.full(n, 0.02)
         if runs[0].level.greedy:
             level[[1, -1]] = 0.0, 0.1
-        return [altered(record, curves={"level": level, "val_accuracy": np.linspace(0.2, 0.9, n)})]
+        return [changed(record, curves={"level": level, "val_accuracy": np.linspace(0.2, 0.9, n)})]
 
-    found = search(policy_gradient(PROBLEM, [0.0, 0.02, 0.1], trainings=2), evaluate)
-    bias = np.array(found.run.level.weights)[:, 0]
+    result = search(policy_gradient(PROBLEM, [0.0, 0.02, 0.1], trainings=2), run_all)
+    bias = np.array(result.run.level.weights)[:, 0]
     assert bias[1] > 0 > max(bias[0], bias[2])
-    assert found.suggestions == (
+    assert result.estimates == (
         LevelEstimate(
             "policy gradient", 0.02, 0.0, 0.1, "chosen in 10 of 12 epochs of the last training"
         ),
@@ -329,7 +327,7 @@ def test_a_policy_is_credited_with_the_level_that_was_played():
 
 def test_a_policy_folded_over_a_record_goes_the_way_it_went_in_training():
     policy = Policy((0.0, 0.2, 0.4), epochs=12, rate=2.0, seed=5)
-    [record] = trained([Run(PROBLEM, policy)])  # full batch: one step an epoch
+    [record] = train_runs([Run(PROBLEM, policy)])  # full batch: one step an epoch
     state, levels = policy.init(), []
     for epoch in range(1, 13):
         levels.append(state["level"].item())
@@ -380,11 +378,11 @@ def test_accordance_is_that_of_fixed_separate_sub_batches():
 
     noted = replace(problem, loss=loss)
     identified = replace(splits, train=replace(splits.train, y=splits.train.id % 2))
-    told = [
+    accordances = [
         watch_accordance(model, noted, identified, batches=4, seed=seed)["accordance"]
         for seed in (0, 0, 1)
     ]
-    assert told[0] == told[1] != told[2]
+    assert accordances[0] == accordances[1] != accordances[2]
     assert [len(y) for y in seen] == [7] * 12
     gradients = []
     order = torch.randperm(
@@ -398,30 +396,30 @@ def test_accordance_is_that_of_fixed_separate_sub_batches():
     cosines = [
         torch.cosine_similarity(a, b, dim=0) for a, b in itertools.permutations(gradients, 2)
     ]
-    assert told[0] == pytest.approx(float(sum(cosines)) / 12, abs=1e-6)
+    assert accordances[0] == pytest.approx(float(sum(cosines)) / 12, abs=1e-6)
 
 
 def test_accordance_trains_plainly_and_reads_off_the_loss():
     problem = normed(max_epochs=8)
-    found = search(accordance(problem, batches=3), trained)
-    [record] = found.records
-    assert record.weights_sha256 == trained([Run(problem)])[0].weights_sha256
+    result = search(accordance(problem, batches=3), train_runs)
+    [record] = result.records
+    assert record.weights_sha256 == train_runs([Run(problem)])[0].weights_sha256
     assert np.isfinite(record.curves["accordance"]).all()
     assert record.run.key() is not None
     assert record.run.level is None
-    assert found.run.problem is problem
+    assert result.run.problem is problem
 
 
 def crossed(curve, loss):
-    def evaluate(runs):
+    def run_all(runs):
         return [
-            altered(
+            changed(
                 fake_record(runs[0]),
                 curves={"accordance": np.array(curve), "train_loss": np.array(loss)},
             )
         ]
 
-    return evaluate
+    return run_all
 
 
 @pytest.mark.parametrize(
@@ -435,22 +433,24 @@ def crossed(curve, loss):
 def test_accordance_takes_the_smoothed_loss_where_it_crosses(
     direction, smoothing, level, low, high
 ):
-    evaluate = crossed([0.9, 0.4, 0.0, -0.2, 0.1, -0.3], [0.9, 0.7, 0.5, 0.4, 0.3, 0.2])
-    found = search(accordance(PROBLEM, direction=direction, smoothing=smoothing), evaluate)
-    [said] = found.suggestions
-    assert (said.level, said.low, said.high) == pytest.approx((level, low, high))
-    assert found.run.level == said.level
-    assert not found.warnings
+    run_all = crossed([0.9, 0.4, 0.0, -0.2, 0.1, -0.3], [0.9, 0.7, 0.5, 0.4, 0.3, 0.2])
+    result = search(accordance(PROBLEM, direction=direction, smoothing=smoothing), run_all)
+    [estimate] = result.estimates
+    assert (estimate.level, estimate.low, estimate.high) == pytest.approx((level, low, high))
+    assert result.run.level == estimate.level
+    assert not result.warnings
 
 
 @pytest.mark.parametrize(
     "curve", [[0.9, 0.4, 0.1], [-0.1, -0.2, -0.3], [0.2, math.nan, -0.3]], ids=str
 )
 def test_accordance_that_never_crosses_gives_no_level(curve):
-    found = search(accordance(PROBLEM, smoothing=1), crossed(curve, [0.9, 0.5, 0.1]))
-    assert found.run.level is None
-    assert found.suggestions[0].level is None
-    assert found.warnings[0].startswith("the accordance never crossed zero downwards: it went from")
+    result = search(accordance(PROBLEM, smoothing=1), crossed(curve, [0.9, 0.5, 0.1]))
+    assert result.run.level is None
+    assert result.estimates[0].level is None
+    assert result.warnings[0].startswith(
+        "the accordance never crossed zero downwards: it went from"
+    )
 
 
 def test_crossings():
@@ -467,51 +467,51 @@ def test_crossings():
 def near(best):
     """Make up a validation accuracy that falls with the distance from the best level."""
 
-    def evaluate(runs):
-        told = [
+    def run_all(runs):
+        metrics = [
             {"last.val_accuracy": 0.9 - abs(run.level - best), "last.val_loss": 0.5} for run in runs
         ]
         return [
-            replace(altered(fake_record(r), metrics=t), curves={})
-            for r, t in zip(runs, told, strict=True)
+            replace(changed(fake_record(r), metrics=m), curves={})
+            for r, m in zip(runs, metrics, strict=True)
         ]
 
-    return evaluate
+    return run_all
 
 
 def test_tpe_closes_in():
     searches = [search(tpe(PROBLEM, seed=seed), near(0.2)) for seed in range(8)]
-    away = [[abs(record.level - 0.2) for record in found.records[10:]] for found in searches]
+    away = [[abs(record.level - 0.2) for record in result.records[10:]] for result in searches]
     # Even draws from [0, 0.5] are 0.13 away in the mean, with a standard error of 0.009 here.
     assert np.mean(away) < 0.1
 
 
 def test_tpe_asks_batches_and_takes_the_best():
-    found = search(tpe(PROBLEM, trainings=25, batch=4), near(0.2))
-    levels = np.array([record.level for record in found.records])
+    result = search(tpe(PROBLEM, trainings=25, batch=4), near(0.2))
+    levels = np.array([record.level for record in result.records])
     assert len(levels) == 25
     assert ((levels >= 0) & (levels <= 0.5)).all()
     best = levels[np.abs(levels - 0.2).argmin()]
-    [said] = found.suggestions
-    assert found.run.level == said.level == best
-    assert said.low == max(levels[levels < best])
-    assert said.high == min(levels[levels > best])
+    [estimate] = result.estimates
+    assert result.run.level == estimate.level == best
+    assert estimate.low == max(levels[levels < best])
+    assert estimate.high == min(levels[levels > best])
     strategy = tpe(PROBLEM, trainings=7, batch=4)
     runs = next(strategy)
     assert len(runs) == 4
-    assert len(strategy.send(made_up(runs))) == 3
+    assert len(strategy.send(fake_records(runs))) == 3
 
 
 def test_tpe_tells_each_level_its_own_value():
     strategy = tpe(PROBLEM, trainings=16, batch=2)
     wrong = tpe(PROBLEM, trainings=16, batch=2)
-    evaluate = near(0.1)
+    run_all = near(0.1)
 
     def swapped(runs):
-        return evaluate(runs)[::-1]
+        return run_all(runs)[::-1]
 
     asked = [
-        [r.level for r in search(s, e).records] for s, e in ((strategy, evaluate), (wrong, swapped))
+        [r.level for r in search(s, e).records] for s, e in ((strategy, run_all), (wrong, swapped))
     ]
     assert sorted(asked[0]) != sorted(asked[1])
 
@@ -519,16 +519,16 @@ def test_tpe_tells_each_level_its_own_value():
 def test_tpe_is_told_that_nan_is_worst_and_that_the_loss_breaks_ties(tmp_path):
     optuna = pytest.importorskip("optuna")
 
-    def evaluate(runs):
-        low, high = made_up(runs[:2])
+    def run_all(runs):
+        low, high = fake_records(runs[:2])
         equal = {"last.val_accuracy": 0.5}
         return [
-            replace(altered(low, metrics=equal | {"last.val_loss": 0.4}), curves={}),
-            replace(altered(high, metrics=equal | {"last.val_loss": 0.3}), curves={}),
+            replace(changed(low, metrics=equal | {"last.val_loss": 0.4}), curves={}),
+            replace(changed(high, metrics=equal | {"last.val_loss": 0.3}), curves={}),
             fake_record(runs[2], diverges=True),
         ]
 
-    search(tpe(PROBLEM, trainings=3, batch=3, storage=tmp_path / "study.sqlite"), evaluate)
+    search(tpe(PROBLEM, trainings=3, batch=3, storage=tmp_path / "study.sqlite"), run_all)
     study = optuna.load_study(
         study_name="flooding", storage=f"sqlite:///{tmp_path / 'study.sqlite'}"
     )
@@ -546,12 +546,12 @@ def test_a_killed_tpe_repeats_itself_and_its_copy_is_whole(tmp_path):
     strategy = make(storage=path)
     assert not path.exists()
     runs = next(strategy)
-    assert path.exists(), "the storage is there before anything is trained"
+    assert path.exists(), "the storage is there before anything is train_runs"
     for _ in range(5):
         runs = strategy.send(near(0.3)(runs))
     strategy.close()
-    found = search(make(storage=path), near(0.3))
-    assert [record.level for record in found.records] == whole
+    result = search(make(storage=path), near(0.3))
+    assert [record.level for record in result.records] == whole
     study = optuna.load_study(study_name="flooding", storage=f"sqlite:///{path}")
     assert [trial.params["level"] for trial in study.trials] == whole
     assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)
@@ -573,21 +573,21 @@ def test_a_killed_search_trains_only_what_its_ledger_lacks(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         search(make(), killed)
-    found = search(make(), ledger)
-    assert [run.level for run in started] == [record.level for record in found.records]
+    result = search(make(), ledger)
+    assert [run.level for run in started] == [record.level for record in result.records]
     assert len(started) == 6
 
 
 def test_tpe_logs_nothing_and_leaves_optunas_verbosity_alone():
     optuna = pytest.importorskip("optuna")
-    told = logging.handlers.BufferingHandler(100)
-    logging.getLogger("optuna").addHandler(told)
+    handler = logging.handlers.BufferingHandler(100)
+    logging.getLogger("optuna").addHandler(handler)
     before = optuna.logging.get_verbosity()
     try:
-        search(tpe(PROBLEM, trainings=2), made_up)
+        search(tpe(PROBLEM, trainings=2), fake_records)
     finally:
-        logging.getLogger("optuna").removeHandler(told)
-    assert told.buffer == []
+        logging.getLogger("optuna").removeHandler(handler)
+    assert handler.buffer == []
     assert optuna.logging.get_verbosity() == before
 
 
@@ -604,43 +604,48 @@ def test_tpe_without_optuna_says_what_to_install(monkeypatch):
     ("p", "h"), [(0.01, 0.0560), (0.05, 0.1985), (0.1, 0.3251)]
 )  # the definition, by hand
 def test_known_noise_gives_its_entropy(p, h):
-    [said] = advise(label_noise=p)
-    assert said.level == said.low == pytest.approx(h, abs=5e-5)
-    assert said.high == pytest.approx(math.log(2))
-    assert flip_entropy(p, 10) == pytest.approx(entropy([1 - p] + [p / 9] * 9))
-    [said] = advise(label_noise=p, classes=10)
-    assert (said.level, said.high) == pytest.approx((flip_entropy(p, 10), math.log(10)))
+    [estimate] = advise(label_noise=p)
+    assert estimate.level == estimate.low == pytest.approx(h, abs=5e-5)
+    assert estimate.high == pytest.approx(math.log(2))
+    assert label_noise_entropy(p, 10) == pytest.approx(entropy([1 - p] + [p / 9] * 9))
+    [estimate] = advise(label_noise=p, classes=10)
+    assert (estimate.level, estimate.high) == pytest.approx((
+        label_noise_entropy(p, 10),
+        math.log(10),
+    ))
 
 
 def test_labels_limit_the_level():
-    [said] = advise(labels=np.arange(300) % 3)
-    assert said.level == said.high == pytest.approx(math.log(3))
-    assert math.log(3) - 0.05 < said.low < math.log(3)
-    [said] = advise(labels=torch.tensor([0] * 90 + [1] * 10))
-    assert said.level == pytest.approx(flip_entropy(0.1))
-    assert said.low < said.level < said.high
-    [said] = advise(classes=4)
-    assert said.level == pytest.approx(math.log(4))
+    [estimate] = advise(labels=np.arange(300) % 3)
+    assert estimate.level == estimate.high == pytest.approx(math.log(3))
+    assert math.log(3) - 0.05 < estimate.low < math.log(3)
+    [estimate] = advise(labels=torch.tensor([0] * 90 + [1] * 10))
+    assert estimate.level == pytest.approx(label_noise_entropy(0.1))
+    assert estimate.low < estimate.level < estimate.high
+    [estimate] = advise(classes=4)
+    assert estimate.level == pytest.approx(math.log(4))
 
 
 def test_soft_labels_give_the_known_entropy_and_bayes_error():
     exact = two_gaussians(seed=0, label_noise=0.1, n_test=20_000).posterior
-    [said] = advise(soft_labels=exact)
+    [estimate] = advise(soft_labels=exact)
     # Conditional entropy and best accuracy on noisy labels at 10 % noise, by numerical integration.
-    assert said.low - 0.002 < 0.3911 < said.high + 0.002
-    assert said.high - said.low < 0.01
+    assert estimate.low - 0.002 < 0.3911 < estimate.high + 0.002
+    assert estimate.high - estimate.low < 0.01
     assert bayes_error(exact) == pytest.approx(1 - 0.8545, abs=0.003)
-    assert f"Bayes error {bayes_error(exact):.4f}" in said.note
+    assert f"Bayes error {bayes_error(exact):.4f}" in estimate.note
 
 
 def test_the_bootstrap_has_the_width_of_the_standard_error():
     c = np.random.default_rng(1).uniform(size=(2000, 1))
     rows = np.hstack([c, 1 - c])
-    [said] = advise(soft_labels=rows)
+    [estimate] = advise(soft_labels=rows)
     each = np.array([entropy(row) for row in rows])
-    assert said.high - said.low == pytest.approx(2 * 1.96 * each.std() / math.sqrt(2000), rel=0.1)
-    assert advise(soft_labels=rows) == (said,)
-    assert advise(soft_labels=rows, seed=1) != (said,)
+    assert estimate.high - estimate.low == pytest.approx(
+        2 * 1.96 * each.std() / math.sqrt(2000), rel=0.1
+    )
+    assert advise(soft_labels=rows) == (estimate,)
+    assert advise(soft_labels=rows, seed=1) != (estimate,)
 
 
 @pytest.mark.parametrize("labels", [3, 5, 10])
@@ -651,16 +656,18 @@ def test_the_jackknife_takes_away_bias_of_few_labels(labels):
     often = [round(1e6 * q) for q in p]
     counts = np.repeat([[labels - k, k] for k in range(labels + 1)], often, axis=0)[::50]
     plug_in = entropy(counts / labels)
-    [said] = advise(repeated_labels=counts)
-    assert abs(said.level - flip_entropy(0.1)) < 0.45 * abs(plug_in - flip_entropy(0.1))
+    [estimate] = advise(repeated_labels=counts)
+    assert abs(estimate.level - label_noise_entropy(0.1)) < 0.45 * abs(
+        plug_in - label_noise_entropy(0.1)
+    )
     # By hand: for (2, 1), 3 H(2/3, 1/3) - 2 (2 ln 2 + 0) / 3; 3 labels that agree give 0.
     [two] = advise(repeated_labels=[[2, 1], [3, 0], [0, 3], [3, 0]])
-    assert two.level == pytest.approx((3 * flip_entropy(1 / 3) - 4 / 3 * math.log(2)) / 4)
+    assert two.level == pytest.approx((3 * label_noise_entropy(1 / 3) - 4 / 3 * math.log(2)) / 4)
 
 
 def test_a_validation_loss_gives_a_guess_and_everything_known_is_told_in_order():
     given = {"label_noise": 0.2, "lowest_val_loss": 0.5, "classes": 3}
-    said = advise(
+    estimate = advise(
         labels=[0, 1, 2, 2], soft_labels=[[0.2, 0.3, 0.5]], repeated_labels=[[1, 1, 0]], **given
     )
     names = [
@@ -670,9 +677,9 @@ def test_a_validation_loss_gives_a_guess_and_everything_known_is_told_in_order()
         "label noise",
         "0.7 x lowest validation loss",
     ]
-    assert [s.name for s in said] == names
-    assert (said[-1].level, said[-1].low, said[-1].high) == (0.35, 0.125, 0.5)
-    assert all(s.low <= s.level <= s.high for s in said)
+    assert [s.name for s in estimate] == names
+    assert (estimate[-1].level, estimate[-1].low, estimate[-1].high) == (0.35, 0.125, 0.5)
+    assert all(s.low <= s.level <= s.high for s in estimate)
 
 
 @pytest.mark.parametrize(
@@ -707,14 +714,14 @@ def test_the_advisor_trains_nothing():
     def never(runs):
         raise AssertionError
 
-    found = search(advisor(PROBLEM, label_noise=0.1), never)
-    assert found.run.level is None
-    assert found.records == ()
-    assert [s.name for s in found.suggestions] == ["label entropy", "label noise"]
-    assert found.suggestions[0] == advise(labels=PROBLEM.splits(0).train.y)[0]
-    found = search(advisor(regression(), lowest_val_loss=0.3), never)
-    assert len(found.suggestions) == 1
-    assert "the targets are no classes" in found.warnings[1]
+    result = search(advisor(PROBLEM, label_noise=0.1), never)
+    assert result.run.level is None
+    assert result.records == ()
+    assert [s.name for s in result.estimates] == ["label entropy", "label noise"]
+    assert result.estimates[0] == advise(labels=PROBLEM.splits(0).train.y)[0]
+    result = search(advisor(regression(), lowest_val_loss=0.3), never)
+    assert len(result.estimates) == 1
+    assert "the targets are no classes" in result.warnings[1]
 
 
 @pytest.mark.parametrize(
@@ -761,17 +768,17 @@ def test_side_by_side_each_finds_what_it_finds_alone():
         partial(tpe, trainings=13, batch=3),
         grid,
     ]
-    alone = [search(make(PROBLEM), made_up) for make in makes]
+    alone = [search(make(PROBLEM), fake_records) for make in makes]
     asked = []
 
     def ask(runs):
         asked.append(len(runs))
-        return made_up(runs)
+        return fake_records(runs)
 
-    found, records = run_generator(run_concurrently([make(PROBLEM) for make in makes]), ask)
-    for one, other in zip(alone, found, strict=True):
+    result, records = run_generator(run_concurrently([make(PROBLEM) for make in makes]), ask)
+    for one, other in zip(alone, result, strict=True):
         assert repr(one.run) == repr(other.run)
-        assert one.suggestions == other.suggestions
+        assert one.estimates == other.estimates
         assert [r.content_hash for r in one.records] == [r.content_hash for r in other.records]
     assert len(asked) < sum(map(len, ([1, 1], [1] * 3, [1] * 5, [1]))), "rounds are shared"
     assert len(records) == sum(len(one.records) for one in alone)
@@ -802,31 +809,29 @@ def test_drive_gives_what_a_generator_returns_and_counts_its_records():
         second = yield [Run(PROBLEM, 0.2), Run(PROBLEM, 0.3)]
         return len(first) + len(second)
 
-    value, records = run_generator(two_rounds(), made_up)
+    value, records = run_generator(two_rounds(), fake_records)
     assert value == 3
     assert [record.level for record in records] == [0.1, 0.2, 0.3]
     with pytest.raises(ValueError, match="a Record for each Run, got 0 for 1"):
         run_generator(two_rounds(), lambda runs: [])
-    assert isinstance(search(grid(PROBLEM, [0.0, 0.1]), made_up), SearchResult)
+    assert isinstance(search(grid(PROBLEM, [0.0, 0.1]), fake_records), SearchResult)
 
 
 def test_the_finder_says_when_plain_training_lies_within_chance():
-    def told(examples):
-        def evaluate(runs):
+    def search_with(examples):
+        def run_all(runs):
             return [
                 replace(r, metadata={"val_examples": examples} if examples else {})
-                for r in made_up(runs)
+                for r in fake_records(runs)
             ]
 
-        return search(finder(PROBLEM), evaluate)
+        return search(finder(PROBLEM), run_all)
 
-    few, many, unknown = told(10), told(10**9), told(None)
+    few, many, unknown = search_with(10), search_with(10**9), search_with(None)
     assert few.level == many.level == unknown.level
     assert any("within chance" in warning for warning in few.warnings)
-    assert few.suggestions[0].low == 0
-    assert few.suggestions[0].high > many.suggestions[0].high
-    assert (many.suggestions[0].low, many.suggestions[0].high) == (many.level, many.level)
-    assert not any("within chance" in w for found in (many, unknown) for w in found.warnings)
-    assert unknown.suggestions[0].low < unknown.level < unknown.suggestions[0].high, (
-        "its neighbours"
-    )
+    assert few.estimates[0].low == 0
+    assert few.estimates[0].high > many.estimates[0].high
+    assert (many.estimates[0].low, many.estimates[0].high) == (many.level, many.level)
+    assert not any("within chance" in w for result in (many, unknown) for w in result.warnings)
+    assert unknown.estimates[0].low < unknown.level < unknown.estimates[0].high, "its neighbours"

@@ -1,6 +1,7 @@
 """What the trackers wrote, read back through each tool's own interface."""
 
 import itertools
+import logging
 import math
 import re
 import sqlite3
@@ -15,10 +16,13 @@ import numpy as np
 import pytest
 
 import flooding
-from flooding import tracking as track
 from flooding.data.synthetic import two_gaussians
 from flooding.levels import Delayed
 from flooding.tracking import Tracker, mlflow_tracker, tensorboard_tracker
+from flooding.tracking import mlflow as mlflow_module
+from flooding.tracking.masking import masked_logs
+from flooding.tracking.processes import HOST_TAG, PROCESS_TAG, process_tags
+from flooding.tracking.tracker import warnings_ignored
 from flooding.training.ledger import Ledger
 from flooding.training.loop import EpochResult, train
 from flooding.training.run import Run
@@ -89,8 +93,8 @@ def hyper_parameters(events):
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    told = HParamsPluginData.FromString(content).session_start_info.hparams
-    return {name: getattr(value, value.WhichOneof("kind")) for name, value in told.items()}
+    hparams = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in hparams.items()}
 
 
 def expected(rows):
@@ -122,9 +126,9 @@ def test_mlflow_holds_every_finite_number_of_interleaved_runs(uri):
     ) as log:
         for row in rows:
             log(row)
-    told = list(read_mlflow(uri, name))
-    assert len(told) == 2
-    for run, (info, parameters, tags, values) in zip(runs, told, strict=True):
+    results = list(read_mlflow(uri, name))
+    assert len(results) == 2
+    for run, (info, parameters, tags, values) in zip(runs, results, strict=True):
         wanted = expected(row for row in rows if row.run is run)
         assert values == wanted  # SQLite keeps all 64 bits
         assert {"train_loss", "last.test_accuracy", "best.epoch", "epochs"} <= {
@@ -168,8 +172,8 @@ def test_tensorboard_holds_every_finite_number_of_interleaved_runs(tmp_path):
         assert values == {
             at: float(np.float32(value)) for at, value in wanted.items()
         }  # TensorBoard's own rounding
-        told = {"level": run.level or "None", "seed": run.seed, "epochs": run.epochs}
-        assert hyper_parameters(events) == {**told, "method": "Flooding()", "task": "gaussians"}
+        numbers = {"level": run.level or "None", "seed": run.seed, "epochs": run.epochs}
+        assert hyper_parameters(events) == {**numbers, "method": "Flooding()", "task": "gaussians"}
         assert "_hparams_/session_end_info" in events._plugin_to_tag_to_content["hparams"]
     assert len(list((tmp_path / "a" / "b").iterdir())) == 2
 
@@ -186,10 +190,10 @@ def test_both_consume_the_rows_of_worker_processes(uri, tmp_path):
             workers=2,
             on_row=lambda row: (rows.append(row), mlflow(row), tensorboard(row)),
         )
-    told = {parameters["level"]: values for _, parameters, _, values in read_mlflow(uri, name)}
+    values_of = {parameters["level"]: values for _, parameters, _, values in read_mlflow(uri, name)}
     for run, record in zip(runs, records, strict=True):
         wanted = expected(row for row in rows if row.run is run)
-        assert told[str(run.level)] == wanted
+        assert values_of[str(run.level)] == wanted
         assert wanted["last.test_accuracy", 6] == record.metrics["last.test_accuracy"]
         values, _ = read_tensorboard(tmp_path / f"Flooding-level={run.level}-seed=0")
         assert values == {at: float(np.float32(value)) for at, value in wanted.items()}
@@ -213,17 +217,17 @@ def test_unfinished_runs_are_closed_and_say_so(uri, tmp_path, error, status):
             tensorboard(row)
         if error:
             raise error
-    told = {
+    results = {
         parameters["epochs"]: (info, values)
         for info, parameters, _, values in read_mlflow(uri, name)
     }
-    assert {epochs: info.status for epochs, (info, _) in told.items()} == {
+    assert {epochs: info.status for epochs, (info, _) in results.items()} == {
         "9": status,
         "1": "FINISHED",
     }
-    assert all(info.end_time is not None for info, _ in told.values())
+    assert all(info.end_time is not None for info, _ in results.values())
     wanted = expected(row for row in rows if row.run is long)
-    assert told["9"][1] == wanted  # what was seen is kept
+    assert results["9"][1] == wanted  # what was seen is kept
     values, events = read_tensorboard(tmp_path / "Flooding-level=0.3-seed=0")
     assert values == {at: float(np.float32(value)) for at, value in wanted.items()}
     assert hyper_parameters(events)["epochs"] == 9
@@ -238,7 +242,7 @@ def test_unfinished_runs_are_closed_and_say_so(uri, tmp_path, error, status):
     )
 
 
-class Kept:
+class ListLog:
     """A log in memory."""
 
     def __init__(self, fails=False):
@@ -254,48 +258,51 @@ class Kept:
 
 
 def test_an_epoch_is_written_once_when_a_run_is_stopped_or_starts_over():
-    run, kept = Run(small(), 0.3), []
+    run, logs = Run(small(), 0.3), []
     rows = train(run)
     seen = [next(rows), next(rows), next(rows)]
     seen.append(rows.send(True))  # the last row of a stopped Run repeats its epoch
     assert [row.epoch for row in seen] == [0, 1, 2, 2]
-    with Tracker(lambda run: kept.append(Kept()) or kept[-1]) as log:
+    with Tracker(lambda run: logs.append(ListLog()) or logs[-1]) as log:
         for row in [*seen[:2], *seen]:  # the worker died after epoch 1
             log(row)
-        assert kept[0].statuses == ["FINISHED"]  # at the last row, not at the end of the block
-    assert len(kept) == 1
-    assert [epoch for epoch, _ in kept[0].written] == [0, 1, 2, 2]
-    assert set(kept[0].written[-1][1]) <= set(seen[-1].record.metrics)
+        assert logs[0].statuses == ["FINISHED"]  # at the last row, not at the end of the block
+    assert len(logs) == 1
+    assert [epoch for epoch, _ in logs[0].written] == [0, 1, 2, 2]
+    assert set(logs[0].written[-1][1]) <= set(seen[-1].record.metrics)
 
 
-def test_equal_runs_are_told_apart_and_a_run_trained_again_has_a_log_of_its_own():
+def test_equal_runs_are_distinguished_and_a_run_trained_again_has_a_log_of_its_own():
     problem, opened = small(max_epochs=1), []
     one, two = Run(problem, 0.3), Run(problem, 0.3)
-    with Tracker(lambda run: opened.append((run, Kept())) or opened[-1][1]) as log:
+    with Tracker(lambda run: opened.append((run, ListLog())) or opened[-1][1]) as log:
         for row in [*interleaved(one, two), *train(one)]:
             log(row)
     assert [run for run, _ in opened] == [one, two, one]
-    assert all(kept.statuses == ["FINISHED"] for _, kept in opened)
-    assert all([epoch for epoch, _ in kept.written] == [0, 1, 1] for _, kept in opened)
+    assert all(log.statuses == ["FINISHED"] for _, log in opened)
+    assert all([epoch for epoch, _ in log.written] == [0, 1, 1] for _, log in opened)
 
 
 def test_a_log_that_cannot_be_closed_leaves_no_other_open():
-    kept, runs = [Kept(), Kept(fails=True), Kept()], [Run(small(), seed=seed) for seed in range(3)]
-    opened = iter(kept)
+    logs, runs = (
+        [ListLog(), ListLog(fails=True), ListLog()],
+        [Run(small(), seed=seed) for seed in range(3)],
+    )
+    opened = iter(logs)
     tracker = Tracker(lambda run: next(opened))
     for run in runs:
         tracker(EpochResult(run, 0, {}))
     with pytest.raises(OSError, match="disk full"):
         tracker.__exit__(None, None, None)
-    assert [log.statuses for log in kept] == [["KILLED"]] * 3
+    assert [log.statuses for log in logs] == [["KILLED"]] * 3
 
 
 def test_nan_and_infinities_are_left_out():
-    kept = Kept()
-    Tracker(lambda run: kept)(
+    log = ListLog()
+    Tracker(lambda run: log)(
         EpochResult(Run(small()), 0, {"a": 1.0, "b": math.nan, "c": math.inf, "d": -math.inf})
     )
-    assert kept.written == [(0, {"a": 1.0})]
+    assert log.written == [(0, {"a": 1.0})]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +311,7 @@ def test_nan_and_infinities_are_left_out():
 def test_mlflow_is_written_to_while_a_run_goes_on_when_it_is_due(
     uri, monkeypatch, seconds, visible
 ):
-    monkeypatch.setattr(track, "_SECONDS", seconds)
+    monkeypatch.setattr(mlflow_module, "_SECONDS_BETWEEN_WRITES", seconds)
     name, rows = next(names), train(Run(small(), 0.3))
     with mlflow_tracker(uri, experiment=name) as log:
         first = next(rows)
@@ -365,9 +372,9 @@ def test_an_experiment_made_by_somebody_else_meanwhile_is_used():
     class Found:
         lifecycle_stage, experiment_id = "active", "7"
 
-    assert track._experiment(Client(None, Found), "name", None) == "7"
+    assert mlflow_module._experiment_id(Client(None, Found), "name", None) == "7"
     with pytest.raises(MlflowException, match="it exists"):  # some other trouble
-        track._experiment(Client(None, None), "name", None)
+        mlflow_module._experiment_id(Client(None, None), "name", None)
 
 
 def test_a_deleted_experiment_is_refused(uri):
@@ -448,22 +455,58 @@ def test_passwords_are_masked_when_the_server_fails_later(uri, monkeypatch, call
     assert "s3cr3t" not in "".join(traceback.format_exception(error.value))
 
 
+@pytest.mark.parametrize("logger", ["mlflow.utils.rest_utils", "urllib3.connectionpool"])
+def test_passwords_are_masked_in_log_lines_of_mlflow_alone(caplog, logger):
+    uri = "http://user:s3cr3t@host/?token=t0k3n"
+    with masked_logs(uri):
+        logging.getLogger(logger).warning("Retrying %s", uri)
+        logging.getLogger("my.program").warning("I use %s", "s3cr3t")
+        try:
+            raise RuntimeError(f"no answer from {uri}")
+        except RuntimeError:
+            logging.getLogger(logger).exception("failed")
+    logging.getLogger(logger).warning("after %s", "s3cr3t")
+    retry, own, failure, after = caplog.messages
+    assert retry == "Retrying http://***@host/?token=***"
+    assert own == "I use s3cr3t"
+    assert failure == "failed"
+    assert "no answer from http://***@host/?token=***" in caplog.text
+    assert "t0k3n" not in caplog.text
+    assert after == "after s3cr3t"
+
+
+def test_what_mlflow_logs_of_a_run_is_masked(uri, monkeypatch, caplog):
+    from mlflow import MlflowClient
+
+    create_run = MlflowClient.create_run
+
+    def logs(self, *args, **kwargs):
+        logging.getLogger("mlflow.tracking").warning("to http://user:s3cr3t@host")
+        return create_run(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "create_run", logs)
+    monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
+    with mlflow_tracker(uri, experiment=next(names)) as log:
+        log(EpochResult(Run(small()), 0, {"loss": 1.0}))
+    assert "to http://***@host" in caplog.messages
+
+
 KILLED = """
 import os, signal, sys
 sys.path[:0] = sys.argv[3:]
-from flooding.training.loop import Row
+from flooding.training.loop import EpochResult
 from flooding.training.run import Run
 from flooding.tracking import mlflow_tracker
 from small import small
 log = mlflow_tracker(sys.argv[1], experiment=sys.argv[2])
-log(Row(Run(small(), level=0.25), 0, {"loss": 1.0}))
+log(EpochResult(Run(small(), level=0.25), 0, {"loss": 1.0}))
 print("open", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="processes are told apart by /proc"
+    not sys.platform.startswith("linux"), reason="processes are identified by /proc"
 )
 def test_runs_of_killed_processes_are_closed_at_the_next_start(uri, caplog):
     name = next(names)
@@ -475,17 +518,17 @@ def test_runs_of_killed_processes_are_closed_at_the_next_start(uri, caplog):
         with mlflow_warnings_ignored():
             client = client_of(uri)
             experiment = client.get_experiment_by_name(name).experiment_id
-            mine = track._process_tags()
-            pid, _, start = mine[track._PROCESS].partition(":")
+            mine = process_tags()
+            pid, _, start = mine[PROCESS_TAG].partition(":")
             others = {
                 "alive": mine,
-                "another host": {**mine, track._HOST: "elsewhere", track._PROCESS: "999999999:1"},
+                "another host": {**mine, HOST_TAG: "elsewhere", PROCESS_TAG: "999999999:1"},
                 "an older process of the same number": {
                     **mine,
-                    track._PROCESS: f"{pid}:{int(start) - 1}",
+                    PROCESS_TAG: f"{pid}:{int(start) - 1}",
                 },
                 "not of this library": {},
-                "of a form unknown": {**mine, track._PROCESS: "-1"},
+                "of a form unknown": {**mine, PROCESS_TAG: "-1"},
             }
             for run_name, tags in others.items():
                 client.create_run(experiment, run_name=run_name, tags=tags)
@@ -497,11 +540,11 @@ def test_runs_of_killed_processes_are_closed_at_the_next_start(uri, caplog):
     }
     assert killed == {"Flooding-level=0.25-seed=0", "an older process of the same number"}
     assert {status for name, (status, _) in statuses.items() if name not in killed} == {"RUNNING"}
-    told = [message for message in caplog.messages if "killed process" in message]
-    assert len(told) == 2
-    assert any("Flooding-level=0.25-seed=0" in message for message in told)
+    warned = [message for message in caplog.messages if "killed process" in message]
+    assert len(warned) == 2
+    assert any("Flooding-level=0.25-seed=0" in message for message in warned)
     mlflow_tracker(uri, experiment=name)
-    assert [message for message in caplog.messages if "killed process" in message] == told  # once
+    assert [message for message in caplog.messages if "killed process" in message] == warned  # once
 
 
 def contents(folder):
@@ -590,9 +633,12 @@ def test_a_folder_that_is_or_lies_below_a_file_is_refused_and_nothing_written(bu
 
 @pytest.mark.parametrize(
     "tracker",
-    [lambda path, **told: mlflow_tracker(f"sqlite:///{path}/m.db", **told), tensorboard_tracker],
+    [
+        lambda path, **options: mlflow_tracker(f"sqlite:///{path}/m.db", **options),
+        tensorboard_tracker,
+    ],
 )
-def test_parameters_that_each_run_tells_are_refused(tmp_path, tracker):
+def test_parameters_that_each_run_has_are_refused(tmp_path, tracker):
     with pytest.raises(
         ValueError, match=r"parameters must not name .*, got \['level', 'seed'\]. Leave them out"
     ):
@@ -622,7 +668,7 @@ def test_without_tensorboard_the_error_names_the_install_line(tmp_path, monkeypa
 
 
 def test_only_the_warnings_of_the_named_packages_are_ignored():
-    with track._quiet("mlflow", "alembic"):
+    with warnings_ignored("mlflow", "alembic"):
         for module in ("mlflow", "mlflow.store.tracking", "alembic.op"):
             warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module=module)
         for module in ("mlflowers", "my.mlflow", "flooding.tracking"):

@@ -1,0 +1,216 @@
+"""Driving strategies: pass the Runs they ask for to a runner, and its Records back to them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from flooding.level_search.external import as_run_all
+from flooding.level_search.level_stats import (
+    flooded_records,
+    loss_is_negative,
+    lowest_finite,
+    reached_level,
+)
+from flooding.level_search.protocol import RunAll, Strategy
+from flooding.level_search.result import SearchResult
+from flooding.training.problem import Problem
+from flooding.training.record import Record
+from flooding.training.run import Run
+
+__all__ = ["run_concurrently", "run_generator", "search"]
+
+T = TypeVar("T")
+RunGenerator: TypeAlias = Generator[list[Run], list[Record], T]
+
+
+def search(strategy: Strategy, run_all: RunAll | Callable[..., Any] | None = None) -> SearchResult:
+    """Drive a strategy on any training code.
+
+    Args:
+        strategy: A new generator, such as ``grid(problem)`` of :mod:`flooding.level_search.grid`.
+        run_all: Runs to Records in the same order; or a plain
+            ``train(level, seed, epochs) -> score``, see
+            :class:`flooding.level_search.external.ObjectiveAdapter`; None is
+            :func:`flooding.run_all`.
+
+    Returns:
+        The strategy's result, with all Records.
+
+    Raises:
+        ValueError: If ``strategy`` is a function that was not called, or a generator that has
+            begun, or ``run_all`` cannot be called as either of the two.
+
+    Example:
+        >>> from functools import partial
+        >>> from flooding import Problem, run_all
+        >>> from flooding.data.synthetic import two_gaussians
+        >>> from flooding.level_search.grid import grid
+        >>> from flooding.models import mlp
+        >>> data, model = partial(two_gaussians, n_test=100), partial(mlp, 10, 2, width=20)
+        >>> strategy = grid(Problem(data, model, max_epochs=3), [0.0, 0.2])
+        >>> result = search(strategy, partial(run_all, ledger=False, workers=0))
+        >>> result.cost.trainings
+        2.0
+    """
+    if not isinstance(strategy, Generator):
+        raise ValueError(
+            f"a search needs a strategy that was called, such as grid(problem), got {strategy!r}."
+        )
+    if inspect.getgeneratorstate(strategy) != inspect.GEN_CREATED:
+        raise ValueError(
+            "a strategy can be driven once. Make a new one: search(grid(problem), ...)."
+        )
+    runner = _default_run_all if run_all is None else as_run_all(run_all)
+    return _complete(*run_generator(strategy, runner))
+
+
+def run_generator(generator: RunGenerator[T], run_all: RunAll) -> tuple[T, list[Record]]:
+    """Drive any generator that yields Runs and receives Records: a strategy, or an experiment.
+
+    Args:
+        generator: A new generator.
+        run_all: Runs to Records in the same order.
+
+    Returns:
+        What the generator returned, and all Records in the order of the Runs.
+
+    Raises:
+        ValueError: If ``run_all`` gives another number of Records than Runs.
+    """
+    history: list[Record] = []
+    records: list[Record] | None = None
+    try:
+        while True:
+            # A StopIteration of `run_all` is the user's own, so it is called outside this block.
+            try:
+                runs = _advance(generator, records)
+            except StopIteration as stop:
+                return stop.value, history
+            records = list(run_all(runs))
+            if len(records) != len(runs):
+                raise ValueError(
+                    f"run_all must give a Record for each Run, got {len(records)} for {len(runs)}."
+                )
+            history += records
+    finally:
+        generator.close()
+
+
+def run_concurrently(
+    strategies: Sequence[Strategy],
+) -> Generator[list[Run], list[Record], list[SearchResult]]:
+    """Drive several strategies side by side, so that their Runs are trained at once.
+
+    Args:
+        strategies: New generators, independent of each other.
+
+    Yields:
+        The next Runs of all strategies that have not ended.
+
+    Returns:
+        The result of each strategy, with its own Records.
+    """
+    histories: list[list[Record]] = [[] for _ in strategies]
+    results: dict[int, SearchResult] = {}
+    pending: dict[int, list[Run]] = {}
+
+    def advance(index: int, records: list[Record] | None) -> None:
+        """Get the next Runs of one strategy, or its result."""
+        try:
+            pending[index] = _advance(strategies[index], records)
+        except StopIteration as stop:
+            pending.pop(index, None)
+            results[index] = _complete(stop.value, histories[index])
+
+    try:
+        for index in range(len(strategies)):
+            advance(index, None)
+        while pending:
+            # One round: the Runs of all strategies in one list, the Records back to their owners.
+            all_runs = [run for runs in pending.values() for run in runs]
+            remaining = iter((yield all_runs))
+            for index, runs in list(pending.items()):
+                records = [next(remaining) for _ in runs]
+                histories[index] += records
+                advance(index, records)
+    finally:
+        for strategy in strategies:
+            strategy.close()
+    return [results[index] for index in range(len(strategies))]
+
+
+def _advance(generator: RunGenerator[T], records: list[Record] | None) -> list[Run]:
+    """Send Records to a generator and get its next Runs; None starts it."""
+    return next(generator) if records is None else generator.send(records)
+
+
+def _default_run_all(runs: list[Run]) -> list[Record]:
+    from flooding.training.runner import run_all  # strategies do not need the runner
+
+    if not all(isinstance(run.problem, Problem) for run in runs):
+        raise ValueError(
+            "ExternalProblem stands for training code of your own. "
+            "Pass it: search(strategy, train)."
+        )
+    return run_all(runs)
+
+
+def _complete(result: SearchResult, records: list[Record]) -> SearchResult:
+    """Add all Records to a result, and warnings of what looks wrong in them."""
+    warnings = result.warnings
+    warnings += _negative_loss_warning(records)
+    # Some strategies warn of divergence themselves.
+    if not any("not finite" in warning or "NaN" in warning for warning in warnings):
+        warnings += _divergence_warning(records)
+    warnings += _unreached_warning(records)
+    return replace(result, records=tuple(records), warnings=warnings)
+
+
+def _negative_loss_warning(records: Sequence[Record]) -> tuple[str, ...]:
+    """Warn if the loss is negative, but no level is: the default levels are for cross-entropy."""
+    levels = [_lowest_level(record) for record in flooded_records(records)]
+    known_levels = [level for level in levels if level is not None]
+    if not known_levels or min(known_levels) < 0 or not loss_is_negative(records):
+        return ()
+    plain = [record for record in records if record.run is not None and record.run.level is None]
+    lowest, cap = lowest_finite(records, "train_loss"), lowest_finite(plain, "val_loss")
+    if cap > 0:  # the levels worth trying lie below the cap, so they may all be positive
+        return ()
+    cap_text = f", {cap:.3g} here" if math.isfinite(cap) else ""
+    return (
+        f"the training loss fell to {lowest:.3g}, but no level below 0 was tried: give levels "
+        f"around the lowest validation loss of plain training{cap_text}, or use the finder",
+    )
+
+
+def _lowest_level(record: Record) -> float | None:
+    """Find the lowest level that was in force in a Run, None if there was none."""
+    levels = [float(level) for level in record.curves.get("level", ()) if math.isfinite(level)]
+    return min(levels, default=record.level)
+
+
+def _divergence_warning(records: Sequence[Record]) -> tuple[str, ...]:
+    losses = [record.metrics.get("last.val_loss", math.nan) for record in records]
+    diverged = sum(not math.isfinite(loss) for loss in losses)
+    if not diverged:
+        return ()
+    return (f"{diverged} of {len(records)} trainings ended with a loss that is not finite",)
+
+
+def _unreached_warning(records: Sequence[Record]) -> tuple[str, ...]:
+    """Warn if no training came down to its level."""
+    flooded = flooded_records(records)
+    needed = {"flooded", "train_loss"}
+    if not flooded or not all(needed <= record.curves.keys() for record in flooded):
+        return ()
+    if any(reached_level(record) for record in flooded):
+        return ()
+    losses = np.concatenate([record.curves["train_loss"] for record in flooded])
+    lowest = min(losses[np.isfinite(losses)], default=math.nan)
+    return (f"no training came down to its level: the lowest training loss was {lowest:.3g}",)

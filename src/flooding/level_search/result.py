@@ -1,0 +1,262 @@
+"""The result of a search: a level, every estimate of it, the Records behind it, and their cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from flooding.atomic import write_atomic
+from flooding.training.problem import Problem
+from flooding.training.record import Record
+from flooding.training.rng import preserve_rng_state
+from flooding.training.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import nn
+
+__all__ = ["Cost", "LevelEstimate", "SearchResult", "TableRow", "total_cost"]
+
+TableRow: TypeAlias = dict[str, float | int | str | None]
+
+# Columns of a result's table, as far as they were measured.
+_COLUMNS = ("val_score", "val_accuracy", "val_loss", "train_accuracy", "train_loss", "flooded")
+
+
+@dataclass(frozen=True)
+class LevelEstimate:
+    """One estimate of the level.
+
+    Args:
+        name: How it was estimated, such as "range test".
+        level: Flood level in the unit of the loss; None is no flooding.
+        low: Lower end of the interval in which the level lies, as far as this estimate can tell;
+            ``-inf`` if there is none and the level may be negative.
+        high: Upper end of the interval.
+        note: What the reader should know, in a few words.
+    """
+
+    name: str
+    level: float | None
+    low: float = 0.0
+    high: float = math.inf
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a search trained.
+
+    Args:
+        trainings: Epochs divided by those of a full training. A Run that continues a shorter one
+            counts once.
+        steps: The same for the optimiser steps that were really taken. Shared prefixes make it
+            smaller than ``trainings``.
+        epochs: Number of epochs that were really trained.
+        hours: Wall-clock hours of training, summed over all workers.
+    """
+
+    trainings: float
+    steps: float
+    epochs: int
+    hours: float
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """The result of a search.
+
+    Args:
+        strategy: Name of the strategy.
+        run: The Run to train for use: with the selected level, with its controller, or without a
+            level.
+        estimates: Every estimate of the level, with its interval; the strategy's own comes first.
+        warnings: What the reader should know before trusting the result.
+        records: Everything that was measured, in the order of the Runs;
+            :func:`flooding.level_search.driver.search` fills it in.
+        device: Where :meth:`model` trains.
+    """
+
+    strategy: str
+    run: Run
+    estimates: tuple[LevelEstimate, ...] = ()
+    warnings: tuple[str, ...] = ()
+    records: tuple[Record, ...] = field(default=(), repr=False)
+    device: str = "cpu"
+
+    @property
+    def level(self) -> float | None:
+        """The level, in the unit of the loss.
+
+        None means "train without flooding", which is a valid result. 0.0 is a level where the loss
+        may be negative. For a controller it is the level of the first estimate.
+        """
+        level = self.run.level
+        if level is None:
+            return None
+        if isinstance(level, (float, Tensor)):
+            return float(level)
+        # A controller moves its level; the strategy's own estimate says where it ended.
+        return self.estimates[0].level if self.estimates else None
+
+    @property
+    def cost(self) -> Cost:
+        """What the search trained."""
+        return total_cost(self.records)
+
+    @property
+    def table(self) -> list[TableRow]:
+        """One row per Record: level, seed, epochs, and the results of the last epoch.
+
+        The results are those on training and validation data, as far as they were measured.
+        """
+        return [_table_row(record) for record in self.records]
+
+    def plot(self) -> Figure:
+        """Draw validation score and loss against the level, and the curves of all Runs.
+
+        Returns:
+            A matplotlib figure.
+        """
+        from flooding.level_search.plot import plot_search  # matplotlib is an extra
+
+        return plot_search(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``found.json``, ``table.csv``, ``curves.npz`` and ``search.png``.
+
+        Args:
+            folder: Where to write; made if it is missing. Files of the same names are replaced,
+                each as a whole.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "found.json", _summary_json(self))
+        write_atomic(folder / "table.csv", _table_csv(self.table))
+        write_atomic(folder / "curves.npz", _curves_npz(self.records))
+        from flooding.report.plots import save as save_figure  # matplotlib is an extra
+
+        save_figure(self.plot(), folder / "search.png")
+        return folder
+
+    @preserve_rng_state()
+    def model(self, epoch: Literal["last", "best"] = "last") -> nn.Module:
+        """Train the selected Run in full and give its model.
+
+        Args:
+            epoch: Whose weights: "last", which the search judged, or "best", the epoch with the
+                best validation result.
+
+        Returns:
+            A new module in evaluation mode, on ``device``.
+
+        Raises:
+            ValueError: If ``epoch`` is neither, or the training code is the caller's own.
+        """
+        from flooding.training.loop import train  # strategies do not need the loop
+
+        if not isinstance(self.run.problem, Problem):
+            raise ValueError(
+                f"only a Problem's model can be trained here. Train your own at level {self.level}."
+            )
+        if epoch not in {"last", "best"}:
+            raise ValueError(f"epoch must be last or best, got {epoch!r}. Try last.")
+        # The last row of a training carries the weights.
+        *_, row = train(self.run, device=self.device)
+        assert row.weights is not None
+        model = self.run.problem.build(self.run.seed).to(self.device)
+        model.load_state_dict(row.weights[epoch])
+        return model.eval()
+
+
+def total_cost(records: Iterable[Record]) -> Cost:
+    """Add up what Records cost; a Run that continued a shorter one of its own is counted once.
+
+    Args:
+        records: Records with their Runs.
+
+    Returns:
+        The cost.
+    """
+    # Epochs and full length of the longest Run, by what Runs that continue each other share.
+    longest: dict[tuple[int, int, str, str], tuple[int, int]] = {}
+    steps, epochs, seconds = 0.0, 0, 0.0
+    for record in records:
+        run = record.run
+        assert run is not None
+        max_epochs = run.problem.max_epochs
+        identity = (id(run.problem), run.seed, repr(run.level), repr(run.method))
+        longest[identity] = max(longest.get(identity, (0, 0)), (run.epochs, max_epochs))
+        trained = record.metadata.get("epochs_trained", run.epochs)
+        steps += float(trained) / max_epochs
+        epochs += round(trained)
+        seconds += float(record.metadata.get("seconds", 0.0))
+    trainings = sum(length / max_epochs for length, max_epochs in longest.values())
+    return Cost(trainings, steps, epochs, seconds / 3600)
+
+
+def _table_row(record: Record) -> TableRow:
+    run = record.run
+    assert run is not None
+    level = run.level
+    if not (level is None or isinstance(level, float)):
+        level = repr(level)
+    row: TableRow = {"level": level, "seed": run.seed, "epochs": run.epochs}
+    for name in _COLUMNS:
+        if f"last.{name}" in record.metrics:
+            row[name] = record.metrics[f"last.{name}"]
+    return row
+
+
+def _summary_json(result: SearchResult) -> str:
+    """Write everything but the Records as JSON."""
+    estimates = []
+    for estimate in result.estimates:
+        numbers = asdict(estimate)
+        estimates.append({name: _finite_or_none(value) for name, value in numbers.items()})
+    summary = {
+        "level": result.level,
+        "strategy": result.strategy,
+        "seed": result.run.seed,
+        "suggestions": estimates,  # the key that flooding 0.1.0 wrote
+        "cost": asdict(result.cost),
+        "warnings": list(result.warnings),
+    }
+    return json.dumps(summary, indent=1) + "\n"
+
+
+def _finite_or_none(value: object) -> object:
+    """Replace NaN and infinities, which JSON lacks."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table_csv(rows: Sequence[TableRow]) -> str:
+    # In the order of their first appearance: not every row has every column.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with io.StringIO() as text:
+        table = csv.DictWriter(text, names)
+        table.writeheader()
+        table.writerows(rows)
+        return text.getvalue()
+
+
+def _curves_npz(records: Sequence[Record]) -> bytes:
+    curves = {}
+    for number, record in enumerate(records):
+        for name, curve in record.curves.items():
+            curves[f"{number}/{name}"] = curve
+    with io.BytesIO() as file:
+        np.savez_compressed(file, **curves)  # type: ignore[arg-type]
+        return file.getvalue()
