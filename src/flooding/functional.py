@@ -8,20 +8,21 @@ is iFlood, and a tensor of levels gives AdaFlood or class-wise flooding by broad
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 __all__ = ["SIGMA_MIN", "adaflood_level", "flood", "is_flooded", "soft_flood"]
 
-# Below this (residual / sigma)^2 leaves the range of float32 for everyday losses (|residual| up to
-# 1e3).
+# A float, or an array of NumPy, torch or JAX: only its operators and own methods are used.
+Array: TypeAlias = Any
+
+# Below this (residual / sigma)^2 leaves the range of float32 for losses up to 1e3.
 SIGMA_MIN = 1e-6
 
 
-def _wide(x: Any) -> Any:
+def _to_float32(x: Array) -> Array:
     """Widen float16 and bfloat16 arrays to float32; leave everything else alone."""
-    if isinstance(
-        x, (int, float)
-    ):  # torch.compile has no attributes for a number that changes between calls
+    # torch.compile has no attributes for a number that changes between calls.
+    if isinstance(x, (int, float)):
         return x
     dtype = getattr(x, "dtype", None)
     if dtype is None or dtype.itemsize >= 4 or "float" not in str(dtype):
@@ -29,20 +30,16 @@ def _wide(x: Any) -> Any:
     return x.float() if hasattr(x, "float") else x.astype("float32")
 
 
-def _not_numbers(loss: Any, level: Any) -> str:
-    """Explain operands that have no arithmetic with each other, such as a level read as a
-    string.
-    """
-    got = f"a loss of type {type(loss).__name__} and a level of type {type(level).__name__}"
-    fix = (
-        f"Convert it: float({level!r:.40})."
-        if isinstance(level, str)
-        else "Pass the numbers themselves."
-    )
-    return f"loss and level must be numbers or arrays of one library, got {got}. {fix}"
+def _explain_types(loss: object, level: object) -> str:
+    """Explain operands that have no arithmetic with each other, such as a level that is text."""
+    types = f"a loss of type {type(loss).__name__} and a level of type {type(level).__name__}"
+    fix = "Pass the numbers themselves."
+    if isinstance(level, str):
+        fix = f"Convert it: float({level!r:.40})."
+    return TypeError(f"loss and level must be numbers or arrays of one library, got {types}. {fix}")
 
 
-def flood(loss: Any, level: Any) -> Any:
+def flood(loss: Array, level: Array | None) -> Array:
     """Keep a loss near a level: ``|loss - level| + level``.
 
     Above the level this is the loss itself (up to rounding), below it is ``2 * level - loss``:
@@ -73,20 +70,19 @@ def flood(loss: Any, level: Any) -> Any:
     if level is None:
         return loss
     try:
-        loss, level = _wide(loss), _wide(level)
+        loss, level = _to_float32(loss), _to_float32(level)
         return abs(loss - level) + level
     except TypeError as error:
-        raise TypeError(_not_numbers(loss, level)) from error
+        raise TypeError(_explain_types(loss, level)) from error
 
 
-def soft_flood(loss: Any, level: Any, sigma: float = 1.0, eta: float = 1.0) -> Any:
-    """Flood smoothly: ``eta * level + sigma^2 * rho((loss - level) / sigma)``,
-    ``rho(x) = sqrt(1 + x^2) - 1``.
+def soft_flood(loss: Array, level: Array, sigma: float = 1.0, eta: float = 1.0) -> Array:
+    """Flood smoothly: ``eta * level + sigma^2 * rho((loss - level) / sigma)``.
 
-    The slope is ``sigma * x / sqrt(1 + x^2)`` with ``x = (loss - level) / sigma``: 0 at the level
-    and growing with the distance from it. As ``sigma`` falls to 0 the slope over ``sigma`` becomes
-    the sign of :func:`flood`. ``rho`` is computed as ``x^2 / (1 + sqrt(1 + x^2))``, which keeps
-    small ``x``, in float32 or wider.
+    Here ``rho(x) = sqrt(1 + x^2) - 1``. The slope is ``sigma * x / sqrt(1 + x^2)`` with
+    ``x = (loss - level) / sigma``: 0 at the level and growing with the distance from it. As
+    ``sigma`` falls to 0 the slope over ``sigma`` becomes the sign of :func:`flood`. ``rho`` is
+    computed as ``x^2 / (1 + sqrt(1 + x^2))``, which keeps small ``x``, in float32 or wider.
 
     Args:
         loss: Loss or losses, a float or an array of any shape.
@@ -111,17 +107,18 @@ def soft_flood(loss: Any, level: Any, sigma: float = 1.0, eta: float = 1.0) -> A
     """
     if not (math.isfinite(sigma) and sigma >= SIGMA_MIN):
         raise ValueError(
-            f"sigma must be finite and at least {SIGMA_MIN:g}, got {sigma}. Use flood() for the limit."
+            f"sigma must be finite and at least {SIGMA_MIN:g}, got {sigma}. Use flood() for the "
+            "limit."
         )
     try:
-        loss, level = _wide(loss), _wide(level)
+        loss, level = _to_float32(loss), _to_float32(level)
         x = (loss - level) / sigma
         return eta * level + sigma**2 * (x * x / (1 + (1 + x * x) ** 0.5))
     except TypeError as error:
-        raise TypeError(_not_numbers(loss, level)) from error
+        raise TypeError(_explain_types(loss, level)) from error
 
 
-def is_flooded(loss: Any, level: Any) -> Any:
+def is_flooded(loss: Array, level: Array | None) -> Array:
     """Tell where a loss lies strictly below its level, that is where flooding ascends.
 
     Use this and not ``flood(loss, level) != loss``: adding the level back rounds, so that
@@ -144,12 +141,12 @@ def is_flooded(loss: Any, level: Any) -> Any:
     if level is None:
         level = -math.inf
     try:
-        return _wide(loss) < _wide(level)
+        return _to_float32(loss) < _to_float32(level)
     except TypeError as error:
-        raise TypeError(_not_numbers(loss, level)) from error
+        raise TypeError(_explain_types(loss, level)) from error
 
 
-def adaflood_level(probability: Any, gamma: float) -> Any:
+def adaflood_level(probability: Array, gamma: float) -> Array:
     """Level per example from a held-out probability: ``-ln((1 - gamma) * p + gamma)``.
 
     ``gamma = 0`` gives the held-out loss itself, ``gamma = 1`` gives 0, that is plain training.
@@ -175,12 +172,12 @@ def adaflood_level(probability: Any, gamma: float) -> Any:
         raise ValueError(
             f"gamma must lie in [0, 1], got {gamma}. 1 is plain training, 0 the raw held-out loss."
         )
-    mixed = (1 - gamma) * _wide(probability) + gamma
-    return 0.0 - _log(mixed)  # a minus sign would turn the level of a sure example into -0.0
+    mixed = (1 - gamma) * _to_float32(probability) + gamma
+    return 0.0 - _log(mixed)  # a minus sign would turn the level of a certain example into -0.0
 
 
-def _log(x: Any) -> Any:
-    """Natural logarithm in the array's own namespace."""
+def _log(x: Array) -> Array:
+    """Take the natural logarithm in the array's own namespace."""
     if hasattr(x, "log"):
         return x.log()
     if hasattr(x, "__array_namespace__"):

@@ -1,5 +1,4 @@
-"""What a network's outputs and gradients are worth: tensors in, 0-d tensors out, nothing fetched
-from the device.
+"""Classification and gradient metrics: tensors in, 0-d tensors out, nothing read from the device.
 
 Logits are ``[n, classes]`` with at least two classes, labels int64 ``[n]``; a single logit ``z``
 becomes ``torch.stack([0 * z, z], dim=1)``. Half precision is widened to float32. NaN logits give
@@ -93,9 +92,9 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def balanced_accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """Accuracy within each class, averaged over the classes that occur in ``y``; of equal logits
-    the first counts.
+    """Accuracy within each class, averaged over the classes that occur in ``y``.
 
+    Of equal logits the first counts.
     A guess that ignores the inputs scores 1 / classes, however unequal the classes are.
 
     Args:
@@ -140,10 +139,9 @@ def nll(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def brier(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean squared distance between probabilities and one-hot labels, *summed* over the classes: in
-    [0, 2].
+    """Mean squared distance between probabilities and one-hot labels, *summed* over classes.
 
-    Some books halve it for two classes, some libraries average over the classes.
+    It lies in [0, 2]. Some books halve it for two classes, some libraries average over the classes.
 
     Args:
         logits: Logits ``[n, classes]``.
@@ -167,12 +165,11 @@ def brier(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def ece(logits: Tensor, y: Tensor, bins: int = 15) -> Tensor:
-    """Expected calibration error: ``sum_b (n_b / n) * |accuracy_b - confidence_b|`` over bins of
-    equal width.
+    """Expected calibration error: ``sum_b (n_b / n) * |accuracy_b - confidence_b|``.
 
-    Confidence is the highest probability. Bin ``b`` of ``B`` holds confidences in
-    ``((b - 1) / B, b / B]``: an edge belongs to the bin below it, the last bin holds exactly 1.0
-    and the first would hold 0.
+    The bins have equal width.     Confidence is the highest probability. Bin ``b`` of ``B`` holds
+    confidences in ``((b - 1) / B, b / B]``: an edge belongs to the bin below it, the last bin holds
+    exactly 1.0 and the first would hold 0.
 
     Args:
         logits: Logits ``[n, classes]``.
@@ -211,7 +208,8 @@ def reliability(logits: Tensor, y: Tensor, bins: int = 15) -> Reliability:
 
     Example:
         >>> reliability(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]), bins=2)
-        Reliability(confidence=tensor([0.5000,    nan]), accuracy=tensor([0.7500,    nan]), count=tensor([4, 0]))
+        Reliability(confidence=tensor([0.5000,    nan]), accuracy=tensor([0.7500,    nan]),
+            count=tensor([4, 0]))
     """
     return calibration(logits, y, bins)[1]
 
@@ -261,8 +259,7 @@ def over_confidence(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def kl_to_posterior(logits: Tensor, posterior: Tensor) -> Tensor:
-    """Mean divergence of the prediction from the exact posterior,
-    ``KL(posterior || softmax(logits))``.
+    """Mean of ``KL(posterior || softmax(logits))``, the divergence from the exact posterior.
 
     It is what the expected negative log-likelihood loses against the irreducible one. ``0 ln 0``
     counts as 0.
@@ -284,8 +281,8 @@ def kl_to_posterior(logits: Tensor, posterior: Tensor) -> Tensor:
     logits = _logits(logits)
     if posterior.shape != logits.shape:
         raise ValueError(
-            f"posterior must have the shape of the logits, got {list(posterior.shape)} and {list(logits.shape)}. "
-            "It is known for the test inputs only."
+            f"posterior must have the shape of the logits, got {list(posterior.shape)} and "
+            f"{list(logits.shape)}. It is known for the test inputs only."
         )
     exact = posterior.to(logits)
     return (torch.xlogy(exact, exact) - exact * logits.log_softmax(1)).sum(1).mean()
@@ -397,8 +394,7 @@ def filter_normalized_gradient_norm(model: nn.Module, loss: Tensor | None = None
 
 
 def gradient_accordance(model: nn.Module, losses: Iterable[Tensor]) -> Tensor:
-    """Mean cosine between the gradients of different batches:
-    ``mean over i != j of cos(g_i, g_j)``.
+    """Mean cosine between the gradients of different batches, ``cos(g_i, g_j)`` over ``i != j``.
 
     Near 1 the batches pull the same way; below 0 a step for one batch undoes, on average, what
     another learnt. A gradient of 0 has cosine 0 with every other. The gradients are taken afresh
@@ -430,7 +426,8 @@ def gradient_accordance(model: nn.Module, losses: Iterable[Tensor]) -> Tensor:
         units.append(nn.functional.normalize(gradient, dim=0))
     if len(units) < 2:
         raise ValueError(
-            f"accordance needs the losses of at least two batches, got {len(units)}. Use smaller batches."
+            f"accordance needs the losses of at least two batches, got {len(units)}. Use smaller "
+            "batches."
         )
     among = torch.stack(units)
     cosines = among @ among.T
@@ -500,7 +497,5 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _one_hot(y: Tensor, like: Tensor) -> Tensor:
-    """One-hot labels in the shape and dtype of ``like``; unlike torch's own it never looks at the
-    values.
-    """
+    """One-hot labels like ``like``; unlike torch's own function it never looks at the values."""
     return (y[:, None] == torch.arange(like.shape[1], device=y.device)).to(like.dtype)

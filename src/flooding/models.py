@@ -1,5 +1,4 @@
-"""The networks of the experiments, from ``torch.nn`` alone, and a first layer for images kept as
-bytes.
+"""The networks of the experiments, from ``torch.nn`` alone, and a layer for images as bytes.
 
 Weights are drawn from torch's global generator, as everywhere in ``torch.nn``: seed it in
 ``torch.random.fork_rng()`` to repeat them.
@@ -32,10 +31,10 @@ def mlp(
     dropout: float = 0.0,
     bias: bool | None = None,
 ) -> nn.Sequential:
-    """Build a fully connected ReLU network; each hidden layer is Linear, [BatchNorm], ReLU,
-    [Dropout].
+    """Build a fully connected ReLU network.
 
-    Inputs of more than two axes are flattened. ``depth=0`` is a linear model.
+    Each hidden layer is Linear, [BatchNorm], ReLU, [Dropout]. Inputs of more than two axes are
+    flattened. ``depth=0`` is a linear model.
 
     Args:
         inputs: Input features after flattening.
@@ -118,11 +117,10 @@ def resnet_cifar(depth: int = 20, classes: int = 10) -> nn.Sequential:
 
 
 def resnet18(classes: int, channels: int = 3) -> nn.Sequential:
-    """Build ResNet-18 for small images: a 3 x 3 stem without stride or pooling, then four stages of
-    two blocks.
+    """Build ResNet-18 for small images: its 3 x 3 stem has neither stride nor pooling.
 
-    Stages of 64, 128, 256 and 512 channels; shortcuts that change shape are 1 x 1 convolutions with
-    batch norm. Started like :func:`resnet_cifar`.
+    There are four stages of two blocks, of 64, 128, 256 and 512 channels; shortcuts that change
+    shape are 1 x 1 convolutions with batch norm. Started like :func:`resnet_cifar`.
 
     Args:
         classes: Number of classes.
@@ -147,8 +145,7 @@ def resnet18(classes: int, channels: int = 3) -> nn.Sequential:
 
 
 def small_cnn(classes: int = 10, channels: int = 1, size: int = 28) -> nn.Sequential:
-    """Build a two-layer convolutional network: 16 and 32 channels of 3 x 3, each pooled by 2, then
-    128 units.
+    """Build a small network: convolutions of 16 and 32 channels, each pooled by 2, and 128 units.
 
     Args:
         classes: Number of classes.
@@ -168,7 +165,8 @@ def small_cnn(classes: int = 10, channels: int = 1, size: int = 28) -> nn.Sequen
     _positive(classes=classes, channels=channels)
     if size < 4:
         raise ValueError(
-            f"size must be at least 4 pixels to pool twice, got {size}. Use an mlp for smaller images."
+            f"size must be at least 4 pixels to pool twice, got {size}. Use an mlp for smaller "
+            "images."
         )
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1),
@@ -185,8 +183,7 @@ def small_cnn(classes: int = 10, channels: int = 1, size: int = 28) -> nn.Sequen
 
 
 class Standardise(nn.Module):
-    """A first layer for images kept as bytes: each pixel becomes ``(pixel / 255 - mean) / sd`` of
-    its channel.
+    """A first layer for images as bytes: ``(pixel / 255 - mean) / sd`` in each channel.
 
     Args:
         mean: Mean of each channel, of pixels from 0 to 1.
@@ -208,19 +205,18 @@ class Standardise(nn.Module):
         super().__init__()
         if len(mean) != len(sd) or not all(value > 0 for value in sd):
             raise ValueError(
-                f"there must be a mean and a deviation above 0 for each channel, got {mean} and {sd}."
+                "there must be a mean and a deviation above 0 for each channel, got "
+                f"{mean} and {sd}."
             )
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("sd", torch.tensor(sd)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardise images ``[n, channels, height, width]``; they come out in the layer's own
-        precision.
-        """
+        """Standardise images ``[n, channels, height, width]``, in the layer's own precision."""
         if x.ndim != 4 or x.shape[1] != len(self.mean) or x.dtype != torch.uint8:
             raise ValueError(
-                f"images must be uint8 [n, {len(self.mean)}, height, width], got {x.dtype} {list(x.shape)}. "
-                "Leave this layer out for others."
+                f"images must be uint8 [n, {len(self.mean)}, height, width], got {x.dtype} "
+                f"{list(x.shape)}. Leave this layer out for others."
             )
         return (x.to(self.mean.dtype) / 255 - self.mean) / self.sd
 
@@ -259,8 +255,9 @@ class _BasicBlock(nn.Module):
 
 
 class _GlobalMean(nn.Module):
-    """Mean over height and width; adaptive pooling would be the same but has no deterministic
-    gradient on CUDA.
+    """Mean over height and width.
+
+    Adaptive pooling would be the same, but has no deterministic gradient on CUDA.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -268,9 +265,8 @@ class _GlobalMean(nn.Module):
 
 
 def _convolution(fan_in: int, fan_out: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(
-        fan_out
-    )
+    convolution = nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(fan_out)
 
 
 def _resnet(

@@ -1,5 +1,4 @@
-"""How sharp a minimum is: Hessian eigenvalues and trace without the matrix, and loss landscapes
-around the weights.
+"""How sharp a minimum is: eigenvalues and trace of the Hessian, and loss landscapes.
 
 The loss is given as ``losses``, a function without arguments that yields scalars: their sum is the
 loss. So a data set goes through the network in parts,
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -83,7 +82,7 @@ def hessian_product(model: nn.Module, losses: Losses, vector: Tensor) -> Tensor:
         raise ValueError(
             f"a vector must hold the {size} trainable parameters, got {list(vector.shape)}."
         )
-    found: Tensor | None = None
+    product: Tensor | None = None
     with _evaluating(model), torch.enable_grad():
         for loss in losses():
             slopes = torch.autograd.grad(
@@ -92,12 +91,13 @@ def hessian_product(model: nn.Module, losses: Losses, vector: Tensor) -> Tensor:
             along = torch.dot(_vector(slopes), vector)
             if along.requires_grad:
                 rows = torch.autograd.grad(along, parameters, materialize_grads=True)
-                found = _vector(rows) if found is None else found + _vector(rows)
+                part = _vector(rows)
             else:  # a loss that is linear in the parameters
-                found = torch.zeros_like(vector) if found is None else found
-    if found is None:
+                part = torch.zeros_like(vector)
+            product = part if product is None else product + part
+    if product is None:
         raise ValueError("losses must yield at least one scalar, got none. Give it data.")
-    return found
+    return product
 
 
 def hessian_eigenvalues(
@@ -133,35 +133,30 @@ def hessian_eigenvalues(
         raise ImportError(
             "eigenvalues need SciPy. Install it: pip install 'flooding[experiments]'"
         ) from error
-    here = weights(model)
-    if not 1 <= k < len(here):
+    center = weights(model)
+    size = len(center)
+    if not 1 <= k < size:
         raise ValueError(
-            f"k must lie in 1 to below the {len(here)} parameters, got {k}. 1 is the sharpness."
+            f"k must lie in 1 to below the {size} parameters, got {k}. 1 is the sharpness."
         )
 
-    def times(vector: np.ndarray) -> np.ndarray:
-        along = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(
-            here.device, here.dtype
-        )
-        return hessian_product(model, losses, along).double().cpu().numpy()
+    def multiply(vector: np.ndarray) -> np.ndarray:
+        direction = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
+        direction = direction.to(center.device, center.dtype)
+        return hessian_product(model, losses, direction).double().cpu().numpy()
 
-    first = np.random.default_rng(seed).standard_normal(len(here))
-    operator = LinearOperator((len(here), len(here)), matvec=times, dtype=np.float64)  # type: ignore[call-arg]
-    how: dict[str, Any] = {
-        "which": "LA",
-        "v0": first,
-        "tol": tolerance,
-        "return_eigenvectors": False,
-    }
-    found = eigsh(operator, k=k, **how)
-    return np.sort(found)[::-1]
+    first = np.random.default_rng(seed).standard_normal(size)
+    operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)  # type: ignore[call-arg]
+    eigenvalues = eigsh(
+        operator, k=k, which="LA", v0=first, tol=tolerance, return_eigenvectors=False
+    )
+    return np.sort(eigenvalues)[::-1]
 
 
 def hessian_trace(
     model: nn.Module, losses: Losses, probes: int = 20, *, seed: int = 0
 ) -> tuple[float, float]:
-    """Estimate the trace of the Hessian by Hutchinson's method: the mean of ``v @ H @ v`` over
-    random signs.
+    """Estimate the trace of the Hessian by Hutchinson's method: ``v @ H @ v`` for random signs.
 
     Args:
         model: The network; see this module's docstring.
@@ -186,21 +181,21 @@ def hessian_trace(
     """
     if probes < 2:
         raise ValueError(f"probes must be at least 2, got {probes}: one has no standard error.")
-    here = weights(model)
+    center = weights(model)
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    estimates = []
     for _ in range(probes):
-        signs = (2 * torch.randint(2, (len(here),), generator=generator) - 1).to(here)
-        found.append(float(torch.dot(signs, hessian_product(model, losses, signs))))
-    return float(np.mean(found)), float(np.std(found, ddof=1) / np.sqrt(probes))
+        signs = (2 * torch.randint(2, (len(center),), generator=generator) - 1).to(center)
+        estimates.append(float(torch.dot(signs, hessian_product(model, losses, signs))))
+    return float(np.mean(estimates)), float(np.std(estimates, ddof=1) / np.sqrt(probes))
 
 
 def filter_direction(model: nn.Module, *, seed: int) -> Tensor:
-    """Draw a random direction whose filters are as long as the network's: a step of 1 changes each
-    by its own length.
+    """Draw a random direction whose filters are as long as the network's.
 
-    A filter is what produces one output: a row of a linear weight, the kernel of one output
-    channel. Parameters with fewer than two axes (biases, batch norm) do not move.
+    A step of 1 changes each filter by its own length. A filter is what produces one output: a row
+    of a linear weight, the kernel of one output channel. Parameters with fewer than two axes
+    (biases, batch norm) do not move.
 
     Args:
         model: Network with at least one trainable parameter.
@@ -235,8 +230,7 @@ def filter_direction(model: nn.Module, *, seed: int) -> Tensor:
 def landscape(
     model: nn.Module, losses: Losses, directions: Sequence[Tensor], steps: Sequence[Sequence[float]]
 ) -> np.ndarray:
-    """Measure the loss on a grid around the weights: on a line for one direction, on a plane for
-    two.
+    """Measure the loss on a grid around the weights: a line for one direction, a plane for two.
 
     Args:
         model: The network; see this module's docstring.
@@ -254,26 +248,27 @@ def landscape(
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.ones_(model.weight)
-        >>> landscape(model, lambda: [model.weight.square().sum()], [torch.ones(1)], [(-1.0, 0.0, 1.0)])
+        >>> losses = lambda: [model.weight.square().sum()]
+        >>> landscape(model, losses, [torch.ones(1)], [(-1.0, 0.0, 1.0)])
         array([0., 1., 4.])
     """
     if not directions or len(directions) != len(steps):
         raise ValueError(
             f"there must be steps for each direction, got {len(directions)} and {len(steps)} lists."
         )
-    parameters, here = _trainable(model), weights(model)
-    found = np.empty([len(s) for s in steps])
+    parameters, center = _trainable(model), weights(model)
+    grid = np.empty([len(s) for s in steps])
     with _evaluating(model), torch.no_grad():
         try:
-            for place in np.ndindex(*found.shape):
-                moved = here.clone()
-                for direction, along, index in zip(directions, steps, place, strict=True):
-                    moved += along[index] * direction
-                nn.utils.vector_to_parameters(moved, parameters)
-                found[place] = sum(float(loss) for loss in losses())
+            for indices in np.ndindex(*grid.shape):
+                point = center.clone()
+                for direction, lengths, index in zip(directions, steps, indices, strict=True):
+                    point += lengths[index] * direction
+                nn.utils.vector_to_parameters(point, parameters)
+                grid[indices] = sum(float(loss) for loss in losses())
         finally:
-            nn.utils.vector_to_parameters(here, parameters)
-    return found
+            nn.utils.vector_to_parameters(center, parameters)
+    return grid
 
 
 def principal_directions(
@@ -296,8 +291,8 @@ def principal_directions(
         raise ValueError(
             f"there must be at least {count} iterates for {count} directions, got {len(iterates)}."
         )
-    away = torch.stack([iterate - origin for iterate in iterates]).double()
-    rows = torch.linalg.svd(away, full_matrices=False).Vh[:count]
+    offsets = torch.stack([iterate - origin for iterate in iterates]).double()
+    rows = torch.linalg.svd(offsets, full_matrices=False).Vh[:count]
     return [row.to(origin.dtype) for row in rows]
 
 
@@ -318,15 +313,16 @@ def project(iterates: Sequence[Tensor], origin: Tensor, directions: Sequence[Ten
         array([[-1.,  4.]])
     """
     base = torch.stack(list(directions), 1).double()
-    away = torch.stack([iterate - origin for iterate in iterates], 1).double()
-    return torch.linalg.lstsq(base, away).solution.T.cpu().numpy()
+    offsets = torch.stack([iterate - origin for iterate in iterates], 1).double()
+    return torch.linalg.lstsq(base, offsets).solution.T.cpu().numpy()
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(
-            "the model must have parameters that require a gradient, got none. Unfreeze some of them."
+            "the model must have parameters that require a gradient, got none. Unfreeze some of "
+            "them."
         )
     return parameters
 
