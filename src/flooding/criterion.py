@@ -104,6 +104,7 @@ class Flood(nn.Module):
         method: Method = Flooding(),
     ) -> None:
         super().__init__()
+        # 1. Check what the loss, the method and the level must have in common.
         _check_criterion(criterion)
         _check_method(method)
         _check_reductions(criterion, method)
@@ -120,11 +121,14 @@ class Flood(nn.Module):
             )
         self.criterion = criterion
         self.method = method
-        # The scalar level has the dtype of a level tensor, but never fewer than 32 bits.
+
+        # 2. The level is a buffer of the dtype of a level tensor, but of 32 bits at least.
         scalar = torch.full((), -math.inf)
         if isinstance(level, Tensor) and level.is_floating_point() and level.dtype.itemsize >= 4:
             scalar = scalar.to(level)
         self.register_buffer("_scalar", scalar, persistent=False)
+
+        # 3. What a training measures. None of it is saved with the model.
         for name in ("raw_loss", "flooded_loss"):
             self.register_buffer(name, torch.full((), math.nan), persistent=False)
         for name in ("n_flooded", "n_seen", "n_nonfinite"):
@@ -147,28 +151,11 @@ class Flood(nn.Module):
     def level(self, level: float | Tensor | LevelTable | None) -> None:
         number = table = None
         if isinstance(level, LevelTable):
-            if self.method.reduction == "mean" and not level.has_batch_mean:
-                raise ValueError(
-                    f"{type(level).__name__} needs a method on each example, got "
-                    f"{type(self.method).__name__}, which floods the batch mean. Use IFlood() and "
-                    "reduction='none'."
-                )
-            if isinstance(level, Excess) and loss_options(self.criterion).weight is not None:
-                raise ValueError(
-                    "Excess supports no class weights, got a criterion with some. Use a plain "
-                    "level."
-                )
+            self._check_table(level)
             table = level.to(self._scalar.device)
             self._scalar.fill_(-math.inf)
         elif isinstance(level, Tensor):
-            if level.dim():
-                raise ValueError(
-                    f"a level tensor must be 0-d, got shape {tuple(level.shape)}. See PerClass."
-                )
-            if level.dtype == torch.bool or level.is_complex():
-                raise TypeError(
-                    f"a level tensor must hold a real number, got {level.dtype}. Convert it."
-                )
+            _check_level_tensor(level)
             self._scalar.copy_(level.detach())
         elif level is None:
             self._scalar.fill_(-math.inf)
@@ -180,8 +167,21 @@ class Flood(nn.Module):
                 )
             self._scalar.fill_(number)
         self._table = table
-        # A number that the next batch compares with what it tells about the classes.
+        # The next batch tells the number of classes, and so whether the number makes sense.
         self._unchecked = number
+
+    def _check_table(self, table: LevelTable) -> None:
+        """Refuse a table that the method or the criterion cannot use."""
+        if self.method.reduction == "mean" and not table.has_batch_mean:
+            raise ValueError(
+                f"{type(table).__name__} needs a method on each example, got "
+                f"{type(self.method).__name__}, which floods the batch mean. Use IFlood() and "
+                "reduction='none'."
+            )
+        if isinstance(table, Excess) and loss_options(self.criterion).weight is not None:
+            raise ValueError(
+                "Excess supports no class weights, got a criterion with some. Use a plain level."
+            )
 
     @property
     def flooded_fraction(self) -> Tensor:
@@ -336,6 +336,16 @@ class Flood(nn.Module):
         if self._table is not None:
             self._table = self._table.to(self._scalar.device)
         return self
+
+
+def _check_level_tensor(level: Tensor) -> None:
+    """Refuse a level tensor that is not one real number; its value is not read."""
+    if level.dim():
+        raise ValueError(
+            f"a level tensor must be 0-d, got shape {tuple(level.shape)}. See PerClass."
+        )
+    if level.dtype == torch.bool or level.is_complex():
+        raise TypeError(f"a level tensor must hold a real number, got {level.dtype}. Convert it.")
 
 
 def _plain_mean(loss: Tensor, weight: Tensor | None) -> Tensor:

@@ -128,6 +128,7 @@ def unwrap(loss: Any) -> tuple[Any, Args, Options]:
     args: Args = ()
     keywords: Options = {}
     while True:
+        # A partial of a partial: the outer arguments come last and win.
         if isinstance(loss, functools.partial):
             args, keywords = loss.args + args, {**loss.keywords, **keywords}
             loss = loss.func
@@ -256,6 +257,7 @@ def _defaults(function: object) -> Options:
     # Not inspect.signature, which is too slow for every batch.
     if not isinstance(function, FunctionType):
         return {}
+    # The last arguments have the defaults; those after * have a dictionary of their own.
     code, values = function.__code__, function.__defaults__ or ()
     optional = code.co_varnames[code.co_argcount - len(values) : code.co_argcount]
     return {**dict(zip(optional, values, strict=True)), **(function.__kwdefaults__ or {})}
