@@ -22,6 +22,9 @@ from flooding.training.worker import _batched
 from small import normed, small
 
 pytestmark = pytest.mark.usefixtures("time_limit")
+# Programs that a test starts import from this folder, and the same library as the test.
+SEARCH_PATH = filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(SEARCH_PATH)}
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +210,7 @@ def test_no_child_of_a_worker_outlives_the_parent(tmp_path, number):
         "problem = hostile.problem(model=problem.model, max_epochs=100_000, key='long');"
         "run_all([Run(problem, l) for l in (0.1, 0.2)], ledger=False, workers=1)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    parent = psutil.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    parent = psutil.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     wait_until(lambda: path.exists() and path.read_text())
     family = parent.children(recursive=True)
     assert len(family) == 2
@@ -251,9 +253,8 @@ def test_no_more_workers_are_started_than_there_are_runs():
         "run_all([Run(small(), l) for l in (0.1, 0.2, 0.3)], ledger=False, workers=7);"
         "print(len(psutil.Process().children()))"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["2", "3"]
 

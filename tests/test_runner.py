@@ -27,6 +27,9 @@ from flooding.training.runner import run_key
 from small import Dying, adam, normed, regression, small
 
 pytestmark = pytest.mark.usefixtures("time_limit")
+# Programs that a test starts import from this folder, and the same library as the test.
+SEARCH_PATH = filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(SEARCH_PATH)}
 LEVELS = (None, 0.0, 0.2, 0.3)
 
 
@@ -53,9 +56,8 @@ def test_measured_is_bit_identical_here_in_workers_in_a_new_process_and_looked_u
         "from small import normed; from flooding import Run, run_all;"
         "print(run_all([Run(normed(), 0.2, seed=1)], ledger=False, workers=0)[0].content_hash)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True
     )
     assert output.stdout.strip() == here[LEVELS.index(0.2) * 2 + 1]
 
@@ -182,8 +184,7 @@ def spawn(path, epochs=100_000):
         f"runs = [Run(small(max_epochs={epochs}), l) for l in (0.1, 0.2)];"
         f"run_all(runs, ledger={str(path)!r}, workers=2)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    return psutil.Popen([sys.executable, "-c", code], env=environment)
+    return psutil.Popen([sys.executable, "-c", code], env=ENVIRONMENT)
 
 
 def until(condition, seconds=60):
@@ -210,8 +211,7 @@ def test_no_orphan_stays_in_the_middle_of_a_long_step(path):
         "runs = [Run(small(model=Slow, key='slow'), seed=s) for s in (0, 1)];"
         f"run_all(runs, ledger={str(path)!r}, workers=2)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    parent = psutil.Popen([sys.executable, "-c", code], env=environment)
+    parent = psutil.Popen([sys.executable, "-c", code], env=ENVIRONMENT)
     until(lambda: path.exists() and len(starts(path)) == 2)
     workers = parent.children()
     parent.send_signal(signal.SIGKILL)
@@ -448,10 +448,9 @@ def test_files_in_the_working_directory_do_not_stand_in_for_modules(tmp_path, mo
         "from small import small; from flooding import Run, run_all;"
         "print(len(run_all([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=1)))"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.strip() == "2", done.stderr
 
@@ -469,8 +468,7 @@ def test_two_searches_at_once_share_a_ledger_and_do_not_harm_it(path):
         f"records = run_all(runs, ledger={str(path)!r}, workers=2);"
         "print(*[record.content_hash for record in records])"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    pipes = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    pipes = {"stdout": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
     both = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0].split() for process in both]
     runs = [Run(small(max_epochs=40), 0.02 * n, seed=seed) for seed in (0, 1) for n in range(12)]
@@ -513,7 +511,7 @@ def test_what_a_prefix_left_for_a_run_that_was_trained_meanwhile_is_removed(path
     *_, first = run_job(job)
     kept = sorted((tmp_path / "files").iterdir())
     snapshot = next(row for row in train(run) if row.epoch == 3).snapshot()
-    Checkpoints(tmp_path / "files").save(job.name, 3, snapshot, only=False)
+    Checkpoints(tmp_path / "files").save(job.name, 3, snapshot, delete_earlier=False)
     [row] = run_job(job)
     assert row.record.content_hash == first.record.content_hash
     assert sorted((tmp_path / "files").iterdir()) == kept

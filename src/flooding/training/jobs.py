@@ -59,7 +59,8 @@ class Job(NamedTuple):
     @property
     def name(self) -> str:
         """Name of its checkpoints."""
-        return ("prefix-" if self.forks else "") + (self.key or f"run-{self.number}")
+        name = self.key or f"run-{self.number}"
+        return f"prefix-{name}" if self.forks else name
 
 
 class ForkReady(NamedTuple):
@@ -138,8 +139,10 @@ def run_shared_prefix(job: Job) -> Iterator[ForkReady]:
         # Another search may have trained the prefix before, or while this one waited for the lock.
         ready, forks = [], []
         for fork in job.forks:
-            is_ready = not job.overwrite and _is_beyond_prefix(fork, files)
-            (ready if is_ready else forks).append(fork)
+            if not job.overwrite and _is_beyond_prefix(fork, files):
+                ready.append(fork)
+            else:
+                forks.append(fork)
         for fork in ready:
             yield ForkReady(fork.number)
         if forks:
@@ -198,14 +201,14 @@ def _is_beyond_prefix(fork: Job, files: Checkpoints) -> bool:
 def _execute(job: Job, ledger: Ledger | None) -> Iterator[EpochResult]:
     """Train one Run, from its checkpoint if there is one, and store its Record."""
     # The weights of the first flooded step are not in a checkpoint.
-    files = None
+    files, snapshot, timer = None, None, None
     if job.checkpoint_folder is not None and not job.first_flooded:
         files = Checkpoints(job.checkpoint_folder)
-    snapshot = None if files is None else files.find(job.name, job.run.epochs)
+        snapshot = files.find(job.name, job.run.epochs)
+        timer = CheckpointTimer(files, job.name)
     if snapshot is not None:
         _check_fingerprint(job, snapshot)
     rows = train(job.run, first_flooded=job.first_flooded, resume=snapshot, **_train_options(job))
-    timer = None if files is None else CheckpointTimer(files, job.name)
     if ledger is not None:
         ledger.start(job.name, job.run.epochs)
 
@@ -249,11 +252,11 @@ def _load_cached(job: Job, ledger: Ledger) -> Record | None:
     if job.overwrite or job.first_flooded:
         return None
     record = ledger.find(job.run, job.name)
+    if record is None or not has_user_key(job.run.problem):
+        return record
     # A user's key says nothing of the code behind it.
-    if record is not None and has_user_key(job.run.problem):
-        is_own = record.fingerprint == fingerprint(job.run, job.device, job.threads)
-        return record if is_own else None
-    return record
+    is_own = record.fingerprint == fingerprint(job.run, job.device, job.threads)
+    return record if is_own else None
 
 
 def _replay_cached(job: Job, record: Record) -> Iterator[EpochResult]:
@@ -267,9 +270,11 @@ def _replay_cached(job: Job, record: Record) -> Iterator[EpochResult]:
 def _prune_checkpoints(files: Checkpoints, job: Job, row: EpochResult) -> None:
     """Remove the checkpoints of a Run that is done; leave the one where a longer Run may go on."""
     may_go_on = job.key is not None and row.epoch < job.run.problem.max_epochs
-    if may_go_on and row.snapshot is not None:
+    if not may_go_on:
+        files.delete(job.name, below=row.epoch + 1)
+    elif row.snapshot is None:
+        # A Run that was looked up: the checkpoint of its last epoch stays.
+        files.delete(job.name, below=row.epoch)
+    else:
         # What was trained up to here is paid for.
         files.save(job.name, row.epoch, {**row.snapshot(), "trained": 0, "seconds": 0.0})
-    else:
-        # A Run that was looked up has no snapshot: its last checkpoint stays.
-        files.delete(job.name, below=row.epoch if may_go_on else row.epoch + 1)

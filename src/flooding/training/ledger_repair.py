@@ -14,6 +14,7 @@ from flooding.training.ledger_rows import (
     COLUMNS,
     CREATE_TABLES,
     INSERT,
+    SELECT,
     LedgerRow,
     columns,
     is_intact,
@@ -110,12 +111,12 @@ def _read_records(path: Path) -> Iterator[LedgerRow]:
         connection.execute("PRAGMA writable_schema=ON")  # SQLite then opens files it would refuse
         # Rows of flooding 0.1.0 have no digest. They are taken as they are.
         has_digest = columns(connection) != COLUMNS
-        select = f"SELECT {', '.join(COLUMNS)}, {'digest' if has_digest else 'NULL'} FROM records"
+        select = SELECT if has_digest else f"SELECT {', '.join(COLUMNS)} FROM records"
         for where, order in itertools.product(_key_ranges(), ("ASC", "DESC")):
             query = f"{select} {where} ORDER BY trajectory {order}, epochs {order}"
             with suppress(sqlite3.Error):
                 for row in connection.execute(query):
-                    yield row if has_digest else (*row[:5], row_digest(*row[:5]))
+                    yield row if has_digest else (*row, row_digest(*row))
 
 
 def _key_ranges() -> Iterator[str]:

@@ -249,8 +249,9 @@ class _WorkerProcess:
             cause = f"killed by {signal.Signals(-code).name}"
             if code == -signal.SIGKILL:
                 cause += "; is there memory?"
-        quote = _quote(self._output)
-        return f"{cause}. It printed last:\n{quote}" if quote else f"{cause}. It printed nothing."
+        if quote := _quote(self._output):
+            return f"{cause}. It printed last:\n{quote}"
+        return f"{cause}. It printed nothing."
 
     def end(self) -> None:
         """End it and every process that it started."""

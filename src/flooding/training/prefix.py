@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flooding.levels import Controller, StepInfo
+from flooding.levels import Controller, State, StepInfo
 from flooding.methods import Flooding
 from flooding.training.loop import EpochResult, mean_level
 from flooding.training.run import Run
@@ -153,8 +153,9 @@ class _Follower:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        controller = run.level if isinstance(run.level, Controller) else None
-        self._state = None if controller is None else controller.init()
+        self._state: State | None = None  # of the controller, if the level is one
+        if isinstance(run.level, Controller):
+            self._state = run.level.init()
         self._levels: list[float] = []  # mean level in force, per epoch
         self._state_at_snapshot = self._state
         self._epochs_at_snapshot = 0
@@ -210,13 +211,12 @@ class _Follower:
 
     def adapt(self, snapshot: Snapshot) -> Snapshot:
         """Turn a snapshot of the prefix into one of this Run: with its controller and levels."""
-        state = self._state_at_snapshot
         curves = [dict(values) for values in snapshot["curves"]]
         levels = self._levels[: self._epochs_at_snapshot]
         for values, level in zip(curves[1:], levels, strict=True):
             values["level"] = level
         adapted = {**snapshot, "curves": curves}
-        adapted["controller"] = None if state is None else dict(state)
+        adapted["controller"] = self._state_at_snapshot
         if self.run.level is not None:
             adapted["losses"] = None
         return adapted

@@ -17,7 +17,7 @@ import torch
 from flooding.numerics import capture_settings, environment, has_global_hooks
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.config import has_user_key, is_hashable
-from flooding.training.jobs import ForkReady, Job, is_picklable, run_job, run_shared_prefix
+from flooding.training.jobs import Job, is_picklable, run_job, run_shared_prefix
 from flooding.training.ledger import Ledger, absolute_path, default_path
 from flooding.training.loop import NUMERICS_VERSION, EpochResult, fingerprint
 from flooding.training.pool import Pool
@@ -167,7 +167,9 @@ def run_key(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
         64 hexadecimal digits, or None if a part of the Run cannot be hashed.
     """
     # Global hooks may change anything, and nobody can name them.
-    return None if has_global_hooks() else run.key(**_key_metadata(device, threads))
+    if has_global_hooks():
+        return None
+    return run.key(**_key_metadata(device, threads))
 
 
 def _key_metadata(device: str, threads: int) -> dict[str, object]:
@@ -362,8 +364,8 @@ def _train(
 ) -> dict[int, Record]:
     """Train Runs and give their Records, by the index of each."""
     records: dict[int, Record] = {}
-    grouped = _group_by_prefix(jobs, available_cpus() if workers is None else workers)
-    for index, row in _execute(grouped, workers):
+    count = available_cpus() if workers is None else workers
+    for index, row in _execute(_group_by_prefix(jobs, count), workers):
         if on_row is not None:
             on_row(row)
         if row.record is not None:
@@ -432,13 +434,15 @@ def _execute_here(jobs: list[Job]) -> Iterator[tuple[int, EpochResult]]:
         for job in jobs:
             watchdog.start("here", job.run)
             # First the whole prefix, then each of its forks in the order in which they left it.
-            ready = list(run_shared_prefix(job)) if job.forks else [ForkReady(job.number)]
-            jobs_by_number = {each.number: each for each in job.forks or (job,)}
-            for number in (each.number for each in ready):
-                watchdog.start("here", jobs_by_number[number].run)
-                for row in run_job(jobs_by_number[number]):
+            alone = [job]
+            if job.forks:
+                forks = {fork.number: fork for fork in job.forks}
+                alone = [forks[ready.number] for ready in list(run_shared_prefix(job))]
+            for each in alone:
+                watchdog.start("here", each.run)
+                for row in run_job(each):
                     watchdog.feed("here", row.epoch)
-                    yield number, row
+                    yield each.number, row
                     watchdog.feed("here")  # the caller's own code may have taken long
 
 

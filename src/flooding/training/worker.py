@@ -98,7 +98,7 @@ def _redirect_streams() -> tuple[int, int]:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    sys.stdin = open(os.devnull, encoding="utf-8")  # ruff: ignore[open-file-with-context-handler] -- for good
+    sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY), encoding="utf-8")
     # ... and what it prints must not end up in the pipe. It is seen at once, also before a death.
     os.dup2(2, 1)
     for stream in (sys.stdout, sys.stderr):
