@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from local_server import serve_folder
 
 from flooding.data import downloads
 from flooding.data.image_formats import read_batch, read_idx, read_mat
@@ -34,6 +33,7 @@ from flooding.data.images import (
 from flooding.data.registry import ARCHIVES, FILES
 from flooding.data.tables import split_indices
 from flooding.models import Standardise
+from local_server import serve_folder
 
 
 def idx(array):

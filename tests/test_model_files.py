@@ -18,7 +18,7 @@ import torch
 
 import flooding
 from flooding import model_files
-from flooding.tabular.table import load_model, predict, save_model, table_problem
+from flooding.tabular import load_model, predict, save_model, table_problem
 
 CSV = "kind,grams,colour\n" + "apple,150,red\nfig,40,green\napple,170,green\nfig,50,brown\n" * 10
 REFUSED = r"^folder must hold a saved model, got .*: .*\. Give the folder that flooding find --save wrote\.$"
@@ -410,7 +410,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, table, folder, monkeypatch
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from flooding.tabular.table import save_model, table_problem
+from flooding.tabular import save_model, table_problem
 replace, calls = os.replace, []
 def killed(path, target):
     calls.append(path)
@@ -438,7 +438,7 @@ def test_a_killed_save_leaves_the_old_model_and_the_next_one_tidies_up(tmp_path,
 
 SAVING = """
 import dataclasses, json, sys
-from flooding.tabular.table import save_model, table_problem
+from flooding.tabular import save_model, table_problem
 table = table_problem(sys.argv[1], "kind", width=8, depth=1)
 for seed in json.loads(sys.argv[3]):
     weights = table.problem.build(seed).state_dict()

@@ -20,7 +20,7 @@ import torch
 
 from flooding import Run, tabular, train
 from flooding.models import mlp
-from flooding.tabular.table import (
+from flooding.tabular import (
     Column,
     Preprocessing,
     load_model,

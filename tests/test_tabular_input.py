@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from flooding.tabular.table import load_model, predict, read_table, save_model, table_problem
-from flooding.tabular.table import table as tabular
+from flooding.tabular import load_model, predict, read_table, save_model, table_problem
+from flooding.tabular import table as tabular
 
 FRUIT = "kind,grams,colour\n" + "apple,150,red\nfig,40,green\napple,170,green\nfig,50,brown\n" * 10
 
