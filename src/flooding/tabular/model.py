@@ -28,7 +28,7 @@ from flooding.tabular.preprocessing import (
     load_preprocessing,
 )
 from flooding.tabular.problem import TableProblem, Target
-from flooding.tabular.reading import import_pandas, read_table_and_header
+from flooding.tabular.reading import import_library, read_table_and_header
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,12 +96,9 @@ def save_model(folder: str | Path, weights: Mapping[str, Tensor], table: TablePr
         ValueError: If the folder holds anything but a saved model, the problem's network is not
             :func:`flooding.models.mlp`, or the weights do not fit it or are not finite.
     """
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise ImportError(
-            "saving needs safetensors. Install it: pip install 'flooding[tables]'"
-        ) from error
+    import_library("safetensors")
+    from safetensors.torch import save
+
     folder, model = Path(folder).absolute(), table.problem.model
     check_folder(folder)
     if not isinstance(model, partial) or model.func is not mlp:
@@ -145,13 +142,10 @@ def load_model(folder: str | Path) -> TableModel:
         ValueError: If the folder does not hold a whole saved model, or its files are damaged or do
             not belong together.
     """
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-    except ImportError as error:
-        raise ImportError(
-            "loading needs safetensors. Install it: pip install 'flooding[tables]'"
-        ) from error
+    import_library("safetensors")
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     folder = Path(folder)
     try:
         config, files = read_model(folder, _FORMAT, (_WEIGHTS, _PREPROCESSING))
@@ -284,7 +278,7 @@ def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
         ValueError: If the model or the table cannot be read, or a column is missing or holds
             something else than in training.
     """
-    pandas, model = import_pandas(), load_model(folder)
+    pandas, model = import_library("pandas"), load_model(folder)
     preprocessing, target = model.preprocessing, model.target
     text_columns = preprocessing.categorical_columns
     table, _ = read_table_and_header(Path(path), None, model.header, set(text_columns))

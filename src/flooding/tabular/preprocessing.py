@@ -21,7 +21,7 @@ from torch import Tensor
 from flooding import npz
 from flooding.data.compression import max_bytes
 from flooding.tabular.messages import join_names, quote, suggest
-from flooding.tabular.reading import import_pandas, is_numeric, parse_number
+from flooding.tabular.reading import import_library, is_numeric, parse_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +55,8 @@ class Preprocessing:
     Args:
         numeric_columns: Names of the columns of numbers.
         categorical_columns: Names of the columns of text.
-        dropped_columns: Names of columns that carry nothing: constant, or text that never repeats, on the
-            training rows.
+        dropped_columns: Names of columns that carry nothing: constant, or text that never repeats,
+            on the training rows.
         transformer: Fitted to the columns of numbers, then those of categories, by position.
 
     Example:
@@ -203,6 +203,7 @@ def _varies(values: pd.Series) -> bool:
 
 def _make_transformer(n_numeric: int, n_categorical: int) -> ColumnTransformer:
     """Make the transformers of columns of numbers and, behind them, of categories."""
+    import_library("sklearn")
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import MissingIndicator, SimpleImputer
     from sklearn.pipeline import Pipeline
@@ -282,6 +283,7 @@ def dump_preprocessing(preprocessing: Preprocessing) -> bytes:
     Returns:
         Content of a file.
     """
+    import_library("skops")
     from skops.io import dumps
 
     return dumps(preprocessing.transformer, compression=zipfile.ZIP_DEFLATED)
@@ -310,6 +312,7 @@ def load_preprocessing(
         ValueError: If the file is damaged or too large, holds other types than those of
             scikit-learn, or does not fit the columns.
     """
+    import_library("skops")
     from sklearn.compose import ColumnTransformer
     from skops.io import loads
 
@@ -321,7 +324,7 @@ def load_preprocessing(
         raise ValueError(f"the preprocessing unpacks to {size:,} bytes (FLOODING_MAX_BYTES)")
     npz.read(data, limit=max_bytes())
 
-    pandas = import_pandas()
+    pandas = import_library("pandas")
     try:
         transformer = loads(data, trusted=_TRUSTED_TYPES)
         if type(transformer) is not ColumnTransformer:

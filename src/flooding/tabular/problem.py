@@ -28,6 +28,7 @@ from flooding.tabular.preprocessing import (
     standard_deviation,
 )
 from flooding.tabular.reading import (
+    import_library,
     is_numeric,
     is_position,
     parse_number,
@@ -318,6 +319,7 @@ def _split_rows(
     Raises:
         ValueError: If there is one class alone, or a class has too few rows.
     """
+    import_library("sklearn")
     from sklearn.model_selection import train_test_split
 
     if classes and len(classes) == 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import importlib
 import io
 import itertools
 import logging
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "import_pandas",
+    "import_library",
     "is_numeric",
     "is_position",
     "parse_number",
@@ -111,7 +112,7 @@ def read_table_and_header(
         ImportError: If pandas is not installed.
         ValueError: See :func:`read_table`.
     """
-    pandas = import_pandas()
+    pandas = import_library("pandas")
     data = _read_bytes(path)
     inner_path = path.with_suffix("") if path.suffix in _OPENERS else path
     if inner_path.suffix == ".npz":
@@ -141,8 +142,11 @@ def read_table_and_header(
     return pandas.DataFrame(columns), header
 
 
-def import_pandas() -> ModuleType:
-    """Import pandas, which is slow to import and optional.
+def import_library(name: str) -> ModuleType:
+    """Import a library of the extra ``tables``, all of which are optional and slow to import.
+
+    Args:
+        name: Name of its module.
 
     Returns:
         The module.
@@ -151,12 +155,11 @@ def import_pandas() -> ModuleType:
         ImportError: If it is not installed.
     """
     try:
-        import pandas
+        return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            "tables need pandas. Install it: pip install 'flooding[tables]'"
+            f"tables need {name}. Install it: pip install 'flooding[tables]'"
         ) from error
-    return pandas
 
 
 def is_numeric(values: pd.Series) -> bool:
@@ -275,7 +278,7 @@ def _read_cells(path: Path, data: bytes) -> tuple[np.ndarray, bool]:
         if path.suffix in _OPENERS:
             count = text.count(separator if len(separator) == 1 else " ") + text.count("\n")
             _check_cells(count, path)
-        cells = import_pandas().read_csv(
+        cells = import_library("pandas").read_csv(
             io.BytesIO(text.encode()),  # a StringIO takes four bytes for every character
             sep=separator,
             header=None,
@@ -397,7 +400,7 @@ def _has_header(cells: np.ndarray, target: str | int | None, has_decimal_comma: 
 
 def _parse_column(cells: Iterable[object], is_text: bool, has_decimal_comma: bool) -> pd.Series:
     """Parse numbers where every cell is one, else text; NaN where a cell is missing."""
-    pandas = import_pandas()
+    pandas = import_library("pandas")
     # Lists of strings: as fast as pandas on a long column, and 30 times as fast on a short one.
     values = [cell.strip() if isinstance(cell, str) else "" for cell in cells]
     is_missing = np.array([value in _MISSING for value in values], dtype=bool)
@@ -425,7 +428,7 @@ def _read_archive(
     path: Path, data: bytes, target: str | int | None, text: Collection[str]
 ) -> pd.DataFrame:
     """Read inputs and target from a NumPy archive."""
-    pandas = import_pandas()
+    pandas = import_library("pandas")
     try:
         # A file of its own size is no bomb.
         arrays = npz.read(data, limit=max(max_bytes(), len(data)))
