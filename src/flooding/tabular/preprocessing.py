@@ -329,6 +329,10 @@ def load_preprocessing(
         transformer = loads(data, trusted=_TRUSTED_TYPES)
         if type(transformer) is not ColumnTransformer:
             raise ValueError(f"it holds a {type(transformer).__name__}")
+        n_columns = len(numeric_columns) + len(categorical_columns)
+        n_fitted: int = transformer.n_features_in_  # pyright: ignore[reportAttributeAccessIssue]
+        if n_fitted != n_columns:
+            raise ValueError(f"it is of {n_fitted} columns, not of {n_columns}")
         preprocessing = Preprocessing(
             numeric_columns, categorical_columns, dropped_columns, transformer
         )
