@@ -9,13 +9,15 @@ import os
 import pickle
 import struct
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from flooding.data import files
+from flooding.data import downloads
+from flooding.data.image_formats import read_batch, read_idx, read_mat
 from flooding.data.images import (
     SETS,
     cifar10,
@@ -25,14 +27,13 @@ from flooding.data.images import (
     kuzushiji_mnist,
     load,
     mnist,
-    read_batch,
-    read_idx,
-    read_mat,
     split_images,
     svhn,
 )
+from flooding.data.registry import ARCHIVES, FILES
 from flooding.data.tables import split_indices
 from flooding.models import Standardise
+from local_server import serve_folder
 
 
 def idx(array):
@@ -47,8 +48,17 @@ def numbered(n=60, seed=0):
     return x, (np.arange(n) % 10).astype(np.uint8)
 
 
+@pytest.fixture
+def server(monkeypatch):
+    """Serve folders on this machine; a download is tried once."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(downloads, "_RETRIES", 0)
+    with ExitStack() as stack:
+        yield lambda folder: stack.enter_context(serve_folder(folder))
+
+
 def official(name):
-    if any(files.find(known) is None for known in files.FILES if known.startswith(f"{name}/")):
+    if any(downloads.find(known) is None for known in FILES if known.startswith(f"{name}/")):
         pytest.skip(f"{name} is neither in FLOODING_DATA nor in the cache")
 
 
@@ -204,9 +214,7 @@ def put(data, monkeypatch, path, stored, known=None):
     (data / path).parent.mkdir(exist_ok=True)
     (data / path).write_bytes(stored)
     known = known or "md5:" + hashlib.md5(stored, usedforsecurity=False).hexdigest()
-    monkeypatch.setitem(
-        files.FILES, path.removesuffix(".gz"), ("https://example.invalid/x.gz", known)
-    )
+    monkeypatch.setitem(FILES, path.removesuffix(".gz"), ("https://example.invalid/x.gz", known))
 
 
 @pytest.mark.parametrize(
@@ -324,13 +332,13 @@ def cifar(monkeypatch, name):
         part: hashlib.md5(content, usedforsecurity=False).hexdigest()
         for part, content in parts.items()
     }
-    monkeypatch.setitem(files.ARCHIVES, name, (f"file:///nowhere/{name}.tar.gz", known))
+    monkeypatch.setitem(ARCHIVES, name, (f"file:///nowhere/{name}.tar.gz", known))
     return parts, (x, y, *test)
 
 
 @pytest.mark.parametrize("stored", ["unpacked", "below", "tar", "tar.gz", "tar.xz", "fetched"])
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_is_read_however_it_is_stored(name, stored, data, monkeypatch, tmp_path):
+def test_cifar_is_read_however_it_is_stored(name, stored, data, monkeypatch, tmp_path, server):
     parts, images = cifar(monkeypatch, name)
     folder = data / name / ("inner" if stored == "below" else "")
     folder.mkdir(parents=True)
@@ -340,7 +348,8 @@ def test_cifar_is_read_however_it_is_stored(name, stored, data, monkeypatch, tmp
     elif stored == "fetched":
         served = tmp_path / "official.tar.gz"
         served.write_bytes(tar(parts, "w:gz"))
-        monkeypatch.setitem(files.ARCHIVES, name, (served.as_uri(), files.ARCHIVES[name][1]))
+        address = server(served.parent)
+        monkeypatch.setitem(ARCHIVES, name, (f"{address}/official.tar.gz", ARCHIVES[name][1]))
     else:
         (folder / f"anything.{stored}").write_bytes(tar(parts, f"w:{stored.partition('.')[2]}"))
     found = load(name)
@@ -348,7 +357,7 @@ def test_cifar_is_read_however_it_is_stored(name, stored, data, monkeypatch, tmp
         a.dtype == np.uint8 and np.array_equal(a, b) for a, b in zip(found, images, strict=True)
     )
     if stored == "fetched":
-        assert (files.cache() / name / "official.tar.gz").read_bytes() == served.read_bytes()
+        assert (downloads.cache() / name / "official.tar.gz").read_bytes() == served.read_bytes()
 
 
 @pytest.mark.parametrize("make", [cifar10, cifar100])
@@ -485,7 +494,7 @@ def test_a_damaged_file_is_refused_and_nothing_is_cached(name, damage, data, mon
     )
     with pytest.raises(ValueError, match=told):
         load(name)
-    assert not (files.cache() / "decoded").exists()
+    assert not (downloads.cache() / "decoded").exists()
 
 
 def test_a_broken_archive_is_refused(data, monkeypatch):
@@ -498,7 +507,7 @@ def test_a_broken_archive_is_refused(data, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["cut off", "another file", "one is missing"])
 def test_an_archive_that_is_not_the_official_one_is_refused_when_it_is_fetched(
-    damage, data, monkeypatch, tmp_path
+    damage, data, monkeypatch, tmp_path, server
 ):
     parts, _ = cifar(monkeypatch, "cifar10")
     if damage == "another file":
@@ -508,12 +517,13 @@ def test_an_archive_that_is_not_the_official_one_is_refused_when_it_is_fetched(
     served = tmp_path / "official.tar.gz"
     content = tar(parts, "w:gz")
     served.write_bytes(content[: len(content) // 2] if damage == "cut off" else content)
-    monkeypatch.setitem(files.ARCHIVES, "cifar10", (served.as_uri(), files.ARCHIVES["cifar10"][1]))
+    address = server(served.parent)
+    monkeypatch.setitem(ARCHIVES, "cifar10", (f"{address}/official.tar.gz", ARCHIVES["cifar10"][1]))
     with pytest.raises(
-        ValueError, match=r"must serve the official archive.*Try again later; or download file"
+        ValueError, match=r"must serve the official archive.*Try again later; or download http"
     ):
         load("cifar10")
-    assert [path for path in files.cache().rglob("*") if path.is_file()] == []
+    assert [path for path in downloads.cache().rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize(
@@ -618,7 +628,9 @@ def test_decoded_images_of_another_set_are_not_used(data, monkeypatch, caplog):
         (data / name).mkdir()
         (data / name / "a.tar").write_bytes(tar(parts, "w"))
         expected[name] = load(name)
-    paths = {path.name.rpartition("-")[0]: path for path in (files.cache() / "decoded").iterdir()}
+    paths = {
+        path.name.rpartition("-")[0]: path for path in (downloads.cache() / "decoded").iterdir()
+    }
     with np.load(paths["cifar10"]) as held:
         changed = {**held, "y": held["y"][::-1]}
     np.savez(paths["cifar10"], **changed)
@@ -636,7 +648,7 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_replaced(data, monkeypat
     load("cifar100")
     (data / "cifar100" / "a.tar").rename(data / "away.tar")
     assert all(np.array_equal(a, b) for a, b in zip(load("cifar100"), images, strict=True))
-    [kept] = (files.cache() / "decoded").iterdir()
+    [kept] = (downloads.cache() / "decoded").iterdir()
     content = bytearray(kept.read_bytes())
     content[5000] ^= 1
     kept.write_bytes(content)
@@ -691,7 +703,7 @@ DECODED = {
 
 @pytest.mark.parametrize("name", DECODED)
 def test_the_decoded_images_are_the_official_ones(name, tmp_path, monkeypatch):
-    if name in files.ARCHIVES:
+    if name in ARCHIVES:
         folder = os.environ.get("FLOODING_DATA")
         if folder is None or not (Path(folder) / name).is_dir():
             pytest.skip(f"{name} is not in FLOODING_DATA")

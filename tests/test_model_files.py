@@ -4,24 +4,33 @@ import dataclasses
 import hashlib
 import io
 import json
-import logging
 import os
+import pickle
 import random
+import re
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import skops.io
 import torch
+from safetensors.torch import save
+from sklearn.compose import ColumnTransformer
+from sklearn.preprocessing import StandardScaler
 
 import flooding
 from flooding import model_files
-from flooding.tabular.table import load_model, predict, save_model, table_problem
+from flooding.tabular import load_model, predict, save_model, table_problem
 
 CSV = "kind,grams,colour\n" + "apple,150,red\nfig,40,green\napple,170,green\nfig,50,brown\n" * 10
-REFUSED = r"^folder must hold a saved model, got .*: .*\. Give the folder that flooding find --save wrote\.$"
+REFUSED = (
+    r"^folder must hold a saved model, got .*: .*\. "
+    r"Give the folder that flooding find --save wrote\.$"
+)
 
 
 @pytest.fixture
@@ -36,12 +45,18 @@ def folder(tmp_path, table):
     return tmp_path / "model"
 
 
+def npy(shape, dtype="'<f8'", data=b""):
+    """Write an array's header by hand."""
+    header = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
 def weights_of(table, seed=0):
     return table.problem.build(seed).state_dict()
 
 
 def weights_file(folder):
-    (path,) = folder.glob("weights*.pt")
+    (path,) = folder.glob("weights-*.safetensors")
     return path
 
 
@@ -52,58 +67,32 @@ def sealed(folder, **changes):
     (folder / "model.json").write_text(json.dumps(config))
 
 
-def with_weights(folder, content):
-    """Put other weights into a model, with their right digest."""
+def with_file(folder, name, content):
+    """Put another file into a model, with its right digest."""
+    stem, _, suffix = name.partition(".")
+    files = json.loads((folder / "model.json").read_text())["files"]
+    (folder / files[name]["file"]).unlink()
     digest = hashlib.sha256(content).hexdigest()
-    weights_file(folder).unlink()
-    (folder / f"weights-{digest[:16]}.pt").write_bytes(content)
-    sealed(folder, weights={"file": f"weights-{digest[:16]}.pt", "sha256": digest})
-
-
-def older(folder):
-    """Turn a model into one that flooding 0.1.0 saved."""
-    config = json.loads((folder / "model.json").read_text())
-    del config["weights"], config["sha256"]
-    (folder / "model.json").write_text(
-        json.dumps({**config, "format": "flooding table model 1"}, indent=1)
-    )
-    weights_file(folder).rename(folder / "weights.pt")
+    file = f"{stem}-{digest[:16]}.{suffix}"
+    (folder / file).write_bytes(content)
+    sealed(folder, files=files | {name: {"file": file, "sha256": digest}})
 
 
 # Damage.
 
 
-@pytest.mark.parametrize("is_older", [False, True], ids=["digests", "0.1.0"])
-def test_flipped_bits_in_weights_are_noticed(folder, is_older):
-    if is_older:
-        older(folder)
-    path = weights_file(folder)
+@pytest.mark.parametrize("name", ["weights", "preprocessing"])
+def test_flipped_bits_are_noticed(folder, name):
+    (path,) = folder.glob(f"{name}-*")
     content, generator = path.read_bytes(), random.Random(0)
-    # Without a digest, what lies between the members of the archive has no checksum.
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        starts = {
-            m.filename: content.index(archive.read(m))
-            for m in archive.infolist()
-            if m.file_size > 3
-        }
-        spans = [
-            range(starts[m.filename], starts[m.filename] + m.file_size)
-            for m in archive.infolist()
-            if m.file_size > 3
-        ]
-    places = [at for span in spans for at in span] if is_older else range(len(content))
-    expected = load_model(folder).network.state_dict()
-    for at in generator.sample(places, 40):
+    for at in generator.sample(range(len(content)), 40):
         damaged = bytearray(content)
         damaged[at] ^= 1 << generator.randrange(8)
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=REFUSED):
             load_model(folder)
     path.write_bytes(content)
-    assert all(
-        torch.equal(tensor, expected[name])
-        for name, tensor in load_model(folder).network.state_dict().items()
-    )
+    load_model(folder)
 
 
 def test_flipped_bits_in_the_description_are_noticed(folder):
@@ -145,7 +134,7 @@ def test_flipped_bits_in_the_description_are_noticed(folder):
         "another encoding",
     ],
 )
-@pytest.mark.parametrize("name", ["model.json", "weights*.pt"])
+@pytest.mark.parametrize("name", ["model.json", "weights-*", "preprocessing-*"])
 def test_files_cut_off_or_overwritten_are_refused(folder, name, damage):
     (path,) = folder.glob(name)
     path.write_bytes(damage(path.read_bytes()))
@@ -159,7 +148,9 @@ def test_files_of_two_models_are_no_model(tmp_path, table, folder):
     weights_file(folder).write_bytes(
         weights_file(tmp_path / "other").read_bytes()
     )  # other weights under the name
-    with pytest.raises(ValueError, match=r"weights-.*pt is damaged or belongs to another model"):
+    with pytest.raises(
+        ValueError, match=r"weights-.*safetensors is damaged or belongs to another model"
+    ):
         load_model(folder)
     weights_file(folder).write_bytes(content)
     (folder / "model.json").write_bytes((tmp_path / "other" / "model.json").read_bytes())
@@ -168,39 +159,34 @@ def test_files_of_two_models_are_no_model(tmp_path, table, folder):
     (tmp_path / "table.csv").write_text(CSV.replace("150", "151"))
     other = table_problem(tmp_path / "table.csv", "kind", width=8, depth=1)
     save_model(folder, weights_of(table), other)  # the same weights, another preprocessing
-    described = (folder / "model.json").read_text()
+    described = json.loads((folder / "model.json").read_text())
     save_model(folder, weights_of(table), table)
-    old = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(
-        json.dumps(old | {"preprocessing": json.loads(described)["preprocessing"]})
-    )
+    config = json.loads((folder / "model.json").read_text())
+    assert config["files"] != described["files"]
+    (folder / "model.json").write_text(json.dumps(config | {"files": described["files"]}))
     with pytest.raises(ValueError, match=r"model.json was changed after it was written"):
         load_model(folder)
 
 
-def test_models_of_the_first_release_load_with_a_remark_and_are_replaced(
-    tmp_path, table, folder, caplog
+@pytest.mark.parametrize("number", [1, 2])
+def test_models_of_the_first_release_are_refused_in_a_sentence_and_replaced(
+    tmp_path, table, folder, number
 ):
-    expected = predict(folder, tmp_path / "table.csv")
-    assert caplog.text == ""
-    older(folder)
-    assert predict(folder, tmp_path / "table.csv").equals(expected)
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "was saved without digests" in caplog.text
-    other = {**weights_of(table), "1.bias": torch.full((8,), torch.nan)}
-    torch.save(other, folder / "weights.pt")
-    with pytest.raises(ValueError, match="the weights must be finite"):
-        load_model(folder)
-    (tmp_path / f".model-{'0a' * 16}").mkdir()  # what a save that was killed left beside it
-    (tmp_path / f".model-{'0b' * 16}").mkdir()
-    (tmp_path / f".model-{'0b' * 16}" / "mine.txt").write_text("no model")
+    files = {"model.json": json.dumps({"format": f"flooding table model {number}"})}
+    files["weights.pt" if number == 1 else f"weights-{'0a' * 8}.pt"] = "weights"
+    for path in folder.iterdir():
+        path.unlink()
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    expected = (
+        f"its format is 'flooding table model {number}', not 'flooding table model 3', so another "
+        "version of flooding wrote it: train and save it again with this one, or predict with that"
+    )
+    with pytest.raises(ValueError, match=expected):
+        predict(folder, tmp_path / "table.csv")
     save_model(folder, weights_of(table), table)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "table.csv",
-        "model",
-        f".model-{'0b' * 16}",
-    }
-    assert len(list(folder.iterdir())) == 2
+    assert len(predict(folder, tmp_path / "table.csv")) == 40
+    assert not {path.name for path in folder.iterdir()} & set(files) - {"model.json"}
 
 
 # Malice.
@@ -220,7 +206,7 @@ def changed(path, value):
     return change
 
 
-FIRST = ("preprocessing", "columns", 0)
+WEIGHTS = ("files", "weights.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -241,23 +227,24 @@ FIRST = ("preprocessing", "columns", 0)
         changed(("network", "device"), "cuda"),
         changed(("network",), []),
         changed(("network",), None),
-        changed((*FIRST, "name"), 5),
-        changed((*FIRST, "name"), "colour"),
-        changed((*FIRST, "mean"), float("nan")),
-        changed((*FIRST, "mean"), "1"),
-        changed((*FIRST, "median"), 10**400),
-        changed((*FIRST, "sd"), 0),
-        changed((*FIRST, "sd"), -1.0),
-        changed((*FIRST, "missing"), "yes"),
-        changed((*FIRST, "missing"), True),
-        changed((*FIRST, "categories"), ["a", "a"]),
-        changed((*FIRST, "categories"), [1, 2]),
-        changed((*FIRST, "categories"), {"a": 1}),
-        changed((*FIRST, "categories"), [str(i) for i in range(10**5)]),
-        changed(FIRST, None),
-        changed(("preprocessing", "columns"), []),
-        changed(("preprocessing", "dropped"), ["grams"]),
-        changed(("preprocessing", "dropped"), "x"),
+        changed(("columns", "numeric"), [5]),
+        changed(("columns", "numeric"), ["colour"]),
+        changed(("columns", "numeric"), []),
+        changed(("columns", "numeric"), ["grams", "more"]),
+        changed(("columns", "numeric"), "grams"),
+        changed(("columns", "categorical"), ["colour", "colour"]),
+        changed(("columns", "categorical"), {"colour": 1}),
+        changed(("columns", "categorical"), [str(i) for i in range(10**5)]),
+        changed(("columns", "dropped"), ["grams"]),
+        changed(("columns", "dropped"), None),
+        changed(("columns",), []),
+        changed(("columns",), None),
+        changed(("target",), None),
+        changed(("target", "mean"), "1"),
+        changed(("target", "mean"), 10**400),
+        changed(("target", "mean"), True),
+        changed(("target", "sd"), 0),
+        changed(("target", "sd"), -1.0),
         changed(("target", "classes"), ["fig"]),
         changed(("target", "classes"), ["fig", "fig"]),
         changed(("target", "classes"), None),
@@ -265,14 +252,16 @@ FIRST = ("preprocessing", "columns", 0)
         changed(("target", "sd"), float("inf")),
         changed(("header",), 1),
         changed(("header",), "no"),
-        changed(("format",), "flooding table model 3"),
+        changed(("format",), "flooding table model 4"),
         changed(("format",), None),
-        changed(("weights", "file"), "../table.csv"),
-        changed(("weights", "file"), "/etc/passwd"),
-        changed(("weights", "file"), "weights-0123456789abcdef.pt/../../table.csv"),
-        changed(("weights", "file"), None),
-        changed(("weights",), []),
-        changed(("weights", "sha256"), None),
+        changed((*WEIGHTS, "file"), "../table.csv"),
+        changed((*WEIGHTS, "file"), "/etc/passwd"),
+        changed((*WEIGHTS, "file"), "weights-0123456789abcdef.safetensors/../../table.csv"),
+        changed((*WEIGHTS, "file"), None),
+        changed((*WEIGHTS, "sha256"), None),
+        changed(WEIGHTS, []),
+        changed(("files",), None),
+        changed(("files",), {}),
         lambda folder: (folder / "model.json").write_text("[" * 100_000 + "]" * 100_000),
         lambda folder: (folder / "model.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000),
         lambda folder: (folder / "model.json").write_text('{"format": "a", "format": "b"}'),
@@ -280,7 +269,7 @@ FIRST = ("preprocessing", "columns", 0)
         lambda folder: (folder / "model.json").write_text(
             (folder / "model.json")
             .read_text()
-            .replace('"header"', '"format": "flooding table model 2", "header"')
+            .replace('"header"', '"format": "flooding table model 3", "header"')
         ),
         lambda folder: (folder / "model.json").write_text("[]"),
         lambda folder: (folder / "model.json").write_text("null"),
@@ -301,69 +290,137 @@ class Evil:
         return Path.touch, (Path(os.environ["EVIL"]),)
 
 
-def saved(thing):
-    with io.BytesIO() as file:
-        torch.save(thing, file)
-        return file.getvalue()
-
-
-def repacked(content, method=zipfile.ZIP_STORED, pickle=None):
-    """Write the archive of torch.save anew, compressed or with another pickle in it."""
-    with io.BytesIO() as file:
-        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w", method) as new:
-            for member in old.infolist():
-                is_replaced = pickle is not None and member.filename.endswith("data.pkl")
-                new.writestr(member.filename, pickle if is_replaced else old.read(member))
-        return file.getvalue()
+def claims(header):
+    """Write the start of a file of safetensors by hand."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda w: saved(Evil()), "not tensors alone"),
-        (lambda w: saved({**w, "1.bias": Evil()}), "not tensors alone"),
-        (lambda w: repacked(saved(w), zipfile.ZIP_DEFLATED), "is packed"),
+        (lambda w: pickle.dumps(Evil()), "while deserializing"),
+        (lambda w: b"", "while deserializing"),
+        (lambda w: struct.pack("<Q", 1 << 60), "while deserializing"),
         (
-            lambda w: repacked(
-                saved(w), pickle=b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."
-            ),
-            "bytearray",
+            lambda w: claims({
+                "1.bias": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}
+            }),
+            "while deserializing",
         ),
         (
-            lambda w: repacked(saved(w), pickle=b"\x80\x02ctorch\nTensor\nJ\xff\xff\xff\x7f\x85R."),
-            "torch Tensor",
+            lambda w: claims({
+                "1.bias": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 0]}
+            }),
+            "while deserializing",
         ),
-        (lambda w: saved({**w, "1.bias": torch.zeros(1).expand(10**9)}), "larger than the file"),
-        (lambda w: saved({**w, "1.bias": torch.zeros(9)}), "the weights must fit the network"),
-        (lambda w: saved({**w, "more": torch.zeros(9)}), "the weights must fit the network"),
-        (
-            lambda w: saved({**w, "1.bias": torch.zeros(8, dtype=torch.int64)}),
-            "the weights must fit",
-        ),
-        (lambda w: saved({**w, "1.bias": w["1.bias"] * torch.inf}), "the weights must be finite"),
-        (lambda w: saved(list(w.values())), "something else than a state dict"),
-        (lambda w: saved({0: w["1.bias"]}), "something else than a state dict"),
-        (lambda w: saved({**w, "1.bias": "text"}), "something else than a state dict"),
-        (
-            lambda w: saved({**w, "1.bias": torch.zeros(8).to_sparse()}),
-            "not tensors alone|something else",
-        ),
-        (lambda w: repacked(b"PK\5\6" + bytes(18)), "is no file of torch.save"),
-        (lambda w: b"\x80\x02}.", "not a zip file"),
+        (lambda w: save({**w, "1.bias": torch.zeros(9)}), "the weights must fit the network"),
+        (lambda w: save({**w, "more": torch.zeros(9)}), "the weights must fit the network"),
+        (lambda w: save({**w, "1.bias": torch.zeros(8, dtype=torch.int64)}), "weights must fit"),
+        (lambda w: save({**w, "1.bias": w["1.bias"] * torch.inf}), "the weights must be finite"),
     ],
 )
 def test_malicious_weights_are_refused_and_nothing_is_called(
     tmp_path, table, folder, monkeypatch, make, message
 ):
     monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
-    content = make(weights_of(table))
-    with_weights(folder, content)
-    with pytest.raises(ValueError, match=message):
+    with_file(folder, "weights.safetensors", make(weights_of(table)))
+    with pytest.raises(ValueError, match=message) as error:
         load_model(folder)
-    older(folder)
-    with pytest.raises(ValueError, match=message):
-        load_model(folder)
+    assert re.fullmatch(REFUSED, str(error.value))
     assert not (tmp_path / "evil").exists()
+
+
+def repacked(folder, change):
+    """Give the preprocessing of a model with other members of its archive."""
+    (path,) = folder.glob("preprocessing-*")
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members |= change(members)
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return file.getvalue()
+
+
+def with_schema(old, new):
+    """Replace text of the schema, which says what to make of the arrays."""
+
+    def change(members):
+        schema = members["schema.json"].decode()
+        assert old in schema
+        return {"schema.json": schema.replace(old, new).encode()}
+
+    return change
+
+
+def with_arrays(content):
+    return lambda members: {name: content for name in members if name.endswith(".npy")}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: pickle.dumps(Evil()), "not a zip file"),
+        (lambda folder: b"", "not a zip file"),
+        (lambda folder: skops.io.dumps(Evil()), r"Untrusted types found.*Evil"),
+        (lambda folder: skops.io.dumps([1, 2]), "it holds a list"),
+        (lambda folder: skops.io.dumps(StandardScaler()), "it holds a StandardScaler"),
+        (lambda folder: skops.io.dumps(ColumnTransformer([])), "the preprocessing cannot be used"),
+        (
+            lambda folder: repacked(folder, with_schema('"StandardScaler"', '"Popen"')),
+            "the preprocessing cannot be used|Untrusted",
+        ),
+        (
+            lambda folder: repacked(
+                folder, with_schema("sklearn.preprocessing._data", "flooding.model_files")
+            ),
+            "Untrusted types found",
+        ),
+        (
+            lambda folder: repacked(folder, with_schema('"scale_"', '"other"')),
+            "the preprocessing cannot be used",
+        ),
+        (
+            lambda folder: repacked(folder, lambda _: {"schema.json": b"[" * 100_000}),
+            "the preprocessing cannot be used",
+        ),
+        (
+            lambda folder: repacked(folder, lambda _: {"schema.json": b"{}"}),
+            "the preprocessing cannot be used",
+        ),
+        (
+            lambda folder: repacked(folder, lambda _: {"more": bytes(3 << 20)}),
+            r"unpacks to 3,\d+,\d+ bytes \(FLOODING_MAX_BYTES\)",
+        ),
+        (lambda folder: repacked(folder, with_arrays(npy((10**12,)))), "cannot have 0 bytes"),
+        (lambda folder: repacked(folder, with_arrays(npy((1,), "'|O'", b"x"))), "holds objects"),
+        (lambda folder: repacked(folder, with_arrays(b"")), "magic|EOF|cannot"),
+    ],
+)
+def test_a_malicious_preprocessing_is_refused_and_nothing_is_called(
+    tmp_path, folder, monkeypatch, make, message
+):
+    monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
+    monkeypatch.setenv("FLOODING_MAX_BYTES", str(3 << 20))
+    with_file(folder, "preprocessing.skops", make(folder))
+    with pytest.raises(ValueError, match=message) as error:
+        load_model(folder)
+    assert re.fullmatch(REFUSED, str(error.value))
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("library", ["safetensors", "skops"])
+def test_without_a_library_the_extra_is_named(tmp_path, table, folder, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    for name in [name for name in sys.modules if name.startswith(f"{library}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=rf"{library}.*pip install 'flooding\[tables\]'"):
+        save_model(tmp_path / "new", weights_of(table), table)
+    with pytest.raises(ImportError, match=rf"{library}.*pip install 'flooding\[tables\]'"):
+        load_model(folder)
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_no_file_of_a_model_is_not_read(tmp_path, folder, monkeypatch):
@@ -373,12 +430,12 @@ def test_what_is_no_file_of_a_model_is_not_read(tmp_path, folder, monkeypatch):
     content = path.read_bytes()
     path.unlink()
     path.symlink_to("/dev/zero")  # endless
-    with pytest.raises(ValueError, match=r"weights-.*pt is no file"):
+    with pytest.raises(ValueError, match=r"weights-.*safetensors is no file"):
         load_model(folder)
     path.unlink()
     path.write_bytes(content)
-    monkeypatch.setenv("FLOODING_MAX_BYTES", "1000")
-    with pytest.raises(ValueError, match=r"bytes, more than 1,000 \(FLOODING_MAX_BYTES\)"):
+    monkeypatch.setenv("FLOODING_MAX_BYTES", "700")
+    with pytest.raises(ValueError, match=r"bytes, more than 700 \(FLOODING_MAX_BYTES\)"):
         load_model(folder)
 
 
@@ -388,7 +445,7 @@ def test_what_is_no_file_of_a_model_is_not_read(tmp_path, folder, monkeypatch):
 def test_a_failed_save_leaves_the_old_model(tmp_path, table, folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     replace = os.replace
-    for fails_at in ("weights", "model.json"):
+    for fails_at in ("weights", "preprocessing", "model.json"):
 
         def fails(path, target, fails_at=fails_at):
             if target.name.startswith(fails_at):
@@ -403,14 +460,14 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, table, folder, monkeypatch
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert not (tmp_path / "new").exists()
     save_model(folder, weights_of(table, seed=1), table)
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"table.csv", "model"}
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from flooding.tabular.table import save_model, table_problem
+from flooding.tabular import save_model, table_problem
 replace, calls = os.replace, []
 def killed(path, target):
     calls.append(path)
@@ -423,22 +480,24 @@ save_model(sys.argv[2], table.problem.build(1).state_dict(), table)
 """
 
 
-@pytest.mark.parametrize("at", [1, 2], ids=["before the weights", "before model.json"])
+@pytest.mark.parametrize(
+    "at", [1, 2, 3], ids=["before the weights", "before the preprocessing", "before model.json"]
+)
 def test_a_killed_save_leaves_the_old_model_and_the_next_one_tidies_up(tmp_path, table, folder, at):
     expected = predict(folder, tmp_path / "table.csv")
     environment = {**os.environ, "PYTHONPATH": str(Path(flooding.__file__).parents[1])}
     command = [sys.executable, "-c", KILLED, tmp_path / "table.csv", folder, str(at)]
     assert subprocess.run(command, env=environment).returncode == -9
-    assert len(list(folder.iterdir())) == 2 + at
+    assert len(list(folder.iterdir())) == 3 + at
     assert predict(folder, tmp_path / "table.csv").equals(expected)
     save_model(folder, weights_of(table, seed=1), table)
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 3
     assert not predict(folder, tmp_path / "table.csv").equals(expected)
 
 
 SAVING = """
 import dataclasses, json, sys
-from flooding.tabular.table import save_model, table_problem
+from flooding.tabular import save_model, table_problem
 table = table_problem(sys.argv[1], "kind", width=8, depth=1)
 for seed in json.loads(sys.argv[3]):
     weights = table.problem.build(seed).state_dict()
@@ -465,7 +524,7 @@ def test_a_reader_sees_the_old_model_or_the_new_one(tmp_path, table, folder):
         seen.add(model.header)
     assert [writer.returncode for writer in writers] == [0, 0]
     assert seen == {False, True}
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_the_folder_of_a_model_holds_nothing_else(tmp_path, table, folder):

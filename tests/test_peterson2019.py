@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from flooding.data import files, images
+from flooding.data import downloads, images
 from flooding.data.images import human_labels
 from flooding.experiments import peterson2019
 from flooding.experiments.peterson2019 import LEVELS, counts, experiment
@@ -146,7 +146,7 @@ def test_the_page_and_its_picture_are_written(tmp_path):
 
 
 def test_the_official_shares_have_the_published_figures():
-    if files.find("cifar10h/cifar10h-probs.npy") is None:
+    if downloads.find("cifar10h/cifar10h-probs.npy") is None:
         pytest.skip("CIFAR-10H is neither in FLOODING_DATA nor in the cache")
     shares = human_labels()
     assert shares.shape == (10_000, 10)

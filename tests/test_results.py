@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flooding import experiments
-from flooding.data import files
+from flooding.data import downloads
 from flooding.experiments.archive import Archive
 from flooding.level_search.driver import run_generator
 
@@ -30,7 +30,7 @@ def test_there_are_results_and_each_is_an_experiment():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_is_what_its_archive_gives(name):
-    if name in NEEDS and files.find(NEEDS[name]) is None:
+    if name in NEEDS and downloads.find(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is neither in FLOODING_DATA nor in the cache")
     report = regenerated(name)
     assert (RESULTS / f"{name}.md").read_text() == report.markdown(name)

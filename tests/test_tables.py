@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from flooding.data import files
+from flooding.data import downloads
+from flooding.data.registry import FILES
 from flooding.data.tables import digits, higgs7k, letter, spambase, split_table, twonorm
 
 
@@ -195,7 +196,7 @@ def serve(folder, monkeypatch, name, content):
     (folder / f"{name}.gz").write_bytes(gzip.compress(content))
     monkeypatch.setenv("FLOODING_DATA", str(folder))
     monkeypatch.setitem(
-        files.FILES, name, ("https://example.invalid", hashlib.sha256(content).hexdigest())
+        FILES, name, ("https://example.invalid", hashlib.sha256(content).hexdigest())
     )
 
 
@@ -244,8 +245,8 @@ def test_the_official_tables_as_the_settings_table_says(
     load, sizes, flips, columns, classes, least
 ):
     if any(
-        files.find(name) is None
-        for name in files.FILES
+        downloads.find(name) is None
+        for name in FILES
         if name.startswith(f"tables/{load.__name__}.")
     ):
         pytest.skip(f"tables/{load.__name__} is neither in FLOODING_DATA nor in the cache")

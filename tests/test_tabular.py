@@ -9,6 +9,7 @@ import lzma
 import math
 import os
 import statistics
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,14 +21,11 @@ import torch
 
 from flooding import Run, tabular, train
 from flooding.models import mlp
-from flooding.tabular.table import (
-    Column,
-    Preprocessing,
-    load_model,
-    predict,
-    read_table,
-    save_model,
-    table_problem,
+from flooding.tabular import load_model, predict, read_table, save_model, table_problem
+from flooding.tabular.preprocessing import (
+    dump_preprocessing,
+    fit_preprocessing,
+    load_preprocessing,
 )
 from flooding.training.runner import run_key
 
@@ -57,17 +55,16 @@ def numbers(rows=60):
 
 def row_numbers(problem, table):
     """Which rows of the table each split holds, read off the column ``row``."""
-    column = next(c for c in table.preprocessing.columns if c.name == "row")
-    at = table.preprocessing.columns.index(column)
-    assert at == 0
-    splits = problem.splits(seed=0)
+    assert table.preprocessing.columns[0] == "row"
+    scaler = table.preprocessing.transformer.named_transformers_["numbers"]["scaler"]
+    sd, mean = scaler.scale_[0], scaler.mean_[0]
     return [
-        (s.x[:, 0].double() * column.sd + column.mean).round().long().tolist()
-        for s in _there(splits)
+        (split.x[:, 0].double() * sd + mean).round().long().tolist()
+        for split in existing_splits(problem.splits(seed=0))
     ]
 
 
-def _there(splits):
+def existing_splits(splits):
     return [s for s in (splits.train, splits.val, splits.test) if s is not None]
 
 
@@ -204,46 +201,62 @@ def test_archives(tmp_path):
 # Preprocessing.
 
 
+def texts(values, name="a"):
+    return pd.DataFrame({name: pd.Series(values, dtype=str)})
+
+
 def test_numbers_agree_with_the_slow_twin():
     values = [3.0, math.nan, 10.0, 4.0, math.nan, 1.0]
-    found = Column.fit(pd.Series(values, name="a"))
+    preprocessing = fit_preprocessing(pd.DataFrame({"a": values}))
     filled = [3.5 if math.isnan(v) else v for v in values]  # the median of 1, 3, 4, 10
     mean, sd = statistics.fmean(filled), statistics.pstdev(filled)
-    new = [math.nan, 100.0]
     expected = [[(3.5 - mean) / sd, 1.0], [(100 - mean) / sd, 0.0]]
-    np.testing.assert_allclose(found.features(pd.Series(new, name="a")), expected, rtol=1e-14)
+    x = preprocessing.transform(pd.DataFrame({"a": [math.nan, 100.0]}))
+    np.testing.assert_allclose(x, expected, rtol=1e-6)
 
 
 def test_a_constant_with_gaps_is_only_centred():
     values = pd.Series([0.1] * 20 + [math.nan])
     assert values.fillna(0.1).to_numpy().std() > 0  # since the mean of copies of 0.1 is not 0.1
-    assert Column.fit(values).sd == 1
+    x = fit_preprocessing(pd.DataFrame({"a": values})).transform(pd.DataFrame({"a": [0.1, 1.1]}))
+    np.testing.assert_allclose(x[:, 0], [0, 1], atol=1e-6)
 
 
-def test_a_number_never_missing_in_training_has_no_feature_for_that():
-    found = Column.fit(pd.Series([1.0, 3.0, 5.0], name="a"))
-    assert found.features(pd.Series([math.nan, 3.0])).tolist() == [[0.0], [0.0]]
+def test_a_number_never_missing_in_training_has_no_input_for_that():
+    preprocessing = fit_preprocessing(pd.DataFrame({"a": [1.0, 3.0, 5.0]}))
+    assert preprocessing.transform(pd.DataFrame({"a": [math.nan, 3.0]})).tolist() == [[0], [0]]
+    assert preprocessing.incomplete == ()
 
 
 def test_categories_are_the_most_frequent_that_repeat():
     values = [f"v{i:02d}" for i in range(40) for _ in range(2 if i < 35 else 1)] + ["v34"]
-    found = Column.fit(pd.Series(values, name="a", dtype=str))
-    assert found.categories == ("v34", *(f"v{i:02d}" for i in range(29)))
-    assert not found.missing
-    features = found.features(pd.Series(["v34", "v30", "v39", "new", math.nan], dtype=str))
-    assert features.tolist() == [[1.0, *[0.0] * 29]] + [[0.0] * 30] * 4
+    preprocessing = fit_preprocessing(texts(values))
+    assert len(preprocessing.frequent["a"]) == 30
+    assert "v34" in preprocessing.frequent["a"]  # three times
+    assert not set(preprocessing.frequent["a"]) & {f"v{i}" for i in range(35, 40)}  # once
+    assert preprocessing.incomplete == ()
+    rare = next(v for v in values if v not in preprocessing.frequent["a"])
+    x = preprocessing.transform(texts(["v34", rare, "v39", "new", math.nan]))
+    assert x.shape == (5, 31)
+    assert x.sum(1).tolist() == [1.0] * 5
+    assert x[0, 30] == 0
+    assert x[1:, 30].tolist() == [1.0] * 4  # one input for all that are rare or unseen
 
 
-def test_missing_categories_have_a_feature():
-    found = Column.fit(pd.Series(["a", math.nan, "a", "b", "b"], dtype=str, name="x"))
-    assert found.features(pd.Series(["b", math.nan, "a"], dtype=str)).tolist() == [
-        [0, 1, 0],
-        [0, 0, 1],
-        [1, 0, 0],
-    ]
+def test_unseen_values_are_no_category_where_training_had_no_rare_ones():
+    x = fit_preprocessing(texts(["p", "q"] * 5)).transform(texts(["q", "new", math.nan]))
+    assert x.tolist() == [[0, 1], [0, 0], [0, 0]]
 
 
-def test_columns_that_tell_nothing_are_dropped():
+def test_a_missing_value_is_a_category():
+    preprocessing = fit_preprocessing(texts(["a", math.nan, "a", "b", "b", math.nan]))
+    x = preprocessing.transform(texts(["b", math.nan, "a"]))
+    assert x.tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    assert preprocessing.frequent == {"a": ("a", "b")}
+    assert preprocessing.incomplete == ("a",)
+
+
+def test_columns_that_carry_nothing_are_dropped():
     table = pd.DataFrame({
         "constant": [0.1] * 20,  # whose mean is not 0.1
         "empty": [math.nan] * 20,
@@ -252,10 +265,22 @@ def test_columns_that_tell_nothing_are_dropped():
         "a": np.arange(20.0),
         "now and then": [1.0, math.nan] * 10,
     })
-    found = Preprocessing.fit(table)
-    assert found.dropped == ("constant", "empty", "same", "id")
-    assert [column.name for column in found.columns] == ["a", "now and then"]
-    assert found.transform(table)[:, 2].tolist() == [0, 1] * 10
+    preprocessing = fit_preprocessing(table)
+    assert preprocessing.dropped_columns == ("constant", "empty", "same", "id")
+    assert preprocessing.numeric_columns == ("a", "now and then")
+    assert preprocessing.transform(table)[:, 2].tolist() == [0, 1] * 10
+
+
+def test_the_stored_preprocessing_transforms_alike():
+    table = numbers().drop(columns="y")
+    table["shade"] = table["shade"].astype(str)
+    fitted = fit_preprocessing(table)
+    x = fitted.transform(table)
+    names = (fitted.numeric_columns, fitted.categorical_columns, fitted.dropped_columns)
+    restored = load_preprocessing(dump_preprocessing(fitted), *names, x.shape[1])
+    assert torch.equal(restored.transform(table), x)
+    assert restored.frequent == fitted.frequent == {"shade": ("dark", "light")}
+    assert restored.incomplete == fitted.incomplete == ("gap",)
 
 
 def test_validation_and_test_rows_do_not_leak_into_training(tmp_path):
@@ -270,7 +295,11 @@ def test_validation_and_test_rows_do_not_leak_into_training(tmp_path):
     frame.loc[held_out, "y"] -= 1e6
     frame.to_csv(tmp_path / "b.csv", index=False)
     after = table_problem(tmp_path / "b.csv", "y")
-    assert after.preprocessing == before.preprocessing
+    names = ["numeric_columns", "categorical_columns", "dropped_columns", "frequent", "incomplete"]
+    for name in names:
+        assert getattr(after.preprocessing, name) == getattr(before.preprocessing, name)
+    rows = read_table(tmp_path / "b.csv")
+    assert torch.equal(after.preprocessing.transform(rows), before.preprocessing.transform(rows))
     assert after.target == before.target
     assert torch.equal(after.problem.data.train.x, before.problem.data.train.x)
     assert torch.equal(after.problem.data.train.y, before.problem.data.train.y)
@@ -287,7 +316,7 @@ def test_every_row_lands_in_one_split_with_its_own_target(tmp_path):
     parts = row_numbers(table.problem, table)
     assert [len(part) for part in parts] == [36, 12, 12]
     assert sorted(row for part in parts for row in part) == list(range(60))
-    for rows, split in zip(parts, _there(table.problem.data), strict=True):
+    for rows, split in zip(parts, existing_splits(table.problem.data), strict=True):
         assert split.y.shape == (len(rows), 1)
         value = split.y[:, 0].double() * table.target.sd + table.target.mean
         assert value.tolist() == pytest.approx(frame["y"][rows].tolist(), abs=1e-3)
@@ -299,7 +328,7 @@ def test_classes_are_divided_alike(tmp_path):
     frame.to_csv(tmp_path / "a.csv", index=False)
     table = table_problem(tmp_path / "a.csv", "y", val_share=0.1, test_share=0.3)
     assert table.target.classes == ("a", "b", "rare")
-    counts = [split.y.bincount().tolist() for split in _there(table.problem.data)]
+    counts = [split.y.bincount().tolist() for split in existing_splits(table.problem.data)]
     assert counts == [
         [30, 14, 2],
         [5, 2, 1],
@@ -307,11 +336,12 @@ def test_classes_are_divided_alike(tmp_path):
     ]  # 10 % and 30 %, at least one; the rest is trained on
     assert table.problem.data.train.y.dtype == torch.int64
     parts = row_numbers(table.problem, table)
-    for rows, split in zip(parts, _there(table.problem.data), strict=True):
+    for rows, split in zip(parts, existing_splits(table.problem.data), strict=True):
         assert [table.target.classes[c] for c in split.y.tolist()] == y[rows].tolist()
     assert parts[0] != sorted(parts[0])
     assert all(
-        split.y.tolist() != sorted(split.y.tolist()) for split in _there(table.problem.data)[::2]
+        split.y.tolist() != sorted(split.y.tolist())
+        for split in existing_splits(table.problem.data)[::2]
     )
 
 
@@ -425,7 +455,7 @@ def test_a_table_without_a_test_split(tmp_path):
         written(tmp_path, FRUIT), "kind", test_share=0, max_epochs=1, width=4, depth=1
     )
     assert table.problem.data.test is None
-    assert [len(s) for s in _there(table.problem.data)] == [32, 8]
+    assert [len(s) for s in existing_splits(table.problem.data)] == [32, 8]
     trained(table)
 
 
@@ -799,9 +829,10 @@ def test_without_pandas_the_extra_is_named(tmp_path, monkeypatch):
         read_table(written(tmp_path, FRUIT))
 
 
-def test_importing_the_module_does_not_import_pandas():
-    assert not hasattr(tabular, "pandas")
-    assert not hasattr(tabular, "pd")
+def test_importing_the_package_imports_none_of_its_libraries():
+    code = "import sys, flooding.tabular; print({'pandas', 'sklearn', 'skops'} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 # Real files.
@@ -818,12 +849,11 @@ def real():
 def test_adult_is_learned_and_predicted(real, tmp_path):
     table = table_problem(real / "adult.data.gz", -1, max_epochs=1, width=64, depth=2)
     assert table.target == tabular.Target("c14", ("<=50K", ">50K"))
-    texts = {
-        c.name: len(c.categories) for c in table.preprocessing.columns if c.categories is not None
-    }
-    assert texts == {"c1": 8, "c3": 16, "c5": 7, "c6": 14, "c7": 6, "c8": 5, "c9": 2, "c13": 30}
-    assert {c.name for c in table.preprocessing.columns if c.missing} == {"c1", "c6", "c13"}
-    assert [len(s) for s in _there(table.problem.data)] == [19537, 6512, 6512]
+    counts = {name: len(values) for name, values in table.preprocessing.frequent.items()}
+    # A missing value is one of the 30 categories of c13.
+    assert counts == {"c1": 8, "c3": 16, "c5": 7, "c6": 14, "c7": 6, "c8": 5, "c9": 2, "c13": 29}
+    assert table.preprocessing.incomplete == ("c1", "c6", "c13")
+    assert [len(s) for s in existing_splits(table.problem.data)] == [19537, 6512, 6512]
     save_model(tmp_path / "model", trained(table), table)
     lines = (
         gzip.decompress((real / "adult.test.gz").read_bytes()).decode().splitlines()[1:]
@@ -846,7 +876,9 @@ def test_tables_with_a_header(real, name, rows, inputs, classes):
     table = table_problem(real / f"{name}.tsv.gz", "target")
     assert table.header is True
     assert table.target.classes == classes
-    assert [tuple(s.x.shape) for s in _there(table.problem.data)] == [(n, inputs) for n in rows]
+    assert [tuple(s.x.shape) for s in existing_splits(table.problem.data)] == [
+        (n, inputs) for n in rows
+    ]
     columns = table.problem.data.train.x.double()
     assert torch.allclose(columns.mean(0), torch.zeros(inputs, dtype=torch.float64), atol=1e-5)
     assert torch.allclose(

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from flooding import Run, run_all, tasks
-from flooding.data import files
+from flooding.data import downloads
+from flooding.data.registry import FILES
 from flooding.tasks import FETCHED, REAL, build_problem, real
 from flooding.training.config import is_hashable
 
@@ -23,7 +24,7 @@ def splits_of(problem, name):
         if name == "mnist"
         else f"tables/{name}."
     )
-    if any(files.find(known) is None for known in files.FILES if known.startswith(folder)):
+    if any(downloads.find(known) is None for known in FILES if known.startswith(folder)):
         pytest.skip(f"{folder}* is neither in FLOODING_DATA nor in the cache")
     return problem.splits(seed=0)
 

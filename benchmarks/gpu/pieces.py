@@ -12,7 +12,7 @@ packed beside the ledger, as NAME.npz, after every piece; an estimate follows af
 When the last Run is finished, so are tables and figures, in the folder NAME-page: every level,
 plain training, early stopping, the finder, for all seeds of the command. With --epochs, --levels or
 --rates only that part is trained. NAME is the protocol, with -reduced and -part where it is. Data:
-$FLOODING_DATA or the cache, see flooding.data.files.
+$FLOODING_DATA or the cache, see flooding.data.downloads.
 
 cifar10-resnet44 is the published reproduction's setting. The others are those of Ishida et al.
 (ICML 2020): 80 % of the official training images to train on, 20 % to validate, SGD at 0.1 with

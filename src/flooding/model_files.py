@@ -1,50 +1,35 @@
-"""A trained network in a folder: ``model.json`` describes it and names its weights by digest.
+"""A trained model in a folder: ``model.json`` describes it and names its other files by digest.
 
 ``model.json`` is replaced last, so a reader sees the old model or the new one. Digests reveal
-damage, and files that do not belong together. They do not say who wrote them, so nothing that is
-read here is run, and nothing is allocated because a file says so.
+damage, and files that do not belong together. They do not say who wrote them, so a caller must not
+run what it reads, nor allocate memory because a file says so.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import logging
 import os
-import pickletools
 import re
 import stat
-import zipfile
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from pathlib import Path, PurePath
 
 from flooding.atomic import write_atomic
 from flooding.data.compression import max_bytes
-from flooding.text import printable
 
 __all__ = ["is_free", "read_model", "write_model"]
 
-log = logging.getLogger("flooding")
-
 _CONFIG = "model.json"
-_OLD_WEIGHTS = "weights.pt"
-_WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.pt")
-_PART = re.compile(r"\.[0-9a-f]{16}\.part")  # of flooding.atomic
-# All that the pickle of a state dict refers to.
-_GLOBALS = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|"
-    r"torch (Float|Double|Half|BFloat16|Long)Storage"
-)
+_DIGEST = "[0-9a-f]{16}"
+_FILE = re.compile(rf"(weights|preprocessing)-{_DIGEST}\.(safetensors|skops)")
+_OLD_FILE = re.compile(rf"weights(-{_DIGEST})?\.pt")  # of flooding 0.1.0, replaced by a new model
+_UNFINISHED_FILE = re.compile(rf"\.{_DIGEST}\.part")  # of flooding.atomic
 
 
 def is_free(folder: Path) -> bool:
-    """Look whether a model may be written to a folder.
+    """Say whether a model may be written to a folder.
 
     Args:
         folder: Where to write.
@@ -55,47 +40,50 @@ def is_free(folder: Path) -> bool:
     """
     if not folder.exists():
         return not folder.is_symlink()
-    return folder.is_dir() and all(_is_own(path.name) for path in folder.iterdir())
+    return folder.is_dir() and all(_is_model_file(path.name) for path in folder.iterdir())
 
 
-def _is_own(name: str) -> bool:
-    return name in {_CONFIG, _OLD_WEIGHTS} or any(
-        pattern.fullmatch(name) for pattern in (_WEIGHTS, _PART)
-    )
+def _is_model_file(name: str) -> bool:
+    patterns = (_FILE, _OLD_FILE, _UNFINISHED_FILE)
+    return name == _CONFIG or any(pattern.fullmatch(name) for pattern in patterns)
 
 
-def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+def write_model(folder: Path, config: Mapping[str, object], files: Mapping[str, bytes]) -> None:
     """Write a model to a folder, or replace the one there.
 
     Args:
         folder: Where to write, see :func:`is_free`; made if it is missing.
-        config: What the network is, as JSON can hold it; must not have the keys ``weights`` and
+        config: What the model is, as JSON can hold it; must not have the keys ``files`` and
             ``sha256``.
-        weights: State dict.
+        files: Content of the other files by name, such as ``weights.safetensors``; on the disk a
+            digest is part of the name.
     """
-    content = io.BytesIO()
-    torch.save({name: tensor.detach().cpu() for name, tensor in weights.items()}, content)
-    data = content.getvalue()
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"weights-{digest[:16]}.pt"
-    stored = {**config, "weights": {"file": name, "sha256": digest}}
+    entries, contents = {}, {}
+    for name, content in files.items():
+        digest = hashlib.sha256(content).hexdigest()
+        file = f"{PurePath(name).stem}-{digest[:16]}{PurePath(name).suffix}"
+        entries[name] = {"file": file, "sha256": digest}
+        contents[file] = content
+    stored = {**config, "files": entries}
     stored["sha256"] = _digest(stored)
-    text = json.dumps(stored, indent=1, allow_nan=False)
+    # Last: it makes the new files the model.
+    contents[_CONFIG] = json.dumps(stored, indent=1, allow_nan=False).encode()
+
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        complete = False
+        is_complete = False
         before = {path.name for path in folder.iterdir()}
         try:
-            write_atomic(folder / name, data)
-            write_atomic(folder / _CONFIG, text.encode())
-            complete = True
+            for file, content in contents.items():
+                write_atomic(folder / file, content)
+            is_complete = True
         finally:
             # After success the old model and what crashes left go, after a failure what is new.
-            keep = {name, _CONFIG} if complete else before
+            kept_files = set(contents) if is_complete else before
             for path in folder.iterdir():
-                if path.name not in keep and _is_own(path.name):
+                if path.name not in kept_files and _is_model_file(path.name):
                     path.unlink(missing_ok=True)
-            if not complete and not before:
+            if not is_complete and not before:
                 with suppress(OSError):
                     folder.rmdir()
 
@@ -116,61 +104,68 @@ def _locked(folder: Path) -> Generator[None, None, None]:
             os.close(descriptor)
 
 
-def read_model(folder: Path, old_format: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what :func:`write_model` wrote, and verify both files before their content is used.
+def read_model(
+    folder: Path, model_format: str, names: Collection[str]
+) -> tuple[dict[str, object], dict[str, bytes]]:
+    """Read what :func:`write_model` wrote, and verify every file before its content is used.
 
     Args:
         folder: Where it was written.
-        old_format: The ``format`` of models that have no digests, since flooding 0.1.0 wrote them.
+        model_format: What the configuration must have as its ``format``.
+        names: Names of the other files.
 
     Returns:
-        The configuration and the state dict.
+        The configuration, and the content of the files by name.
 
     Raises:
-        ValueError: If a file is damaged, cut off, of another model, or holds anything else.
+        ValueError: If a file is damaged, cut off, of another model or of another format.
         FileNotFoundError: If a file is missing.
     """
     while True:
-        text = _read(folder / _CONFIG, max_bytes())
-        config = _parsed(text)
-        has_digest = config.get("format") != old_format
-        if has_digest and config.get("sha256") != _digest(config):
+        text = _read(folder / _CONFIG)
+        config = _parse(text)
+        if config.get("format") != model_format:
+            raise ValueError(
+                f"its format is {str(config.get('format'))[:80]!r}, not {model_format!r}, so "
+                "another version of flooding wrote it: train and save it again with this one, or "
+                "predict with that one"
+            )
+        if config.get("sha256") != _digest(config):
             raise ValueError(
                 f"{_CONFIG} was changed after it was written: its sha256 is another one"
             )
-        entry = config.get("weights") if has_digest else {"file": _OLD_WEIGHTS, "sha256": None}
-        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
-            raise ValueError(f"{_CONFIG} names no weights")
-        name, digest = entry["file"], entry.get("sha256")
-        if has_digest and not _WEIGHTS.fullmatch(name):
-            raise ValueError(
-                f"{_CONFIG} names the weights {name[:40]!r}, which is no file name of this library"
-            )
         try:
-            data = _read(folder / name, max_bytes())
+            return config, {name: _read_file(folder, config, name) for name in names}
         except FileNotFoundError:
-            if _read(folder / _CONFIG, max_bytes()) != text:
-                continue  # the model was replaced meanwhile
-            raise
-        if has_digest and hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError(
-                f"{name} is damaged or belongs to another model: its sha256 is another one"
-            )
-        weights = _tensors(name, data)
-        if not has_digest:
-            log.warning(
-                "%s was saved without digests, by flooding 0.1.0: its weights have checksums, but a changed number in "
-                "%s cannot be noticed. Save the model again.",
-                printable(str(folder)),
-                _CONFIG,
-            )
-        return config, weights
+            if _read(folder / _CONFIG) == text:
+                raise
+            # The model was replaced meanwhile: read the new one.
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _read_file(folder: Path, config: Mapping[str, object], name: str) -> bytes:
+    """Read a file that the configuration names, and verify its digest."""
+    entries = config.get("files")
+    entry = entries.get(name) if isinstance(entries, dict) else None
+    file = entry.get("file") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(file, str):
+        raise ValueError(f"{_CONFIG} names no {name}")
+    if not _FILE.fullmatch(file):
+        raise ValueError(
+            f"{_CONFIG} names the file {file[:40]!r}, which is no file name of this library"
+        )
+    content = _read(folder / file)
+    if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
+        raise ValueError(
+            f"{file} is damaged or belongs to another model: its sha256 is another one"
+        )
+    return content
+
+
+def _read(path: Path) -> bytes:
     status = path.stat()  # once: the file may be removed at any moment
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path.name} is no file")
+    limit = max_bytes()
     if status.st_size > limit:
         raise ValueError(
             f"{path.name} has {status.st_size:,} bytes, more than {limit:,} (FLOODING_MAX_BYTES)"
@@ -178,7 +173,7 @@ def _read(path: Path, limit: int) -> bytes:
     return path.read_bytes()
 
 
-def _digest(config: Mapping[str, Any]) -> str:
+def _digest(config: Mapping[str, object]) -> str:
     """Hash all but the digest itself, whatever the order of keys and the blanks in the file."""
     content = {key: value for key, value in config.items() if key != "sha256"}
     return hashlib.sha256(
@@ -186,10 +181,10 @@ def _digest(config: Mapping[str, Any]) -> str:
     ).hexdigest()
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
+def _parse(text: bytes) -> dict[str, object]:
     try:
         config = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant
+            text.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
         )
     except RecursionError:
         raise ValueError(f"{_CONFIG} is nested too deeply") from None
@@ -202,40 +197,12 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return config
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    parsed = dict(pairs)
+    if len(parsed) < len(pairs):
         raise ValueError(f"{_CONFIG} has a key twice")
-    return found
+    return parsed
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{_CONFIG} holds {name}, which is no number")
-
-
-def _tensors(name: str, data: bytes) -> dict[str, Tensor]:
-    """Load a state dict: nothing is called but what tensors need, and no tensor is larger than its
-    bytes.
-    """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = archive.infolist()
-        is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-        if not is_stored or sum(member.file_size for member in members) > len(data):
-            raise ValueError(f"{name} is packed, unlike what torch.save writes")
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"{name} is damaged: the checksum of {damaged!r} is another one")
-        pickles = [member for member in members if member.filename.rpartition("/")[2] == "data.pkl"]
-        if len(pickles) != 1:
-            raise ValueError(f"{name} is no file of torch.save")
-        for operation, argument, _ in pickletools.genops(archive.read(pickles[0])):
-            if operation.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
-                raise ValueError(f"{name} holds {str(argument)[:80]!r}, not tensors alone")
-    weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if not isinstance(weights, dict) or not all(
-        isinstance(key, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        for key, tensor in weights.items()
-    ):
-        raise ValueError(f"{name} holds something else than a state dict")
-    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > len(data):
-        raise ValueError(f"{name} holds tensors that are larger than the file")
-    return weights

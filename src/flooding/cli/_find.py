@@ -37,7 +37,7 @@ from flooding.text import one_line
 
 if TYPE_CHECKING:
     from flooding.level_search.result import SearchResult
-    from flooding.tabular.table import TableProblem
+    from flooding.tabular import TableProblem
     from flooding.training.problem import Problem
 
 __all__ = ["What", "find", "predict", "problem_of"]
@@ -124,7 +124,7 @@ def find(
             f"save needs a table, got {what}. A model of your own is found.model() in Python."
         )
     if save is not None:
-        from flooding.tabular.table import check_folder
+        from flooding.tabular import check_folder
 
         check_folder(save)
         if save.absolute() == out.absolute():
@@ -160,7 +160,7 @@ def predict(
 ) -> None:
     """Predict the target of new rows with a saved model."""
     from flooding.atomic import write_atomic
-    from flooding.tabular.table import predict as predictions
+    from flooding.tabular import predict as predictions
 
     _check_file(table, "a table")
     if out is not None:
@@ -248,7 +248,7 @@ def _of_table(
     what: str, target: str | None, epochs: int | None, kind: str | None
 ) -> tuple[Problem, TableProblem]:
     """Make the Problem of a table, and say what was assumed."""
-    from flooding.tabular.table import table_problem
+    from flooding.tabular import table_problem
 
     _check_file(Path(what), "a table")
     if target is None:
@@ -449,7 +449,7 @@ def _cell(value: Any, name: str) -> str:
 
 def _save(found: SearchResult, table: TableProblem, folder: Path, device: str) -> None:
     """Train what was found in full and save it."""
-    from flooding.tabular.table import save_model
+    from flooding.tabular import save_model
     from flooding.training.loop import train
 
     row = None

@@ -1,6 +1,4 @@
-"""Splits: training, validation and test examples as tensors, noisy and clean labels side by
-side.
-"""
+"""Splits: training, validation and test examples as tensors, with noisy and clean labels."""
 
 from __future__ import annotations
 
@@ -17,12 +15,11 @@ __all__ = ["Split", "Splits", "flip_labels", "make_rng", "map_tensors", "sha256"
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
-    """Apply a function to every tensor of an input that may be a tensor or nested tuples, lists and
-    dicts of them.
+    """Apply a function to every tensor of an input.
 
     Args:
         function: What to do with each tensor.
-        x: A tensor, or tuples, lists and dicts of tensors.
+        x: A tensor, or nested tuples, lists and dicts of tensors.
 
     Returns:
         The same structure with each tensor replaced.
@@ -38,8 +35,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
         parts = [map_tensors(function, value) for value in x]
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     raise TypeError(
-        f"inputs must be tensors, or tuples, lists and dicts of tensors, got {type(x).__name__}. Convert arrays with "
-        "torch.as_tensor."
+        "inputs must be tensors, or tuples, lists and dicts of tensors, "
+        f"got {type(x).__name__}. Convert arrays with torch.as_tensor."
     )
 
 
@@ -66,12 +63,13 @@ class Split:
 
     def __post_init__(self) -> None:
         for name, value in (("y", self.y), ("clean", self.clean), ("id", self.id)):
-            if not (isinstance(value, Tensor) and value.ndim) and not (
-                name == "clean" and value is None
-            ):
-                got = "a single number" if isinstance(value, Tensor) else type(value).__name__
+            if name == "clean" and value is None:
+                continue
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                kind = "a single number" if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
-                    f"{name} must be a tensor [examples, ...], got {got}. Convert it: torch.as_tensor."
+                    f"{name} must be a tensor [examples, ...], got {kind}. "
+                    "Convert it: torch.as_tensor."
                 )
         if len(self.y) == 0:
             raise ValueError(
@@ -79,9 +77,16 @@ class Split:
             )
         if len(self.id) == 0:
             object.__setattr__(self, "id", torch.arange(len(self.y)))
-        lengths = [len(self.y), len(self.id)] + ([] if self.clean is None else [len(self.clean)])
+        lengths = [len(self.y), len(self.id)]
+        if self.clean is not None:
+            lengths.append(len(self.clean))
+
+        def add_length(tensor: Tensor) -> Tensor:
+            lengths.append(len(tensor) if tensor.ndim else 0)
+            return tensor
+
         try:
-            map_tensors(lambda t: (lengths.append(len(t) if t.ndim else 0), t)[1], self.x)
+            map_tensors(add_length, self.x)
         except TypeError as error:
             raise ValueError(str(error)) from None
         if len(set(lengths)) > 1:
@@ -130,8 +135,9 @@ class Splits:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, or None for real-valued targets; what a loss ignores is known to a
-        Problem alone.
+        """Number of classes, or None for real-valued targets.
+
+        A target that the loss ignores counts as a class here: only a Problem knows its loss.
         """
         return self.count_classes()
 
@@ -165,11 +171,10 @@ class Splits:
 
 
 def sha256(*tensors: Any) -> str:
-    """Hash tensors, or structures of them, with their dtypes and shapes; None counts as an empty
-    one.
+    """Hash tensors, or structures of them, with their dtypes and shapes.
 
     Args:
-        *tensors: Tensors, None, or tuples, lists and dicts of tensors.
+        *tensors: Tensors, tuples, lists and dicts of tensors, or None for a tensor that is missing.
 
     Returns:
         64 hexadecimal digits.
@@ -215,24 +220,28 @@ def flip_labels(y: Tensor, share: float, classes: int, generator: np.random.Gene
     """
     if not 0 <= share < 1:
         raise ValueError(
-            f"label noise must lie in [0, 1), got {share}. Give the share of labels to flip, not percent."
+            f"label noise must lie in [0, 1), got {share}. "
+            "Give the share of labels to flip, not percent."
         )
     if classes < 2:
         raise ValueError(
-            f"flipping needs at least 2 classes, got {classes}. Count the classes of the whole data set."
+            f"flipping needs at least 2 classes, got {classes}. "
+            "Count the classes of the whole data set."
         )
     if y.dtype != torch.int64 or y.ndim != 1:
         raise ValueError(
-            f"labels must be int64 of shape [n], got {y.dtype} {list(y.shape)}. Convert with y.long()."
+            f"labels must be int64 of shape [n], got {y.dtype} {list(y.shape)}. "
+            "Convert with y.long()."
         )
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise ValueError(
-            f"labels must lie in 0 ... {classes - 1}, got {int(y.min())} ... {int(y.max())}. Renumber them."
+            f"labels must lie in 0 ... {classes - 1}, got {int(y.min())} ... {int(y.max())}. "
+            "Renumber them."
         )
     # A prefix of one permutation: the count is exact and the labels distinct by construction.
-    at = generator.permutation(len(y))[: round(len(y) * share)]
+    index = generator.permutation(len(y))[: round(len(y) * share)]
     noisy = y.numpy().copy()
-    noisy[at] = (noisy[at] + generator.integers(1, classes, size=len(at))) % classes
+    noisy[index] = (noisy[index] + generator.integers(1, classes, size=len(index))) % classes
     return torch.from_numpy(noisy)
 
 
@@ -250,8 +259,10 @@ def make_rng(seed: int, *path: int) -> np.random.Generator:
         ValueError: If ``seed`` is not a non-negative integer.
 
     Example:
-        >>> stream(0, 1).random() == stream(0, 1).random(), stream(0, 1).random() == stream(0, 2).random()
-        (True, False)
+        >>> make_rng(0, 1).random() == make_rng(0, 1).random()
+        True
+        >>> make_rng(0, 1).random() == make_rng(0, 2).random()
+        False
     """
     if not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a non-negative integer, got {seed!r}. Pass seed=0, 1, ...")

@@ -1,8 +1,7 @@
-"""Augmentation of training inputs: functions ``x -> x`` for :class:`flooding.Problem`'s
-``augment``.
+"""Augmentation of training inputs: functions ``x -> x`` for a Problem's ``augment``.
 
 They draw from torch's global generator, which a Run seeds. Give their numbers with
-``functools.partial``, so that the Problem describes itself:
+``functools.partial``, so that the Problem can be hashed:
 ``Problem(..., augment=partial(jitter, sd=0.1))``.
 """
 
@@ -45,11 +44,11 @@ def jitter(x: Tensor, sd: float = 0.1) -> Tensor:
 
 
 def shift(x: Tensor, pixels: int = 1, size: int | None = None) -> Tensor:
-    """Shift each image by whole pixels, drawn uniformly from ``-pixels`` ... ``pixels`` down and,
-    apart, to the right.
+    """Shift each image by whole pixels, down and to the right.
 
-    What is shifted in is 0: the mean of standardised images, not their background; black where
-    images are bytes. All channels of an image move together.
+    Both shifts are drawn uniformly from ``-pixels`` ... ``pixels``. What is shifted in is 0: the
+    mean of standardised images, not their background; black where images are bytes. All channels of
+    an image move together.
 
     Args:
         x: Images ``[n, channels, height, width]``; or flat ones ``[n, size * size]``. Left
@@ -70,17 +69,20 @@ def shift(x: Tensor, pixels: int = 1, size: int | None = None) -> Tensor:
     if size is not None:
         if x.ndim != 2 or x.shape[1] != size * size:
             raise ValueError(
-                f"flat images must be [n, {size * size}], got {list(x.shape)}. Leave size out for others."
+                f"flat images must be [n, {size * size}], got {list(x.shape)}. "
+                "Leave size out for others."
             )
         return shift(x.reshape(-1, 1, size, size), pixels).flatten(1)
     if x.ndim != 4:
         raise ValueError(
-            f"images must be [n, channels, height, width], got {list(x.shape)}. Flat ones need a size."
+            f"images must be [n, channels, height, width], got {list(x.shape)}. "
+            "Flat ones need a size."
         )
     n, _, height, width = x.shape
     if not 0 <= pixels < min(height, width):
         raise ValueError(
-            f"pixels must lie in 0 ... {min(height, width) - 1}, got {pixels}. Give the largest shift."
+            f"pixels must lie in 0 ... {min(height, width) - 1}, got {pixels}. "
+            "Give the largest shift."
         )
     padded = torch.nn.functional.pad(x, [pixels] * 4)
     # Where each image's window into its padded copy begins: at `pixels` it does not move.
@@ -109,15 +111,15 @@ def flip(x: Tensor) -> Tensor:
     """
     if x.ndim != 4:
         raise ValueError(
-            f"images must be [n, channels, height, width], got {list(x.shape)}. Add the missing axes."
+            f"images must be [n, channels, height, width], got {list(x.shape)}. "
+            "Add the missing axes."
         )
     mirrored = torch.rand(len(x), device=x.device) < 0.5
     return torch.where(mirrored[:, None, None, None], x.flip(3), x)
 
 
 def crop_and_flip(x: Tensor, padding: int = 4) -> Tensor:
-    """Pad each image with zeros, cut out a window of its size at random, and mirror it with
-    probability 1/2.
+    """Pad each image, cut out a window of its size at random, and mirror it with probability 1/2.
 
     The usual augmentation of CIFAR. What is padded is 0: the mean of standardised images, black
     where images are bytes.

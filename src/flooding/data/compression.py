@@ -1,6 +1,4 @@
-"""Compressed files, read within a limit: a file of 600 KB may unpack to 600 MB, or claim an array
-of any shape.
-"""
+"""Compressed files, read within a limit: a file of 600 KB may unpack to 600 MB."""
 
 from __future__ import annotations
 
@@ -56,7 +54,8 @@ def max_bytes() -> int:
         return MAX_BYTES
     if not text.isdecimal() or not text.isascii() or len(text) > 18 or int(text) < 1:
         raise ValueError(
-            f"FLOODING_MAX_BYTES must be a whole number of bytes above 0, got {text[:40]!r}. Correct or unset it."
+            f"FLOODING_MAX_BYTES must be a whole number of bytes above 0, got {text[:40]!r}. "
+            "Correct or unset it."
         )
     return int(text)
 
@@ -70,29 +69,31 @@ class LimitedReader:
     """
 
     def __init__(self, stream: _Readable, limit: int) -> None:
-        self._stream, self._limit, self._left = stream, limit, limit
+        self._stream, self._limit, self._remaining = stream, limit, limit
 
     def read(self, size: int = -1) -> bytes:
         """Read bytes.
 
         Args:
-            size: At most this many; all that are left if it is negative.
+            size: At most this many; the whole rest if it is negative.
 
         Returns:
-            The bytes; fewer than ``size`` at the end alone, none behind it.
+            The bytes; fewer than ``size`` only at the end, none behind it.
 
         Raises:
             ValueError: If the stream holds more than the limit.
         """
         with io.BytesIO() as content:
             while size < 0 or content.tell() < size:
-                # One more than is left, so that the end at the limit differs from an excess.
-                want = _BLOCK if size < 0 else min(size - content.tell(), _BLOCK)
-                block = self._stream.read(min(want, self._left + 1))
+                block_size = _BLOCK
+                if size >= 0:
+                    block_size = min(size - content.tell(), _BLOCK)
+                # One byte beyond the limit tells an excess from an end at the limit.
+                block = self._stream.read(min(block_size, self._remaining + 1))
                 if not block:
                     break
-                self._left -= len(block)
-                if self._left < 0:
+                self._remaining -= len(block)
+                if self._remaining < 0:
                     raise ValueError(_too_large(self._limit))
                 content.write(block)
             return content.getvalue()
@@ -100,13 +101,13 @@ class LimitedReader:
 
 def _too_large(limit: int) -> str:
     return (
-        f"it unpacks to more than {limit:,} bytes. If it is what you expect, set the environment variable "
-        "FLOODING_MAX_BYTES to a larger number"
+        f"it unpacks to more than {limit:,} bytes. If it is what you expect, "
+        "set the environment variable FLOODING_MAX_BYTES to a larger number"
     )
 
 
 def open_compressed(stream: IO[bytes]) -> io.BufferedIOBase | IO[bytes]:
-    """Open a file that may be compressed (gzip, bzip2, xz), told by its first bytes.
+    """Open a file that may be compressed (gzip, bzip2, xz), judged by its first bytes.
 
     Args:
         stream: A file that can seek, at its beginning.
@@ -120,4 +121,6 @@ def open_compressed(stream: IO[bytes]) -> io.BufferedIOBase | IO[bytes]:
         return gzip.GzipFile(fileobj=stream)
     if head.startswith(b"BZh"):
         return bz2.BZ2File(stream)
-    return lzma.LZMAFile(stream) if head == b"\xfd7zXZ\0" else stream
+    if head == b"\xfd7zXZ\0":
+        return lzma.LZMAFile(stream)
+    return stream

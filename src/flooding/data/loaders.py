@@ -1,13 +1,13 @@
-"""Datasets and loaders of any batch shape as splits, gathered in memory once."""
+"""Datasets and loaders of any batch shape as splits, read into memory once."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -32,9 +32,11 @@ __all__ = ["load_split", "splits"]
 log = logging.getLogger("flooding")
 
 _TARGETS = ("labels", "label", "targets", "target", "y")
-_SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler)  # each example at most once
+# Samplers that give each example at most once.
+_SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler)
 _LIMIT = 1_000_000
-_SECONDS = 5.0  # between two messages while data are read
+_CHUNK = 1000  # batches that are joined at once
+_MESSAGE_SECONDS = 5.0  # between two messages while data are read
 # How torch's default_collate begins its errors; a worker process of a loader puts its traceback
 # before them.
 _UNEQUAL = (
@@ -44,8 +46,8 @@ _UNEQUAL = (
 _NO_NUMBERS = "batch must contain tensors"
 
 
-def splits(train: Any, val: Any, test: Any = None, *, limit: int = _LIMIT) -> Splits:
-    """Gather datasets or loaders into splits, see :func:`gather`.
+def splits(train: object, val: object, test: object = None, *, limit: int = _LIMIT) -> Splits:
+    """Read datasets or loaders into splits, see :func:`load_split`.
 
     Args:
         train: Examples to fit.
@@ -56,11 +58,12 @@ def splits(train: Any, val: Any, test: Any = None, *, limit: int = _LIMIT) -> Sp
     Returns:
         The splits.
     """
-    fit = load_split(train, limit=limit)
-    return Splits(fit, _gather(val, limit), None if test is None else _gather(test, limit))
+    train_split = load_split(train, limit=limit)
+    val_split = _load(val, limit)
+    return Splits(train_split, val_split, None if test is None else _load(test, limit))
 
 
-def load_split(source: Any, *, limit: int = _LIMIT) -> Split:
+def load_split(source: object, *, limit: int = _LIMIT) -> Split:
     """Go once through a dataset or loader and keep all its examples in memory.
 
     A batch may be a pair ``(inputs, targets)``, a longer tuple whose last entry is the targets, or
@@ -90,64 +93,65 @@ def load_split(source: Any, *, limit: int = _LIMIT) -> Split:
 
     Example:
         >>> from torch.utils.data import TensorDataset
-        >>> len(gather(TensorDataset(torch.zeros(7, 3), torch.arange(7))))
+        >>> len(load_split(TensorDataset(torch.zeros(7, 3), torch.arange(7))))
         7
     """
     if not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit must be a whole number of examples of at least 1, got {limit!r}.")
-    split = _gather(source, limit)
-    size = (
-        getattr(source.batch_sampler, "batch_size", None)
-        if isinstance(source, DataLoader)
-        else None
-    )
-    if size is not None:
-        text = "a Problem makes its own batches: batch_size %d of the loader is not used. Give Problem(batch_size=%d)."
-        log.warning(text, size, size)
+    split = _load(source, limit)
+    if isinstance(source, DataLoader):
+        size = getattr(source.batch_sampler, "batch_size", None)
+        if size is not None:
+            log.warning(
+                "a Problem makes its own batches: batch_size %d of the loader is not used. "
+                "Give Problem(batch_size=%d).",
+                size,
+                size,
+            )
     return split
 
 
-def _gather(source: Any, limit: int) -> Split:
+def _load(source: object, limit: int) -> Split:
     if isinstance(source, DataLoader):
         _check_sampler(source)
+    parts = []
     with _preserve_generators(source):
         batches = _read(_batches(source), _read_limit(source, limit))
-        parts = [_pair(part) for part in iter(lambda: list(itertools.islice(batches, 1000)), [])]
+        # Join some batches at a time: millions of single examples would take much memory.
+        while chunk := list(itertools.islice(batches, _CHUNK)):
+            parts.append(_join_batches(chunk))
     if not parts:
         raise ValueError(
             "a split must hold at least one example, but the data gave no batch. Give it more data."
         )
-    x, y = _pair(parts)
+    x, y = _join_batches(parts)
     if isinstance(source, DataLoader):
         _warn_drop_last(source, len(y))
     return Split(x, y)
 
 
-def _samplers(loader: DataLoader) -> list[Any]:
-    """Give what decides which examples a loader gives: its sampler, or the user's own sampler of
-    batches.
-    """
-    batches = loader.batch_sampler
-    if loader.batch_size is not None or batches is None:
+def _samplers(loader: DataLoader) -> list[object]:
+    """List the samplers of a loader: of examples, or the user's own of batches and within it."""
+    batch_sampler = loader.batch_sampler
+    if loader.batch_size is not None or batch_sampler is None:
         return [loader.sampler]
-    inner = getattr(batches, "sampler", None)
-    return [
-        part for part in (batches, inner) if part is not None and type(part) is not BatchSampler
-    ]
+    samplers = (batch_sampler, getattr(batch_sampler, "sampler", None))
+    return [s for s in samplers if s is not None and type(s) is not BatchSampler]
 
 
 def _check_sampler(loader: DataLoader) -> None:
-    """Refuse a sampler that repeats examples, and name one that nothing is known about."""
+    """Refuse a sampler that repeats examples, and warn of one of the user's own."""
     if isinstance(loader.dataset, IterableDataset):
         return
-    for part in _samplers(loader):
-        name = type(part).__name__
-        if isinstance(part, WeightedRandomSampler) or getattr(part, "replacement", False):
+    for sampler in _samplers(loader):
+        name = type(sampler).__name__
+        if isinstance(sampler, WeightedRandomSampler) or getattr(sampler, "replacement", False):
             raise ValueError(
-                f"a loader's sampler must give each example once, got {name}: what it draws now would be the data of "
-                "every epoch. Give the dataset itself, and weights in the loss, such as CrossEntropyLoss(weight=...)."
+                f"a loader's sampler must give each example once, got {name}: what it draws now "
+                "would be the data of every epoch. Give the dataset itself, and weights in the "
+                "loss, such as CrossEntropyLoss(weight=...)."
             )
-        if type(part) not in _SAMPLERS:
+        if type(sampler) not in _SAMPLERS:
             log.warning(
                 "the loader's %s is asked once: every epoch sees the examples that it gives now.",
                 name,
@@ -155,30 +159,28 @@ def _check_sampler(loader: DataLoader) -> None:
 
 
 def _warn_drop_last(loader: DataLoader, n: int) -> None:
-    """Say what ``drop_last`` left out."""
-    sampler = getattr(loader.batch_sampler, "sampler", None)
-    if (
-        getattr(loader.batch_sampler, "drop_last", False)
-        and not _has_no_length(sampler)
-        and n < len(sampler)  # type: ignore[arg-type]
-    ):
+    """Warn of the examples that ``drop_last`` left out."""
+    if not getattr(loader.batch_sampler, "drop_last", False):
+        return
+    total = _length(getattr(loader.batch_sampler, "sampler", None))
+    if total is not None and n < total:
         log.warning(
-            "drop_last of the loader left %d of %d examples out, the same ones in every epoch. Use drop_last=False.",
-            len(sampler) - n,  # type: ignore[arg-type]
-            len(sampler),  # type: ignore[arg-type]
+            "drop_last of the loader left %d of %d examples out, the same ones in every epoch. "
+            "Use drop_last=False.",
+            total - n,
+            total,
         )
 
 
 @contextmanager
-def _preserve_generators(source: Any) -> Generator[None, None, None]:
-    """Give torch's generator, and those of a loader and its sampler, back as they were.
-
-    Yields:
-        Nothing.
-    """
-    parts = [source, getattr(source, "sampler", None), getattr(source, "batch_sampler", None)]
-    found = [getattr(part, "generator", None) for part in parts if isinstance(source, DataLoader)]
-    generators = [g for g in found if isinstance(g, torch.Generator)]
+def _preserve_generators(source: object) -> Generator[None, None, None]:
+    """Restore torch's generator, and those of a loader and its samplers, afterwards."""
+    generators = []
+    if isinstance(source, DataLoader):
+        for owner in (source, source.sampler, source.batch_sampler):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generators.append(generator)
     states = [generator.get_state() for generator in generators]
     try:
         with fork_generators():
@@ -188,73 +190,75 @@ def _preserve_generators(source: Any) -> Generator[None, None, None]:
             generator.set_state(state)
 
 
-def _has_no_length(source: Any) -> bool:
+def _length(source: object) -> int | None:
+    """Give the length of a source, or None where it has none."""
+    if not isinstance(source, Sized):
+        return None
     try:
-        len(source)
+        return len(source)
     except (TypeError, NotImplementedError):
-        return True
-    return False
+        return None
 
 
-def _read_limit(source: Any, limit: int) -> int | None:
-    """Give how many examples to read at most; None where a source is sure to end."""
-    data: Any = source.dataset if isinstance(source, DataLoader) else source
-    if _has_no_length(data):
+def _read_limit(source: object, limit: int) -> int | None:
+    """Give the most examples to read; None where a source is sure to end."""
+    data = source.dataset if isinstance(source, DataLoader) else source
+    length = _length(data)
+    if length is None:
         return limit
-    return (
-        max(limit, len(data))  # type: ignore[arg-type]
-        if isinstance(source, DataLoader) or isinstance(data, IterableDataset)
-        else None
-    )  # type: ignore[arg-type]
+    may_be_longer = isinstance(source, DataLoader) or isinstance(data, IterableDataset)
+    return max(limit, length) if may_be_longer else None
 
 
-def _batches(source: Any) -> Iterable[Any]:
+def _batches(source: object) -> Iterable[object]:
     if isinstance(source, Dataset):
-        if not isinstance(source, IterableDataset) and _has_no_length(source):
+        if not isinstance(source, IterableDataset) and _length(source) is None:
             raise ValueError(
-                f"a dataset must have a length, got {type(source).__name__} without __len__. Define it."
+                f"a dataset must have a length, got {type(source).__name__} without __len__. "
+                "Define it."
             )
         return DataLoader(source, batch_size=256, collate_fn=_collate)
-    if isinstance(source, Iterable) and not isinstance(
-        source, (Mapping, Tensor, np.ndarray, str, bytes)
-    ):
+    is_data = isinstance(source, (Mapping, Tensor, np.ndarray, str, bytes))
+    if isinstance(source, Iterable) and not is_data:
         return source
     raise ValueError(
-        f"data must be a dataset, a loader or an iterable of batches, got {type(source).__name__}. Tensors make a "
-        "split without it: flooding.data.Split(x, y)."
+        "data must be a dataset, a loader or an iterable of batches, "
+        f"got {type(source).__name__}. Tensors make a split without it: flooding.data.Split(x, y)."
     )
 
 
-def _collate(examples: list[Any]) -> Any:
+def _collate(examples: list[object]) -> object:
     try:
         return default_collate(examples)
     except (RuntimeError, TypeError) as error:
-        if (advice := _collate_error(error)) is None:
-            raise
-        raise advice from None
+        raise (_collate_error(error) or error) from None
 
 
 def _collate_error(error: Exception) -> ValueError | None:
-    """Say what to do about an error of torch's default_collate."""
+    """Translate an error of torch's default_collate; None for another error."""
     text = str(error)
     if any(part in text for part in _UNEQUAL):
-        shapes = text[text.rfind("got [") :] if "got [" in text else "unequal lengths"
+        shapes = "unequal lengths"
+        if "got [" in text:
+            shapes = text[text.rfind("got [") :]
         return ValueError(
             f"examples must have one size, {shapes}. Pad them, in the dataset or in a collate_fn."
         )
     if _NO_NUMBERS in text:
-        got = text[text.rfind("found") :].removeprefix("found ")
+        kind = text[text.rfind("found") :].removeprefix("found ")
         return ValueError(
-            f"examples must be tensors, arrays or numbers, got {got}. Convert them in the dataset."
+            f"examples must be tensors, arrays or numbers, got {kind}. Convert them in the dataset."
         )
     return None
 
 
-def _read(source: Iterable[Any], limit: int | None) -> Iterator[tuple[Any, Tensor]]:
-    """Go through the batches, split into inputs and targets; stop with an error where they do not
-    end.
-    """
-    n, tick = 0, time.monotonic()
+# A batch: nested tuples, lists and dicts of tensors as inputs, and a tensor of targets.
+_Batch: TypeAlias = tuple[Any, Tensor]
+
+
+def _read(source: Iterable[object], limit: int | None) -> Iterator[_Batch]:
+    """Read the batches as inputs and targets, at most ``limit`` examples."""
+    n, last_message = 0, time.monotonic()
     items = iter(source)
     while True:
         try:
@@ -262,162 +266,171 @@ def _read(source: Iterable[Any], limit: int | None) -> Iterator[tuple[Any, Tenso
         except StopIteration:
             return
         except (RuntimeError, TypeError) as error:
-            if (advice := _collate_error(error)) is None:
-                raise
-            raise advice from None
-        x, y = _parted(item)
+            raise (_collate_error(error) or error) from None
+        x, y = _split_batch(item)
         n += len(y)
         if limit is not None and n > limit:
             raise ValueError(
-                f"data without a length must end within limit={limit:,} examples, got more. Cut them, with "
-                "itertools.islice for instance, or give a larger limit."
+                f"data without a length must end within limit={limit:,} examples, got more. "
+                "Cut them, with itertools.islice for instance, or give a larger limit."
             )
         yield x, y
-        if time.monotonic() - tick > _SECONDS:
-            tick = time.monotonic()
-            say = log.info if limit is None else log.warning
-            say(
-                "still reading: %d examples%s",
-                n,
-                "" if limit is None else f" of at most limit={limit:,}",
-            )
+        if time.monotonic() - last_message > _MESSAGE_SECONDS:
+            last_message = time.monotonic()
+            if limit is None:
+                log.info("still reading: %d examples", n)
+            else:
+                log.warning(f"still reading: %d examples of at most limit={limit:,}", n)
 
 
-def _parted(item: Any) -> tuple[Any, Tensor]:
-    """Part a batch, or a single example, into inputs and targets ``[examples, ...]``."""
+def _split_batch(item: object) -> _Batch:
+    """Split a batch, or a single example, into inputs and targets ``[examples, ...]``."""
+    # Find the targets.
     if isinstance(item, Mapping):
-        names = [name for name in _TARGETS if name in item]
-        if not names:
+        target = next((name for name in _TARGETS if name in item), None)
+        if target is None:
             raise ValueError(
-                f"a batch must have targets under one of {', '.join(_TARGETS)}, got {', '.join(map(str, item))}. "
-                "Rename them."
+                f"a batch must have targets under one of {', '.join(_TARGETS)}, "
+                f"got {', '.join(map(str, item))}. Rename them."
             )
-        x, y = {name: value for name, value in item.items() if name != names[0]}, item[names[0]]
+        inputs = {name: value for name, value in item.items() if name != target}
+        targets = item[target]
     elif isinstance(item, Sequence) and not isinstance(item, (str, bytes)) and len(item) >= 2:
-        x, y = item[0] if len(item) == 2 else tuple(item[:-1]), item[-1]
+        inputs = item[0] if len(item) == 2 else tuple(item[:-1])
+        targets = item[-1]
     else:
         raise ValueError(
-            f"a batch must be (inputs, targets) or a mapping, got {type(item).__name__}. Whole tensors make a split "
-            "without it: flooding.data.Split(x, y)."
+            f"a batch must be (inputs, targets) or a mapping, got {type(item).__name__}. "
+            "Whole tensors make a split without it: flooding.data.Split(x, y)."
         )
-    x, y = _tensors(x, "inputs"), _targets(y)
-    if y.ndim == 0:  # one example
-        x, y = map_tensors(lambda t: t[None], x), y[None]
-    lengths: set[int | None] = set()
-    map_tensors(lambda t: (lengths.add(len(t) if t.ndim else None), t)[1], x)
-    if lengths != {len(y)}:
-        got = (
-            ", ".join(sorted("a single number" if n is None else str(n) for n in lengths))
-            or "no input"
-        )
+
+    # A target that is a single number makes the item one example.
+    x, y = _to_tensors(inputs, "inputs"), _to_targets(targets)
+    if y.ndim == 0:
+        x, y = map_tensors(lambda tensor: tensor[None], x), y[None]
+
+    lengths = set()
+
+    def add_length(tensor: Tensor) -> Tensor:
+        lengths.add(str(len(tensor)) if tensor.ndim else "a single number")
+        return tensor
+
+    map_tensors(add_length, x)
+    if lengths != {str(len(y))}:
         raise ValueError(
-            f"the inputs and targets of a batch must have equally many examples, got {got} and {len(y)}. Examples one "
-            "by one, with several targets each, go into a torch.utils.data.Dataset."
+            "the inputs and targets of a batch must have equally many examples, "
+            f"got {', '.join(sorted(lengths)) or 'no input'} and {len(y)}. "
+            "Examples one by one, with several targets each, go into a torch.utils.data.Dataset."
         )
     return x, y
 
 
-def _targets(y: Any) -> Tensor:
-    """Give targets as a tensor, class labels as int64."""
-    t = _vector(y) if isinstance(y, (list, tuple)) else _tensors(y, "targets")
-    if not isinstance(t, Tensor):
+def _to_targets(targets: object) -> Tensor:
+    """Convert targets to a tensor, class labels to int64."""
+    is_list = isinstance(targets, (list, tuple))
+    y = _to_vector(targets) if is_list else _to_tensors(targets, "targets")
+    if not isinstance(y, Tensor):
         raise ValueError(
-            f"the targets of a batch must be one tensor, got {type(y).__name__}. Number the classes."
+            f"the targets of a batch must be one tensor, got {type(targets).__name__}. "
+            "Number the classes."
         )
-    return t if t.is_floating_point() or t.is_complex() else t.long()
+    return y if y.is_floating_point() or y.is_complex() else y.long()
 
 
-def _vector(values: Sequence[Any]) -> Tensor | None:
-    """Give plain numbers, or rows of them of one length, as a tensor; None where they are something
-    else.
-    """
-    arrays = any(isinstance(value, (np.ndarray, np.generic)) for value in values)
+def _to_vector(values: Sequence[object]) -> Tensor | None:
+    """Convert numbers, or rows of them of one length, to a tensor; None for anything else."""
+    has_arrays = any(isinstance(value, (np.ndarray, np.generic)) for value in values)
     try:
-        return torch.tensor(np.asarray(values) if arrays else values)
+        return torch.tensor(np.asarray(values) if has_arrays else values)
     except (ValueError, TypeError, RuntimeError):
         return None
 
 
-def _tensors(x: Any, name: str) -> Any:
-    """Give the arrays and numbers of a structure as tensors."""
+def _to_tensors(x: object, name: str) -> Any:
+    """Convert the arrays and numbers of a structure to tensors."""
     if isinstance(x, Tensor):
         return x.detach()
     if isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "biuf":
-        native = (
-            np.ascontiguousarray(x) if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
-        )
+        if x.dtype.isnative:
+            native = np.ascontiguousarray(x)
+        else:
+            native = x.astype(x.dtype.newbyteorder("="))
         return torch.tensor(native).reshape(x.shape)
     if isinstance(x, (bool, int, float)):
         return torch.tensor(x)
     if isinstance(x, Mapping):
-        return {key: _column(value, str(key)) for key, value in x.items()}
+        return {key: _to_column(value, str(key)) for key, value in x.items()}
     if isinstance(x, (tuple, list)):
-        parts = [_tensors(value, name) for value in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
-    hint = (
-        "Number the classes from 0."
-        if name == "targets"
-        else "Convert it in the dataset, or leave it out."
-    )
+        return _rebuild(x, [_to_tensors(value, name) for value in x])
+    fix = "Convert it in the dataset, or leave it out."
+    if name == "targets":
+        fix = "Number the classes from 0."
+    value = f"{x!r:.40}" if isinstance(x, (str, bytes)) or x is None else type(x).__name__
     raise ValueError(
-        f"inputs and targets must be tensors or arrays of numbers, got {_type_name(x)} in {name}. {hint}"
+        f"inputs and targets must be tensors or arrays of numbers, got {value} in {name}. {fix}"
     )
 
 
-def _column(value: Any, name: str) -> Any:
-    """Give an entry of a mapping as tensors; there a list of numbers is a vector, as in Hugging
-    Face's datasets.
-    """
-    numbers = isinstance(value, (list, tuple)) and not any(
-        isinstance(v, (Tensor, np.ndarray)) for v in value
-    )
-    vector = _vector(value) if numbers and len(value) else None
-    if (
-        vector is None
-        and numbers
-        and value
-        and all(isinstance(row, (list, tuple)) for row in value)
-    ):
+def _to_column(value: object, name: str) -> Any:
+    """Convert an entry of a mapping, where lists are vectors as in Hugging Face's datasets."""
+    if not isinstance(value, (list, tuple)) or len(value) == 0:
+        return _to_tensors(value, name)
+    if any(isinstance(row, (Tensor, np.ndarray)) for row in value):
+        return _to_tensors(value, name)
+    vector = _to_vector(value)
+    if vector is not None:
+        return vector
+    if all(isinstance(row, (list, tuple)) for row in value):
         lengths = sorted({len(row) for row in value})
         raise ValueError(
             f"rows of {name} must be numbers of one length, got lengths {lengths[:5]}. Pad them."
         )
-    return _tensors(value, name) if vector is None else vector
+    return _to_tensors(value, name)
 
 
-def _type_name(x: Any) -> str:
-    return f"{x!r:.40}" if isinstance(x, (str, bytes)) or x is None else type(x).__name__
+def _rebuild(structure: tuple | list, parts: list[Any]) -> Any:
+    """Make a tuple, named tuple or list like another one of other parts."""
+    if hasattr(structure, "_fields"):
+        return type(structure)(*parts)
+    return type(structure)(parts)
 
 
-def _pair(batches: list[tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
+def _join_batches(batches: list[_Batch]) -> _Batch:
     """Join batches of inputs and targets."""
-    return _joined([x for x, _ in batches], "inputs"), _joined([y for _, y in batches], "targets")
+    x = _join([inputs for inputs, _ in batches], "inputs")
+    y = _join([targets for _, targets in batches], "targets")
+    return x, y
 
 
-def _joined(parts: list[Any], name: str) -> Any:
+def _join(parts: list[Any], name: str) -> Any:
     """Join the same structure of all batches along the first axis of its tensors."""
     first = parts[0]
     if isinstance(first, Tensor):
         shapes = sorted({tuple(part.shape[1:]) for part in parts if isinstance(part, Tensor)})
         if len(shapes) > 1 or not all(isinstance(part, Tensor) for part in parts):
-            got = " and ".join(str(list(shape)) for shape in shapes[:3])
+            examples = " and ".join(str(list(shape)) for shape in shapes[:3])
             raise ValueError(
-                f"the {name} of all batches must fit together, got examples of {got}. Pad them."
+                f"the {name} of all batches must fit together, got examples of {examples}. "
+                "Pad them."
             )
         return torch.cat(parts)
-    structures = sorted({_structure(part) for part in parts})
+    structures = sorted({_describe_structure(part) for part in parts})
     if len(structures) > 1:
-        got = " and ".join(structures[:3])
         raise ValueError(
-            f"the {name} of all batches must fit together, got {got}. Give them one structure."
+            f"the {name} of all batches must fit together, got {' and '.join(structures[:3])}. "
+            "Give them one structure."
         )
     if isinstance(first, dict):
-        return {key: _joined([part[key] for part in parts], str(key)) for key in first}
-    columns = [_joined(list(column), name) for column in zip(*parts, strict=True)]
-    return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
+        joined = {}
+        for key in first:
+            joined[key] = _join([part[key] for part in parts], str(key))
+        return joined
+    return _rebuild(first, [_join(list(column), name) for column in zip(*parts, strict=True)])
 
 
-def _structure(part: Any) -> str:
+def _describe_structure(part: Tensor | dict | tuple | list) -> str:
     if isinstance(part, dict):
         return f"a mapping of {', '.join(sorted(map(str, part)))}"
-    return "a tensor" if isinstance(part, Tensor) else f"a {type(part).__name__} of {len(part)}"
+    if isinstance(part, Tensor):
+        return "a tensor"
+    return f"a {type(part).__name__} of {len(part)}"

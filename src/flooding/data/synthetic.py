@@ -1,5 +1,4 @@
-"""Synthetic binary tasks whose noise and best possible result are known: Two Gaussians, Sinusoid,
-Spiral.
+"""Two Gaussians, Sinusoid, Spiral: binary tasks whose noise and best result are known.
 
 Every function returns :class:`~flooding.data.Splits` with float32 inputs and int64 labels. Exactly
 ``round(n * p)`` distinct labels of *each* split are flipped; ``clean`` keeps the labels before.
@@ -46,8 +45,7 @@ def two_gaussians(
     *,
     seed: int,
 ) -> Splits:
-    """Draw two Gaussian classes of unit covariance: class 0 around 0, class 1 around
-    ``negative_mean``.
+    """Draw two Gaussian classes of unit covariance around 0 and around ``negative_mean``.
 
     ``x | y ~ N(y * negative_mean * (1, ..., 1), I)``. The classes are equal in every split; of an
     odd number class 0 gets the extra example. The name follows the public demo, whose *positive*
@@ -79,8 +77,8 @@ def two_gaussians(
         Ishida et al., *Do We Need Zero Training Loss After Achieving Zero Training Error?*, ICML
         2020, section 4.1.
     """
-    _at_least("dimension", dimension, 1)
-    _finite("negative_mean", negative_mean)
+    _check_at_least("dimension", dimension, 1)
+    _check_finite("negative_mean", negative_mean)
 
     def draw(n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         y = generator.permutation(np.arange(n) < n // 2)
@@ -144,10 +142,9 @@ def sinusoid_nd(
     *,
     seed: int,
 ) -> Splits:
-    """Draw ``x = 2 * N(0, I)``, divided by a sinusoid in the first two coordinates; the others
-    carry nothing.
+    """Draw ``x = 2 * N(0, I)``, divided by a sinusoid in the first two coordinates.
 
-    ``y = 1`` if ``x1 + sin(x2) > 0``, else 0.
+    ``y = 1`` if ``x1 + sin(x2) > 0``, else 0; the other coordinates carry nothing.
 
     Args:
         n_train: Training examples, at least 2.
@@ -168,7 +165,7 @@ def sinusoid_nd(
         >>> sinusoid_nd(dimension=5, seed=0).val.x.shape
         torch.Size([100, 5])
     """
-    _at_least("dimension", dimension, 2)
+    _check_at_least("dimension", dimension, 2)
 
     def draw(n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         x = 2 * generator.standard_normal((n, dimension))
@@ -217,7 +214,7 @@ def spiral(
     References:
         Ishida et al., ICML 2020, section 4.1.
     """
-    _finite("spiral_noise", spiral_noise)
+    _check_finite("spiral_noise", spiral_noise)
     if spiral_noise < 0:
         raise ValueError(
             f"spiral_noise must be at least 0, got {spiral_noise}. It is a standard deviation."
@@ -259,18 +256,20 @@ def spiral_best_accuracy(label_noise: float = 0.0, spiral_noise: float = 1.0) ->
         >>> round(spiral_best_accuracy(), 3), round(spiral_best_accuracy(0.1), 3)
         (0.905, 0.824)
     """
-    _noise(label_noise)
-    _finite("spiral_noise", spiral_noise)
+    _check_noise(label_noise)
+    _check_finite("spiral_noise", spiral_noise)
     if spiral_noise <= 0:
         raise ValueError(
-            f"spiral_noise must be above 0, got {spiral_noise}. Without it the classes do not overlap."
+            f"spiral_noise must be above 0, got {spiral_noise}. "
+            "Without it the classes do not overlap."
         )
-    clean, p = _spiral_best(spiral_noise), min(label_noise, 1 - label_noise)
+    clean, p = _spiral_clean_accuracy(spiral_noise), min(label_noise, 1 - label_noise)
     return (1 - p) * clean + p * (1 - clean)
 
 
 @functools.cache
-def _spiral_best(spiral_noise: float) -> float:
+def _spiral_clean_accuracy(spiral_noise: float) -> float:
+    """Integrate the best accuracy on clean labels of Spiral over a grid."""
     step = spiral_noise / 5
     reach = 5 * math.pi + 5 * spiral_noise
     side = torch.arange(-reach, reach + step, step, dtype=torch.float64)
@@ -317,14 +316,13 @@ def two_gaussians_posterior(
     wide = x.double()
     log_odds = negative_mean * wide.sum(1) - wide.shape[1] * negative_mean**2 / 2
     clean = torch.sigmoid(torch.stack([-log_odds, log_odds], dim=1))
-    return _flip(clean, label_noise).to(x.dtype)
+    return _mix_by_flips(clean, label_noise).to(x.dtype)
 
 
 def two_gaussians_irreducible_nll(
     label_noise: float = 0.0, dimension: int = 10, negative_mean: float = 1.0
 ) -> float:
-    """Integrate the lowest reachable negative log-likelihood on noisy labels of Two Gaussians,
-    ``H(Y | X)``.
+    """Integrate the lowest negative log-likelihood on noisy labels of Two Gaussians, ``H(Y | X)``.
 
     The clean log-odds are normal with mean and variance ``+-d2 / 2`` and
     ``d2 = dimension * negative_mean^2``, so one integral over them is enough. No flood level above
@@ -345,11 +343,11 @@ def two_gaussians_irreducible_nll(
         >>> [round(two_gaussians_irreducible_nll(p), 4) for p in (0, 0.01, 0.05, 0.1)]
         [0.1435, 0.1814, 0.2902, 0.3911]
     """
-    spread = _spread(label_noise, dimension, negative_mean)
+    distance = _mean_distance(label_noise, dimension, negative_mean)
     # The trapezoid rule converges geometrically on a smooth integrand that vanishes at both ends.
     z = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
-    log_odds = spread**2 / 2 + spread * z
-    noisy = _flip(torch.sigmoid(torch.stack([-log_odds, log_odds], dim=1)), label_noise)
+    log_odds = distance**2 / 2 + distance * z
+    noisy = _mix_by_flips(torch.sigmoid(torch.stack([-log_odds, log_odds], dim=1)), label_noise)
     entropy = torch.special.entr(noisy).sum(1)
     return float(torch.trapezoid(torch.exp(-z * z / 2) / math.sqrt(2 * math.pi) * entropy, z))
 
@@ -378,14 +376,13 @@ def two_gaussians_best_accuracy(
         >>> [round(two_gaussians_best_accuracy(p), 4) for p in (0, 0.01, 0.05, 0.1)]
         [0.9431, 0.9342, 0.8988, 0.8545]
     """
-    clean = (1 + math.erf(_spread(label_noise, dimension, negative_mean) / math.sqrt(8))) / 2
+    clean = (1 + math.erf(_mean_distance(label_noise, dimension, negative_mean) / math.sqrt(8))) / 2
     p = min(label_noise, 1 - label_noise)
     return (1 - p) * clean + p * (1 - clean)
 
 
 def flip_entropy(label_noise: float, classes: int = 2) -> float:
-    """Give the entropy that flips alone add to a deterministic task:
-    ``h(p) + p * ln(classes - 1)``.
+    """Give the entropy that flips add to a deterministic task: ``h(p) + p * ln(classes - 1)``.
 
     ``h(p) = -p ln p - (1 - p) ln(1 - p)``, 0 at ``p = 0``. A flip goes to every wrong class alike.
 
@@ -403,8 +400,8 @@ def flip_entropy(label_noise: float, classes: int = 2) -> float:
         >>> [round(flip_entropy(p), 4) for p in (0.01, 0.05, 0.1)]
         [0.056, 0.1985, 0.3251]
     """
-    _noise(label_noise)
-    _at_least("classes", classes, 2)
+    _check_noise(label_noise)
+    _check_at_least("classes", classes, 2)
     if label_noise == 0:
         return 0.0
     h = -label_noise * math.log(label_noise) - (1 - label_noise) * math.log1p(-label_noise)
@@ -416,8 +413,8 @@ def _draw_splits(
 ) -> list[Split]:
     """Draw the three splits and flip labels, each from a stream of its own."""
     for name, n in zip(("n_train", "n_val", "n_test"), counts, strict=True):
-        _at_least(name, n, 2)
-    _noise(label_noise)
+        _check_at_least(name, n, 2)
+    _check_noise(label_noise)
     splits = []
     for position, n in enumerate(counts):
         x, labels = draw(n, make_rng(seed, position, 0))
@@ -432,39 +429,38 @@ def _with_flip_posterior(splits: list[Split], label_noise: float) -> Splits:
     train, val, test = splits
     clean = test.y if test.clean is None else test.clean
     return Splits(
-        train, val, test, _flip(torch.nn.functional.one_hot(clean, 2).float(), label_noise)
+        train, val, test, _mix_by_flips(torch.nn.functional.one_hot(clean, 2).float(), label_noise)
     )
 
 
-def _flip(probabilities: Tensor, label_noise: float) -> Tensor:
+def _mix_by_flips(probabilities: Tensor, label_noise: float) -> Tensor:
     """Mix two-class probabilities ``[n, 2]`` by flips."""
     return (1 - label_noise) * probabilities + label_noise * probabilities.flip(1)
 
 
-def _spread(label_noise: float, dimension: int, negative_mean: float) -> float:
-    """Distance between the class means, which is also the standard deviation of the log-odds in
-    either class.
-    """
-    _noise(label_noise)
-    _at_least("dimension", dimension, 1)
-    _finite("negative_mean", negative_mean)
+def _mean_distance(label_noise: float, dimension: int, negative_mean: float) -> float:
+    """Distance between the class means: the standard deviation of the log-odds in each class."""
+    _check_noise(label_noise)
+    _check_at_least("dimension", dimension, 1)
+    _check_finite("negative_mean", negative_mean)
     return math.sqrt(dimension) * abs(negative_mean)
 
 
-def _noise(label_noise: float) -> None:
+def _check_noise(label_noise: float) -> None:
     if not 0 <= label_noise < 1:
         raise ValueError(
             f"label_noise must lie in [0, 1), got {label_noise}. Give a share, not percent."
         )
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def _check_at_least(name: str, value: int, least: int) -> None:
     if not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(
-            f"{name} must be an integer of at least {least}, got {value!r}. Pass {name}={least} or more."
+            f"{name} must be an integer of at least {least}, got {value!r}. "
+            f"Pass {name}={least} or more."
         )
 
 
-def _finite(name: str, value: float) -> None:
+def _check_finite(name: str, value: float) -> None:
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}. Leave it out for the default.")

@@ -1,19 +1,17 @@
-"""Real tables as splits: divided by seed, standardised on training rows, labels noisy in training
-and validation.
-"""
+"""Real tables as splits: rows divided by a seed, columns standardised, training labels noisy."""
 
 # The checks shared by the functions below raise what their docstrings promise.
 # ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from flooding.data import Split, Splits, files, flip_labels, make_rng
+from flooding.data import Split, Splits, downloads, flip_labels, make_rng
 
 __all__ = [
     "digits",
@@ -63,11 +61,10 @@ def digits(label_noise: float = 0.2, n_train: int = 600, n_val: int = 300, *, se
 def spambase(
     label_noise: float = 0.1, n_train: int = 1000, n_val: int = 500, *, seed: int
 ) -> Splits:
-    """Split Spambase: 4,601 messages by 57 frequencies of words and characters, spam (class 1) or
-    not.
+    """Split Spambase: 4,601 messages by 57 frequencies of words and characters, 2 classes.
 
-    See :func:`split_table` for what happens to them and :func:`flooding.data.files.read` for where
-    they come from.
+    Class 1 is spam. See :func:`split_table` for what happens to them and
+    :func:`flooding.data.downloads.read` for where they come from.
 
     Args:
         label_noise: Share of training and validation labels replaced by the wrong class, in [0, 1).
@@ -85,17 +82,16 @@ def spambase(
         Hopkins et al., *Spambase*, UCI Machine Learning Repository, 1999; by way of the Penn
         Machine Learning Benchmarks (PMLB).
     """
-    return split_table(*_pmlb("spambase"), n_train, n_val, label_noise, seed=seed)
+    return split_table(*_read_pmlb("spambase"), n_train, n_val, label_noise, seed=seed)
 
 
 def letter(
     label_noise: float = 0.1, n_train: int = 4000, n_val: int = 1000, *, seed: int
 ) -> Splits:
-    """Split Letter: 20,000 distorted capital letters by 16 moments and edge counts, A (class 0) to
-    Z (class 25).
+    """Split Letter: 20,000 distorted capital letters by 16 moments and edge counts.
 
-    See :func:`split_table` for what happens to them and :func:`flooding.data.files.read` for where
-    they come from.
+    Class 0 is A and class 25 is Z. See :func:`split_table` for what happens to them and
+    :func:`flooding.data.downloads.read` for where they come from.
 
     Args:
         label_noise: Share of training and validation labels replaced by a wrong class, in [0, 1).
@@ -113,7 +109,7 @@ def letter(
         Frey and Slate, *Letter Recognition Using Holland-Style Adaptive Classifiers*, Machine
         Learning, 1991; by way of PMLB.
     """
-    return split_table(*_pmlb("letter"), n_train, n_val, label_noise, seed=seed)
+    return split_table(*_read_pmlb("letter"), n_train, n_val, label_noise, seed=seed)
 
 
 def twonorm(
@@ -122,8 +118,8 @@ def twonorm(
     """Split Twonorm: 7,400 points of two Gaussian classes of unit covariance in 20 dimensions.
 
     The best boundary is a plane and its error 2.3 %: a problem on which flooding should not help.
-    See :func:`split_table` for what happens to them and :func:`flooding.data.files.read` for where
-    they come from.
+    See :func:`split_table` for what happens to them and :func:`flooding.data.downloads.read` for
+    where they come from.
 
     Args:
         label_noise: Share of training and validation labels replaced by the wrong class, in [0, 1).
@@ -140,18 +136,17 @@ def twonorm(
     References:
         Breiman, *Bias, Variance, and Arcing Classifiers*, 1996; by way of PMLB.
     """
-    return split_table(*_pmlb("twonorm"), n_train, n_val, label_noise, seed=seed)
+    return split_table(*_read_pmlb("twonorm"), n_train, n_val, label_noise, seed=seed)
 
 
 def higgs7k(
     label_noise: float = 0.0, n_train: int = 3500, n_val: int = 1500, *, seed: int
 ) -> Splits:
-    """Split 7,500 simulated particle collisions by 28 measurements: a Higgs boson (class 1) or
-    background.
+    """Split 7,500 simulated particle collisions by 28 measurements, 2 classes.
 
-    The source has 7,000 training and 500 test rows. Its test rows are in every test split; see
-    :func:`split_table` for what happens to the others and :func:`flooding.data.files.read` for
-    where they come from.
+    Class 1 is a Higgs boson, class 0 background. The source has 7,000 training and 500 test rows.
+    Its test rows are in every test split; see :func:`split_table` for what happens to the others
+    and :func:`flooding.data.downloads.read` for where they come from.
 
     Args:
         label_noise: Share of training and validation labels replaced by the wrong class, in [0, 1).
@@ -171,35 +166,36 @@ def higgs7k(
         Nature Communications, 2014; the rows are those of LightGBM's example of binary
         classification.
     """
-    (x, y), more = (_higgs(part) for part in ("train", "test"))
-    return split_table(x, y, n_train, n_val, label_noise, more_test=more, seed=seed)
+    x, y = _read_higgs("train")
+    test = _read_higgs("test")
+    return split_table(x, y, n_train, n_val, label_noise, more_test=test, seed=seed)
 
 
-def _pmlb(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a table of PMLB: a line of names, then tab-separated numbers, the class last; classes
-    count from 0.
-    """
-    table = np.loadtxt(io.BytesIO(files.read(f"tables/{name}.tsv")), delimiter="\t", skiprows=1)
+def _read_pmlb(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read a table of PMLB: names, then tab-separated numbers, the class last."""
+    content = downloads.read(f"tables/{name}.tsv")
+    table = np.loadtxt(io.BytesIO(content), delimiter="\t", skiprows=1)
     return table[:, :-1], np.unique(table[:, -1], return_inverse=True)[1]
 
 
-def _higgs(part: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_higgs(part: str) -> tuple[np.ndarray, np.ndarray]:
     """Read tab-separated numbers, the class first."""
-    table = np.loadtxt(io.BytesIO(files.read(f"tables/higgs7k.{part}")), delimiter="\t")
+    content = downloads.read(f"tables/higgs7k.{part}")
+    table = np.loadtxt(io.BytesIO(content), delimiter="\t")
     return table[:, 1:], table[:, 0].astype(np.int64)
 
 
 def split_table(
-    x: Any,
-    y: Any,
+    x: ArrayLike | Tensor,
+    y: ArrayLike | Tensor,
     n_train: int,
     n_val: int,
     label_noise: float = 0.0,
     *,
-    more_test: tuple[Any, Any] | None = None,
+    more_test: tuple[ArrayLike | Tensor, ArrayLike | Tensor] | None = None,
     seed: int,
 ) -> Splits:
-    """Divide a table at random, standardise it, and make the training and validation labels noisy.
+    """Divide a table at random, standardise it, and add label noise to training and validation.
 
     Every column becomes ``(column - mean) / sd`` with mean and (population) standard deviation of
     the *training* rows. A column that is constant there is only centred. Exactly
@@ -231,22 +227,23 @@ def split_table(
         >>> bool(splits.train.x.mean().abs() < 1e-6), len(splits.test)
         (True, 2)
     """
-    x, y = _table(x, y)
+    x, y = _check_table(x, y)
     train, val, test = split_indices(
         len(x), n_train, n_val, tested=more_test is not None, seed=seed
     )
-    fit = x[train]
+    train_x = x[train]
     # Not `sd == 0`: rounding of the mean can leave a constant column a tiny positive deviation.
-    scale = np.where(fit.min(0) == fit.max(0), 1.0, fit.std(0))
+    scale = np.where(train_x.min(0) == train_x.max(0), 1.0, train_x.std(0))
     if more_test is not None:
-        more_x, more_y = _table(*more_test)
-        if more_x.shape[1] != x.shape[1]:
+        test_x, test_y = _check_table(*more_test)
+        if test_x.shape[1] != x.shape[1]:
             raise ValueError(
-                f"more_test must have the {x.shape[1]} columns of x, got {more_x.shape[1]}. Match them."
+                f"more_test must have the {x.shape[1]} columns of x, got {test_x.shape[1]}. "
+                "Match them."
             )
-        test = np.concatenate([test, np.arange(len(more_x)) + len(x)])
-        x, y = np.concatenate([x, more_x]), np.concatenate([y, more_y])
-    inputs = torch.from_numpy((x - fit.mean(0)) / scale).float()
+        test = np.concatenate([test, np.arange(len(test_x)) + len(x)])
+        x, y = np.concatenate([x, test_x]), np.concatenate([y, test_y])
+    inputs = torch.from_numpy((x - train_x.mean(0)) / scale).float()
     labels = torch.from_numpy(y.astype(np.int64))
     classes = int(labels.max()) + 1
     return Splits(
@@ -259,13 +256,13 @@ def split_table(
 def split_indices(
     rows: int, n_train: int, n_val: int, *, tested: bool = False, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Deal the numbers 0 ... ``rows - 1`` to training, validation and the rest at random.
+    """Divide the row numbers 0 ... ``rows - 1`` at random into training, validation and the rest.
 
     Args:
         rows: Number of examples.
         n_train: Training examples, at least 2.
         n_val: Validation examples, at least 2.
-        tested: Whether there are test examples elsewhere, so that none need be left here.
+        tested: Whether there are test examples elsewhere; otherwise at least one row must remain.
         seed: Non-negative integer; the same seed gives the same division.
 
     Returns:
@@ -275,13 +272,14 @@ def split_indices(
         ValueError: If a count is out of range.
 
     Example:
-        >>> [len(part) for part in divide(10, 6, 3, seed=0)]
+        >>> [len(part) for part in split_indices(10, 6, 3, seed=0)]
         [6, 3, 1]
     """
     if n_train < 2 or n_val < 2 or n_train + n_val > rows - (not tested):
+        rest_rule = "" if tested else " and leave a test row"
         raise ValueError(
-            f"n_train and n_val must be at least 2{'' if tested else ' and leave a test row'}, got {n_train} and "
-            f"{n_val} of {rows} rows. Take fewer."
+            f"n_train and n_val must be at least 2{rest_rule}, got {n_train} and {n_val} of "
+            f"{rows} rows. Take fewer."
         )
     train, val, rest = np.split(make_rng(seed, 0).permutation(rows), [n_train, n_train + n_val])
     return train, val, rest
@@ -308,11 +306,12 @@ def with_noise(
     return Split(x, flip_labels(y, label_noise, classes, generator), y if label_noise else None)
 
 
-def _table(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+def _check_table(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y)
     if x.ndim != 2 or y.shape != x.shape[:1]:
         raise ValueError(
-            f"x must be [rows, columns] and y [rows], got {x.shape} and {y.shape}. Flatten images first."
+            f"x must be [rows, columns] and y [rows], got {x.shape} and {y.shape}. "
+            "Flatten images first."
         )
     if not np.isfinite(x).all():
         raise ValueError(
@@ -320,6 +319,7 @@ def _table(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
         raise ValueError(
-            f"y must be classes 0, 1, ... as integers, got {y.dtype} from {y.min()}. Number the classes."
+            f"y must be classes 0, 1, ... as integers, got {y.dtype} from {y.min()}. "
+            "Number the classes."
         )
     return x, y
