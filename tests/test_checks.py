@@ -232,7 +232,8 @@ def with_label(label, at):
     [
         (
             halves(X, Y + 1),
-            r"labels must be 0 to 1, since the model has 2 outputs, got 1 to 2 in the train .* Count from 0: y - 1",
+            r"labels must be 0 to 1, since the model has 2 outputs, got 1 to 2 in the train .* "
+            r"Count from 0: y - 1",
         ),
         (with_label(5, 3), r"got 0 to 5 in the train split\. Give the model 6 outputs"),
         (with_label(2, 25), r"got 0 to 2 in the val split"),
@@ -312,7 +313,8 @@ def convolution():
 )
 def test_inputs_of_another_type_than_the_model_are_refused(x, model, got):
     refused(
-        rf"inputs must have the type of the model's parameters, torch\.float32, got torch\.{got}\. .*x\.to\(",
+        r"inputs must have the type of the model's parameters, torch\.float32, got "
+        rf"torch\.{got}\. .*x\.to\(",
         data=halves(x, Y),
         model=model,
     )

@@ -21,7 +21,10 @@ from flooding import model_files
 from flooding.tabular.table import load_model, predict, save_model, table_problem
 
 CSV = "kind,grams,colour\n" + "apple,150,red\nfig,40,green\napple,170,green\nfig,50,brown\n" * 10
-REFUSED = r"^folder must hold a saved model, got .*: .*\. Give the folder that flooding find --save wrote\.$"
+REFUSED = (
+    r"^folder must hold a saved model, got .*: .*\. Give the folder that flooding find --save "
+    r"wrote\.$"
+)
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ def test_problem_refuses_counts_that_are_none(name, value):
 def test_problem_refuses_a_max_grad_norm_that_is_no_norm(max_grad_norm):
     with pytest.raises(
         ValueError,
-        match=rf"max_grad_norm must be a positive norm, got {max_grad_norm}\. Leave it out for no clipping\.",
+        match=rf"max_grad_norm must be a positive norm, got {max_grad_norm}\. Leave it out for no "
+        r"clipping\.",
     ):
         small(max_grad_norm=max_grad_norm)
 
@@ -222,7 +223,8 @@ NOT_KEYABLE = {
 def test_what_has_no_description_says_so(value):
     with pytest.raises(
         UnhashableConfigError,
-        match=r"is code of your own, which cannot be hashed\. Give the Problem a key='\.\.\.' to look its",
+        match=r"is code of your own, which cannot be hashed\. Give the Problem a key='\.\.\.' to "
+        r"look its",
     ):
         to_config(value)
 
@@ -382,6 +384,10 @@ class MyLevel(Delayed):
     """A user's own controller."""
 
 
+class MyMethod(Flooding):
+    """A user's own method."""
+
+
 @pytest.mark.parametrize(
     "run",
     [
@@ -394,7 +400,7 @@ class MyLevel(Delayed):
         base(
             level=MyLevel(0.3, until_loss=0.1), problem=small(key="mine")
         ),  # the key names the problem only
-        base(method=Mine()),
+        base(method=MyMethod()),
     ],
     ids=["model", "module", "loss", "optimizer", "data", "level", "level with a key", "method"],
 )
