@@ -137,14 +137,14 @@ def test_a_loss_of_torch_inside_ones_own_is_refused_too_but_not_what_makes_the_s
         list(train(Run(problem(loss=loss, data=data, model=partial(net, 1)))))
 
 
-def test_a_loss_of_ones_own_that_makes_every_pair_is_told(caplog):
+def test_a_loss_of_ones_own_that_makes_every_pair_is_warned_of(caplog):
     def pairs(output, y):
         return (output - y).square().mean()
 
     list(train(Run(problem(loss=pairs, data=halves(X, Y.float()), model=partial(net, 1)))))
-    told = [r.message for r in caplog.records if "every pair" in r.message]
-    assert told
-    assert "[20, 1] and [20]" in told[0]
+    messages = [r.message for r in caplog.records if "every pair" in r.message]
+    assert messages
+    assert "[20, 1] and [20]" in messages[0]
     caplog.clear()
     list(train(Run(problem(loss=pairs, data=halves(X, Y.float()), model=Scalars))))
     assert caplog.records == []
@@ -251,7 +251,7 @@ def test_labels_without_an_output_are_refused_before_training(data, message):
     refused(message, data=data, loss=partial(F.cross_entropy, ignore_index=-7))
 
 
-def test_labels_without_an_output_under_a_loss_of_ones_own_are_told(caplog):
+def test_labels_without_an_output_under_a_loss_of_ones_own_are_warned_of(caplog):
     def own(output, y):
         return F.cross_entropy(output, y, ignore_index=-1)
 
@@ -482,7 +482,7 @@ def test_a_one_cycle_that_does_not_end_with_the_training_is_refused(schedule):
     )
 
 
-def test_a_one_cycle_of_the_horizon_ends_at_its_lowest_rate():
+def test_a_one_cycle_of_max_epochs_ends_at_its_lowest_rate():
     schedule = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=5)
     rates = [row.values["lr"] for row in train(Run(problem(max_epochs=5, lr_scheduler=schedule)))][
         1:
@@ -492,7 +492,7 @@ def test_a_one_cycle_of_the_horizon_ends_at_its_lowest_rate():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "told"),
+    ("schedule", "warning"),
     [
         (
             partial(lr_scheduler.CyclicLR, base_lr=0.01, max_lr=0.1, cycle_momentum=False),
@@ -506,9 +506,11 @@ def test_a_one_cycle_of_the_horizon_ends_at_its_lowest_rate():
     ],
     ids=["cyclic", "cosine", "linear", "cosine of the max_epochs", "steps", "anything"],
 )
-def test_a_schedule_longer_than_the_training_is_told(schedule, told, caplog):
+def test_a_schedule_longer_than_the_training_is_warned_of(schedule, warning, caplog):
     list(train(Run(problem(lr_scheduler=schedule))))
-    assert [told in record.getMessage() for record in caplog.records] == [True] * (told is not None)
+    assert [warning in record.getMessage() for record in caplog.records] == [True] * (
+        warning is not None
+    )
 
 
 # Batch norm
@@ -583,8 +585,8 @@ def test_a_lazy_module_that_torch_cannot_copy_is_refused():
 
 
 def test_a_lazy_problem_is_searched():
-    found = find_level(problem(model=lazy, max_epochs=10), workers=0)
-    assert found.model().eval()(X).shape == (40, 2)
+    result = find_level(problem(model=lazy, max_epochs=10), workers=0)
+    assert result.model().eval()(X).shape == (40, 2)
 
 
 # What stays as it was

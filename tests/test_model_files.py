@@ -94,9 +94,9 @@ def test_flipped_bits_in_weights_are_noticed(folder, is_older):
             for m in archive.infolist()
             if m.file_size > 3
         ]
-    places = [at for span in spans for at in span] if is_older else range(len(content))
+    positions = [at for span in spans for at in span] if is_older else range(len(content))
     expected = load_model(folder).network.state_dict()
-    for at in generator.sample(places, 40):
+    for at in generator.sample(positions, 40):
         damaged = bytearray(content)
         damaged[at] ^= 1 << generator.randrange(8)
         path.write_bytes(damaged)
@@ -400,9 +400,9 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, table, folder, monkeypatch
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", fails)
-            for place in (folder, tmp_path / "new"):
+            for target in (folder, tmp_path / "new"):
                 with pytest.raises(OSError, match="no space left"):
-                    save_model(place, weights_of(table, seed=1), table)
+                    save_model(target, weights_of(table, seed=1), table)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert not (tmp_path / "new").exists()
     save_model(folder, weights_of(table, seed=1), table)
