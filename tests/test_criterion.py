@@ -223,7 +223,10 @@ def test_bytes_with_class_weights_and_with_a_level_per_class(rng):
     )
     expected = F.cross_entropy(scores, y, **OPTIONS["class weights"])
     torch.testing.assert_close(criterion(scores, y.byte()), expected, rtol=1e-12, atol=0)
-    assert PerClass([0.5, 0.25]).lookup(torch.tensor([1, 0], dtype=torch.uint8)).tolist() == [0.25, 0.5]
+    assert PerClass([0.5, 0.25]).lookup(torch.tensor([1, 0], dtype=torch.uint8)).tolist() == [
+        0.25,
+        0.5,
+    ]
 
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch 2.13")
@@ -270,11 +273,11 @@ def test_binary_losses_divide_by_the_number_of_elements(function, options, rng):
     scores = torch.randn(5, 3, generator=rng, requires_grad=True)
     y = torch.rand(5, 3, generator=rng).round()
     expected = F.binary_cross_entropy_with_logits(scores, y, **options)
-    given = {"reduction": "none", **options}
+    options = {"reduction": "none", **options}
     loss = (
-        partial(F.binary_cross_entropy_with_logits, **given)
+        partial(F.binary_cross_entropy_with_logits, **options)
         if function
-        else nn.BCEWithLogitsLoss(**given)
+        else nn.BCEWithLogitsLoss(**options)
     )
     torch.testing.assert_close(Flood(loss, None, IFlood())(scores, y), expected)
 
@@ -375,9 +378,9 @@ RUN_LOSSES = {
 def test_per_example_losses_of_a_run_have_its_own_mean(loss, rng):
     scores, y = draw(rng, (6,))
     y = y.clamp_max(3) if loss is F.cross_entropy else y
-    each = unreduced(loss)
-    losses = each(scores, y)
-    weight = example_weight(each, y, losses)
+    elementwise = unreduced(loss)
+    losses = elementwise(scores, y)
+    weight = example_weight(elementwise, y, losses)
     assert losses.shape == (6,)
     if weight is not None:
         losses = losses / weight.masked_fill(weight == 0, 1)
@@ -393,9 +396,9 @@ def test_nll_and_batchmean_as_losses_of_a_run(rng):
         torch.rand(6, 4, generator=rng, dtype=torch.float64).softmax(1),
     )
     for loss in (partial(F.nll_loss, **OPTIONS["class weights"]), nn.NLLLoss(ignore_index=255)):
-        each = unreduced(loss)
-        weight = example_weight(each, y)
-        losses = each(logs, y) / weight.masked_fill(weight == 0, 1)
+        elementwise = unreduced(loss)
+        weight = example_weight(elementwise, y)
+        losses = elementwise(logs, y) / weight.masked_fill(weight == 0, 1)
         torch.testing.assert_close(
             objective(losses, None, IFlood(), weight), loss(logs, y), rtol=1e-12, atol=0
         )
@@ -549,11 +552,11 @@ def test_a_sum_is_refused(loss):
 
 
 @pytest.mark.filterwarnings("ignore:size_average and reduce")
-@pytest.mark.parametrize("how", [{"reduction": "sum"}, {"size_average": False}], ids=str)
-def test_a_sum_of_the_call_is_refused(how, rng):
+@pytest.mark.parametrize("keywords", [{"reduction": "sum"}, {"size_average": False}], ids=str)
+def test_a_sum_of_the_call_is_refused(keywords, rng):
     a, b = torch.rand(4, generator=rng, requires_grad=True), torch.rand(4, generator=rng)
     with pytest.raises(ValueError, match="got a call with reduction='sum'"):
-        Flood(F.mse_loss, 0.1)(a, b, **how)
+        Flood(F.mse_loss, 0.1)(a, b, **keywords)
     with pytest.raises(ValueError, match="got a call with reduction='sum'"):
         Flood(F.mse_loss, 0.1)(a, b, None, None, "sum")
 

@@ -21,7 +21,7 @@ RUNS = {
 }
 
 
-def circumstances():
+def environment():
     return {"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()}
 
 
@@ -40,9 +40,10 @@ def test_bits_change_only_with_the_engine_number(name):
     # Another processor or torch rounds differently; a few small epochs amplify that to far less
     # than this.
     assert now["last.val_loss"] == pytest.approx(golden["records"][name]["last.val_loss"], rel=1e-3)
-    if circumstances() != golden["circumstances"]:
+    if environment() != golden["circumstances"]:
         pytest.skip(
-            f"golden bits are from {golden['circumstances']}, this is {circumstances()}; values agree to 1e-3"
+            f"golden bits are from {golden['circumstances']}, this is {environment()}; "
+            "values agree to 1e-3"
         )
     assert now["measured"] == golden["records"][name]["measured"], (
         "bits changed: raise flooding.training.loop.NUMERICS_VERSION"
@@ -51,9 +52,9 @@ def test_bits_change_only_with_the_engine_number(name):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    told = {
+    golden = {
         "engine": NUMERICS_VERSION,
-        "circumstances": circumstances(),
+        "circumstances": environment(),
         "records": {name: measure(name) for name in RUNS},
     }
-    GOLDEN.write_text(json.dumps(told, indent=2) + "\n")
+    GOLDEN.write_text(json.dumps(golden, indent=2) + "\n")

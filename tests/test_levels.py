@@ -62,14 +62,14 @@ def step(loss):
     return StepInfo(torch.tensor(loss))
 
 
-def shown(epochs):
+def make_infos(epochs):
     """Turn drawn epochs (losses, n right of 250, val loss, n right of 250) into what a controller
     is shown."""
-    seens = []
+    infos = []
     for losses, right, val_loss, val_right in epochs:
-        seens += [step(loss) for loss in losses]
+        infos += [step(loss) for loss in losses]
         # Float32 shares, as a mean over examples gives them.
-        seens.append(
+        infos.append(
             StepInfo(
                 None,
                 torch.tensor(right / 250),
@@ -77,11 +77,11 @@ def shown(epochs):
                 torch.tensor(val_right / 250),
             )
         )
-    return seens
+    return infos
 
 
-def levels(controller, seens):
-    return [state["level"].item() for state in simulate(controller, seens)]
+def levels(controller, infos):
+    return [state["level"].item() for state in simulate(controller, infos)]
 
 
 def f32(x):
@@ -94,9 +94,9 @@ def f32(x):
     stop=st.integers(-8, 8),
     steps=st.integers(1, 40),
     num_steps=st.integers(1, 40),
-    more=st.data(),
+    data=st.data(),
 )
-def test_ramps_are_the_exact_ramp(start, stop, steps, num_steps, more):
+def test_ramps_are_the_exact_ramp(start, stop, steps, num_steps, data):
     num_steps = min(num_steps, steps)
     start, stop = Fraction(start, 10), Fraction(stop, 10)
 
@@ -105,22 +105,22 @@ def test_ramps_are_the_exact_ramp(start, stop, steps, num_steps, more):
             math.floor(Fraction(min(k, steps), steps) * num_steps), num_steps
         )
 
-    seens = [step(1.0)] * (steps + 3)
-    found = {
+    infos = [step(1.0)] * (steps + 3)
+    controllers = {
         steps: Warmup(float(stop), steps, float(start)),
         num_steps: Warmup(float(stop), steps, float(start), num_steps),
     }
     if stop < start:
-        found[steps] = Range(float(start), float(stop), steps)
-    for rises, controller in found.items():
-        got = levels(controller, seens)
+        controllers[steps] = Range(float(start), float(stop), steps)
+    for rises, controller in controllers.items():
+        result = levels(controller, infos)
         # Three float32 roundings of numbers up to 0.8.
-        assert got == pytest.approx([float(ramp(k, rises)) for k in range(steps + 4)], abs=2e-7)
-        assert got[0] == f32(start)
-        assert got[-4:] == [f32(stop)] * 4
-        ends = [more.draw(st.sampled_from([seen, StepInfo(val_loss=1.0)])) for seen in seens]
-        n_steps = sum(seen.loss is not None for seen in ends)
-        assert levels(controller, ends)[-1] == got[n_steps], "ends of epochs count for nothing"
+        assert result == pytest.approx([float(ramp(k, rises)) for k in range(steps + 4)], abs=2e-7)
+        assert result[0] == f32(start)
+        assert result[-4:] == [f32(stop)] * 4
+        ends = [data.draw(st.sampled_from([info, StepInfo(val_loss=1.0)])) for info in infos]
+        n_steps = sum(info.loss is not None for info in ends)
+        assert levels(controller, ends)[-1] == result[n_steps], "ends of epochs count for nothing"
 
 
 def test_step_warmup_jumps_once():
@@ -128,10 +128,10 @@ def test_step_warmup_jumps_once():
 
 
 def test_constant_never_moves():
-    assert set(levels(Constant(0.25), shown([([1.0, 0.0], 250, 0.1, 250)] * 3))) == {0.25}
+    assert set(levels(Constant(0.25), make_infos([([1.0, 0.0], 250, 0.1, 250)] * 3))) == {0.25}
 
 
-def delayed_twin(level, begins, epochs):
+def slow_delayed(level, begins, epochs):
     """Levels in force at each entry and afterwards; ``begins`` judges an epoch by its last loss and
     n right."""
     now, out = -math.inf, [-math.inf]
@@ -146,15 +146,15 @@ def delayed_twin(level, begins, epochs):
 @seeded
 @given(some_epochs)
 def test_delayed_begins_after_the_first_epoch_that_meets_its_condition(epochs):
-    seens = shown(epochs)
-    twin = delayed_twin(0.3, lambda last, right: last <= 0.2, epochs)
-    assert levels(Delayed(0.3, until_loss=0.2), seens) == twin
-    twin = delayed_twin(0.3, lambda last, right: right >= 225, epochs)  # 225 of 250 is 0.9
-    assert levels(Delayed(0.3, until_accuracy=0.9), seens) == twin
+    infos = make_infos(epochs)
+    expected = slow_delayed(0.3, lambda last, right: last <= 0.2, epochs)
+    assert levels(Delayed(0.3, until_loss=0.2), infos) == expected
+    expected = slow_delayed(0.3, lambda last, right: right >= 225, epochs)  # 225 of 250 is 0.9
+    assert levels(Delayed(0.3, until_accuracy=0.9), infos) == expected
 
 
 def test_until_loss_looks_at_the_last_batch_of_an_epoch_only():
-    seens = [
+    infos = [
         step(1e-6),
         step(0.5),
         StepInfo(train_accuracy=1.0),
@@ -162,7 +162,7 @@ def test_until_loss_looks_at_the_last_batch_of_an_epoch_only():
         step(1e-4),
         StepInfo(train_accuracy=0.0),
     ]
-    assert levels(Delayed(0.25, until_loss=1e-4), seens) == [-math.inf] * 6 + [0.25]
+    assert levels(Delayed(0.25, until_loss=1e-4), infos) == [-math.inf] * 6 + [0.25]
 
 
 def test_zero_training_error_allows_for_a_rounded_mean():
@@ -175,7 +175,7 @@ def test_zero_training_error_allows_for_a_rounded_mean():
         ]
 
 
-def heuristic_twin(epochs, level, change, move, low, high):
+def slow_heuristic(epochs, level, change, move, low, high):
     """The rule in exact fractions: levels and references in force at each entry and afterwards."""
     level, change, move, low, high = [Fraction(str(x)) for x in (level, change, move, low, high)]
     b, reference, out = None, Fraction(0), [(None, Fraction(0))]
@@ -208,8 +208,8 @@ def test_heuristic_is_the_published_rule(epochs, constants):
     controller = Heuristic(
         level, until_loss=0.2, min_delta=change, step_size=move, low=low, high=high
     )
-    states = simulate(controller, shown(epochs))
-    for state, (b, reference) in zip(states, heuristic_twin(epochs, *constants), strict=True):
+    states = simulate(controller, make_infos(epochs))
+    for state, (b, reference) in zip(states, slow_heuristic(epochs, *constants), strict=True):
         assert state["started"].item() == (b is not None)
         # Up to 25 float32 sums below 0.5, each off by at most 3e-8.
         assert state["level"].item() == (
@@ -221,8 +221,8 @@ def test_heuristic_is_the_published_rule(epochs, constants):
 
 def test_heuristic_trace_worked_by_hand():
     points = [99.0, 70.0, 70.3, 70.4, 69.9, 70.1, 70.5]
-    seens = [StepInfo(None, float(i > 0), 1.0, v / 100) for i, v in enumerate([50.0, *points])]
-    states = simulate(Heuristic(until_accuracy=1.0), seens)
+    infos = [StepInfo(None, float(i > 0), 1.0, v / 100) for i, v in enumerate([50.0, *points])]
+    states = simulate(Heuristic(until_accuracy=1.0), infos)
     # Epoch 0 is not fitted. Epoch 1 is and gives b0, its 99 points count for nothing. 70 is above
     # reference 0: up. 70.3 is within 0.4 of 70; 70.4 is 0.4 above it: up; 69.9 is 0.5 below 70.4:
     # down; 70.1 is within 0.4 of 69.9; 70.5 is 0.6 above 69.9, the last change, though only 0.1
@@ -246,15 +246,15 @@ def test_heuristic_trace_worked_by_hand():
 def test_heuristic_ties_do_not_hang_on_rounding(kind):
     # One example of 250 is exactly the 0.4 points that count: enough to rise, not enough to fall.
     for right in range(1, 250):
-        first, more, fewer = [
+        first, higher, fewer = [
             StepInfo(None, 1.0, 1.0, kind(n / 250)) for n in (right, right + 1, right - 1)
         ]
-        trained = [StepInfo(None, 1.0, 1.0, 0.0), first]
-        assert levels(Heuristic(until_accuracy=1.0), [*trained, more])[-2:] == pytest.approx([
+        fitted = [StepInfo(None, 1.0, 1.0, 0.0), first]
+        assert levels(Heuristic(until_accuracy=1.0), [*fitted, higher])[-2:] == pytest.approx([
             0.0151,
             0.0301,
         ])
-        assert levels(Heuristic(until_accuracy=1.0), [*trained, fewer])[-2:] == pytest.approx([
+        assert levels(Heuristic(until_accuracy=1.0), [*fitted, fewer])[-2:] == pytest.approx([
             0.0151,
             0.0151,
         ])
@@ -269,7 +269,7 @@ def test_heuristic_climbs_to_its_clip_and_returns():
     assert f32(1e-4) in trace[80:], "and 59 falls reach the bottom"
 
 
-def plateau_twin(controller, epochs):
+def slow_plateau(controller, epochs):
     """The rule with ifs, in float32 as the controller computes it, so that ties fall alike."""
     b, lowest, waited = np.float32(controller.level), np.float32(math.inf), 0
     out = [float(b)]
@@ -294,9 +294,9 @@ def plateau_twin(controller, epochs):
 @given(some_epochs, st.integers(1, 4), st.sampled_from([0.0, 0.1, 0.35, 0.4]))
 def test_plateau_is_its_rule(epochs, patience, level):
     controller = Plateau(level, patience=patience)
-    assert levels(controller, shown(epochs)) == plateau_twin(controller, epochs)
+    assert levels(controller, make_infos(epochs)) == slow_plateau(controller, epochs)
     below = [(*epoch[:2], -epoch[2], epoch[3]) for epoch in epochs]
-    assert levels(controller, shown(below)) == plateau_twin(controller, below)
+    assert levels(controller, make_infos(below)) == slow_plateau(controller, below)
 
 
 def test_plateau_has_the_published_constants():
@@ -345,16 +345,16 @@ def test_plateau_of_a_negative_loss_rises_where_it_gets_worse_alone(losses, ends
 @pytest.mark.parametrize("controller", ALL, ids=str)
 def test_update_compiles_once_for_steps_and_once_for_epochs(controller):
     draw = torch.Generator().manual_seed(1)
-    seens = []
+    infos = []
     for losses in torch.rand(12, 4, generator=draw).unbind():
-        seens += [StepInfo(loss) for loss in losses.unbind()] + [
+        infos += [StepInfo(loss) for loss in losses.unbind()] + [
             StepInfo(None, *torch.rand(3, generator=draw).unbind())
         ]
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     update = torch.compile(controller.update, fullgraph=True, backend=counter)
-    states = itertools.accumulate(seens, update, initial=controller.init())
-    for compiled, eager in zip(states, simulate(controller, seens), strict=True):
+    states = itertools.accumulate(infos, update, initial=controller.init())
+    for compiled, eager in zip(states, simulate(controller, infos), strict=True):
         assert all(torch.equal(compiled[name], eager[name]) for name in eager)
     assert counter.frame_count <= 2
 
@@ -399,19 +399,19 @@ class Training:
         loss = (self.x[self.steps % 2] @ w - self.y[self.steps % 2]).square().mean()
         (gradient,) = torch.autograd.grad(loss, w)
         slope = torch.sign(loss - self.state["controller"]["level"])
-        seens = [StepInfo(loss)]
+        infos = [StepInfo(loss)]
         self.steps += 1
         if self.steps % 2 == 0:
-            seens.append(
+            infos.append(
                 StepInfo(None, 1 - loss.detach() / 2, loss.detach() * 1.1, 1 - loss.detach() / 3)
             )
         state = self.state["controller"]
-        for seen in seens:
-            state = self.controller.update(state, seen)
+        for info in infos:
+            state = self.controller.update(state, info)
         self.state = {"w": (w - 0.05 * slope * gradient).detach(), "controller": state}
         return [
-            seen._replace(loss=seen.loss.detach()) if seen.loss is not None else seen
-            for seen in seens
+            info._replace(loss=info.loss.detach()) if info.loss is not None else info
+            for info in infos
         ]
 
 
@@ -452,21 +452,21 @@ def test_a_training_killed_in_mid_epoch_resumes_exactly(controller):
 @pytest.mark.parametrize("controller", FLOODING, ids=str)
 def test_first_flooded_is_where_a_controlled_run_leaves_the_plain_one(controller):
     plain, controlled = Training(Constant(-math.inf)), Training(controller)
-    seens, first = [], None
+    infos, first = [], None
     for step_index in range(30):
-        seens += plain.step()
+        infos += plain.step()
         controlled.step()
         if first is None and not torch.equal(plain.state["w"], controlled.state["w"]):
             first = step_index
     assert first is not None, "the toy is made so that every controller floods"
-    assert first_flooded_step(controller, seens) == first
+    assert first_flooded_step(controller, infos) == first
 
 
 def test_first_flooded_counts_the_level_itself_and_never_nan():
-    seens = [step(NAN), StepInfo(val_loss=1.0), step(0.75), step(0.5)]
-    assert first_flooded_step(Constant(0.5), seens) == 2
-    assert first_flooded_step(Constant(0.25), seens) is None
-    assert first_flooded_step(Constant(-math.inf), seens) is None
+    infos = [step(NAN), StepInfo(val_loss=1.0), step(0.75), step(0.5)]
+    assert first_flooded_step(Constant(0.5), infos) == 2
+    assert first_flooded_step(Constant(0.25), infos) is None
+    assert first_flooded_step(Constant(-math.inf), infos) is None
 
 
 def test_fold_gives_the_state_in_force_at_each_entry():
@@ -478,10 +478,10 @@ def test_fold_gives_the_state_in_force_at_each_entry():
 @pytest.mark.parametrize("controller", ALL, ids=str)
 def test_started_is_true_from_the_first_level_on(controller):
     draw = torch.Generator().manual_seed(4)
-    seens = []
+    infos = []
     for row in torch.rand(20, 4, generator=draw).unbind():
-        seens += [StepInfo(row[0]), StepInfo(None, *row[1:].unbind())]
-    for state in simulate(controller, seens):
+        infos += [StepInfo(row[0]), StepInfo(None, *row[1:].unbind())]
+    for state in simulate(controller, infos):
         assert state["started"].dtype == torch.bool
         assert state["started"].item() == (state["level"].item() > -math.inf)
 

@@ -20,8 +20,8 @@ from small import normed, regression, small
 decay = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
 
 
-def last(run, **more):
-    return list(train(run, **more))[-1]
+def last(run, **extra):
+    return list(train(run, **extra))[-1]
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_finals_are_metrics_of_the_best_and_the_last_weights():
     for at in ("best", "last"):
         model.load_state_dict(row.weights[at])
         with torch.no_grad():
-            found = model(test.x)
+            result = model(test.x)
         assert row.record.metrics[f"{at}.test_accuracy"] == pytest.approx(
-            (found.argmax(1) == test.y).float().mean()
+            (result.argmax(1) == test.y).float().mean()
         )
-        clean = (found.argmax(1) == test.clean).float().mean()
+        clean = (result.argmax(1) == test.clean).float().mean()
         assert row.record.metrics[f"{at}.test_accuracy_clean"] == pytest.approx(clean)
-        nll = torch.nn.functional.cross_entropy(found, test.y)
+        nll = torch.nn.functional.cross_entropy(result, test.y)
         assert row.record.metrics[f"{at}.test_nll"] == pytest.approx(float(nll), rel=1e-5)
 
 
@@ -276,9 +276,9 @@ def test_the_gradient_penalty_equals_its_formula_and_lowers_the_gradient():
     v = x @ g.T
     hv = (p * (v - (p * v).sum(1, keepdim=True))).T @ x / 40
     expected = w - 0.1 * (g + 0.5 * hv)
-    found = last(Run(problem, None, GradientPenalty(0.5))).weights["last"]
+    result = last(Run(problem, None, GradientPenalty(0.5))).weights["last"]
     torch.testing.assert_close(
-        torch.cat([found["weight"], found["bias"][:, None]], 1).double(),
+        torch.cat([result["weight"], result["bias"][:, None]], 1).double(),
         expected,
         rtol=0,
         atol=1e-6,
@@ -384,22 +384,22 @@ def test_a_level_per_example_meets_its_own_examples_losses_where_these_have_seve
         optimizer.zero_grad()
         ((losses - levels).abs() + levels).mean().backward()
         optimizer.step()
-    found = last(Run(problem, PerExample(levels, ids), IFlood())).weights["last"]
+    result = last(Run(problem, PerExample(levels, ids), IFlood())).weights["last"]
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(found[name], tensor)
+        torch.testing.assert_close(result[name], tensor)
 
 
 def test_the_closure_of_lbfgs_returns_what_was_differentiated():
-    told = []
+    values = []
 
     class Spy(torch.optim.SGD):
         def step(self, closure):
-            told.append(closure())
+            values.append(closure())
 
     raw = last(Run(small(optimizer=partial(Spy, lr=0.1), max_epochs=2), 2.0)).record.curves[
         "train_loss"
     ][1]
-    assert told[0] == pytest.approx(2 * 2.0 - raw, rel=1e-6)
+    assert values[0] == pytest.approx(2 * 2.0 - raw, rel=1e-6)
 
 
 class NoClosure(torch.optim.SGD):

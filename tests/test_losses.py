@@ -344,8 +344,8 @@ def test_an_iflood_mean_without_the_mask_adds_two_levels_per_ignored_example(bat
     logits, y = batch
     inner = nn.CrossEntropyLoss(reduction="none", ignore_index=1)
     naive = objective(inner(logits, y), 0.5, IFlood())
-    ours = Flood(inner, 0.5, IFlood())(logits, y)
-    assert naive.item() == pytest.approx((4 * ours.item() + 2 * 2 * 0.5) / 6)
+    result = Flood(inner, 0.5, IFlood())(logits, y)
+    assert naive.item() == pytest.approx((4 * result.item() + 2 * 2 * 0.5) / 6)
 
 
 def test_a_batch_of_ignored_examples_is_zero_and_not_nan(batch):
@@ -655,14 +655,14 @@ def test_copies_are_equal_and_independent(level, clone):
     criterion(
         x, torch.zeros(2), ids=ids
     )  # its figures must not hold on to the graph: deepcopy would refuse
-    twin = clone(criterion)
-    assert torch.equal(twin(x, torch.zeros(2), ids=ids), criterion(x, torch.zeros(2), ids=ids))
-    assert torch.equal(twin.n_seen, criterion.n_seen)
-    twin.level = 0.25
-    twin(x, torch.zeros(2))
-    assert criterion.level is not twin.level
+    duplicate = clone(criterion)
+    assert torch.equal(duplicate(x, torch.zeros(2), ids=ids), criterion(x, torch.zeros(2), ids=ids))
+    assert torch.equal(duplicate.n_seen, criterion.n_seen)
+    duplicate.level = 0.25
+    duplicate(x, torch.zeros(2))
+    assert criterion.level is not duplicate.level
     assert criterion.n_seen == 4
-    assert twin.n_seen == 6
+    assert duplicate.n_seen == 6
 
 
 class Reads(TorchDispatchMode):
@@ -822,9 +822,9 @@ def test_teacher_is_an_exponential_moving_average():
     assert torch.equal(teacher(x), teacher(x))
     assert not teacher(x).requires_grad
     assert model(x).requires_grad
-    twin = EMATeacher(model, decay=0.75)
-    twin.load_state_dict(teacher.state_dict())
-    assert torch.equal(twin(x), teacher(x))
+    duplicate = EMATeacher(model, decay=0.75)
+    duplicate.load_state_dict(teacher.state_dict())
+    assert torch.equal(duplicate(x), teacher(x))
 
 
 def test_wavebound_holds_each_output_at_its_teachers_risk_less_epsilon(rng):

@@ -90,7 +90,7 @@ def splits(train=40, val=60, classes=False):
 def density(**changes):
     """Overfits within its 60 epochs: its training loss falls to about -2.8, its validation loss to
     about -1.7."""
-    given = {
+    defaults = {
         "data": splits(),
         "model": Density,
         "loss": gaussian,
@@ -98,17 +98,17 @@ def density(**changes):
         "batch_size": 20,
         "max_epochs": 60,
     }
-    return Problem(**given | changes)
+    return Problem(**defaults | changes)
 
 
 def shifted(**changes):
     """Cross-entropy less 5 nats, judged by the accuracy."""
-    given = {
+    defaults = {
         "data": splits(classes=True),
         "model": classifier,
         "loss": partial(below, functional.cross_entropy),
     }
-    return density(**given | changes)
+    return density(**defaults | changes)
 
 
 @pytest.fixture(scope="module")
@@ -189,10 +189,10 @@ def test_the_level_survives_the_ledger(tmp_path):
     levels = [None, 0.0, -1.0]
     runs = [Run(problem, level) for level in levels]
     assert [record.level for record in run_all(runs, ledger=path, workers=0)] == levels
-    asked = []
-    again = run_all(runs, ledger=path, workers=0, on_start=asked.extend)
-    assert [record.level for record in again] == levels
-    assert asked == []
+    started = []
+    cached = run_all(runs, ledger=path, workers=0, on_start=started.extend)
+    assert [record.level for record in cached] == levels
+    assert started == []
     assert len({run.key() for run in runs}) == 3
 
 
@@ -216,30 +216,32 @@ def test_ties_go_to_no_flooding_first(levels):
 
 
 def test_the_default_grid_has_plain_training_and_says_that_its_levels_are_too_high(plain_and_zero):
-    found = find_level(density(), strategy=grid, workers=0)
-    rows = found.table
+    result = find_level(density(), strategy=grid, workers=0)
+    rows = result.table
     assert [row["level"] for row in rows] == [None, *(n / 100 for n in range(1, 11))]
     assert rows[0]["train_loss"] == plain_and_zero[0].metrics["last.train_loss"]
     assert all(row["train_loss"] > -0.2 for row in rows[1:])
-    assert found.level == min((row["val_loss"], row["level"] or 0.0) for row in rows)[1] or None
-    warning = found.warnings[-1]
+    assert result.level == min((row["val_loss"], row["level"] or 0.0) for row in rows)[1] or None
+    warning = result.warnings[-1]
     lowest, cap = (float(plain_and_zero[0].curves[f"{n}_loss"][1:].min()) for n in ("train", "val"))
     assert warning == (
-        f"the training loss fell to {lowest:.3g}, but no level below 0 was tried: give levels around the lowest "
-        f"validation loss of plain training, {cap:.3g} here, or use the finder"
+        f"the training loss fell to {lowest:.3g}, but no level below 0 was tried: give levels "
+        f"around the lowest validation loss of plain training, {cap:.3g} here, or use the finder"
     )
 
 
 def test_level_0_is_a_flooded_row_beside_no_flooding(plain_and_zero):
-    found = find_level(density(), strategy=partial(grid, levels=[0.0, -1.5, None]), workers=0)
-    assert [row["level"] for row in found.table] == [None, -1.5, 0.0]
-    for row, record in zip(found.table[::2], plain_and_zero, strict=True):
+    result = find_level(density(), strategy=partial(grid, levels=[0.0, -1.5, None]), workers=0)
+    assert [row["level"] for row in result.table] == [None, -1.5, 0.0]
+    for row, record in zip(result.table[::2], plain_and_zero, strict=True):
         assert row["train_loss"] == record.metrics["last.train_loss"]
     assert (
-        found.level == min((row["val_loss"], row["level"] or -9) for row in found.table)[1] == -1.5
+        result.level
+        == min((row["val_loss"], row["level"] or -9) for row in result.table)[1]
+        == -1.5
     )
-    assert (found.suggestions[0].low, found.suggestions[0].high) == (-math.inf, 0.0)
-    assert not found.warnings
+    assert (result.suggestions[0].low, result.suggestions[0].high) == (-math.inf, 0.0)
+    assert not result.warnings
 
 
 @pytest.mark.parametrize(
@@ -253,16 +255,16 @@ def test_level_0_is_a_flooded_row_beside_no_flooding(plain_and_zero):
     ids=["grid", "grid, best epoch", "halving", "backward"],
 )
 def test_a_level_0_that_floods_is_the_answer_0_and_not_none(strategy):
-    found = find_level(density(max_epochs=25), strategy=strategy, workers=0)
-    assert found.level == 0.0
-    assert found.suggestions[0].level == 0.0
-    assert found.run.level == (
-        0.0 if found.strategy != "backward" else Delayed(0.0, until_loss=-0.5)
+    result = find_level(density(max_epochs=25), strategy=strategy, workers=0)
+    assert result.level == 0.0
+    assert result.suggestions[0].level == 0.0
+    assert result.run.level == (
+        0.0 if result.strategy != "backward" else Delayed(0.0, until_loss=-0.5)
     )
-    assert all(row["flooded"] is not None for row in found.table)
+    assert all(row["flooded"] is not None for row in result.table)
     assert (
         "the best level 0 is the smallest of the grid: a smaller one, or no flooding, may be better"
-        in found.warnings
+        in result.warnings
     )
 
 
@@ -271,38 +273,38 @@ def test_a_level_0_that_floods_is_the_answer_0_and_not_none(strategy):
     "make", [grid, partial(halving, least=1.0), backward], ids=["grid", "halving", "backward"]
 )
 def test_a_level_0_that_floods_nothing_is_plain_training(make, levels):
-    found = search(make(regression(max_epochs=8), levels), ask)
-    assert found.level is None
-    assert found.run.level is None
-    assert found.suggestions[0].level is None
-    assert [r.run.level for r in found.records[:1]] in (
+    result = search(make(regression(max_epochs=8), levels), ask)
+    assert result.level is None
+    assert result.run.level is None
+    assert result.suggestions[0].level is None
+    assert [r.run.level for r in result.records[:1]] in (
         [levels[0]],
         [Delayed(0.0, until_loss=1e-4)],
     )
-    assert not any("below 0" in warning or "smallest" in warning for warning in found.warnings)
+    assert not any("below 0" in warning or "smallest" in warning for warning in result.warnings)
 
 
 @pytest.mark.parametrize("levels", [[None, -1.0, -2.0], [-2.5, 0.0, -1.0]], ids=str)
 def test_backward_fits_first_at_every_level(levels):
-    found = search(backward(density(max_epochs=20), levels, until_loss=-0.5), ask)
-    for record in found.records:
+    result = search(backward(density(max_epochs=20), levels, until_loss=-0.5), ask)
+    for record in result.records:
         assert record.run.level is None or isinstance(record.run.level, Delayed)
         curve = record.curves["level"][1:]
         assert not np.isfinite(curve[0]), "the first epoch is plain"
-    assert {None if r.run.level is None else r.run.level.level for r in found.records} == set(
+    assert {None if r.run.level is None else r.run.level.level for r in result.records} == set(
         levels
     )
 
 
 def test_backward_says_that_a_start_at_0_is_no_fit():
-    found = search(backward(density(max_epochs=20), [None, -1.0]), ask)
-    assert found.warnings[0] == (
-        "flooding starts at a last-batch loss of 0.0001, but the training loss falls below 0: give an until_loss near "
-        "its lowest value"
+    result = search(backward(density(max_epochs=20), [None, -1.0]), ask)
+    assert result.warnings[0] == (
+        "flooding starts at a last-batch loss of 0.0001, but the training loss falls below 0: "
+        "give an until_loss near its lowest value"
     )
-    found = search(heuristic(shifted(max_epochs=10), Heuristic(until_loss=1e-4)), ask)
-    assert sum("give an until_loss" in warning for warning in found.warnings) == 1
-    assert sum("no level below 0 was tried" in warning for warning in found.warnings) == 1
+    result = search(heuristic(shifted(max_epochs=10), Heuristic(until_loss=1e-4)), ask)
+    assert sum("give an until_loss" in warning for warning in result.warnings) == 1
+    assert sum("no level below 0 was tried" in warning for warning in result.warnings) == 1
 
 
 def test_tpe_below_the_range_says_so():
@@ -313,10 +315,11 @@ def test_tpe_below_the_range_says_so():
             replace(fake_record(r), curves={}, metrics={"last.val_loss": r.level}) for r in runs
         ]
 
-    found = search(tpe(density(), trainings=4, low=0.3, high=0.6), lower_is_better)
-    assert found.level == min(r.level for r in found.records)
-    assert found.warnings == (
-        f"the best level {found.level:g} is the smallest tried: a smaller one, or no flooding, may be better",
+    result = search(tpe(density(), trainings=4, low=0.3, high=0.6), lower_is_better)
+    assert result.level == min(r.level for r in result.records)
+    assert result.warnings == (
+        f"the best level {result.level:g} is the smallest tried: "
+        "a smaller one, or no flooding, may be better",
     )
     negative = search(tpe(density(max_epochs=20), trainings=4, low=-2.0, high=-0.5), ask)
     assert -2 <= negative.level < -0.5
@@ -324,12 +327,12 @@ def test_tpe_below_the_range_says_so():
 
 
 def test_halving_races_plain_training_with_negative_levels():
-    found = search(halving(density(), [None, 0.0, -1.0, -1.5, 0.5, 1.0]), ask)
-    first = [r.run.level for r in found.records[:6]]
+    result = search(halving(density(), [None, 0.0, -1.0, -1.5, 0.5, 1.0]), ask)
+    first = [r.run.level for r in result.records[:6]]
     assert first == [None, -1.5, -1.0, 0.0, 0.5, 1.0]
-    assert not {0.0, 0.5, 1.0} & {r.run.level for r in found.records[6:]}
-    assert found.level in {None, -1.5, -1.0}
-    assert not found.warnings
+    assert not {0.0, 0.5, 1.0} & {r.run.level for r in result.records[6:]}
+    assert result.level in {None, -1.5, -1.0}
+    assert not result.warnings
 
 
 def test_halving_asks_in_the_order_of_the_levels():
@@ -342,9 +345,9 @@ def test_halving_asks_in_the_order_of_the_levels():
             replace(fake_record(r), curves={}, metrics=f) for r, f in zip(runs, finals, strict=True)
         ]
 
-    found = search(halving(small(), [-1.0, None, 0.5, 0.0], eta=2, least=0.5), none_second)
-    assert [r.run.level for r in found.records] == [None, -1.0, 0.0, 0.5, None, 0.0]
-    assert (found.level, found.suggestions[0].low, found.suggestions[0].high) == (
+    result = search(halving(small(), [-1.0, None, 0.5, 0.0], eta=2, least=0.5), none_second)
+    assert [r.run.level for r in result.records] == [None, -1.0, 0.0, 0.5, None, 0.0]
+    assert (result.level, result.suggestions[0].low, result.suggestions[0].high) == (
         0.0,
         -math.inf,
         0.0,
@@ -355,23 +358,23 @@ def test_halving_asks_in_the_order_of_the_levels():
     "loss", [gaussian, student, partial(below, gaussian)], ids=["Gaussian", "Student", "shifted"]
 )
 def test_the_finder_places_its_levels_between_the_losses_of_either_sign(loss):
-    found = search(finder(density(loss=loss)), ask)
-    plain = found.records[0]
+    result = search(finder(density(loss=loss)), ask)
+    plain = result.records[0]
     floor, cap = (float(plain.curves[f"{n}_loss"][1:].min()) for n in ("train", "val"))
     assert floor < cap < 0
-    levels = sorted({r.run.level for r in found.records[1:]})
+    levels = sorted({r.run.level for r in result.records[1:]})
     assert len(levels) == 5
     np.testing.assert_allclose(
         levels, [floor + (0.1 + 0.2 * n) * (cap - floor) for n in range(5)], atol=0.006
     )
-    assert found.level in {None, *levels}
-    race = found.suggestions[0]
+    assert result.level in {None, *levels}
+    race = result.suggestions[0]
     assert floor - 0.01 <= race.low <= race.high <= cap
-    assert not any("below 0" in warning for warning in found.warnings)
+    assert not any("below 0" in warning for warning in result.warnings)
     # Honest: the level that was chosen beats plain training at the race's length, by the late mean
     # it is judged by.
-    assert found.level is not None
-    raced = next(r for r in found.records if r.run.level == found.level)
+    assert result.level is not None
+    raced = next(r for r in result.records if r.run.level == result.level)
     late = slice(-max(1, round(0.125 * raced.run.epochs)), None)
     assert (
         raced.curves["val_loss"][late].mean()
@@ -386,8 +389,8 @@ def test_a_loss_moved_below_0_has_the_levels_of_the_loss_itself():
         for loss in (functional.cross_entropy, partial(below, functional.cross_entropy))
     )
     a, b = (
-        sorted({r.run.level for r in found.records if r.run.level is not None})
-        for found in (own, moved)
+        sorted({r.run.level for r in result.records if r.run.level is not None})
+        for result in (own, moved)
     )
     np.testing.assert_allclose(np.array(b) + 5, a, atol=0.006)
     assert len(a) == len(b) == 5
@@ -407,27 +410,27 @@ def test_the_interval_of_plain_training_ends_at_the_lowest_loss_and_not_at_0():
             for r in ask(runs)
         ]
 
-    found = search(finder(density()), never_better)
-    [race] = [s for s in found.suggestions if s.name == "race"]
+    result = search(finder(density()), never_better)
+    [race] = [s for s in result.suggestions if s.name == "race"]
     assert race.level is None
-    assert race.low == pytest.approx(float(found.records[0].curves["train_loss"][1:].min()))
+    assert race.low == pytest.approx(float(result.records[0].curves["train_loss"][1:].min()))
     assert race.low < race.high < 0
 
 
 def test_the_range_test_falls_from_loss_to_loss():
-    found = search(range_test(density()), ask)
-    plain, swept = found.records
+    result = search(range_test(density()), ask)
+    plain, swept = result.records
     assert swept.run.level.start == pytest.approx(float(plain.curves["val_loss"][1:].min()))
     assert swept.run.level.stop == pytest.approx(float(plain.curves["train_loss"][1:].min()))
-    assert found.level is None or swept.run.level.stop <= found.level <= swept.run.level.start < 0
-    assert not found.warnings
+    assert result.level is None or swept.run.level.stop <= result.level <= swept.run.level.start < 0
+    assert not result.warnings
 
 
 def test_a_policy_at_level_0_floods_a_negative_loss():
-    found = search(policy_gradient(density(max_epochs=12), [0.0, 0.5], trainings=2), ask)
-    chosen = found.suggestions[0]
-    assert found.level in {0.0, 0.5}
-    assert any("no level below 0 was tried" in warning for warning in found.warnings)
+    result = search(policy_gradient(density(max_epochs=12), [0.0, 0.5], trainings=2), ask)
+    chosen = result.suggestions[0]
+    assert result.level in {0.0, 0.5}
+    assert any("no level below 0 was tried" in warning for warning in result.warnings)
 
     def at_0(runs):
         return [
@@ -464,8 +467,8 @@ def test_a_policy_at_level_0_floods_a_negative_loss():
     ids=["above 0", "at 0", "one below", "plain alone", "without plain"],
 )
 def test_levels_above_a_negative_loss_are_warned_of(make, warned):
-    found = search(make(density(max_epochs=15)), ask)
-    assert any("no level below 0 was tried" in warning for warning in found.warnings) == warned
+    result = search(make(density(max_epochs=15)), ask)
+    assert any("no level below 0 was tried" in warning for warning in result.warnings) == warned
 
 
 def test_no_warning_where_the_levels_worth_trying_are_positive():
@@ -493,25 +496,25 @@ def test_no_warning_where_the_levels_worth_trying_are_positive():
 
 
 def test_a_negative_level_that_was_never_reached_is_warned_of():
-    found = search(grid(density(max_epochs=3), [-9.0, -8.0]), ask)
-    assert any(w.startswith("no training came down to its level") for w in found.warnings)
-    assert not any(map(reached_level, found.records))
+    result = search(grid(density(max_epochs=3), [-9.0, -8.0]), ask)
+    assert any(w.startswith("no training came down to its level") for w in result.warnings)
+    assert not any(map(reached_level, result.records))
 
 
 # Training code of the user's own
 
 
 def test_a_function_is_asked_for_none_and_for_0():
-    asked = []
+    started = []
 
     def train(level, seed, epochs):
-        asked.append(level)
+        started.append(level)
         return {None: 0.1, 0.0: 0.3, -1.0: 0.2}[level]
 
-    found = search(grid(ExternalProblem(5), [0.0, None, -1.0]), train)
-    assert asked == [None, -1.0, 0.0]
-    assert found.level == 0.0
-    assert [row["level"] for row in found.table] == [None, -1.0, 0.0]
+    result = search(grid(ExternalProblem(5), [0.0, None, -1.0]), train)
+    assert started == [None, -1.0, 0.0]
+    assert result.level == 0.0
+    assert [row["level"] for row in result.table] == [None, -1.0, 0.0]
 
 
 def test_a_function_keeps_none_and_0_apart_in_its_ledger(tmp_path):
@@ -521,9 +524,9 @@ def test_a_function_keeps_none_and_0_apart_in_its_ledger(tmp_path):
         ledger=tmp_path / "l.sqlite",
     )
     assert search(grid(ExternalProblem(5), [0.0, None]), train).level is None
-    again = ObjectiveAdapter(lambda **_: 1 / 0, key="a", ledger=tmp_path / "l.sqlite")
+    cached = ObjectiveAdapter(lambda **_: 1 / 0, key="a", ledger=tmp_path / "l.sqlite")
     assert [
-        row["val_score"] for row in search(grid(ExternalProblem(5), [0.0, None]), again).table
+        row["val_score"] for row in search(grid(ExternalProblem(5), [0.0, None]), cached).table
     ] == [1.0, 0.5]
 
 
@@ -539,20 +542,20 @@ def test_a_function_that_takes_no_none_is_told_what_none_is():
 @pytest.mark.parametrize("level", [None, 0.0])
 def test_files_tell_none_from_0(tmp_path, monkeypatch, level):
     monkeypatch.setattr("flooding.report.plots.save", lambda *_: None)
-    found = find_level(
+    result = find_level(
         density(max_epochs=6), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0
     )
-    folder = replace(found, run=replace(found.run, level=level)).save(tmp_path)
+    folder = replace(result, run=replace(result.run, level=level)).save(tmp_path)
     assert json.loads((folder / "found.json").read_text())["level"] == level
     rows = (folder / "table.csv").read_text().splitlines()[1:]
     assert [row.partition(",")[0] for row in rows] == ["", "0.0", "0.5"]
 
 
 def test_the_picture_tells_none_from_0(plain_and_zero):
-    found = find_level(
+    result = find_level(
         density(max_epochs=25), strategy=partial(grid, levels=[None, -1.0, 0.0]), workers=0
     )
-    figure = picture(found)
+    figure = picture(result)
     [axes] = [
         a
         for a in figure.axes
@@ -577,10 +580,10 @@ def test_the_picture_tells_none_from_0(plain_and_zero):
 
 
 def test_plain_training_has_no_mark_where_level_0_has_one():
-    found = find_level(
+    result = find_level(
         density(max_epochs=15), strategy=partial(grid, levels=[None, 0.0, 0.5]), workers=0
     )
-    figure = picture(replace(found, records=found.records[::-1]))
+    figure = picture(replace(result, records=result.records[::-1]))
     [axes] = [
         a for a in figure.axes if a.get_ylabel() == "Validation loss" and "level" in a.get_xlabel()
     ]
@@ -589,20 +592,20 @@ def test_plain_training_has_no_mark_where_level_0_has_one():
         for line in axes.get_lines()
         if line.get_marker() == "o" and len(line.get_xdata())
     ]
-    late = [record.curves["val_loss"][-4:].mean() for record in found.records[1:]]
+    late = [record.curves["val_loss"][-4:].mean() for record in result.records[1:]]
     np.testing.assert_allclose(marks, [[[0.0], [late[0]]], [[0.5], [late[1]]]], rtol=1e-5)
 
 
 def test_the_picture_says_below_where_an_interval_has_no_lower_end():
-    found = search(grid(density(max_epochs=15), [None, -1.0]), ask)
-    found = replace(
-        found,
+    result = search(grid(density(max_epochs=15), [None, -1.0]), ask)
+    result = replace(
+        result,
         suggestions=(
             LevelEstimate("a", -1.0, -math.inf, -0.5),
             LevelEstimate("b", -1.0, -math.inf),
         ),
     )
-    texts = [text.get_text() for axes in picture(found).axes for text in axes.texts]
+    texts = [text.get_text() for axes in picture(result).axes for text in axes.texts]
     assert {"a: -1 (below -0.5)", "b: -1"} <= set(texts)
 
 
@@ -622,8 +625,8 @@ def test_the_picture_says_below_where_an_interval_has_no_lower_end():
     ids=["Poisson", "shifted cross-entropy", "cross-entropy"],
 )
 def test_the_entropy_of_labels_limits_cross_entropy_alone(problem, limits):
-    found = find_level(problem(), strategy=partial(grid, levels=[None, -9.0]), workers=0)
-    assert [s.name for s in found.suggestions if s.name == "label entropy"] == limits
+    result = find_level(problem(), strategy=partial(grid, levels=[None, -9.0]), workers=0)
+    assert [s.name for s in result.suggestions if s.name == "label entropy"] == limits
 
 
 # Pieces

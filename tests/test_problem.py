@@ -22,7 +22,7 @@ from torch.nn import functional
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
 from flooding.levels import Delayed, PerClass, Warmup
-from flooding.methods import Flooding, IFlood, SoftAD
+from flooding.methods import Flooding, IFlood, Method, SoftAD
 from flooding.models import mlp
 from flooding.training.config import UnhashableConfigError, to_config
 from flooding.training.loop import train
@@ -183,7 +183,7 @@ def splits_of(x):
 
 
 @dataclasses.dataclass(frozen=True)
-class Mine:
+class Mine(Method):
     level: float = 0.1
 
 

@@ -25,9 +25,9 @@ class Averaged(torch.optim.SGD):
         if self.training != training:
             for p in (p for group in self.param_groups for p in group["params"] if p in self.state):
                 mean = self.state[p]["mean"]
-                kept = p.detach().clone()
+                before = p.detach().clone()
                 p.data.copy_(mean)
-                mean.copy_(kept)
+                mean.copy_(before)
         self.training = training
 
     def train(self):
@@ -111,8 +111,8 @@ def test_a_run_that_goes_on_and_one_that_keeps_its_first_flooded_weights_have_th
 ):
     run = Run(normed(optimizer=optimizer), 0.6)
     *_, whole = train(run)
-    *_, kept = train(run, first_flooded=True)
-    assert kept.record.content_hash == whole.record.content_hash
+    *_, row = train(run, first_flooded=True)
+    assert row.record.content_hash == whole.record.content_hash
     states = [
         row.snapshot(copied=True)
         for row in train(run)

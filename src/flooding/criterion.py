@@ -104,6 +104,7 @@ class Flood(nn.Module):
         method: Method = Flooding(),
     ) -> None:
         super().__init__()
+        # 1. Check what the loss, the method and the level must have in common.
         _check_criterion(criterion)
         _check_method(method)
         _check_reductions(criterion, method)
@@ -120,11 +121,14 @@ class Flood(nn.Module):
             )
         self.criterion = criterion
         self.method = method
-        # The scalar level has the dtype of a level tensor, but never fewer than 32 bits.
+
+        # 2. The level is a buffer of the dtype of a level tensor, but of 32 bits at least.
         scalar = torch.full((), -math.inf)
         if isinstance(level, Tensor) and level.is_floating_point() and level.dtype.itemsize >= 4:
             scalar = scalar.to(level)
         self.register_buffer("_scalar", scalar, persistent=False)
+
+        # 3. What a training measures. None of it is saved with the model.
         for name in ("raw_loss", "flooded_loss"):
             self.register_buffer(name, torch.full((), math.nan), persistent=False)
         for name in ("n_flooded", "n_seen", "n_nonfinite"):
@@ -139,34 +143,19 @@ class Flood(nn.Module):
         A number is checked when set; a tensor is copied unread, and if it holds NaN so will the
         objective.
         """
-        return self._scalar if self._table is None else self._table
+        if self._table is None:
+            return self._scalar
+        return self._table
 
     @level.setter
     def level(self, level: float | Tensor | LevelTable | None) -> None:
         number = table = None
         if isinstance(level, LevelTable):
-            if self.method.reduction == "mean" and not level.has_batch_mean:
-                raise ValueError(
-                    f"{type(level).__name__} needs a method on each example, got "
-                    f"{type(self.method).__name__}, which floods the batch mean. Use IFlood() and "
-                    "reduction='none'."
-                )
-            if isinstance(level, Excess) and loss_options(self.criterion).weight is not None:
-                raise ValueError(
-                    "Excess supports no class weights, got a criterion with some. Use a plain "
-                    "level."
-                )
+            self._check_table(level)
             table = level.to(self._scalar.device)
             self._scalar.fill_(-math.inf)
         elif isinstance(level, Tensor):
-            if level.dim():
-                raise ValueError(
-                    f"a level tensor must be 0-d, got shape {tuple(level.shape)}. See PerClass."
-                )
-            if level.dtype == torch.bool or level.is_complex():
-                raise TypeError(
-                    f"a level tensor must hold a real number, got {level.dtype}. Convert it."
-                )
+            _check_level_tensor(level)
             self._scalar.copy_(level.detach())
         elif level is None:
             self._scalar.fill_(-math.inf)
@@ -178,8 +167,21 @@ class Flood(nn.Module):
                 )
             self._scalar.fill_(number)
         self._table = table
-        # A number that the next batch compares with what it tells about the classes.
+        # The next batch tells the number of classes, and so whether the number makes sense.
         self._unchecked = number
+
+    def _check_table(self, table: LevelTable) -> None:
+        """Refuse a table that the method or the criterion cannot use."""
+        if self.method.reduction == "mean" and not table.has_batch_mean:
+            raise ValueError(
+                f"{type(table).__name__} needs a method on each example, got "
+                f"{type(self.method).__name__}, which floods the batch mean. Use IFlood() and "
+                "reduction='none'."
+            )
+        if isinstance(table, Excess) and loss_options(self.criterion).weight is not None:
+            raise ValueError(
+                "Excess supports no class weights, got a criterion with some. Use a plain level."
+            )
 
     @property
     def flooded_fraction(self) -> Tensor:
@@ -191,10 +193,14 @@ class Flood(nn.Module):
 
     def extra_repr(self) -> str:
         """Show level and method; reads the level, so it waits for a GPU."""
-        level = f"{self._scalar.item():.6g}"
+        number = self._scalar.item()
         if self._table is not None:
             level = type(self._table).__name__
-        return f"level={'None' if level == '-inf' else level}, method={self.method}"
+        elif number == -math.inf:
+            level = "None"
+        else:
+            level = f"{number:.6g}"
+        return f"level={level}, method={self.method}"
 
     def reset(self) -> None:
         """Start the running counts ``n_flooded``, ``n_seen`` and ``n_nonfinite`` again from 0."""
@@ -216,12 +222,14 @@ class Flood(nn.Module):
             ValueError: If the criterion returns something else than the raw loss that the method
                 needs.
             RuntimeError: Under ``torch.func``, where nothing can be counted.
-        """
+        """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
         loss = call_loss(self.criterion, *args, **kwargs)
         if not has_reduction(loss, self.method):
             raise ValueError(reduction_error(self.method, f"got shape {tuple(loss.shape)}"))
-        # A compiled graph must not depend on the number, so it does not read it.
-        unchecked = None if torch.compiler.is_compiling() else self._unchecked
+        # A number that was set since the last batch. A compiled graph must not depend on it.
+        unchecked = None
+        if not torch.compiler.is_compiling():
+            unchecked = self._unchecked
 
         # Options of the loss and the weights of the examples; the common call, a scalar loss of two
         # arguments, needs neither.
@@ -235,9 +243,7 @@ class Flood(nn.Module):
             weight = call_weight(options, loss)
 
         # The plain mean, as torch's own criterion computes it.
-        plain = loss
-        if loss.dim():
-            plain = loss.mean() if weight is None else loss.sum() / safe_divisor(weight.sum())
+        plain = _plain_mean(loss, weight)
         if not (self.training and loss.requires_grad):
             return plain
 
@@ -253,15 +259,7 @@ class Flood(nn.Module):
             loss = loss / safe_divisor(weight)
         flooded = objective(loss, level, self.method, weight)
         with torch.no_grad():
-            try:
-                self._count(loss, level, weight)
-            except RuntimeError as error:
-                if "in-place" not in str(error):
-                    raise
-                raise RuntimeError(
-                    "Flood counts in-place, which torch.func does not allow. Call "
-                    "objective(loss, level, method) there."
-                ) from error
+            self._count(loss, level, weight)
             self.raw_loss, self.flooded_loss = plain.detach(), flooded.detach()
         return flooded
 
@@ -286,13 +284,21 @@ class Flood(nn.Module):
     def _count(self, loss: Tensor, level: Tensor, weight: Tensor | None) -> None:
         """Update the running counts by one batch."""
         below = is_below_level(loss, level)
-        if weight is None:
-            self.n_seen += loss.numel()
-        else:
-            below &= weight != 0
-            self.n_seen += weight.count_nonzero()
-        self.n_flooded += below.sum()
-        self.n_nonfinite += loss.numel() - loss.isfinite().sum()
+        try:
+            if weight is None:
+                self.n_seen += loss.numel()
+            else:
+                below &= weight != 0
+                self.n_seen += weight.count_nonzero()
+            self.n_flooded += below.sum()
+            self.n_nonfinite += loss.numel() - loss.isfinite().sum()
+        except RuntimeError as error:
+            if "in-place" not in str(error):
+                raise
+            raise RuntimeError(
+                "Flood counts in-place, which torch.func does not allow. Call "
+                "objective(loss, level, method) there."
+            ) from error
 
     def _warn(self, options: LossOptions, level: float) -> None:
         """Warn once of a number that is no sensible level for the number of classes."""
@@ -301,7 +307,9 @@ class Flood(nn.Module):
             return
         smoothing = options.label_smoothing
         guess = math.log(classes)
-        floor = smoothed_label_entropy(classes, smoothing) if smoothing > 0 else -math.inf
+        floor = -math.inf
+        if smoothing > 0:
+            floor = smoothed_label_entropy(classes, smoothing)
         if level > guess:
             message = (
                 f"the level should lie below ln {classes} = {guess:.4f}, the loss of a guess, got "
@@ -328,6 +336,25 @@ class Flood(nn.Module):
         if self._table is not None:
             self._table = self._table.to(self._scalar.device)
         return self
+
+
+def _check_level_tensor(level: Tensor) -> None:
+    """Refuse a level tensor that is not one real number; its value is not read."""
+    if level.dim():
+        raise ValueError(
+            f"a level tensor must be 0-d, got shape {tuple(level.shape)}. See PerClass."
+        )
+    if level.dtype == torch.bool or level.is_complex():
+        raise TypeError(f"a level tensor must hold a real number, got {level.dtype}. Convert it.")
+
+
+def _plain_mean(loss: Tensor, weight: Tensor | None) -> Tensor:
+    """Compute torch's mean of raw losses; a scalar is the mean already."""
+    if loss.dim() == 0:
+        return loss
+    if weight is None:
+        return loss.mean()
+    return loss.sum() / safe_divisor(weight.sum())
 
 
 def _guessing_classes(call: LossOptions) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ __all__ = ["call_loss"]
 _INDEX_DTYPES = (torch.int64, torch.uint8)
 
 
-def call_loss(loss: Callable[..., Any], *args: Any, **keywords: Any) -> Tensor:
+def call_loss(loss: Callable[..., object], *args: object, **keywords: object) -> Tensor:
     """Call a loss, and explain common errors and a value that is no tensor.
 
     Args:
@@ -78,8 +77,9 @@ def _advice(call: LossOptions, error: Exception) -> str | None:
     for argument, value in (("outputs", call.input), ("targets", call.target)):
         if value is None or isinstance(value, Tensor):
             continue
-        is_nested = isinstance(value, (tuple, Mapping))
-        fix = "the tensor in it" if is_nested else "torch.as_tensor() of it"
+        fix = "torch.as_tensor() of it"
+        if isinstance(value, (tuple, Mapping)):
+            fix = "the tensor in it"
         return f"{name} needs tensors, got {argument} of type {type(value).__name__}. Pass {fix}."
     scores, target = call.input, call.target
     if not isinstance(scores, Tensor) or not isinstance(target, Tensor):

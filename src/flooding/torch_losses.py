@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 Loss: TypeAlias = Callable[..., Tensor]
+Options: TypeAlias = dict[str, Any]  # attributes or arguments of a loss, by name
+Args: TypeAlias = tuple[object, ...]
 
 # The function that each loss module of torch computes.
 _FUNCTIONS: dict[type[nn.Module], Loss] = {
@@ -53,12 +55,12 @@ if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
 _PARAMETERS = {
     function: tuple(inspect.signature(function).parameters) for function in _FUNCTIONS.values()
 }
-_OPTIONS = ("reduction", "weight", "ignore_index", "label_smoothing", "pos_weight")
+_OPTION_NAMES = ("reduction", "weight", "ignore_index", "label_smoothing", "pos_weight")
 
 # The options of each function, that is the attributes of its module.
-_OPTIONS_OF: dict[Loss | None, tuple[str, ...]] = {None: _OPTIONS}
+_OPTIONS_OF: dict[Loss | None, tuple[str, ...]] = {None: _OPTION_NAMES}
 for _function, _names in _PARAMETERS.items():
-    _OPTIONS_OF[_function] = tuple(name for name in _OPTIONS if name in _names)
+    _OPTIONS_OF[_function] = tuple(name for name in _OPTION_NAMES if name in _names)
 
 # Losses of class indices: their mean divides by the class weights of the examples that are not
 # ignored.
@@ -114,7 +116,7 @@ class LossOptions(NamedTuple):
     target: Any
 
 
-def unwrap(loss: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def unwrap(loss: Any) -> tuple[Any, Args, Options]:
     """Find the loss inside partials, wrappers, ``torch.compile`` and a bound ``forward``.
 
     Args:
@@ -123,9 +125,10 @@ def unwrap(loss: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     Returns:
         The module or function inside, and the positional and keyword arguments that partials bind.
     """
-    args: tuple[Any, ...] = ()
-    keywords: dict[str, Any] = {}
+    args: Args = ()
+    keywords: Options = {}
     while True:
+        # A partial of a partial: the outer arguments come last and win.
         if isinstance(loss, functools.partial):
             args, keywords = loss.args + args, {**loss.keywords, **keywords}
             loss = loss.func
@@ -208,9 +211,7 @@ def loss_name(loss: object) -> str:
     return class_name if isinstance(core, nn.Module) else getattr(core, "__name__", class_name)
 
 
-def loss_options(
-    loss: Any, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] | None = None
-) -> LossOptions:
+def loss_options(loss: object, args: Args = (), keywords: Options | None = None) -> LossOptions:
     """Read the options of a loss: a module, a function, or either one wrapped.
 
     A subclass with a ``forward`` of its own is a loss of your own: its ``weight`` is read, but what
@@ -228,6 +229,7 @@ def loss_options(
     core, bound_args, bound_keywords = unwrap(loss)
     function = _torch_function(core)
     # A module has its options as attributes, a function of torch as arguments.
+    options: Options
     if isinstance(core, nn.Module) or function is None:
         options = {name: getattr(core, name, None) for name in _OPTIONS_OF[function]}
         options.update(zip(("input", "target"), args, strict=False))
@@ -250,17 +252,18 @@ def loss_options(
     )
 
 
-def _defaults(function: object) -> dict[str, Any]:
+def _defaults(function: object) -> Options:
     """Read the defaults of a function of the user's own."""
     # Not inspect.signature, which is too slow for every batch.
     if not isinstance(function, FunctionType):
         return {}
+    # The last arguments have the defaults; those after * have a dictionary of their own.
     code, values = function.__code__, function.__defaults__ or ()
     optional = code.co_varnames[code.co_argcount - len(values) : code.co_argcount]
     return {**dict(zip(optional, values, strict=True)), **(function.__kwdefaults__ or {})}
 
 
-def reduction_word(options: Mapping[str, Any]) -> str | None:
+def reduction_word(options: Mapping[str, object]) -> str | None:
     """Read the reduction among the arguments or attributes of a loss.
 
     Args:
@@ -276,12 +279,16 @@ def reduction_word(options: Mapping[str, Any]) -> str | None:
             return "none"
         return "sum" if average is False else "mean"
     word = options.get("reduction")
-    if isinstance(word, enum.Enum):
-        word = word.value if isinstance(word.value, str) else word.name
-    return word.lower() if isinstance(word, str) else None
+    if isinstance(word, enum.Enum) and isinstance(word.value, str):
+        word = word.value
+    elif isinstance(word, enum.Enum):
+        word = word.name
+    if isinstance(word, str):
+        return word.lower()
+    return None
 
 
-def signature_reduction(loss: Any) -> str | None:
+def signature_reduction(loss: object) -> str | None:
     """Read the reduction of a loss from its options, or else from its signature's defaults.
 
     Args:
@@ -294,7 +301,9 @@ def signature_reduction(loss: Any) -> str | None:
     if word is not None:
         return word
     core, args, keywords = unwrap(loss)
-    function = core.forward if isinstance(core, nn.Module) else core
+    function = core
+    if isinstance(core, nn.Module):
+        function = core.forward
     try:
         call = inspect.signature(function).bind_partial(*args, **keywords)
     except (TypeError, ValueError):  # a builtin without a signature, or arguments that do not fit
@@ -381,8 +390,9 @@ def unreduced(loss: Loss) -> Loss:
         ValueError: If the loss has no reduction to set.
     """
     check_class_weight(loss)
-    bound = loss if isinstance(loss, functools.partial) else functools.partial(loss)
-    function, args, options = bound.func, bound.args, dict(bound.keywords)
+    function, args, options = loss, (), {}
+    if isinstance(loss, functools.partial):
+        function, args, options = loss.func, loss.args, dict(loss.keywords)
     if isinstance(function, nn.Module):
         function = _copy_without_reduction(unwrap(function)[0], loss)
         options.pop("reduction", None)
@@ -397,7 +407,9 @@ def unreduced(loss: Loss) -> Loss:
         options.pop("size_average", None)
         options.pop("reduce", None)
         options["reduction"] = "none"
-    elementwise = functools.partial(function, *args, **options) if args or options else function
+    elementwise = function
+    if args or options:
+        elementwise = functools.partial(function, *args, **options)
     if signature_reduction(loss) != "batchmean":
         return elementwise
     # "batchmean" is the mean over examples of the sum over their elements.
@@ -413,9 +425,10 @@ def _copy_without_reduction(module: nn.Module, loss: object) -> nn.Module:
     """Copy a module with its reduction set to none, as a string or as a member of its Enum."""
     if not hasattr(module, "reduction"):
         raise ValueError(_NO_REDUCTION.format(loss))
+    reduction = getattr(module, "reduction", None)
     none: str | enum.Enum = "none"
-    if isinstance(module.reduction, enum.Enum):
-        for member in type(module.reduction):
+    if isinstance(reduction, enum.Enum):
+        for member in type(reduction):
             if reduction_word({"reduction": member}) == "none":
                 none = member
                 break

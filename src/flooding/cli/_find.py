@@ -409,8 +409,6 @@ def _strategy(
 
 def _print(found: FoundLevel) -> None:
     """Print the trainings, the estimates, the answer and its price."""
-    from flooding.levels import Controller
-
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     names = list(dict.fromkeys(name for row in found.table for name in row))
     for name in names:
@@ -437,7 +435,7 @@ def _print(found: FoundLevel) -> None:
     answer = "train without flooding" if found.level is None else f"flood level {found.level:.4g}"
     console.print_line(answer, style="bold", end="")
     console.print_line(f" ({found.strategy}; {price})")
-    if found.level is not None and not isinstance(found.run.level, Controller):
+    if found.level is not None and not hasattr(found.run.level, "update"):
         console.print_line(f"Use it: criterion = flooding.Flood(criterion, {found.level:.4g})")
 
 

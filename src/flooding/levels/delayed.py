@@ -52,6 +52,7 @@ class Delayed:
     def __post_init__(self) -> None:
         convert_to_floats(self, "level")
         require_finite(self, "level")
+        # 1. Exactly one condition, a finite number.
         conditions = []
         for name in ("until_loss", "until_accuracy"):
             if getattr(self, name) is not None:
@@ -61,6 +62,7 @@ class Delayed:
         require(len(conditions) == 1, rule, " and ".join(conditions) or None, fix)
         convert_to_floats(self, *conditions)
         require_finite(self, *conditions)
+        # 2. An accuracy is a share.
         accuracy = self.until_accuracy
         if accuracy is not None:
             rule = "until_accuracy must lie in (0, 1]"
@@ -75,12 +77,14 @@ class Delayed:
         if info.loss is not None:
             # A copy: the loss may live in a buffer that the next step writes over.
             return state | {"last_loss": to_level_dtype(info.loss, state["level"]).clone()}
+        # The end of an epoch.
         if self.until_accuracy is not None:
             accuracy = required_metric(self, info, "train_accuracy", state["level"])
             fitted = accuracy >= self.until_accuracy - ACCURACY_TOLERANCE
         else:
             assert self.until_loss is not None  # exactly one is given
             fitted = state["last_loss"] <= self.until_loss
+        # Flooding starts once; later epochs change nothing.
         starts = fitted & ~state["started"]
         return state | {
             "level": torch.where(starts, self.level, state["level"]),

@@ -77,6 +77,7 @@ class Heuristic(Delayed):
         new = super().update(state, info)
         if info.loss is not None:
             return new
+        # Accuracies are compared in points.
         points = 100 * required_metric(self, info, "val_accuracy", state["level"])
         gain = points - state["reference"] + 100 * ACCURACY_TOLERANCE
         # `started` from before this epoch: the last plain epoch was not flooded and moves nothing.

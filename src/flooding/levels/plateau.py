@@ -86,6 +86,7 @@ class Plateau:
         # Not torch.minimum: it would let one NaN stay for ever.
         improves = loss < state["lowest"]
         lowest = torch.where(improves, loss, state["lowest"])
+        # Epochs without improvement, this one included.
         num_bad_epochs = torch.where(improves, 0, state["num_bad_epochs"] + 1)
         # The second bound is the larger one for negative losses.
         bound = torch.maximum(self.threshold * lowest, lowest / self.threshold)

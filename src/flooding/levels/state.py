@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 
@@ -95,6 +96,7 @@ def ramp_level(
     if info.loss is None:
         return dict(state)
     step = (state["step"] + 1).clamp(max=steps)
+    # Integer division rounds down to one of `num_steps` equal moves.
     share = (step * num_steps // steps).to(state["level"].dtype) / num_steps
     # Weighted, not start + (stop - start) * share: exact at both ends.
     return state | {"level": start * (1 - share) + stop * share, "step": step}

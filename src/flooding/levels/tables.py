@@ -28,15 +28,19 @@ __all__ = [
 def _levels_tensor(levels: Any) -> Tensor:
     """Convert what a user passes as levels to a 1-d float tensor of finite numbers."""
     rule = "levels must be a 1-d tensor of finite numbers"
+    # 1. Anything that torch makes a tensor of.
     try:
         levels = torch.as_tensor(levels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{rule}, got {levels!r:.80}. Pass a tensor, an array or a list of numbers."
         ) from error
+    # 2. Of real numbers, and as floats.
     if levels.dtype == torch.bool or levels.is_complex():
         raise TypeError(f"{rule}, got {levels.dtype}. Pass the levels themselves.")
-    levels = levels if levels.is_floating_point() else levels.float()
+    if not levels.is_floating_point():
+        levels = levels.float()
+    # 3. On one axis and finite.
     if levels.dim() != 1 or len(levels) == 0 or not levels.isfinite().all():
         raise ValueError(f"{rule}, got {levels}. Did a search return no value?")
     return levels
@@ -131,6 +135,7 @@ class PerExample(LevelTable):
             raise ValueError(
                 f"levels and ids must have equal length, got {len(levels)} and {len(ids)}."
             )
+        # Sorted, so that a batch is looked up by binary search.
         ids, order = ids.sort()
         if (ids[1:] == ids[:-1]).any():
             raise ValueError(
@@ -206,8 +211,10 @@ def target_entropy(target: Tensor, classes: int, label_smoothing: float = 0.0) -
         tensor([0.1985, 0.1985])
     """
     if target.is_floating_point():
+        # Soft labels: the class axis comes second, as in torch's cross-entropy.
         smoothed = (1 - label_smoothing) * target + label_smoothing / classes
         return torch.special.entr(smoothed).sum(1)
+    # Hard labels all have one entropy.
     entropy = smoothed_label_entropy(classes, label_smoothing)
     return torch.full(target.shape, entropy, device=target.device)
 
@@ -222,6 +229,7 @@ def smoothed_label_entropy(classes: int, label_smoothing: float) -> float:
     Returns:
         The entropy in nats.
     """
+    # The probability of each other class, and of the label's own.
     off = label_smoothing / classes
     on = 1 - label_smoothing + off
     off_term = off * math.log(off) if off else 0.0
@@ -343,7 +351,7 @@ def check_level_number(level: object) -> float:
         raise TypeError(f"{rule}, got {level!r:.80}. {_level_advice(number)}")
     try:
         value = float(number)
-    except OverflowError:
+    except OverflowError:  # an integer beyond the largest float
         value = math.inf
     if not math.isfinite(value):
         raise ValueError(

@@ -175,8 +175,7 @@ def check_method(method: object) -> None:
     """
     if isinstance(method, type):
         raise TypeError(
-            f"method must be an object, got the class {method.__name__}. Build it first: "
-            f"{method.__name__}()."
+            f"method must be an object, got {method!r}. Build it first: {method.__name__}()."
         )
     if not isinstance(method, Method):
         raise TypeError(

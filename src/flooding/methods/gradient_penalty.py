@@ -61,6 +61,7 @@ class GradientPenalty(Method):
         Returns:
             A scalar with a graph.
         """
+        # A parameter that the loss does not depend on has the gradient None.
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         squares = [gradient.square().sum() for gradient in gradients if gradient is not None]
         return 0.5 * self.strength * torch.stack(squares).sum()

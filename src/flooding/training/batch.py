@@ -97,8 +97,10 @@ def count_targets(
     examples = range(len(split))
     counts = []
     for index in indices:
-        batch = examples[index] if isinstance(index, slice) else index
-        counts.append(float(len(batch)))
+        if isinstance(index, slice):
+            counts.append(float(len(examples[index])))
+        else:
+            counts.append(float(len(index)))
     return counts
 
 
@@ -112,7 +114,10 @@ def take_copy(t: Tensor, index: BatchIndex) -> Tensor:
     Returns:
         A new tensor.
     """
-    return t[index].clone() if isinstance(index, slice) else t[index]
+    # Only a slice gives a view.
+    if isinstance(index, slice):
+        return t[index].clone()
+    return t[index]
 
 
 def take_batch(problem: Problem, split: Split, index: BatchIndex) -> tuple[Inputs, Tensor]:
@@ -142,8 +147,9 @@ def raw_criterion(run: Run) -> Loss:
     Returns:
         A callable ``(outputs, targets) -> raw loss``.
     """
-    loss = run.problem.loss
-    return unreduced(loss) if run.method.reduction == "none" else loss
+    if run.method.reduction == "none":
+        return unreduced(run.problem.loss)
+    return run.problem.loss
 
 
 def raw_loss(
@@ -201,9 +207,12 @@ def _batch_level(
     if state.controller is not None:
         return state.controller["level"]
     if state.table is None:
+        assert run.level is None or isinstance(run.level, (float, Tensor))
         return run.level
     levels = lookup_levels(state.table, y, ids, weight)
-    return levels.mean() if run.method.reduction == "mean" else levels
+    if run.method.reduction == "mean":
+        return levels.mean()
+    return levels
 
 
 def backward(
@@ -240,8 +249,12 @@ def backward(
 
     # 2. The objective. Where the method's gradient is the raw one times a slope, the raw loss is
     # enough, unless the optimiser reads the value itself.
-    has_slope = method.has_slope and level is not None and not state.needs_closure
-    value = objective(loss, None if has_slope else level, method, weight)
+    slope = None
+    if method.has_slope and level is not None and not state.needs_closure:
+        slope = method.slope(loss, level)
+        value = objective(loss, None, method, weight)
+    else:
+        value = objective(loss, level, method, weight)
     penalty = method.penalty(loss, state.parameters)
     if penalty is not None:
         value = value + penalty
@@ -252,7 +265,7 @@ def backward(
 
     # 3. The gradients, clipped after flooding.
     optimizer.zero_grad()
-    value.backward(method.slope(loss, level) if has_slope and level is not None else None)
+    value.backward(slope)
     if run.problem.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(state.parameters, run.problem.max_grad_norm)
 

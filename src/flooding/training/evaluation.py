@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flooding import metrics
 from flooding.data import Split, Splits, map_tensors, sha256
-from flooding.torch_losses import is_class_loss
+from flooding.torch_losses import Loss, is_class_loss
 from flooding.training.batch import Inputs, Outputs, count_targets, take_copy
 from flooding.training.checks import check_labels, explain_dtype_error, first_loss
 from flooding.training.problem import Problem
@@ -52,8 +52,11 @@ def explain_first_pass(
         A context manager around the pass.
     """
     dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    dtype = dtypes[0] if dtypes else torch.get_default_dtype()
-    return explain_dtype_error(dtype, x, None if is_class_loss(problem.loss) else y)
+    dtypes.append(torch.get_default_dtype())
+    # The targets of such a loss are integers, whatever the type of the model.
+    if is_class_loss(problem.loss):
+        return explain_dtype_error(dtypes[0], x)
+    return explain_dtype_error(dtypes[0], x, y)
 
 
 def measure_start(problem: Problem, state: TrainingState, splits: Splits) -> dict[str, float]:
@@ -141,14 +144,7 @@ def _measure(
             output = torch.cat(outputs)
             loss = float(eval_loss(output, split.y))
         else:
-            has_ignored = has_ignored_targets(problem, split)
-            counts = count_targets(problem, split, batches, has_ignored=has_ignored)
-            losses, weights = [], []
-            for part, batch, count in zip(outputs, batches, counts, strict=True):
-                if count:
-                    losses.append(float(eval_loss(part, split.y[batch])))
-                    weights.append(count)
-            loss = float(np.average(losses, weights=weights))
+            loss = _batched_loss(problem, split, batches, outputs, eval_loss)
         values = {f"{name}_loss": loss}
 
         # 3. Accuracies, and the score of the Problem.
@@ -163,6 +159,24 @@ def _measure(
             score = problem.score.function(*drop_ignored_examples(problem, output, split.y))
             values[f"{name}_score"] = float(score)
     return output, values
+
+
+def _batched_loss(
+    problem: Problem,
+    split: Split,
+    batches: Sequence[slice],
+    outputs: Sequence[Outputs],
+    eval_loss: Loss,
+) -> float:
+    """Average the losses of batches whose outputs cannot be put together."""
+    has_ignored = has_ignored_targets(problem, split)
+    counts = count_targets(problem, split, batches, has_ignored=has_ignored)
+    losses, weights = [], []
+    for output, batch, count in zip(outputs, batches, counts, strict=True):
+        if count:  # torch's mean of nothing is NaN
+            losses.append(float(eval_loss(output, split.y[batch])))
+            weights.append(count)
+    return float(np.average(losses, weights=weights))
 
 
 def drop_ignored_examples(problem: Problem, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

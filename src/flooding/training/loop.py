@@ -10,9 +10,8 @@ import os
 import platform
 import time
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -147,7 +146,9 @@ def train(
         >>> [row.epoch for row in train(Run(problem, level=0.2))]
         [0, 1, 2]
     """
-    for run in [runs] if isinstance(runs, Run) else runs:
+    if isinstance(runs, Run):
+        runs = [runs]
+    for run in runs:
         global_state = GlobalState.capture(threads, torch.device(device), settings)
         yield from _train_run(run, global_state, first_flooded, resume, conclude)
 
@@ -161,10 +162,10 @@ def _train_run(
 ) -> Generator[EpochResult, bool | None, None]:
     """Train one Run."""
     # 1. Build everything, and put it where the snapshot was taken.
-    start_time, tick = time.time(), time.perf_counter()
+    start_time, begin = time.time(), time.perf_counter()
     with preserve_rng_state(), isolated(global_state):
         splits, state = start(run, global_state.device)
-    state.seconds = time.perf_counter() - tick
+    state.seconds = time.perf_counter() - begin
     if resume is not None:
         restore(run, state, resume)
 
@@ -192,7 +193,7 @@ def _train_run(
     snapshot = None
     if epoch < run.problem.max_epochs and _snapshot_taker(state, epoch) is not None:
         final = take_snapshot(state, copied=True)
-        snapshot = functools.partial(_give, final)
+        snapshot = functools.partial(_return_copy, final)
     with isolated(global_state, state), eval_weights(state):
         record = make_record(run, state, splits)
     metadata = {
@@ -208,12 +209,14 @@ def _train_run(
 
 def _snapshot_taker(state: TrainingState, epoch: int) -> TakeSnapshot | None:
     """Give what takes a snapshot after an epoch, unless the state is already beyond it."""
-    is_current = epoch == len(state.curves) - 1
-    return functools.partial(take_snapshot, state) if is_current else None
+    if epoch < len(state.curves) - 1:
+        return None
+    return functools.partial(take_snapshot, state)
 
 
-def _give(snapshot: Snapshot, *, copied: bool = False) -> Snapshot:  # ruff: ignore[unused-function-argument]
-    """Give a snapshot that is a copy already."""
+def _return_copy(snapshot: Snapshot, *, copied: bool = True) -> Snapshot:
+    """Return a snapshot that is a copy already, whether or not one is asked for."""
+    del copied
     return snapshot
 
 
@@ -242,17 +245,34 @@ def _end_epoch(run: Run, state: TrainingState, values: dict[str, float], epoch: 
         scheduler.step(values["val_loss"])
     elif scheduler is not None:
         scheduler.step()
-    if state.controller is not None and isinstance(run.level, Controller):
+    if state.controller is not None:
         info = StepInfo(
             train_accuracy=values.get("train_accuracy"),
             val_loss=values.get("val_loss"),
             val_accuracy=values.get("val_accuracy"),
         )
-        state.controller = run.level.update(state.controller, info)
+        state.controller = _controller(run).update(state.controller, info)
     key = validation_key(values, run.problem)
     if key > state.best:
         state.best, state.best_epoch = key, epoch
         state.weights["best"] = copy_weights(state.model)
+
+
+@dataclass
+class _EpochLog:
+    """What the steps of one epoch computed, as tensors: nothing here waits for the device.
+
+    Args:
+        losses: Mean raw loss of each step.
+        levels: Level of each step that had one.
+        shares: Share of each step's losses below their level, unless the level is one number.
+        outputs: Output of each step that gave logits.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    levels: list[float | Tensor] = field(default_factory=list)
+    shares: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
 
 
 def _train_epoch(
@@ -270,23 +290,26 @@ def _train_epoch(
     Returns:
         What the epoch measured in training mode, by name.
     """
-    model, optimizer = state.model, state.optimizer
+    problem, model, optimizer = run.problem, state.model, state.optimizer
     criterion = raw_criterion(run)
-    controller = run.level if isinstance(run.level, Controller) else None
-    has_constant_level = _has_constant_level(run)
+    is_constant = _is_constant(run)
     indices, counts = _plan_batches(run, state, split, epoch)
-    losses, levels, shares, outputs = [], [], [], []
+    log = _EpochLog()
     model.train()
     for index in indices:
         # 1. Take the batch.
-        x, y = take_batch(run.problem, split, index)
-        ids = None if state.table is None else split.id[index]
+        x, y = take_batch(problem, split, index)
+        ids = None
+        if state.table is not None:
+            ids = split.id[index]
 
         # 2. Compute the gradients; errors of the very first pass are explained.
         compute = functools.partial(backward, run, state, criterion, x, y, ids)
-        checks = nullcontext() if state.is_checked else explain_first_pass(run.problem, model, y)
-        with checks:
+        if state.is_checked:
             batch = compute()
+        else:
+            with explain_first_pass(problem, model, y):
+                batch = compute()
 
         # 3. Keep the weights from before the first flooded step.
         if first_flooded and "first_flooded" not in state.weights and _is_any_flooded(batch):
@@ -299,39 +322,54 @@ def _train_epoch(
         else:
             optimizer.step()
 
-        # 5. Record tensors, without waiting for the device.
-        losses.append(batch.mean)
+        # 5. Log tensors.
+        log.losses.append(batch.mean)
         if batch.level is not None:
-            levels.append(batch.level)
-            if not has_constant_level:
-                shares.append(_flooded_share(batch, state))
+            log.levels.append(batch.level)
+            if not is_constant:
+                log.shares.append(_flooded_share(batch, state))
         if is_logits(batch.output, y):
-            outputs.append(batch.output.detach())
+            log.outputs.append(batch.output.detach())
 
         # 6. Update what follows the steps: the controller and the teacher.
-        if state.controller is not None and controller is not None:
-            state.controller = controller.update(state.controller, StepInfo(loss=batch.mean))
+        if state.controller is not None:
+            state.controller = _controller(run).update(state.controller, StepInfo(batch.mean))
         if state.teacher is not None:
             state.teacher.update_parameters(model)
 
-    # 7. Now read the tensors. A constant level's share of flooded steps follows from the losses.
+    # 7. Read the tensors.
     state.epochs_trained += 1
     if epoch == 1:
-        state.first_loss = float(losses[0])
+        state.first_loss = float(log.losses[0])
     if run.level is None and not state.needs_closure:
-        state.losses.append(torch.stack(losses))
-    if has_constant_level:
-        shares = list(is_flooded(torch.stack(losses), run.level).float())
-    values = {
-        "lr": float(optimizer.param_groups[0]["lr"]),
-        "train_loss": _weighted_mean(losses, counts),
-        "level": mean_level(levels),
-        "flooded": float(torch.stack(shares).mean()) if shares else 0.0,
-    }
-    if outputs:
+        state.losses.append(torch.stack(log.losses))
+    values = {"lr": float(optimizer.param_groups[0]["lr"])}
+    values |= _summarize(run, log, counts)
+    if log.outputs:
         labels = _take_labels(split, indices)
-        values |= label_metrics(run.problem, "train", torch.cat(outputs), labels)
+        values |= label_metrics(problem, "train", torch.cat(log.outputs), labels)
     return values
+
+
+def _summarize(run: Run, log: _EpochLog, counts: list[float]) -> dict[str, float]:
+    """Average an epoch's losses, weighted by what each is a mean over, its levels and shares."""
+    losses, weights = torch.stack(log.losses), torch.tensor(counts)
+    train_loss = (losses.float().cpu() * weights).sum() / weights.sum()
+    values = {
+        "train_loss": float(train_loss),
+        "level": mean_level(log.levels),
+        "flooded": 0.0,
+    }
+    if _is_constant(run):
+        values["flooded"] = float(is_flooded(losses, run.level).float().mean())
+    elif log.shares:
+        values["flooded"] = float(torch.stack(log.shares).mean())
+    return values
+
+
+def _controller(run: Run) -> Controller:
+    """Give the level of a Run whose state has a controller's state."""
+    return cast(Controller, run.level)
 
 
 def _plan_batches(
@@ -348,7 +386,7 @@ def _plan_batches(
     return indices, counts
 
 
-def _has_constant_level(run: Run) -> bool:
+def _is_constant(run: Run) -> bool:
     """Tell whether every step compares its batch mean with one number."""
     return isinstance(run.level, float) and run.method.reduction == "mean"
 
@@ -365,19 +403,15 @@ def _flooded_share(batch: BatchResult, state: TrainingState) -> Tensor:
     return is_flooded(batch.loss, batch.level).float().mean()
 
 
-def _weighted_mean(losses: list[Tensor], counts: list[float]) -> float:
-    """Average the mean losses of batches, weighted by what each is a mean over."""
-    weights = torch.tensor(counts)
-    return float((torch.stack(losses).float().cpu() * weights).sum() / weights.sum())
-
-
 def _take_labels(split: Split, indices: list[BatchIndex]) -> Split:
     """Take the labels of an epoch's examples in their order, and leave the inputs alone."""
     if isinstance(indices[0], slice):
         return split
     order = torch.cat(indices)  # type: ignore[arg-type]
     y = split.y[order]
-    return Split(y, y, None if split.clean is None else split.clean[order])
+    if split.clean is None:
+        return Split(y, y)
+    return Split(y, y, split.clean[order])
 
 
 def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) -> str:

@@ -60,7 +60,8 @@ def preserve_rng_state() -> Generator[None, None, None]:
     """
     with LOCK, ExitStack() as before:  # no other thread is in the middle of an epoch
         before.callback(random.setstate, random.getstate())
-        before.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 -- users draw from it
+        # A user's code may draw from NumPy's global generator.
+        before.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
         before.enter_context(torch.random.fork_rng(devices=cuda_devices()))
         restore = before.pop_all()
     try:

@@ -132,7 +132,9 @@ def start(run: Run, device: torch.device) -> tuple[Splits, TrainingState]:
     schedule_free = _find_schedule_free(optimizer)
     if schedule_free is not None:
         schedule_free.train()
-    scheduler = problem.lr_scheduler(optimizer) if problem.lr_scheduler else None
+    scheduler = None
+    if problem.lr_scheduler is not None:
+        scheduler = problem.lr_scheduler(optimizer)
     check_scheduler(scheduler, problem.max_epochs)
 
     # 4. The generators.
@@ -248,8 +250,9 @@ def restore(run: Run, state: TrainingState, snapshot: Mapping[str, Any]) -> None
         controller = snapshot["controller"]
         state.controller = {name: t.to(state.device) for name, t in controller.items()}
     state.curves = [dict(row) for row in snapshot["curves"]]
-    losses = snapshot["losses"]
-    state.losses = [] if losses is None else list(losses.to(state.device))
+    state.losses = []
+    if snapshot["losses"] is not None:
+        state.losses = list(snapshot["losses"].to(state.device))
     state.best, state.weights = tuple(snapshot["best"]), dict(snapshot["weights"])
     state.first_loss, state.best_epoch = snapshot["first_loss"], snapshot["best_epoch"]
     state.epochs_trained, state.seconds = snapshot["trained"], snapshot["seconds"]
@@ -285,8 +288,10 @@ def copy_weights(model: nn.Module) -> dict[str, Tensor]:
     """
     weights = {}
     for name, value in model.state_dict().items():
-        is_tensor = isinstance(value, Tensor)
-        weights[name] = value.detach().clone() if is_tensor else copy.deepcopy(value)
+        if isinstance(value, Tensor):
+            weights[name] = value.detach().clone()
+        else:
+            weights[name] = copy.deepcopy(value)
     return weights
 
 
