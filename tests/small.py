@@ -51,12 +51,12 @@ def regression(**changes):
             {"x": x}, x.sum(1, keepdim=True) + 0.1 * torch.randn(n, 1, generator=generator)
         )
 
-    given = {
+    parts = {
         "data": Splits(split(40), split(20), split(20)),
         "model": FromDict,
         "loss": torch.nn.functional.mse_loss,
     }
-    return Problem(**given | {"optimizer": adam, "max_epochs": 6} | changes)
+    return Problem(**parts | {"optimizer": adam, "max_epochs": 6} | changes)
 
 
 def wide(**changes):

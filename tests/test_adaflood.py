@@ -27,11 +27,11 @@ from slow_twin import by_hand
 from small import FromDict, normed, regression, small
 
 
-def given(probability, gamma=0.5, **more):
+def make_levels(probability, gamma=0.5, **kwargs):
     n = len(probability)
     probability = torch.tensor(probability, dtype=torch.float64)
     return AdaFloodLevels(
-        torch.arange(n), torch.arange(n) % 2, gamma, 0, "0" * 64, probability, **more
+        torch.arange(n), torch.arange(n) % 2, gamma, 0, "0" * 64, probability, **kwargs
     )
 
 
@@ -90,19 +90,19 @@ def test_every_training_is_a_plain_run_on_the_other_folds_alone():
         small(test_curve=TestCurve(), probe_inputs=lambda: pytest.fail("drawn"), key="mine"),
         [],
     )
-    found = adaflood(problem, folds=4, on_row=rows.append)
+    result = adaflood(problem, folds=4, on_row=rows.append)
     runs = [row.run for row in rows if row.record]
     assert len(runs) == 4
     splits = problem.splits(0)
     for number, run in enumerate(runs):
         assert run.level is run.problem.test_curve is run.problem.key is None
-        assert torch.equal(run.problem.data.train.id, found.ids[found.folds != number])
+        assert torch.equal(run.problem.data.train.id, result.ids[result.folds != number])
         assert run.problem.data.val is splits.val
         assert run.problem.data.test is splits.val, (
             "the fold must not be measured by the training either"
         )
     for label in (0, 1):
-        counts = found.folds[splits.train.y == label].bincount(minlength=4)
+        counts = result.folds[splits.train.y == label].bincount(minlength=4)
         assert counts.max() - counts.min() <= 1, "folds are stratified"
     assert len({run.seed for run in runs} | {0}) == 2, "one seed for all, which is not the Run's"
 
@@ -132,8 +132,8 @@ def test_labels_that_mean_nothing_are_predicted_by_chance_however_much_is_memori
     # p lies in [0, 1] with mean 1/2 for labels that are tosses of a coin, so its standard deviation
     # is at most 1/2.
     error = 0.5 / math.sqrt(N_RANDOM)
-    found = adaflood(problem, at="last")
-    assert abs(float(found.probability.mean()) - 0.5) < 4 * error
+    result = adaflood(problem, at="last")
+    assert abs(float(result.probability.mean()) - 0.5) < 4 * error
     *_, row = train(Run(problem))
     model = problem.build(0).eval()
     model.load_state_dict(row.weights["last"])
@@ -142,7 +142,7 @@ def test_labels_that_mean_nothing_are_predicted_by_chance_however_much_is_memori
     assert inside.mean() > 0.95
     leaky = adaflood(problem, at="last", variant=LastLayer())
     assert float(leaky.probability.mean()) > 0.5 + 8 * error
-    assert leaky.levels.levels.mean() < 0.5 * found.levels.levels.mean(), (
+    assert leaky.levels.levels.mean() < 0.5 * result.levels.levels.mean(), (
         "and so its levels are too low"
     )
 
@@ -157,13 +157,13 @@ def test_folds_partition_the_ids_and_spread_every_class():
         trained.append(train_ids)
         return lambda ids: (asked.append(ids), torch.full((len(ids),), 0.5))[1]
 
-    found = cross_fit_levels(fit, ids, labels=y, folds=4, seed=3)
+    result = cross_fit_levels(fit, ids, labels=y, folds=4, seed=3)
     assert torch.equal(torch.cat(asked).sort().values, ids.sort().values)
     for number, (out, rest) in enumerate(zip(asked, trained, strict=True)):
-        assert torch.equal(out, ids[found.folds == number])
+        assert torch.equal(out, ids[result.folds == number])
         assert sorted(out.tolist() + rest.tolist()) == sorted(ids.tolist())
     for members in [y >= 0, y == 0, y == 1, y == 2]:
-        counts = found.folds[members].bincount(minlength=4)
+        counts = result.folds[members].bincount(minlength=4)
         assert counts.max() - counts.min() <= 1
 
 
@@ -182,44 +182,46 @@ def test_equal_seeds_give_equal_levels_and_others_do_not():
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 def test_levels_agree_with_cross_validation_written_out(gamma):
     problem = small(batch_size=12, eval_batch_size=5)
-    found = adaflood(problem, gamma=gamma, folds=3, at="last", epochs=4)
+    result = adaflood(problem, gamma=gamma, folds=3, at="last", epochs=4)
     split, levels = problem.splits(0).train, {}
     for number in range(3):
-        rest = replace(problem.splits(0), train=split.take((found.folds != number).nonzero()[:, 0]))
+        rest = replace(
+            problem.splits(0), train=split.take((result.folds != number).nonzero()[:, 0])
+        )
         auxiliary = replace(problem, data=rest, max_epochs=4)
         weights, _ = by_hand(Run(auxiliary, seed=derive_seed(0, "adaflood")))
         model = problem.build(0).eval()
         model.load_state_dict(weights)
-        for n in (found.folds == number).nonzero()[:, 0].tolist():
+        for n in (result.folds == number).nonzero()[:, 0].tolist():
             logits = model(split.x[n : n + 1])[0].tolist()
             p = math.exp(logits[split.y[n]]) / sum(math.exp(logit) for logit in logits)
             levels[n] = -math.log((1 - gamma) * p + gamma)
     # float32 logits of one example alone and of its fold differ in the last bits
-    assert found.levels.levels.tolist() == pytest.approx(
+    assert result.levels.levels.tolist() == pytest.approx(
         [levels[n] for n in range(len(split))], abs=1e-6
     )
-    assert found.cost == 12
+    assert result.cost == 12
 
 
 def test_gamma_zero_is_the_held_out_loss_and_gamma_one_is_no_level():
-    found = given([0.25, 0.5, 1.0])
-    assert found.with_gamma(0.0).levels.levels.tolist() == pytest.approx([
+    result = make_levels([0.25, 0.5, 1.0])
+    assert result.with_gamma(0.0).levels.levels.tolist() == pytest.approx([
         math.log(4),
         math.log(2),
         0.0,
     ])
-    assert found.with_gamma(1.0).levels.levels.tolist() == [0.0, 0.0, 0.0]
-    assert torch.equal(found.probability, found.with_gamma(1.0).probability)
-    assert given([0.0], gamma=1e-3).levels.levels.tolist() == pytest.approx([-math.log(1e-3)])
+    assert result.with_gamma(1.0).levels.levels.tolist() == [0.0, 0.0, 0.0]
+    assert torch.equal(result.probability, result.with_gamma(1.0).probability)
+    assert make_levels([0.0], gamma=1e-3).levels.levels.tolist() == pytest.approx([-math.log(1e-3)])
 
 
 def test_gamma_one_trains_plainly_bit_for_bit():
     problem = small(batch_size=12)
-    found = adaflood(problem, folds=2)
+    result = adaflood(problem, folds=2)
     weights = []
     for run in (
         Run(problem),
-        *(Run(problem, f.levels, IFlood()) for f in (found.with_gamma(1.0), found)),
+        *(Run(problem, f.levels, IFlood()) for f in (result.with_gamma(1.0), result)),
     ):
         *_, row = train(run)
         weights.append(row.record.weights_sha256)
@@ -266,13 +268,13 @@ class Restless(nn.Linear):
 
 
 def test_a_network_that_draws_when_asked_repeats_itself_and_leaves_the_generator_alone():
-    problem, found = small(model=partial(Restless, 10, 2)), []
+    problem, result = small(model=partial(Restless, 10, 2)), []
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        found.append(adaflood(problem, folds=2).probability)
+        result.append(adaflood(problem, folds=2).probability)
         assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(*found)
+    assert torch.equal(*result)
 
 
 class OnThreads(nn.Linear):
@@ -299,19 +301,19 @@ def test_epochs_and_the_weights_that_score():
     assert {row.epoch for row in rows if row.record} == {50}
     last = adaflood(problem, folds=2, epochs=50, at="last")
     ends = [row for row in rows if row.record]
-    for at, found in (("best", best), ("last", last)):
+    for at, result in (("best", best), ("last", last)):
         for number, row in enumerate(ends):
             model, split = problem.build(0).eval(), problem.splits(0).train
             model.load_state_dict(row.weights[at])
             p = model(split.x).double().softmax(1)[torch.arange(len(split)), split.y]
-            own = found.folds == number
-            assert torch.allclose(p[own], found.probability[own], atol=1e-6)
+            own = result.folds == number
+            assert torch.allclose(p[own], result.probability[own], atol=1e-6)
     assert not torch.equal(best.probability, last.probability)
 
 
 def test_the_last_layer_alone_is_tuned_from_a_fresh_start():
     rows = []
-    found = adaflood(
+    result = adaflood(
         normed(max_epochs=30),
         epochs=30,
         folds=3,
@@ -321,7 +323,7 @@ def test_the_last_layer_alone_is_tuned_from_a_fresh_start():
     )
     base, *tuned = [row.weights["last"] for row in rows if row.record]
     assert len(tuned) == 3
-    assert found.cost == 30 + 3 * 5
+    assert result.cost == 30 + 3 * 5
     name = list(base)[-1].removesuffix(".bias")
     for weights in tuned:
         for key, t in weights.items():
@@ -335,7 +337,7 @@ def test_the_last_layer_alone_is_tuned_from_a_fresh_start():
     )
 
 
-def test_the_last_layer_is_tuned_as_long_as_the_network_unless_told():
+def test_the_last_layer_is_tuned_as_long_as_the_network_by_default():
     assert adaflood(small(), folds=2, epochs=3, variant=LastLayer()).cost == 3 + 2 * 3
 
 
@@ -372,19 +374,19 @@ def test_the_last_layer_is_the_one_the_user_names():
 
 def test_squared_error_gives_the_shrunk_held_out_error():
     problem = flat_regression()
-    found = adaflood(problem, gamma=0.25, folds=2, at="last")
-    assert found.probability is None
+    result = adaflood(problem, gamma=0.25, folds=2, at="last")
+    assert result.probability is None
     split, expected = problem.data.train, torch.empty(len(problem.data.train))
     for number in range(2):
-        own = found.folds == number
+        own = result.folds == number
         model = FlatFromDict()
         rest = replace(problem, data=replace(problem.data, train=split.take(~own)))
         *_, row = train(Run(rest, seed=derive_seed(0, "adaflood")))
         model.load_state_dict(row.weights["last"])
         expected[own] = 0.75**2 * (model({"x": split.x["x"][own]}) - split.y[own]).detach() ** 2
-    assert torch.allclose(found.levels.lookup(None, split.id), expected, rtol=1e-5)
-    assert found.with_gamma(1.0).levels.levels.max() == 0
-    *_, row = train(Run(problem, found.levels, IFlood()))
+    assert torch.allclose(result.levels.lookup(None, split.id), expected, rtol=1e-5)
+    assert result.with_gamma(1.0).levels.levels.max() == 0
+    *_, row = train(Run(problem, result.levels, IFlood()))
     assert row.record.metrics["last.flooded"] > 0
     own = cross_fit_levels(
         lambda _: lambda ids: -2.0 * torch.ones(len(ids)), 4, folds=2, gamma=0.5, squared_error=True
@@ -399,13 +401,13 @@ class WithIds(TensorDataset):
 
 def test_levels_find_their_examples_in_a_loop_of_ones_own():
     problem = small()
-    found, split = adaflood(problem, folds=4), problem.splits(0).train
+    result, split = adaflood(problem, folds=4), problem.splits(0).train
     model, table = (
         problem.build(0),
-        dict(zip(found.levels.ids.tolist(), found.levels.levels.tolist(), strict=True)),
+        dict(zip(result.levels.ids.tolist(), result.levels.levels.tolist(), strict=True)),
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    criterion = Flood(nn.CrossEntropyLoss(reduction="none"), found.levels, IFlood())
+    criterion = Flood(nn.CrossEntropyLoss(reduction="none"), result.levels, IFlood())
     order = torch.Generator().manual_seed(0)
     seen = []
     for _ in range(2):
@@ -428,8 +430,8 @@ def test_levels_find_their_examples_in_a_loop_of_ones_own():
 
 def test_an_example_without_a_level_is_an_error_and_never_level_zero():
     problem = small()
-    found, split = adaflood(problem, folds=2), problem.splits(0).train
-    short = PerExample(found.levels.levels[:-2], found.levels.ids[:-2])
+    result, split = adaflood(problem, folds=2), problem.splits(0).train
+    short = PerExample(result.levels.levels[:-2], result.levels.ids[:-2])
     with pytest.raises(ValueError, match=r"every training example needs a level.*\[38, 39\]"):
         next(train(Run(problem, short, IFlood())))
     criterion = Flood(nn.CrossEntropyLoss(reduction="none"), short, IFlood())
@@ -438,14 +440,14 @@ def test_an_example_without_a_level_is_an_error_and_never_level_zero():
 
 def test_a_file_gives_back_everything(tmp_path):
     problem = small()
-    found = adaflood(problem, gamma=0.3, folds=2, seed=1)
-    path = found.save(tmp_path / "deep" / "levels.pt")
+    result = adaflood(problem, gamma=0.3, folds=2, seed=1)
+    path = result.save(tmp_path / "deep" / "levels.pt")
     back = AdaFloodLevels.load(path)
     for name in ("ids", "folds", "probability"):
-        assert torch.equal(getattr(back, name), getattr(found, name))
-    assert torch.equal(back.levels.levels, found.levels.levels)
-    told = ("gamma", "seed", "data_sha256", "cost", "error")
-    assert [getattr(back, n) for n in told] == [0.3, 1, problem.splits(1).sha256, 12, None]
+        assert torch.equal(getattr(back, name), getattr(result, name))
+    assert torch.equal(back.levels.levels, result.levels.levels)
+    names = ("gamma", "seed", "data_sha256", "cost", "error")
+    assert [getattr(back, n) for n in names] == [0.3, 1, problem.splits(1).sha256, 12, None]
     regression = AdaFloodLevels.load(
         adaflood(flat_regression(), folds=2).save(tmp_path / "regression.pt")
     )
@@ -455,14 +457,14 @@ def test_a_file_gives_back_everything(tmp_path):
 
 def test_other_data_is_refused():
     problem = small()
-    found = adaflood(problem, folds=2)
-    found.check(problem)
-    found.check(problem.splits(0).sha256)
+    result = adaflood(problem, folds=2)
+    result.check(problem)
+    result.check(problem.splits(0).sha256)
     other = small(data=partial(two_gaussians, n_train=40, n_val=30, n_test=200, label_noise=0.2))
     for check in (
-        lambda: found.check(other),
-        lambda: found.check(problem, seed=1),
-        lambda: found.check("f" * 64),
+        lambda: result.check(other),
+        lambda: result.check(problem, seed=1),
+        lambda: result.check("f" * 64),
     ):
         with pytest.raises(
             ValueError, match=r"must come from the data .* got .* Find levels for this data"
@@ -474,17 +476,17 @@ def test_own_data_is_known_by_its_hash():
     def fit(_):
         return lambda ids: [0.5] * len(ids)
 
-    found = cross_fit_levels(fit, 4, folds=2)
+    result = cross_fit_levels(fit, 4, folds=2)
     with pytest.raises(ValueError, match="must come from the data"):
         cross_fit_levels(fit, 4, folds=2, labels=torch.tensor([0, 1, 0, 1])).check(
-            found.data_sha256
+            result.data_sha256
         )
     cross_fit_levels(fit, 4, folds=2, data_sha256="mine").check("mine")
 
 
 @pytest.mark.parametrize("broken", ["torch.save", "os.replace"])
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, broken):
-    path = given([0.5]).save(tmp_path / "levels.pt")
+    path = make_levels([0.5]).save(tmp_path / "levels.pt")
     whole = path.read_bytes()
 
     def fail(what, where):
@@ -494,7 +496,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
 
     monkeypatch.setattr(broken, fail)
     with pytest.raises(OSError, match="no space left"):
-        given([0.25]).save(path)
+        make_levels([0.25]).save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["levels.pt"]
     assert path.read_bytes() == whole
 
@@ -518,7 +520,7 @@ def test_a_file_is_never_executed(tmp_path):
 
 @pytest.mark.parametrize("damage", ["flips", "cut", "empty"])
 def test_damaged_levels_are_refused_and_never_other_levels(tmp_path, damage):
-    path = given([0.5, 0.25, 0.125]).save(tmp_path / "levels.pt")
+    path = make_levels([0.5, 0.25, 0.125]).save(tmp_path / "levels.pt")
     content, levels = path.read_bytes(), AdaFloodLevels.load(path).levels.levels
     places = range(0, len(content), 37) if damage == "flips" else [0]
     refused = 0
@@ -535,11 +537,14 @@ def test_damaged_levels_are_refused_and_never_other_levels(tmp_path, damage):
 
 
 def test_levels_of_the_version_before_are_read_and_the_log_says_what_is_unknown(tmp_path, caplog):
-    path = given([0.5]).save(tmp_path / "levels.pt")
+    path = make_levels([0.5]).save(tmp_path / "levels.pt")
     stored = torch.load(path, weights_only=True)
     del stored["digest"]
     torch.save(stored, path)
-    assert AdaFloodLevels.load(path).levels.levels.tolist() == given([0.5]).levels.levels.tolist()
+    assert (
+        AdaFloodLevels.load(path).levels.levels.tolist()
+        == make_levels([0.5]).levels.levels.tolist()
+    )
     assert "Save it again" in caplog.text
 
 
@@ -653,9 +658,9 @@ def test_no_probability_may_be_zero_without_trust():
         ValueError,
         match=r"at gamma 0 no probability may be 0, got \[0.0\] for 1 of 2 ids, first \[1\]",
     ):
-        given([0.5, 0.0], gamma=0.0)
+        make_levels([0.5, 0.0], gamma=0.0)
     with pytest.raises(ValueError, match="no probability may be 0"):
-        given([0.5, 0.0]).with_gamma(0.0)
+        make_levels([0.5, 0.0]).with_gamma(0.0)
 
 
 def test_a_very_unlikely_label_still_has_a_level():
@@ -667,16 +672,16 @@ def test_a_very_unlikely_label_still_has_a_level():
         def forward(self, x):
             return torch.tensor([600.0, 0.0]) + 0 * self.line(x)
 
-    found = adaflood(small(model=Sure, max_epochs=1), gamma=0.0, folds=2)
+    result = adaflood(small(model=Sure, max_epochs=1), gamma=0.0, folds=2)
     # float32 would have made exp(-600) a 0
-    assert found.levels.levels.max() == pytest.approx(600)
+    assert result.levels.levels.max() == pytest.approx(600)
 
 
 def test_exactly_one_kind_of_result():
     half = torch.tensor([0.5])
-    for more in ({}, {"probability": half, "error": half}):
+    for scores in ({}, {"probability": half, "error": half}):
         with pytest.raises(ValueError, match="either probability or error"):
-            AdaFloodLevels(torch.tensor([0]), torch.tensor([0]), 0.5, 0, "", **more)
+            AdaFloodLevels(torch.tensor([0]), torch.tensor([0]), 0.5, 0, "", **scores)
     with pytest.raises(ValueError, match="gamma must lie in"):
         AdaFloodLevels(torch.tensor([0]), torch.tensor([0]), 2.0, 0, "", error=half)
 
@@ -686,16 +691,16 @@ def record_of(run):
     return row.record
 
 
-def test_a_level_that_describes_itself_trains_as_the_levels_it_finds():
+def test_a_level_source_trains_as_the_levels_it_computes():
     problem = small(max_epochs=8)
     level = AdaFlood(gamma=0.3, folds=3, epochs=4)
-    found = adaflood(problem, gamma=0.3, folds=3, epochs=4, seed=1)
-    given, by_itself = (
-        record_of(Run(problem, found.levels, IFlood(), 1)),
+    result = adaflood(problem, gamma=0.3, folds=3, epochs=4, seed=1)
+    explicit, resolved = (
+        record_of(Run(problem, result.levels, IFlood(), 1)),
         record_of(Run(problem, level, IFlood(), 1)),
     )
-    assert by_itself.weights_sha256 == given.weights_sha256
-    assert by_itself.content_hash == given.content_hash
+    assert resolved.weights_sha256 == explicit.weights_sha256
+    assert resolved.content_hash == explicit.content_hash
     assert Run(problem, level, IFlood()).key() is not None
     keys = {
         Run(problem, AdaFlood(*arguments), IFlood()).key()
@@ -724,7 +729,7 @@ def test_auxiliary_networks_are_trained_once_whatever_gamma(monkeypatch):
     assert trained == [0, 1, 0, 0, 0, 0], "code of the user's own may have changed"
 
 
-def test_a_level_that_describes_itself_is_refused_like_one_for_each_example():
+def test_a_level_source_is_refused_like_one_for_each_example():
     with pytest.raises(ValueError, match="needs a method on each example"):
         Run(small(), AdaFlood())
     with pytest.raises(ValueError, match="gamma"):

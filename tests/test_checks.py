@@ -137,14 +137,14 @@ def test_a_loss_of_torch_inside_ones_own_is_refused_too_but_not_what_makes_the_s
         list(train(Run(problem(loss=loss, data=data, model=partial(net, 1)))))
 
 
-def test_a_loss_of_ones_own_that_makes_every_pair_is_told(caplog):
+def test_a_loss_of_ones_own_that_makes_every_pair_is_warned_of(caplog):
     def pairs(output, y):
         return (output - y).square().mean()
 
     list(train(Run(problem(loss=pairs, data=halves(X, Y.float()), model=partial(net, 1)))))
-    told = [r.message for r in caplog.records if "every pair" in r.message]
-    assert told
-    assert "[20, 1] and [20]" in told[0]
+    messages = [r.message for r in caplog.records if "every pair" in r.message]
+    assert messages
+    assert "[20, 1] and [20]" in messages[0]
     caplog.clear()
     list(train(Run(problem(loss=pairs, data=halves(X, Y.float()), model=Scalars))))
     assert caplog.records == []
@@ -232,7 +232,8 @@ def with_label(label, at):
     [
         (
             halves(X, Y + 1),
-            r"labels must be 0 to 1, since the model has 2 outputs, got 1 to 2 in the train .* Count from 0: y - 1",
+            r"labels must be 0 to 1, since the model has 2 outputs, got 1 to 2 in the train .* "
+            r"Count from 0: y - 1",
         ),
         (with_label(5, 3), r"got 0 to 5 in the train split\. Give the model 6 outputs"),
         (with_label(2, 25), r"got 0 to 2 in the val split"),
@@ -250,7 +251,7 @@ def test_labels_without_an_output_are_refused_before_training(data, message):
     refused(message, data=data, loss=partial(F.cross_entropy, ignore_index=-7))
 
 
-def test_labels_without_an_output_under_a_loss_of_ones_own_are_told(caplog):
+def test_labels_without_an_output_under_a_loss_of_ones_own_are_warned_of(caplog):
     def own(output, y):
         return F.cross_entropy(output, y, ignore_index=-1)
 
@@ -312,7 +313,8 @@ def convolution():
 )
 def test_inputs_of_another_type_than_the_model_are_refused(x, model, got):
     refused(
-        rf"inputs must have the type of the model's parameters, torch\.float32, got torch\.{got}\. .*x\.to\(",
+        r"inputs must have the type of the model's parameters, torch\.float32, got "
+        rf"torch\.{got}\. .*x\.to\(",
         data=halves(x, Y),
         model=model,
     )
@@ -480,7 +482,7 @@ def test_a_one_cycle_that_does_not_end_with_the_training_is_refused(schedule):
     )
 
 
-def test_a_one_cycle_of_the_horizon_ends_at_its_lowest_rate():
+def test_a_one_cycle_of_max_epochs_ends_at_its_lowest_rate():
     schedule = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=5)
     rates = [row.values["lr"] for row in train(Run(problem(max_epochs=5, lr_scheduler=schedule)))][
         1:
@@ -490,7 +492,7 @@ def test_a_one_cycle_of_the_horizon_ends_at_its_lowest_rate():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "told"),
+    ("schedule", "warning"),
     [
         (
             partial(lr_scheduler.CyclicLR, base_lr=0.01, max_lr=0.1, cycle_momentum=False),
@@ -504,9 +506,11 @@ def test_a_one_cycle_of_the_horizon_ends_at_its_lowest_rate():
     ],
     ids=["cyclic", "cosine", "linear", "cosine of the max_epochs", "steps", "anything"],
 )
-def test_a_schedule_longer_than_the_training_is_told(schedule, told, caplog):
+def test_a_schedule_longer_than_the_training_is_warned_of(schedule, warning, caplog):
     list(train(Run(problem(lr_scheduler=schedule))))
-    assert [told in record.getMessage() for record in caplog.records] == [True] * (told is not None)
+    assert [warning in record.getMessage() for record in caplog.records] == [True] * (
+        warning is not None
+    )
 
 
 # Batch norm
@@ -581,8 +585,8 @@ def test_a_lazy_module_that_torch_cannot_copy_is_refused():
 
 
 def test_a_lazy_problem_is_searched():
-    found = find_level(problem(model=lazy, max_epochs=10), workers=0)
-    assert found.model().eval()(X).shape == (40, 2)
+    result = find_level(problem(model=lazy, max_epochs=10), workers=0)
+    assert result.model().eval()(X).shape == (40, 2)
 
 
 # What stays as it was

@@ -69,24 +69,26 @@ def marked(y, index):
 
 
 def parts(x, y, clean=None):
-    places = [slice(0, 100), slice(100, 160), slice(160, 240)]
-    return Splits(*(Split(x[p], y[p], None if clean is None else clean[p]) for p in places))
+    slices = [slice(0, 100), slice(100, 160), slice(160, 240)]
+    return Splits(
+        *(Split(x[index], y[index], None if clean is None else clean[index]) for index in slices)
+    )
 
 
 def dropped(splits):
     """The same splits without the ignored examples."""
-    places = zip(("train", "val", "test"), IGNORED.split((100, 60, 80)), strict=True)
+    masks = zip(("train", "val", "test"), IGNORED.split((100, 60, 80)), strict=True)
     return Splits(
-        *(getattr(splits, name).take((~ignored).nonzero()[:, 0]) for name, ignored in places)
+        *(getattr(splits, name).take((~ignored).nonzero()[:, 0]) for name, ignored in masks)
     )
 
 
 def problem(loss, data, **changes):
-    given = {"model": partial(mlp, 6, 4, width=16, depth=1), "optimizer": sgd, "max_epochs": 8}
-    given |= {"test_curve": TestCurve(80, every=1), "score": Score(balanced_accuracy)}
+    parts = {"model": partial(mlp, 6, 4, width=16, depth=1), "optimizer": sgd, "max_epochs": 8}
+    parts |= {"test_curve": TestCurve(80, every=1), "score": Score(balanced_accuracy)}
     if getattr(loss, "func", None) is F.nll_loss:
-        given["model"] = lambda: LogSoftmax(*mlp(6, 4, width=16, depth=1))
-    return Problem(data, loss=loss, **given | changes)
+        parts["model"] = lambda: LogSoftmax(*mlp(6, 4, width=16, depth=1))
+    return Problem(data, loss=loss, **parts | changes)
 
 
 def last(run):
@@ -233,9 +235,9 @@ def test_the_number_of_classes_and_the_limit_know_what_is_ignored():
         assert ignoring.classes(0) == 4
         _, counts = Y[:100][~IGNORED[:100]].unique(return_counts=True)
         entropy = float(torch.distributions.Categorical(counts.double()).entropy())
-        found = find_level(ignoring, workers=0)
-        told = {s.name: s.level for s in found.estimates}
-        assert told["label entropy"] == pytest.approx(entropy)
+        result = find_level(ignoring, workers=0)
+        levels = {s.name: s.level for s in result.estimates}
+        assert levels["label entropy"] == pytest.approx(entropy)
         with pytest.raises(StopIteration) as answer:
             next(advisor(ignoring))
         assert [s.level for s in answer.value.value.estimates] == [pytest.approx(entropy)]
@@ -267,6 +269,6 @@ def test_only_problems_with_ignored_targets_have_another_key(monkeypatch):
 def test_without_ignored_targets_nothing_is_copied():
     split = small().splits(0).val
     output = torch.zeros(len(split), 2)
-    found = drop_ignored_examples(small(), output, split.y)
-    assert found[0] is output  # so the bits are those of before
-    assert found[1] is split.y
+    result = drop_ignored_examples(small(), output, split.y)
+    assert result[0] is output  # so the bits are those of before
+    assert result[1] is split.y

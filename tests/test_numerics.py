@@ -170,9 +170,9 @@ def test_runs_under_global_hooks_are_neither_looked_up_nor_stored(register, tmp_
         handle.remove()
     assert trained == [run]
     assert "global hooks" in caplog.text
-    book = Ledger(path)
-    assert len(book) == 1
-    book.close()
+    ledger = Ledger(path)
+    assert len(ledger) == 1
+    ledger.close()
 
 
 @pytest.mark.parametrize("name", ["ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"])

@@ -72,8 +72,8 @@ def train(optimizer, criterion, steps, **options):
 
 
 def test_the_search_found_them():
-    found = {optimizer.__name__ for optimizer in OPTIMIZERS}
-    assert found >= {
+    names = {optimizer.__name__ for optimizer in OPTIMIZERS}
+    assert names >= {
         "SGD",
         "Adam",
         "AdamW",
@@ -85,7 +85,7 @@ def test_the_search_found_them():
         "Rprop",
         "ASGD",
     }
-    assert set(SETTINGS) <= found | {"Muon", "Adafactor"}, "the last two are younger than torch 2.4"
+    assert set(SETTINGS) <= names | {"Muon", "Adafactor"}, "the last two are younger than torch 2.4"
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.__name__)

@@ -48,7 +48,8 @@ def test_problem_refuses_counts_that_are_none(name, value):
 def test_problem_refuses_a_max_grad_norm_that_is_no_norm(max_grad_norm):
     with pytest.raises(
         ValueError,
-        match=rf"max_grad_norm must be a positive norm, got {max_grad_norm}\. Leave it out for no clipping\.",
+        match=rf"max_grad_norm must be a positive norm, got {max_grad_norm}\. Leave it out for no "
+        r"clipping\.",
     ):
         small(max_grad_norm=max_grad_norm)
 
@@ -110,7 +111,7 @@ def test_problem_run_and_record_are_frozen_and_equal_only_to_themselves():
 # Descriptions
 
 
-def test_describe_is_explicit():
+def test_a_configuration_is_explicit():
     assert to_config(None) is None
     assert to_config([True, 1, 1.5, "a", (2,)]) == [True, 1, 1.5, "a", [2]]
     assert to_config({"a": {1: torch.float16}}) == {"a": {"1": "torch.float16"}}
@@ -135,7 +136,7 @@ def test_describe_is_explicit():
     assert to_config(TestCurve(7)) == {"is": "flooding:TestCurve", "examples": 7}
 
 
-def test_describe_tells_tensors_and_splits_by_content():
+def test_tensors_and_splits_are_hashed_by_content():
     x = torch.arange(6.0)
     assert to_config(x) == to_config(x.clone())
     others = [x.double(), x.reshape(2, 3), x.flip(0), x + 1e-6]
@@ -150,7 +151,7 @@ def test_describe_tells_tensors_and_splits_by_content():
     assert to_config(splits_of(x)) == to_config(splits_of(x.clone())) != to_config(splits_of(x + 1))
 
 
-def test_describe_leaves_out_fields_at_their_default():
+def test_a_configuration_leaves_out_default_fields():
     assert to_config(Delayed(0.3, until_loss=0.1)) == to_config(
         Delayed(**defaults(Delayed) | {"level": 0.3, "until_loss": 0.1})
     )
@@ -166,8 +167,8 @@ def test_a_new_field_with_a_default_changes_no_description():
     old.__module__ = new.__module__ = "flooding.things"
     assert to_config(old(1)) == to_config(new(1)) == {"is": "flooding:Thing", "a": 1}
     assert to_config(new(1, 0.6)) == {"is": "flooding:Thing", "a": 1, "b": 0.6}
-    told = [json.dumps(to_config(new(1, b))) for b in (0, 0.0, False)]
-    assert len(set(told)) == 3  # equal for Python, but not one thing
+    configs = [json.dumps(to_config(new(1, b))) for b in (0, 0.0, False)]
+    assert len(set(configs)) == 3  # equal for Python, but not one thing
 
 
 def defaults(kind):
@@ -222,7 +223,8 @@ NOT_KEYABLE = {
 def test_what_has_no_description_says_so(value):
     with pytest.raises(
         UnhashableConfigError,
-        match=r"is code of your own, which cannot be hashed\. Give the Problem a key='\.\.\.' to look its",
+        match=r"is code of your own, which cannot be hashed\. Give the Problem a key='\.\.\.' to "
+        r"look its",
     ):
         to_config(value)
 
@@ -245,8 +247,8 @@ def test_a_users_module_is_not_taken_for_ours_by_its_name(module):
 
 def test_a_wrapped_function_is_not_taken_for_what_it_wraps():
     @functools.wraps(functional.cross_entropy)
-    def twice(*given, **more):
-        return 2 * functional.cross_entropy(*given, **more)
+    def twice(*args, **kwargs):
+        return 2 * functional.cross_entropy(*args, **kwargs)
 
     with pytest.raises(UnhashableConfigError):
         to_config(twice)
@@ -318,9 +320,11 @@ def keys():
 
 
 def test_each_change_changes_the_key():
-    found = keys()
-    assert all(len(key) == 64 and int(key, 16) for key in found.values())
-    same = [pair for pair in itertools.combinations(found, 2) if found[pair[0]] == found[pair[1]]]
+    key_of = keys()
+    assert all(len(key) == 64 and int(key, 16) for key in key_of.values())
+    same = [
+        pair for pair in itertools.combinations(key_of, 2) if key_of[pair[0]] == key_of[pair[1]]
+    ]
     assert same == []
     assert (
         len(
@@ -363,7 +367,7 @@ def test_a_posterior_changes_the_key():
     assert base(problem=small(data=splits)).key() != base(problem=small(data=other)).key()
 
 
-def test_keys_and_streams_are_equal_in_another_process():
+def test_keys_and_derived_seeds_are_equal_in_another_process():
     code = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -372,14 +376,18 @@ print(json.dumps([test_problem.keys(), test_problem.derive_seed(3, "model", 4)])
 """
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
-    told = subprocess.run(
+    output = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    assert json.loads(told) == [keys(), derive_seed(3, "model", 4)]
+    assert json.loads(output) == [keys(), derive_seed(3, "model", 4)]
 
 
 class MyLevel(Delayed):
     """A user's own controller."""
+
+
+class MyMethod(Flooding):
+    """A user's own method."""
 
 
 @pytest.mark.parametrize(
@@ -394,11 +402,11 @@ class MyLevel(Delayed):
         base(
             level=MyLevel(0.3, until_loss=0.1), problem=small(key="mine")
         ),  # the key names the problem only
-        base(method=Mine()),
+        base(method=MyMethod()),
     ],
     ids=["model", "module", "loss", "optimizer", "data", "level", "level with a key", "method"],
 )
-def test_what_cannot_describe_itself_has_no_key(run):
+def test_code_of_ones_own_has_no_key(run):
     assert run.key() is None
 
 
@@ -461,7 +469,7 @@ def test_build_depends_on_the_seed_alone_and_leaves_the_generator():
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["as it should", "with an error"])
-def test_seeded_gives_the_generator_back(fails):
+def test_fork_rng_restores_the_generator(fails):
     before = torch.get_rng_state()
     drawn = []
     for _ in range(2):
@@ -477,12 +485,12 @@ def test_seeded_gives_the_generator_back(fails):
     assert torch.equal(drawn[0], torch.rand(3, generator=torch.Generator().manual_seed(7)))
 
 
-def test_streams_are_repeatable_and_distinct():
+def test_derived_seeds_are_repeatable_and_distinct():
     paths = [
-        (seed, purpose, *more)
+        (seed, purpose, *indices)
         for seed in (*range(30), 2**31, 2**63)
         for purpose in ("model", "order", "train")
-        for more in [(), *((epoch,) for epoch in range(30))]
+        for indices in [(), *((epoch,) for epoch in range(30))]
     ]
     seeds = [derive_seed(*path) for path in paths]
     assert seeds == [derive_seed(*path) for path in paths]
@@ -491,7 +499,7 @@ def test_streams_are_repeatable_and_distinct():
     assert max(seeds) > 2**62  # all 63 bits are in use
 
 
-def test_numbers_from_neighbouring_streams_are_uncorrelated():
+def test_numbers_from_neighbouring_seeds_are_uncorrelated():
     n = 20_000
     paths = [
         (0, "model"),
@@ -556,10 +564,10 @@ def test_a_nan_accuracy_is_worse_than_everything(other):
 
 
 def judged(level, loss, accuracy=None, at="last"):
-    finals = {f"{at}.val_loss": loss, "last.level": math.nan} | (
+    metrics = {f"{at}.val_loss": loss, "last.level": math.nan} | (
         {} if accuracy is None else {f"{at}.val_accuracy": accuracy}
     )
-    return Record(Run(small(), level), {}, {}, finals, "", "")
+    return Record(Run(small(), level), {}, {}, metrics, "", "")
 
 
 @pytest.mark.parametrize(
@@ -582,7 +590,7 @@ def judged(level, loss, accuracy=None, at="last"):
     ],
 )
 @pytest.mark.parametrize("at", ["best", "last"])
-def test_choose_takes_the_best_validation_result(results, level, at):
+def test_select_best_takes_the_best_validation_result(results, level, at):
     records = [
         judged(*result, at=at) if len(result) == 3 else judged(*result, None, at)
         for result in results
@@ -591,7 +599,7 @@ def test_choose_takes_the_best_validation_result(results, level, at):
     assert select_best(records[::-1], at).run.level == level
 
 
-def test_choose_refuses_nothing():
+def test_select_best_refuses_no_records():
     with pytest.raises(ValueError, match=r"records must hold at least one Record, got none\."):
         select_best([], "last")
 
@@ -599,32 +607,32 @@ def test_choose_refuses_nothing():
 # Records
 
 
-def measured(**changes):
+def content_hash(**changes):
     curve = np.array([0.1, math.nan], np.float32)
-    given = {
+    parts = {
         "curves": {"a": curve},
         "arrays": {"last.b": curve},
         "metrics": {"x": 0.1},
         "weights_sha256": "w",
     }
-    return Record(**{"run": None, "fingerprint": "f"} | given | changes).content_hash
+    return Record(**{"run": None, "fingerprint": "f"} | parts | changes).content_hash
 
 
 def test_measured_tells_what_was_measured_and_nothing_else():
-    assert measured() == measured(run=Run(small()), metadata={"host": "there"})
+    assert content_hash() == content_hash(run=Run(small()), metadata={"host": "there"})
     curve = np.array([0.1, math.nan], np.float32)
     next_up = np.nextafter(curve, np.float32(1))
     changed = [
-        measured(curves={"a": next_up}),
-        measured(curves={"b": curve}),
-        measured(arrays={"last.b": next_up}),
-        measured(arrays={}),
-        measured(metrics={"x": math.nextafter(0.1, 1)}),
-        measured(metrics={"x": math.nan}),
-        measured(weights_sha256="v"),
-        measured(fingerprint="g"),
+        content_hash(curves={"a": next_up}),
+        content_hash(curves={"b": curve}),
+        content_hash(arrays={"last.b": next_up}),
+        content_hash(arrays={}),
+        content_hash(metrics={"x": math.nextafter(0.1, 1)}),
+        content_hash(metrics={"x": math.nan}),
+        content_hash(weights_sha256="v"),
+        content_hash(fingerprint="g"),
     ]
-    assert len({measured(), *changed}) == 9
+    assert len({content_hash(), *changed}) == 9
 
 
 def test_the_level_of_a_record_is_the_runs_or_the_one_in_force_at_the_end():

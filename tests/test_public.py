@@ -27,16 +27,20 @@ def python(code):
     ["import flooding", "from flooding.functional import flood", "from flooding import flood"],
 )
 def test_no_framework_is_imported_before_it_is_needed(statement):
-    frameworks = "{'torch', 'numpy', 'jax', 'scipy', 'sklearn', 'matplotlib', 'typer', 'rich', 'mlflow', 'tensorboard'}"
-    assert python(f"import sys\n{statement}\nprint(*{frameworks} & set(sys.modules))") == []
+    frameworks = [
+        *("torch", "numpy", "jax", "scipy", "sklearn", "matplotlib", "typer", "rich"),
+        *("mlflow", "tensorboard"),
+    ]
+    code = f"import sys\n{statement}\nprint(*set({frameworks}) & set(sys.modules))"
+    assert python(code) == []
 
 
 def test_every_public_name_can_be_imported_in_any_order():
     for names in ("flooding.__all__", "reversed(flooding.__all__)"):
-        told = python(
+        words = python(
             f"import flooding\nfor n in {names}: print(n, type(getattr(flooding, n)).__name__)"
         )
-        kinds = dict(zip(told[::2], told[1::2], strict=True))
+        kinds = dict(zip(words[::2], words[1::2], strict=True))
         assert sorted(kinds) == flooding.__all__
         assert set(kinds.values()) == {"function", "type"}
 

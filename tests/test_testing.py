@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flooding import run_all
-from flooding.level_search.level_stats import best_level, tail_key
+from flooding.level_search.level_stats import best_level, tail_mean
 from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.levels import Constant, Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.metrics import balanced_accuracy
@@ -403,17 +403,17 @@ def good(levels=(0.0, 0.1, 0.2), ask=None, finish=None):
     """A grid with a fault to be put in."""
     records = yield [Run(PROBLEM, level) for level in levels] if ask is None else ask()
     level = best_level(records)
-    found = SearchResult("good", Run(PROBLEM, level or None), (LevelEstimate("good", level),))
-    return found if finish is None else finish(records)
+    result = SearchResult("good", Run(PROBLEM, level or None), (LevelEstimate("good", level),))
+    return result if finish is None else finish(records)
 
 
-def told(level, *suggestions):
+def result_of(level, *suggestions):
     return SearchResult("bad", Run(PROBLEM, level), suggestions)
 
 
 def asks_nothing():
     yield from ()
-    return told(None)
+    return result_of(None)
 
 
 def test_good_strategies_pass():
@@ -427,25 +427,27 @@ def asks_for_ever():
 
 
 def ignores_nan(records):
-    return told(max(records, key=lambda r: r.metrics.get("last.val_accuracy", 0)).level)
+    return result_of(max(records, key=lambda r: r.metrics.get("last.val_accuracy", 0)).level)
 
 
 def trusts_the_last(records):
-    return told(records[-1].level)
+    return result_of(records[-1].level)
 
 
 def trusts_the_first(records):  # level 0, which is found as None
-    return told(records[0].level or None)
+    return result_of(records[0].level or None)
 
 
 def needs_accuracy(records):
-    return told(
-        max(records, key=lambda r: (tail_key(r), r.metrics["last.val_accuracy"])).level or None
+    return result_of(
+        max(records, key=lambda r: (tail_mean(r), r.metrics["last.val_accuracy"])).level or None
     )
 
 
 def needs_one_that_is_sound(records):
-    return told(next(r.level for r in records if tail_key(r) > (-math.inf, -math.inf)) or None)
+    return result_of(
+        next(r.level for r in records if tail_mean(r) > (-math.inf, -math.inf)) or None
+    )
 
 
 calls = []
@@ -453,7 +455,7 @@ calls = []
 
 def changes_its_mind():
     calls.append(0)
-    return told(None, LevelEstimate("bad", None, note=str(len(calls))))
+    return result_of(None, LevelEstimate("bad", None, note=str(len(calls))))
 
 
 def other_runs():
@@ -485,12 +487,12 @@ def draws(generator):
             "must return a SearchResult with a Run",
         ),
         (
-            lambda: good(finish=lambda _: told(0.1, LevelEstimate("bad", 0.1, 0.2, 0.3))),
+            lambda: good(finish=lambda _: result_of(0.1, LevelEstimate("bad", 0.1, 0.2, 0.3))),
             AssertionError,
             "low <= level",
         ),
         (
-            lambda: good(finish=lambda _: told(0.1, LevelEstimate("bad", None, 0.4, 0.3))),
+            lambda: good(finish=lambda _: result_of(0.1, LevelEstimate("bad", None, 0.4, 0.3))),
             AssertionError,
             "low <= level",
         ),
@@ -556,7 +558,7 @@ def test_a_made_up_record_is_one():
     best = best_level(fake_record(Run(problem, level)) for level in (0.0, 0.02, 0.1, 0.3, 0.5))
     assert best == 0.1
     sick = fake_record(Run(problem, 0.1), diverges=True)
-    assert tail_key(sick) == tail_key(sick, 0.5) == (-math.inf, -math.inf)
+    assert tail_mean(sick) == tail_mean(sick, 0.5) == (-math.inf, -math.inf)
 
 
 def test_a_made_up_record_measures_what_the_problem_does():
@@ -565,8 +567,8 @@ def test_a_made_up_record_measures_what_the_problem_does():
         np.linspace(1, -1, 11).tolist()
     )
     scored = replace(PROBLEM, score=Score(balanced_accuracy, greater_is_better=False))
-    finals = fake_record(Run(scored)).metrics
-    assert finals["last.val_score"] == -finals["last.val_accuracy"]
+    metrics = fake_record(Run(scored)).metrics
+    assert metrics["last.val_score"] == -metrics["last.val_accuracy"]
     assert not any(
         "accuracy" in name for name in fake_record(Run(regression()), accuracy=False).metrics
     )
@@ -604,10 +606,10 @@ def without_a_beginning(runs):
 
 def by_place(runs):
     """Measure by where a Run stands in the list."""
-    told = enumerate(trained(runs))
+    records = enumerate(trained(runs))
     return [
-        replace(r, metrics={**r.metrics, "last.val_loss": r.metrics["last.val_loss"] + place})
-        for place, r in told
+        replace(r, metrics={**r.metrics, "last.val_loss": r.metrics["last.val_loss"] + index})
+        for index, r in records
     ]
 
 
@@ -620,7 +622,7 @@ def ignores_until(runs):
     ]
 
 
-def test_an_evaluate_that_keeps_the_rules_passes():
+def test_a_runner_that_keeps_the_rules_passes():
     check_runner(trained, small(max_epochs=3))
     check_runner(partial(run_all, ledger=False, workers=2), small(max_epochs=3))
     check_runner(lambda runs: [fake_record(run) for run in runs], small(max_epochs=3))
@@ -639,6 +641,6 @@ def test_an_evaluate_that_keeps_the_rules_passes():
         (lambda runs: trained(runs) or [None], "no Runs must give no Records"),
     ],
 )
-def test_an_evaluate_that_breaks_one_is_told_which(bad, message):
+def test_a_runner_that_breaks_a_rule_fails_with_its_name(bad, message):
     with pytest.raises(AssertionError, match=message):
         check_runner(bad, small(max_epochs=3))

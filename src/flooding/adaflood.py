@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -343,7 +343,7 @@ class _LastLayerOnly(nn.Module):
         self.model.get_submodule(self.name).train(mode)
         return self
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: object) -> object:
         return self.model(x)
 
 

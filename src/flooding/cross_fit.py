@@ -10,12 +10,13 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,8 @@ __all__ = ["AdaFloodLevels", "Predict", "cross_fit_levels"]
 
 log = logging.getLogger("flooding")
 
-Predict: TypeAlias = Callable[[Tensor], Any]  # ids [m] to numbers [m]: a tensor, array or list
+# Turns ids [m] into a number for each.
+Predict: TypeAlias = Callable[[Tensor], Tensor | np.ndarray | Sequence[float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +172,7 @@ class AdaFloodLevels:
 _STORED_FIELDS = tuple(f.name for f in fields(AdaFloodLevels) if f.init)
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def _digest(content: Mapping[str, object]) -> str:
     """Hash the tensors and numbers of saved levels."""
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     numbers = {name: value for name, value in content.items() if name not in tensors}

@@ -77,8 +77,9 @@ def _advice(call: LossOptions, error: Exception) -> str | None:
     for argument, value in (("outputs", call.input), ("targets", call.target)):
         if value is None or isinstance(value, Tensor):
             continue
-        is_nested = isinstance(value, (tuple, Mapping))
-        fix = "the tensor in it" if is_nested else "torch.as_tensor() of it"
+        fix = "torch.as_tensor() of it"
+        if isinstance(value, (tuple, Mapping)):
+            fix = "the tensor in it"
         return f"{name} needs tensors, got {argument} of type {type(value).__name__}. Pass {fix}."
     scores, target = call.input, call.target
     if not isinstance(scores, Tensor) or not isinstance(target, Tensor):

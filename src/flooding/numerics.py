@@ -1,13 +1,12 @@
-"""Global state of torch that changes the bits of a training: captured, named in keys, pinned while
-a Run trains.
+"""Control the global state of torch that changes the bits of a training.
 
-Two kinds are treated differently. *Settings*, such as the precision of float32 products, are the
-caller's choice: a Run trains under those that were in force when it was started, in this process or
-in a worker, and they are part of its key. *Contexts*, such as an enclosing ``autocast`` or
-``no_grad``, are switched off while a Run trains: they belong into the model.
+There are two kinds. *Settings*, such as the precision of float32 products, are the caller's choice:
+a Run trains under those in force when it was started, in this process or in a worker, and they are
+part of its key. *Contexts*, such as an enclosing ``autocast`` or ``no_grad``, are switched off
+while a Run trains: they belong in the model.
 
-Torch has one random generator and one set of switches for all threads of a process, so :data:`LOCK`
-is held whenever they are not the caller's own.
+Torch has one random generator and one set of switches for all threads of a process, so
+:data:`LOCK` is held whenever they differ from the caller's.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 __all__ = [
     "LOCK",
+    "Setting",
     "capture_settings",
     "cuda_devices",
     "environment",
@@ -37,7 +37,7 @@ LOCK = threading.RLock()
 
 
 def _renew_lock() -> None:
-    # Another thread may hold it in the moment of a fork, and will never give it back in the child.
+    # Another thread may hold the lock at the moment of a fork, and never releases it in the child.
     if not LOCK._is_owned():  # type: ignore[attr-defined]
         LOCK._at_fork_reinit()  # type: ignore[attr-defined]
 
@@ -46,7 +46,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-# Variables that choose other kernels of torch when it starts.
+# Environment variables that make torch choose other kernels when it starts.
 _VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -74,21 +74,25 @@ _HOOKS = (
 )
 
 
+Setting: TypeAlias = bool | int | str | list[int]
+
+
 class _Switch(NamedTuple):
-    """A global setting of torch."""
+    """A global setting of torch: how to read and write it, and torch's default."""
 
     name: str
-    get: Callable[[], Any]
-    set: Callable[[Any], Any]
-    default: Any
+    get: Callable[[], Setting]
+    set: Callable[..., object]
+    default: Setting
 
 
 def _flushes_denormals() -> bool:
-    # Torch has no getter; the flag is the processor's, so Python's own floats show it.
+    # Torch has no getter. The flag is the processor's, so Python's own floats show it.
     return not sys.float_info.min / 2 > 0
 
 
-def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+def _attribute(owner: object, name: str) -> tuple[Callable[[], Setting], Callable[..., object]]:
+    """Give the getter and the setter of an attribute."""
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
 
 
@@ -100,35 +104,29 @@ def _matmul_precision() -> str:
 
 
 def _fp32_switches() -> Generator[_Switch, None, None]:
-    """Give the precision of each kind of float32 product, the most general first."""
+    """Give the switches for the precision of float32 products, the most general first."""
     yield _Switch(
         "matmul_precision", _matmul_precision, torch.set_float32_matmul_precision, "highest"
     )
-    get = getattr(torch._C, "_get_fp32_precision_getter", None)
-    if get is None:  # before torch 2.9
+    read = getattr(torch._C, "_get_fp32_precision_getter", None)
+    if read is None:  # before torch 2.9
         return
-    put = torch._C._set_fp32_precision_setter
-    kinds = [
-        ("generic", "all"),
-        ("mkldnn", "all"),
-        ("mkldnn", "matmul"),
-        ("mkldnn", "conv"),
-        ("mkldnn", "rnn"),
-    ]
-    kinds += [("cuda", "all"), ("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn")]
-    for backend, operation in kinds:
-        default = "tf32" if backend == "cuda" and operation in {"conv", "rnn"} else "none"
-        yield _Switch(
-            f"fp32.{backend}.{operation}",
-            lambda b=backend, o=operation: get(b, o),
-            lambda value, b=backend, o=operation: put(b, o, value),
-            default,
-        )
+    write = torch._C._set_fp32_precision_setter
+    kinds = [("generic", "all")]
+    for backend in ("mkldnn", "cuda"):
+        kinds += [(backend, operation) for operation in ("all", "matmul", "conv", "rnn")]
+    for kind in kinds:
+        is_tf32 = kind in {("cuda", "conv"), ("cuda", "rnn")}
+        get, put = functools.partial(read, *kind), functools.partial(write, *kind)
+        yield _Switch(f"fp32.{'.'.join(kind)}", get, put, "tf32" if is_tf32 else "none")
 
 
 def _switches() -> Generator[_Switch, None, None]:
+    # 1. Precision of float32, and denormals.
     yield from _fp32_switches()
     yield _Switch("flush_denormal", _flushes_denormals, torch.set_flush_denormal, False)
+
+    # 2. Deterministic algorithms.
     yield _Switch(
         "deterministic",
         torch.get_deterministic_debug_mode,
@@ -137,8 +135,9 @@ def _switches() -> Generator[_Switch, None, None]:
     )
     fill = _attribute(torch.utils.deterministic, "fill_uninitialized_memory")
     yield _Switch("fill_uninitialized_memory", *fill, True)
-    c, cuda = torch._C, torch.backends.cuda
-    private = [
+
+    # 3. Kernels that are switched by a pair of functions of torch._C.
+    pairs = [
         ("mkldnn", "_get_mkldnn_enabled", "_set_mkldnn_enabled", True),
         ("mkldnn.deterministic", "_get_mkldnn_deterministic", "_set_mkldnn_deterministic", False),
         ("nnpack", "_get_nnpack_enabled", "_set_nnpack_enabled", True),
@@ -151,16 +150,19 @@ def _switches() -> Generator[_Switch, None, None]:
         ("cudnn.benchmark", "_get_cudnn_benchmark", "_set_cudnn_benchmark", False),
         ("cudnn.deterministic", "_get_cudnn_deterministic", "_set_cudnn_deterministic", False),
     ]
-    for name, get, put, default in private:
-        if hasattr(c, get) and hasattr(c, put):
-            yield _Switch(name, getattr(c, get), getattr(c, put), default)
+    for name, getter, setter, default in pairs:
+        if hasattr(torch._C, getter) and hasattr(torch._C, setter):
+            yield _Switch(name, getattr(torch._C, getter), getattr(torch._C, setter), default)
+
+    # 4. Kernels that are switched by an attribute.
     for name, default in (
         ("allow_fp16_reduced_precision_reduction", True),
         ("allow_bf16_reduced_precision_reduction", True),
         ("allow_fp16_accumulation", False),
     ):
-        if hasattr(c, f"_get_cublas_{name}"):
-            yield _Switch(f"cublas.{name}", *_attribute(cuda.matmul, name), default)
+        if hasattr(torch._C, f"_get_cublas_{name}"):
+            matmul = torch.backends.cuda.matmul
+            yield _Switch(f"cublas.{name}", *_attribute(matmul, name), default)
     mha = torch.backends.mha
     yield _Switch("mha.fastpath", mha.get_fastpath_enabled, mha.set_fastpath_enabled, True)
     if torch.backends.opt_einsum.is_available():
@@ -171,36 +173,34 @@ def _switches() -> Generator[_Switch, None, None]:
 
 
 _SWITCHES = tuple(_switches())
-_SAME_PRECISION = {"none", "ieee"}  # the default, and its name
+_SAME_PRECISION = ("none", "ieee")  # two names of one precision
 
 
-def capture_settings() -> dict[str, Any]:
+def capture_settings() -> dict[str, Setting]:
     """Read torch's global settings that change bits.
 
     Returns:
-        Those that differ from torch's defaults by name, in types that JSON has. Empty for nearly
-        everybody.
+        Those that differ from torch's defaults, by name, in types that JSON has; mostly none.
     """
     settings = {}
     for switch in _SWITCHES:
         value = switch.get()
         if value != switch.default:
             settings[switch.name] = value
-    # Precisions that are named but the default's equal change nothing.
+    # "ieee" where the default is "none" changes nothing, unless the general one is another.
     if settings.get("fp32.generic.all", "none") in _SAME_PRECISION:
-        defaults = {switch.name: switch.default for switch in _SWITCHES}
-        for name in [name for name, value in settings.items() if value == "ieee"]:
-            if defaults[name] == "none":
-                del settings[name]
+        for switch in _SWITCHES:
+            if switch.default == "none" and settings.get(switch.name) == "ieee":
+                del settings[switch.name]
     return settings
 
 
 @contextmanager
-def pinned(settings: Mapping[str, Any]) -> Generator[None, None, None]:
-    """Put torch's global settings as they were captured, and give the caller's back.
+def pinned(settings: Mapping[str, Setting]) -> Generator[None, None, None]:
+    """Apply captured global settings of torch in a block, and restore the caller's after it.
 
     Args:
-        settings: What :func:`capture_settings` gave.
+        settings: As :func:`capture_settings` gives them.
 
     Yields:
         Nothing.
@@ -213,18 +213,19 @@ def pinned(settings: Mapping[str, Any]) -> Generator[None, None, None]:
         _assign(before)
 
 
-def _assign(values: Mapping[str, Any]) -> None:
-    for switch in _SWITCHES:  # the general ones first: torch may set the special ones with them
-        now, value = switch.get(), values.get(switch.name, switch.default)
-        if now != value and not (
-            switch.name.startswith("fp32.") and {now, value} == _SAME_PRECISION
-        ):
-            switch.set(value)
+def _assign(values: Mapping[str, Setting]) -> None:
+    # The general ones come first: torch may set the special ones with them.
+    for switch in _SWITCHES:
+        current, value = switch.get(), values.get(switch.name, switch.default)
+        is_same = current in _SAME_PRECISION and value in _SAME_PRECISION
+        if current == value or (is_same and switch.name.startswith("fp32.")):
+            continue
+        switch.set(value)
 
 
 @contextmanager
 def without_contexts(device: torch.device) -> Generator[None, None, None]:
-    """Switch off what a caller's ``with`` block, or a default device, would change in a training.
+    """Switch off the contexts and the default device of the caller for a block.
 
     Args:
         device: Where the Run trains.
@@ -240,7 +241,7 @@ def without_contexts(device: torch.device) -> Generator[None, None, None]:
             stack.enter_context(torch.inference_mode(False))
         if not torch.is_grad_enabled():
             stack.enter_context(torch.enable_grad())
-        # Entered only where it is needed: it slows every call of a torch function.
+        # Only where it is needed: the context slows every call of a torch function.
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
@@ -248,8 +249,7 @@ def without_contexts(device: torch.device) -> Generator[None, None, None]:
 
 @contextmanager
 def fork_generators() -> Generator[None, None, None]:
-    """Give torch's random generators back as they were, whatever is drawn in the block; other
-    threads wait for it.
+    """Restore torch's random generators after a block; other threads wait for its end.
 
     Yields:
         Nothing.
@@ -277,18 +277,20 @@ def environment() -> dict[str, str]:
 
 
 def has_global_hooks() -> bool:
-    """Tell whether somebody watches, and may change, every module or every optimiser of this
-    process.
+    """Tell whether a hook may change every module or every optimiser of this process.
 
     Returns:
         Whether a global hook of ``torch.nn.Module`` or ``torch.optim.Optimizer`` is registered.
     """
-    modules = sys.modules["torch.nn.modules.module"], sys.modules["torch.optim.optimizer"]
-    registries = [getattr(module, name, None) or {} for module in modules for name in _HOOKS]
-    return any(not _only_watches(hook) for registry in registries for hook in registry.values())
+    for module in ("torch.nn.modules.module", "torch.optim.optimizer"):
+        for name in _HOOKS:
+            registry = getattr(sys.modules[module], name, None) or {}
+            if not all(map(_is_known_hook, registry.values())):
+                return True
+    return False
 
 
-def _only_watches(hook: Any) -> bool:
-    # Hooks of torch's own tools and of FloodStep change nothing.
+def _is_known_hook(hook: object) -> bool:
+    """Tell whether a hook is of torch's own tools or of FloodStep, which change nothing."""
     function = hook.func if isinstance(hook, functools.partial) else hook
     return (getattr(function, "__module__", None) or "").split(".")[0] in {"torch", "flooding"}

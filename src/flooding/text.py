@@ -1,4 +1,4 @@
-"""Text of unknown origin, such as names in a user's file, made safe for a terminal or a page."""
+"""Make text of unknown origin, such as names in a user's file, safe for a terminal or a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["one_line", "printable"]
 
 
 def printable(text: object) -> str:
-    r"""Escape, as ``repr`` does, every character that a terminal would obey or not show.
+    r"""Escape, as ``repr`` does, every character that a terminal would interpret or not show.
 
     These are control characters (escape sequences, line breaks, tabs), marks that change the
     direction of writing, invisible characters and undecodable bytes of file names.
@@ -26,7 +26,10 @@ def printable(text: object) -> str:
     text = str(text)
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    characters = []
+    for c in text:
+        characters.append(c if c.isprintable() else c.encode("unicode_escape").decode())
+    return "".join(characters)
 
 
 def one_line(text: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flooding.levels import Controller, State, StepInfo, simulate
@@ -201,10 +202,10 @@ class _HostSyncDetector(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Any,
+        func: OpOverload,
         types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
     ) -> object:
         if func.overloadpacket.__name__ in self._SYNCS:
             self.names.append(func.overloadpacket.__name__)
@@ -356,14 +357,14 @@ def _check_compiled(controller: Controller, infos: Sequence[StepInfo]) -> None:
 # ---------------------------------------------------------------- states and infos
 
 
-def _to_meta(values: Mapping[str, Any]) -> dict[str, Any]:
+def _to_meta(values: Mapping[str, object]) -> dict[str, Any]:
     result = {}
     for name, value in values.items():
         result[name] = value.detach().to("meta") if isinstance(value, Tensor) else value
     return result
 
 
-def _clone(values: Mapping[str, Any]) -> dict[str, Any]:
+def _clone(values: Mapping[str, object]) -> dict[str, Any]:
     result = {}
     for name, value in values.items():
         result[name] = value.detach().clone() if isinstance(value, Tensor) else value

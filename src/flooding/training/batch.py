@@ -172,7 +172,7 @@ def raw_loss(
     if state.is_checked:
         loss = criterion(output, y)
     else:
-        loss = first_loss(criterion, output, y, trained=run.method.reduction)
+        loss = first_loss(criterion, output, y, reduction=run.method.reduction)
         state.is_checked = True
     # A method with a teacher averages the losses itself, so it gets those that count.
     if state.teacher is not None:

@@ -239,7 +239,7 @@ def _check_class_shapes(name: str, output: Tensor, y: Tensor) -> None:
 
 
 def first_loss(
-    loss: Callable[..., object], output: object, y: Tensor, *, trained: str | None = None
+    loss: Callable[..., object], output: object, y: Tensor, *, reduction: str | None = None
 ) -> Any:
     """Call a loss on the first batch, and check its arguments and what it returns.
 
@@ -247,7 +247,7 @@ def first_loss(
         loss: The loss.
         output: Outputs of the batch.
         y: Its targets.
-        trained: Reduction of the method that differentiates it, "mean" or "none"; None for a loss
+        reduction: Reduction of the method that differentiates it, "mean" or "none"; None for a loss
             that is reported.
 
     Returns:
@@ -264,12 +264,12 @@ def first_loss(
             "the loss must return the mean of a batch, a 0-d tensor, got "
             f"{_summarize(value)}. Return that part alone."
         )
-    if trained is not None and not isinstance(value, Tensor):
+    if reduction is not None and not isinstance(value, Tensor):
         raise ValueError(
             f"the loss must have a gradient, got the number {value}. Compute it from the outputs, "
             "in torch and without .item()."
         )
-    if trained != "none" and isinstance(value, Tensor) and value.numel() != 1:
+    if reduction != "none" and isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(
             "the loss must return the mean of a batch, a 0-d tensor, got shape "
             f"{list(value.shape)}. Use reduction='mean', or .mean()."
@@ -307,8 +307,8 @@ class _BroadcastDetector(TorchFunctionMode):
         self,
         func: Callable[..., object],
         types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
     ) -> object:
         kwargs = kwargs or {}
         shapes = [t.shape for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]

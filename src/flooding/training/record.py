@@ -21,17 +21,17 @@ __all__ = ["Record", "level_order", "select_best", "selection_key", "validation_
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What a Run measured, and apart from it the circumstances.
+    """The measurements of a Run, and apart from them its metadata.
 
     Args:
         run: The Run, or None in a Record read without one.
         curves: Measured. One float32 value per epoch from 0 (before training) on; NaN where nothing
             was measured. ``train_loss`` and ``train_accuracy`` are means over the batches of the
-            epoch as they were seen, in training mode, without flooding; ``flooded`` is the share of
-            steps strictly below the level.
+            epoch as they were trained on, in training mode, without flooding; ``flooded`` is the
+            share of steps strictly below the level.
         arrays: Measured. ``best.reliability`` and ``last.reliability``: mean confidence, accuracy
             and count of 15 bins on the noisy test labels, ``[3, 15]``, and ``*.reliability_clean``;
-            ``*.probe``: probabilities on the problem's probe, ``[inputs, classes]``.
+            ``*.probe``: probabilities on the problem's ``probe_inputs``, ``[inputs, classes]``.
         metrics: Measured. Numbers named ``best.*`` (the epoch with the best validation score) and
             ``last.*``.
         weights_sha256: Measured. sha256 of the final weights and buffers.
@@ -49,19 +49,18 @@ class Record:
 
     @property
     def level(self) -> float | None:
-        """The level of the Run if it was a number, else the mean one in force in the last epoch;
-        None: no flooding.
+        """The level in the unit of the loss; None without flooding.
 
-        0.0 is a level: a loss that may be negative is flooded at 0.
+        That of the Run if it is a number, else the mean one in force in the last epoch. 0.0 is a
+        level: a loss that may be negative is flooded at 0.
         """
         level = None if self.run is None else self.run.level
-        level = (
-            level if isinstance(level, (int, float)) else self.metrics.get("last.level", math.nan)
-        )
+        if not isinstance(level, (int, float)):
+            level = self.metrics.get("last.level", math.nan)
         return float(level) if math.isfinite(level) else None
 
     def pack(self) -> tuple[bytes, str]:
-        """Pack the measured part for storage.
+        """Pack the measurements for storage.
 
         Returns:
             Curves and arrays as compressed bytes, the rest as JSON; NaN is null there, infinities
@@ -69,32 +68,32 @@ class Record:
         """
         with io.BytesIO() as file:
             np.savez_compressed(file, **self.curves, **self.arrays)  # type: ignore[arg-type]
-            return file.getvalue(), self._told()
+            return file.getvalue(), self._numbers_as_json()
 
-    def _told(self) -> str:
-        """Write what is measured and no array as JSON."""
-        odd = {
-            name: None if math.isnan(value) else str(value) for name, value in self.metrics.items()
-        }
-        finals = {
-            name: value if math.isfinite(value) else odd[name]
-            for name, value in self.metrics.items()
-        }
+    def _numbers_as_json(self) -> str:
+        """Write the measurements that are no arrays."""
+        metrics: dict[str, float | str | None] = {}
+        for name, value in self.metrics.items():
+            if math.isfinite(value):
+                metrics[name] = value
+            else:
+                metrics[name] = None if math.isnan(value) else str(value)
+        # The names in stored Records stay those of flooding 0.1.0.
         return json.dumps({
-            "finals": finals,
+            "finals": metrics,
             "weights": self.weights_sha256,
             "fingerprint": self.fingerprint,
         })
 
     @staticmethod
-    def unpack(run: Run | None, blob: bytes, rest: str, circumstances: str) -> Record:
-        """Restore a Record from :meth:`pack`'s parts.
+    def unpack(run: Run | None, arrays: bytes, numbers: str, metadata: str) -> Record:
+        """Restore a Record from the parts that :meth:`pack` gave.
 
         Args:
             run: Its Run, or None.
-            blob: Curves and arrays.
-            rest: The rest of what is measured.
-            circumstances: The circumstances as JSON.
+            arrays: Curves and arrays.
+            numbers: The other measurements, as JSON.
+            metadata: The metadata, as JSON.
 
         Returns:
             The Record.
@@ -102,32 +101,35 @@ class Record:
         Raises:
             ValueError: If the parts are not what :meth:`pack` wrote.
         """
-        arrays = npz.read(blob)
+        content = npz.read(arrays)
         try:
-            told, about = json.loads(rest), json.loads(circumstances)
-            finals = {n: math.nan if v is None else float(v) for n, v in told["finals"].items()}
-            weights, fingerprint = told["weights"], told["fingerprint"]
+            stored, about = json.loads(numbers), json.loads(metadata)
+            weights_sha256, fingerprint = stored["weights"], stored["fingerprint"]
+            metrics = {}
+            for name, value in stored["finals"].items():
+                metrics[name] = math.nan if value is None else float(value)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"its numbers cannot be read: {error!r}") from None
-        if not (
-            isinstance(weights, str) and isinstance(fingerprint, str) and isinstance(about, dict)
-        ):
-            raise ValueError("weights, fingerprint or circumstances are of another type")
-        curves = {name: value for name, value in arrays.items() if "." not in name}
-        rest_of = {name: value for name, value in arrays.items() if "." in name}
-        return Record(run, curves, rest_of, finals, weights, fingerprint, about)
+        if not isinstance(weights_sha256, str) or not isinstance(fingerprint, str):
+            raise ValueError("weights or fingerprint are no text")
+        if not isinstance(about, dict):
+            raise ValueError("metadata is no object")
+        # Only arrays have a dot in their name.
+        curves = {name: values for name, values in content.items() if "." not in name}
+        others = {name: values for name, values in content.items() if "." in name}
+        return Record(run, curves, others, metrics, weights_sha256, fingerprint, about)
 
     @property
     def content_hash(self) -> str:
-        """Hash of everything measured; equal for bit-identical trainings."""
-        digest = hashlib.sha256(self._told().encode())
+        """Hash of all measurements; equal for bit-identical trainings."""
+        digest = hashlib.sha256(self._numbers_as_json().encode())
         for name, values in sorted({**self.curves, **self.arrays}.items()):
             digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 
 
 def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, float]:
-    """Order validation results: the larger key is the better result.
+    """Give a key that orders validation results: the larger key is the better result.
 
     Higher accuracy first, where there is one, then lower loss. NaN is worse than everything.
     Further ties go to the earlier epoch or the smaller level: compare with ``>`` in that order.
@@ -141,8 +143,10 @@ def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, fl
         A tuple to compare.
 
     Example:
-        >>> selection_key(0.4, 0.9) > selection_key(0.1, 0.8), selection_key(0.4, 0.9) > selection_key(0.5, 0.9)
-        (True, True)
+        >>> selection_key(0.4, 0.9) > selection_key(0.1, 0.8)
+        True
+        >>> selection_key(0.4, 0.9) > selection_key(0.5, 0.9)
+        True
     """
     if math.isnan(loss) or (accuracy is not None and math.isnan(accuracy)):
         return (-math.inf, -math.inf)
@@ -152,26 +156,26 @@ def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, fl
 def validation_key(
     values: Mapping[str, float], problem: Problem | None = None, prefix: str = ""
 ) -> tuple[float, float]:
-    """Order what was measured on the validation split: the problem's score, else accuracy, else
-    loss.
+    """Give the key of a validation result: by the problem's score, else accuracy, else loss.
 
     Args:
         values: Measured numbers by name.
         problem: Where they were measured; None has no score of its own.
-        prefix: What stands before the names, such as "last.".
+        prefix: Prefix of the names, such as "last.".
 
     Returns:
         A tuple to compare, see :func:`selection_key`.
     """
-    score = values.get(f"{prefix}val_accuracy")
-    own = getattr(problem, "score", None)
-    if own is not None:
-        score = values[f"{prefix}val_score"] * (1 if own.greater_is_better else -1)
-    return selection_key(values[f"{prefix}val_loss"], score)
+    loss, accuracy = values[f"{prefix}val_loss"], values.get(f"{prefix}val_accuracy")
+    score = getattr(problem, "score", None)  # a strategy's own problem may have none
+    if score is None:
+        return selection_key(loss, accuracy)
+    sign = 1 if score.greater_is_better else -1
+    return selection_key(loss, sign * values[f"{prefix}val_score"])
 
 
 def level_order(level: float | None) -> float:
-    """Order levels: no flooding comes before every number.
+    """Give a key that orders levels: no flooding comes before every number.
 
     Args:
         level: A level, or None for no flooding.
@@ -187,7 +191,7 @@ def level_order(level: float | None) -> float:
 
 
 def select_best(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
-    """Choose the Record with the best validation result, on the labels the user has.
+    """Select the Record with the best validation result, on the labels the user has.
 
     Ties go to the lower validation loss, then to the smaller level; no flooding comes first.
 
@@ -204,7 +208,9 @@ def select_best(records: Iterable[Record], at: Literal["best", "last"]) -> Recor
     ordered = sorted(records, key=lambda record: level_order(record.level))
     if not ordered:
         raise ValueError("records must hold at least one Record, got none.")
-    return max(
-        ordered,
-        key=lambda r: validation_key(r.metrics, None if r.run is None else r.run.problem, f"{at}."),
-    )
+
+    def key(record: Record) -> tuple[float, float]:
+        problem = None if record.run is None else record.run.problem
+        return validation_key(record.metrics, problem, f"{at}.")
+
+    return max(ordered, key=key)
