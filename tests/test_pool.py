@@ -1,5 +1,4 @@
-"""What a user's code may do in a worker: nothing hangs, nothing is left behind, and its words reach
-the user."""
+"""What a user's code may do in a worker: nothing hangs, and its words reach the user."""
 
 import os
 import pickle
