@@ -1,5 +1,4 @@
-"""Problems whose code forks, reads, prints, exits and raises: what a user's code may do in a
-worker."""
+"""Problems whose code forks, reads, prints, exits and raises, for test_pool.py."""
 
 from __future__ import annotations
 

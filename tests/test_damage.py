@@ -1,5 +1,4 @@
-"""What is stored is as it was written, or counts as missing and is named: never another number,
-never a traceback."""
+"""Damaged files: what was changed counts as missing and is reported; no number is wrong."""
 
 import gzip
 import io

@@ -1,5 +1,4 @@
-"""The ledger: Records come back bit for bit, and neither two writers nor a kill lose or tear
-one."""
+"""The ledger: Records come back bit for bit, also after a kill and from two writers."""
 
 import math
 import os

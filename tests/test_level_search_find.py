@@ -29,7 +29,7 @@ from flooding.training.problem import Score
 from flooding.training.runner import run_key
 from small import FromDict, adam, regression
 
-assert NUMERICS_VERSION  # the trajectories below carry it
+assert NUMERICS_VERSION  # the keys below carry it
 
 
 def noisy(**changes):

@@ -1,5 +1,4 @@
-"""Runs that share a beginning, and Runs that go on from a checkpoint, are bit-identical to training
-alone."""
+"""Prefix sharing and checkpoints: such Runs are bit-identical to training alone."""
 
 import io
 import math
@@ -293,7 +292,7 @@ def test_a_disk_that_fills_up_leaves_no_half_written_file(tmp_path, monkeypatch,
             self.write(next(iter(parts)))
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flooding.training.checkpoints.os.fdopen", Full)
+    monkeypatch.setattr("flooding.atomic.open", Full, raising=False)
     assert not Checkpoints(tmp_path).save("run", 3, {})
     assert list(tmp_path.iterdir()) == []
     assert "No space left" in caplog.text

@@ -268,7 +268,7 @@ def data(**changes):
 
 
 def different():
-    """Runs of which no two share a trajectory."""
+    """Runs of which no two share a prefix."""
     adam = torch.optim.Adam
     return {
         "base": base(),
@@ -337,7 +337,7 @@ def test_each_change_changes_the_key():
 
 def test_equal_runs_have_equal_keys():
     key = base().key(threads=1)
-    assert base(stop_epoch=2).key(threads=1) == key  # where to stop is no part of the trajectory
+    assert base(stop_epoch=2).key(threads=1) == key  # where to stop is no part of the key
     assert base(problem=small(), method=Flooding()).key(threads=1) == key
     assert (
         base(problem=small(max_grad_norm=None, batch_size=100, loss=functional.cross_entropy)).key(
