@@ -1,13 +1,12 @@
-"""A grid of levels by the engine against separate tight loops: what sharing beginnings saves, what
-the engine costs.
+"""A grid of levels: the runner, which shares prefixes, against separate hand-written loops.
 
     python benchmarks/search.py [--rounds 3]
 
-Both sides use every core: the engine its warm pool, the loops as many processes, each with every
-second level. Both keep the same curves (loss, accuracy, labels noisy and clean, share of flooded
-steps) and the best weights, and test at the end. They take turns; the figure is the ratio of the
-mean times. Start-up (importing torch) is reported apart. "share" is the share of the steps that the
-engine took.
+Both sides use every core: the runner its warm pool, the loops as many processes, each with every
+second level. Both measure the same curves (loss, accuracy, labels noisy and clean, share of flooded
+steps), store the best weights, and test at the end. They take turns; the result is the ratio of the
+mean times. Start-up (importing torch) is reported separately. "share" is the share of the steps
+that the runner took.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from flooding import Run, checkpoints, run_all
+from flooding import Run, run_all
 from flooding.data import Split, tables
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import machine
 from flooding.models import mlp
 from flooding.tasks import adam, demo_sinusoid, ishida2020_problem
+from flooding.training.checkpoints import Checkpoints
 from flooding.training.problem import Problem
 from flooding.training.record import selection_key
 from flooding.training.runner import available_cpus
@@ -56,38 +56,34 @@ CASES = {
 
 def judge(logits, split):
     """Measure logits against the labels there are, noisy and clean."""
-    found, told = logits.argmax(1), []
+    predictions, values = logits.argmax(1), []
     for y in (split.y, split.clean):
         if y is not None:
-            told += [
-                float(torch.nn.functional.cross_entropy(logits, y)),
-                float((found == y).float().mean()),
-            ]
-    return told
+            values.append(float(torch.nn.functional.cross_entropy(logits, y)))
+            values.append(float((predictions == y).float().mean()))
+    return values
 
 
 def measure(model, split, size=500):
-    """Pass a split through the model, as tightly as plain torch can."""
+    """Pass a split through the model, with nothing but torch."""
     model.eval()
     with torch.inference_mode():
         return judge(torch.cat([model(x) for x in split.x.split(size)]), split)
 
 
-def tight(problem, level):
-    """Train one level by hand, with the curves that a Record has."""
+def train_by_hand(problem, level):
+    """Train one level in a loop of its own, with the curves that a Record has."""
     splits, model = problem.splits(0), problem.build(0)
     x, y, clean = splits.train.x, splits.train.y, splits.train.clean
     optimizer = problem.optimizer(model.parameters())
-    best, kept, curves = (-float("inf"), -float("inf")), None, []
+    best_key, best_weights, curves = (-float("inf"), -float("inf")), None, []
     for epoch in range(problem.max_epochs):
         model.train()
-        order = (
-            [slice(None)]
-            if len(x) <= problem.batch_size
-            else torch.randperm(len(x)).split(problem.batch_size)
-        )
+        batches = [slice(None)]
+        if len(x) > problem.batch_size:
+            batches = torch.randperm(len(x)).split(problem.batch_size)
         losses, outputs = [], []
-        for index in order:
+        for index in batches:
             output = model(x[index])
             loss = torch.nn.functional.cross_entropy(output, y[index])
             optimizer.zero_grad()
@@ -95,38 +91,39 @@ def tight(problem, level):
             optimizer.step()
             losses.append(loss.detach()), outputs.append(output.detach())
         losses = torch.stack(losses)
-        every = order[0] if len(order) == 1 else torch.cat(order)
-        seen = Split(y[every], y[every], None if clean is None else clean[every])
+        order = batches[0] if len(batches) == 1 else torch.cat(batches)
+        epoch_split = Split(y[order], y[order], None if clean is None else clean[order])
         row = [
             float(losses.mean()),
             float((losses < level).float().mean()),
-            *judge(torch.cat(outputs), seen),
+            *judge(torch.cat(outputs), epoch_split),
         ]
         val = measure(model, splits.val)
         curves.append(row + val)
-        found = selection_key(*val[:2])
-        if found > best:
-            best, kept = found, copy.deepcopy(model.state_dict())
+        key = selection_key(*val[:2])
+        if key > best_key:
+            best_key, best_weights = key, copy.deepcopy(model.state_dict())
         if problem.test_curve and (epoch + 1) % problem.test_curve.every == 0:
             measure(model, splits.test.take(slice(problem.test_curve.examples)))
     measure(model, splits.test)
-    model.load_state_dict(kept)
+    model.load_state_dict(best_weights)
     measure(model, splits.test)
 
 
-def loops(name, part, parts):
-    """Be a process of tight loops: train the levels of one part whenever told to."""
+def serve_loops(name, part, parts):
+    """Be a process of loops: train the levels of one part at each line "go"."""
     torch.set_num_threads(1)
     problem = CASES[name]
     problem.splits(0)
     for line in sys.stdin:
-        for level in LEVELS[part::parts] if line.strip() == "go" else []:
-            tight(problem, level)
+        if line.strip() == "go":
+            for level in LEVELS[part::parts]:
+                train_by_hand(problem, level)
         print("done", flush=True)
 
 
 class Loops:
-    """As many processes of tight loops as there are cores."""
+    """As many processes of loops as there are cores."""
 
     def __init__(self, name):
         command = [sys.executable, __file__, "--loops", name, "--part"]
@@ -134,10 +131,10 @@ class Loops:
         self.processes = [
             subprocess.Popen([*command, str(part)], **pipes) for part in range(available_cpus())
         ]
-        self.tell("warm")
+        self.send("warm")
 
-    def tell(self, word):
-        """Tell every process a word and wait until it is done."""
+    def send(self, word):
+        """Send every process a word and wait until it is done."""
         for process in self.processes:
             process.stdin.write(word + "\n")
             process.stdin.flush()
@@ -150,47 +147,51 @@ class Loops:
             process.kill()
 
 
-def by_engine(problem, folder):
+def time_runner(problem, folder):
     """Run the grid on the warm pool; give seconds, share of steps and how busy the workers were."""
     runs = [Run(problem, level) for level in LEVELS]
     children = psutil.Process().children()
-    before = [sum(child.cpu_times()[:2]) for child in children]
-    tick = time.perf_counter()
+    cpu_before = [sum(child.cpu_times()[:2]) for child in children]
+    start = time.perf_counter()
     records = run_all(runs, ledger=Path(folder) / f"{time.monotonic_ns()}.sqlite")
-    seconds = time.perf_counter() - tick
-    busy = [sum(child.cpu_times()[:2]) - used for child, used in zip(children, before, strict=True)]
-    workers = sorted(busy)[-available_cpus() :]
-    share = sum(r.metadata["epochs_trained"] for r in records) / sum(run.epochs for run in runs)
+    seconds = time.perf_counter() - start
+    cpu_seconds = []
+    for child, before in zip(children, cpu_before, strict=True):
+        cpu_seconds.append(sum(child.cpu_times()[:2]) - before)
+    # Other children of this process, such as the loops, were idle.
+    workers = sorted(cpu_seconds)[-available_cpus() :]
+    trained = sum(record.metadata["epochs_trained"] for record in records)
+    share = trained / sum(run.epochs for run in runs)
     return seconds, share, sum(workers) / available_cpus() / seconds
 
 
-def of_checkpoints(problem, folder):
+def checkpoint_share(problem, folder):
     """Give the share of the time that checkpoints take, in one process."""
     spent = 0.0
 
     def timed(function):
-        def wrapped(*arguments, **more):
+        def wrapped(*args, **kwargs):
             nonlocal spent
-            tick = time.perf_counter()
+            start = time.perf_counter()
             try:
-                return function(*arguments, **more)
+                return function(*args, **kwargs)
             finally:
-                spent += time.perf_counter() - tick
+                spent += time.perf_counter() - start
 
         return wrapped
 
-    own = {name: getattr(checkpoints.Checkpoints, name) for name in ("save", "find", "drop")}
-    for name, function in own.items():
-        setattr(checkpoints.Checkpoints, name, timed(function))
-    tick = time.perf_counter()
+    methods = {name: getattr(Checkpoints, name) for name in ("save", "find", "delete")}
+    for name, function in methods.items():
+        setattr(Checkpoints, name, timed(function))
+    start = time.perf_counter()
     run_all(
         [Run(problem, level) for level in LEVELS],
         ledger=Path(folder) / "checkpoints.sqlite",
         workers=0,
     )
-    seconds = time.perf_counter() - tick
-    for name, function in own.items():
-        setattr(checkpoints.Checkpoints, name, function)
+    seconds = time.perf_counter() - start
+    for name, function in methods.items():
+        setattr(Checkpoints, name, function)
     return spent / seconds
 
 
@@ -200,54 +201,54 @@ def main():
     parser.add_argument("--loops")
     parser.add_argument("--part", type=int)
     parser.add_argument("--cases", type=int, nargs="+", default=[0, 1, 2])
-    given = parser.parse_args()
-    if given.loops:
-        loops(given.loops, given.part, available_cpus())
+    arguments = parser.parse_args()
+    if arguments.loops:
+        serve_loops(arguments.loops, arguments.part, available_cpus())
         return
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        tick = time.perf_counter()
-        run_all(
-            [
-                Run(Problem(two_gaussians, partial(mlp, 10, 2, width=8), max_epochs=1), level)
-                for level in (0.1, 0.2)
-            ],
-            ledger=False,
-        )
-        print(f"start-up of {available_cpus()} workers: {time.perf_counter() - tick:.1f} s")
-        for name in [list(CASES)[case] for case in given.cases]:
-            run_all(
-                [Run(CASES[name], level, stop_epoch=1) for level in (None, 9.0)], ledger=False
-            )  # data in every worker
-            hand, times, shares, busy = Loops(name), {"engine": [], "loops": []}, [], []
-            for turn in range(given.rounds):
-                for side in ("engine", "loops")[:: 1 if turn % 2 else -1]:
-                    tick = time.perf_counter()
-                    if side == "loops":
-                        hand.tell("go")
-                        times[side].append(time.perf_counter() - tick)
-                    else:
-                        seconds, share, use = by_engine(CASES[name], folder)
-                        times[side].append(seconds), shares.append(share), busy.append(use)
-            hand.close()
-            engine, by_hand = (statistics.mean(times[side]) for side in ("engine", "loops"))
-            spread = [
-                statistics.stdev(times[side]) if given.rounds > 1 else 0.0
-                for side in ("engine", "loops")
-            ]
-            print(f"{name}: {len(LEVELS)} levels, n = {given.rounds}")
-            print(
-                f"  engine {engine:.2f} s (sd {spread[0]:.2f}), tight loops {by_hand:.2f} s (sd {spread[1]:.2f})"
-            )
-            ratio = engine / by_hand
-            print(
-                f"  ratio {ratio:.3f}; share of steps {shares[0]:.3f}; ratio / share {ratio / shares[0]:.3f}"
-            )
-            print(f"  workers busy {statistics.mean(busy):.2f} of the time", flush=True)
-            print(
-                f"  checkpoints {100 * of_checkpoints(CASES[name], folder):.2f} % of the time in one process",
-                flush=True,
-            )
+        print(f"start-up of {available_cpus()} workers: {start_workers():.1f} s")
+        for case in arguments.cases:
+            compare(list(CASES)[case], arguments.rounds, folder)
+
+
+def start_workers():
+    """Start the pool with two tiny Runs and give the seconds."""
+    problem = Problem(two_gaussians, partial(mlp, 10, 2, width=8), max_epochs=1)
+    start = time.perf_counter()
+    run_all([Run(problem, level) for level in (0.1, 0.2)], ledger=False)
+    return time.perf_counter() - start
+
+
+def compare(name, rounds, folder):
+    """Time both sides in turn and print the ratio."""
+    problem = CASES[name]
+    # Load the data in every worker.
+    run_all([Run(problem, level, stop_epoch=1) for level in (None, 9.0)], ledger=False)
+    loops, seconds = Loops(name), {"runner": [], "loops": []}
+    shares, busy = [], []
+    for turn in range(rounds):
+        for side in ("runner", "loops")[:: 1 if turn % 2 else -1]:
+            if side == "loops":
+                start = time.perf_counter()
+                loops.send("go")
+                seconds[side].append(time.perf_counter() - start)
+            else:
+                elapsed, share, use = time_runner(problem, folder)
+                seconds[side].append(elapsed), shares.append(share), busy.append(use)
+    loops.close()
+    print(f"{name}: {len(LEVELS)} levels, n = {rounds}")
+    texts = []
+    for side, values in seconds.items():
+        sd = statistics.stdev(values) if rounds > 1 else 0.0
+        texts.append(f"{side} {statistics.mean(values):.2f} s (sd {sd:.2f})")
+    print(f"  {', '.join(texts)}")
+    ratio = statistics.mean(seconds["runner"]) / statistics.mean(seconds["loops"])
+    share = shares[0]
+    print(f"  ratio {ratio:.3f}; share of steps {share:.3f}; ratio / share {ratio / share:.3f}")
+    print(f"  workers busy {statistics.mean(busy):.2f} of the time", flush=True)
+    percent = 100 * checkpoint_share(problem, folder)
+    print(f"  checkpoints {percent:.2f} % of the time in one process", flush=True)
 
 
 if __name__ == "__main__":

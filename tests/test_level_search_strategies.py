@@ -21,6 +21,7 @@ from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
 from flooding.level_search.heuristic import heuristic
+from flooding.level_search.level_stats import tail_key
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.level_search.range_test import range_test
 from flooding.level_search.result import LevelEstimate, SearchResult
@@ -835,3 +836,22 @@ def test_the_finder_says_when_plain_training_lies_within_chance():
     assert (many.estimates[0].low, many.estimates[0].high) == (many.level, many.level)
     assert not any("within chance" in w for result in (many, unknown) for w in result.warnings)
     assert unknown.estimates[0].low < unknown.level < unknown.estimates[0].high, "its neighbours"
+
+
+def two_levels(problem, *, seeds=(0,)):
+    """A strategy of a user's own."""
+    records = yield [Run(problem, level, seed=seed) for level in (0.1, 0.3) for seed in seeds]
+    best = max(records, key=tail_key)
+    return SearchResult("two levels", best.run, (LevelEstimate("mine", best.run.level, 0.1, 0.3),))
+
+
+def test_a_strategy_of_a_users_own_is_driven_like_any_other():
+    check_strategy(lambda: two_levels(PROBLEM))
+    result = search(two_levels(PROBLEM), fake_records)
+    assert result.level == 0.1  # fake Records are best near 0.1
+    assert [record.level for record in result.records] == [0.1, 0.3]
+    trained = flooding.find_level(PROBLEM, strategy=two_levels, seeds=[3], workers=0)
+    assert trained.strategy == "two levels"
+    assert {record.run.seed for record in trained.records} == {3}
+    # What find_level adds: the limit that the labels set.
+    assert [estimate.name for estimate in trained.estimates] == ["mine", "label entropy"]

@@ -101,12 +101,30 @@ def finder(
         )
         return SearchResult("finder", plain_run, (cap_estimate,), (warning,))
 
-    # 3. The race. A Run of all epochs is a full training, which other searches can look up.
+    # 3. The race. Without a stop, a Run is a full training that other searches can look up.
     race_stop = None if stop_epoch == problem.max_epochs else stop_epoch
     records = yield make_runs(problem, levels, seeds, stop_epoch=race_stop)
     groups = [records[i : i + len(seeds)] for i in range(0, len(records), len(seeds))]
 
-    # 4. A level that no seed came down to was not tried.
+    # 4. Select a level, and say how sure the selection is.
+    race_estimate, warnings = _judge_race(
+        levels, groups, plain_records, floor, stop_epoch, problem.max_epochs
+    )
+    estimates = (race_estimate, _irreducible_loss(floor, cap), cap_estimate)
+    run = make_run(problem, race_estimate.level, seed=seeds[0])
+    return SearchResult("finder", run, estimates, warnings)
+
+
+def _judge_race(
+    levels: Sequence[float],
+    groups: Sequence[Sequence[Record]],
+    plain_records: Sequence[Record],
+    floor: float,
+    stop_epoch: int,
+    max_epochs: int,
+) -> tuple[LevelEstimate, tuple[str, ...]]:
+    """Select the best level of the race; ``groups`` has the Records of each level."""
+    # A level that no seed came down to was not tried.
     reached_levels: list[float] = []
     candidates = [plain_records]
     for level, group in zip(levels, groups, strict=True):
@@ -120,7 +138,7 @@ def finder(
             "give it more epochs or budget",
         )
 
-    # 5. Select, and say how sure the selection is.
+    # Is the best one better than plain training by more than chance?
     tail_epochs = max(1, round(_TAIL * stop_epoch))
     selection = _select(candidates, tail_epochs)
     level = [None, *reached_levels][selection.best]
@@ -129,15 +147,14 @@ def finder(
             "plain training lies within chance of it: more seeds, or more validation data, "
             "would tell",
         )
-    # As a number, plain training is a level that floods nothing: 0, or the lowest loss where that
-    # is negative.
+
+    # The interval reaches over all levels that are as good. As a number, plain training is a level
+    # that floods nothing: 0, or the lowest loss where that is negative.
     numbers = [min(0.0, floor), *reached_levels]
     equal_levels = [numbers[index] for index in selection.equals]
-    note = _race_note(selection, tail_epochs, stop_epoch, problem.max_epochs)
-    race_estimate = LevelEstimate("race", level, min(equal_levels), max(equal_levels), note)
-    estimates = (race_estimate, _irreducible_loss(floor, cap), cap_estimate)
-    run = make_run(problem, level, seed=seeds[0])
-    return SearchResult("finder", run, estimates, warnings)
+    note = _race_note(selection, tail_epochs, stop_epoch, max_epochs)
+    estimate = LevelEstimate("race", level, min(equal_levels), max(equal_levels), note)
+    return estimate, warnings
 
 
 def _irreducible_loss(floor: float, cap: float) -> LevelEstimate:
