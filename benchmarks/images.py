@@ -59,7 +59,8 @@ def main():
     print(machine())
     run_in_process("--only", "load")  # decodes and caches it
     seconds = [run_in_process("--only", "load") for _ in range(options.rounds)]
-    summary = f"{statistics.mean(seconds):.3f} s (sd {statistics.stdev(seconds):.3f}, n = {options.rounds})"
+    mean, sd = statistics.mean(seconds), statistics.stdev(seconds)
+    summary = f"{mean:.3f} s (sd {sd:.3f}, n = {options.rounds})"
     print(f"load of cached Fashion-MNIST: {summary}", flush=True)
     peak = run_in_process("--only", "train", "--epochs", str(options.epochs))
     print(
