@@ -1,9 +1,8 @@
-"""Images: how long cached Fashion-MNIST takes to load, and the peak memory of training on all of
-CIFAR-10.
+"""Images: seconds to load cached Fashion-MNIST, and the peak memory of training on CIFAR-10.
 
     FLOODING_DATA=folder python benchmarks/images.py [--rounds 5] [--epochs 1]
 
-Each is measured in processes of its own. Training is the published reproduction's: ResNet-44,
+Each is measured in processes of its own. Training is that of the published reproduction: ResNet-44,
 42,500 images with crops and mirrors, batches of 128, validation after the epoch; memory is the
 highest resident set, torch and data included.
 """
@@ -21,7 +20,7 @@ from flooding.experiments import machine
 
 
 def load():
-    """Load Fashion-MNIST; give seconds."""
+    """Load Fashion-MNIST; return seconds."""
     from flooding.data import images
 
     tick = time.perf_counter()
@@ -30,7 +29,7 @@ def load():
 
 
 def train(epochs):
-    """Train on CIFAR-10; give the peak in GiB."""
+    """Train on CIFAR-10; return the peak memory in GiB."""
     from flooding import Run
     from flooding.experiments.kim2022_cifar10 import setting
     from flooding.training.loop import train as rows
@@ -40,12 +39,12 @@ def train(epochs):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def apart(*arguments):
-    """Call this script in a new process; give the number it prints."""
-    done = subprocess.run(
+def run_in_process(*arguments):
+    """Run this script in a new process; return the number it prints."""
+    process = subprocess.run(
         [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True
     )
-    return float(done.stdout)
+    return float(process.stdout)
 
 
 def main():
@@ -53,20 +52,20 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--only", choices=["load", "train"])
-    given = parser.parse_args()
-    if given.only:
-        print(load() if given.only == "load" else train(given.epochs))
+    options = parser.parse_args()
+    if options.only:
+        print(load() if options.only == "load" else train(options.epochs))
         return
     print(machine())
-    apart("--only", "load")  # decodes and caches it
-    seconds = [apart("--only", "load") for _ in range(given.rounds)]
-    told = (
-        f"{statistics.mean(seconds):.3f} s (sd {statistics.stdev(seconds):.3f}, n = {given.rounds})"
-    )
-    print(f"load of cached Fashion-MNIST: {told}", flush=True)
-    peak = apart("--only", "train", "--epochs", str(given.epochs))
+    run_in_process("--only", "load")  # decodes and caches it
+    seconds = [run_in_process("--only", "load") for _ in range(options.rounds)]
+    mean, sd = statistics.mean(seconds), statistics.stdev(seconds)
+    summary = f"{mean:.3f} s (sd {sd:.3f}, n = {options.rounds})"
+    print(f"load of cached Fashion-MNIST: {summary}", flush=True)
+    peak = run_in_process("--only", "train", "--epochs", str(options.epochs))
     print(
-        f"CIFAR-10, ResNet-44: peak memory {peak:.2f} GiB after {given.epochs} epochs of 42,500 images"
+        f"CIFAR-10, ResNet-44: peak memory {peak:.2f} GiB after {options.epochs} epochs of "
+        "42,500 images"
     )
 
 

@@ -235,7 +235,8 @@ UNEQUAL = r"examples must have one size, .*Pad them, in the dataset or in a coll
 BAD = {
     "words": (
         Words(),
-        r"must be tensors or arrays of numbers, got 'words' in text\. Convert it in the dataset, or leave",
+        r"must be tensors or arrays of numbers, got 'words' in text\. "
+        r"Convert it in the dataset, or leave",
     ),
     "words in examples": ([{"x": X[0], "text": "words", "y": 1}], r"got 'words' in text"),
     "nothing": ([{"x": X, "mask": None, "y": Y}], r"got None in mask"),
@@ -298,7 +299,8 @@ def warned(caplog):
 def test_the_batch_size_of_a_training_loader_is_told_to_be_unused(caplog):
     data = splits(DataLoader(TensorDataset(X, Y), 7), DataLoader(TensorDataset(X, Y), 5))
     assert warned(caplog) == [
-        "a Problem makes its own batches: batch_size 7 of the loader is not used. Give Problem(batch_size=7)."
+        "a Problem makes its own batches: batch_size 7 of the loader is not used. "
+        "Give Problem(batch_size=7)."
     ]
     assert Problem(data, torch.nn.Linear(3, 2)).batch_size == 100
     caplog.clear()

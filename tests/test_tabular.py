@@ -68,7 +68,7 @@ def existing_splits(splits):
     return [s for s in (splits.train, splits.val, splits.test) if s is not None]
 
 
-def trained(table, seed=0):
+def train_weights(table, seed=0):
     *_, last = train(Run(table.problem, seed=seed))
     return last.weights["last"]
 
@@ -434,12 +434,15 @@ def test_what_was_assumed_is_said(tmp_path):
         "Network: 6 inputs, 3 x 256 ReLU units, 2 outputs; Adam at 0.001, batches of 6, 7 epochs.",
     )
     numbers().to_csv(tmp_path / "b.csv", index=False, header=False)
-    told = table_problem(tmp_path / "b.csv", -1, test_share=0, batch_size=5).assumptions
-    assert told[0] == "b.csv: 60 rows, 5 columns, named c0, c1 and so on since there is no header."
-    assert told[1] == "Target 'c4': regression, since it has 60 different numbers."
-    assert "48 training, 12 validation rows" in told[-3]
-    assert "1 output; Adam at 0.001, batches of 5," in told[-2]
-    assert told[-1].startswith("Loss: squared error of the target in units of ")
+    assumptions = table_problem(tmp_path / "b.csv", -1, test_share=0, batch_size=5).assumptions
+    assert (
+        assumptions[0]
+        == "b.csv: 60 rows, 5 columns, named c0, c1 and so on since there is no header."
+    )
+    assert assumptions[1] == "Target 'c4': regression, since it has 60 different numbers."
+    assert "48 training, 12 validation rows" in assumptions[-3]
+    assert "1 output; Adam at 0.001, batches of 5," in assumptions[-2]
+    assert assumptions[-1].startswith("Loss: squared error of the target in units of ")
 
 
 def test_there_are_several_steps_in_an_epoch(tmp_path):
@@ -456,7 +459,7 @@ def test_a_table_without_a_test_split(tmp_path):
     )
     assert table.problem.data.test is None
     assert [len(s) for s in existing_splits(table.problem.data)] == [32, 8]
-    trained(table)
+    train_weights(table)
 
 
 def test_regression_is_the_squared_error_of_the_standardised_target(tmp_path):
@@ -478,35 +481,37 @@ def test_regression_is_the_squared_error_of_the_standardised_target(tmp_path):
 def fruit(tmp_path):
     """A model of fruits, saved."""
     table = table_problem(written(tmp_path, FRUIT), "kind", max_epochs=60, width=8, depth=1)
-    save_model(tmp_path / "model", trained(table), table)
+    save_model(tmp_path / "model", train_weights(table), table)
     return table, tmp_path / "model"
 
 
 def test_predictions_are_those_of_the_network(tmp_path, fruit):
     table, folder = fruit
-    weights = trained(table)
-    found = predict(folder, tmp_path / "table.csv")
+    weights = train_weights(table)
+    predictions = predict(folder, tmp_path / "table.csv")
     network = table.problem.build(0).eval()
     network.load_state_dict(weights)
     x = table.preprocessing.transform(read_table(tmp_path / "table.csv"))
     expected = network(x).detach().double().softmax(1)
-    assert list(found) == ["class", "probability of apple", "probability of fig"]
-    np.testing.assert_allclose(found.iloc[:, 1:], expected, rtol=1e-5)
-    assert found["class"].tolist() == [("apple", "fig")[c] for c in expected.argmax(1)]
-    assert found["class"].tolist() == ["apple", "fig"] * 20  # what grams tells, and it is learned
+    assert list(predictions) == ["class", "probability of apple", "probability of fig"]
+    np.testing.assert_allclose(predictions.iloc[:, 1:], expected, rtol=1e-5)
+    assert predictions["class"].tolist() == [("apple", "fig")[c] for c in expected.argmax(1)]
+    assert (
+        predictions["class"].tolist() == ["apple", "fig"] * 20
+    )  # what grams tells, and it is learned
 
 
 def test_numbers_are_predicted_in_their_own_unit(tmp_path):
     frame = numbers(200)
     frame.to_csv(tmp_path / "a.csv", index=False)
     table = table_problem(tmp_path / "a.csv", "y", max_epochs=60, width=16, depth=2)
-    save_model(tmp_path / "model", trained(table), table)
-    found = predict(tmp_path / "model", tmp_path / "a.csv")
-    assert list(found) == ["value"]
-    assert found.shape == (200, 1)
-    error = float((found["value"] - frame["y"]).std())
+    save_model(tmp_path / "model", train_weights(table), table)
+    predictions = predict(tmp_path / "model", tmp_path / "a.csv")
+    assert list(predictions) == ["value"]
+    assert predictions.shape == (200, 1)
+    error = float((predictions["value"] - frame["y"]).std())
     assert error < 0.3 * float(frame["y"].std())
-    assert abs(float((found["value"] - frame["y"]).mean())) < 5
+    assert abs(float((predictions["value"] - frame["y"]).mean())) < 5
 
 
 def test_columns_are_matched_by_name(tmp_path, fruit, caplog):
@@ -519,7 +524,7 @@ def test_columns_are_matched_by_name(tmp_path, fruit, caplog):
         assert caplog.text == ""
         frame.assign(constant=1.0).to_csv(tmp_path / "kept.csv", index=False)
         same = table_problem(tmp_path / "kept.csv", "kind", max_epochs=1, width=8, depth=1)
-        save_model(tmp_path / "kept", trained(same), same)
+        save_model(tmp_path / "kept", train_weights(same), same)
         predict(tmp_path / "kept", tmp_path / "kept.csv")
         assert caplog.text == ""  # the target and what training dropped are nothing new
         frame.assign(price=1.0, shop="here").to_csv(tmp_path / "new.tsv", index=False, sep="\t")
@@ -532,26 +537,28 @@ def test_values_unknown_to_training_are_told_and_mute_columns_too(tmp_path, capl
     rows = "".join(
         f"{i},{prices[i]},{'rgb'[i % 3]},{'no' if i % 4 else 'yes'}\n" for i in range(60)
     )
-    found = table_problem(written(tmp_path, f"a,b,c,y\n{rows}"), "y", max_epochs=2)
+    table = table_problem(written(tmp_path, f"a,b,c,y\n{rows}"), "y", max_epochs=2)
     assert any(
         "tell nothing, since no value occurs twice; numbers written oddly? b." in s
-        for s in found.assumptions
+        for s in table.assumptions
     )
-    network = found.problem.build(0)
-    save_model(tmp_path / "model", network.state_dict(), found)
+    network = table.problem.build(0)
+    save_model(tmp_path / "model", network.state_dict(), table)
     predict(tmp_path / "model", written(tmp_path, 'a,b,c\n1,"1,5",r\n2,"2,5",R\n3,"3,5",violet\n'))
     assert (
-        "2 values of 'c' were rare or absent in training and count as none of its categories: R, violet"
-        in caplog.text
+        "2 values of 'c' were rare or absent in training and count as none of its categories: "
+        "R, violet" in caplog.text
     )
 
 
 def test_unseen_and_missing_values_are_predicted(tmp_path, fruit):
     _, folder = fruit
-    found = predict(folder, written(tmp_path, "grams,colour\n150,pink\n?,red\n160,\n", "new.csv"))
-    assert len(found) == 3
-    assert np.isfinite(found.iloc[:, 1:]).all(axis=None)
-    assert found["class"][0] == "apple"
+    predictions = predict(
+        folder, written(tmp_path, "grams,colour\n150,pink\n?,red\n160,\n", "new.csv")
+    )
+    assert len(predictions) == 3
+    assert np.isfinite(predictions.iloc[:, 1:]).all(axis=None)
+    assert predictions["class"][0] == "apple"
 
 
 def test_one_row_and_the_header_that_training_had(tmp_path, fruit):
@@ -559,7 +566,7 @@ def test_one_row_and_the_header_that_training_had(tmp_path, fruit):
     assert len(predict(folder, written(tmp_path, "grams,colour\n150,red\n", "new.csv"))) == 1
     rows = "".join(f"{i % 2},{i},{i % 5}\n" for i in range(40))
     table = table_problem(written(tmp_path, rows, "bare.csv"), 0, max_epochs=1, width=4, depth=1)
-    save_model(tmp_path / "bare", trained(table), table)
+    save_model(tmp_path / "bare", train_weights(table), table)
     assert len(predict(tmp_path / "bare", written(tmp_path, "0,7,3\n", "new.csv"))) == 1
     with pytest.raises(ValueError, match=r"every column of the training table, got no 'c2'"):
         predict(tmp_path / "bare", written(tmp_path, "7,3\n", "new.csv"))  # the target came first
@@ -570,10 +577,10 @@ def test_categories_that_look_like_numbers_stay_text(tmp_path):
     table = table_problem(
         written(tmp_path, f"code,y\n{rows}"), "y", max_epochs=20, width=8, depth=1
     )
-    save_model(tmp_path / "model", trained(table), table)
-    found = predict(tmp_path / "model", written(tmp_path, "code\n16\n16\n", "new.csv"))
-    assert found["class"].tolist() == ["0", "0"]
-    assert found.equals(
+    save_model(tmp_path / "model", train_weights(table), table)
+    predictions = predict(tmp_path / "model", written(tmp_path, "code\n16\n16\n", "new.csv"))
+    assert predictions["class"].tolist() == ["0", "0"]
+    assert predictions.equals(
         predict(tmp_path / "model", tmp_path / "table.csv").iloc[[0, 2]].reset_index(drop=True)
     )
 
@@ -583,10 +590,10 @@ def test_archives_become_problems_and_predictions(tmp_path):
     x[::7, 1] = np.nan
     np.savez(tmp_path / "a.npz", x=x, y=(x[:, 0] > 0).astype(int))
     table = table_problem(tmp_path / "a.npz", "y", max_epochs=60, width=8, depth=1)
-    save_model(tmp_path / "model", trained(table), table)
+    save_model(tmp_path / "model", train_weights(table), table)
     np.savez(tmp_path / "new.npz", x=x)
-    found = predict(tmp_path / "model", tmp_path / "new.npz")
-    assert np.mean(found["class"].astype(int) == (x[:, 0] > 0)) > 0.8
+    predictions = predict(tmp_path / "model", tmp_path / "new.npz")
+    assert np.mean(predictions["class"].astype(int) == (x[:, 0] > 0)) > 0.8
 
 
 @pytest.mark.parametrize(
@@ -620,7 +627,7 @@ def test_text_is_wanted_where_training_had_text(tmp_path, fruit):
 
 def test_a_model_lies_in_a_new_folder_or_over_an_old_model(tmp_path, fruit):
     table, folder = fruit
-    weights = trained(table)
+    weights = train_weights(table)
     (tmp_path / "empty").mkdir()
     for place in ("empty", "new/deeper"):
         save_model(tmp_path / place, weights, table)
@@ -637,14 +644,14 @@ def test_other_networks_of_the_same_family_are_saved(tmp_path, fruit):
     table, _ = fruit
     model = partial(mlp, 4, 2, width=8, depth=2, batch_norm=True, dropout=0.1)
     table = dataclasses.replace(table, problem=dataclasses.replace(table.problem, model=model))
-    save_model(tmp_path / "normed", trained(table), table)
+    save_model(tmp_path / "normed", train_weights(table), table)
     assert not load_model(tmp_path / "normed").network.training
     assert predict(tmp_path / "normed", tmp_path / "table.csv").shape == (40, 3)
 
 
 def test_saving_and_loading_leave_the_generator_alone(tmp_path, fruit):
     table, folder = fruit
-    weights, before = trained(table), torch.get_rng_state()
+    weights, before = train_weights(table), torch.get_rng_state()
     save_model(folder, weights, table)
     load_model(folder)
     assert torch.equal(torch.get_rng_state(), before)
@@ -652,7 +659,7 @@ def test_saving_and_loading_leave_the_generator_alone(tmp_path, fruit):
 
 def test_what_cannot_be_saved_is_refused(tmp_path, fruit):
     table, _ = fruit
-    weights = trained(table)
+    weights = train_weights(table)
     with pytest.raises(
         ValueError,
         match=r"weights must be finite, got NaN or infinity in 1\.bias. Did the training",
@@ -854,14 +861,14 @@ def test_adult_is_learned_and_predicted(real, tmp_path):
     assert counts == {"c1": 8, "c3": 16, "c5": 7, "c6": 14, "c7": 6, "c8": 5, "c9": 2, "c13": 29}
     assert table.preprocessing.incomplete == ("c1", "c6", "c13")
     assert [len(s) for s in existing_splits(table.problem.data)] == [19537, 6512, 6512]
-    save_model(tmp_path / "model", trained(table), table)
+    save_model(tmp_path / "model", train_weights(table), table)
     lines = (
         gzip.decompress((real / "adult.test.gz").read_bytes()).decode().splitlines()[1:]
     )  # below a remark
-    found = predict(tmp_path / "model", written(tmp_path, "\n".join(lines), "test.csv"))
+    predictions = predict(tmp_path / "model", written(tmp_path, "\n".join(lines), "test.csv"))
     truth = [line.split(", ")[-1].rstrip(".") for line in lines if line]
-    assert len(found) == len(truth) == 16281
-    assert np.mean(found["class"] == truth) > 0.82  # 0.764 always says <=50K
+    assert len(predictions) == len(truth) == 16281
+    assert np.mean(predictions["class"] == truth) > 0.82  # 0.764 always says <=50K
 
 
 @pytest.mark.parametrize(

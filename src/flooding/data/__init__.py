@@ -183,11 +183,13 @@ def sha256(*tensors: Any) -> str:
 
     def add(t: Tensor) -> Tensor:
         flat = t.detach().cpu().contiguous()
+        # Shape and dtype too: equal bytes may be other tensors.
         digest.update(f"{flat.dtype}{tuple(flat.shape)}".encode())
         digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
         return t
 
     for t in tensors:
+        # An empty structure would leave no trace of a tensor that is missing.
         if t is None:
             digest.update(b"none")
         else:

@@ -164,7 +164,9 @@ def _restore_model(
     """Rebuild a model from its files, every value of which may be wrong."""
     # The target.
     stored = _get(config, "target", dict)
-    classes = None if stored["classes"] is None else _get_names(stored, "classes")
+    classes = None
+    if stored["classes"] is not None:
+        classes = _get_names(stored, "classes")
     mean, sd = _get_number(stored, "mean"), _get_number(stored, "sd")
     if sd <= 0:
         raise ValueError(f"sd must be above 0, got {sd}")

@@ -157,12 +157,13 @@ def table_problem(
     fitted_target = _fit_target(name, classes, y[parts[0]])
     labels = _encode_labels(y, fitted_target)
 
-    train, val, *test = [Split(x[rows], labels[rows]) for rows in map(torch.from_numpy, parts)]
-    n_outputs = len(classes) if classes else 1
+    # A network of one logit a class, or of one number.
+    splits = [Split(x[rows], labels[rows]) for rows in map(torch.from_numpy, parts)]
+    n_outputs = len(classes or [name])
     if batch_size is None:
-        batch_size = min(100, max(1, len(train) // 5))
+        batch_size = min(100, max(1, len(splits[0]) // 5))
     problem = Problem(
-        data=Splits(train, val, test[0] if test else None),
+        data=Splits(splits[0], splits[1], splits[2] if test_share else None),
         model=partial(mlp, x.shape[1], n_outputs, width=width, depth=depth),
         optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True),
         loss=nn.functional.cross_entropy if classes else nn.functional.mse_loss,
@@ -170,22 +171,17 @@ def table_problem(
         max_epochs=max_epochs,
     )
 
-    # Say what was assumed.
-    noun = "outputs" if n_outputs > 1 else "output"
-    sentences = [
+    assumptions = (
         *_describe_rows(table, path, header, len(y)),
         f"Target {quote(name)}: {description}.",
         *_describe_columns(preprocessing),
         _describe_split(parts, split_seed, classes),
-        f"Network: {x.shape[1]:,} inputs, {depth} x {width} ReLU units, {n_outputs} {noun}; "
+        f"Network: {x.shape[1]:,} inputs, {depth} x {width} ReLU units, "
+        f"{n_outputs} output{'s' * (n_outputs > 1)}; "
         f"Adam at 0.001, batches of {batch_size}, {max_epochs} epochs.",
-    ]
-    if classes is None:
-        sentences.append(
-            f"Loss: squared error of the target in units of {fitted_target.sd:.6g} "
-            "(its training deviation)."
-        )
-    return TableProblem(problem, preprocessing, fitted_target, header, tuple(sentences))
+        *_describe_loss(fitted_target),
+    )
+    return TableProblem(problem, preprocessing, fitted_target, header, assumptions)
 
 
 def _check_arguments(kind: str | None, val_share: float, test_share: float) -> None:
@@ -266,8 +262,9 @@ def _make_classes(values: np.ndarray, reason: str) -> tuple[np.ndarray, tuple[st
 
 
 def _class_name(value: float | str) -> str:
-    is_whole = isinstance(value, float) and value.is_integer()
-    return str(int(value)) if is_whole else str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # 1 and not 1.0
+    return str(value)
 
 
 def _fit_target(name: str, classes: tuple[str, ...] | None, y: np.ndarray) -> Target:
@@ -403,6 +400,14 @@ def _describe_columns(preprocessing: Preprocessing) -> Iterator[str]:
         yield (
             f"Dropped {len(dropped)} columns that are constant, or text that never repeats: "
             f"{join_names(dropped)}."
+        )
+
+
+def _describe_loss(target: Target) -> Iterator[str]:
+    if target.classes is None:
+        yield (
+            f"Loss: squared error of the target in units of {target.sd:.6g} "
+            "(its training deviation)."
         )
 
 
