@@ -10,26 +10,21 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias
 
 from flooding.experiments.archive import run_id
+from flooding.experiments.experiment import Experiment, Source, Study
 from flooding.training.config import UnhashableConfigError
 from flooding.training.problem import PeriodicMetric
 from flooding.training.record import Record
 from flooding.training.run import Run
 
-if TYPE_CHECKING:
-    from flooding.report.document import Report
-
-__all__ = ["NAMES", "Experiment", "describe_provenance", "estimate", "find", "machine"]
-
-Experiment: TypeAlias = "Generator[list[Run], list[Record], Report]"
+__all__ = ["NAMES", "Experiment", "Source", "Study", "describe_provenance", "estimate", "find", "machine"]
 
 # What `flooding reproduce --list` prints. Each name is a module here, with `experiment(quick) ->
 # Experiment`, the curves it keeps in an archive (CURVES), and perhaps a reader of its own for

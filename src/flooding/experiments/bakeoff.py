@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from flooding.adaflood import AdaFlood
-from flooding.experiments import Experiment, describe_provenance, ishida2020
+from flooding.experiments import Experiment, Study, describe_provenance, ishida2020
 from flooding.level_search.base import run_concurrently
 from flooding.level_search.finder import finder
 from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, Method, SoftAD
@@ -32,8 +32,8 @@ from flooding.report.stats import (
     critical_difference,
     describe_difference,
     format_mean_sd,
+    format_p,
     holm,
-    p_value,
     paired,
     pluralize,
 )
@@ -187,7 +187,7 @@ def problems(quick: bool = False) -> dict[str, tuple[Problem, int]]:
     }
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
+def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Compare all methods on the thirteen problems.
 
     Args:
@@ -400,7 +400,7 @@ def _overall(
             f"{_values(picks, method, names, seeds, 'accuracy').mean():.1f}",
             f"{ranks[method]:.1f}",
             *(
-                "–" if method == against else f"{gains[i]} p {p_value(ps[i])}"
+                "–" if method == against else f"{gains[i]} p {format_p(ps[i])}"
                 for against, gains, ps in (
                     ("plain", plain, adjusted[0]),
                     ("early stopping", stopped, adjusted[1]),
@@ -458,7 +458,7 @@ def _pairs(picks: Picks, names: Sequence[str], seeds: Sequence[int]) -> Table:
         gains = [_gain(picks, ours, theirs, [name], seeds) for name in names]
         columns += [f"{ours} − {theirs}", "p"]
         for row, gain, p in zip(rows, gains, holm([gain.p for gain in gains]), strict=True):
-            row += [str(gain), p_value(p)]
+            row += [str(gain), format_p(p)]
     title = f"Differences in test accuracy, in points, by problem; paired by seed, n = {len(seeds)}, p after Holm"
     return Table("pairs", title, columns, rows)
 
@@ -494,7 +494,7 @@ def _with_off(
             f"{np.mean(means):.1f}",
             f"{off} of {len(names) * len(seeds)}",
             str(gain),
-            p_value(gain.p),
+            format_p(gain.p),
         ])
     none = sum(not picks["flooding", name, seed].record.level for name in names for seed in seeds)
     columns = ["method", "accuracy %", "plain chosen", "flooding minus it", "p, uncorrected"]
@@ -601,11 +601,11 @@ def _words(
         gain = _gain_by_task(by_problem)
         findings.append(
             f"Cells of one task share their inputs: averaged over the noises of each task, flooding minus {other} is "
-            f"{gain} points over {gain.n} tasks (p {p_value(gain.p)}, uncorrected)."
+            f"{gain} points over {gain.n} tasks (p {format_p(gain.p)}, uncorrected)."
         )
     for row, others in told.items():
         for other, (gain, p) in others.items():
-            sentence = f"{row} against {other}: {describe_difference(gain, p)} points over {unit}, p {p_value(p)}."
+            sentence = f"{row} against {other}: {describe_difference(gain, p)} points over {unit}, p {format_p(p)}."
             (failures if gain.mean < 0 and p < 0.05 else findings).append(sentence)
     return failures, findings
 
@@ -630,7 +630,7 @@ def _advice(
     def compared(row: str, other: str, better: str, worse: str, unsure: str) -> str:
         gain, p = told[row][other]
         verdict = unsure if not p < 0.05 else better if gain.mean > 0 else worse
-        return f"{verdict} (flooding minus it: {gain} points, p {p_value(p)})"
+        return f"{verdict} (flooding minus it: {gain} points, p {format_p(p)})"
 
     last, stopped = "flooding", "flooding + early stopping"
     others = {m: found for m, found in told[last].items() if m not in {"plain", "early stopping"}}
@@ -717,3 +717,6 @@ def _groups(ranks: Sequence[float], distance: float) -> list[tuple[float, float]
         if last > first and not (found and found[-1][1] == last):
             found.append((first, last))
     return found
+
+
+EXPERIMENT = Experiment("bakeoff", experiment, CURVES, is_exact=exact)

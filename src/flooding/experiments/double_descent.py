@@ -40,16 +40,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from flooding.experiments import Experiment, describe_provenance, grids
+from flooding.experiments import Experiment, Study, describe_provenance, grids
 from flooding.experiments.archive import to_half
 from flooding.experiments.ishida2020 import NOISES, TASKS, Cell
 from flooding.report.document import Report, Table
 from flooding.report.stats import (
     Difference,
     format_mean_sd,
+    format_p,
     holm,
     mcnemar,
-    p_value,
     paired,
     pluralize,
 )
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CURVES",
+    "EXPERIMENT",
     "DIGITS_LEVELS",
     "FACTORS",
     "SYNTHETIC_LEVELS",
@@ -299,7 +300,7 @@ def decayed(problem: Problem, factors: Sequence[str], weight_decay: float) -> Pr
     return problem
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
+def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all conditions and judge every test curve by the criterion of this module.
 
     Args:
@@ -596,16 +597,16 @@ def _cells(
         format_mean_sd([100 * share for share in row.flooded]) if row.level else "–",
         f"{len(again)} of {n}",
         f"{row.lasting} of {n}",
-        p_value(p_lasting),
+        format_p(p_lasting),
         f"{sum(f.peak is None for f in found)} of {n}",
         _epochs(again),
         format_mean_sd([f.recovery for f in again], 2),
         f"{row.regained} of {len(again)}" if again else "–",
         format_mean_sd([f.gap for f in again], digits),
-        p_value(p_gap),
+        format_p(p_gap),
         format_mean_sd([f.tail for f in found], digits),
         _difference(row.gain, digits),
-        p_value(p_gain),
+        format_p(p_gain),
     ]
 
 
@@ -790,7 +791,7 @@ def _verdict(
         if gain is None
         else (
             " All rows together, a seed's share of lasting descents, with flooding minus without: "
-            f"{gain} points, n = {gain.n} seeds, p {p_value(p)}."
+            f"{gain} points, n = {gain.n} seeds, p {format_p(p)}."
         )
     )
     return (
@@ -917,3 +918,6 @@ def _lines(axes: Axes, panel: _Panel, measure: _Measure, levels: Sequence[float]
         if len(curves) > 1:
             sd = curves[:, at].std(0, ddof=1)
             axes.fill_between(at, mean - sd, mean + sd, color=shades[place], alpha=0.15, lw=0)
+
+
+EXPERIMENT = Experiment("double_descent", experiment, CURVES)

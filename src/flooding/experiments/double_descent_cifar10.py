@@ -14,7 +14,7 @@ from functools import partial
 
 from flooding.data import images
 from flooding.data.augment import crop_and_flip
-from flooding.experiments import Experiment
+from flooding.experiments import Experiment, Study
 from flooding.experiments.double_descent import (
     CURVES,
     FACTORS,
@@ -76,7 +76,7 @@ def plan(quick: bool = False) -> list[Condition]:
     ]
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
+def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all conditions and judge every test curve.
 
     Args:
@@ -104,3 +104,6 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
     )
     title = "A second descent on CIFAR-10, reduced"
     return (yield from study({"cifar10": conditions}, title, about, seeds))
+
+
+EXPERIMENT = Experiment("double_descent_cifar10", experiment, CURVES)

@@ -22,8 +22,8 @@ from flooding.report.stats import (
     Difference,
     describe_difference,
     format_mean_sd,
+    format_p,
     holm,
-    p_value,
     paired,
     pluralize,
 )
@@ -298,7 +298,7 @@ def _compared(results: Sequence[Result], row: str, against: str, name: str) -> T
             result.cell.title,
             *accuracies,
             f"{gain}, n = {gain.n}",
-            p_value(p),
+            format_p(p),
             levels,
             shares,
         ])
@@ -426,7 +426,7 @@ def _words(
             lost = (
                 not (p < 0.05 and gain.mean > 0) if name in _CLAIMED else p < 0.05 and gain.mean < 0
             )
-            (failures if lost else findings).append(f"{sentence}, p {p_value(p)}.")
+            (failures if lost else findings).append(f"{sentence}, p {format_p(p)}.")
     return failures, findings
 
 

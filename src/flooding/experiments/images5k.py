@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from flooding.data import images
-from flooding.experiments import Experiment
+from flooding.experiments import Experiment, Study
 from flooding.experiments.grids import CURVES, Cell, compare_levels
 from flooding.models import small_cnn
 from flooding.tasks import adam
@@ -66,7 +66,7 @@ def sizes(quick: bool = False) -> dict[str, int]:
     return {"n_train": 400, "n_val": 200} if quick else {"n_train": 4000, "n_val": 1000}
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
+def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all levels of all cells and compare, for each seed, what validation chooses.
 
     Args:
@@ -88,3 +88,6 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Exper
         f"{plan[0].problem.max_epochs} epochs, {plan[-1].problem.max_epochs} for CIFAR-10 and with label noise."
     )
     return (yield from compare_levels(plan, "Real images at reduced scale", about))
+
+
+EXPERIMENT = Experiment("images5k", experiment, CURVES)

@@ -19,10 +19,10 @@ import numpy as np
 
 from flooding import npz
 from flooding.data import synthetic
-from flooding.experiments import Experiment, describe_provenance
+from flooding.experiments import Experiment, Study, describe_provenance
 from flooding.experiments.archive import Archive, run_id
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, format_mean_sd, holm, p_value, paired
+from flooding.report.stats import Difference, format_mean_sd, format_p, holm, paired
 from flooding.tasks import ishida2020_problem
 from flooding.training.problem import Problem
 from flooding.training.record import Record, select_best
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CURVES",
+    "EXPERIMENT",
     "LEVELS",
     "NOISES",
     "PUBLISHED",
@@ -120,7 +121,7 @@ def cells(quick: bool = False) -> list[Cell]:
     return [replace(cell, task=task, noise=noise) for task in TASKS for noise in NOISES]
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
+def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all levels of all cells and compare, for each seed, what validation chooses.
 
     Args:
@@ -246,7 +247,7 @@ def _accuracies(results: Sequence[_Result], labels: str, rows: tuple[str, str], 
             cell.title,
             *(format_mean_sd(result.accuracy(r, labels)) for r in reversed(rows)),
             str(gain),
-            p_value(p),
+            format_p(p),
         ]
         row += [result.levels(rows[0]), f"{top:.1f}"]
         if published:
@@ -461,3 +462,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"a file of the level benchmark must be whole, got {path}: {error}. Get it from git."
         ) from None
     return table
+
+
+EXPERIMENT = Experiment("ishida2020", experiment, CURVES, load=load)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from flooding.experiments import Experiment, describe_provenance, kim2022
+from flooding.experiments import Experiment, Study, describe_provenance, kim2022
 from flooding.experiments.ishida2020 import NOISES, PUBLISHED, Cell
 from flooding.models import mlp
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, format_mean_sd, holm, p_value, paired
+from flooding.report.stats import Difference, format_mean_sd, format_p, holm, paired
 from flooding.training.problem import Problem
 from flooding.training.record import Record
 from flooding.training.run import Run
@@ -70,7 +70,7 @@ VARIANTS: dict[str, Callable[[Problem], Problem]] = {
 }
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
+def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train plainly in every variant.
 
     Args:
@@ -118,7 +118,7 @@ def _report(
         for place, told in enumerate(by_cell):
             known = (name, place) in gains
             row += [format_mean_sd(_accuracy(told))]
-            row += [f"{gains[name, place]}, p {p_value(ps[name, place])}" if known else "–"]
+            row += [f"{gains[name, place]}, p {format_p(ps[name, place])}" if known else "–"]
         rows.append(row)
     paper = [
         ["the paper", *(text for cell in cells for text in (f"{_published(cell)[0]:.2f}", "–"))]
@@ -179,3 +179,6 @@ def _words(
 def _farthest(off: Sequence[np.ndarray]) -> float:
     """Give the largest distance of a mean from the paper's figure."""
     return max(abs(float(values.mean())) for values in off)
+
+
+EXPERIMENT = Experiment("ishida2020_settings", experiment, CURVES)

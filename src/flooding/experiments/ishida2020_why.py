@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from flooding.data import Split, Splits
-from flooding.experiments import Experiment, describe_provenance
+from flooding.experiments import Experiment, Study, describe_provenance
 from flooding.experiments.ishida2020 import TASKS, TITLES
 from flooding.metrics import gradient_norm, over_confidence
 from flooding.models import mlp
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, format_mean_sd, holm, p_value, paired
+from flooding.report.stats import Difference, format_mean_sd, format_p, holm, paired
 from flooding.sharpness import (
     filter_direction,
     hessian_eigenvalues,
@@ -186,7 +186,7 @@ def _in_order(state: Mapping[str, Tensor], problem: Problem, seed: int) -> Tenso
     return nn.utils.parameters_to_vector([state[name] for name in names]).clone()
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
+def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train three tasks without and with flooding and test the explanations.
 
     Args:
@@ -255,7 +255,7 @@ class _Statement:
             sentence = (
                 f"{self.text}. {title}: {written}; {_written(found)} {self.unit}, n = {found.n}, "
             )
-            told.append((holds, f"{sentence}p {p_value(ps[title])}; {self.note[title]}."))
+            told.append((holds, f"{sentence}p {format_p(ps[title])}; {self.note[title]}."))
         return told
 
 
@@ -510,7 +510,7 @@ def _verdicts(statements: Sequence[_Statement], ps: Sequence[Mapping[str, float]
             found = statement.differences.get(title)
             verdict = "not tested"
             if found is not None:
-                verdict = f"{_verdict(found, p[title])} (p {p_value(p[title])})"
+                verdict = f"{_verdict(found, p[title])} (p {format_p(p[title])})"
             row.append(verdict)
         rows.append(row)
     note = (
@@ -711,3 +711,6 @@ def _iterates(run: Run) -> list[Tensor]:
         if row.snapshot is not None:
             found.append(_in_order(row.snapshot()["model"], run.problem, run.seed))
     return found
+
+
+EXPERIMENT = Experiment("ishida2020_why", experiment, CURVES)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from flooding.data import synthetic
-from flooding.experiments import Experiment, describe_provenance
+from flooding.experiments import Experiment, Study, describe_provenance
 from flooding.experiments.archive import Archive, run_id
 from flooding.level_search.backward import has_started
 from flooding.level_search.base import SearchResult, run_concurrently
@@ -27,7 +27,7 @@ from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.levels import Delayed, Heuristic
 from flooding.models import mlp
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, format_mean_sd, holm, p_value, paired
+from flooding.report.stats import Difference, format_mean_sd, format_p, holm, paired
 from flooding.tasks import adam
 from flooding.training.problem import Problem, TestCurve
 from flooding.training.record import Record, select_best
@@ -175,7 +175,7 @@ def plan(quick: bool = False) -> Plan:
     return Plan(setting(60), (0.0, 0.1, 0.2, 0.3), (0.1, 0.2, 0.3), 0.02, 120, (0, 1), policies=0)
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
+def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Search in the source's four ways and test its claims.
 
     Args:
@@ -408,7 +408,7 @@ class _Claim:
         found = self.difference
         if found is None:
             return f"{self.text}: cannot be judged{self.more}."
-        sure = "" if math.isnan(p) else f", p {p_value(p)}"
+        sure = "" if math.isnan(p) else f", p {format_p(p)}"
         return (
             f"{self.text}: {self._verdict(p)}; {found} {self.unit}, n = {found.n}{sure}{self.more}."
         )
@@ -977,3 +977,6 @@ class _Archive(Archive):
             for number in range(len(self._turns[run.seed]) - 1)
         ]
         return len(draws) if run.level.greedy else draws.index(run.level.seed)
+
+
+EXPERIMENT = Experiment("kim2022", experiment, CURVES, is_exact=exact, load=load)

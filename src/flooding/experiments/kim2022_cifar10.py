@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from flooding.data import images
 from flooding.data.augment import crop_and_flip
-from flooding.experiments import Experiment
+from flooding.experiments import Experiment, Study
 from flooding.experiments.grids import CURVES as GRID_CURVES
 from flooding.experiments.grids import Cell, Result, compare_levels
 from flooding.models import IMAGENET, Standardise, resnet_cifar
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CURVES",
+    "EXPERIMENT",
     "FULL_LEVELS",
     "LEVELS",
     "RATES",
@@ -127,7 +128,7 @@ def cells(
 
 def experiment(
     quick: bool = False, seeds: Sequence[int] | None = None, *, full: bool = False
-) -> Experiment:
+) -> Study:
     """Train all levels at both learning rates and compare what validation chooses, and what the
     finder does.
 
@@ -185,3 +186,6 @@ def _draw_losses(results: Sequence[Result]) -> Figure:
     return concept(
         [records[0] for records in results[0].table], [records[-1] for records in results[0].table]
     )
+
+
+EXPERIMENT = Experiment("kim2022_cifar10", experiment, CURVES, is_exact=exact)

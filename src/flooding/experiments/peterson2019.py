@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from flooding.data import images
-from flooding.experiments import Experiment, describe_provenance
+from flooding.experiments import Experiment, Study, describe_provenance
 from flooding.experiments.grids import CURVES, Cell, falls, flooded_share, percent, reached
 from flooding.level_search.advisor import advise, bayes_error
 from flooding.level_search.base import LevelEstimate
 from flooding.models import small_cnn
 from flooding.report.document import Report, Table
-from flooding.report.stats import format_mean_sd, holm, p_value, paired
+from flooding.report.stats import format_mean_sd, format_p, holm, paired
 from flooding.tasks import adam
 from flooding.training.problem import Problem
 from flooding.training.record import Record, select_best
@@ -84,7 +84,7 @@ def counts(shares: np.ndarray) -> np.ndarray:
     return found
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Experiment:
+def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all levels on one person's label an image; compare with what the labels say beforehand.
 
     Args:
@@ -320,7 +320,7 @@ def _words(
             else str(gain)
         )
         levels, others = (", ".join(f"{r.level:g}" for r in some) for some in (ours, theirs))
-        sentence = f"{text}: {verdict}; {digits} {what}, n = {gain.n}, p {p_value(p)}; chosen {levels} against {others}."
+        sentence = f"{text}: {verdict}; {digits} {what}, n = {gain.n}, p {format_p(p)}; chosen {levels} against {others}."
         (findings if verdict == "holds" else failures).append(sentence)
     return failures, findings
 
@@ -357,3 +357,6 @@ def _draw(study: _Study, limit: float, tried: tuple[float, float]) -> Figure:
             axes.set_xlim(-0.02, 1.02 * study.levels[-1])
         figure.legend(*unique(list(panels)), loc="outside lower center", ncols=2)
     return figure
+
+
+EXPERIMENT = Experiment("peterson2019", experiment, CURVES)

@@ -10,13 +10,15 @@ import numpy as np
 
 __all__ = [
     "Difference",
+    "adjust",
     "average_ranks",
     "critical_difference",
     "describe_difference",
     "format_mean_sd",
+    "format_median_range",
+    "format_p",
     "holm",
     "mcnemar",
-    "p_value",
     "paired",
     "pluralize",
 ]
@@ -43,7 +45,19 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         """Write it as ``+1.2 [+0.4, +2.0]``."""
-        return f"{self.mean:+.1f}" + (f" [{self.low:+.1f}, {self.high:+.1f}]" if self.n > 1 else "")
+        return self.format(1)
+
+    def format(self, digits: int) -> str:
+        """Write the mean and its interval, which a single pair does not have.
+
+        Args:
+            digits: Digits after the point.
+
+        Returns:
+            Such as ``+1.2 [+0.4, +2.0]``.
+        """
+        mean, low, high = (f"{value:+.{digits}f}" for value in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]" if self.n > 1 else mean
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
@@ -127,6 +141,18 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def adjust(differences: Sequence[Difference | None]) -> list[float]:
+    """Correct the p values of several differences by :func:`holm`.
+
+    Args:
+        differences: Differences that were planned together; None was not tested.
+
+    Returns:
+        Adjusted p values in the same order, NaN where nothing was tested.
+    """
+    return holm([math.nan if gain is None else gain.p for gain in differences])
+
+
 def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     """Ask whether something happens oftener on one side of pairs than on the other.
 
@@ -198,7 +224,7 @@ def critical_difference(methods: int, problems: int) -> float:
     return q * math.sqrt(methods * (methods + 1) / (6 * problems))
 
 
-def p_value(p: float) -> str:
+def format_p(p: float) -> str:
     """Write a p value.
 
     Args:
@@ -208,7 +234,7 @@ def p_value(p: float) -> str:
         Three digits, ``< 0.001``, or a dash.
 
     Example:
-        >>> p_value(0.0123), p_value(1e-5), p_value(math.nan)
+        >>> format_p(0.0123), format_p(1e-5), format_p(math.nan)
         ('0.012', '< 0.001', '–')
     """
     return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -232,6 +258,24 @@ def format_mean_sd(values: Sequence[float], digits: int = 1) -> str:
         return "–"
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def format_median_range(values: Sequence[float], digits: int = 2) -> str:
+    """Write the median of values and their range.
+
+    Args:
+        values: At least one number.
+        digits: Digits after the point.
+
+    Returns:
+        Such as ``0.20 (0.10 to 0.50)``.
+
+    Example:
+        >>> format_median_range([0.1, 0.2, 0.5])
+        '0.20 (0.10 to 0.50)'
+    """
+    median, low, high = np.median(values), min(values), max(values)
+    return f"{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def pluralize(n: int, noun: str) -> str:
