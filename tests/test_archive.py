@@ -33,7 +33,11 @@ KEEP = ("train_loss", "val_loss", "level", "nobody_has_it")
 def archive(tmp_path):
     records = [fake_record(run) for run in RUNS]
     path = pack(
-        tmp_path / "a.npz", records, KEEP, "a machine", exact=lambda run: run.stop_epoch is not None
+        tmp_path / "a.npz",
+        records,
+        KEEP,
+        "a machine",
+        is_exact=lambda run: run.stop_epoch is not None,
     )
     return records, Archive(path)
 

@@ -47,6 +47,24 @@ class Table:
                     f"a row must have {len(self.columns)} cells, got {len(row)}: {list(row)}."
                 )
 
+    @classmethod
+    def from_dicts(
+        cls, name: str, title: str, rows: Sequence[Mapping[str, object]], note: str = ""
+    ) -> Table:
+        """Make a table of rows that name their columns.
+
+        Args:
+            name: See the class.
+            title: See the class.
+            rows: Cells by column, in the order of the first row; a missing cell is a dash.
+            note: See the class.
+
+        Returns:
+            The table.
+        """
+        columns = list(rows[0])
+        return cls(name, title, columns, [[row.get(c, "–") for c in columns] for row in rows], note)
+
     def markdown(self) -> str:
         """Write it as GitHub's markdown, title above and note below."""
         note = ["", _text(self.note)] if self.note else []
