@@ -144,7 +144,7 @@ def test_rounding_keeps_what_is_stated(curve):
 
 
 def test_a_run_that_cannot_describe_itself_has_no_name():
-    with pytest.raises(TypeError, match="does not describe itself"):
+    with pytest.raises(TypeError, match="code of your own, which cannot be hashed"):
         run_id(Run(small(model=partial(lambda: None))))
 
 
