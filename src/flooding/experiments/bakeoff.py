@@ -179,7 +179,7 @@ def problems(quick: bool = False) -> dict[str, tuple[Problem, int]]:
     """
     cells = ishida2020.cells()
     if quick:
-        cell = replace(ishida2020.Cell("two-gaussians", 0.1), max_epochs=100)
+        cell = ishida2020.synthetic_cell("two-gaussians", 0.1, max_epochs=100)
         return {cell.title: (cell.problem, 2), "digits": (real("digits", max_epochs=20), 10)}
     classes = {"digits": 10, "letter": 26}
     return {cell.title: (cell.problem, 2) for cell in cells} | {

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from flooding.data import Split, Splits
 from flooding.experiments import Experiment, Study, describe_provenance
-from flooding.experiments.ishida2020 import TASKS, TITLES
+from flooding.experiments.synthetic_cells import TASKS, TITLES
 from flooding.metrics import gradient_norm, over_confidence
 from flooding.models import mlp
 from flooding.report.document import Report, Table
