@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from flooding import run_all
-from flooding.experiments import machine
-from flooding.experiments.archive import to_half
+from flooding.report.provenance import machine
+from flooding.training.archive import to_half
 from flooding.experiments.ishida2020 import LEVELS, NOISES, TASKS, cells
 from flooding.training.loop import NUMERICS_VERSION
 

@@ -30,8 +30,8 @@ import numpy as np
 from scipy import stats
 
 from flooding import Run, run_all
-from flooding.experiments import machine
-from flooding.experiments.archive import Archive, pack
+from flooding.report.provenance import machine
+from flooding.training.archive import Archive, pack
 from flooding.experiments.synthetic_cells import LEVELS, TASKS
 from flooding.experiments.synthetic_cells import cells as synthetic_cells
 from flooding.level_search.accordance import accordance

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from flooding.criterion import Flood
-from flooding.experiments import machine
+from flooding.report.provenance import machine
 from flooding.models import resnet_cifar
 
 TARGET = 0.01

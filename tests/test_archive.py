@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from flooding import Run
-from flooding.experiments import machine
-from flooding.experiments.archive import Archive, pack, run_id, to_half, with_fallback
+from flooding.report.provenance import machine
+from flooding.training.archive import Archive, pack, run_id, to_half, with_fallback
 from flooding.levels import Delayed
 from flooding.testing import fake_record
 from small import small

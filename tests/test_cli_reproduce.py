@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from flooding import cli
 from flooding.entries import EXPERIMENTS
-from flooding.experiments import Experiment, estimate, ishida2020
+from flooding.experiments import Experiment, ishida2020
 from flooding.experiments.synthetic_cells import NOISES, TASKS, synthetic_cell
 from flooding.models import mlp
+from flooding.training.estimate import estimate
 from flooding.training.problem import PeriodicMetric
 from flooding.training.run import Run
 from small import small
@@ -167,7 +168,7 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
 )
 def test_bad_input_ends_with_a_sentence(words, message, tmp_path, monkeypatch, capsys):
     from flooding import Run
-    from flooding.experiments.archive import pack
+    from flooding.training.archive import pack
     from flooding.testing import fake_record
 
     pack(tmp_path / "mine.npz", [fake_record(Run(small(), 0.1))], ("train_loss",), "here")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from flooding.experiments.archive import run_id
+from flooding.training.archive import run_id
 from flooding.experiments.ishida2020_settings import VARIANTS, one_logit, start
 from flooding.experiments.synthetic_cells import synthetic_cell
 from flooding.level_search.base import run_generator

@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from flooding.experiments import kim2022
-from flooding.experiments.experiment import Experiment, Study
+from flooding.experiments import Experiment, Study, kim2022, study
 from flooding.experiments.ishida2020 import PUBLISHED
-from flooding.experiments.provenance import describe_provenance
-from flooding.experiments.study import Sentences, choose_seeds, chunk, metric_values
 from flooding.experiments.synthetic_cells import NOISES, SyntheticCell, synthetic_cell
 from flooding.models import mlp
+from flooding.report import stats
+from flooding.report.claims import Sentences
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, adjust, format_mean_sd, format_p, paired
+from flooding.report.provenance import describe_provenance
 from flooding.training.problem import Problem
 from flooding.training.record import Record
 from flooding.training.run import Run
@@ -90,19 +89,8 @@ VARIANTS: dict[str, Callable[[Problem], Problem]] = {
 
 
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
-    """Train plainly in every variant.
-
-    Args:
-        quick: Two seeds and 100 epochs.
-        seeds: Seeds; ten unless said otherwise.
-
-    Yields:
-        The Runs.
-
-    Returns:
-        The report.
-    """
-    chosen = choose_seeds(seeds, 2 if quick else 10)
+    """Train plainly in every variant, with ten seeds."""
+    chosen = study.choose_seeds(seeds, 2 if quick else 10)
     max_epochs = 100 if quick else 500
     cells = [synthetic_cell("two-gaussians", n, max_epochs=max_epochs) for n in NOISES]
     runs = []
@@ -111,7 +99,7 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
             problem = change(cell.problem)
             runs += [Run(problem, seed=seed) for seed in chosen]
     records = yield runs
-    by_variant = chunk(chunk(records, len(chosen)), len(cells))
+    by_variant = study.chunk(study.chunk(records, len(chosen)), len(cells))
     return _report(cells, dict(zip(VARIANTS, by_variant, strict=True)), records)
 
 
@@ -123,20 +111,20 @@ def _report(
     """Report on the Records of each variant, by cell and seed."""
     accuracies: dict[str, list[list[float]]] = {}
     for name, by_cell in results.items():
-        accuracies[name] = [metric_values(some, "test_accuracy", 100.0) for some in by_cell]
+        accuracies[name] = [study.metric_values(some, "test_accuracy", 100.0) for some in by_cell]
     base, *others = accuracies
-    gains: dict[tuple[str, int], Difference] = {}
+    gains: dict[tuple[str, int], stats.Difference] = {}
     for name in others:
         for index in range(len(cells)):
-            gains[name, index] = paired(accuracies[name][index], accuracies[base][index])
-    ps = dict(zip(gains, adjust(list(gains.values())), strict=True))
+            gains[name, index] = stats.paired(accuracies[name][index], accuracies[base][index])
+    ps = dict(zip(gains, stats.adjust(list(gains.values())), strict=True))
     rows = []
     for name, by_cell in accuracies.items():
         row = [name]
         for index, values in enumerate(by_cell):
             gain = gains.get((name, index))
-            row.append(format_mean_sd(values))
-            row.append("–" if gain is None else f"{gain}, p {format_p(ps[name, index])}")
+            row.append(stats.format_mean_sd(values))
+            row.append("–" if gain is None else f"{gain}, p {stats.format_p(ps[name, index])}")
         rows.append(row)
     paper, columns = ["the paper"], ["setting"]
     for cell in cells:
@@ -165,8 +153,7 @@ def _report(
     return Report(
         "What the paper does not say",
         about,
-        sentences.failures,
-        sentences.findings,
+        *sentences,
         [Table("settings", title, columns, [*rows, paper])],
         {},
         describe_provenance(records),
@@ -189,7 +176,7 @@ def _distances(
         for cell, values in zip(cells, by_cell, strict=True):
             distances.append(np.array(values) - _published(cell))
         is_near = max(abs(float(some.mean())) for some in distances) <= _MAX_DISTANCE
-        texts = ", ".join(format_mean_sd(some.tolist()) for some in distances)
+        texts = ", ".join(stats.format_mean_sd(some.tolist()) for some in distances)
         sentences.add(
             is_near,
             f"{name}: {texts} points against the paper's figure at {noises} label noise, "

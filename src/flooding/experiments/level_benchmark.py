@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from flooding import npz
-from flooding.experiments.archive import run_id
 from flooding.experiments.synthetic_cells import LEVELS, NOISES, TASKS, SyntheticCell, cells
+from flooding.training.archive import run_id
 from flooding.training.record import Record
 from flooding.training.run import Run
 
