@@ -10,11 +10,11 @@ import torch
 
 from flooding import Run, run_all
 from flooding.experiments import bakeoff
-from flooding.experiments.archive import Archive, pack
 from flooding.level_search.base import run_generator
 from flooding.methods import SAM, GradientPenalty, IFlood, SoftAD
 from flooding.models import mlp
 from flooding.testing import fake_record
+from flooding.training.archive import Archive, pack
 from small import small
 
 NETWORK = partial(mlp, 10, 2, width=16, depth=2)

@@ -17,11 +17,11 @@ from flooding import run_all
 from flooding.data.augment import crop_and_flip
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import double_descent, double_descent_cifar10
-from flooding.experiments.archive import Archive, pack
 from flooding.experiments.double_descent import Condition, plan
 from flooding.level_search.base import run_generator
 from flooding.models import mlp
 from flooding.report.descents import find_descents
+from flooding.training.archive import Archive, pack
 from flooding.training.config import to_config
 from flooding.training.problem import TestCurve
 from flooding.training.record import Record

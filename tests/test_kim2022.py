@@ -14,13 +14,13 @@ from scipy import stats
 
 from flooding import run_all
 from flooding.experiments import kim2022
-from flooding.experiments.archive import Archive, pack
 from flooding.experiments.kim2022 import Plan
 from flooding.experiments.kim2022_results import Row
 from flooding.level_search.base import run_generator
 from flooding.level_search.policy_gradient import Policy
 from flooding.levels import Delayed, Heuristic
 from flooding.report import search_figures
+from flooding.training.archive import Archive, pack
 from flooding.training.problem import TestCurve
 from flooding.training.record import Record
 from small import normed, small

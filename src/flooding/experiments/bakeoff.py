@@ -20,12 +20,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from flooding.adaflood import AdaFlood
-from flooding.experiments import Experiment, Study, describe_provenance, ishida2020
+from flooding.experiments import Experiment, Study, ishida2020
 from flooding.level_search.base import run_concurrently
 from flooding.level_search.finder import finder
 from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, Method, SoftAD
 from flooding.models import mlp
 from flooding.report.document import Report, Table
+from flooding.report.provenance import describe_provenance
 from flooding.report.stats import (
     Difference,
     average_ranks,

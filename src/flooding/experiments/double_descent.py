@@ -15,9 +15,9 @@ from itertools import product
 
 import torch
 
+from flooding.experiments import Experiment, Study
 from flooding.experiments.double_descent_report import make_report
 from flooding.experiments.double_descent_rows import FACTORS, Condition, Group
-from flooding.experiments.experiment import Experiment, Study
 from flooding.experiments.study import MIN_FLOODED_SHARE, all_runs, format_levels, level_grids
 from flooding.experiments.synthetic_cells import NOISES, TASKS, SyntheticCell, synthetic_cell
 from flooding.report.descents import CRITERION

@@ -13,9 +13,9 @@ from functools import partial
 
 from flooding.data import images
 from flooding.data.augment import crop_and_flip
+from flooding.experiments import Experiment, Study
 from flooding.experiments.double_descent import CURVES, combinations, decayed, study
 from flooding.experiments.double_descent_rows import Condition
-from flooding.experiments.experiment import Experiment, Study
 from flooding.experiments.images5k import sizes
 from flooding.experiments.study import format_levels
 from flooding.models import small_cnn

@@ -18,11 +18,11 @@ from flooding.experiments.double_descent_rows import (
     count_lasting,
     measured_curve,
 )
-from flooding.experiments.provenance import describe_provenance
 from flooding.experiments.study import format_levels, format_percent_range, fraction_until_below
 from flooding.report.curve_figures import CurvePanel, curves_by_level
 from flooding.report.descents import Descents
 from flooding.report.document import Report, Table
+from flooding.report.provenance import describe_provenance
 from flooding.report.stats import (
     Difference,
     adjust,

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flooding.experiments.archive import to_half
 from flooding.experiments.study import Cell, LevelGrid, is_reached
 from flooding.report.descents import Descents, find_descents
 from flooding.report.stats import Difference, adjust, holm, mcnemar, paired, paired_or_none
+from flooding.training.archive import to_half
 from flooding.training.record import Record
 
 __all__ = ["FACTORS", "MEASURES", "Condition", "Group", "Measure", "Row", "Section"]

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from flooding.data import synthetic
-from flooding.experiments.archive import Archive, run_id
-from flooding.experiments.experiment import Experiment, Study
+from flooding.experiments import Experiment, Study
 from flooding.experiments.kim2022_results import (
     LOGS,
     LONGER,
@@ -32,7 +31,6 @@ from flooding.experiments.kim2022_results import (
     published_table,
     starts,
 )
-from flooding.experiments.provenance import describe_provenance
 from flooding.experiments.study import (
     Claim,
     chunk,
@@ -47,6 +45,7 @@ from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.levels import Delayed, Heuristic
 from flooding.models import mlp
 from flooding.report.document import Report
+from flooding.report.provenance import describe_provenance
 from flooding.report.stats import (
     Difference,
     format_count,
@@ -55,6 +54,7 @@ from flooding.report.stats import (
     paired_or_none,
 )
 from flooding.tasks import adam
+from flooding.training.archive import Archive, run_id
 from flooding.training.problem import Problem, TestCurve
 from flooding.training.record import Record
 from flooding.training.rng import derive_seed
