@@ -69,13 +69,14 @@ def summary(records: Sequence[Record]) -> dict[str, Picks]:
         # The loss is never below 0, so that the level 0 is plain training.
         plain = [record for record in of_seed if not record.level]
         flooded = [record for record in of_seed if record.level]
-        for title, candidates, at in (
+        candidates_by_row: list[tuple[str, list[Record], Epoch]] = [
             ("plain training", plain, "last"),
             ("plain + early stopping", plain, "best"),
             ("flooding", flooded, "last"),
             ("flooding + early stopping", flooded, "best"),
             ("chosen, 0 included", of_seed, "last"),
-        ):
+        ]
+        for title, candidates, at in candidates_by_row:
             rows.setdefault(title, []).append((select_best(candidates, at), at))
     return rows
 

@@ -31,6 +31,10 @@ CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
 GridFigure: TypeAlias = "Callable[[Sequence[LevelGrid]], Figure]"
 """Draws a figure of the grids."""
 
+_ENDS: tuple[tuple[study.Epoch, str, str], ...] = (
+    ("last", "last epoch", ""),
+    ("best", "stopped", ", stopped"),
+)
 _AGAINST_ALL = "the finder against what validation chose of all levels above 0"
 _FINDER = (
     study.Comparison("finder", "plain", "finder", "the finder against plain training"),
@@ -116,9 +120,9 @@ def _explain(about: str, n: int) -> str:
         f"that were reached, in at least {100 * study.MIN_FLOODED_SHARE:g} % of the steps up to "
         "the epoch that is tested: others are plain training. Test data choose nothing. Mean ± "
         f"standard deviation over {stats.pluralize(n, 'seed')}; differences paired by seed, with "
-        "the 95 % interval of Student's t and p after Holm's correction over the cells. Stopped: the "
-        "best validation epoch. Flooded: share of the steps that were below the level, of all or, "
-        "with early stopping, of those up to the best epoch. All seeds are tested on the same "
+        "the 95 % interval of Student's t and p after Holm's correction over the cells. Stopped: "
+        "the best validation epoch. Flooded: share of the steps that were below the level, of all "
+        "or, with early stopping, of those up to the best epoch. All seeds are tested on the same "
         "images: the intervals are about training and its data. With early stopping this asks "
         "what flooded weights are worth where the best epoch comes after the level was reached, "
         "which is a result of validation, too; chosen among all levels, the weights would often "
@@ -189,8 +193,7 @@ def _levels(grids: Sequence[LevelGrid]) -> Table:
                 "level": f"{level:g}" if level else "plain",
                 "training loss": study.format_metric(records, "train_loss", digits=3),
             }
-            ends = (("last", "last epoch", ""), ("best", "stopped", ", stopped"))
-            for at, column, suffix in ends:
+            for at, column, suffix in _ENDS:
                 row[column] = study.format_metric(records, "test_accuracy", 100.0, at)
                 row[f"flooded %{suffix}"] = row[f"reached{suffix}"] = "–"
                 if level:
@@ -205,7 +208,7 @@ def _levels(grids: Sequence[LevelGrid]) -> Table:
 
 def _sentences(grids: Sequence[LevelGrid], comparisons: Sequence[study.Comparison]) -> Sentences:
     """Say first whether the levels were tested at all, then which comparisons hold."""
-    sentences = Sentences()
+    sentences = Sentences([], [])
     for grid in grids:
         sentences.add(*_judge_levels(grid))
     for comparison in comparisons:

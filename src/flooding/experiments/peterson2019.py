@@ -193,15 +193,17 @@ def _flooded(records: Sequence[Record], at: Epoch) -> str:
 
 def _describe_labels(grid: LevelGrid, advice: _Advice) -> Sentences:
     """Say what people's labels tell, and whether the levels are tested."""
-    sentences, limit, lowest = Sentences(), advice.irreducible_loss, advice.lowest_loss
+    sentences, limit, lowest = Sentences([], []), advice.irreducible_loss, advice.lowest_loss
     soft, again = advice.estimates["soft labels"], advice.estimates["repeated labels"]
-    sentences.findings += [
+    sentences.findings.append(
         f"People's labels: Bayes error {advice.error:.4f}, irreducible loss {limit:.4f} nats "
         f"[{soft.low:.4f}, {soft.high:.4f}]; corrected for the small number of labels an image "
-        f"{_nats(again):.4f} [{again.low:.4f}, {again.high:.4f}] (n = 10,000 images).",
+        f"{_nats(again):.4f} [{again.low:.4f}, {again.high:.4f}] (n = 10,000 images)."
+    )
+    sentences.findings.append(
         f"Lowest validation loss of plain training: {lowest:.3f} nats, {lowest / limit:.1f} times "
-        f"the irreducible loss (n = {len(grid.records)} seeds).",
-    ]
+        f"the irreducible loss (n = {len(grid.records)} seeds)."
+    )
     largest = grid.cell.levels[-1]
     fractions = study.fraction_until_below(grid.at(0.0), largest)
     is_early = all(fraction < 0.5 for fraction in fractions)
@@ -235,13 +237,14 @@ def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> Non
     outside = [level for level in levels if level not in inside]
     limit_text = "Levels up to the irreducible loss are better than those above it"
     range_text = "Levels of 0.25 to 1 times the lowest validation loss are better than others"
-    claims = []
-    for text, a, b, at in (
+    comparisons: list[tuple[str, list[float], list[float], Epoch]] = [
         ("Flooding is better than plain training", levels, [0.0], "last"),
         (f"{limit_text} (our advisor's limit)", below, above, "last"),
         (f"{range_text} (our advisor)", inside, outside, "last"),
         ("Flooding's last epoch is better than plain early stopping", levels, [0.0], "best"),
-    ):
+    ]
+    claims = []
+    for text, a, b, at in comparisons:
         if a and b:
             claims += _claims(text, _pick_levels(grid, a), _pick_levels(grid, b), at)
     for judgement in judge(claims):
@@ -259,10 +262,11 @@ def _claims(text: str, a: Sequence[Record], b: Sequence[Record], at: Epoch) -> l
     levels, others = (study.format_levels(r.level or 0.0 for r in side) for side in (a, b))
     detail = f"; chosen {levels} against {others}"
     accuracy = paired(_accuracies(a), _accuracies(b, at))
-    saved = [study.metric_values(side, "test_nll", -1.0, at) for side, at in ((a, "last"), (b, at))]
+    saved = study.metric_values(a, "test_nll", -1.0)
+    nll = paired(saved, study.metric_values(b, "test_nll", -1.0, at))
     return [
         Claim(text, accuracy, "points of accuracy", detail=detail),
-        Claim(text, paired(*saved), "nats of NLL saved", digits=3, detail=detail),
+        Claim(text, nll, "nats of NLL saved", digits=3, detail=detail),
     ]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from flooding.report.stats import Difference, adjust, format_p
@@ -80,32 +80,25 @@ def judge(claims: Sequence[Claim]) -> list[Judgement]:
     return [Judgement(claim, p) for claim, p in zip(claims, ps, strict=True)]
 
 
-@dataclass
-class Sentences:
+class Sentences(NamedTuple):
     """Sentences of a report, sorted by whether they say what the source claims.
-
-    They unpack into the failures and the findings, as :class:`~flooding.report.document.Report`
-    takes them.
 
     Args:
         failures: Claims that do not hold.
         findings: What was found.
     """
 
-    failures: list[str] = field(default_factory=list)
-    findings: list[str] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[list[str]]:
-        return iter((self.failures, self.findings))
+    failures: list[str]
+    findings: list[str]
 
     def add(self, holds: bool, sentence: str) -> None:
         """Add a sentence to one of the lists."""
         (self.findings if holds else self.failures).append(sentence)
 
 
-def split_by_verdict(judgements: Sequence[Judgement]) -> tuple[list[str], list[str]]:
+def split_by_verdict(judgements: Sequence[Judgement]) -> Sentences:
     """Give the sentences of claims that do not hold, then of those that do."""
-    failures, findings = [], []
+    sentences = Sentences([], [])
     for judgement in judgements:
-        (findings if judgement.holds else failures).append(judgement.sentence)
-    return failures, findings
+        sentences.add(judgement.holds, judgement.sentence)
+    return sentences
