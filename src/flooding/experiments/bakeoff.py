@@ -38,16 +38,9 @@ REAL = ("digits", "spambase", "letter", "higgs7k")
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to train a problem.
+    """One way to train a problem."""
 
-    Args:
-        label: The hyper-parameter, for a reader.
-        problem: The Problem, changed or not.
-        level: Flood level, if any.
-        method: How the level acts, or a baseline.
-    """
-
-    label: str
+    label: str  # the hyper-parameter, for a reader
     problem: Problem
     level: float | AdaFlood | None = None
     method: Method = field(default_factory=Flooding)
@@ -155,14 +148,7 @@ METHODS = {
 
 
 def problems(quick: bool = False) -> dict[str, tuple[Problem, int]]:
-    """Give the Problems of the study with their number of classes.
-
-    Args:
-        quick: Two of them, short.
-
-    Returns:
-        The nine synthetic cells, then the tables, by name.
-    """
+    """Give the Problems by name, with their number of classes: synthetic cells, then tables."""
     if quick:
         cell = synthetic_cell("two-gaussians", 0.1, max_epochs=100)
         return {cell.title: (cell.problem, 2), "digits": (real("digits", max_epochs=20), 10)}

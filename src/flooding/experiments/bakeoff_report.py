@@ -35,19 +35,12 @@ _Gains: TypeAlias = dict[str, tuple[Difference, float]]  # by rival: the gain, i
 
 
 class Pick(NamedTuple):
-    """What validation picked for a method on a problem with a seed.
-
-    Args:
-        record: The picked training.
-        at: The epoch it is judged at.
-        setting: Its setting, for a reader.
-        tried: The trainings of all settings.
-    """
+    """What validation picked for a method on a problem with a seed."""
 
     record: Record
-    at: Epoch
+    at: Epoch  # at which it is judged
     setting: str
-    tried: tuple[Record, ...]
+    tried: tuple[Record, ...]  # the trainings of all settings
 
     def metric(self, name: str) -> float:
         """Give a metric at the epoch of the pick."""
@@ -61,18 +54,11 @@ class Pick(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The picks of a study.
+    """The picks of a study."""
 
-    Args:
-        picks: By method, problem and seed.
-        methods: Methods that every problem has.
-        names: Names of the problems.
-        seeds: Seeds.
-    """
-
-    picks: Mapping[tuple[str, str, int], Pick]
-    methods: list[str]
-    names: list[str]
+    picks: Mapping[tuple[str, str, int], Pick]  # by method, problem and seed
+    methods: list[str]  # that every problem has
+    names: list[str]  # of the problems
     seeds: list[int]
 
     @property

@@ -33,15 +33,9 @@ class Condition(Cell):
 
 
 class Group(NamedTuple):
-    """Conditions that are tabulated and drawn together.
+    """Conditions that are tabulated and drawn together, with their Records."""
 
-    Args:
-        name: What its tables and figures are called.
-        title: Its name for a reader.
-        grids: The Records of each condition.
-    """
-
-    name: str
+    name: str  # "synthetic", "digits" or "cifar10"
     title: str
     grids: Sequence[LevelGrid[Condition]]
 
@@ -52,14 +46,7 @@ class Group(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """What is judged, loss or error.
-
-    Args:
-        name: Its name.
-        curve: The curve it is computed from.
-        unit: Its unit.
-        digits: Digits it is written with.
-    """
+    """What is judged, loss or error: its name, its curve, and how it is written."""
 
     name: str
     curve: str

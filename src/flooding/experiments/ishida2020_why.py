@@ -62,16 +62,7 @@ _PROBES = 10
 
 
 def bare(task: str, max_epochs: int = 500) -> Problem:
-    """Give a task with a network small enough for its Hessian.
-
-    Args:
-        task: A task of :data:`LEVELS`.
-        max_epochs: Epochs.
-
-    Returns:
-        The task at 10 % label noise, 100 training and 100 validation examples; three hidden layers
-        of 100 units, Adam at 0.001, full batches.
-    """
+    """Give a task of :data:`LEVELS` with a network small enough for its Hessian."""
     source, inputs = TASKS[task]
     data = partial(source, n_train=100, n_val=100, n_test=2000, label_noise=NOISE)
     model = partial(mlp, inputs, 2, width=100, depth=3)
@@ -79,22 +70,13 @@ def bare(task: str, max_epochs: int = 500) -> Problem:
 
 
 def runs(max_epochs: int, seeds: Sequence[int]) -> list[Run]:
-    """Plan: tasks and levels, then without and with flooding, then seeds.
-
-    Plain Runs come again with each level.
-
-    Args:
-        max_epochs: Epochs. What is costly is measured twenty times in all.
-        seeds: Seeds.
-
-    Returns:
-        The Runs. The metric of each knows its Run, to train the first half again.
-    """
+    """Plan tasks and levels, then without and with flooding, then seeds."""
     planned = []
     for task, flood_level in LEVELS:
         problem = bare(task, max_epochs)
         for level in (None, flood_level):
             for seed in seeds:
+                # The metric knows its Run, to train the first half again.
                 metric = partial(measure, problem=problem, level=level, seed=seed)
                 periodic = PeriodicMetric(metric, max(1, max_epochs // 20))
                 planned.append(Run(replace(problem, extra_metrics=periodic), level, seed=seed))

@@ -17,42 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from flooding.data import synthetic
-from flooding.experiments import Experiment, Study
-from flooding.experiments.kim2022_results import (
-    LOGS,
-    LONGER,
-    PUBLISHED,
-    Results,
-    Segment,
-    backward_segments,
-    draw_figures,
-    forward_segments,
-    levels_table,
-    published_table,
-    starts,
-)
-from flooding.experiments.study import (
-    Claim,
-    chunk,
-    judge,
-    metric_values,
-    run_of,
-    split_by_verdict,
-)
+from flooding.experiments import Experiment, Study, kim2022_results
+from flooding.experiments.kim2022_results import LONGER, Results, Segment
+from flooding.experiments.study import chunk, metric_values, run_of
 from flooding.level_search.backward import has_started
 from flooding.level_search.base import run_concurrently
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.levels import Delayed, Heuristic
 from flooding.models import mlp
+from flooding.report.claims import Claim, judge, split_by_verdict
 from flooding.report.document import Report
 from flooding.report.provenance import describe_provenance
-from flooding.report.stats import (
-    Difference,
-    format_count,
-    format_mean_sd,
-    paired,
-    paired_or_none,
-)
+from flooding.report.stats import Difference, format_count, format_mean_sd, paired, paired_or_none
 from flooding.tasks import adam
 from flooding.training.archive import Archive, run_id
 from flooding.training.problem import Problem, TestCurve
@@ -73,15 +49,7 @@ _MAX_DISTANCE = 1.5  # points between the source's figures and ours from which o
 
 
 def setting(max_epochs: int = 500) -> Problem:
-    """Give the reproduction's setting.
-
-    Args:
-        max_epochs: Epochs.
-
-    Returns:
-        Two Gaussians at 10 % label noise, 500 training and 50 validation examples a class; four
-        hidden layers of 500 units with bias and batch norm, Adam at 0.001, batches of 200.
-    """
+    """Give the reproduction's setting: wide layers with bias and batch norm, mini-batches."""
     data = partial(synthetic.two_gaussians, n_train=1000, n_val=100, n_test=20_000, label_noise=0.1)
     model = partial(mlp, 10, 2, width=500, depth=4, batch_norm=True, bias=True)
     curve = TestCurve(500, every=1)
@@ -115,10 +83,7 @@ class Plan:
 
     @property
     def runs(self) -> list[Run]:
-        """All Runs that depend on no others, by way, level and seed.
-
-        Forward, backward, no flooding for as long as the heuristic, heuristic.
-        """
+        """Forward, backward, no flooding for as long as the heuristic, heuristic; seeds last."""
         longer = replace(self.problem, max_epochs=self.heuristic_epochs)
         ways = [(self.problem, level or None) for level in self.forward]
         ways += [(self.problem, Delayed(level, self.until_loss)) for level in self.backward]
@@ -132,18 +97,10 @@ class Plan:
 
 
 def plan(quick: bool = False) -> Plan:
-    """Plan the study.
-
-    Args:
-        quick: Two seeds, four levels, 60 epochs and no policy gradient, in two to three minutes on
-            two cores. Flooding begins at a batch loss of 0.02 instead of 1e-4, which 60 epochs
-            would not reach.
-
-    Returns:
-        The plan.
-    """
+    """Plan the study; quick takes two to three minutes on two cores."""
     if not quick:
         return Plan()
+    # Flooding begins at a batch loss of 0.02, since 60 epochs would not reach 1e-4.
     return Plan(setting(60), (0.0, 0.1, 0.2, 0.3), (0.1, 0.2, 0.3), 0.02, 120, (0, 1), policies=0)
 
 
@@ -154,17 +111,7 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
 
 
 def study(plan: Plan) -> Study:
-    """Train a plan and report on it.
-
-    Args:
-        plan: The plan.
-
-    Yields:
-        The Runs: all but the policy gradient's at once, then those.
-
-    Returns:
-        The report.
-    """
+    """Train a plan, the policy gradient's Runs last, and report on it."""
     records = list((yield plan.runs))
     policies = []
     if plan.policy_seeds:
@@ -182,15 +129,13 @@ def study(plan: Plan) -> Study:
         records += policy.records
     claims = _claims(results)
     failures, findings = split_by_verdict(judge(claims))
-    title = "Searches for the flood level: the published reproduction (kim2022)"
-    tables = [published_table(results), levels_table(results)]
     return Report(
-        title,
+        "Searches for the flood level: the published reproduction (kim2022)",
         _describe(plan, len(claims)),
         failures + _mismatches(results),
         findings,
-        tables,
-        draw_figures(results),
+        [kim2022_results.published_table(results), kim2022_results.levels_table(results)],
+        kim2022_results.draw_figures(results),
         describe_provenance(records),
     )
 
@@ -230,8 +175,8 @@ def _mismatches(results: Results) -> list[str]:
     """Say where our figures are far from both the source's printed ones and its logs."""
     sentences = []
     for name, row in results.rows.items():
-        figures = {"printed": PUBLISHED.get(name, (None,))[0]}
-        figures["in its logs"] = LOGS.get(name, (None,))[0]
+        figures = {"printed": kim2022_results.PUBLISHED.get(name, (None,))[0]}
+        figures["in its logs"] = kim2022_results.LOGS.get(name, (None,))[0]
         accuracy = float(np.mean(row.accuracy))
         texts, distances = [], []
         for where, figure in figures.items():
@@ -249,7 +194,7 @@ def _mismatches(results: Results) -> list[str]:
 
 def _claims(results: Results) -> list[Claim]:
     """List the source's claims, in its order."""
-    late = f" ({format_count(starts(results.all_backward))} backward runs began to flood)"
+    late = f" ({format_count(kim2022_results.starts(results.all_backward))} backward runs began to flood)"
     metrics = {
         "training accuracy": "train_accuracy",
         "test accuracy on noisy labels": "test_accuracy",
@@ -279,8 +224,8 @@ def _backward_minus_forward(results: Results, name: str) -> Difference | None:
 
 def _enters_below(results: Results) -> Claim:
     """Claim that forward flooding stays above its level."""
-    forward = forward_segments(results.forward)
-    before, after = backward_segments(results.backward)
+    forward = kim2022_results.forward_segments(results.forward)
+    before, after = kim2022_results.backward_segments(results.backward)
     reached = sum(len(segments) for segments in forward)
     total = (len(results.forward) - 1) * len(results.plain)
     text = "The forward search never enters below its level"
@@ -315,7 +260,7 @@ def _seed_means(by_seed: Sequence[Sequence[Segment]]) -> tuple[list[float], list
 
 def _on_the_heuristic(results: Results) -> list[Claim]:
     """Claim that the heuristic is better than nothing, worse than forward, and cheaper."""
-    rows, begun = results.rows, starts(results.heuristic)
+    rows, begun = results.rows, kim2022_results.starts(results.heuristic)
     heuristic, longer, forward = rows["heuristic"], rows[LONGER], rows["forward"]
     better = worse = cheaper = None
     if any(begun):

@@ -13,21 +13,14 @@ from flooding.experiments.study import Epoch, metric_values, run_of
 from flooding.level_search.backward import has_started
 from flooding.level_search.base import SearchResult
 from flooding.levels import Delayed
+from flooding.report import search_figures
 from flooding.report.document import Table
-from flooding.report.search_figures import (
-    Search,
-    controlled_training,
-    search_curves,
-    training_accuracies,
-)
+from flooding.report.search_figures import Search
 from flooding.report.stats import format_count, format_mean_sd, format_median_range
 from flooding.training.record import Record, select_best
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["LOGS", "LONGER", "PUBLISHED", "Results", "Row", "Segment", "backward_segments"]
-__all__ += ["draw_figures", "forward_segments", "levels_table", "published_table", "starts"]
 
 # What the source printed: test accuracy in percent on noisy labels, and the level. One seed.
 PUBLISHED = {
@@ -51,33 +44,19 @@ _LAST = 50  # epochs that are averaged beside the last one, which may be a spike
 
 
 def starts(records: Iterable[Record]) -> list[bool]:
-    """Tell which of the trainings that wait for a fit began to flood.
-
-    Args:
-        records: Records; those whose level does not wait are left out.
-
-    Returns:
-        A flag for each training that waits.
-    """
+    """Tell of each training that waits for a fit whether it began to flood."""
     waiting = [record for record in records if isinstance(run_of(record).level, Delayed)]
     return [has_started(record) for record in waiting]
 
 
 @dataclass(frozen=True)
 class Row:
-    """The trainings that one way of finding a level ends with.
-
-    Args:
-        records: A Record for each seed.
-        at: The epoch at which they are judged.
-        searched: For each seed, all Records the search trained.
-        levels: Levels of the Records that were flooded.
-    """
+    """The trainings that one way of finding a level ends with, one for each seed."""
 
     records: Sequence[Record]
     at: Epoch
-    searched: Sequence[Sequence[Record]]
-    levels: Sequence[float]
+    searched: Sequence[Sequence[Record]]  # for each seed, all that was trained
+    levels: Sequence[float]  # of those that were flooded
 
     @property
     def accuracy(self) -> list[float]:
@@ -135,19 +114,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """All Records of the study.
-
-    Args:
-        forward: Constant levels, 0 first.
-        backward: Flooded late.
-        longer: No flooding, as long as the heuristic.
-        heuristic: The heuristic.
-        policies: The agents.
-    """
+    """All Records of the study."""
 
     forward: Search
     backward: Search
-    longer: Sequence[Record]
+    longer: Sequence[Record]  # no flooding, as long as the heuristic
     heuristic: Sequence[Record]
     policies: Sequence[SearchResult]
 
@@ -184,15 +155,10 @@ class Results:
 
 
 class Segment(NamedTuple):
-    """Some epochs of a training, compared with its level.
+    """Some epochs of a training, compared with its level."""
 
-    Args:
-        below: Share of steps strictly below the level in force.
-        lowest: Lowest mean training loss of an epoch, over the level.
-    """
-
-    below: float
-    lowest: float
+    below: float  # share of steps strictly below the level in force
+    lowest: float  # lowest mean training loss of an epoch, over the level
 
 
 def _segment(record: Record, level: float, epochs: slice) -> Segment:
@@ -201,14 +167,7 @@ def _segment(record: Record, level: float, epochs: slice) -> Segment:
 
 
 def forward_segments(search: Search) -> list[list[Segment]]:
-    """Cut each training from the epoch on that reaches its level.
-
-    Args:
-        search: Records of constant levels.
-
-    Returns:
-        For each seed, a segment for each level that was reached.
-    """
+    """Cut each training, by seed, from the epoch on that reaches its level, if any does."""
     by_seed: list[list[Segment]] = [[] for _ in search[0.0]]
     for level, records in search.items():
         for segments, record in zip(by_seed, records, strict=True):
@@ -220,14 +179,7 @@ def forward_segments(search: Search) -> list[list[Segment]]:
 
 
 def backward_segments(search: Search) -> tuple[list[list[Segment]], list[list[Segment]]]:
-    """Cut each training that began to flood at the epoch in which it did.
-
-    Args:
-        search: Records of delayed levels.
-
-    Returns:
-        For each seed the segments before, then those from there on.
-    """
+    """Cut each training that began to flood, by seed, in two: before, and from there on."""
     seeds = range(len(next(iter(search.values()))))
     before: list[list[Segment]] = [[] for _ in seeds]
     after: list[list[Segment]] = [[] for _ in seeds]
@@ -352,19 +304,25 @@ def draw_figures(results: Results) -> dict[str, tuple[str, Callable[[], Figure]]
         "Faint: mean over seeds; above it the same smoothed. Noisy labels; the test curves are of "
         f"500 examples. {rise}"
     )
-    forward = partial(search_curves, results.forward)
+    forward = partial(search_figures.search_curves, results.forward)
     figures = {"forward": (f"Forward: a line for each level. {lines}", forward)}
     if len(backward) > 1:
-        figures["backward"] = (f"Backward, {count}. {lines}", partial(search_curves, backward))
+        figures["backward"] = (
+            f"Backward, {count}. {lines}",
+            partial(search_figures.search_curves, backward),
+        )
         common = {level: results.forward[level] for level in backward}
         caption = (
             "Training accuracy, forward beside backward: against the epoch, and at the last epoch "
             f"against the level (mean and standard deviation; backward: {count}). {rise}"
         )
-        figures["training-accuracy"] = (caption, partial(training_accuracies, common, backward))
+        figures["training-accuracy"] = (
+            caption,
+            partial(search_figures.training_accuracies, common, backward),
+        )
     flooded = [record for record in results.heuristic if has_started(record)]
     if flooded:
         count = f"{len(flooded)} of {len(results.heuristic)} runs, those that began to flood"
         caption = f"The heuristic's level and losses, {count}. Epochs count from there."
-        figures["heuristic"] = (caption, partial(controlled_training, flooded))
+        figures["heuristic"] = (caption, partial(search_figures.controlled_training, flooded))
     return figures
