@@ -162,14 +162,14 @@ def test_the_advice_follows_from_the_numbers():
     assert "trainings, some with dearer steps, weight decay, dropout, label smoothing" in wins
     assert "Mean ranks by accuracy: flooding 1.5, flooding + early stopping 1.5, " in wins
     assert (
-        "n = 4 problems, 2 seeds each, intervals are 95 % and not corrected, p is after Holm over 10"
-        in wins
+        "n = 4 problems, 2 seeds each, intervals are 95 % and not corrected, p is after Holm over "
+        "10" in wins
     )
     loses = advice(0.0, smoothed=0.2)
     assert "flooding is not shown to differ from plain training" in loses
     assert (
-        "none is shown to be worse than flooding's last epoch and label smoothing is shown to be better"
-        in loses
+        "none is shown to be worse than flooding's last epoch and label smoothing is shown to be "
+        "better" in loses
     )
 
 

@@ -640,8 +640,8 @@ def test_the_forward_search_stays_above_or_does_not():
         f"{CLAIMS[3]}: holds; +0.0 [+0.0, +0.0] % of steps below the level from the epoch on that "
     )
     assert (
-        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the level: 1.00 ± 0.00"
-        in said
+        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the "
+        "level: 1.00 ± 0.00" in said
     )
 
     astride = changed(forward=lambda told, level, seed: replace(told, below=0.3, loss=1.1))
@@ -649,8 +649,8 @@ def test_the_forward_search_stays_above_or_does_not():
     assert not is_found
     assert ": does not hold; +30.0 [+30.0, +30.0] % " in said
     assert (
-        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the level: 1.10 ± 0.00"
-        in said
+        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the "
+        "level: 1.10 ± 0.00" in said
     )
 
     once = changed(

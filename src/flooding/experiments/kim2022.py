@@ -194,7 +194,8 @@ def _mismatches(results: Results) -> list[str]:
 
 def _claims(results: Results) -> list[Claim]:
     """List the source's claims, in its order."""
-    late = f" ({format_count(kim2022_results.starts(results.all_backward))} backward runs began to flood)"
+    begun = format_count(kim2022_results.starts(results.all_backward))
+    late = f" ({begun} backward runs began to flood)"
     metrics = {
         "training accuracy": "train_accuracy",
         "test accuracy on noisy labels": "test_accuracy",
