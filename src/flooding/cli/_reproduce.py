@@ -95,9 +95,23 @@ def reproduce(
 
 def _load_experiment(name: str) -> Experiment:
     """Load an experiment by its name, or a user's own as ``module:object``."""
-    if ":" in name:
-        return Entry(name, name, "").load()
-    return find_entry("experiment", name, EXPERIMENTS).load()
+    if ":" not in name:
+        return find_entry("experiment", name, EXPERIMENTS).load()
+    from flooding.experiments import Experiment
+
+    try:
+        experiment = Entry(name, name, "").load()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"an experiment of your own must be module:object, got {name}: {error}. Is the module "
+            "installed, or in PYTHONPATH?"
+        ) from None
+    if not isinstance(experiment, Experiment):
+        kind = type(experiment).__name__
+        raise ValueError(
+            f"{name} must be a flooding.experiments.Experiment, got {kind}. Make one of your study."
+        )
+    return experiment
 
 
 def compare(

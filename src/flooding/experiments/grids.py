@@ -200,7 +200,7 @@ def _levels(grids: Sequence[LevelGrid]) -> Table:
                     reached = [study.is_reached(record, at) for record in records]
                     untested = "" if any(reached) else ": not tested"
                     row[f"flooded %{suffix}"] = study.format_flooded(records, at)
-                    row[f"reached{suffix}"] = f"{study.count_of(reached)}{untested}"
+                    row[f"reached{suffix}"] = f"{stats.format_count(reached)}{untested}"
             rows.append(row)
     title = f"Test accuracy in % at each level, n = {len(grids[0].cell.seeds)}"
     return Table.from_dicts("levels", title, rows)

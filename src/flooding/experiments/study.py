@@ -14,7 +14,6 @@ from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from flooding.report.claims import Claim, Judgement, Sentences, judge, split_by_verdict  # noqa: F401
 from flooding.report.level_figures import LevelCurve
 from flooding.report.stats import Difference, format_mean_sd, paired
 from flooding.training.problem import Problem
@@ -138,12 +137,6 @@ def format_percent_range(fractions: Sequence[float]) -> str:
 def format_levels(levels: Iterable[float]) -> str:
     """List levels for a sentence, such as ``0, 0.25``."""
     return ", ".join(f"{level:g}" for level in levels)
-
-
-def count_of(flags: Iterable[bool]) -> str:
-    """Count how many of several things are true, such as ``3 of 4``."""
-    flags = list(flags)
-    return f"{sum(flags)} of {len(flags)}"
 
 
 @dataclass(frozen=True)
