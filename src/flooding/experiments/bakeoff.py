@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -186,14 +187,16 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
                 settings[method] = competitor.settings(problem, classes)
         for seed in seeds:
             searches += [(method, name, seed, own) for method, own in settings.items() if own]
-    runs = [setting.run(seed) for _, _, seed, settings in searches for setting in settings]
+    runs: list[Run] = []
+    for _, _, seed, settings in searches:
+        runs += [setting.run(seed) for setting in settings]
     records = list((yield runs))
     rest, picks = iter(records), {}
     for method, name, seed, settings in searches:
         trained = [(setting, next(rest)) for setting in settings]
         picks[method, name, seed] = _pick(METHODS[method].at, trained)
     # Flooding: the finder's level, and a full training at it.
-    places = [(name, seed) for name in by_name for seed in seeds]
+    places = list(product(by_name, seeds))
     finders = []
     for name, seed in places:
         finders.append(finder(by_name[name][0], budget=BUDGET - 1, seeds=[seed]))
@@ -204,9 +207,11 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
         label = "none" if answer.level is None else f"b {answer.level:g}"
         for method in ("flooding", "flooding + early stopping"):
             picks[method, name, seed] = Pick(record, METHODS[method].at, label, (record,))
-    names, first = list(by_name), seeds[0]
-    methods = [m for m in METHODS if all((m, name, first) in picks for name in names)]
-    return make_report(Results(picks, methods, names, list(seeds)), records)
+    methods = list(METHODS)
+    for method, name in product(METHODS, by_name):
+        if (method, name, seeds[0]) not in picks and method in methods:
+            methods.remove(method)  # it has no settings on this problem
+    return make_report(Results(picks, methods, list(by_name), list(seeds)), records)
 
 
 def _pick(at: study.Epoch, trained: Sequence[tuple[Setting, Record]]) -> Pick:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -64,7 +65,7 @@ class Results(NamedTuple):
     @property
     def places(self) -> list[tuple[str, int]]:
         """Every problem with every seed."""
-        return [(name, seed) for name in self.names for seed in self.seeds]
+        return list(product(self.names, self.seeds))
 
     def of(self, method: str) -> list[Pick]:
         """Give the picks of a method on all places."""
@@ -82,8 +83,8 @@ class Results(NamedTuple):
     def gain(self, method: str, rival: str) -> Difference:
         """Compare accuracies over problems, each averaged over seeds, or over seeds of one."""
         axis = 1 if len(self.names) > 1 else 0
-        a, b = (self.values(m, "accuracy").mean(axis).tolist() for m in (method, rival))
-        return stats.paired(a, b)
+        a = self.values(method, "accuracy").mean(axis).tolist()
+        return stats.paired(a, self.values(rival, "accuracy").mean(axis).tolist())
 
     def gains(self, method: str, rivals: Sequence[str]) -> _Gains:
         """Compare a method with several others, p after Holm's correction."""
@@ -133,9 +134,12 @@ def _overall(results: Results) -> Table:
     ranks, rivals = results.ranks, ("plain", "early stopping")
     gains: dict[str, _Gains] = {}
     for rival in rivals:
-        differences = [results.gain(method, rival) for method in results.methods]
-        # The rival itself, and what equals it, is not tested.
-        ps = [math.nan if gain.sd == 0 else gain.p for gain in differences]
+        differences, ps = [], []
+        for method in results.methods:
+            gain = results.gain(method, rival)
+            differences.append(gain)
+            # The rival itself, and what equals it, is not tested.
+            ps.append(math.nan if gain.sd == 0 else gain.p)
         pairs = zip(differences, stats.holm(ps), strict=True)
         gains[rival] = dict(zip(results.methods, pairs, strict=True))
     rows = []
@@ -154,10 +158,8 @@ def _overall(results: Results) -> Table:
         }
         for title, metric in titles.items():
             row[title] = f"{results.values(method, metric).mean():.3f}"
-        test, train = (
-            np.array([pick.metric(f"{split}_loss") for pick in picks])
-            for split in ("test", "train")
-        )
+        test = np.array([pick.metric("test_loss") for pick in picks])
+        train = np.array([pick.metric("train_loss") for pick in picks])
         row["test loss"] = f"{test.mean():.3f}"
         row["gap"] = "–" if method in _OTHER_LOSS else f"{(test - train).mean():.3f}"
         row["training loss"] = f"{train.mean():.3f}"
@@ -208,7 +210,8 @@ def _with_plain(results: Results) -> Table:
         accuracies, num_plain = [], 0
         for pick, plain in zip(results.of(method), results.of("plain"), strict=True):
             problem = run_of(pick.record).problem
-            own, other = (validation_key(p.record.metrics, problem, "last.") for p in (pick, plain))
+            own = validation_key(pick.record.metrics, problem, "last.")
+            other = validation_key(plain.record.metrics, problem, "last.")
             accuracies.append((pick if own >= other else plain).test_metric("accuracy"))
             num_plain += own < other
         means = np.reshape(accuracies, shape).mean(1).tolist()

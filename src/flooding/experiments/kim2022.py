@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ class Plan:
         ways = [(self.problem, level or None) for level in self.forward]
         ways += [(self.problem, Delayed(level, self.until_loss)) for level in self.backward]
         ways += [(longer, None), (longer, Heuristic(until_loss=self.until_loss))]
-        return [Run(problem, level, seed=seed) for problem, level in ways for seed in self.seeds]
+        return [Run(*way, seed=seed) for way, seed in product(ways, self.seeds)]
 
     @property
     def policy_seeds(self) -> tuple[int, ...]:

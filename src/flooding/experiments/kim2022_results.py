@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -72,7 +73,10 @@ class Row:
     @property
     def epochs(self) -> list[int]:
         """Epochs of all trainings of a search."""
-        return [sum(run_of(record).epochs for record in records) for records in self.searched]
+        epochs = []
+        for records in self.searched:
+            epochs.append(sum(run_of(record).epochs for record in records))
+        return epochs
 
     @property
     def seconds(self) -> list[float]:
@@ -130,7 +134,7 @@ class Results:
     @property
     def all_backward(self) -> list[Record]:
         """Backward flooding at all levels."""
-        return [record for records in self.backward.values() for record in records]
+        return list(chain.from_iterable(self.backward.values()))
 
     @property
     def max_epochs(self) -> int:
@@ -200,7 +204,7 @@ def published_table(results: Results) -> Table:
     """Tabulate every way beside what the source printed and what its logs say."""
     rows = []
     for name, row in results.rows.items():
-        begun = starts(record for records in row.searched for record in records)
+        begun = starts(chain.from_iterable(row.searched))
         clean = metric_values(row.records, "test_accuracy_clean", 100.0, row.at)
         cells: dict[str, object] = {
             "way": name,

@@ -168,8 +168,10 @@ def lines_in_pairs(
         panels = figure.subplots(1, len(columns), squeeze=False)[0]
         for axes, pairs in zip(panels, columns, strict=True):
             for label, colour, records in pairs.groups:
-                values = [[record.metrics[name] for name in names] for record in records]
-                draw_band(axes, np.array(steps), np.array(values), color=colour, label=label)
+                values = np.empty((len(records), len(names)))
+                for index, record in enumerate(records):
+                    values[index] = [record.metrics[name] for name in names]
+                draw_band(axes, np.array(steps), values, color=colour, label=label)
             axes.axhline(pairs.level, color="0.6", ls=":", label="level")
             axes.set(title=pairs.title, xlabel="Step along the direction")
         panels[0].set_ylabel("Training loss (nats)")
