@@ -34,9 +34,9 @@ import typer
 from flooding import cli
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import demo, ishida2020, synthetic_cells
-from flooding.training.archive import pack
 from flooding.models import mlp
 from flooding.testing import fake_record
+from flooding.training.archive import pack
 from flooding.training.problem import Problem
 from flooding.training.run import Run
 

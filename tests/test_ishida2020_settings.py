@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from flooding.training.archive import run_id
 from flooding.experiments.ishida2020_settings import one_logit, start, variants
 from flooding.experiments.synthetic_cells import synthetic_cell
 from flooding.level_search.base import run_generator
+from flooding.training.archive import run_id
 from flooding.training.record import Record
 
 PAPER = synthetic_cell("two-gaussians", 0.05).problem

@@ -67,6 +67,7 @@ def compare_levels(
     Returns:
         The report.
     """
+    # First everything that can be asked at once, then what the finder asks for step by step.
     records = yield study.all_runs(cells)
     grids = study.level_grids(cells, records)
     comparisons = study.COMPARISONS
@@ -77,6 +78,7 @@ def compare_levels(
         for result in searches:
             records = [*records, *result.records]
         records = [*records, *picks]
+        # Everything that was trained is counted, also what the finder dropped.
         cost = np.mean([result.cost.steps for result in searches])
         about = (
             f"{about} The finder spends {cost:.1f} trainings on its level, and one more where that "
@@ -136,6 +138,7 @@ def _compare(grids: Sequence[LevelGrid], comparison: study.Comparison) -> Table:
     gains = [grid.gain(row, against) for grid in grids]
     lines = []
     for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
+        # A level that was never reached says nothing about flooding.
         if gain is None:
             plain = stats.format_mean_sd(grid.values(against, "test_accuracy", 100.0))
             lines.append([grid.cell.title, plain, _untested(row, against), *["–"] * 4])
@@ -223,6 +226,7 @@ def _sentences(grids: Sequence[LevelGrid], comparisons: Sequence[study.Compariso
             sentence = f"{start}{who} {stats.describe_difference(gain, p)} points, n = {gain.n}"
             if others := len(grid.records) - gain.n:
                 sentence += f" ({stats.pluralize(others, 'seed')} {_untested(row, against)})"
+            # A claim of the paper must be shown; otherwise flooding must not be shown to lose.
             wins, loses = p < 0.05 and gain.mean > 0, p < 0.05 and gain.mean < 0
             holds = wins if name in _CLAIMED else not loses
             sentences.add(holds, f"{sentence}, p {stats.format_p(p)}.")

@@ -94,6 +94,7 @@ def _report(
     for name, by_cell in results.items():
         accuracies[name] = [study.metric_values(some, "test_accuracy", 100.0) for some in by_cell]
     base, *others = accuracies
+    # Each variant against our own table, cell by cell; all differences are tested together.
     gains: dict[tuple[str, int], stats.Difference] = {}
     for name in others:
         for index in range(len(cells)):

@@ -229,6 +229,7 @@ def _tested_levels(grid: LevelGrid) -> list[float]:
 
 def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> None:
     """Judge whether the levels that work keep to what labels and losses say."""
+    # Only levels that every seed reached, divided by what is said about them.
     levels, limit = _tested_levels(grid), advice.irreducible_loss
     low = advice.estimates["0.7 x lowest validation loss"].low
     below = [level for level in levels if level <= limit]
@@ -245,6 +246,7 @@ def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> Non
     ]
     claims = []
     for text, a, b, at in comparisons:
+        # A group may be empty, such as that of levels above the irreducible loss.
         if a and b:
             claims += _claims(text, _pick_levels(grid, a), _pick_levels(grid, b), at)
     for judgement in judge(claims):

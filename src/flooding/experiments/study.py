@@ -208,6 +208,7 @@ class LevelGrid(Generic[CellT]):
         if row == "finder":
             return self.finder[index]
         at = row_epoch(row)
+        # The level 0 comes first.
         plain, *candidates = self.records[index]
         if row.startswith("plain"):
             candidates = [plain]
@@ -273,6 +274,7 @@ def level_grids(
 ) -> list[LevelGrid[CellT]]:
     """Deal Records, in the order of :func:`all_runs`, to the cells that asked for them."""
     grids, start = [], 0
+    # The Records of a cell follow each other, seeds first.
     for cell in cells:
         size = len(cell.seeds) * len(cell.levels)
         rows = chunk(records[start : start + size], len(cell.levels))
