@@ -158,7 +158,9 @@ def _plain_and_flooded(records: Sequence[Record]) -> tuple[list[Record], list[Re
     """Give the trainings that are compared, a seed each."""
     rows = summary(records)
     plain, flooded = rows["plain training"], rows["flooding"]
-    return [record for record, _ in plain], [record for record, _ in flooded]
+    # Without the epochs: the figures show all of them.
+    plain_records = [record for record, _ in plain]
+    return plain_records, [record for record, _ in flooded]
 
 
 def boundary(x1: np.ndarray, x2: np.ndarray) -> np.ndarray:

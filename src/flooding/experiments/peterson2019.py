@@ -261,7 +261,8 @@ def _pick_levels(grid: LevelGrid, levels: Sequence[float]) -> list[Record]:
 
 def _claims(text: str, a: Sequence[Record], b: Sequence[Record], at: Epoch) -> list[Claim]:
     """Claim that trainings, at their last epoch, are better than others of the same seeds."""
-    levels, others = (study.format_levels(r.level or 0.0 for r in side) for side in (a, b))
+    levels = study.format_levels(record.level or 0.0 for record in a)
+    others = study.format_levels(record.level or 0.0 for record in b)
     detail = f"; chosen {levels} against {others}"
     accuracy = paired(_accuracies(a), _accuracies(b, at))
     saved = study.metric_values(a, "test_nll", -1.0)

@@ -180,13 +180,15 @@ def pack(
     metrics = np.full((len(records), len(names)), np.nan)
     for row, record in zip(metrics, records, strict=True):
         row[:] = [record.metrics.get(name, np.nan) for name in names]
+    seconds = [record.metadata.get("seconds", np.nan) for record in records]
+    machines = [str(record.metadata.get("on", on)) for record in records]
     arrays = {
         "runs": np.array(list(by_id)),
         "finals_names": np.array(names, dtype=str),
         "finals": metrics,
-        "seconds": np.array([r.metadata.get("seconds", np.nan) for r in records], np.float32),
+        "seconds": np.array(seconds, np.float32),
         "seeds": np.array([run.seed for run in runs]),
-        "on": np.array([str(record.metadata.get("on", on)) for record in records]),
+        "on": np.array(machines),
     }
     # Curves lie one after the other, each kind with the positions at which they end.
     exact = [is_exact is not None and is_exact(run) for run in runs]
