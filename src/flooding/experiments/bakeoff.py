@@ -193,16 +193,16 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
     records = list((yield runs))
     rest, picks = iter(records), {}
     for method, name, seed, settings in searches:
-        trained = [(setting, next(rest)) for setting in settings]
-        picks[method, name, seed] = _pick(METHODS[method].at, trained)
+        candidates = [(setting, next(rest)) for setting in settings]
+        picks[method, name, seed] = _pick(METHODS[method].at, candidates)
     # Flooding: the finder's level, and a full training at it.
-    places = list(product(by_name, seeds))
+    cases = list(product(by_name, seeds))
     finders = []
-    for name, seed in places:
+    for name, seed in cases:
         finders.append(finder(by_name[name][0], budget=BUDGET - 1, seeds=[seed]))
     answers = yield from run_concurrently(finders)
     flooded = yield [answer.run for answer in answers]
-    for (name, seed), answer, record in zip(places, answers, flooded, strict=True):
+    for (name, seed), answer, record in zip(cases, answers, flooded, strict=True):
         records += [*answer.records, record]
         label = "none" if answer.level is None else f"b {answer.level:g}"
         for method in ("flooding", "flooding + early stopping"):
@@ -214,13 +214,13 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
     return make_report(Results(picks, methods, list(by_name), list(seeds)), records)
 
 
-def _pick(at: study.Epoch, trained: Sequence[tuple[Setting, Record]]) -> Pick:
+def _pick(at: study.Epoch, candidates: Sequence[tuple[Setting, Record]]) -> Pick:
     """Pick a setting by its validation result; the first of equals."""
     keys = []
-    for setting, record in trained:
+    for setting, record in candidates:
         keys.append(validation_key(record.metrics, setting.problem, f"{at}."))
-    setting, record = trained[keys.index(max(keys))]
-    return Pick(record, at, setting.label, tuple(record for _, record in trained))
+    setting, record = candidates[keys.index(max(keys))]
+    return Pick(record, at, setting.label, tuple(record for _, record in candidates))
 
 
 def is_exact(run: Run) -> bool:

@@ -63,13 +63,13 @@ class Results(NamedTuple):
     seeds: list[int]
 
     @property
-    def places(self) -> list[tuple[str, int]]:
+    def cases(self) -> list[tuple[str, int]]:
         """Every problem with every seed."""
         return list(product(self.names, self.seeds))
 
     def of(self, method: str) -> list[Pick]:
-        """Give the picks of a method on all places."""
-        return [self.picks[method, name, seed] for name, seed in self.places]
+        """Give the picks of a method in all cases."""
+        return [self.picks[method, name, seed] for name, seed in self.cases]
 
     def on(self, name: str) -> Results:
         """Give the results on one problem."""
@@ -260,14 +260,15 @@ def _held_loss(results: Results) -> Table:
     rows = []
     for method in ("flooding", "weight decay", "dropout", "label smoothing"):
         misses, bands = [], []
-        for place in results.places:
-            level = results.picks["flooding", *place].record.level or 0.0
-            pick = results.picks.get((method, *place))
+        for case in results.cases:
+            level = results.picks["flooding", *case].record.level or 0.0
+            pick = results.picks.get((method, *case))
             if level > 0 and pick is not None:
                 # The setting whose loss comes nearest.
-                ends = np.array([float(np.mean(_late_losses(record))) for record in pick.tried])
-                nearest = int(np.abs(ends - level).argmin())
-                misses.append(abs(ends[nearest] - level) / level)
+                ends = [float(np.mean(_late_losses(record))) for record in pick.tried]
+                distances = [abs(end - level) for end in ends]
+                nearest = distances.index(min(distances))
+                misses.append(distances[nearest] / level)
                 bands.append(late_band(pick.tried[nearest]) / level)
         if misses:
             rows.append([

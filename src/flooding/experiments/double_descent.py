@@ -48,7 +48,7 @@ def plan(quick: bool = False) -> dict[str, list[Condition]]:
     if quick:
         tasks, sizes = ["two-gaussians"], ((0.0, 0.15), (0, 1), 100)
         subsets = [(), ("weight decay",)]
-    cells = [synthetic_cell(*place, *sizes) for place in product(tasks, NOISES)]
+    cells = [synthetic_cell(task, noise, *sizes) for task, noise in product(tasks, NOISES)]
     seeds, max_epochs = cells[0].seeds, 40 if quick else 200
     return {
         "synthetic": [_synthetic(cell) for cell in cells],

@@ -77,7 +77,8 @@ def _descents(record: Record, measure: Measure) -> Descents:
 def _flooded_percent(record: Record) -> float:
     """Compute the percentage of flooded steps from the first epoch that has one."""
     curve = _rounded(record, "flooded")
-    return 100 * float(np.nanmean(curve[(curve > 0).argmax() :]))
+    is_flooded = curve > 0
+    return 100 * float(np.nanmean(curve[is_flooded.argmax() :])) if is_flooded.any() else 0.0
 
 
 def count_lasting(descents: Sequence[Descents]) -> int:

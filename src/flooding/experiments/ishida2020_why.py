@@ -10,10 +10,11 @@ of the loss after the first ten seeds of 500; the rest was written before any tr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -154,7 +155,7 @@ class _Explanation(NamedTuple):
     unit: str
     test: Callable[[PairedRecords], _Outcome]
     # The seeds in which the level was reached, all, or plain training alone, once a task.
-    seeds: str = "reached"
+    seeds: Literal["reached", "all", "plain"] = "reached"
 
 
 def _flooded_percent(record: Record) -> float:
@@ -171,6 +172,11 @@ def _reached(pairs: PairedRecords) -> PairedRecords:
             plain.append(a)
             flooded.append(b)
     return pairs._replace(plain=plain, flooded=flooded)
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    """Leave out trainings that diverged."""
+    return [value for value in values if math.isfinite(value)]
 
 
 def _medians(pairs: PairedRecords, name: str) -> str:
@@ -216,7 +222,7 @@ def _range_note(losses: Sequence[np.ndarray]) -> str:
 
 def _mean_loss(pairs: PairedRecords) -> _Outcome:
     losses = _late_losses(pairs)
-    return [0.1 - abs(loss.mean() - 1) for loss in losses], _range_note(losses)
+    return _finite([0.1 - abs(loss.mean() - 1) for loss in losses]), _range_note(losses)
 
 
 def _band(pairs: PairedRecords) -> _Outcome:
@@ -234,7 +240,7 @@ def _random_walk(pairs: PairedRecords) -> _Outcome:
     exponents = [_exponent(record) for record in pairs.flooded]
     plain = format_mean_sd([_exponent(record) for record in pairs.plain], 2)
     note = f"exponents {format_mean_sd(exponents, 2)}, without flooding {plain}"
-    return [0.5 - abs(exponent - 1) for exponent in exponents], note
+    return _finite([0.5 - abs(exponent - 1) for exponent in exponents]), note
 
 
 def _exponent(record: Record) -> float:
@@ -250,7 +256,7 @@ def _exponent(record: Record) -> float:
 def _memory(pairs: PairedRecords) -> _Outcome:
     flooded = metric_values(pairs.flooded, "memorised", 100.0)
     plain = format_mean_sd(metric_values(pairs.plain, "memorised", 100.0))
-    return list(np.subtract(flooded, 50.0)), f"without flooding {plain} %"
+    return _finite(np.subtract(flooded, 50.0)), f"without flooding {plain} %"
 
 
 def _growing_confidence(pairs: PairedRecords) -> _Outcome:
@@ -261,8 +267,9 @@ def _growing_confidence(pairs: PairedRecords) -> _Outcome:
         is_fitted = record.curves["train_accuracy"][1:] >= 1 - 1e-6
         if is_fitted.any():
             first = is_fitted.argmax() + 1
-            known = curve[first:][np.isfinite(curve[first:])]
-            growth.append(float(curve[-1] - known[0]))
+            measured = curve[first:][np.isfinite(curve[first:])]
+            growth.append(float(curve[-1] - measured[0]))
+    growth = _finite(growth)
     return growth, f"{len(growth)} of {len(pairs.plain)} fitted all labels"
 
 

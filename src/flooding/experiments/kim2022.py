@@ -324,7 +324,7 @@ def _stopped_minus_flooded(
 
 def _doubt(gain: Difference) -> tuple[float, float]:
     """Give the one-sided p that a gain is not above 0, then the size of the loss."""
-    if math.isnan(gain.p):  # a single pair is taken at its word
+    if math.isnan(gain.p):  # of a single pair
         return float(gain.mean <= 0), -gain.mean
     return gain.p / 2 if gain.mean > 0 else 1 - gain.p / 2, -gain.mean
 
