@@ -10,10 +10,10 @@ import torch
 
 from flooding import Run, run_all
 from flooding.experiments import bakeoff
-from flooding.experiments.bakeoff_report import late_band
 from flooding.level_search.base import run_generator
 from flooding.methods import SAM, GradientPenalty, IFlood, SoftAD
 from flooding.models import mlp
+from flooding.report.method_comparison import late_band
 from flooding.report.rank_figures import equal_groups
 from flooding.testing import fake_record
 from flooding.training.archive import Archive, pack

@@ -20,12 +20,12 @@ from torch.nn.functional import cross_entropy
 
 from flooding.adaflood import AdaFlood
 from flooding.experiments import Experiment, Study, study
-from flooding.experiments.bakeoff_report import BUDGET, Pick, Results, make_report
 from flooding.experiments.synthetic_cells import cells, synthetic_cell
 from flooding.level_search.base import run_concurrently
 from flooding.level_search.finder import finder
 from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, Method, SoftAD
 from flooding.models import mlp
+from flooding.report.method_comparison import BUDGET, Pick, Results, make_report
 from flooding.tasks import adamw, real
 from flooding.training.problem import Problem
 from flooding.training.record import Record, validation_key

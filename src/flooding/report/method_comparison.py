@@ -1,4 +1,4 @@
-"""Tables, sentences and the figure of the bake-off."""
+"""A comparison of methods on several problems: tables, sentences and the figure of ranks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from flooding.experiments.study import Epoch, run_of
 from flooding.report import stats
 from flooding.report.document import Report, Table
 from flooding.report.provenance import describe_provenance
@@ -39,7 +38,7 @@ class Pick(NamedTuple):
     """What validation picked for a method on a problem with a seed."""
 
     record: Record
-    at: Epoch  # at which it is judged
+    at: Literal["best", "last"]  # the epoch it is judged at
     setting: str
     tried: tuple[Record, ...]  # the trainings of all settings
 
@@ -209,7 +208,7 @@ def _with_plain(results: Results) -> Table:
             continue
         accuracies, num_plain = [], 0
         for pick, plain in zip(results.of(method), results.of("plain"), strict=True):
-            problem = run_of(pick.record).problem
+            problem = pick.record.run and pick.record.run.problem
             own = validation_key(pick.record.metrics, problem, "last.")
             other = validation_key(plain.record.metrics, problem, "last.")
             accuracies.append((pick if own >= other else plain).test_metric("accuracy"))
