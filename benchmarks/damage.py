@@ -42,8 +42,8 @@ import torch
 
 from flooding import Problem, Run, run_all, train
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments import machine
-from flooding.experiments.archive import Archive, pack
+from flooding.report.provenance import machine
+from flooding.training.archive import Archive, pack
 from flooding.models import mlp
 from flooding.training.checkpoints import INTERVAL, Checkpoints, state_digest
 from flooding.training.ledger import Ledger

@@ -33,10 +33,10 @@ import typer
 
 from flooding import cli
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments import demo, ishida2020
-from flooding.experiments.archive import pack
+from flooding.experiments import demo, ishida2020, synthetic_cells
 from flooding.models import mlp
 from flooding.testing import fake_record
+from flooding.training.archive import pack
 from flooding.training.problem import Problem
 from flooding.training.run import Run
 
@@ -256,20 +256,13 @@ def shorten_plans():
             for t, p in zip(plan(True), tiny, strict=True)
         ]
 
-    class Tiny(ishida2020.Cell):
-        @property
-        def problem(self):
-            return replace(
-                super().problem,
-                model=partial(mlp, ishida2020.TASKS[self.task][1], 2, width=4, depth=1),
-            )
-
     demo.plan = tasks
-    cells = [
-        Tiny(task, noise, (0.0, 0.3), (0, 1), 2)
-        for task in ishida2020.TASKS
-        for noise in ishida2020.NOISES
-    ]
+    cells = []
+    for task, (_, inputs) in synthetic_cells.TASKS.items():
+        model = partial(mlp, inputs, 2, width=4, depth=1)
+        for noise in synthetic_cells.NOISES:
+            cell = synthetic_cells.synthetic_cell(task, noise, (0.0, 0.3), (0, 1), 2)
+            cells.append(replace(cell, problem=replace(cell.problem, model=model)))
     ishida2020.cells = lambda *_: cells
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flooding import Problem, Run, train
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments import machine
+from flooding.report.provenance import machine
 from flooding.models import mlp
 from flooding.training.ledger import Ledger
 from flooding.training.ledger_rows import INSERT, row_digest, to_row

@@ -30,8 +30,8 @@ import numpy as np
 from scipy import stats
 
 from flooding import Run, run_all
-from flooding.experiments import machine
-from flooding.experiments.archive import Archive, pack
+from flooding.report.provenance import machine
+from flooding.training.archive import Archive, pack
 from flooding.experiments.ishida2020 import LEVELS, TASKS
 from flooding.experiments.ishida2020 import cells as synthetic_cells
 from flooding.level_search.accordance import accordance
@@ -401,7 +401,7 @@ def grids_of(name, seeds):
     else:
         records = run_all(runs, ledger=LEDGER)
         names = ("train_loss", "val_accuracy", "val_loss")
-        pack(archive, records, names, machine(), exact=lambda _: True)
+        pack(archive, records, names, machine(), is_exact=lambda _: True)
     remaining, grids = iter(records), {}
     for problem in REAL:
         for seed in seeds:

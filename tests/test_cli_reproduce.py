@@ -9,10 +9,12 @@ from functools import partial
 import pytest
 from typer.testing import CliRunner
 
-from flooding import cli, experiments
-from flooding.experiments import ishida2020
-from flooding.experiments.ishida2020 import TASKS
+from flooding import cli
+from flooding.entries import EXPERIMENTS
+from flooding.experiments import Experiment, ishida2020
+from flooding.experiments.synthetic_cells import NOISES, TASKS, synthetic_cell
 from flooding.models import mlp
+from flooding.training.estimate import estimate
 from flooding.training.problem import PeriodicMetric
 from flooding.training.run import Run
 from small import small
@@ -35,27 +37,24 @@ def call(*words, code=0):
 @pytest.fixture
 def _tiny(monkeypatch):
     """A plan of two levels, two seeds and two epochs, of a small network."""
-
-    class Tiny(ishida2020.Cell):
-        @property
-        def problem(self):
-            return replace(
-                super().problem, model=partial(mlp, TASKS[self.task][1], 2, width=8, depth=1)
-            )
-
-    plan = [
-        Tiny(task, noise, (0.0, 0.3), (0, 1), 2) for task in TASKS for noise in ishida2020.NOISES
-    ]
+    plan = []
+    for task, (_, inputs) in TASKS.items():
+        model = partial(mlp, inputs, 2, width=8, depth=1)
+        for noise in NOISES:
+            cell = synthetic_cell(task, noise, (0.0, 0.3), (0, 1), 2)
+            plan.append(replace(cell, problem=replace(cell.problem, model=model)))
     monkeypatch.setattr(ishida2020, "cells", lambda quick=False: plan)
 
 
 def test_list_names_every_experiment_and_each_is_one():
     told = call("reproduce", "--list").output
-    for name in experiments.NAMES:
-        assert f"{name}: " in told
-        module = experiments.find(name)
-        assert callable(module.experiment)
-        assert module.CURVES
+    for entry in EXPERIMENTS:
+        assert f"{entry.name}: " in told
+        experiment = entry.load()
+        assert isinstance(experiment, Experiment)
+        assert experiment.name == entry.name
+        assert callable(experiment.start)
+        assert experiment.curves
 
 
 @pytest.mark.usefixtures("_tiny")
@@ -78,6 +77,33 @@ def test_an_experiment_is_estimated_trained_written_looked_up_and_drawn_again(tm
     }
 
 
+OWN_EXPERIMENT = """
+from flooding import Run
+from flooding.experiments import Experiment
+from flooding.report.document import Report
+from small import small
+
+def start(quick, seeds):
+    records = yield [Run(small(max_epochs=2), 0.1, seed=seed) for seed in seeds or (0, 1)]
+    epochs = sum(len(record.curves["train_loss"]) for record in records)
+    return Report("Mine", "About.", (), (f"{epochs} epochs, quick: {quick}.",))
+
+EXPERIMENT = Experiment("mine", start, ("train_loss",))
+"""
+
+
+def test_an_experiment_of_ones_own_is_named_by_module_and_object(tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").write_text(OWN_EXPERIMENT)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("reproduce", "my_module:EXPERIMENT", "--quick", "--workers", "0")
+    told = call(*words, "--out", "first")
+    assert "6 epochs, quick: True." in told.stdout
+    assert (tmp_path / "first" / "mine.md").read_text().startswith("# Mine")
+    told = call(*words, "--from", "first/mine.npz", "--out", "second")
+    assert " for " not in told.stderr, "everything is in the archive"
+    assert "6 epochs, quick: True." in told.stdout
+
+
 def test_an_estimate_counts_what_is_measured_now_and_then():
     asked = []
 
@@ -92,7 +118,7 @@ def test_an_estimate_counts_what_is_measured_now_and_then():
         for name in "abc"
     ]
     # A sleep is at least as long as it says: at epochs 0, 4, 8 and 10 of each of the three.
-    assert experiments.estimate([Run(problem) for problem in watched], 2) >= 3 * 4 * 0.05 / 2
+    assert estimate([Run(problem) for problem in watched], 2) >= 3 * 4 * 0.05 / 2
     assert asked == ["a", "a"], "the others differ in their watch alone"
 
 
@@ -106,7 +132,7 @@ def test_an_archive_is_continued_without_its_ledger(tmp_path):
         "reproduce", "ishida2020", "--from", archive, "--more", "--out", "second", "--workers", "0"
     )
     assert " for 18 trainings" in told.stderr, "one of two seeds was in the archive"
-    call("reproduce", "ishida2020", "--fresh", "--out", "whole", "--workers", "0")
+    call("reproduce", "ishida2020", "--overwrite", "--out", "whole", "--workers", "0")
     tables = [
         (tmp_path / folder / "ishida2020-clean.csv").read_text()
         for folder in ("second", "whole", "first")
@@ -158,6 +184,8 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
     [
         (["reproduce"], "needs an experiment: ishida2020"),
         (["reproduce", "nothing"], "must be one of ishida2020"),
+        (["reproduce", "nowhere:EXPERIMENT"], "must be module:object, got nowhere:EXPERIMENT"),
+        (["reproduce", "math:pi"], "must be a flooding.experiments.Experiment, got float"),
         (["reproduce", "bakeoff", "--more"], "Name it: --from NAME.npz"),
         (["reproduce", "ishida2020", "--from", "."], "which has none"),
         (["reproduce", "bakeoff", "--from", "nowhere.npz"], "must be a file of flooding reproduce"),
@@ -169,8 +197,8 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
 )
 def test_bad_input_ends_with_a_sentence(words, message, tmp_path, monkeypatch, capsys):
     from flooding import Run
-    from flooding.experiments.archive import pack
     from flooding.testing import fake_record
+    from flooding.training.archive import pack
 
     pack(tmp_path / "mine.npz", [fake_record(Run(small(), 0.1))], ("train_loss",), "here")
     rows = "\n".join(f"{n / 7},{n * n / 11}" for n in range(60))

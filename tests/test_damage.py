@@ -26,7 +26,7 @@ import torch
 from flooding import Problem, Run, npz, run_all, train
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import ishida2020
-from flooding.experiments.archive import Archive, pack
+from flooding.training.archive import Archive, pack
 from flooding.models import mlp
 from flooding.testing import fake_record
 from flooding.training.checkpoints import Checkpoints

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from flooding.experiments.archive import run_id
-from flooding.experiments.ishida2020 import Cell
-from flooding.experiments.ishida2020_settings import VARIANTS, experiment, one_logit
+from flooding.experiments.ishida2020_settings import one_logit, start, variants
+from flooding.experiments.synthetic_cells import synthetic_cell
 from flooding.level_search.driver import run_generator
+from flooding.training.archive import run_id
 from flooding.training.record import Record
 
-PAPER = Cell("two-gaussians", 0.05).problem
+PAPER = synthetic_cell("two-gaussians", 0.05).problem
 
 
 def test_one_logit_has_the_logistic_loss():
@@ -37,7 +37,7 @@ def test_one_logit_has_the_logistic_loss():
     ],
 )
 def test_a_variant_changes_what_it_says_and_nothing_else(name, fields):
-    changed = VARIANTS[name](PAPER)
+    changed = variants(PAPER)[name]
     assert {
         f for f in vars(PAPER) if repr(getattr(PAPER, f)) != repr(getattr(changed, f))
     } == fields
@@ -47,7 +47,7 @@ def test_a_variant_changes_what_it_says_and_nothing_else(name, fields):
 
 
 def test_the_reproductions_setting_keeps_the_noise():
-    splits = VARIANTS["the reproduction's"](PAPER).splits(0)
+    splits = variants(PAPER)["the reproduction's"].splits(0)
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [1000, 100, 20_000]
     assert int((splits.train.y != splits.train.clean).sum()) == 50
 
@@ -65,7 +65,7 @@ def test_words_follow_the_numbers():
         batches = run.problem.batch_size == 20
         return paper + (0.001 if batches else -0.02) + 0.002 * run.seed
 
-    report, records = run_generator(experiment(seeds=[0, 1]), partial(answer, worth=worth))
+    report, records = run_generator(start(seeds=[0, 1]), partial(answer, worth=worth))
     assert len({run_id(record.run) for record in records}) == 6 * 3 * 2
     assert len(report.failures) == 5
     assert report.failures[0].startswith(

@@ -5,9 +5,10 @@ side by side.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,10 +26,12 @@ from flooding.cli._shown import (
     progress,
     writable,
 )
+from flooding.entries import EXPERIMENTS, Entry, find_entry, names
 
 if TYPE_CHECKING:
-    from flooding.experiments import Experiment
+    from flooding.experiments import Experiment, Study
     from flooding.report.document import Report
+    from flooding.training.archive import Source
     from flooding.training.record import Record
     from flooding.training.run import Run
 
@@ -65,47 +68,50 @@ def reproduce(
     """Run an experiment again, from the ledger where it has been run, and write tables and
     figures.
     """
-    from flooding import experiments
-
     if list_:
-        for known, about in experiments.NAMES.items():
-            console.print_line(f"{known}: {about}")
+        for entry in EXPERIMENTS:
+            console.print_line(f"{entry.name}: {entry.summary}")
         return
     check_numbers(seeds=seeds, workers=workers)
     if name is None:
         raise ValueError(
-            f"reproduce needs an experiment: {', '.join(experiments.NAMES)}. See --list."
+            f"reproduce needs an experiment: {', '.join(names(EXPERIMENTS))}. See --list."
         )
     if more and source is None:
         raise ValueError("--more adds to an archive. Name it: --from NAME.npz.")
-    module = experiments.find(name)
+    experiment = _load_experiment(name)
     writable(out)
     if source is None or more:
         check_ledger(ledger)
-    archive: Any = None
-    if source is not None:
-        from flooding.experiments.archive import Archive
-
-        archive = getattr(module, "load", Archive)(source)
+    archive = None if source is None else experiment.load(source)
     chosen = None if seeds is None else range(seeds)
     if archive is None or more:
-        _train(
-            partial(module.experiment, quick, chosen),
-            module,
-            out,
-            name,
-            ledger,
-            overwrite,
-            workers,
-            archive,
-        )
+        start = partial(experiment.start, quick, chosen)
+        _train(experiment, start, out, ledger, overwrite, workers, archive)
     else:
-        _write(
-            module.experiment(quick, archive.seeds if chosen is None else chosen),
-            archive,
-            out,
-            name,
+        study = experiment.start(quick, archive.seeds if chosen is None else chosen)
+        _write(study, archive, out, experiment.name)
+
+
+def _load_experiment(name: str) -> Experiment:
+    """Load an experiment by its name, or a user's own as ``module:object``."""
+    if ":" not in name:
+        return find_entry("experiment", name, EXPERIMENTS).load()
+    from flooding.experiments import Experiment
+
+    try:
+        experiment = Entry(name, name, "").load()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"an experiment of your own must be module:object, got {name}: {error}. Is the module "
+            "installed, or in PYTHONPATH?"
+        ) from None
+    if not isinstance(experiment, Experiment):
+        kind = type(experiment).__name__
+        raise ValueError(
+            f"{name} must be a flooding.experiments.Experiment, got {kind}. Make one of your study."
         )
+    return experiment
 
 
 def compare(
@@ -139,27 +145,28 @@ def compare(
         raise ValueError(
             f"compare needs classes, but the targets of {what} are numbers. Use flooding find."
         )
-    running = partial(bakeoff.compare, {what: (problem, classes)}, range(seeds))
-    _train(running, bakeoff, out, "compare", ledger, overwrite, workers)
+    start = partial(bakeoff.compare, {what: (problem, classes)}, range(seeds))
+    experiment = replace(bakeoff.EXPERIMENT, name="compare")
+    _train(experiment, start, out, ledger, overwrite, workers)
 
 
 def _train(
-    start: Callable[[], Experiment],
-    module: Any,
+    experiment: Experiment,
+    start: Callable[[], Study],
     out: Path,
-    name: str,
     ledger: Path | None,
     overwrite: bool,
     workers: int | None,
-    held: Any = None,
+    archive: Source | None = None,
 ) -> None:
     """Train what an experiment asks, say beforehand how long it will take, pack it, and report on
     what was packed.
     """
-    from flooding.experiments import estimate, machine
-    from flooding.experiments.archive import Archive, pack, with_fallback
     from flooding.level_search.driver import run_generator
+    from flooding.report.provenance import machine
+    from flooding.training.archive import Archive, pack, with_fallback
     from flooding.training.config import is_hashable
+    from flooding.training.estimate import estimate
     from flooding.training.runner import run_all
 
     with progress() as (on_start, on_row):
@@ -182,23 +189,23 @@ def _train(
                 on_row=on_row,
             )
 
-        report, records = run_generator(start(), ask if held is None else with_fallback(held, ask))
+        report, records = run_generator(
+            start(), ask if archive is None else with_fallback(archive, ask)
+        )
     if all(is_hashable(record.run) for record in records if record.run is not None):
         out.mkdir(parents=True, exist_ok=True)
-        exact = {"exact": module.exact} if hasattr(module, "exact") else {}
-        path = pack(out / f"{name}.npz", records, module.CURVES, machine(), **exact)
-        _write(start(), Archive(path), out, name, path)
+        path = out / f"{experiment.name}.npz"
+        pack(path, records, experiment.curves, machine(), experiment.is_exact)
+        _write(start(), Archive(path), out, experiment.name, path)
     else:
-        _show(report, out, name)
+        _show(report, out, experiment.name)
 
 
-def _write(
-    running: Experiment, archive: Callable[..., Any], out: Path, name: str, *more: Path
-) -> None:
+def _write(study: Study, archive: Source, out: Path, name: str, *more: Path) -> None:
     """Report on an archive, so that the same file always gives the same page."""
     from flooding.level_search.driver import run_generator
 
-    _show(run_generator(running, archive)[0], out, name, *more)
+    _show(run_generator(study, archive)[0], out, name, *more)
 
 
 def _show(report: Report, out: Path, name: str, *more: Path) -> None:

@@ -31,7 +31,7 @@ from flooding.level_search.plot_data import (
     with_curves,
 )
 from flooding.level_search.result import LevelEstimate, SearchResult
-from flooding.report.plots import PALETTE, drawn, level_colours, unique
+from flooding.report.figures import PALETTE, legend_entries, level_colours, new_figure
 from flooding.report.stats import pluralize
 from flooding.training.record import Record
 
@@ -93,7 +93,7 @@ def plot_search(result: SearchResult) -> Figure:
     by_epoch = with_curves(records, [train_loss]) + with_curves(records, measures)[:1]
     rows = _layout([_level_panel(m) for m in by_level], [_epoch_panel(m) for m in by_epoch])
 
-    with drawn(9.0, 9.0) as figure:
+    with new_figure(9.0, 9.0) as figure:
         panels = figure.subplot_mosaic(rows)  # type: ignore[arg-type]
         limits, colours = level_axis(result), _level_colours(records)
         for measure in by_level:
@@ -185,7 +185,7 @@ def _draw_legend(panels: dict[str, Axes], title: str | None) -> int:
     """Draw the legend of all panels in the panel "key" and count its names."""
     key = panels["key"]
     key.set_axis_off()
-    handles, names = unique([axes for name, axes in panels.items() if name != "key"])
+    handles, names = legend_entries([axes for name, axes in panels.items() if name != "key"])
     legend = key.legend(
         handles, names, loc="upper left", borderaxespad=0.0, title=title, alignment="left"
     )
