@@ -42,9 +42,9 @@ import torch
 
 from flooding import Problem, Run, run_all, train
 from flooding.data.synthetic import two_gaussians
+from flooding.models import mlp
 from flooding.report.provenance import machine
 from flooding.training.archive import Archive, pack
-from flooding.models import mlp
 from flooding.training.checkpoints import INTERVAL, Checkpoints, state_digest
 from flooding.training.ledger import Ledger
 from flooding.training.ledger_rows import row_digest

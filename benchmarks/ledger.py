@@ -19,8 +19,8 @@ from pathlib import Path
 
 from flooding import Problem, Run, train
 from flooding.data.synthetic import two_gaussians
-from flooding.report.provenance import machine
 from flooding.models import mlp
+from flooding.report.provenance import machine
 from flooding.training.ledger import Ledger
 from flooding.training.ledger_rows import INSERT, row_digest, to_row
 from flooding.training.sqlite_file import connect

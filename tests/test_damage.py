@@ -26,9 +26,9 @@ import torch
 from flooding import Problem, Run, npz, run_all, train
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import ishida2020
-from flooding.training.archive import Archive, pack
 from flooding.models import mlp
 from flooding.testing import fake_record
+from flooding.training.archive import Archive, pack
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.ledger import Ledger
 from flooding.training.ledger_file import LedgerFile

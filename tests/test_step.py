@@ -19,9 +19,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from _ranks import BATCH, OPTIMIZERS, TOLERANCE, build, clip, distance, parts, twin
-from flooding.functional import flood, soft_flood
 from flooding import levels
 from flooding import methods as losses
+from flooding.functional import flood, soft_flood
 from flooding.step import FloodStep
 
 FLOAT64 = torch.float64

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from _ranks import OPTIMIZERS, build, distance, twin
-from flooding.functional import flood
 from flooding import levels
+from flooding.functional import flood
 from flooding.step import FloodStep
 
 FLOAT64 = torch.float64

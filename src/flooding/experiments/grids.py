@@ -13,8 +13,8 @@ import numpy as np
 from flooding.experiments import Study, study
 from flooding.experiments.study import LevelGrid
 from flooding.level_search.driver import run_concurrently
-from flooding.level_search.result import SearchResult
 from flooding.level_search.finder import finder
+from flooding.level_search.result import SearchResult
 from flooding.report import stats
 from flooding.report.claims import Sentences
 from flooding.report.document import Report, Table
