@@ -47,7 +47,7 @@ def test_run_prints_the_last_and_the_best_epoch_and_looks_up_the_second_time(flo
     assert (code, " ".join(again.split())) == (0, " ".join(first.split()))
     assert "1 of 1 runs from the ledger" in err
     assert len(Ledger(tmp_path / "ledger.sqlite").starts()) == 1
-    flooding("run", "sinusoid", "--level", "0.2", *TINY, "--fresh")
+    flooding("run", "sinusoid", "--level", "0.2", *TINY, "--overwrite")
     assert len(Ledger(tmp_path / "ledger.sqlite").starts()) == 2
 
 

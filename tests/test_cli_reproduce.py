@@ -106,7 +106,7 @@ def test_an_archive_is_continued_without_its_ledger(tmp_path):
         "reproduce", "ishida2020", "--from", archive, "--more", "--out", "second", "--workers", "0"
     )
     assert " for 18 trainings" in told.stderr, "one of two seeds was in the archive"
-    call("reproduce", "ishida2020", "--fresh", "--out", "whole", "--workers", "0")
+    call("reproduce", "ishida2020", "--overwrite", "--out", "whole", "--workers", "0")
     tables = [
         (tmp_path / folder / "ishida2020-clean.csv").read_text()
         for folder in ("second", "whole", "first")
