@@ -1,33 +1,30 @@
-"""``flooding reproduce``: an experiment again, as tables and figures; ``flooding compare``: methods
-side by side.
-"""
+"""``flooding reproduce``: an experiment again, as tables and figures; ``compare``: all methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from flooding.cli._find import What, problem_of
-from flooding.cli._shown import (
+from flooding.cli._console import console, errors, progress
+from flooding.cli._find import What
+from flooding.cli._options import (
     Ledger,
     Overwrite,
     Workers,
     check_ledger,
     check_numbers,
-    console,
-    errors,
-    given,
+    check_output_folder,
+    complete,
+    drop_none,
     option,
-    progress,
-    writable,
 )
+from flooding.entries import EXPERIMENTS, entry_names
 
 if TYPE_CHECKING:
-    from flooding.experiments import Experiment
+    from flooding.experiments import Experiment, Source, Study
     from flooding.report.document import Report
     from flooding.training.record import Record
     from flooding.training.run import Run
@@ -35,9 +32,22 @@ if TYPE_CHECKING:
 __all__ = ["compare", "reproduce"]
 
 
+class _Training(NamedTuple):
+    """Where the Runs of an experiment are looked up and trained."""
+
+    ledger: Path | None
+    overwrite: bool
+    workers: int | None
+
+
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(help="An experiment; --list names them.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="An experiment, or module:object of your own; --list names them.",
+            show_default=False,
+            autocompletion=complete(EXPERIMENTS),
+        ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the experiments.")] = False,
     quick: Annotated[
@@ -62,50 +72,32 @@ def reproduce(
     overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
-    """Run an experiment again, from the ledger where it has been run, and write tables and
-    figures.
-    """
-    from flooding import experiments
-
+    """Run an experiment again, or look it up, and write its tables and figures."""
+    check_numbers(locals())
     if list_:
-        for known, about in experiments.NAMES.items():
-            console.print_line(f"{known}: {about}")
+        for entry in EXPERIMENTS:
+            console.print_line(f"{entry.name}: {entry.summary}")
         return
-    check_numbers(seeds=seeds, workers=workers)
     if name is None:
         raise ValueError(
-            f"reproduce needs an experiment: {', '.join(experiments.NAMES)}. See --list."
+            f"reproduce needs an experiment: {', '.join(entry_names(EXPERIMENTS))}. See --list."
         )
     if more and source is None:
         raise ValueError("--more adds to an archive. Name it: --from NAME.npz.")
-    module = experiments.find(name)
-    writable(out)
+    from flooding.cli._parts import load_experiment
+
+    experiment = load_experiment(name)
+    check_output_folder(out)
     if source is None or more:
         check_ledger(ledger)
-    archive: Any = None
-    if source is not None:
-        from flooding.experiments.archive import Archive
-
-        archive = getattr(module, "load", Archive)(source)
+    archive = None if source is None else experiment.load(source)
     chosen = None if seeds is None else range(seeds)
-    if archive is None or more:
-        _train(
-            partial(module.experiment, quick, chosen),
-            module,
-            out,
-            name,
-            ledger,
-            overwrite,
-            workers,
-            archive,
-        )
+    if archive is not None and not more:
+        chosen = archive.seeds if chosen is None else chosen
+        _write_from_archive(experiment, experiment.start(quick, chosen), archive, out)
     else:
-        _write(
-            module.experiment(quick, archive.seeds if chosen is None else chosen),
-            archive,
-            out,
-            name,
-        )
+        training = _Training(ledger, overwrite, workers)
+        _train_and_write(experiment, quick, chosen, training, out, archive)
 
 
 def compare(
@@ -125,37 +117,38 @@ def compare(
     overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
-    """Compare twelve methods on your classification problem, each with up to four trainings to
-    choose its settings.
-    """
-    from flooding.experiments import bakeoff
+    """Compare twelve methods on your problem, each with up to four trainings for its settings."""
+    check_numbers(locals())
+    from flooding.cli._problem import load_problem
+    from flooding.experiments import Experiment, bakeoff
 
-    check_numbers(label_noise=label_noise, epochs=epochs, seeds=seeds, workers=workers)
-    writable(out)
+    check_output_folder(out)
     check_ledger(ledger)
-    problem, _ = problem_of(what, target, given(label_noise=label_noise), epochs, None)
+    data = drop_none(label_noise=label_noise)
+    problem, _ = load_problem(what, target=target, data=data, epochs=epochs)
     classes = problem.splits(0).classes
     if classes is None:
         raise ValueError(
             f"compare needs classes, but the targets of {what} are numbers. Use flooding find."
         )
-    running = partial(bakeoff.compare, {what: (problem, classes)}, range(seeds))
-    _train(running, bakeoff, out, "compare", ledger, overwrite, workers)
+
+    def start(quick: bool, seeds: Sequence[int] | None) -> Study:  # ruff: ignore[unused-function-argument]
+        return bakeoff.compare({what: (problem, classes)}, seeds or ())
+
+    experiment = Experiment("compare", start, bakeoff.CURVES, is_exact=bakeoff.exact)
+    training = _Training(ledger, overwrite, workers)
+    _train_and_write(experiment, False, range(seeds), training, out)
 
 
-def _train(
-    start: Callable[[], Experiment],
-    module: Any,
+def _train_and_write(
+    experiment: Experiment,
+    quick: bool,
+    seeds: Sequence[int] | None,
+    training: _Training,
     out: Path,
-    name: str,
-    ledger: Path | None,
-    overwrite: bool,
-    workers: int | None,
-    held: Any = None,
+    source: Source | None = None,
 ) -> None:
-    """Train what an experiment asks, say beforehand how long it will take, pack it, and report on
-    what was packed.
-    """
+    """Train what an experiment asks, pack its Records, and report on what was packed."""
     from flooding.experiments import estimate, machine
     from flooding.experiments.archive import Archive, pack, with_fallback
     from flooding.level_search.base import run_generator
@@ -164,58 +157,57 @@ def _train(
 
     with progress() as (on_start, on_row):
 
-        def told(runs: list[Run]) -> None:
+        def estimate_and_start(runs: list[Run]) -> None:
             if runs:
-                seconds = estimate(runs, workers)
+                seconds = estimate(runs, training.workers)
                 errors.print_line(
-                    f"about {_time(seconds)} for {len(runs)} trainings, {seconds / len(runs):.1f} s each"
+                    f"about {_format_time(seconds)} for {len(runs)} trainings, "
+                    f"{seconds / len(runs):.1f} s each"
                 )
             on_start(runs)
 
-        def ask(runs: list[Run]) -> list[Record]:
-            return run_all(
-                runs,
-                ledger=ledger,
-                overwrite=overwrite,
-                workers=workers,
-                on_start=told,
-                on_row=on_row,
-            )
+        def train(runs: list[Run]) -> list[Record]:
+            return run_all(runs, **training._asdict(), on_start=estimate_and_start, on_row=on_row)
 
-        report, records = run_generator(start(), ask if held is None else with_fallback(held, ask))
+        run_or_look_up = train if source is None else with_fallback(source, train)
+        report, records = run_generator(experiment.start(quick, seeds), run_or_look_up)
+    # An archive names Runs by their configuration, which the user's own code does not have.
     if all(is_hashable(record.run) for record in records if record.run is not None):
         out.mkdir(parents=True, exist_ok=True)
-        exact = {"exact": module.exact} if hasattr(module, "exact") else {}
-        path = pack(out / f"{name}.npz", records, module.CURVES, machine(), **exact)
-        _write(start(), Archive(path), out, name, path)
+        path = out / f"{experiment.name}.npz"
+        pack(path, records, experiment.curves, machine(), exact=experiment.is_exact)
+        study = experiment.start(quick, seeds)
+        _write_from_archive(experiment, study, Archive(path), out, path)
     else:
-        _show(report, out, name)
+        _write(report, experiment.name, out)
 
 
-def _write(
-    running: Experiment, archive: Callable[..., Any], out: Path, name: str, *more: Path
+def _write_from_archive(
+    experiment: Experiment, study: Study, source: Source, out: Path, *extra_files: Path
 ) -> None:
     """Report on an archive, so that the same file always gives the same page."""
     from flooding.level_search.base import run_generator
 
-    _show(run_generator(running, archive)[0], out, name, *more)
+    report, _ = run_generator(study, source)
+    _write(report, experiment.name, out, *extra_files)
 
 
-def _show(report: Report, out: Path, name: str, *more: Path) -> None:
-    """Write page, tables and figures, and print what was found."""
-    files = [*report.save(out, name), *more]
+def _write(report: Report, name: str, out: Path, *extra_files: Path) -> None:
+    """Write page, tables and figures, and print the findings."""
+    files = [*report.save(out, name), *extra_files]
     for heading, sentences in (("Not reproduced:", report.failures), ("Found:", report.findings)):
         if sentences:
             console.print_line(heading)
         for sentence in sentences:
             console.print_line(f"- {sentence}")
     console.print()
-    console.print_line(
-        f"Page, tables and figures in {out.absolute()}: {', '.join(file.name for file in files)}"
-    )
+    file_names = ", ".join(file.name for file in files)
+    console.print_line(f"Page, tables and figures in {out.absolute()}: {file_names}")
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
