@@ -45,7 +45,7 @@ from flooding.level_search.heuristic import heuristic
 from flooding.level_search.policy_gradient import policy_gradient
 from flooding.level_search.range_test import range_test
 from flooding.level_search.tpe import tpe
-from flooding.levels import Heuristic
+from flooding.levels import Controller, Heuristic
 from flooding.tasks import real
 
 HERE = Path(__file__).with_suffix("")
@@ -133,7 +133,7 @@ def rounded(cell):
 
 def judge(found, cell):
     """Measure what a choice is worth in a full training."""
-    if cell is not None and not hasattr(found.run.level, "update"):
+    if cell is not None and not isinstance(found.run.level, Controller):
         level = min(0.5, round(found.level or 0.0, 2))
         names = {
             "accuracy": "last_test_accuracy_clean",
@@ -223,7 +223,7 @@ def run(name, seeds, strategies):
                 row |= {"level": found.level, "cost": cost, "hours": found.cost.hours}
                 live = (
                     cell is None
-                    or hasattr(found.run.level, "update")
+                    or isinstance(found.run.level, Controller)
                     or (not replays and not on_grid(found.level))
                 )
                 row |= judge(found, None if live else cell) | {

@@ -231,7 +231,7 @@ def test_flipped_labels_get_higher_levels_than_clean_ones():
     problem = small(data=data, max_epochs=20, batch_size=50)
     split = problem.splits(0).train
     flipped = split.y != split.clean
-    levels = adaflood(problem).levels.at(split.y, split.id)
+    levels = adaflood(problem).levels.lookup(split.y, split.id)
     high, low = levels[flipped], levels[~flipped]
     assert (len(high), len(low)) == (40, 160)
     auc = float((high[:, None] > low).double().mean())
@@ -382,7 +382,7 @@ def test_squared_error_gives_the_shrunk_held_out_error():
         *_, row = train(Run(rest, seed=derive_seed(0, "adaflood")))
         model.load_state_dict(row.weights["last"])
         expected[own] = 0.75**2 * (model({"x": split.x["x"][own]}) - split.y[own]).detach() ** 2
-    assert torch.allclose(found.levels.at(None, split.id), expected, rtol=1e-5)
+    assert torch.allclose(found.levels.lookup(None, split.id), expected, rtol=1e-5)
     assert found.with_gamma(1.0).levels.levels.max() == 0
     *_, row = train(Run(problem, found.levels, IFlood()))
     assert row.record.metrics["last.flooded"] > 0
@@ -412,7 +412,7 @@ def test_levels_find_their_examples_in_a_loop_of_ones_own():
         for x, y, ids in DataLoader(
             WithIds(split.x, split.y), batch_size=7, shuffle=True, generator=order
         ):
-            loss = criterion(model(x), y, id=ids)
+            loss = criterion(model(x), y, ids=ids)
             raw = nn.functional.cross_entropy(model(x), y, reduction="none").tolist()
             by_id = [
                 abs(r - table[one]) + table[one] for r, one in zip(raw, ids.tolist(), strict=True)
@@ -433,7 +433,7 @@ def test_an_example_without_a_level_is_an_error_and_never_level_zero():
     with pytest.raises(ValueError, match=r"every training example needs a level.*\[38, 39\]"):
         next(train(Run(problem, short, IFlood())))
     criterion = Flood(nn.CrossEntropyLoss(reduction="none"), short, IFlood())
-    assert criterion(problem.build(0)(split.x), split.y, id=split.id).isnan()
+    assert criterion(problem.build(0)(split.x), split.y, ids=split.id).isnan()
 
 
 def test_a_file_gives_back_everything(tmp_path):

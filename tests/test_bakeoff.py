@@ -12,6 +12,7 @@ from flooding import Run, run_all
 from flooding.experiments import bakeoff
 from flooding.experiments.archive import Archive, pack
 from flooding.level_search.base import run_generator
+from flooding.levels import LevelSource
 from flooding.methods import SAM, GradientPenalty, IFlood, SoftAD
 from flooding.models import mlp
 from flooding.testing import fake_record
@@ -66,8 +67,8 @@ def test_every_method_has_the_same_budget():
         "SAM": lambda r: isinstance(r.method, SAM),
         "gradient penalty": lambda r: isinstance(r.method, GradientPenalty),
         "SoftAD": lambda r: isinstance(r.method, SoftAD),
-        "AdaFlood": lambda r: hasattr(r.level, "resolve"),
-        "iFlood": lambda r: isinstance(r.method, IFlood) and not hasattr(r.level, "resolve"),
+        "AdaFlood": lambda r: isinstance(r.level, LevelSource),
+        "iFlood": lambda r: isinstance(r.method, IFlood) and not isinstance(r.level, LevelSource),
         "dropout": lambda r: "dropout" in getattr(r.problem.model, "keywords", {}),
         "weight decay": lambda r: "weight_decay" in r.problem.optimizer.keywords,
         "label smoothing": lambda r: r.problem.eval_loss is not None,
@@ -121,7 +122,7 @@ def test_validation_chooses_the_setting_and_test_results_do_not():
 
 def test_what_beats_flooding_comes_first():
     def worth(run):
-        good = hasattr(run.level, "resolve")
+        good = isinstance(run.level, LevelSource)
         draw = 0.001 * (run.seed + len(str(run.level)) % 2)
         return 0.7, 0.7 + 0.1 * good + draw
 

@@ -22,12 +22,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase]
 
 from flooding import Flood, Problem, Run, flood, soft_flood, train
-from flooding.criterion import check_reduction, example_weight, loss_options
+from flooding.criterion import check_reduction
 from flooding.data import Split, Splits
 from flooding.functional import is_flooded
 from flooding.levels import Delayed, Excess, PerClass
 from flooding.methods import SAM, Flooding, GradientPenalty, Hinge, IFlood, SoftAD, objective
-from flooding.training.loop import unreduced
+from flooding.torch_losses import example_weight, loss_options, unreduced
 from small import small
 
 MEAN, EACH = [Flooding(), Hinge()], [IFlood(), SoftAD(sigma=0.5)]
@@ -223,7 +223,7 @@ def test_bytes_with_class_weights_and_with_a_level_per_class(rng):
     )
     expected = F.cross_entropy(scores, y, **OPTIONS["class weights"])
     torch.testing.assert_close(criterion(scores, y.byte()), expected, rtol=1e-12, atol=0)
-    assert PerClass([0.5, 0.25]).at(torch.tensor([1, 0], dtype=torch.uint8)).tolist() == [0.25, 0.5]
+    assert PerClass([0.5, 0.25]).lookup(torch.tensor([1, 0], dtype=torch.uint8)).tolist() == [0.25, 0.5]
 
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch 2.13")
@@ -872,7 +872,7 @@ def test_classes_outside_the_table(classes, wrong):
     with pytest.raises(
         IndexError, match=rf"classes must lie in 0 to 1, .* 2 levels, got \[{wrong}\].*ignore_index"
     ):
-        table.at(torch.tensor(classes))
+        table.lookup(torch.tensor(classes))
 
 
 def test_levels_per_class_need_classes(rng):
@@ -992,7 +992,7 @@ def test_a_level_below_the_floor_of_a_smoothed_partial_warns(rng):
 
 
 def test_excess_levels_refuse_class_weights_in_a_partial():
-    with pytest.raises(ValueError, match="Excess knows no class weights"):
+    with pytest.raises(ValueError, match="Excess supports no class weights"):
         Flood(partial(F.cross_entropy, weight=torch.ones(2)), Excess(0.1, classes=2))
 
 

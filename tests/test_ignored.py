@@ -16,7 +16,7 @@ from flooding.levels import PerExample
 from flooding.methods import Flooding, IFlood, SoftAD, WaveBound
 from flooding.metrics import balanced_accuracy
 from flooding.models import mlp
-from flooding.training.loop import _drop_ignored_examples
+from flooding.training.evaluation import drop_ignored_examples
 from flooding.training.problem import Score, TestCurve
 from small import small
 
@@ -267,6 +267,6 @@ def test_only_problems_with_ignored_targets_have_another_key(monkeypatch):
 def test_without_ignored_targets_nothing_is_copied():
     split = small().splits(0).val
     output = torch.zeros(len(split), 2)
-    found = _drop_ignored_examples(small(), output, split.y)
+    found = drop_ignored_examples(small(), output, split.y)
     assert found[0] is output  # so the bits are those of before
     assert found[1] is split.y

@@ -372,7 +372,7 @@ def test_pixels_with_a_level_per_class_and_per_image(rng):
 
     per_image = Flood(inner, PerExample(torch.tensor([0.5, 1.5]), torch.tensor([8, 9])), IFlood())
     expected = objective(losses, torch.tensor([[1.5], [0.5]]), IFlood(), weight=valid)
-    assert torch.equal(per_image(logits, y, id=torch.tensor([9, 8])), expected)
+    assert torch.equal(per_image(logits, y, ids=torch.tensor([9, 8])), expected)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_other_wrong_levels_and_methods_are_refused():
         Flood(nn.MSELoss(), torch.ones(2))
     with pytest.raises(ValueError, match="PerClass needs a method on each example, got Flooding"):
         Flood(nn.CrossEntropyLoss(), PerClass(torch.ones(2)))
-    with pytest.raises(ValueError, match="Excess knows no class weights"):
+    with pytest.raises(ValueError, match="Excess supports no class weights"):
         Flood(nn.CrossEntropyLoss(weight=torch.ones(2)), Excess(0.1, classes=2))
     with pytest.raises(ValueError, match=r"label_smoothing must lie in \[0, 1\], got 2"):
         Excess(0.1, classes=2, label_smoothing=2.0)
@@ -488,10 +488,10 @@ def test_a_level_below_the_label_smoothing_floor_warns(batch):
 
 def test_levels_per_class():
     table = PerClass([0.25, 0.5])
-    assert table.at(torch.tensor([[1], [0]])).tolist() == [[0.5], [0.25]]
+    assert table.lookup(torch.tensor([[1], [0]])).tolist() == [[0.5], [0.25]]
     for missing in (2, -1):
         with pytest.raises(IndexError):
-            table.at(torch.tensor([missing]))
+            table.lookup(torch.tensor([missing]))
 
 
 def test_levels_per_example_against_a_dictionary(rng):
@@ -502,20 +502,20 @@ def test_levels_per_example_against_a_dictionary(rng):
     table = PerExample(levels, ids)
     slow = dict(zip(ids.tolist(), levels.tolist(), strict=True))
     order = ids[torch.randperm(50, generator=rng)]
-    assert table.at(None, order).tolist() == [slow[i] for i in order.tolist()]
+    assert table.lookup(None, order).tolist() == [slow[i] for i in order.tolist()]
     table.check(order)
     for level in (table, table.to("cpu"), pickle.loads(pickle.dumps(table))):
-        assert torch.equal(level.at(None, order), table.at(None, order))
+        assert torch.equal(level.lookup(None, order), table.lookup(None, order))
 
 
 def test_an_example_without_a_level_is_never_level_zero():
     table = PerExample(torch.tensor([0.25, 0.5]), torch.tensor([3, 5]))
     missing = torch.tensor([2, 3, 4, 5, 6, -1])
-    assert table.at(None, missing).isnan().tolist() == [True, False, True, False, True, True]
+    assert table.lookup(None, missing).isnan().tolist() == [True, False, True, False, True, True]
     with pytest.raises(ValueError, match=r"none for 4 of 6 ids, first \[2, 4, 6, -1\]"):
         table.check(missing)
     for method in (IFlood(), SoftAD()):
-        assert objective(torch.rand(6), table.at(None, missing), method).isnan(), (
+        assert objective(torch.rand(6), table.lookup(None, missing), method).isnan(), (
             "it cannot go unnoticed"
         )
     with pytest.raises(ValueError, match="need the examples' ids, got none"):
@@ -653,10 +653,10 @@ def test_copies_are_equal_and_independent(level, clone):
     x, ids = torch.tensor([0.5, 1.5], requires_grad=True), torch.tensor([0, 1])
     criterion = Flood(nn.MSELoss(reduction="none"), level, IFlood())
     criterion(
-        x, torch.zeros(2), id=ids
+        x, torch.zeros(2), ids=ids
     )  # its figures must not hold on to the graph: deepcopy would refuse
     twin = clone(criterion)
-    assert torch.equal(twin(x, torch.zeros(2), id=ids), criterion(x, torch.zeros(2), id=ids))
+    assert torch.equal(twin(x, torch.zeros(2), ids=ids), criterion(x, torch.zeros(2), ids=ids))
     assert torch.equal(twin.n_seen, criterion.n_seen)
     twin.level = 0.25
     twin(x, torch.zeros(2))
@@ -699,7 +699,7 @@ def test_a_step_never_waits_for_the_device(method, level):
     criterion = Flood(cross_entropy(method), level, method)
     with Reads() as reads:
         for step in range(3):
-            criterion(logits, y, id=ids).backward()
+            criterion(logits, y, ids=ids).backward()
             if not isinstance(level, (PerClass, PerExample)):
                 criterion.level = 0.1 * step
                 criterion.level = torch.tensor(0.1)
@@ -868,5 +868,5 @@ def test_wavebound_holds_each_output_at_its_teachers_risk_less_epsilon(rng):
 def test_slope_is_what_the_objective_multiplies_the_gradient_by(value, level, dtype):
     loss = torch.tensor(value, dtype=dtype, requires_grad=True)
     objective(loss, level).backward()
-    slope = Flooding.slope(loss.detach(), level)
+    slope = Flooding().slope(loss.detach(), level)
     assert loss.grad.item() == (1.0 if slope is None else slope.item())

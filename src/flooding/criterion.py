@@ -11,23 +11,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase]
 
+from flooding.levels.base import LevelTable
 from flooding.levels.tables import (
     Excess,
-    PerClass,
-    PerExample,
     check_level_number,
     lookup_levels,
     smoothed_label_entropy,
 )
-from flooding.methods.base import Method
+from flooding.methods.base import Method, check_method
 from flooding.methods.flooding import Flooding
-from flooding.methods.objective import is_below_level, objective, reduction_error, safe_divisor
-from flooding.methods.wavebound import WaveBound
+from flooding.methods.objective import (
+    has_reduction,
+    is_below_level,
+    objective,
+    reduction_error,
+    safe_divisor,
+)
 from flooding.torch_losses import (
     BINARY,
     LossOptions,
-    _weight,
     call_loss,
+    call_weight,
     check_class_weight,
     loss_options,
     signature_reduction,
@@ -44,27 +48,28 @@ class Flood(nn.Module):
     with a level each are several criteria:
     ``Flood(nn.CrossEntropyLoss(), 0.1)(a, y) + Flood(nn.MSELoss(), 0.02)(b, z)``.
 
-    What it saw in training stays readable as tensors, and nothing here reads them back to the host:
-    ``raw_loss`` and ``flooded_loss`` of the last batch, ``flooded_fraction`` and ``n_nonfinite``
-    since the last ``reset()``. The level is a buffer, so ``torch.compile`` keeps one graph while it
-    changes; it is not persistent, so state dicts of flooded and plain models load into each other.
+    What it measured in training stays readable as tensors, and nothing here copies them to the
+    host: ``raw_loss`` and ``flooded_loss`` of the last batch, ``flooded_fraction`` and
+    ``n_nonfinite`` since the last ``reset()``. The level is a buffer, so ``torch.compile`` keeps
+    one graph while it changes; it is not persistent, so state dicts of flooded and plain models
+    load into each other.
 
     Edges: cross-entropy and NLL with ``reduction="none"``, as modules, functions or partials of
-    them, keep torch's mean: examples of ``ignore_index`` count for nothing, and the level acts on
-    the loss before the class weight. Other criteria of a per-example method give one loss per
-    element, and each element counts as an example, unless the criterion has an ``ignore_index`` and
-    one loss for each target. The reductions "mean", "none" and "sum" are believed; with any other
+    them, keep torch's mean: examples of ``ignore_index`` are left out, and the level acts on the
+    loss before the class weight. Other criteria of a per-example method give one loss per element,
+    and each element counts as an example, unless the criterion has an ``ignore_index`` and one loss
+    for each target. A reduction of "mean", "none" or "sum" is taken at its word; with any other
     word the shape of the loss decides. A ``sum`` inside a function's body cannot be detected.
-    ``torch.func.vmap(grad(...))`` shows the criterion one example at a time, so a batch-level
-    :func:`objective` silently becomes IFlood there; this class keeps counts and so raises. Warnings
-    are given outside ``torch.compile`` only.
+    ``torch.func.vmap(grad(...))`` passes the criterion one example at a time, so a batch-level
+    :func:`objective` silently becomes IFlood there; this class updates counts and so raises.
+    Warnings are given outside ``torch.compile`` only.
 
     Args:
         criterion: A loss module or function, called with the arguments of ``forward``, with the
             reduction that ``method.reduction`` names.
-        level: Level in the unit of the loss: a finite number, a 0-d tensor, :class:`PerClass`,
-            :class:`PerExample`, :class:`Excess`, or None for plain training. Numbers are held in
-            torch's default dtype.
+        level: Level in the unit of the loss: a finite number, a 0-d tensor, a table such as
+            :class:`PerClass`, :class:`PerExample` or :class:`Excess`, or None for plain training.
+            Numbers are stored in torch's default dtype.
         method: What to make of loss and level.
 
     Raises:
@@ -95,18 +100,19 @@ class Flood(nn.Module):
     def __init__(
         self,
         criterion: Callable[..., Tensor],
-        level: float | Tensor | PerClass | PerExample | Excess | None,
+        level: float | Tensor | LevelTable | None,
         method: Method = Flooding(),
     ) -> None:
         super().__init__()
         _check_criterion(criterion)
         _check_method(method)
-        _check_word(criterion, method)
+        _check_reductions(criterion, method)
         if isinstance(level, nn.Parameter):
             raise TypeError(
                 "level must not be a Parameter, since nothing would train it. Pass level.detach()."
             )
-        if isinstance(level, nn.Module):  # torch would take it for a part of this module
+        # torch would register a module as a part of this one before the setter could refuse it.
+        if isinstance(level, nn.Module):
             check_level_number(level)
         if isinstance(level, Tensor) and not level.isfinite().all():
             raise ValueError(
@@ -114,6 +120,7 @@ class Flood(nn.Module):
             )
         self.criterion = criterion
         self.method = method
+        # The scalar level has the dtype of a level tensor, but never fewer than 32 bits.
         scalar = torch.full((), -math.inf)
         if isinstance(level, Tensor) and level.is_floating_point() and level.dtype.itemsize >= 4:
             scalar = scalar.to(level)
@@ -126,28 +133,30 @@ class Flood(nn.Module):
         self.level = level
 
     @property
-    def level(self) -> Tensor | PerClass | PerExample | Excess:
-        """The level: a 0-d tensor (-inf stands for None) or the look-up it was given as.
+    def level(self) -> Tensor | LevelTable:
+        """The level: a 0-d tensor (-inf stands for None) or a table.
 
         A number is checked when set; a tensor is copied unread, and if it holds NaN so will the
         objective.
         """
-        return self._scalar if self._lookup is None else self._lookup
+        return self._scalar if self._table is None else self._table
 
     @level.setter
-    def level(self, level: float | Tensor | PerClass | PerExample | Excess | None) -> None:
-        unchecked = lookup = None
-        if isinstance(level, (PerClass, PerExample, Excess)):
-            if self.method.reduction == "mean" and not isinstance(level, Excess):
+    def level(self, level: float | Tensor | LevelTable | None) -> None:
+        number = table = None
+        if isinstance(level, LevelTable):
+            if self.method.reduction == "mean" and not level.has_batch_mean:
                 raise ValueError(
-                    f"{type(level).__name__} needs a method on each example, got {type(self.method).__name__}, which "
-                    "floods the batch mean. Use IFlood() and reduction='none'."
+                    f"{type(level).__name__} needs a method on each example, got "
+                    f"{type(self.method).__name__}, which floods the batch mean. Use IFlood() and "
+                    "reduction='none'."
                 )
             if isinstance(level, Excess) and loss_options(self.criterion).weight is not None:
                 raise ValueError(
-                    "Excess knows no class weights, got a criterion with some. Use a plain level."
+                    "Excess supports no class weights, got a criterion with some. Use a plain "
+                    "level."
                 )
-            lookup = level.to(self._scalar.device)
+            table = level.to(self._scalar.device)
             self._scalar.fill_(-math.inf)
         elif isinstance(level, Tensor):
             if level.dim():
@@ -162,28 +171,29 @@ class Flood(nn.Module):
         elif level is None:
             self._scalar.fill_(-math.inf)
         else:
-            unchecked = check_level_number(level)
-            if abs(unchecked) > torch.finfo(self._scalar.dtype).max:
+            number = check_level_number(level)
+            if abs(number) > torch.finfo(self._scalar.dtype).max:
                 raise ValueError(
                     f"level must be finite in {self._scalar.dtype}, got {level}. Is the unit right?"
                 )
-            self._scalar.fill_(unchecked)
-        self._unchecked, self._lookup = unchecked, lookup
+            self._scalar.fill_(number)
+        self._table = table
+        # A number that the next batch compares with what it tells about the classes.
+        self._unchecked = number
 
     @property
     def flooded_fraction(self) -> Tensor:
-        """Share of training batches (of examples, for methods on each example) strictly below the
-        level; NaN if none.
+        """Share of the training batches strictly below the level since the last ``reset()``.
 
-        Counted since the last ``reset()``.
+        For methods on each example it is the share of the examples. NaN before the first batch.
         """
         return self.n_flooded / self.n_seen
 
     def extra_repr(self) -> str:
         """Show level and method; reads the level, so it waits for a GPU."""
-        level = (
-            f"{self._scalar.item():.6g}" if self._lookup is None else type(self._lookup).__name__
-        )
+        level = f"{self._scalar.item():.6g}"
+        if self._table is not None:
+            level = type(self._table).__name__
         return f"level={'None' if level == '-inf' else level}, method={self.method}"
 
     def reset(self) -> None:
@@ -191,12 +201,12 @@ class Flood(nn.Module):
         for count in (self.n_flooded, self.n_seen, self.n_nonfinite):
             count.zero_()
 
-    def forward(self, *args: Any, id: Tensor | None = None, **kwargs: Any) -> Tensor:  # ruff: ignore[builtin-argument-shadowing]
+    def forward(self, *args: Any, ids: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Compute the loss of a batch, flooded in training.
 
         Args:
             *args: Arguments of the criterion; the second, or ``target=``, is the target.
-            id: Ids of the batch's examples ``[batch]``, for :class:`PerExample`.
+            ids: Ids of the batch's examples ``[batch]``, for :class:`PerExample`.
             **kwargs: Further arguments of the criterion.
 
         Returns:
@@ -208,36 +218,39 @@ class Flood(nn.Module):
             RuntimeError: Under ``torch.func``, where nothing can be counted.
         """
         loss = call_loss(self.criterion, *args, **kwargs)
-        if (self.method.reduction == "mean") != (loss.dim() == 0):
+        if not has_reduction(loss, self.method):
             raise ValueError(reduction_error(self.method, f"got shape {tuple(loss.shape)}"))
-        # A compiled graph must not depend on the number, so it does not look at it.
+        # A compiled graph must not depend on the number, so it does not read it.
         unchecked = None if torch.compiler.is_compiling() else self._unchecked
-        call = None  # a scalar loss of two arguments needs no options
-        if (
-            loss.dim()
-            or kwargs
-            or len(args) > 2
-            or self._lookup is not None
-            or unchecked is not None
-        ):
-            call = loss_options(self.criterion, args, kwargs)
-            if call.reduction == "sum":
+
+        # Options of the loss and the weights of the examples; the common call, a scalar loss of two
+        # arguments, needs neither.
+        options = weight = None
+        is_common_call = not (loss.dim() or kwargs or len(args) > 2)
+        if not is_common_call or self._table is not None or unchecked is not None:
+            options = loss_options(self.criterion, args, kwargs)
+            if options.reduction == "sum":
                 raise ValueError(reduction_error(self.method, "got a call with reduction='sum'"))
-        weight = _weight(call, loss) if call is not None and loss.dim() else None
+        if loss.dim() and options is not None:
+            weight = call_weight(options, loss)
+
+        # The plain mean, as torch's own criterion computes it.
         plain = loss
         if loss.dim():
             plain = loss.mean() if weight is None else loss.sum() / safe_divisor(weight.sum())
         if not (self.training and loss.requires_grad):
             return plain
 
-        if call is not None and unchecked is not None:
+        if options is not None and unchecked is not None:
             self._unchecked = None
-            self._warn(call, unchecked)
+            self._warn(options, unchecked)
         if self._scalar.device != loss.device:
             self._apply(lambda t: t.to(loss.device), recurse=False)
-        level = self._level_at(loss, None if call is None else call.target, id, weight)
+
+        # The flooded objective. The level acts on the loss before its class weight.
+        level = self._batch_level(loss, options, ids, weight)
         if weight is not None:
-            loss = loss / safe_divisor(weight)  # the level acts on the loss before its class weight
+            loss = loss / safe_divisor(weight)
         flooded = objective(loss, level, self.method, weight)
         with torch.no_grad():
             try:
@@ -246,24 +259,32 @@ class Flood(nn.Module):
                 if "in-place" not in str(error):
                     raise
                 raise RuntimeError(
-                    "Flood counts in-place, which torch.func does not allow. Call objective(loss, level, method) there."
+                    "Flood counts in-place, which torch.func does not allow. Call "
+                    "objective(loss, level, method) there."
                 ) from error
             self.raw_loss, self.flooded_loss = plain.detach(), flooded.detach()
         return flooded
 
-    def _level_at(
-        self, loss: Tensor, target: Any, ids: Tensor | None, weight: Tensor | None
+    def _batch_level(
+        self,
+        loss: Tensor,
+        options: LossOptions | None,
+        ids: Tensor | None,
+        weight: Tensor | None,
     ) -> Tensor:
-        if self._lookup is None:
+        """Give the level in force for a batch, in a shape that broadcasts against the loss."""
+        if self._table is None:
             return self._scalar
-        level = lookup_levels(self._lookup, target, ids, weight)
+        target = None if options is None else options.target
+        level = lookup_levels(self._table, target, ids, weight)  # type: ignore[arg-type]
         if loss.dim() == 0:
-            return (
-                level.mean()
-            )  # with ignore_index too: hard labels, alone in having it, all have one entropy
+            # The mean is right with ignore_index too: only hard labels have one, and their
+            # entropies are all equal.
+            return level.mean()
         return level.reshape(level.shape + (1,) * (loss.dim() - level.dim()))
 
     def _count(self, loss: Tensor, level: Tensor, weight: Tensor | None) -> None:
+        """Update the running counts by one batch."""
         below = is_below_level(loss, level)
         if weight is None:
             self.n_seen += loss.numel()
@@ -273,46 +294,46 @@ class Flood(nn.Module):
         self.n_flooded += below.sum()
         self.n_nonfinite += loss.numel() - loss.isfinite().sum()
 
-    def _warn(self, call: LossOptions, level: float) -> None:
-        """Compare a level set as a number with what the first batch tells about the classes,
-        once.
-        """
-        classes = _guessed_classes(call)
+    def _warn(self, options: LossOptions, level: float) -> None:
+        """Warn once of a number that is no sensible level for the number of classes."""
+        classes = _guessing_classes(options)
         if self._warned or classes is None:
             return
-        smoothing = call.label_smoothing
-        if level > math.log(classes):
-            self._warned = True
-            warnings.warn(
-                f"the level should lie below ln {classes} = {math.log(classes):.4f}, the loss of a guess, got {level}. "
-                "Choose a level between 0 and the lowest validation loss of a plain run.",
-                UserWarning,
-                stacklevel=5,
+        smoothing = options.label_smoothing
+        guess = math.log(classes)
+        floor = smoothed_label_entropy(classes, smoothing) if smoothing > 0 else -math.inf
+        if level > guess:
+            message = (
+                f"the level should lie below ln {classes} = {guess:.4f}, the loss of a guess, got "
+                f"{level}. Choose a level between 0 and the lowest validation loss of a plain run."
             )
-        elif smoothing > 0 and level < (floor := smoothed_label_entropy(classes, smoothing)):
-            self._warned = True
-            warnings.warn(
-                f"the level should lie above {floor:.4f}, the lowest loss that label smoothing {smoothing} allows, got "
-                f"{level}: it floods nothing. Use Excess(level, classes={classes}, label_smoothing={smoothing}).",
-                UserWarning,
-                stacklevel=5,
+        elif level < floor:
+            message = (
+                f"the level should lie above {floor:.4f}, the lowest loss that label smoothing "
+                f"{smoothing} allows, got {level}: it floods nothing. Use "
+                f"Excess(level, classes={classes}, label_smoothing={smoothing})."
             )
+        else:
+            return
+        self._warned = True
+        warnings.warn(message, UserWarning, stacklevel=5)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flood:
+        """Move or convert the buffers, as ``to()`` and ``half()`` ask."""
         scalar = self._scalar
         super()._apply(fn, recurse)
         if self._scalar.dtype.itemsize < 4:
             # model.half() must not round the level: bfloat16 cannot tell 0.0500 from 0.0502.
             self._scalar = scalar.to(self._scalar.device)
-        if self._lookup is not None:
-            self._lookup = self._lookup.to(self._scalar.device)
+        if self._table is not None:
+            self._table = self._table.to(self._scalar.device)
         return self
 
 
-def _guessed_classes(call: LossOptions) -> int | None:
-    # The classes, where a guess (the same probability for each) loses exactly the log of their
-    # number: not so with pos_weight or a weight of elements, nor for soft targets, which need not
-    # add up to 1.
+def _guessing_classes(call: LossOptions) -> int | None:
+    """Give the number of classes C where a uniform guess has a loss of exactly ln C, else None."""
+    # It has another loss with pos_weight or a weight of elements, and for soft targets, which need
+    # not add up to 1.
     weighted = call.weight is not None or call.pos_weight is not None
     if not isinstance(call.input, Tensor) or not isinstance(call.target, Tensor):
         return None
@@ -325,7 +346,8 @@ def _guessed_classes(call: LossOptions) -> int | None:
     return call.input.shape[min(1, call.input.dim() - 1)]
 
 
-def _check_criterion(criterion: Any) -> None:
+def _check_criterion(criterion: object) -> None:
+    """Refuse what cannot be called as a loss."""
     if isinstance(criterion, type):
         name = criterion.__name__
         raise TypeError(
@@ -333,38 +355,38 @@ def _check_criterion(criterion: Any) -> None:
         )
     if not callable(criterion):
         raise TypeError(
-            f"criterion must be a loss to call with outputs and targets, got {criterion!r:.80}. The order is "
-            "Flood(criterion, level)."
+            "criterion must be a loss to call with outputs and targets, got "
+            f"{criterion!r:.80}. The order is Flood(criterion, level)."
         )
 
 
-def _check_method(method: Any) -> None:
-    if isinstance(method, WaveBound):
+def _check_method(method: Method) -> None:
+    """Refuse what is no method, or one that needs more than a loss and a level."""
+    check_method(method)
+    name = type(method).__name__
+    if method.level_source == "teacher":
         raise TypeError(
-            "WaveBound's level is a teacher's loss on each batch. Call objective() with it instead."
+            f"{name}'s level is a teacher's loss on each batch. Call objective() with it instead."
         )
-    if isinstance(method, type) or getattr(method, "reduction", None) not in ("mean", "none"):
-        raise TypeError(
-            f"method must be a method such as Flooding() or IFlood(), got {method!r:.80}. Build it first."
-        )
-    if hasattr(method, "penalty") or hasattr(method, "wrap"):
-        raise TypeError(
-            f"{type(method).__name__} needs more than the loss, so Flood cannot apply it. Use a Run."
-        )
+    if method.needs_run:
+        raise TypeError(f"{name} needs more than the loss, so Flood cannot apply it. Use a Run.")
 
 
-def _check_word(criterion: Any, method: Method) -> None:
-    got = loss_options(criterion).reduction
-    if got is None and signature_reduction(criterion) == "sum":
-        got = "sum"  # a default: nobody set it
-    if got in ("mean", "none", "sum") and got != method.reduction:
-        raise ValueError(reduction_error(method, f"got a criterion with reduction={got!r}"))
+def _check_reductions(criterion: Callable[..., Tensor], method: Method) -> None:
+    """Refuse a criterion whose options or defaults name another reduction than the method's."""
+    reduction = loss_options(criterion).reduction
+    # Of the defaults in a signature only "sum" counts: nobody chose it.
+    if reduction is None and signature_reduction(criterion) == "sum":
+        reduction = "sum"
+    if reduction in {"mean", "none", "sum"} and reduction != method.reduction:
+        error = reduction_error(method, f"got a criterion with reduction={reduction!r}")
+        raise ValueError(error)
     if method.reduction == "none":
         check_class_weight(criterion)
 
 
-def check_reduction(loss: Any, name: str = "loss") -> None:
-    """Make sure that nothing shows a loss to be other than the plain mean over a batch.
+def check_reduction(loss: object, name: str = "loss") -> None:
+    """Check, as far as its options tell, that a loss is the plain mean over a batch.
 
     Args:
         loss: A loss as a Problem takes it.
@@ -379,15 +401,17 @@ def check_reduction(loss: Any, name: str = "loss") -> None:
         )
     if isinstance(loss, Flood):
         raise ValueError(
-            f"the {name} must be plain, got Flood. Give the Problem its criterion and a Run the level."
+            f"the {name} must be plain, got Flood. Give the Problem its criterion and a Run the "
+            "level."
         )
-    word = signature_reduction(loss)
-    if word == "none":
+    reduction = signature_reduction(loss)
+    if reduction == "none":
         raise ValueError(
-            f"the {name} must be a batch's mean, got reduction='none'. Per-example methods find theirs."
+            f"the {name} must be a batch's mean, got reduction='none'. Per-example methods set it "
+            "themselves."
         )
-    if word == "sum":
+    if reduction == "sum":
         raise ValueError(
-            f"the {name} must be a batch's mean, got reduction='sum', whose level would grow with the batch. Use "
-            "reduction='mean'."
+            f"the {name} must be a batch's mean, got reduction='sum', whose level would grow with "
+            "the batch. Use reduction='mean'."
         )

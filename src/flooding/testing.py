@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flooding.level_search.base import Evaluate, SearchResult, Strategy
-from flooding.levels import Controller, State, StepInfo, as_controller, simulate
+from flooding.levels import Controller, LevelTable, State, StepInfo, as_controller, simulate
 from flooding.training.record import Record, validation_key
 from flooding.training.run import Run
 
@@ -232,9 +232,8 @@ def fake_record(run: Run, *, accuracy: bool = True, diverges: bool = False) -> R
         True
     """
     problem = run.problem
-    controller = as_controller(
-        None if hasattr(run.level, "at") else run.level
-    )  # levels of examples are not one number
+    # Levels of examples are not one number.
+    controller = as_controller(None if isinstance(run.level, LevelTable) else run.level)
     watched = {} if problem.extra_metrics is None else _watched(run)
     draw = random.Random(f"{run.level!r} {run.seed}")
     state, rows = controller.init(), []

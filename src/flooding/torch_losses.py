@@ -1,18 +1,18 @@
-"""What a loss says about itself: its function of torch, its reduction, what it ignores and how it
-weighs.
+"""The options of a loss: its function of torch, reduction, ignored target and class weights.
 
-:func:`loss_options` is the one place that recognises a loss, whatever it is wrapped in. A loss that
-is not torch's own is judged by what it returns.
+:func:`loss_options` is the one place that recognises a loss, whatever it is wrapped in. Of a loss
+that is not torch's own only the attributes, the arguments and the shape of its value are known.
 """
 
 from __future__ import annotations
 
+import copy
 import enum
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,20 @@ __all__ = [
     "CLASSES",
     "LossOptions",
     "call_loss",
+    "call_weight",
     "check_class_weight",
     "example_weight",
     "loss_options",
     "reduction_word",
     "signature_reduction",
+    "unreduced",
     "unwrap",
 ]
 
-_FUNCTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+Loss: TypeAlias = Callable[..., Tensor]
+
+# The function that each loss module of torch computes.
+_FUNCTIONS: dict[type[nn.Module], Loss] = {
     nn.CrossEntropyLoss: F.cross_entropy,
     nn.NLLLoss: F.nll_loss,
     nn.BCELoss: F.binary_cross_entropy,
@@ -39,35 +44,42 @@ _FUNCTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.MSELoss: F.mse_loss,
     nn.L1Loss: F.l1_loss,
 }
-
-
 if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
     _FUNCTIONS[nn.LinearCrossEntropyLoss] = F.linear_cross_entropy
-
 
 _PARAMETERS = {
     function: tuple(inspect.signature(function).parameters) for function in _FUNCTIONS.values()
 }
-_ATTRIBUTES = ("reduction", "weight", "ignore_index", "label_smoothing", "pos_weight")
+_OPTIONS = ("reduction", "weight", "ignore_index", "label_smoothing", "pos_weight")
 
-_READ: dict[Any, tuple[str, ...]] = {
-    f: tuple(name for name in _ATTRIBUTES if name in names) for f, names in _PARAMETERS.items()
-}
+# The options of each function, that is the attributes of its module.
+_OPTIONS_OF: dict[Loss | None, tuple[str, ...]] = {None: _OPTIONS}
+for _function, _names in _PARAMETERS.items():
+    _OPTIONS_OF[_function] = tuple(name for name in _OPTIONS if name in _names)
 
 # Losses of class indices: their mean divides by the class weights of the examples that are not
 # ignored.
 CLASSES = tuple(function for function, names in _PARAMETERS.items() if "ignore_index" in names)
-_INDICES = (torch.int64, torch.uint8)
+_INDEX_DTYPES = (torch.int64, torch.uint8)
 BINARY = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 
 
 class LossOptions(NamedTuple):
-    """Options of a loss, and the input and target of one call of it."""
+    """Options of a loss, and the input and target of one call of it.
 
-    function: (
-        Callable[..., Tensor] | None
-    )  # the function of torch that computes it; None: a loss of your own
-    reduction: str | None  # as set, in lower case; None: unknown, what the loss returns decides
+    Args:
+        function: The function of torch that computes the loss; None for a loss of the user's own.
+        reduction: The reduction in lower case; None where it is unknown and the shape decides.
+        weight: Class weights, or the weight of each element.
+        ignore_index: The target that is ignored, or None.
+        label_smoothing: Share spread evenly over all classes; 0 without smoothing.
+        pos_weight: Weights of the positive class in a binary loss.
+        input: Outputs of the model, as passed; None without a call.
+        target: Targets, as passed; None without a call.
+    """
+
+    function: Loss | None
+    reduction: str | None
     weight: Tensor | None
     ignore_index: int | None
     label_smoothing: float
@@ -77,8 +89,7 @@ class LossOptions(NamedTuple):
 
 
 def unwrap(loss: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Look through partials, ``functools.wraps``, ``torch.compile`` and a module's bound
-    ``forward``.
+    """Find the loss inside partials, wrappers, ``torch.compile`` and a bound ``forward``.
 
     Args:
         loss: A loss.
@@ -104,16 +115,14 @@ def unwrap(loss: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
             return loss, args, keywords
 
 
-def _torch_function(core: Any) -> Callable[..., Tensor] | None:
-    """Give the function of torch that a module or function computes, None for a loss of the user's
-    own.
-    """
+def _torch_function(core: object) -> Loss | None:
+    """Give the function of torch that a module or function computes; None for a user's own."""
     if not isinstance(core, nn.Module):
         return next((function for function in _PARAMETERS if function is core), None)
-    for kind, function in _FUNCTIONS.items():
-        if isinstance(core, kind):
-            overridden = type(core).forward is not kind.forward or "forward" in vars(core)
-            return None if overridden else function
+    for module_class, function in _FUNCTIONS.items():
+        if isinstance(core, module_class):
+            has_own_forward = type(core).forward is not module_class.forward
+            return None if has_own_forward or "forward" in vars(core) else function
     return None
 
 
@@ -134,34 +143,34 @@ def loss_options(
     Returns:
         The options.
     """
-    core, bound, options = unwrap(loss)
+    core, bound_args, bound_keywords = unwrap(loss)
     function = _torch_function(core)
+    # A module has its options as attributes, a function of torch as arguments.
     if isinstance(core, nn.Module) or function is None:
-        given = {name: getattr(core, name, None) for name in _READ.get(function, _ATTRIBUTES)}
-        given.update(zip(("input", "target"), args, strict=False))
+        options = {name: getattr(core, name, None) for name in _OPTIONS_OF[function]}
+        options.update(zip(("input", "target"), args, strict=False))
     else:
-        given = dict(zip(_PARAMETERS[function], bound + args, strict=False))
-    given.update(options)
-    given.update(keywords or {})
-    ignored = given.get("ignore_index")
-    if ignored is None:
-        ignored = -100 if function in CLASSES else _defaults(core).get("ignore_index")
+        options = dict(zip(_PARAMETERS[function], bound_args + args, strict=False))
+    options.update(bound_keywords)
+    options.update(keywords or {})
+    index = options.get("ignore_index")
+    if index is None:
+        index = -100 if function in CLASSES else _defaults(core).get("ignore_index")
     return LossOptions(
         function=function,
-        reduction=reduction_word(given),
-        weight=given.get("weight"),
-        ignore_index=ignored if isinstance(ignored, int) else None,
-        label_smoothing=given.get("label_smoothing") or 0.0,
-        pos_weight=given.get("pos_weight"),
-        input=given.get("input"),
-        target=given.get("target"),
+        reduction=reduction_word(options),
+        weight=options.get("weight"),
+        ignore_index=index if isinstance(index, int) else None,
+        label_smoothing=options.get("label_smoothing") or 0.0,
+        pos_weight=options.get("pos_weight"),
+        input=options.get("input"),
+        target=options.get("target"),
     )
 
 
-def _defaults(function: Any) -> dict[str, Any]:
-    """Read the defaults of a function of the user's own; ``inspect.signature`` is too slow for each
-    batch.
-    """
+def _defaults(function: object) -> dict[str, Any]:
+    """Read the defaults of a function of the user's own."""
+    # Not inspect.signature, which is too slow for every batch.
     if not isinstance(function, FunctionType):
         return {}
     code, values = function.__code__, function.__defaults__ or ()
@@ -169,29 +178,29 @@ def _defaults(function: Any) -> dict[str, Any]:
     return {**dict(zip(optional, values, strict=True)), **(function.__kwdefaults__ or {})}
 
 
-def reduction_word(given: Mapping[str, Any]) -> str | None:
+def reduction_word(options: Mapping[str, Any]) -> str | None:
     """Read the reduction among the arguments or attributes of a loss.
 
     Args:
-        given: Arguments by name. torch's old ``size_average`` and ``reduce`` win, as in torch.
+        options: Arguments or attributes by name. torch's old ``size_average`` and ``reduce`` win,
+            as in torch.
 
     Returns:
         The word in lower case, for a member of an Enum its value or name; None where there is none.
     """
-    average, reduce = given.get("size_average"), given.get("reduce")
+    average, reduce = options.get("size_average"), options.get("reduce")
     if average is not None or reduce is not None:
         if reduce is False:
             return "none"
         return "sum" if average is False else "mean"
-    word = given.get("reduction")
+    word = options.get("reduction")
     if isinstance(word, enum.Enum):
         word = word.value if isinstance(word.value, str) else word.name
     return word.lower() if isinstance(word, str) else None
 
 
 def signature_reduction(loss: Any) -> str | None:
-    """Read the reduction that a loss is called with, from its options or else the defaults of its
-    signature.
+    """Read the reduction of a loss from its options, or else from its signature's defaults.
 
     Args:
         loss: A loss.
@@ -203,10 +212,9 @@ def signature_reduction(loss: Any) -> str | None:
     if word is not None:
         return word
     core, args, keywords = unwrap(loss)
+    function = core.forward if isinstance(core, nn.Module) else core
     try:
-        call = inspect.signature(
-            core.forward if isinstance(core, nn.Module) else core
-        ).bind_partial(*args, **keywords)
+        call = inspect.signature(function).bind_partial(*args, **keywords)
     except (TypeError, ValueError):  # a builtin without a signature, or arguments that do not fit
         return None
     call.apply_defaults()
@@ -214,7 +222,7 @@ def signature_reduction(loss: Any) -> str | None:
 
 
 def call_loss(loss: Callable[..., Any], *args: Any, **keywords: Any) -> Tensor:
-    """Call a loss, and say what to change where it fails for a common reason or returns no tensor.
+    """Call a loss, and explain common errors and a value that is no tensor.
 
     Args:
         loss: A loss.
@@ -239,68 +247,91 @@ def call_loss(loss: Callable[..., Any], *args: Any, **keywords: Any) -> Tensor:
     return value
 
 
-def _describe(value: Any) -> str:
-    """Name what a loss returned instead of a tensor, and the fix."""
+def _describe(value: object) -> str:
+    """Describe what a loss returned instead of a tensor, and the fix."""
     kind = type(value).__name__
     if isinstance(value, Mapping):
         keys = ", ".join(repr(key) for key in list(value)[:5])
-        return f"a {kind} with keys {keys}. Return the loss alone: wrap it and take its value, as in f(*batch)['loss']."
+        return (
+            f"a {kind} with keys {keys}. Return the loss alone: wrap it and take its value, as in "
+            "f(*batch)['loss']."
+        )
     if isinstance(value, (tuple, list)):
-        return f"a {kind} of {len(value)}. Return the loss alone: wrap it and take its item, as in f(*batch)[0]."
+        return (
+            f"a {kind} of {len(value)}. Return the loss alone: wrap it and take its item, as in "
+            "f(*batch)[0]."
+        )
     if value is None:
         return "None. Does the function end with a return?"
     if isinstance(value, nn.Module):
-        return f"the module {kind}. Build the loss once, {kind}(), and call that with outputs and targets."
-    return f"{kind} {value!r:.40}, which has no gradient. Compute it in torch, without NumPy or .item()."
+        return (
+            f"the module {kind}. Build the loss once, {kind}(), and call that with outputs and "
+            "targets."
+        )
+    return (
+        f"{kind} {value!r:.40}, which has no gradient. Compute it in torch, without NumPy or "
+        ".item()."
+    )
 
 
 def _advice(call: LossOptions, error: Exception) -> str | None:
     """Explain an error of a loss of torch, where the arguments show its cause."""
-    scores, target, name = call.input, call.target, getattr(call.function, "__name__", "")
     if call.function is None:
         return None
-    for what, value in (("outputs", scores), ("targets", target)):
-        if value is not None and not isinstance(value, Tensor):
-            take = (
-                "the tensor in it"
-                if isinstance(value, (tuple, Mapping))
-                else "torch.as_tensor() of it"
-            )
-            return f"{name} needs tensors, got {what} of type {type(value).__name__}. Pass {take}."
+    name = getattr(call.function, "__name__", "")
+    # 1. Something that is no tensor.
+    for argument, value in (("outputs", call.input), ("targets", call.target)):
+        if value is None or isinstance(value, Tensor):
+            continue
+        is_nested = isinstance(value, (tuple, Mapping))
+        fix = "the tensor in it" if is_nested else "torch.as_tensor() of it"
+        return f"{name} needs tensors, got {argument} of type {type(value).__name__}. Pass {fix}."
+    scores, target = call.input, call.target
     if not isinstance(scores, Tensor) or not isinstance(target, Tensor):
         return None
-    shapes = f"{list(target.shape)} for outputs {list(scores.shape)}"
-    if call.function in BINARY:
-        if not target.is_floating_point():
-            return f"{name} needs float targets, got {target.dtype}. Pass y.float()."
-        return None
+    # 2. Targets of another type or shape than the loss takes.
+    if call.function in BINARY and not target.is_floating_point():
+        return f"{name} needs float targets, got {target.dtype}. Pass y.float()."
     if call.function not in CLASSES:
         return None
     if target.shape != scores.shape:
-        if target.dtype not in _INDICES:
-            return f"class targets must be int64, got {target.dtype} {shapes}. Pass y.long()."
-        if target.dim() == scores.dim() and target.shape[1:2] == (1,):
-            return f"class targets must have no axis of classes, got {shapes}. Pass y.squeeze(1)."
-        if isinstance(error, IndexError) and call.function in (F.cross_entropy, F.nll_loss):
-            # Only a CPU raises this, so reading the targets waits for nothing.
-            classes = scores.shape[min(1, scores.dim() - 1)]
-            wrong = (
-                target[(target != call.ignore_index) & ((target < 0) | (target >= classes))]
-                .unique()
-                .tolist()
-            )
-            if wrong:
-                return (
-                    f"classes must lie in 0 to {classes - 1}, since outputs have {classes} scores, got {wrong[:5]}. "
-                    "Do they count from 1, or does another ignore_index mark what to leave out?"
-                )
+        advice = _class_target_advice(call, scores, target, error)
+        if advice is not None:
+            return advice
+    # 3. Class weights of another type than the outputs.
     if call.weight is not None and call.weight.dtype != scores.dtype:
-        return f"class weights must be {scores.dtype} as the outputs are, got {call.weight.dtype}. Convert one of them."
+        return (
+            f"class weights must be {scores.dtype} as the outputs are, got {call.weight.dtype}. "
+            "Convert one of them."
+        )
     return None
 
 
-def check_class_weight(loss: Any) -> None:
-    """Make sure that it is known what the mean of a loss divides by, for methods on each example.
+def _class_target_advice(
+    call: LossOptions, scores: Tensor, target: Tensor, error: Exception
+) -> str | None:
+    """Explain an error of a loss of class indices, where the targets show its cause."""
+    shapes = f"{list(target.shape)} for outputs {list(scores.shape)}"
+    if target.dtype not in _INDEX_DTYPES:
+        return f"class targets must be int64, got {target.dtype} {shapes}. Pass y.long()."
+    if target.dim() == scores.dim() and target.shape[1:2] == (1,):
+        return f"class targets must have no axis of classes, got {shapes}. Pass y.squeeze(1)."
+    if isinstance(error, IndexError) and call.function in (F.cross_entropy, F.nll_loss):
+        # Only a CPU raises this, so reading the targets waits for nothing.
+        classes = scores.shape[min(1, scores.dim() - 1)]
+        out_of_range = (target < 0) | (target >= classes)
+        invalid = target[(target != call.ignore_index) & out_of_range].unique().tolist()
+        if invalid:
+            return (
+                f"classes must lie in 0 to {classes - 1}, since outputs have {classes} scores, got "
+                f"{invalid[:5]}. Do they count from 1, or does another ignore_index mark what to "
+                "leave out?"
+            )
+    return None
+
+
+def check_class_weight(loss: object) -> None:
+    """Check that the divisor of a loss's mean is known, for methods on each example.
 
     Args:
         loss: A loss.
@@ -311,19 +342,19 @@ def check_class_weight(loss: Any) -> None:
     """
     options = loss_options(loss)
     core = unwrap(loss)[0]
-    if options.function is None and isinstance(core, _WEIGHTED) and options.weight is not None:
+    has_weight = isinstance(core, (nn.CrossEntropyLoss, nn.NLLLoss)) and options.weight is not None
+    if options.function is None and has_weight:
         raise ValueError(
-            f"class weights need the forward of torch, got {type(core).__name__} with one of its own, so what its mean "
-            "divides by is unknown. Call objective(losses, level, method, weight) instead."
+            f"class weights need the forward of torch, got {type(core).__name__} with one of its "
+            "own, so what its mean divides by is unknown. Call objective(losses, level, method, "
+            "weight) instead."
         )
 
 
-_WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss)
+def example_weight(criterion: object, target: Tensor, loss: Tensor | None = None) -> Tensor | None:
+    """Give the weight of each loss in the mean of a criterion.
 
-
-def example_weight(criterion: Any, target: Any, loss: Tensor | None = None) -> Tensor | None:
-    """Weight of each loss in the mean of a criterion: 0 for ``ignore_index``, the class weight of
-    the others.
+    It is 0 for ``ignore_index`` and the class weight for the others.
 
     Args:
         criterion: A loss: a module, a function, or a partial of one.
@@ -334,13 +365,23 @@ def example_weight(criterion: Any, target: Any, loss: Tensor | None = None) -> T
     Returns:
         Weights of the shape of ``target``, or None where the mean is the plain one.
     """
-    return _weight(loss_options(criterion)._replace(target=target), loss)
+    return call_weight(loss_options(criterion)._replace(target=target), loss)
 
 
-def _weight(call: LossOptions, loss: Tensor | None) -> Tensor | None:
+def call_weight(call: LossOptions, loss: Tensor | None) -> Tensor | None:
+    """Give the weight of each loss of one call, as :func:`example_weight` does.
+
+    Args:
+        call: Options of the loss, with the target of the call.
+        loss: The raw losses.
+
+    Returns:
+        Weights of the shape of the target, or None where the mean is the plain one.
+    """
     target = call.target
+    # Here the weight, if there is one, is that of each element.
     if call.function in (F.mse_loss, F.l1_loss):
-        return call.weight  # a weight of each element; None as a rule
+        return call.weight
     if call.ignore_index is None or not isinstance(target, Tensor) or target.is_floating_point():
         return None
     if call.function is None and loss is not None and loss.shape != target.shape:
@@ -349,7 +390,64 @@ def _weight(call: LossOptions, loss: Tensor | None) -> Tensor | None:
     valid = target != call.ignore_index
     if call.weight is None or call.function not in CLASSES:
         return valid.to(torch.get_default_dtype())
-    return (
-        call.weight.index_select(0, target.masked_fill(~valid, 0).reshape(-1)).reshape(target.shape)
-        * valid
-    )
+    index = target.masked_fill(~valid, 0).reshape(-1)
+    return call.weight.index_select(0, index).reshape(target.shape) * valid
+
+
+def unreduced(loss: Loss) -> Loss:
+    """Turn a mean loss into the per-example losses it is the mean of.
+
+    Args:
+        loss: A torch loss function with a ``reduction`` argument, or a module with a ``reduction``
+            attribute.
+
+    Returns:
+        A callable ``(outputs, targets) -> losses[batch]``.
+
+    Raises:
+        ValueError: If the loss has no reduction to set.
+    """
+    check_class_weight(loss)
+    bound = loss if isinstance(loss, functools.partial) else functools.partial(loss)
+    function, args, options = bound.func, bound.args, dict(bound.keywords)
+    if isinstance(function, nn.Module):
+        function = _copy_without_reduction(unwrap(function)[0], loss)
+        options.pop("reduction", None)
+    else:
+        # The wrapper itself must take the argument, where functools.wraps hides one.
+        try:
+            signature = inspect.signature(function, follow_wrapped=False)
+            signature.bind_partial(*args, reduction="none")
+        except (TypeError, ValueError) as error:
+            raise ValueError(_NO_REDUCTION.format(loss)) from error
+        # torch's old arguments would win over the reduction.
+        options.pop("size_average", None)
+        options.pop("reduce", None)
+        options["reduction"] = "none"
+    elementwise = functools.partial(function, *args, **options) if args or options else function
+    if signature_reduction(loss) != "batchmean":
+        return elementwise
+    # "batchmean" is the mean over examples of the sum over their elements.
+    return lambda outputs, targets: elementwise(outputs, targets).flatten(1).sum(1)
+
+
+_NO_REDUCTION = (
+    "a per-example method needs a loss with reduction='none', got {}. Give it that argument."
+)
+
+
+def _copy_without_reduction(module: nn.Module, loss: object) -> nn.Module:
+    """Copy a module with its reduction set to none, as a string or as a member of its Enum."""
+    if not hasattr(module, "reduction"):
+        raise ValueError(_NO_REDUCTION.format(loss))
+    none: str | enum.Enum = "none"
+    if isinstance(module.reduction, enum.Enum):
+        for member in type(module.reduction):
+            if reduction_word({"reduction": member}) == "none":
+                none = member
+                break
+        else:
+            raise ValueError(_NO_REDUCTION.format(loss))
+    result = copy.copy(module)
+    result.reduction = none  # type: ignore[assignment]
+    return result

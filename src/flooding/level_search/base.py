@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from flooding.levels import Controller
 from flooding.training.record import Record, level_order, validation_key
 from flooding.training.run import Run
 
@@ -107,9 +108,8 @@ class SearchResult:
     def level(self) -> float | None:
         """The level, in the unit of the loss; None is "train without flooding"."""
         level = self.run.level
-        if hasattr(
-            level, "update"
-        ):  # a controller moves its level: the suggestion says where it ended
+        # A controller moves its level: the suggestion says where it ended.
+        if isinstance(level, Controller):
             level = self.suggestions[0].level if self.suggestions else None
         return None if level is None else float(level)
 

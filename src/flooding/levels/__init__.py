@@ -1,10 +1,19 @@
-"""Levels: controllers that move the level during training, and tables of levels; one file each.
+"""Levels: controllers that move the level during training, and tables of levels.
 
-``base`` holds the protocol of a controller, ``tables`` the levels that are looked up for each
-batch.
+One file for each controller. ``base`` holds the type of a level and the protocols, ``tables`` the
+levels that are looked up for each batch.
 """
 
-from flooding.levels.base import Controller, State, StepInfo, first_flooded_step, simulate
+from flooding.levels.base import (
+    Controller,
+    Level,
+    LevelSource,
+    LevelTable,
+    State,
+    StepInfo,
+    first_flooded_step,
+    simulate,
+)
 from flooding.levels.constant import Constant, as_controller
 from flooding.levels.delayed import Delayed
 from flooding.levels.heuristic import Heuristic
@@ -26,6 +35,9 @@ __all__ = [
     "Delayed",
     "Excess",
     "Heuristic",
+    "Level",
+    "LevelSource",
+    "LevelTable",
     "PerClass",
     "PerExample",
     "Plateau",

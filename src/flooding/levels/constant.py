@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+
+from torch import Tensor
 
 from flooding.levels.base import Controller, State, StepInfo
 from flooding.levels.fields import convert_to_floats, require
@@ -38,24 +39,20 @@ class Constant:
 
     def __post_init__(self) -> None:
         convert_to_floats(self, "level")
-        require(
-            self.level < math.inf,
-            "level must be finite or -inf",
-            self.level,
-            "Use -inf for no flooding.",
-        )
+        rule = "level must be finite or -inf"
+        require(self.level < math.inf, rule, self.level, "Use -inf for no flooding.")
 
     def init(self) -> State:
         """Give the level."""
         return initial_state(self.level)
 
-    def update(self, state: State, seen: StepInfo) -> State:  # ruff: ignore[unused-method-argument]
+    def update(self, state: State, info: StepInfo) -> State:  # ruff: ignore[unused-method-argument]
         """Change nothing."""
         return dict(state)
 
 
-def as_controller(level: Any) -> Controller:
-    """Turn what a user calls a level into a controller.
+def as_controller(level: float | Tensor | Controller | None) -> Controller:
+    """Turn a level into a controller.
 
     Args:
         level: A controller, which is returned as it is; a number, or a tensor or array of one
@@ -71,4 +68,5 @@ def as_controller(level: Any) -> Controller:
     """
     if isinstance(level, Controller):
         return level
-    return Constant(-math.inf if level is None else level)
+    # Constant converts a 0-d tensor or array to a float itself.
+    return Constant(-math.inf if level is None else level)  # type: ignore[arg-type]

@@ -21,16 +21,15 @@ __all__ = ["Heuristic"]
 
 @dataclass(frozen=True)
 class Heuristic(Delayed):
-    """Train plainly until the training set is fitted, then let the validation accuracy move the
-    level.
+    """Train plainly until the training set is fitted, then follow the validation accuracy.
 
     Flooding begins as in :class:`Delayed`, with ``b = level`` and reference r = 0. After every
-    later epoch, with v the validation accuracy in points, v >= r + min_delta gives r <- v and b <-
-    b + step_size; else v < r - min_delta gives r <- v and b <- b - step_size; b is clipped to [low,
-    high]. So the first flooded epoch always runs at ``level``, and the reference is the accuracy at
-    the last change, not the best one. Differences closer than 1e-4 points count as equal. The
-    defaults are the source's code's; its text starts at ``level=0`` and clips to [0, 0.5]. A NaN
-    accuracy changes nothing.
+    later epoch, with v the validation accuracy in points: if v >= r + min_delta, then r <- v and
+    b <- b + step_size; else if v < r - min_delta, then r <- v and b <- b - step_size. b is clamped
+    to [low, high]. So the first flooded epoch always runs at ``level``, and the reference is the
+    accuracy at the last change, not the best one. Differences closer than 1e-4 points count as
+    equal. The defaults are those of the source's code; its text starts at ``level=0`` and clamps
+    to [0, 0.5]. A NaN accuracy changes nothing.
 
     Args:
         level: Level b at which flooding begins, in the unit of the loss; within [low, high].
@@ -43,13 +42,15 @@ class Heuristic(Delayed):
         high: Highest level.
 
     Raises:
-        TypeError: If an argument is not a number, or an epoch is shown without the accuracies that
+        TypeError: If an argument is not a number, or an epoch comes without the accuracies that
             are used.
         ValueError: If a number is out of range, or not exactly one condition is given.
 
     Example:
-        >>> steps = [StepInfo(train_accuracy=1.0, val_accuracy=0.9), StepInfo(train_accuracy=1.0, val_accuracy=0.9)]
-        >>> [round(state["level"].item(), 4) for state in simulate(Heuristic(until_accuracy=1.0), steps)]
+        >>> from flooding.levels import simulate
+        >>> infos = [StepInfo(train_accuracy=1.0, val_accuracy=0.9)] * 2
+        >>> states = simulate(Heuristic(until_accuracy=1.0), infos)
+        >>> [round(state["level"].item(), 4) for state in states]
         [-inf, 0.0001, 0.0151]
     """
 
@@ -63,26 +64,22 @@ class Heuristic(Delayed):
         super().__post_init__()
         convert_to_floats(self, "min_delta", "step_size", "low", "high")
         require_finite(self, "min_delta", "step_size", "low", "high")
-        require(
-            self.min_delta >= 0,
-            "min_delta must be at least 0",
-            self.min_delta,
-            "Give it in points, such as 0.4.",
-        )
+        rule = "min_delta must be at least 0"
+        require(self.min_delta >= 0, rule, self.min_delta, "Give it in points, such as 0.4.")
         require_level_in_range(self)
 
     def init(self) -> State:
-        """Give ``-inf`` and a reference of 0 points."""
+        """Give the level ``-inf`` and a reference of 0 points."""
         return super().init() | {"reference": torch.tensor(0.0, dtype=torch.float32)}
 
-    def update(self, state: State, seen: StepInfo) -> State:
-        """Note the loss of a step; after an epoch, begin, or move the level."""
-        new = super().update(state, seen)
-        if seen.loss is not None:
+    def update(self, state: State, info: StepInfo) -> State:
+        """Store the loss of a step; after an epoch, start flooding or move the level."""
+        new = super().update(state, info)
+        if info.loss is not None:
             return new
-        points = 100 * required_metric(self, seen, "val_accuracy", state["level"])
+        points = 100 * required_metric(self, info, "val_accuracy", state["level"])
         gain = points - state["reference"] + 100 * ACCURACY_TOLERANCE
-        # The old `started`: the epoch that ends the plain phase was not flooded and moves nothing.
+        # `started` from before this epoch: the last plain epoch was not flooded and moves nothing.
         rises = state["started"] & (gain >= self.min_delta)
         falls = state["started"] & (gain < -self.min_delta)
         return new | {

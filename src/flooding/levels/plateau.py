@@ -23,17 +23,17 @@ __all__ = ["Plateau"]
 
 @dataclass(frozen=True)
 class Plateau:
-    """Raise the level when the validation loss climbs, lower it when it stands still.
+    """Raise the level when the validation loss climbs, lower it when that stops improving.
 
-    After every epoch, with v the validation loss and m the lowest so far, this epoch included: v >
-    threshold * m gives b <- b + step_size; else, when m has stood for ``patience`` epochs, b <- b -
-    step_size and the count of epochs begins anew. b is clipped to [low, high]. Where m is negative,
-    v > m / threshold raises b; the ratio means little for losses around 0, and ``low`` and ``high``
-    need other values. A NaN loss counts as an epoch without improvement. Flooding is on from the
-    first step.
+    After every epoch, with v the validation loss and m the lowest so far, this epoch included: if
+    v > threshold * m, then b <- b + step_size; else, if m has not improved for ``patience`` epochs,
+    b <- b - step_size and the count of epochs restarts. b is clamped to [low, high]. Where m is
+    negative, v > m / threshold raises b; the ratio means little for losses around 0, and ``low``
+    and ``high`` need other values. A NaN loss counts as an epoch without improvement. Flooding is
+    on from the first step.
 
     Args:
-        level: Level b at the start, in the unit of the loss, as a rule from a grid; within [low,
+        level: Level b at the start, in the unit of the loss, usually from a grid; within [low,
             high].
         patience: Epochs without improvement before the level is lowered, at least 1.
         step_size: Step of the level, in the unit of the loss, above 0.
@@ -43,12 +43,13 @@ class Plateau:
         high: Highest level.
 
     Raises:
-        TypeError: If an argument is not a number, or an epoch is shown without a validation loss.
+        TypeError: If an argument is not a number, or an epoch comes without a validation loss.
         ValueError: If a number is out of range.
 
     Example:
-        >>> steps = [StepInfo(val_loss=1.0), StepInfo(val_loss=1.2), StepInfo(val_loss=1.1)]
-        >>> [round(state["level"].item(), 2) for state in simulate(Plateau(0.1), steps)]
+        >>> from flooding.levels import simulate
+        >>> infos = [StepInfo(val_loss=1.0), StepInfo(val_loss=1.2), StepInfo(val_loss=1.1)]
+        >>> [round(state["level"].item(), 2) for state in simulate(Plateau(0.1), infos)]
         [0.1, 0.1, 0.15, 0.15]
     """
 
@@ -58,20 +59,15 @@ class Plateau:
     threshold: float = 1.15
     low: float = 0.0
     high: float = 0.4
-    revision: ClassVar[int] = (
-        2  # in the key of a Run: before, losses below 0 were compared the wrong way round
-    )
+    # Part of the key of a Run: revision 1 compared losses below 0 the wrong way round.
+    revision: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         convert_to_floats(self, "level", "step_size", "threshold", "low", "high")
         require_finite(self, "level", "step_size", "threshold", "low", "high")
         convert_to_counts(self, "patience")
-        require(
-            self.threshold >= 1,
-            "threshold must be at least 1",
-            self.threshold,
-            "Give a ratio, such as 1.15.",
-        )
+        rule = "threshold must be at least 1"
+        require(self.threshold >= 1, rule, self.threshold, "Give a ratio, such as 1.15.")
         require_level_in_range(self)
 
     def init(self) -> State:
@@ -82,21 +78,21 @@ class Plateau:
             num_bad_epochs=torch.tensor(0),
         )
 
-    def update(self, state: State, seen: StepInfo) -> State:
+    def update(self, state: State, info: StepInfo) -> State:
         """Move the level after an epoch; a step changes nothing."""
-        if seen.loss is not None:
+        if info.loss is not None:
             return dict(state)
-        loss = required_metric(self, seen, "val_loss", state["level"])
+        loss = required_metric(self, info, "val_loss", state["level"])
         # Not torch.minimum: it would let one NaN stay for ever.
         improves = loss < state["lowest"]
         lowest = torch.where(improves, loss, state["lowest"])
         num_bad_epochs = torch.where(improves, 0, state["num_bad_epochs"] + 1)
-        climbs = loss > torch.maximum(
-            self.threshold * lowest, lowest / self.threshold
-        )  # the latter for negative losses
-        stands = ~climbs & (num_bad_epochs >= self.patience)
+        # The second bound is the larger one for negative losses.
+        bound = torch.maximum(self.threshold * lowest, lowest / self.threshold)
+        climbs = loss > bound
+        stalls = ~climbs & (num_bad_epochs >= self.patience)
         return state | {
-            "level": shift_level(state["level"], climbs, stands, self),
+            "level": shift_level(state["level"], climbs, stalls, self),
             "lowest": lowest,
-            "num_bad_epochs": torch.where(stands, 0, num_bad_epochs),
+            "num_bad_epochs": torch.where(stalls, 0, num_bad_epochs),
         }

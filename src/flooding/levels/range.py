@@ -15,17 +15,16 @@ __all__ = ["Range"]
 
 @dataclass(frozen=True)
 class Range:
-    """Lower the level evenly from ``start`` to ``stop``, so that one training visits every level:
-    the range test.
+    """Lower the level evenly from ``start`` to ``stop``: the range test.
 
-    At step k, counted from 0, the level is ``start + (stop - start) * min(k / steps, 1)``. Flooding
-    holds the loss near the level, so the validation curves of this run, drawn against the level,
-    show which level is good.
+    One training visits every level. At step k, counted from 0, the level is
+    ``start + (stop - start) * min(k / steps, 1)``. Flooding holds the loss near the level, so the
+    validation curves of this run, drawn against the level, show which level is good.
 
     Args:
         start: Level at step 0 in the unit of the loss, about ln C for C balanced classes.
         stop: Level from step ``steps`` on; below ``start``.
-        steps: Optimiser steps of the fall, at least 1; as a rule all of them.
+        steps: Optimiser steps of the fall, at least 1; usually all of the training.
 
     Raises:
         TypeError: If an argument is not a number of the right kind.
@@ -33,6 +32,7 @@ class Range:
             1.
 
     Example:
+        >>> from flooding.levels import simulate
         >>> steps = [StepInfo(torch.tensor(1.0))] * 2
         >>> [state["level"].item() for state in simulate(Range(0.5, 0.0, steps=2), steps)]
         [0.5, 0.25, 0.0]
@@ -46,17 +46,13 @@ class Range:
         convert_to_floats(self, "start", "stop")
         require_finite(self, "start", "stop")
         convert_to_counts(self, "steps")
-        require(
-            self.stop < self.start,
-            f"stop must lie below start = {self.start}",
-            self.stop,
-            "Use Warmup to rise.",
-        )
+        rule = f"stop must lie below start = {self.start}"
+        require(self.stop < self.start, rule, self.stop, "Use Warmup to rise.")
 
     def init(self) -> State:
         """Give ``start`` and a counter of steps."""
         return initial_state(self.start, step=torch.tensor(0))
 
-    def update(self, state: State, seen: StepInfo) -> State:
+    def update(self, state: State, info: StepInfo) -> State:
         """Count a step; the end of an epoch changes nothing."""
-        return ramp_level(state, seen, self.start, self.stop, self.steps, num_steps=self.steps)
+        return ramp_level(state, info, self.start, self.stop, self.steps, num_steps=self.steps)

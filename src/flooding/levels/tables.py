@@ -5,16 +5,28 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Excess", "PerClass", "PerExample", "excess", "lookup_levels", "target_entropy"]
+from flooding.levels.base import Controller, LevelTable
+
+__all__ = [
+    "Excess",
+    "PerClass",
+    "PerExample",
+    "check_level_number",
+    "excess",
+    "lookup_levels",
+    "smoothed_label_entropy",
+    "target_entropy",
+]
 
 
-def _levels(levels: Any) -> Tensor:
+def _levels_tensor(levels: Any) -> Tensor:
+    """Convert what a user passes as levels to a 1-d float tensor of finite numbers."""
     rule = "levels must be a 1-d tensor of finite numbers"
     try:
         levels = torch.as_tensor(levels)
@@ -31,52 +43,57 @@ def _levels(levels: Any) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class PerClass:
+class PerClass(LevelTable):
     """A level for each class, looked up by the target.
 
     Args:
         levels: Levels ``[classes]`` in the unit of the loss, finite.
 
     Example:
-        >>> PerClass(torch.tensor([0.1, 0.2])).at(torch.tensor([1, 0, 1]))
+        >>> PerClass(torch.tensor([0.1, 0.2])).lookup(torch.tensor([1, 0, 1]))
         tensor([0.2000, 0.1000, 0.2000])
     """
 
     levels: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", _levels(self.levels))
+        object.__setattr__(self, "levels", _levels_tensor(self.levels))
 
-    def at(self, y: Tensor, id: Tensor | None = None) -> Tensor:  # ruff: ignore[builtin-argument-shadowing, unused-method-argument]
-        """Look the levels of a batch up.
+    def lookup(self, target: Tensor, ids: Tensor | None = None) -> Tensor:  # ruff: ignore[unused-method-argument]
+        """Look up the levels of a batch.
 
         Args:
-            y: Target classes, integers of any shape.
-            id: Not used.
+            target: Target classes, integers of any shape.
+            ids: Not used.
 
         Returns:
-            Levels of the shape of ``y``.
+            Levels of the shape of ``target``.
 
         Raises:
-            TypeError: If ``y`` holds no classes.
+            TypeError: If ``target`` holds no classes.
             IndexError: If a class lies outside the table. On a GPU that is a device assertion.
         """
-        if not isinstance(y, Tensor):
+        if not isinstance(target, Tensor):
             raise TypeError(
-                f"levels per class need the targets, got {type(y).__name__}. Pass them as target=y."
+                f"levels per class need the targets, got {type(target).__name__}. Pass them as "
+                "target=y."
             )
-        if y.is_floating_point():
+        if target.is_floating_point():
             raise TypeError(
-                f"levels per class need integer classes, got {y.dtype}. For soft targets see Excess."
+                f"levels per class need integer classes, got {target.dtype}. For soft targets see "
+                "Excess."
             )
         try:
-            # index_select and not levels[y]: that one would read class -1 as the last class.
-            return self.levels.index_select(0, y.reshape(-1).long()).reshape(y.shape)
+            # index_select and not levels[target], which would read class -1 as the last class.
+            index = target.reshape(-1).long()
+            return self.levels.index_select(0, index).reshape(target.shape)
         except IndexError as error:
-            wrong = y[(y < 0) | (y >= len(self.levels))].unique().tolist()
+            n = len(self.levels)
+            invalid = target[(target < 0) | (target >= n)].unique().tolist()
             raise IndexError(
-                f"classes must lie in 0 to {len(self.levels) - 1}, since the table has {len(self.levels)} levels, got "
-                f"{wrong[:5]}. Add their levels, or name what to leave out as ignore_index of the loss."
+                f"classes must lie in 0 to {n - 1}, since the table has {n} levels, got "
+                f"{invalid[:5]}. Add their levels, or name the class to leave out as ignore_index "
+                "of the loss."
             ) from error
 
     def to(self, device: torch.device | str) -> PerClass:
@@ -85,12 +102,12 @@ class PerClass:
 
 
 @dataclass(frozen=True, eq=False)
-class PerExample:
+class PerExample(LevelTable):
     """A level for each training example, looked up by its id.
 
-    An example without a level gets level NaN, which makes the objective NaN: never level 0, and no
-    host sync in the hot path. Call ``check(ids)`` once before training to turn that into an error
-    that names the ids.
+    An example without a level gets level NaN, which makes the objective NaN; it never gets level 0,
+    and the look-up never waits for the device. Call ``check(ids)`` once before training to turn
+    that into an error that names the ids.
 
     Args:
         levels: Levels ``[examples]`` in the unit of the loss, finite.
@@ -101,7 +118,7 @@ class PerExample:
 
     Example:
         >>> table = PerExample(torch.tensor([0.1, 0.2]), ids=torch.tensor([7, 3]))
-        >>> table.at(None, torch.tensor([3, 7, 5]))
+        >>> table.lookup(None, torch.tensor([3, 7, 5]))
         tensor([0.2000, 0.1000,    nan])
     """
 
@@ -109,7 +126,7 @@ class PerExample:
     ids: Tensor
 
     def __post_init__(self) -> None:
-        levels, ids = _levels(self.levels), torch.as_tensor(self.ids)
+        levels, ids = _levels_tensor(self.levels), torch.as_tensor(self.ids)
         if ids.shape != levels.shape:
             raise ValueError(
                 f"levels and ids must have equal length, got {len(levels)} and {len(ids)}."
@@ -123,32 +140,33 @@ class PerExample:
         object.__setattr__(self, "ids", ids)
 
     def _find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        place = torch.searchsorted(self.ids, ids).clamp_max(len(self.ids) - 1)
-        return place, self.ids[place] == ids
+        """Give the index of each id in the table, and whether the id is there."""
+        index = torch.searchsorted(self.ids, ids).clamp_max(len(self.ids) - 1)
+        return index, self.ids[index] == ids
 
-    def at(self, y: Any, id: Tensor | None = None) -> Tensor:  # ruff: ignore[builtin-argument-shadowing, unused-method-argument]
-        """Look the levels of a batch up; NaN where an id has none.
+    def lookup(self, target: object, ids: Tensor | None = None) -> Tensor:  # ruff: ignore[unused-method-argument]
+        """Look up the levels of a batch; NaN where an id has none.
 
         Args:
-            y: Not used.
-            id: Ids of the batch's examples, int64 of any shape.
+            target: Not used.
+            ids: Ids of the batch's examples, int64 of any shape.
 
         Returns:
-            Levels of the shape of ``id``.
+            Levels of the shape of ``ids``.
 
         Raises:
-            ValueError: If ``id`` is None.
+            ValueError: If ``ids`` is None.
         """
-        if id is None:
+        if ids is None:
             raise ValueError(
-                "levels per example need the examples' ids, got none. Pass id=..., one per example."
+                "levels per example need the examples' ids, got none. Pass ids=..., one per "
+                "example."
             )
-        place, found = self._find(id)
-        return self.levels[place].masked_fill(~found, math.nan)
+        index, exists = self._find(ids)
+        return self.levels[index].masked_fill(~exists, math.nan)
 
     def check(self, ids: Tensor) -> None:
-        """Make sure that every example has a level. Reads the answer back, so call it before
-        training.
+        """Check that every example has a level. It waits for the device: call it before training.
 
         Args:
             ids: Ids of all training examples.
@@ -159,8 +177,8 @@ class PerExample:
         missing = ids[~self._find(ids)[1]]
         if len(missing):
             raise ValueError(
-                f"every training example needs a level, got none for {len(missing)} of {len(ids)} ids, first "
-                f"{missing[:5].tolist()}. Score them too, or drop them from training."
+                f"every training example needs a level, got none for {len(missing)} of {len(ids)} "
+                f"ids, first {missing[:5].tolist()}. Score them too, or drop them from training."
             )
 
     def to(self, device: torch.device | str) -> PerExample:
@@ -169,8 +187,9 @@ class PerExample:
 
 
 def target_entropy(target: Tensor, classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Entropy of each target distribution, ``H(t) = -sum_c t_c ln t_c``: the lowest cross-entropy
-    it allows.
+    """Compute the entropy of each target, ``H(t) = -sum_c t_c ln t_c``.
+
+    It is the lowest cross-entropy that the target allows.
 
     Args:
         target: Classes, int64 of any shape, or probabilities ``[batch, classes, ...]`` (soft
@@ -187,23 +206,32 @@ def target_entropy(target: Tensor, classes: int, label_smoothing: float = 0.0) -
         tensor([0.1985, 0.1985])
     """
     if target.is_floating_point():
-        mixed = (1 - label_smoothing) * target + label_smoothing / classes
-        return torch.special.entr(mixed).sum(1)
-    return torch.full(
-        target.shape, smoothed_label_entropy(classes, label_smoothing), device=target.device
-    )
+        smoothed = (1 - label_smoothing) * target + label_smoothing / classes
+        return torch.special.entr(smoothed).sum(1)
+    entropy = smoothed_label_entropy(classes, label_smoothing)
+    return torch.full(target.shape, entropy, device=target.device)
 
 
 def smoothed_label_entropy(classes: int, label_smoothing: float) -> float:
-    # Entropy of a smoothed hard label, as a number: it costs no tensor and no look at the device.
+    """Compute the entropy of a smoothed hard label as a number, without a tensor.
+
+    Args:
+        classes: Number of classes.
+        label_smoothing: Share spread evenly over all classes, in [0, 1].
+
+    Returns:
+        The entropy in nats.
+    """
     off = label_smoothing / classes
     on = 1 - label_smoothing + off
-    return 0.0 - on * math.log(on) - (classes - 1) * (off * math.log(off) if off else 0.0)
+    off_term = off * math.log(off) if off else 0.0
+    return 0.0 - on * math.log(on) - (classes - 1) * off_term
 
 
 def excess(losses: Tensor, target: Tensor, classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropies less their targets' entropies, ``l_i - H(t_i)``: the divergence that training
-    can still remove.
+    """Compute cross-entropies less their targets' entropies, ``l_i - H(t_i)``.
+
+    It is the divergence that training can still remove.
 
     Args:
         losses: Cross-entropies ``[batch, ...]``, the smoothing included.
@@ -215,17 +243,17 @@ def excess(losses: Tensor, target: Tensor, classes: int, label_smoothing: float 
         Excess losses of the shape of ``losses``, not negative up to rounding.
 
     Example:
+        >>> from torch.nn.functional import cross_entropy
         >>> logits, y = torch.tensor([[0.0, 9.0]]), torch.tensor([[0.5, 0.5]])
-        >>> excess(nn.functional.cross_entropy(logits, y, reduction="none"), y, classes=2)
+        >>> excess(cross_entropy(logits, y, reduction="none"), y, classes=2)
         tensor([3.8070])
     """
     return losses - target_entropy(target, classes, label_smoothing)
 
 
 @dataclass(frozen=True)
-class Excess:
-    """A level for the excess loss ``l_i - H(t_i)``, that is the level ``b + H(t_i)`` for the loss
-    itself.
+class Excess(LevelTable):
+    """A level for the excess loss ``l_i - H(t_i)``: the level ``b + H(t_i)`` for the loss itself.
 
     ``|l - (b + H)| + (b + H)`` is ``|(l - H) - b| + b`` plus a constant, so the gradients agree,
     while the raw loss and evaluation stay plain. Methods on the batch mean use the mean of ``H``
@@ -241,59 +269,73 @@ class Excess:
         ValueError: If ``level`` is not finite or ``label_smoothing`` lies outside [0, 1].
 
     Example:
-        >>> Excess(0.1, classes=2, label_smoothing=0.1).at(torch.tensor([0, 1]))
+        >>> Excess(0.1, classes=2, label_smoothing=0.1).lookup(torch.tensor([0, 1]))
         tensor([0.2985, 0.2985])
     """
 
     level: float
     classes: int
     label_smoothing: float = 0.0
+    has_batch_mean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_level_number(self.level)
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(
-                f"label_smoothing must lie in [0, 1], got {self.label_smoothing}. Use the criterion's."
+                f"label_smoothing must lie in [0, 1], got {self.label_smoothing}. Use the "
+                "criterion's."
             )
 
-    def at(self, y: Tensor, id: Tensor | None = None) -> Tensor:  # ruff: ignore[builtin-argument-shadowing, unused-method-argument]
-        """Level of each example's plain loss.
+    def lookup(self, target: Tensor, ids: Tensor | None = None) -> Tensor:  # ruff: ignore[unused-method-argument]
+        """Compute the level of each example's plain loss.
 
         Args:
-            y: Target classes or probabilities.
-            id: Not used.
+            target: Target classes or probabilities.
+            ids: Not used.
 
         Returns:
             Levels of the shape of the losses.
         """
-        return self.level + target_entropy(y, self.classes, self.label_smoothing)
+        return self.level + target_entropy(target, self.classes, self.label_smoothing)
 
     def to(self, device: torch.device | str) -> Excess:  # ruff: ignore[unused-method-argument]
         """Return itself: it holds no tensor."""
         return self
 
 
-def lookup_levels(lookup: Any, target: Any, ids: Tensor | None, weight: Tensor | None) -> Tensor:
-    """Look the levels of a batch up; the target of an ignored example is no class.
+def lookup_levels(
+    table: LevelTable, target: Tensor, ids: Tensor | None, weight: Tensor | None
+) -> Tensor:
+    """Look up the levels of a batch of which some examples may be ignored.
 
     Args:
-        lookup: :class:`PerClass`, :class:`PerExample`, :class:`Excess` or another object with their
-            ``at``.
+        table: The table.
         target: The targets.
         ids: Ids of the examples, or None.
-        weight: Weights of the losses as :func:`example_weight` gives them, or None.
+        weight: Weights of the losses as :func:`flooding.torch_losses.example_weight` gives them, or
+            None. The level of an example of weight 0 is not used.
 
     Returns:
-        The levels, as ``lookup.at`` gives them.
+        The levels, as ``table.lookup`` gives them.
     """
-    if isinstance(lookup, PerClass) and weight is not None:
+    if isinstance(table, PerClass) and weight is not None:
+        # The target of an ignored example is no class, so any class will do.
         target = target.masked_fill(weight == 0, 0)
-    return lookup.at(target, ids)
+    return table.lookup(target, ids)
 
 
-def check_level_number(level: Any) -> float:
-    """Check that a level is one finite number: int, float, Fraction, or NumPy's of no axes; not a
-    bool.
+def check_level_number(level: object) -> float:
+    """Check that a level is one finite number: int, float, Fraction or NumPy's; not a bool.
+
+    Args:
+        level: What a user passes as a level.
+
+    Returns:
+        The number as a float.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not finite.
     """
     number = level[()] if isinstance(level, np.ndarray) and level.ndim == 0 else level
     if not isinstance(number, numbers.Real) or isinstance(number, (bool, np.bool_)):
@@ -310,15 +352,22 @@ def check_level_number(level: Any) -> float:
     return value
 
 
-def _level_advice(level: Any) -> str:
+def _level_advice(level: object) -> str:
+    """Suggest what to pass instead of something that is no level."""
     if isinstance(level, (str, bytes)):
         return "Write it without quotes."
     if isinstance(level, (bool, np.bool_)):
         return "Write 0.0 or 1.0 for such a level, None for plain training."
     if isinstance(level, (list, tuple, np.ndarray)):
         return "A level for each class or example is PerClass or PerExample."
-    if hasattr(level, "update") and hasattr(level, "init"):
-        return "A controller belongs in a Run. Here set criterion.level to its state's level after each step."
+    if isinstance(level, Controller):
+        return (
+            "A controller belongs in a Run. Here set criterion.level to its state's level after "
+            "each step."
+        )
     if callable(level):
-        return "The order is Flood(criterion, level). For a schedule set criterion.level before each epoch."
+        return (
+            "The order is Flood(criterion, level). For a schedule set criterion.level before each "
+            "epoch."
+        )
     return "If it is a number, pass float() of it."

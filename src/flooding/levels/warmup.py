@@ -15,8 +15,7 @@ __all__ = ["Warmup"]
 
 @dataclass(frozen=True)
 class Warmup:
-    """Raise the level from ``start`` to ``level`` over the first steps, evenly or in ``num_steps``
-    equal steps.
+    """Raise the level from ``start`` to ``level`` over the first steps of the training.
 
     At step k, counted from 0, the level is ``start + (level - start) * r`` with
     ``r = min(k / steps, 1)``, rounded down to a multiple of ``1 / num_steps``. ``num_steps=1``
@@ -34,6 +33,7 @@ class Warmup:
         ValueError: If a level is not finite, or ``steps`` or ``num_steps`` is out of range.
 
     Example:
+        >>> from flooding.levels import simulate
         >>> steps = [StepInfo(torch.tensor(1.0))] * 4
         >>> [state["level"].item() for state in simulate(Warmup(1.0, steps=4), steps)]
         [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -53,19 +53,14 @@ class Warmup:
         if self.num_steps is not None:
             convert_to_counts(self, "num_steps")
             rule = f"num_steps must not exceed steps = {self.steps}"
-            require(
-                self.num_steps <= self.steps,
-                rule,
-                self.num_steps,
-                "Leave it out to rise at every step.",
-            )
+            fix = "Leave it out to rise at every step."
+            require(self.num_steps <= self.steps, rule, self.num_steps, fix)
 
     def init(self) -> State:
         """Give ``start`` and a counter of steps."""
         return initial_state(self.start, step=torch.tensor(0))
 
-    def update(self, state: State, seen: StepInfo) -> State:
+    def update(self, state: State, info: StepInfo) -> State:
         """Count a step; the end of an epoch changes nothing."""
-        return ramp_level(
-            state, seen, self.start, self.level, self.steps, self.num_steps or self.steps
-        )
+        num_steps = self.num_steps or self.steps
+        return ramp_level(state, info, self.start, self.level, self.steps, num_steps)

@@ -1,4 +1,4 @@
-"""Methods: what is made of a raw loss and a level; one file each. ``base`` holds the protocol."""
+"""Methods: what is made of a raw loss and a level. One file each; ``base`` is the protocol."""
 
 from flooding.methods.base import Method
 from flooding.methods.flooding import Flooding

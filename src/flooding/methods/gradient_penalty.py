@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from flooding.methods.base import Method
 from flooding.methods.flooding import Flooding
 
 __all__ = ["GradientPenalty"]
 
 
 @dataclass(frozen=True)
-class GradientPenalty:
+class GradientPenalty(Method):
     """Add the squared gradient norm: ``L + (strength / 2) * |grad L|^2``, second order.
 
     One flooding step down and one up is, to third order in the step size h, a descent on
-    ``(h^2 / 2) |grad L|^2``: this is that without the walk. The penalty is never flooded; with a
-    level the loss is.
+    ``(h^2 / 2) |grad L|^2``. This method takes that descent directly. The penalty is never flooded;
+    with a level the loss is.
 
     Args:
         strength: Weight of the penalty, at least 0. The unit is the weights' squared over the
@@ -40,7 +40,6 @@ class GradientPenalty:
     """
 
     strength: float
-    reduction: ClassVar[Literal["mean", "none"]] = "mean"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.strength) and self.strength >= 0):
@@ -63,8 +62,5 @@ class GradientPenalty:
             A scalar with a graph.
         """
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        return (
-            0.5
-            * self.strength
-            * torch.stack([g.square().sum() for g in gradients if g is not None]).sum()
-        )
+        squares = [gradient.square().sum() for gradient in gradients if gradient is not None]
+        return 0.5 * self.strength * torch.stack(squares).sum()

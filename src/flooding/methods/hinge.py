@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from flooding.methods.base import floodable
+from flooding.methods.base import Method, floodable
 
 __all__ = ["Hinge"]
 
 
 @dataclass(frozen=True)
-class Hinge:
-    """Stop at the level instead of turning back: ``max(L, b)``, the control for "is ascent
-    needed?".
+class Hinge(Method):
+    """Stop at the level instead of ascending: ``max(L, b)``.
 
-    The slope is 1 above the level, 0 at and below it; the rest is as in :class:`Flooding`.
+    This is the control for the question whether the ascent is needed. The slope is 1 above the
+    level, 0 at and below it; the edges are those of :class:`Flooding`.
 
     Example:
         >>> loss = torch.tensor(0.05, requires_grad=True)
@@ -26,7 +26,7 @@ class Hinge:
         tensor(0.1000, grad_fn=<WhereBackward0>)
     """
 
-    reduction: ClassVar[Literal["mean", "none"]] = "mean"
+    shares_prefix: ClassVar[bool] = True
 
     def __call__(self, loss: Tensor, level: float | Tensor) -> Tensor:
         """Hold a scalar loss at its level.
@@ -38,6 +38,6 @@ class Hinge:
         Returns:
             The larger of the two, 0-d.
         """
-        wide = loss.float() if loss.dtype.itemsize < 4 else loss
-        # relu and not maximum: that one splits a tie's slope in halves and needs a tensor.
-        return torch.where(floodable(loss, level), torch.relu(wide - level) + level, loss)
+        single = loss.float() if loss.dtype.itemsize < 4 else loss
+        # relu and not maximum, which halves the slope at a tie and needs a tensor for the level.
+        return torch.where(floodable(loss, level), torch.relu(single - level) + level, loss)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flooding.functional import flood
-from flooding.methods.base import floodable
+from flooding.methods.base import Method, Reduction, floodable
 
 __all__ = ["IFlood"]
 
 
 @dataclass(frozen=True)
-class IFlood:
+class IFlood(Method):
     """Flood each example: ``|l_i - b_i| + b_i``; with levels per example this is AdaFlood's loss.
 
-    Edges are those of :class:`Flooding`, example by example.
+    The edges are those of :class:`Flooding`, example by example.
 
     Example:
         >>> losses = torch.tensor([0.05, 0.3], requires_grad=True)
@@ -30,7 +30,7 @@ class IFlood:
         Xie et al., *iFlood*, ICLR 2022. Bae et al., *AdaFlood*, TMLR 2024, arXiv 2311.02891.
     """
 
-    reduction: ClassVar[Literal["mean", "none"]] = "none"
+    reduction: ClassVar[Reduction] = "none"
 
     def __call__(self, loss: Tensor, level: float | Tensor) -> Tensor:
         """Flood each loss.

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from flooding.methods.base import Method, OptimizerFactory
 from flooding.methods.flooding import Flooding
 
 __all__ = ["SAM"]
 
 
 @dataclass(frozen=True)
-class SAM:
-    """Sharpness-aware minimisation: take the gradient at ``w + rho * g / |g|``. Two passes a step.
+class SAM(Method):
+    """Sharpness-aware minimisation: take the gradient at ``w + rho * g / |g|``.
 
-    pytorch-optimizer's implementation around the problem's own optimiser. With a level, both passes
-    are flooded. Batch norm sees every batch twice.
+    Two forward and backward passes a step. The implementation is pytorch-optimizer's, around the
+    problem's own optimiser. With a level, both passes are flooded. Batch norm sees every batch
+    twice.
 
     Args:
         rho: Radius of the neighbourhood in weight space, above 0.
@@ -34,7 +36,7 @@ class SAM:
     """
 
     rho: float = 0.05
-    reduction: ClassVar[Literal["mean", "none"]] = "mean"
+    needs_closure: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rho) and self.rho > 0):
@@ -46,24 +48,24 @@ class SAM:
         """Flood the loss, as :class:`flooding.methods.flooding.Flooding` does."""
         return Flooding()(loss, level)
 
-    def wrap(
-        self, optimizer: Callable[..., torch.optim.Optimizer], parameters: Iterable[Tensor]
+    def wrap_optimizer(
+        self, make_optimizer: OptimizerFactory, parameters: Sequence[Tensor]
     ) -> torch.optim.Optimizer:
         """Put SAM around an optimiser.
 
         Args:
-            optimizer: The base, ``(parameters) -> Optimizer``.
-            parameters: What it trains.
+            make_optimizer: The base optimiser, ``(parameters) -> Optimizer``.
+            parameters: The parameters to train.
 
         Returns:
-            An optimiser whose ``step`` wants gradients in place and a closure that computes them
-            anew.
+            An optimiser whose ``step`` needs the gradients in place and a closure that computes
+            them again.
 
         Raises:
             ImportError: If pytorch-optimizer is missing.
         """
         try:
-            from pytorch_optimizer import SAM as Sharpness  # ruff: ignore[constant-imported-as-non-constant]
+            import pytorch_optimizer
         except ImportError as error:
             raise ImportError("SAM needs pytorch-optimizer: pip install 'flooding[sam]'") from error
-        return Sharpness(parameters, base_optimizer=optimizer, rho=self.rho)  # type: ignore[arg-type]
+        return pytorch_optimizer.SAM(parameters, base_optimizer=make_optimizer, rho=self.rho)  # type: ignore[arg-type]

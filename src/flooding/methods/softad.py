@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flooding.functional import SIGMA_MIN, soft_flood
-from flooding.methods.base import floodable
+from flooding.methods.base import Method, Reduction, floodable
 
 __all__ = ["SoftAD"]
 
 
 @dataclass(frozen=True)
-class SoftAD:
-    """Flood each example smoothly: ``eta * t + sigma^2 * rho((l_i - t) / sigma)``,
-    ``rho(x) = sqrt(1 + x^2) - 1``.
+class SoftAD(Method):
+    """Flood each example smoothly: ``eta * t + sigma^2 * rho((l_i - t) / sigma)``.
 
-    Each example's gradient is weighted by ``sigma * x / sqrt(1 + x^2)``, ``x = (l_i - t) / sigma``:
-    below 1 in size for ``sigma <= 1``, near 0 at the level. A non-finite loss and a level of -inf
-    pass through with slope 1.
+    Here ``rho(x) = sqrt(1 + x^2) - 1``. Each example's gradient is weighted by
+    ``sigma * x / sqrt(1 + x^2)`` with ``x = (l_i - t) / sigma``: below 1 in size for
+    ``sigma <= 1``, near 0 at the level. A non-finite loss and a level of -inf pass through with
+    slope 1.
 
     Args:
         sigma: Width of the smooth region in the unit of the loss, at least ``SIGMA_MIN``.
@@ -43,12 +43,13 @@ class SoftAD:
 
     sigma: float = 1.0
     eta: float = 1.0
-    reduction: ClassVar[Literal["mean", "none"]] = "none"
+    reduction: ClassVar[Reduction] = "none"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sigma) and self.sigma >= SIGMA_MIN):
             raise ValueError(
-                f"sigma must be finite and at least {SIGMA_MIN:g}, got {self.sigma}. IFlood() is the limit."
+                f"sigma must be finite and at least {SIGMA_MIN:g}, got {self.sigma}. IFlood() is "
+                "the limit."
             )
         if not math.isfinite(self.eta):
             raise ValueError(f"eta must be finite, got {self.eta}. 1 is the source's value.")
@@ -63,9 +64,9 @@ class SoftAD:
         Returns:
             Flooded losses of the shape of ``loss``.
         """
-        known = floodable(loss, level) & (loss < math.inf)
-        # Mask before the formula too: its derivative at infinity is NaN, which would leak out as 0
-        # * NaN.
-        finite = level.masked_fill(level == -math.inf, 0.0) if isinstance(level, Tensor) else level
-        soft = soft_flood(loss.masked_fill(~known, 0.0), finite, self.sigma, self.eta)
-        return torch.where(known, soft, loss)
+        mask = floodable(loss, level) & (loss < math.inf)
+        # Mask before the formula too: its derivative at infinity is NaN, and 0 * NaN is NaN.
+        if isinstance(level, Tensor):
+            level = level.masked_fill(level == -math.inf, 0.0)
+        soft = soft_flood(loss.masked_fill(~mask, 0.0), level, self.sigma, self.eta)
+        return torch.where(mask, soft, loss)

@@ -11,30 +11,29 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flooding.functional import flood
-from flooding.methods.base import floodable
+from flooding.methods.base import Method, Reduction, floodable
 
 __all__ = ["EMATeacher", "WaveBound"]
 
 
 @dataclass(frozen=True)
-class WaveBound:
-    """Flood each output at a teacher's loss: ``|r_j - (r*_j - e)| + (r*_j - e)``, ``r_j`` a mean
-    over the batch.
+class WaveBound(Method):
+    """Flood each output at a teacher's loss: ``|r_j - (r*_j - e)| + (r*_j - e)``.
 
-    The level here is the teacher's raw loss ``r*`` on the same batch, and the error bound ``e`` is
-    taken off it. With one loss per example and no outputs this is flooding at the teacher's mean
-    loss less ``e``.
+    ``r_j`` is the mean of output j's loss over the batch. The level is the teacher's raw loss
+    ``r*_j`` on the same batch less the error bound ``e``. With one loss per example and no outputs
+    this is flooding at the teacher's mean loss less ``e``.
 
     Args:
         epsilon: How far below the teacher's loss the level lies, in the unit of the loss.
-        decay: Weight of the old average in each update of the :class:`Teacher` that the training
-            loop keeps.
+        decay: Weight of the old average in each update of the :class:`EMATeacher`.
 
     Raises:
         ValueError: If ``epsilon`` is not finite.
 
     Example:
-        >>> student, teacher = torch.tensor([[1.0, 0.1], [1.0, 0.3]]), torch.tensor([[0.5, 0.4], [0.7, 0.6]])
+        >>> student = torch.tensor([[1.0, 0.1], [1.0, 0.3]])
+        >>> teacher = torch.tensor([[0.5, 0.4], [0.7, 0.6]])
         >>> WaveBound(epsilon=0.1)(student, teacher)
         tensor([1.0000, 0.6000])
 
@@ -44,7 +43,8 @@ class WaveBound:
 
     epsilon: float
     decay: float = 0.99
-    reduction: ClassVar[Literal["mean", "none"]] = "none"
+    reduction: ClassVar[Reduction] = "none"
+    level_source: ClassVar[Literal["run", "teacher"]] = "teacher"
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.epsilon):
@@ -62,14 +62,15 @@ class WaveBound:
         Returns:
             Flooded means ``[outputs...]``.
         """
-        risk, bound = self.student_and_bound(loss, level)
-        return torch.where(floodable(risk, bound), flood(risk, bound), risk)
+        student, bound = self.comparison(loss, level)
+        return torch.where(floodable(student, bound), flood(student, bound), student)
 
-    def student_and_bound(
-        self, loss: Tensor, level: float | Tensor
-    ) -> tuple[Tensor, float | Tensor]:
-        """Give what is compared: the student's batch means and their bounds, the teacher's less
-        ``epsilon``.
+    def make_teacher(self, model: nn.Module) -> EMATeacher:
+        """Build the teacher, a moving average of the model."""
+        return EMATeacher(model, self.decay)
+
+    def comparison(self, loss: Tensor, level: float | Tensor) -> tuple[Tensor, float | Tensor]:
+        """Give the student's batch means and their bounds, the teacher's less ``epsilon``.
 
         Args:
             loss: Raw losses ``[batch, outputs...]``.
@@ -84,7 +85,8 @@ class WaveBound:
         if isinstance(level, Tensor):
             if level.shape != loss.shape:
                 raise ValueError(
-                    f"the teacher's losses must have shape {tuple(loss.shape)}, got {tuple(level.shape)}."
+                    f"the teacher's losses must have shape {tuple(loss.shape)}, got "
+                    f"{tuple(level.shape)}. Compute both with reduction='none'."
                 )
             level = level.detach().mean(0)
         return loss.mean(0), level - self.epsilon
@@ -105,12 +107,13 @@ class EMATeacher(AveragedModel):
         ValueError: If ``decay`` lies outside [0, 1).
 
     Example:
+        >>> from flooding.methods import objective
         >>> model = nn.Linear(2, 1)
         >>> teacher = EMATeacher(model, decay=0.99)
         >>> teacher.update_parameters(model)  # after every optimiser step
         >>> x, y = torch.zeros(3, 2), torch.zeros(3, 1)
-        >>> student, target = ((m(x) - y).square() for m in (model, teacher))
-        >>> objective(student, target, WaveBound(epsilon=0.01)).backward()
+        >>> loss, level = (model(x) - y).square(), (teacher(x) - y).square()
+        >>> objective(loss, level, WaveBound(epsilon=0.01)).backward()
 
     References:
         Cho et al., *WaveBound*, NeurIPS 2022, section 4.

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flooding.levels import StepInfo
-from flooding.methods import Flooding, Hinge
+from flooding.levels import Controller, StepInfo
+from flooding.methods import Flooding
 from flooding.training.loop import EpochResult, mean_level
 from flooding.training.run import Run
 
@@ -32,9 +32,9 @@ def can_share(run: Run) -> bool:
     Returns:
         False for methods and levels that change the first step already, or may.
     """
-    if type(run.method) not in {Flooding, Hinge}:
+    if not run.method.shares_prefix:
         return False
-    return run.level is None or isinstance(run.level, float) or hasattr(run.level, "update")
+    return run.level is None or isinstance(run.level, (float, Controller))
 
 
 def prefix_run(run: Run) -> Run:
@@ -69,7 +69,7 @@ class _Follower:
             None,
             0,
         )  # state and epochs at the last snapshot
-        if hasattr(run.level, "update"):
+        if isinstance(run.level, Controller):
             self.state = run.level.init()
 
     def leaves(self, row: EpochResult) -> bool:

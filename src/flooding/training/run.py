@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from flooding.levels import PerClass, PerExample
-from flooding.methods import Flooding, Method, WaveBound
+from flooding.levels import Controller, Level, LevelSource, LevelTable
+from flooding.methods import Flooding, Method
+from flooding.methods.base import check_method
 from flooding.training.config import UnhashableConfigError, changed_fields, to_config
 from flooding.training.legacy import legacy_configs
 from flooding.training.problem import Problem, require_at_least
@@ -39,7 +40,7 @@ class Run:
     """
 
     problem: Problem
-    level: Any = None
+    level: Level | LevelSource[Problem] = None
     method: Method = field(default_factory=Flooding)
     seed: int = 0
     stop_epoch: int | None = None
@@ -52,7 +53,8 @@ class Run:
             raise ValueError(
                 f"level must be finite, got {self.level}. Use None for plain training."
             )
-        _check_method(self.level, self.method)
+        check_method(self.method)
+        _check_level_source(self.level, self.method)
         require_at_least("seed", self.seed, 0)
         if self.stop_epoch is not None:
             require_at_least("stop_epoch", self.stop_epoch, 1)
@@ -138,18 +140,14 @@ def _has_ignored(problem: Problem, seed: int) -> bool:
     )
 
 
-def _check_level(level: Any) -> Any:
+def _check_level(level: Any) -> Level | LevelSource[Problem]:
     """Make numbers floats, and refuse what is no level."""
     if isinstance(level, numbers.Real) and not isinstance(level, (bool, np.bool_)):
         return float(level)
-    scalar = isinstance(level, Tensor) and level.ndim == 0
-    looked_up = hasattr(level, "at") or hasattr(level, "resolve")
-    if (
-        level is None
-        or scalar
-        or looked_up
-        or (hasattr(level, "update") and hasattr(level, "init"))
-    ):
+    if level is None or (isinstance(level, Tensor) and level.ndim == 0):
+        return level
+    is_level = isinstance(level, (Controller, LevelTable, LevelSource))
+    if is_level and not isinstance(level, type):
         return level
     got = f"a tensor of shape {tuple(level.shape)}" if isinstance(level, Tensor) else repr(level)
     raise ValueError(
@@ -158,15 +156,16 @@ def _check_level(level: Any) -> Any:
     )
 
 
-def _check_method(level: Any, method: Method) -> None:
-    if isinstance(method, WaveBound) and level is not None:
+def _check_level_source(level: Level | LevelSource[Problem], method: Method) -> None:
+    """Refuse a level that the method cannot use."""
+    name = type(method).__name__
+    if method.level_source == "teacher" and level is not None:
         raise ValueError(
-            f"WaveBound's level is its teacher's loss, got level={level}. Leave the level out."
+            f"{name}'s level is its teacher's loss, got level={level}. Leave the level out."
         )
-    if (
-        isinstance(level, (PerClass, PerExample)) or hasattr(level, "resolve")
-    ) and method.reduction == "mean":
+    is_table = isinstance(level, LevelTable) and not level.has_batch_mean
+    if (is_table or isinstance(level, LevelSource)) and method.reduction == "mean":
         raise ValueError(
-            f"{type(level).__name__} needs a method on each example, got {type(method).__name__}, which floods the "
+            f"{type(level).__name__} needs a method on each example, got {name}, which floods the "
             "batch mean. Use IFlood()."
         )
