@@ -256,20 +256,13 @@ def shorten_plans():
             for t, p in zip(plan(True), tiny, strict=True)
         ]
 
-    class Tiny(ishida2020.Cell):
-        @property
-        def problem(self):
-            return replace(
-                super().problem,
-                model=partial(mlp, ishida2020.TASKS[self.task][1], 2, width=4, depth=1),
-            )
-
     demo.plan = tasks
-    cells = [
-        Tiny(task, noise, (0.0, 0.3), (0, 1), 2)
-        for task in ishida2020.TASKS
-        for noise in ishida2020.NOISES
-    ]
+    cells = []
+    for task, (_, inputs) in ishida2020.TASKS.items():
+        model = partial(mlp, inputs, 2, width=4, depth=1)
+        for noise in ishida2020.NOISES:
+            cell = ishida2020.synthetic_cell(task, noise, (0.0, 0.3), (0, 1), 2)
+            cells.append(replace(cell, problem=replace(cell.problem, model=model)))
     ishida2020.cells = lambda *_: cells
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flooding.experiments import ishida2020
-from flooding.experiments.ishida2020 import LEVELS
+from flooding.experiments.synthetic_cells import LEVELS, synthetic_cell
 from flooding.training.record import Record
 
 HERE = Path(__file__).parent / "levels"
@@ -54,7 +53,7 @@ class Cell:
     @property
     def problem(self):
         """Give the Problem of the cell."""
-        return ishida2020.Cell(self.task, self.noise).problem
+        return synthetic_cell(self.task, self.noise).problem
 
     def evaluator(self):
         """Give an ``evaluate`` for one search: it counts what sharing beginnings, and going on,

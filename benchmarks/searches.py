@@ -32,8 +32,8 @@ from scipy import stats
 from flooding import Run, run_all
 from flooding.experiments import machine
 from flooding.experiments.archive import Archive, pack
-from flooding.experiments.ishida2020 import LEVELS, TASKS
-from flooding.experiments.ishida2020 import cells as synthetic_cells
+from flooding.experiments.synthetic_cells import LEVELS, TASKS
+from flooding.experiments.synthetic_cells import cells as synthetic_cells
 from flooding.level_search.accordance import accordance
 from flooding.level_search.advisor import advise
 from flooding.level_search.backward import backward
@@ -389,9 +389,7 @@ def grids_of(name, seeds):
         records = iter(Archive(kept)(runs))
     else:
         told = run_all(runs, ledger=LEDGER)
-        pack(
-            kept, told, ("train_loss", "val_accuracy", "val_loss"), machine(), exact=lambda _: True
-        )
+        pack(kept, told, ("train_loss", "val_accuracy", "val_loss"), machine(), lambda _: True)
         records = iter(told)
     found = {}
     for where in places:

@@ -33,7 +33,11 @@ KEEP = ("train_loss", "val_loss", "level", "nobody_has_it")
 def archive(tmp_path):
     records = [fake_record(run) for run in RUNS]
     path = pack(
-        tmp_path / "a.npz", records, KEEP, "a machine", exact=lambda run: run.stop_epoch is not None
+        tmp_path / "a.npz",
+        records,
+        KEEP,
+        "a machine",
+        is_exact=lambda run: run.stop_epoch is not None,
     )
     return records, Archive(path)
 
@@ -140,7 +144,7 @@ def test_rounding_keeps_what_is_stated(curve):
 
 
 def test_a_run_that_cannot_describe_itself_has_no_name():
-    with pytest.raises(TypeError, match="does not describe itself"):
+    with pytest.raises(TypeError, match="code of your own, which cannot be hashed"):
         run_id(Run(small(model=partial(lambda: None))))
 
 

@@ -9,9 +9,10 @@ from functools import partial
 import pytest
 from typer.testing import CliRunner
 
-from flooding import cli, experiments
-from flooding.experiments import ishida2020
-from flooding.experiments.ishida2020 import TASKS
+from flooding import cli
+from flooding.entries import EXPERIMENTS
+from flooding.experiments import Experiment, estimate, ishida2020
+from flooding.experiments.synthetic_cells import NOISES, TASKS, synthetic_cell
 from flooding.models import mlp
 from flooding.training.problem import PeriodicMetric
 from flooding.training.run import Run
@@ -35,27 +36,24 @@ def call(*words, code=0):
 @pytest.fixture
 def _tiny(monkeypatch):
     """A plan of two levels, two seeds and two epochs, of a small network."""
-
-    class Tiny(ishida2020.Cell):
-        @property
-        def problem(self):
-            return replace(
-                super().problem, model=partial(mlp, TASKS[self.task][1], 2, width=8, depth=1)
-            )
-
-    plan = [
-        Tiny(task, noise, (0.0, 0.3), (0, 1), 2) for task in TASKS for noise in ishida2020.NOISES
-    ]
+    plan = []
+    for task, (_, inputs) in TASKS.items():
+        model = partial(mlp, inputs, 2, width=8, depth=1)
+        for noise in NOISES:
+            cell = synthetic_cell(task, noise, (0.0, 0.3), (0, 1), 2)
+            plan.append(replace(cell, problem=replace(cell.problem, model=model)))
     monkeypatch.setattr(ishida2020, "cells", lambda quick=False: plan)
 
 
 def test_list_names_every_experiment_and_each_is_one():
     told = call("reproduce", "--list").output
-    for name in experiments.NAMES:
-        assert f"{name}: " in told
-        module = experiments.find(name)
-        assert callable(module.experiment)
-        assert module.CURVES
+    for entry in EXPERIMENTS:
+        assert f"{entry.name}: " in told
+        experiment = entry.load()
+        assert isinstance(experiment, Experiment)
+        assert experiment.name == entry.name
+        assert callable(experiment.start)
+        assert experiment.curves
 
 
 @pytest.mark.usefixtures("_tiny")
@@ -92,7 +90,7 @@ def test_an_estimate_counts_what_is_measured_now_and_then():
         for name in "abc"
     ]
     # A sleep is at least as long as it says: at epochs 0, 4, 8 and 10 of each of the three.
-    assert experiments.estimate([Run(problem) for problem in watched], 2) >= 3 * 4 * 0.05 / 2
+    assert estimate([Run(problem) for problem in watched], 2) >= 3 * 4 * 0.05 / 2
     assert asked == ["a", "a"], "the others differ in their watch alone"
 
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from flooding import Run, npz, run_all, train
-from flooding.experiments import ishida2020
+from flooding.experiments import ishida2020, level_benchmark
 from flooding.experiments.archive import Archive, pack
 from flooding.testing import fake_record
 from flooding.training.checkpoints import Checkpoints
@@ -716,13 +716,9 @@ def test_arrays_come_back_as_numpy_reads_them(tmp_path):
         back[name][...] = back[name]  # can be written to
 
 
-def level_benchmark(folder, **changes):
-    grid = ishida2020._GRID
+def benchmark_folder(folder, **changes):
     rng = np.random.default_rng(0)
-    table = {
-        name: rng.random(shape, np.float32)
-        for name, shape in (ishida2020._CURVES | ishida2020._FIGURES).items()
-    }
+    table = {name: rng.random(shape, np.float32) for name, shape in level_benchmark.SHAPES.items()}
     told = "engine 1, torch 2, a machine, 0.5 core hours"
     names = {
         "tasks": list(ishida2020.TASKS),
@@ -730,7 +726,8 @@ def level_benchmark(folder, **changes):
         "levels": ishida2020.LEVELS,
         "told": told,
     }
-    table |= {"last_epoch": np.full(grid, 500.0), "best_epoch": np.full(grid, 7.0)}
+    for name, epoch in (("last_epoch", 500.0), ("best_epoch", 7.0)):
+        table[name] = np.full(level_benchmark.SHAPES[name], epoch)
     table = {name: value for name, value in (table | names | changes).items() if value is not None}
     np.savez(folder / "seed0.npz", **table)
     return folder
@@ -738,7 +735,7 @@ def level_benchmark(folder, **changes):
 
 def test_a_level_benchmark_that_is_whole_is_read(tmp_path):
     (tmp_path / "seedling.npz").write_bytes(b"x")
-    held = ishida2020.load(level_benchmark(tmp_path))
+    held = ishida2020.load(benchmark_folder(tmp_path))
     [record] = held([Run(ishida2020.cells()[0].problem, 0.1)])
     assert len(record.curves["val_loss"]) == 501
 
@@ -764,12 +761,12 @@ def test_a_level_benchmark_that_is_not_whole_is_one_error(changes, tmp_path):
         ValueError,
         match=r"a file of the level benchmark must be whole, got .*seed0.*\. Get it from git",
     ):
-        ishida2020.load(level_benchmark(tmp_path, **changes))
+        ishida2020.load(benchmark_folder(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("size", [0, 1000, 20_000])
 def test_a_truncated_level_benchmark_is_one_error(size, tmp_path):
-    path = level_benchmark(tmp_path) / "seed0.npz"
+    path = benchmark_folder(tmp_path) / "seed0.npz"
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match="a file of the level benchmark must be whole"):
         ishida2020.load(tmp_path)

@@ -41,7 +41,7 @@ def report(**changes):
         "failures": ("It failed.",),
         "findings": ("It held.",),
         "tables": (TABLE,),
-        "told": "A machine.",
+        "provenance": "A machine.",
     }
     figures = {"line": ("A line.", lambda: Figure(figsize=(2, 2)))}
     return Report("Title", "About.", **given | {"figures": figures} | changes)

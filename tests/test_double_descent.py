@@ -18,9 +18,10 @@ from flooding.data.augment import crop_and_flip
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import double_descent, double_descent_cifar10
 from flooding.experiments.archive import Archive, pack
-from flooding.experiments.double_descent import Condition, descents, plan
+from flooding.experiments.double_descent import Condition, plan
 from flooding.level_search.base import run_generator
 from flooding.models import mlp
+from flooding.report.descents import find_descents
 from flooding.training.config import to_config
 from flooding.training.problem import TestCurve
 from flooding.training.record import Record
@@ -33,7 +34,7 @@ CURVES = st.lists(st.integers(-400, 400), min_size=1, max_size=40)
 
 def found(values, epochs=None):
     values = np.array(values, float)
-    return descents(values, np.arange(len(values)) if epochs is None else np.array(epochs))
+    return find_descents(values, np.arange(len(values)) if epochs is None else np.array(epochs))
 
 
 def shape(curve):
@@ -146,7 +147,7 @@ def test_unmeasured_epochs_are_passed_over():
 )
 def test_what_is_no_curve_is_refused(values, epochs):
     with pytest.raises(ValueError, match="a curve must be"):
-        descents(np.array(values), np.array(epochs))
+        find_descents(np.array(values), np.array(epochs))
 
 
 def slow(values):
@@ -249,7 +250,7 @@ def reported(monkeypatch, groups, made):
     """Drive the experiment through other conditions with Records that ``made(condition, run)``
     makes."""
     monkeypatch.setattr(double_descent, "plan", lambda quick: groups)
-    running = double_descent.experiment()
+    running = double_descent.start()
     runs = next(running)
     ours = [
         (condition, run) for some in groups.values() for condition in some for run in condition.runs
@@ -702,7 +703,7 @@ def test_images_have_the_same_eight_ways():
         )
         assert ("rate decay" in c.factors) == (c.problem.lr_scheduler is not None)
         assert (c.levels[0], c.seeds, c.problem.test_curve) == (0.0, (0, 1, 2), TestCurve(2000, 1))
-    runs = next(double_descent_cifar10.experiment(quick=True, seeds=[3]))
+    runs = next(double_descent_cifar10.start(quick=True, seeds=[3]))
     assert {(run.seed, run.epochs) for run in runs} == {(3, 6)}
 
 
@@ -713,7 +714,7 @@ def test_images_are_judged_by_the_same_criterion():
             for run in runs
         ]
 
-    report = run_generator(double_descent_cifar10.experiment(), answer)[0]
+    report = run_generator(double_descent_cifar10.start(), answer)[0]
     assert [t.name for t in report.tables] == ["cifar10-loss", "cifar10-error"]
     assert report.title == "A second descent on CIFAR-10, reduced"
     assert "3 seeds" in report.about
@@ -733,7 +734,7 @@ def test_the_rate_falls_twice_and_other_seeds_can_be_asked():
         optimizer.step()
         schedule.step()
     assert [rates[i] for i in (99, 100, 159, 160)] == pytest.approx([1e-3, 1e-4, 1e-4, 1e-5])
-    runs = next(double_descent.experiment(seeds=range(4, 6)))
+    runs = next(double_descent.start(seeds=range(4, 6)))
     assert {run.seed for run in runs} == {4, 5}
     assert len(runs) == 136
 
@@ -751,7 +752,7 @@ def test_quick_is_trained_and_drawn(monkeypatch, tmp_path):
         replace(c, problem=replace(c.problem, max_epochs=3)) for c in groups["digits"]
     ]
     monkeypatch.setattr(double_descent, "plan", lambda quick: groups)
-    running = double_descent.experiment(quick=True)
+    running = double_descent.start(quick=True)
     runs = next(running)
     assert len(runs) == 3 * 2 * 2 + 2 * 2 * 4
     with pytest.raises(StopIteration) as end:

@@ -9,9 +9,9 @@ import pytest
 
 from flooding.data.augment import crop_and_flip
 from flooding.experiments import images5k, kim2022_cifar10
-from flooding.experiments.archive import Archive, pack
-from flooding.experiments.grids import Cell
-from flooding.experiments.images5k import LEVELS, cells, experiment
+from flooding.experiments.archive import Archive, pack, run_id
+from flooding.experiments.images5k import LEVELS, cells, start
+from flooding.experiments.study import Cell
 from flooding.level_search.base import run_generator
 from flooding.models import IMAGENET
 from flooding.training.record import Record
@@ -60,7 +60,7 @@ def answer(
 
 
 def report(**how):
-    return run_generator(experiment(), partial(answer, **how))[0]
+    return run_generator(start(), partial(answer, **how))[0]
 
 
 def rows(told, name):
@@ -123,7 +123,7 @@ def test_a_level_that_a_seed_did_not_reach_is_no_candidate_there():
             replace(r, curves={**r.curves, "flooded": f}) for r, f in zip(told, low, strict=True)
         ]
 
-    told = run_generator(experiment(), some)[0]
+    told = run_generator(start(), some)[0]
     row = rows(told, "last")[0]
     assert row["levels"] == "0.4, 0.4"
     assert row["difference"].endswith(", n = 2")
@@ -294,7 +294,7 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
         ]
         return [replace(r, curves=curves) for r, curves in zip(curved(runs), told, strict=True)]
 
-    told, records = run_generator(kim2022_cifar10.experiment(), findable)
+    told, records = run_generator(kim2022_cifar10.start(), findable)
     for cell, row in zip(plan, rows(told, "finder"), strict=True):
         chosen = [run for run in asked[-1] if run.problem is cell.problem]
         assert [run.seed for run in chosen] == [0, 1]
@@ -307,8 +307,10 @@ def test_its_report_draws_the_pair_of_losses(tmp_path, monkeypatch):
         cell.title for cell in plan
     ]
     assert f"{len({run_id(run) for runs in asked for run in runs})} trainings" in told.provenance
-    path = pack(tmp_path / "a.npz", records, kim2022_cifar10.CURVES, "here", kim2022_cifar10.exact)
-    again = run_generator(kim2022_cifar10.experiment(), Archive(path))[0]
+    path = pack(
+        tmp_path / "a.npz", records, kim2022_cifar10.CURVES, "here", kim2022_cifar10.is_exact
+    )
+    again = run_generator(kim2022_cifar10.start(), Archive(path))[0]
     assert again.markdown("x") == told.markdown("x")
     names = {path.name for path in again.save(tmp_path, "kim2022_cifar10")}
     assert {"kim2022_cifar10-losses.png", "kim2022_cifar10-levels.png"} <= names
@@ -324,7 +326,7 @@ def test_a_finder_that_finds_nothing_worth_flooding_tests_no_flooding(monkeypatc
         curves = [{"val_accuracy": 1 - loss / 4, "val_loss": loss} for loss in losses]
         return [replace(r, curves={**r.curves, **c}) for r, c in zip(told, curves, strict=True)]
 
-    told = run_generator(kim2022_cifar10.experiment(), worse)[0]
+    told = run_generator(kim2022_cifar10.start(), worse)[0]
     assert rows(told, "finder")[0]["finder"] == "not tested: the finder chose no flooding"
     assert (
         "one, the finder against plain training: not tested: the finder chose no flooding."
@@ -332,7 +334,7 @@ def test_a_finder_that_finds_nothing_worth_flooding_tests_no_flooding(monkeypatc
     )
     assert rows(told, "finder-against-all")[0]["levels"] == "0, 0"
     assert rows(told, "finder-against-all")[0]["difference"].endswith(", n = 2")
-    full = run_generator(kim2022_cifar10.experiment(full=True), worse)[0]
+    full = run_generator(kim2022_cifar10.start(full=True), worse)[0]
     assert (full.title, told.title) == (
         "CIFAR-10 with a residual network",
         "CIFAR-10 with a residual network, reduced",

@@ -10,8 +10,16 @@ import pytest
 
 from flooding import run_all
 from flooding.data.synthetic import spiral, spiral_best_accuracy
-from flooding.experiments import find, ishida2020
-from flooding.experiments.ishida2020 import LEVELS, NOISES, TASKS, Cell, cells, experiment, load
+from flooding.entries import EXPERIMENTS, find_entry
+from flooding.experiments.ishida2020 import load, start
+from flooding.experiments.synthetic_cells import (
+    LEVELS,
+    NOISES,
+    TASKS,
+    best_accuracy,
+    cells,
+    synthetic_cell,
+)
 from flooding.level_search.base import run_generator
 from flooding.training.record import Record
 
@@ -45,7 +53,7 @@ def answer(runs, table):
 
 
 def report(table, **how):
-    return run_generator(experiment(quick=True, **how), partial(answer, table=table))[0]
+    return run_generator(start(quick=True, **how), partial(answer, table=table))[0]
 
 
 def rows(told, name):
@@ -62,7 +70,7 @@ def test_the_plan_is_the_papers():
     assert (len(LEVELS), LEVELS[-1]) == (51, 0.5)
     runs = [run for cell in plan for run in cell.runs]
     assert len(runs) == 9 * 51 * 10
-    problem = Cell("sinusoid", 0.05).problem
+    problem = synthetic_cell("sinusoid", 0.05).problem
     assert (problem.max_epochs, problem.batch_size) == (500, 100)
     splits = problem.splits(3)
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [100, 100, 20_000]
@@ -131,13 +139,13 @@ def test_nothing_is_sure_of_one_seed():
 
 
 def test_ceilings():
-    assert [round(ishida2020.ceiling("two-gaussians", p), 1) for p in NOISES] == [
+    assert [round(best_accuracy("two-gaussians", p), 1) for p in NOISES] == [
         93.4,
         89.9,
         85.4,
     ]  # 85.45
-    assert [round(ishida2020.ceiling("sinusoid", p), 6) for p in NOISES] == [99, 95, 90]
-    assert ishida2020.ceiling("spiral", 0.1) == pytest.approx(100 * spiral_best_accuracy(0.1))
+    assert [round(best_accuracy("sinusoid", p), 6) for p in NOISES] == [99, 95, 90]
+    assert best_accuracy("spiral", 0.1) == pytest.approx(100 * spiral_best_accuracy(0.1))
 
 
 def test_nothing_beats_the_best_accuracy_of_spiral_but_the_best_rule_reaches_it():
@@ -165,7 +173,7 @@ def test_nothing_beats_the_best_accuracy_of_spiral_but_the_best_rule_reaches_it(
 def test_the_level_benchmark_stands_for_trainings():
     held = load(LEVEL_BENCHMARK)
     assert held.seeds[:5] == (0, 1, 2, 3, 4)
-    cell = Cell("spiral", 0.05, (0.0, 0.07), (1, 3))
+    cell = synthetic_cell("spiral", 0.05, (0.0, 0.07), (1, 3))
     table = np.load(LEVEL_BENCHMARK / "seed3.npz")
     found = held(cell.runs)
     assert [r.level for r in found] == [0.0, 0.07, 0.0, 0.07]
@@ -202,10 +210,10 @@ def test_the_figure_draws_every_cell():
 
 def test_an_unknown_experiment_names_those_there_are():
     with pytest.raises(ValueError, match="ishida2020"):
-        find("nothing")
+        find_entry("experiment", "nothing", EXPERIMENTS)
 
 
 def test_it_runs_for_real(tmp_path):
-    cell = Cell("two-gaussians", 0.1, (0.0, 0.3), (0,), 2)
+    cell = synthetic_cell("two-gaussians", 0.1, (0.0, 0.3), (0,), 2)
     found = run_all(cell.runs, ledger=False, workers=0)
     assert [r.metrics["epochs"] for r in found] == [2, 2]

@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from flooding.experiments.archive import run_id
-from flooding.experiments.ishida2020 import Cell
-from flooding.experiments.ishida2020_settings import VARIANTS, experiment, one_logit
+from flooding.experiments.ishida2020_settings import VARIANTS, one_logit, start
+from flooding.experiments.synthetic_cells import synthetic_cell
 from flooding.level_search.base import run_generator
 from flooding.training.record import Record
 
-PAPER = Cell("two-gaussians", 0.05).problem
+PAPER = synthetic_cell("two-gaussians", 0.05).problem
 
 
 def test_one_logit_has_the_logistic_loss():
@@ -65,7 +65,7 @@ def test_words_follow_the_numbers():
         batches = run.problem.batch_size == 20
         return paper + (0.001 if batches else -0.02) + 0.002 * run.seed
 
-    report, records = run_generator(experiment(seeds=[0, 1]), partial(answer, worth=worth))
+    report, records = run_generator(start(seeds=[0, 1]), partial(answer, worth=worth))
     assert len({run_id(record.run) for record in records}) == 6 * 3 * 2
     assert len(report.failures) == 5
     assert report.failures[0].startswith(

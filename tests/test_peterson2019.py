@@ -10,7 +10,7 @@ import pytest
 from flooding.data import files, images
 from flooding.data.images import human_labels
 from flooding.experiments import peterson2019
-from flooding.experiments.peterson2019 import LEVELS, counts, experiment
+from flooding.experiments.peterson2019 import LEVELS, counts, start
 from flooding.level_search.advisor import bayes_error, entropy
 from flooding.level_search.base import run_generator
 from flooding.training.record import Record
@@ -55,7 +55,7 @@ def answer(runs, accuracy=lambda level: 0.6 + level / 10, flooded=0.5, best=20, 
 
 
 def report(**how):
-    return run_generator(experiment(), partial(answer, **how))[0]
+    return run_generator(start(), partial(answer, **how))[0]
 
 
 def test_counts_are_recovered_from_shares():
@@ -73,11 +73,11 @@ def test_counts_are_recovered_from_shares():
 
 
 def test_every_level_is_trained_with_every_seed():
-    runs = next(experiment())
+    runs = next(start())
     assert [run.level or 0.0 for run in runs] == list(LEVELS) * 5
     assert sorted({run.seed for run in runs}) == [0, 1, 2, 3, 4]
-    assert {run.seed for run in next(experiment(seeds=[7]))} == {7}
-    assert len(next(experiment(quick=True))) == 6
+    assert {run.seed for run in next(start(seeds=[7]))} == {7}
+    assert len(next(start(quick=True))) == 6
 
 
 def test_what_people_say_stands_beside_what_works():

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flooding import experiments
 from flooding.data import files
-from flooding.experiments.archive import Archive
+from flooding.entries import EXPERIMENTS, find_entry, names
 from flooding.level_search.base import run_generator
 
 ROOT = Path(__file__).parents[1]
@@ -18,14 +17,14 @@ NAMES = sorted(path.stem for path in RESULTS.glob("*.md") if path.stem != "READM
 
 
 def regenerated(name):
-    module = experiments.find(name)
-    archive = getattr(module, "load", Archive)(SOURCES.get(name, RESULTS / f"{name}.npz"))
-    return run_generator(module.experiment(False, getattr(archive, "seeds", None)), archive)[0]
+    experiment = find_entry("experiment", name, EXPERIMENTS).load()
+    archive = experiment.load(SOURCES.get(name, RESULTS / f"{name}.npz"))
+    return run_generator(experiment.start(False, archive.seeds), archive)[0]
 
 
 def test_there_are_results_and_each_is_an_experiment():
     assert NAMES
-    assert set(NAMES) <= set(experiments.NAMES)
+    assert set(NAMES) <= set(names(EXPERIMENTS))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -36,7 +36,8 @@ from flooding import Run, run_all
 from flooding.data import images
 from flooding.experiments import kim2022_cifar10, machine
 from flooding.experiments.archive import pack, run_id
-from flooding.experiments.grids import Cell, compare_levels
+from flooding.experiments.grids import compare_levels
+from flooding.experiments.study import Cell
 from flooding.level_search.base import run_generator
 from flooding.models import mlp, resnet18
 from flooding.training.ledger import Ledger
@@ -80,7 +81,7 @@ def cells(given):
 def whole(given):
     """Give a protocol's experiment."""
     if given.protocol not in IMAGES:
-        return kim2022_cifar10.experiment(seeds=given.seeds, full=not given.reduced)
+        return kim2022_cifar10.start(seeds=given.seeds, full=not given.reduced)
     _, n_train, n_val, _ = IMAGES[given.protocol]
     about = (
         f"**The paper's protocol** where it says so: {n_train:,} training and {n_val:,} validation images, SGD at 0.1 "
@@ -213,7 +214,7 @@ def main():
         path = given.ledger.with_name(f"{given.name}.npz")
         print(
             "packed",
-            pack(path, records, kim2022_cifar10.CURVES, place, exact=kim2022_cifar10.exact),
+            pack(path, records, kim2022_cifar10.CURVES, place, kim2022_cifar10.is_exact),
         )
     if report is not None:
         if given.device != "cpu":

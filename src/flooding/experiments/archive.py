@@ -1,10 +1,10 @@
 """Archives: Records in a compact file, kept beside the figures that were drawn from them.
 
-Numbers at the last and best epoch are exact. So are curves where they are asked for, else they are
+Metrics at the last and best epoch are exact. So are curves where they are asked for, else they are
 float16: rounded by at most 2^-11 of the value, 2^-25 near zero, and finite ones cut off at 65,504,
-which is checked when a file is written. A Record is found by a hash of what describes its Run. A
-digest of everything lies in the file; those of flooding 0.1.0 have none, and are checked for what
-they must hold.
+which is checked when a file is written. A Record is looked up by a hash of its Run's configuration.
+The file has a digest of everything in it; those of flooding 0.1.0 have none, and are checked for
+what they must hold.
 """
 
 from __future__ import annotations
@@ -14,29 +14,59 @@ import io
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from flooding import npz
-from flooding.report.document import write
+from flooding.atomic import write_atomic
 from flooding.training.config import to_config
 from flooding.training.record import Record
 from flooding.training.run import Run
 
-__all__ = ["Archive", "pack", "run_id", "to_half", "with_fallback"]
+__all__ = ["Archive", "Source", "pack", "run_id", "to_half", "with_fallback"]
 
 _LARGEST = float(np.finfo(np.float16).max)
+_NO_CURVE = np.empty(0, np.float32)
+# Kinds of NumPy's dtypes of the arrays that every file has.
+_KINDS = {
+    "runs": "U",
+    "finals_names": "U",
+    "finals": "f",
+    "seconds": "f",
+    "seeds": "iu",
+    "on": "U",
+}
+
+
+class Source(Protocol):
+    """Records in place of trainings, such as an :class:`Archive`.
+
+    Attributes:
+        seeds: Seeds of its Runs, smallest first.
+    """
+
+    seeds: tuple[int, ...]
+
+    def __contains__(self, run: Run) -> bool:
+        """Tell whether it has a Run."""
+        ...
+
+    def __call__(self, runs: Sequence[Run]) -> list[Record]:
+        """Look Runs up."""
+        ...
 
 
 class Archive:
-    """Records in place of trainings: an ``evaluate`` that looks Runs up in a file.
+    """Records in place of trainings, from a file.
 
     Args:
         path: A file that :func:`pack` wrote.
 
     Attributes:
+        path: The file.
         seeds: Seeds of its Runs, smallest first.
+        indices: Index of each Run by its :func:`run_id`.
 
     Raises:
         ValueError: If the file is no archive, or damaged.
@@ -45,29 +75,30 @@ class Archive:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            held = npz.read(self.path)
-            _check(held)
+            arrays = npz.read(self.path)
+            _check(arrays)
         except ValueError as error:
             raise ValueError(
-                f"an archive must be a file of flooding reproduce, got {path}: {error}. Name another, or write "
-                "it again."
+                f"an archive must be a file of flooding reproduce, got {path}: {error}. Name "
+                "another, or write it again."
             ) from None
-        self._places = {str(name): place for place, name in enumerate(held["runs"])}
-        self._names = [str(name) for name in held["finals_names"]]
-        self._finals, self._seconds, self._on = held["finals"], held["seconds"], held["on"].tolist()
-        self.seeds = tuple(sorted(set(held["seeds"].tolist())))
-        # Every kind of curve lies in one row, with its ends.
-        self._curves = {
-            name.removeprefix("curve/"): (values, np.concatenate([[0], held[_ends(name)]]))
-            for name, values in held.items()
-            if name.startswith("curve/")
-        }
+        self.indices = {str(name): index for index, name in enumerate(arrays["runs"])}
+        self.seeds = tuple(sorted(set(arrays["seeds"].tolist())))
+        self._metric_names = [str(name) for name in arrays["finals_names"]]
+        self._metrics, self._seconds = arrays["finals"], arrays["seconds"]
+        self._machines = arrays["on"].tolist()
+        # Every kind of curve lies in one row; each Record's part ends where the next begins.
+        self._curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for name, values in arrays.items():
+            if name.startswith("curve/"):
+                ends = np.concatenate([[0], arrays[_ends_name(name)]])
+                self._curves[name.removeprefix("curve/")] = (values, ends)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.indices)
 
     def __contains__(self, run: Run) -> bool:
-        return run_id(run) in self._places
+        return run_id(run) in self.indices
 
     def __call__(self, runs: Sequence[Run]) -> list[Record]:
         """Look Runs up.
@@ -81,31 +112,39 @@ class Archive:
         Raises:
             ValueError: If one of them is not in the file.
         """
-        places = [self._places.get(run_id(run)) for run in runs]
-        if None in places:
-            missing = places.count(None)
-            raise ValueError(
-                f"{self.path} lacks {missing} of {len(runs)} runs: it was written by other code, or only a part of the "
-                "experiment was trained. Add --more, which trains them, or run it without --from."
-            )
-        return [
-            self._record(run, place)
-            for run, place in zip(runs, places, strict=True)
-            if place is not None
-        ]
+        indices = [self.indices.get(run_id(run)) for run in runs]
+        records = []
+        for run, index in zip(runs, indices, strict=True):
+            if index is None:
+                raise ValueError(
+                    f"{self.path} lacks {indices.count(None)} of {len(runs)} runs: it was written "
+                    "by other code, or only a part of the experiment was trained. Add --more, "
+                    "which trains them, or run it without --from."
+                )
+            records.append(self.record_at(index, run))
+        return records
 
-    def _record(self, run: Run, place: int) -> Record:
-        finals = dict(zip(self._names, self._finals[place].tolist(), strict=True))
+    def record_at(self, index: int, run: Run) -> Record:
+        """Read the Record at an index.
+
+        Args:
+            index: An index of :attr:`indices`.
+            run: The Run it is for.
+
+        Returns:
+            The Record.
+        """
+        metrics = {}
+        for name, value in zip(self._metric_names, self._metrics[index].tolist(), strict=True):
+            if not np.isnan(value):
+                metrics[name] = value
         curves = {}
         for name, (values, ends) in self._curves.items():
-            if ends[place] < ends[place + 1]:
-                curves[name.partition("/")[0]] = values[ends[place] : ends[place + 1]].astype(
-                    np.float32
-                )
-        told = {"seconds": float(self._seconds[place]), "on": self._on[place]}
-        return Record(
-            run, curves, {}, {n: v for n, v in finals.items() if not np.isnan(v)}, "", "", told
-        )
+            first, end = ends[index], ends[index + 1]
+            if first < end:
+                curves[name.partition("/")[0]] = values[first:end].astype(np.float32)
+        metadata = {"seconds": float(self._seconds[index]), "on": self._machines[index]}
+        return Record(run, curves, {}, metrics, "", "", metadata)
 
 
 def pack(
@@ -113,99 +152,103 @@ def pack(
     records: Sequence[Record],
     keep: Collection[str],
     on: str,
-    exact: Callable[[Run], bool] = lambda run: False,  # noqa: ARG005
+    is_exact: Callable[[Run], bool] | None = None,
 ) -> Path:
     """Write an archive, whole or not at all.
 
     Args:
         path: The file, ending in ``.npz``.
-        records: Records with Runs that describe themselves; of equal ones the first is kept.
-        keep: Curves to keep; a Record may lack some.
-        on: What they were trained on, see :func:`flooding.experiments.machine`, where they do not
-            say it themselves.
-        exact: Tells whose curves to keep in float32: those on which a search decides what to ask
-            next.
+        records: Records with Runs that can be hashed; of equal Runs the first is kept.
+        keep: Names of the curves to keep; a Record may lack some.
+        on: What they were trained on, see :func:`flooding.experiments.machine`, for Records that
+            do not say it themselves.
+        is_exact: Tells whose curves to keep in float32: those on which a search decides what to ask
+            next. None rounds all.
 
     Returns:
         The path.
     """
-    by_name: dict[str, Record] = {}
+    by_id: dict[str, tuple[Run, Record]] = {}
     for record in records:
         assert record.run is not None
-        by_name.setdefault(run_id(record.run), record)
-    kept = list(by_name.values())
-    names = sorted({name for record in kept for name in record.metrics})
-    wide = [record.run is not None and exact(record.run) for record in kept]
-    packed = {
-        "runs": np.array(list(by_name)),
+        by_id.setdefault(run_id(record.run), (record.run, record))
+    runs = [run for run, _ in by_id.values()]
+    records = [record for _, record in by_id.values()]
+    names = sorted({name for record in records for name in record.metrics})
+    metrics = np.full((len(records), len(names)), np.nan)
+    for row, record in zip(metrics, records, strict=True):
+        row[:] = [record.metrics.get(name, np.nan) for name in names]
+    arrays = {
+        "runs": np.array(list(by_id)),
         "finals_names": np.array(names, dtype=str),
-        "finals": np.array(
-            [[r.metrics.get(name, np.nan) for name in names] for r in kept], np.float64
-        ),
-        "seconds": np.array([r.metadata.get("seconds", np.nan) for r in kept], np.float32),
-        "seeds": np.array([record.run.seed for record in kept if record.run is not None]),
-        "on": np.array([str(r.metadata.get("on", on)) for r in kept]),
+        "finals": metrics,
+        "seconds": np.array([r.metadata.get("seconds", np.nan) for r in records], np.float32),
+        "seeds": np.array([run.seed for run in runs]),
+        "on": np.array([str(record.metadata.get("on", on)) for record in records]),
     }
+    exact = [is_exact is not None and is_exact(run) for run in runs]
     for name in sorted(keep):
-        for kind in {False, True} & set(wide):
-            curves = [
-                r.curves.get(name, _NONE) if w == kind else _NONE
-                for r, w in zip(kept, wide, strict=True)
-            ]
-            label, row = f"{name}/{'float32' if kind else 'float16'}", np.concatenate(curves)
-            if len(row):
-                packed[f"curve/{label}"] = row if kind else to_half(row)
-                packed[f"ends/{label}"] = np.cumsum([len(curve) for curve in curves])
-    packed["digest"] = np.array(_digest(packed))
+        arrays |= _pack_curve(name, records, exact)
+    arrays["digest"] = np.array(_digest(arrays))
     with io.BytesIO() as file:
-        np.savez_compressed(file, **packed)  # type: ignore[arg-type]
-        return write(Path(path), file.getvalue())
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        return write_atomic(Path(path), file.getvalue())
 
 
-_NONE = np.empty(0, np.float32)
-_KINDS = {
-    "runs": "U",
-    "finals_names": "U",
-    "finals": "f",
-    "seconds": "f",
-    "seeds": "iu",
-    "on": "U",
-}  # of NumPy's dtypes
+def _pack_curve(
+    name: str, records: Sequence[Record], exact: Sequence[bool]
+) -> dict[str, np.ndarray]:
+    """Pack one curve of all Records: the exact ones in one row, the others in another."""
+    arrays = {}
+    for kind, wanted in (("float16", False), ("float32", True)):
+        curves = []
+        for record, is_exact in zip(records, exact, strict=True):
+            curves.append(record.curves.get(name, _NO_CURVE) if is_exact == wanted else _NO_CURVE)
+        row = np.concatenate(curves)
+        if len(row):
+            arrays[f"curve/{name}/{kind}"] = row if wanted else to_half(row)
+            arrays[f"ends/{name}/{kind}"] = np.cumsum([len(curve) for curve in curves])
+    return arrays
 
 
-def _check(held: Mapping[str, np.ndarray]) -> None:
+def _check(arrays: Mapping[str, np.ndarray]) -> None:
     """Check an archive's digest, and what its arrays are: a ValueError says what is wrong."""
-    curves = {name for name in held if name.startswith("curve/")}
-    if missing := sorted(({*_KINDS} | set(map(_ends, curves))) - set(held)):
+    curves = {name for name in arrays if name.startswith("curve/")}
+    required = {*_KINDS, *map(_ends_name, curves)}
+    if missing := sorted(required - set(arrays)):
         raise ValueError(f"it lacks {missing[0]}")
-    if odd := sorted(set(held) - {*_KINDS, *curves, *map(_ends, curves), "digest"}):
-        raise ValueError(f"it holds {odd[0][:100]}, which is unknown")
-    if "digest" in held and str(held["digest"]) != _digest(held):
+    if unknown := sorted(set(arrays) - required - curves - {"digest"}):
+        raise ValueError(f"it holds {unknown[0][:100]}, which is unknown")
+    if "digest" in arrays and str(arrays["digest"]) != _digest(arrays):
         raise ValueError("it is damaged: its digest differs")
-    count, names = len(held["seeds"].ravel()), len(held["finals_names"].ravel())
+    count, names = len(arrays["seeds"].ravel()), len(arrays["finals_names"].ravel())
     shapes = {**dict.fromkeys(_KINDS, (count,)), "finals_names": (names,), "finals": (count, names)}
     for name, kinds in _KINDS.items():
-        if held[name].shape != shapes[name] or held[name].dtype.kind not in kinds:
+        values = arrays[name]
+        if values.shape != shapes[name] or values.dtype.kind not in kinds:
             raise ValueError(
-                f"{name} is of another shape or type: {held[name].shape} of {held[name].dtype}"
+                f"{name} is of another shape or type: {values.shape} of {values.dtype}"
             )
     for name in ("runs", "finals_names"):
-        if len(np.unique(held[name])) < len(held[name]):
+        if len(np.unique(arrays[name])) < len(arrays[name]):
             raise ValueError(f"two of its {name} are the same")
     for name in curves:
-        values, ends = held[name], held[_ends(name)]
-        kind = name.rpartition("/")[2]
-        whole = values.ndim == 1 and values.dtype.name == kind and kind in {"float16", "float32"}
-        cut = (
-            np.concatenate([[0], ends])
-            if ends.shape == (count,) and ends.dtype == np.int64
-            else np.array([1, 0])
-        )
-        if not whole or cut[-1] != len(values) or (cut[1:] < cut[:-1]).any():
+        if not _is_curve(name, arrays[name], arrays[_ends_name(name)], count):
             raise ValueError(f"{name} is of another shape or type than its ends say")
 
 
-def _ends(curve: str) -> str:
+def _is_curve(name: str, values: np.ndarray, ends: np.ndarray, count: int) -> bool:
+    """Tell whether a row of curves fits its name and its ends."""
+    kind = name.rpartition("/")[2]
+    if values.ndim != 1 or values.dtype.name != kind or kind not in {"float16", "float32"}:
+        return False
+    if ends.shape != (count,) or ends.dtype != np.int64:
+        return False
+    ends = np.concatenate([[0], ends])
+    return bool(ends[-1] == len(values) and (ends[1:] >= ends[:-1]).all())
+
+
+def _ends_name(curve: str) -> str:
     return f"ends/{curve.removeprefix('curve/')}"
 
 
@@ -220,27 +263,28 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def with_fallback(
-    held: Any, train: Callable[[list[Run]], list[Record]]
+    source: Source, train: Callable[[list[Run]], list[Record]]
 ) -> Callable[[list[Run]], list[Record]]:
-    """Look up what an archive has, and train the rest.
+    """Look up what a source has, and train the rest.
 
     Args:
-        held: An :class:`Archive`, or another ``evaluate`` with ``in``.
-        train: An ``evaluate`` that trains.
+        source: An :class:`Archive`, or another source of Records.
+        train: Trains Runs, such as :func:`flooding.run_all`.
 
     Returns:
-        An ``evaluate`` of both.
+        A function of Runs that gives their Records.
     """
 
-    def ask(runs: list[Run]) -> list[Record]:
-        known = [run in held for run in runs]
-        trained = iter(train([run for run, there in zip(runs, known, strict=True) if not there]))
-        return [
-            held([run])[0] if there else next(trained)
-            for run, there in zip(runs, known, strict=True)
-        ]
+    def answer(runs: list[Run]) -> list[Record]:
+        is_known = [run in source for run in runs]
+        missing = [run for run, known in zip(runs, is_known, strict=True) if not known]
+        trained = iter(train(missing))
+        records = []
+        for run, known in zip(runs, is_known, strict=True):
+            records.append(source([run])[0] if known else next(trained))
+        return records
 
-    return ask
+    return answer
 
 
 def to_half(curve: np.ndarray) -> np.ndarray:
@@ -255,17 +299,17 @@ def to_half(curve: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: If a value is.
     """
-    known = np.isfinite(curve)
-    cut = np.where(known, np.clip(curve.astype(np.float64), -_LARGEST, _LARGEST), curve)
-    half = cut.astype(np.float16)
-    off = np.abs(half[known].astype(np.float64) - cut[known])
-    if not (off <= 2.0**-11 * np.abs(cut[known]) + 2.0**-25).all():
+    finite = np.isfinite(curve)
+    clipped = np.where(finite, np.clip(curve.astype(np.float64), -_LARGEST, _LARGEST), curve)
+    half = clipped.astype(np.float16)
+    error = np.abs(half[finite].astype(np.float64) - clipped[finite])
+    if not (error <= 2.0**-11 * np.abs(clipped[finite]) + 2.0**-25).all():
         raise ValueError("a curve is rounded by more than this format states. Report this.")
     return half
 
 
 def run_id(run: Run) -> str:
-    """Name a Run by what describes it, the data by its function and arguments.
+    """Hash a Run's configuration, in which the data are a function and its arguments.
 
     Args:
         run: The Run.

@@ -1,5 +1,7 @@
-"""``flooding demo``: the public demo's experiment and real handwritten digits, as tables and
-pictures.
+"""``flooding demo``: the public demo's experiment and real handwritten digits.
+
+Everything is picked on the validation labels the user has, which are noisy; test data choose
+nothing.
 """
 
 from __future__ import annotations
@@ -7,20 +9,24 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from flooding.data import synthetic
-from flooding.experiments.grids import Cell as Task
-from flooding.report import plots
+from flooding.experiments.study import Cell as Task
+from flooding.experiments.study import Epoch, run_of
+from flooding.report import figures, plots
 from flooding.report.stats import format_mean_sd
 from flooding.tasks import adam, demo_digits, demo_sinusoid, grid_2d, sgd
 from flooding.training.record import Record, select_best
-from flooding.training.run import Run
 
-__all__ = ["COLUMNS", "Task", "draw", "plan", "summary", "verdict"]
+__all__ = ["COLUMNS", "Picks", "Task", "draw", "plan", "summary", "verdict"]
 
-# Column title and the final it shows; accuracies are printed in percent.
+Picks: TypeAlias = list[tuple[Record, Epoch]]
+"""One Record a seed, and the epoch it is judged at."""
+
+# Title of each column and its metric; accuracies are printed in percent.
 COLUMNS = {
     "train\nloss": "train_loss",
     "val\nloss": "val_loss",
@@ -29,6 +35,7 @@ COLUMNS = {
     "test\nNLL": "test_nll",
     "test\nECE": "test_ece",
 }
+_DIGITS = {"test_accuracy_clean": 1, "test_accuracy": 1, "val_loss": 2, "test_nll": 2}
 
 
 def plan(quick: bool = False) -> list[Task]:
@@ -44,91 +51,86 @@ def plan(quick: bool = False) -> list[Task]:
         The public demo: github.com/takashiishida/flooding, ``run_demo_synth.py``.
     """
     seeds = (0,) if quick else (0, 1, 2)
-    digits = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+    levels = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+    digits = demo_digits(40 if quick else 60)
+    sinusoid = "Sinusoid, 10 % label noise"
     return [
-        Task("Sinusoid, 10 % label noise, SGD", demo_sinusoid(sgd), (0.0, 0.26, 0.27, 0.28), seeds),
-        Task(
-            "Sinusoid, 10 % label noise, Adam", demo_sinusoid(adam), (0.0, 0.24, 0.25, 0.26), seeds
-        ),
-        Task(
-            "Handwritten digits, 20 % label noise, Adam",
-            demo_digits(40 if quick else 60),
-            digits,
-            seeds,
-        ),
+        Task(f"{sinusoid}, SGD", demo_sinusoid(sgd), (0.0, 0.26, 0.27, 0.28), seeds),
+        Task(f"{sinusoid}, Adam", demo_sinusoid(adam), (0.0, 0.24, 0.25, 0.26), seeds),
+        Task("Handwritten digits, 20 % label noise, Adam", digits, levels, seeds),
     ]
 
 
-def summary(records: Sequence[Record]) -> dict[str, list[tuple[Record, str]]]:
-    """Choose, for every seed, what each row of the table shows.
-
-    Everything is chosen on the validation labels the user has, which are noisy; test data choose
-    nothing.
+def summary(records: Sequence[Record]) -> dict[str, Picks]:
+    """Pick, for every seed, what each row of the table shows.
 
     Args:
         records: Records of one task, all levels and seeds.
 
     Returns:
-        For each row's title, one Record per seed and the epoch it is judged at, ``"last"`` or
-        ``"best"``.
+        The picks of each row by its title.
     """
-    rows: dict[str, list[tuple[Record, str]]] = {}
-    for seed in sorted({_run(r).seed for r in records}):
-        ours = [r for r in records if _run(r).seed == seed]
-        plain, flooded = (
-            [r for r in ours if not r.level],
-            [r for r in ours if r.level],
-        )  # the loss is never below 0
-        chosen = {
-            "plain training": (select_best(plain, "last"), "last"),
-            "plain + early stopping": (select_best(plain, "best"), "best"),
-            "flooding": (select_best(flooded, "last"), "last"),
-            "flooding + early stopping": (select_best(flooded, "best"), "best"),
-            "chosen, 0 included": (select_best(ours, "last"), "last"),
-        }
-        for title, pick in chosen.items():
-            rows.setdefault(title, []).append(pick)
+    rows: dict[str, Picks] = {}
+    for seed in sorted({run_of(record).seed for record in records}):
+        of_seed = [record for record in records if run_of(record).seed == seed]
+        # The loss is never below 0, so that the level 0 is plain training.
+        plain = [record for record in of_seed if not record.level]
+        flooded = [record for record in of_seed if record.level]
+        for title, candidates, at in (
+            ("plain training", plain, "last"),
+            ("plain + early stopping", plain, "best"),
+            ("flooding", flooded, "last"),
+            ("flooding + early stopping", flooded, "best"),
+            ("chosen, 0 included", of_seed, "last"),
+        ):
+            rows.setdefault(title, []).append((select_best(candidates, at), at))
     return rows
 
 
-def _run(record: Record) -> Run:
-    assert record.run is not None
-    return record.run
-
-
-def cells(picks: Sequence[tuple[Record, str]]) -> list[str]:
-    """Write one row of the table: the level, then mean and standard deviation over seeds of every
-    column.
+def cells(picks: Picks) -> list[str]:
+    """Write one row of the table: the level, then mean and standard deviation of every column.
 
     Args:
-        picks: One Record and epoch per seed, as from :func:`summary`.
+        picks: One Record and epoch a seed, as from :func:`summary`.
 
     Returns:
         Texts; a dash where nothing was measured.
     """
     levels = sorted({record.level or 0.0 for record, _ in picks})
     texts = ["\n".join(f"{level:.2f}" for level in levels)]
-    for final in COLUMNS.values():
-        values = [record.metrics.get(f"{at}.{final}") for record, at in picks]
-        if final == "test_accuracy_clean" and None in values:  # the test labels carry no noise
-            values = [record.metrics.get(f"{at}.test_accuracy") for record, at in picks]
-        elif final == "test_accuracy" and "last.test_accuracy_clean" not in picks[0][0].metrics:
-            values = [None]
-        percent, digits = (
-            (100, 1) if "accuracy" in final else (1, 2 if final in {"val_loss", "test_nll"} else 3)
-        )
-        told = format_mean_sd([value * percent for value in values if value is not None], digits)
-        texts.append(told.replace(" ± ", "\n±"))
+    has_clean = all(f"{at}.test_accuracy_clean" in record.metrics for record, at in picks)
+    for name in COLUMNS.values():
+        if name == "test_accuracy_clean":
+            values = accuracy(picks)
+        elif name == "test_accuracy" and not has_clean:
+            # The test labels carry no noise: the column before shows them.
+            values = []
+        else:
+            scale = 100 if name == "test_accuracy" else 1
+            values = [record.metrics.get(f"{at}.{name}") for record, at in picks]
+            values = [value * scale for value in values if value is not None]
+        text = format_mean_sd(values, _DIGITS.get(name, 3))
+        texts.append(text.replace(" ± ", "\n±"))
     return texts
 
 
-def accuracy(picks: Sequence[tuple[Record, str]]) -> list[float]:
-    """List the test accuracy of each seed in percent, on clean labels."""
-    finals = [(record.metrics, at) for record, at in picks]
-    return [100 * f.get(f"{at}.test_accuracy_clean", f[f"{at}.test_accuracy"]) for f, at in finals]
+def accuracy(picks: Picks) -> list[float]:
+    """List the test accuracy of each seed in percent, on clean labels.
+
+    Args:
+        picks: One Record and epoch a seed, as from :func:`summary`.
+
+    Returns:
+        A number for each seed.
+    """
+    values = []
+    for record, at in picks:
+        noisy = record.metrics[f"{at}.test_accuracy"]
+        values.append(100 * record.metrics.get(f"{at}.test_accuracy_clean", noisy))
+    return values
 
 
-def verdict(rows: dict[str, list[tuple[Record, str]]]) -> str:
+def verdict(rows: dict[str, Picks]) -> str:
     """Say in words who won, also when it is not flooding.
 
     Args:
@@ -137,21 +139,21 @@ def verdict(rows: dict[str, list[tuple[Record, str]]]) -> str:
     Returns:
         Three lines of differences in test accuracy on clean labels, paired by seed.
     """
-    names = ("plain training", "plain + early stopping", "flooding", "flooding + early stopping")
-    plain, stopped, flooded, both = (accuracy(rows[name]) for name in names)
-    gain = [b - a for a, b in zip(plain, flooded, strict=True)]
-    against = [b - a for a, b in zip(stopped, flooded, strict=True)]
-    together = [b - a for a, b in zip(stopped, both, strict=True)]
+    plain, flooded = rows["plain training"], rows["flooding"]
+    stopped, both = rows["plain + early stopping"], rows["flooding + early stopping"]
+    last = "flooding's last epoch"
     return (
-        f"Against plain training, flooding's last epoch {_won(gain)}.\n"
-        f"Against plain early stopping, flooding's last epoch {_won(against)}.\n"
-        f"With early stopping on both sides, flooding {_won(together)}."
+        f"Against plain training, {last} {_describe_gain(flooded, plain)}.\n"
+        f"Against plain early stopping, {last} {_describe_gain(flooded, stopped)}.\n"
+        f"With early stopping on both sides, flooding {_describe_gain(both, stopped)}."
     )
 
 
-def _won(gains: Sequence[float]) -> str:
-    mean, n = statistics.fmean(gains), len(gains)
-    size = f"{abs(mean):.1f}" + (f" ± {statistics.stdev(gains):.1f}" if n > 1 else "") + " points"
+def _describe_gain(a: Picks, b: Picks) -> str:
+    gains = [x - y for x, y in zip(accuracy(a), accuracy(b), strict=True)]
+    mean = statistics.fmean(gains)
+    deviation = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
+    size = f"{abs(mean):.1f}{deviation} points"
     if abs(mean) < 0.05:
         return f"ties ({size})"
     return f"{'wins' if mean > 0 else 'LOSES'} by {size}"
@@ -163,37 +165,46 @@ def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Pat
     Args:
         tasks: As from :func:`plan`.
         records: The Records of each task.
-        folder: Where the PNG files go.
+        folder: Folder of the PNG files.
 
     Returns:
         The files written.
     """
-
-    def pair(of: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-        rows = summary(of)
-        return [r for r, _ in rows["plain training"]], [r for r, _ in rows["flooding"]]
-
-    sinusoid, digits = pair(records[0]), pair(records[2])
+    sinusoid, adam_sinusoid, digits = (_plain_and_flooded(some) for some in records)
     data = {
         "Two Gaussians": synthetic.two_gaussians(seed=0),
         "Sinusoid": synthetic.sinusoid(seed=0),
         "Spiral": synthetic.spiral(seed=0),
     }
+    plain, flooded = sinusoid
     splits = tasks[0].problem.splits(0)
-    figures = {
+    pictures = {
         "synth_loss": plots.loss_curves(*sinusoid, title=tasks[0].title),
         "synth_acc": plots.accuracy_curves(*sinusoid, title=tasks[0].title),
         "digits_loss": plots.loss_curves(*digits, title=tasks[2].title),
-        "concept": plots.concept(*pair(records[1])),
+        "concept": plots.concept(*adam_sinusoid),
         "tasks": plots.scatter(data),
-        "boundary": plots.decision_boundary(
-            sinusoid[0][0], sinusoid[1][0], splits, grid_2d(), boundary
-        ),
+        "boundary": plots.decision_boundary(plain[0], flooded[0], splits, grid_2d(), boundary),
         "reliability": plots.reliability(*digits),
     }
-    return [plots.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [figures.save(picture, folder / f"{name}.png") for name, picture in pictures.items()]
+
+
+def _plain_and_flooded(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Give the trainings that are compared, a seed each."""
+    rows = summary(records)
+    plain, flooded = rows["plain training"], rows["flooding"]
+    return [record for record, _ in plain], [record for record, _ in flooded]
 
 
 def boundary(x1: np.ndarray, x2: np.ndarray) -> np.ndarray:
-    """Tell the classes of Sinusoid apart: zero where they meet."""
+    """Tell the classes of Sinusoid apart: zero where they meet.
+
+    Args:
+        x1: First coordinate.
+        x2: Second coordinate.
+
+    Returns:
+        A number for each point.
+    """
     return 1.5 * x1 + np.sin(1.5 * x2)

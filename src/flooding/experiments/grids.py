@@ -1,209 +1,90 @@
-"""Grids of levels: a data set or setting to a cell, all its levels with all seeds, compared by what
-validation chooses.
-
-A level that the training never reached says nothing of flooding; its cell reads "not tested".
-"""
+"""Grids of levels: for each cell all levels with all seeds, compared by what validation picks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from flooding.experiments import describe_provenance
-from flooding.level_search.base import run_concurrently
+from flooding.experiments.experiment import Study
+from flooding.experiments.provenance import describe_provenance
+from flooding.experiments.study import (
+    COMPARISONS,
+    LOSS_COLUMNS,
+    MIN_FLOODED_SHARE,
+    ROWS,
+    Cell,
+    Comparison,
+    LevelGrid,
+    Sentences,
+    all_runs,
+    chunk,
+    count_of,
+    flooded_percent,
+    format_levels,
+    format_percent_range,
+    fraction_until_below,
+    is_reached,
+    level_grids,
+    loss_row,
+    metric_values,
+    row_epoch,
+)
+from flooding.level_search.base import SearchResult, run_concurrently
 from flooding.level_search.finder import finder
 from flooding.report.document import Report, Table
+from flooding.report.level_figures import LevelPanel, accuracy_over_nll
 from flooding.report.stats import (
-    Difference,
+    adjust,
     describe_difference,
     format_mean_sd,
     format_p,
-    holm,
-    paired,
     pluralize,
 )
-from flooding.training.problem import Problem
-from flooding.training.record import Record, select_best
+from flooding.training.record import Record
 from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "CURVES",
-    "REACHED",
-    "Cell",
-    "Result",
-    "compare_levels",
-    "falls",
-    "flooded_share",
-    "percent",
-    "reached",
-]
+__all__ = ["CURVES", "GridFigure", "compare_levels"]
 
-REACHED = (
-    0.01  # least share of the steps below a level, for it to count as reached; fixed beforehand
-)
 CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
-_ROWS = ("plain", "flooding", "plain, stopped", "flooding, stopped")
-_CLAIMED = ("last", "stopped")  # where the paper says that flooding helps
+GridFigure: TypeAlias = "Callable[[Sequence[LevelGrid]], Figure]"
+"""Draws a figure of the grids."""
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One data set in one setting.
-
-    Args:
-        title: Name it for a reader.
-        problem: What is trained.
-        levels: Flood levels in nats, 0 first.
-        seeds: Seeds.
-    """
-
-    title: str
-    problem: Problem
-    levels: tuple[float, ...]
-    seeds: tuple[int, ...]
-
-    @property
-    def runs(self) -> list[Run]:
-        """Every level of every seed, seeds first; the longest work is the same for all."""
-        return [Run(self.problem, level, seed=seed) for seed in self.seeds for level in self.levels]
-
-
-@dataclass(frozen=True)
-class Result:
-    """The Records of a cell.
-
-    Args:
-        cell: The cell.
-        table: Records by seed, then by level.
-        found: Records of what the finder chose, seed by seed, where it was asked.
-    """
-
-    cell: Cell
-    table: list[list[Record]]
-    found: Sequence[Record] = ()
-
-    def pick(self, row: str, place: int) -> Record | None:
-        """Give what validation chose for a seed; None where no level above 0 was reached before the
-        row's epoch.
-        """
-        if row.startswith("finder"):
-            return self.found[place]
-        records, at = self.table[place], _at(row)
-        candidates = (
-            records[:1] if row.startswith("plain") else [r for r in records[1:] if reached(r, at)]
-        )
-        return select_best(candidates, at) if candidates else None
-
-    def picks(self, row: str) -> list[Record]:
-        """Give what validation chose, seed by seed, without those in which no level was reached."""
-        chosen = (self.pick(row, place) for place in range(len(self.table)))
-        return [record for record in chosen if record is not None]
-
-    def values(self, row: str, name: str, times: float = 1.0) -> list[float]:
-        """Give a final of what validation chose, seed by seed."""
-        return [times * record.metrics[f"{_at(row)}.{name}"] for record in self.picks(row)]
-
-    def pairs(self, row: str, against: str) -> list[tuple[Record, Record]]:
-        """Give what validation chose for two rows, in the seeds that have both; none if they are
-        the same training.
-        """
-        if (row, against) == ("finder", "plain") and not any(record.level for record in self.found):
-            return []
-        both = (
-            (self.pick(row, place), self.pick(against, place)) for place in range(len(self.table))
-        )
-        return [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
-
-    def gain(self, row: str, against: str) -> Difference | None:
-        """Compare the test accuracies of two rows, in points; None if there is no pair."""
-        pairs = self.pairs(row, against)
-        if not pairs:
-            return None
-        sides = zip((row, against), zip(*pairs, strict=True), strict=True)
-        return paired(*(_accuracies(side, records) for side, records in sides))
-
-    def reached(self, level: float) -> int:
-        """Count the seeds in which a level was reached."""
-        place = self.cell.levels.index(level)
-        return sum(reached(records[place]) for records in self.table)
-
-
-def falls(plain: Sequence[Record], level: float) -> list[float]:
-    """Tell when plain training is below a level, so that flooding can begin.
-
-    Args:
-        plain: Records of plain training.
-        level: The level, in nats.
-
-    Returns:
-        For each, the share of its epochs after which its training loss is below the level first;
-        NaN is never.
-    """
-    shares = []
-    for record in plain:
-        below = record.curves["train_loss"][1:] < level
-        shares.append(float(below.argmax() + 1) / len(below) if below.any() else math.nan)
-    return shares
-
-
-def percent(shares: Sequence[float]) -> str:
-    """Write shares as a range.
-
-    Args:
-        shares: Shares, 0 to 1.
-
-    Returns:
-        Such as ``18 to 24 %``.
-
-    Example:
-        >>> percent([0.24, 0.18]), percent([0.5])
-        ('18 to 24 %', '50 %')
-    """
-    first, last = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
-    return f"{first if first == last else f'{first} to {last}'} %"
-
-
-def reached(record: Record, at: Literal["best", "last"] = "last") -> bool:
-    """Tell whether a level was reached by more than a stray batch.
-
-    Args:
-        record: A Record of a constant level.
-        at: See :func:`flooded_share`.
-
-    Returns:
-        Whether at least one in a hundred of the steps was below the level.
-    """
-    return flooded_share(record, at) >= 100 * REACHED
-
-
-def _at(row: str) -> Literal["best", "last"]:
-    """Tell which epoch a row of the tables is about."""
-    return "best" if row.endswith("stopped") else "last"
+_FINDER = (
+    Comparison("finder", "plain", "finder", "the finder against plain training"),
+    Comparison(
+        "finder",
+        "flooding",
+        "finder-against-all",
+        "the finder against what validation chose of all levels above 0",
+    ),
+)
+# Where the paper says that flooding helps: that must be shown, and fails where it is not.
+_CLAIMED = ("last", "stopped")
 
 
 def compare_levels(
-    plan: Sequence[Cell],
+    cells: Sequence[Cell],
     title: str,
     about: str,
-    figures: Mapping[str, Any] | None = None,
+    figures: Mapping[str, tuple[str, GridFigure]] | None = None,
     *,
     search: bool = False,
-) -> Generator[list[Run], list[Record], Report]:
-    """Train all levels of all cells and compare, for each seed, what validation chooses.
+) -> Study:
+    """Train all levels of all cells and compare, for each seed, what validation picks.
 
     Args:
-        plan: The cells, with as many seeds each.
+        cells: The cells, with as many seeds each.
         title: The report's heading.
-        about: What was done; how levels are chosen and figures are to be read is added.
-        figures: Further figures by name: caption, and what draws the results.
+        about: What was done; how levels are picked and figures are to be read is added.
+        figures: Further figures by name: caption and drawing function.
         search: Whether to ask the finder, too, and train what it finds.
 
     Yields:
@@ -212,257 +93,196 @@ def compare_levels(
     Returns:
         The report.
     """
-    records = yield [run for cell in plan for run in cell.runs]
-    told = iter(records)
-    results = [
-        Result(cell, [[next(told) for _ in cell.levels] for _ in cell.seeds]) for cell in plan
-    ]
-    rows = [("flooding", "plain", "last"), ("flooding, stopped", "plain, stopped", "stopped")]
-    rows += [("flooding", "plain, stopped", "against-stopping")]
+    records = yield all_runs(cells)
+    grids = level_grids(cells, records)
+    comparisons = COMPARISONS
     if search:
-        places = [(cell, seed) for cell in plan for seed in cell.seeds]
-        searches = yield from run_concurrently([
-            finder(cell.problem, seeds=[seed]) for cell, seed in places
-        ])
-        trained = yield [answer.run for answer in searches]
-        found = iter(trained)
-        results = [
-            replace(result, found=[next(found) for _ in result.cell.seeds]) for result in results
-        ]
-        records = [*records, *(r for answer in searches for r in answer.records), *trained]
-        cost = np.mean([answer.cost.steps for answer in searches])
-        about = f"{about} The finder spends {cost:.1f} trainings on its level, and one more where that was not trained."
-        rows += [("finder", "plain", "finder"), ("finder", "flooding", "finder-against-all")]
-    seeds = pluralize(len(plan[0].seeds), "seed")
-    about = (
-        f"{about} For each seed the level is chosen by validation accuracy, ties to the lower validation loss, then to "
-        "the smaller level; flooding chooses among the levels above 0 that were reached, in at least "
-        f"{100 * REACHED:g} % of the steps up to the epoch that is tested: others are plain training. Test data choose "
-        "nothing. Mean ± standard "
-        f"deviation over {seeds}; differences paired by seed, with the 95 % interval of Student's t "
-        "and p after Holm's correction over the cells. Stopped: the best validation epoch. Flooded: share of the steps "
-        "that were below the level, of all or, with early stopping, of those up to the best epoch. All seeds are "
-        "tested on the same images: the intervals are about training and its data. With early stopping this asks what "
-        "flooded weights are worth where the best epoch comes after the level was reached, which is a result of "
-        "validation, too; chosen among all levels, the weights would often be those of plain training."
-    )
+        searches, picks = yield from _search(cells)
+        by_cell = chunk(picks, len(cells[0].seeds))
+        grids = [replace(grid, finder=some) for grid, some in zip(grids, by_cell, strict=True)]
+        for result in searches:
+            records = [*records, *result.records]
+        records = [*records, *picks]
+        cost = np.mean([result.cost.steps for result in searches])
+        about = (
+            f"{about} The finder spends {cost:.1f} trainings on its level, and one more where that "
+            "was not trained."
+        )
+        comparisons += _FINDER
     tables = [
-        *(_compared(results, *row) for row in rows),
-        _losses(results),
-        _levels(results),
+        *(_compare(grids, comparison) for comparison in comparisons),
+        _losses(grids),
+        _levels(grids),
     ]
-    failures, findings = _words(results, rows)
     caption = (
-        "Test accuracy and NLL at the last epoch against the flood level: mean and standard deviation over seeds. "
-        "Dashed: plain training with early stopping. Open marks: levels that were never reached."
+        "Test accuracy and NLL at the last epoch against the flood level: mean and standard "
+        "deviation over seeds. Dashed: plain training with early stopping. Open marks: levels that "
+        "were never reached."
     )
-    drawn = {"levels": (caption, partial(_draw, results))}
-    drawn |= {
-        name: (said, partial(draw, results)) for name, (said, draw) in (figures or {}).items()
-    }
-    return Report(title, about, failures, findings, tables, drawn, describe_provenance(records))
+    drawings = {"levels": (caption, partial(_draw, grids))}
+    for name, (text, draw) in (figures or {}).items():
+        drawings[name] = (text, partial(draw, grids))
+    sentences = _sentences(grids, comparisons)
+    return Report(
+        title,
+        _explain(about, len(cells[0].seeds)),
+        sentences.failures,
+        sentences.findings,
+        tables,
+        drawings,
+        describe_provenance(records),
+    )
 
 
-def flooded_share(record: Record, at: Literal["best", "last"] = "last") -> float:
-    """Share of the steps of a training that were flooded.
-
-    Args:
-        record: A Record of a constant level, or of plain training.
-        at: Steps up to the last epoch, or up to the best: weights of a best epoch without a flooded
-            step before it are those of plain training.
-
-    Returns:
-        Percent.
-    """
-    end = int(record.metrics["best.epoch"]) + 1 if at == "best" else None
-    return 100 * float(np.mean(record.curves["flooded"][1:end], dtype=float))
+def _search(
+    cells: Sequence[Cell],
+) -> Generator[list[Run], list[Record], tuple[list[SearchResult], list[Record]]]:
+    """Ask the finder for each seed of each cell, then train what it found."""
+    searches = [finder(cell.problem, seeds=[seed]) for cell in cells for seed in cell.seeds]
+    results = yield from run_concurrently(searches)
+    picks = yield [result.run for result in results]
+    return results, picks
 
 
-def _compared(results: Sequence[Result], row: str, against: str, name: str) -> Table:
+def _explain(about: str, n: int) -> str:
+    """Add to a description how levels are picked and how figures are to be read."""
+    return (
+        f"{about} For each seed the level is chosen by validation accuracy, ties to the lower "
+        "validation loss, then to the smaller level; flooding chooses among the levels above 0 "
+        f"that were reached, in at least {100 * MIN_FLOODED_SHARE:g} % of the steps up to the "
+        "epoch that is tested: others are plain training. Test data choose nothing. Mean ± "
+        f"standard deviation over {pluralize(n, 'seed')}; differences paired by seed, with the "
+        "95 % interval of Student's t and p after Holm's correction over the cells. Stopped: the "
+        "best validation epoch. Flooded: share of the steps that were below the level, of all or, "
+        "with early stopping, of those up to the best epoch. All seeds are tested on the same "
+        "images: the intervals are about training and its data. With early stopping this asks "
+        "what flooded weights are worth where the best epoch comes after the level was reached, "
+        "which is a result of validation, too; chosen among all levels, the weights would often "
+        "be those of plain training."
+    )
+
+
+def _compare(grids: Sequence[LevelGrid], comparison: Comparison) -> Table:
     """Tabulate two rows."""
-    gains = [result.gain(row, against) for result in results]
+    row, against, name, _ = comparison
+    gains = [grid.gain(row, against) for grid in grids]
     lines = []
-    for result, gain, p in zip(results, gains, _holm(gains), strict=True):
+    for grid, gain, p in zip(grids, gains, adjust(gains), strict=True):
         if gain is None:
-            plain = format_mean_sd(result.values(against, "test_accuracy", 100.0))
-            lines.append([result.cell.title, plain, _untested(row, against), "–", "–", "–", "–"])
+            plain = format_mean_sd(grid.values(against, "test_accuracy", 100.0))
+            lines.append([grid.cell.title, plain, _untested(row, against), *["–"] * 4])
             continue
-        ours, theirs = zip(*result.pairs(row, against), strict=True)
-        accuracies = [
-            format_mean_sd(_accuracies(against, theirs)),
-            format_mean_sd(_accuracies(row, ours)),
-        ]
-        levels = ", ".join(f"{record.level or 0.0:g}" for record in ours)  # the note says what 0 is
-        shares = format_mean_sd([flooded_share(record, _at(row)) for record in ours])
+        a, b = zip(*grid.pairs(row, against), strict=True)
         lines.append([
-            result.cell.title,
-            *accuracies,
+            grid.cell.title,
+            format_mean_sd(metric_values(b, "test_accuracy", 100.0, row_epoch(against))),
+            format_mean_sd(metric_values(a, "test_accuracy", 100.0, row_epoch(row))),
             f"{gain}, n = {gain.n}",
             format_p(p),
-            levels,
-            shares,
+            format_levels(record.level or 0.0 for record in a),
+            format_mean_sd([flooded_percent(record, row_epoch(row)) for record in a]),
         ])
     columns = ["data", against, row, "difference", "p", "levels", "flooded %"]
+    title = f"Test accuracy in %, mean ± standard deviation: {against} and {row}"
     note = "Level 0: the finder found none worth flooding." if row == "finder" else ""
-    return Table(
-        name,
-        f"Test accuracy in %, mean ± standard deviation: {against} and {row}",
-        columns,
-        lines,
-        note,
-    )
-
-
-def _accuracies(row: str, records: Sequence[Record]) -> list[float]:
-    """Test accuracies in percent, at the epoch that a row is about."""
-    return [100 * record.metrics[f"{_at(row)}.test_accuracy"] for record in records]
+    return Table(name, title, columns, lines, note)
 
 
 def _untested(row: str, against: str = "plain") -> str:
-    """Say why a row is not tested where it is not."""
+    """Say why two rows are not compared."""
     if (row, against) == ("finder", "plain"):
         return "not tested: the finder chose no flooding"
-    return "not tested: no level was reached" + (
-        " before the best epoch" if row.endswith("stopped") else ""
-    )
+    suffix = " before the best epoch" if row_epoch(row) == "best" else ""
+    return f"not tested: no level was reached{suffix}"
 
 
-def _holm(gains: Sequence[Difference | None]) -> list[float]:
-    return holm([math.nan if gain is None else gain.p for gain in gains])
-
-
-def _losses(results: Sequence[Result]) -> Table:
-    floods = [row for row in _ROWS if row.startswith("flooding")]
-    columns = [f"{row}: {what}" for what in ("NLL", "ECE") for row in _ROWS]
-    columns = ["data", *columns, *(f"{row}: flooded %" for row in floods)]
+def _losses(grids: Sequence[LevelGrid]) -> Table:
+    """Tabulate test NLL and ECE, with the share of flooded steps."""
+    rows = [row for row in ROWS if row.startswith("flooding")]
+    columns = ["data", *LOSS_COLUMNS, *(f"{row}: flooded %" for row in rows)]
     lines = []
-    for r in results:
-        told = [
-            format_mean_sd(r.values(row, name), 3)
-            for name in ("test_nll", "test_ece")
-            for row in _ROWS
-        ]
-        shares = {
-            row: [flooded_share(record, _at(row)) for record in r.picks(row)] for row in floods
-        }
-        lines.append([r.cell.title, *told, *(_share(row, some) for row, some in shares.items())])
+    for grid in grids:
+        line = [grid.cell.title, *loss_row(grid)]
+        for row in rows:
+            shares = [flooded_percent(record, row_epoch(row)) for record in grid.picks(row)]
+            text = f"{format_mean_sd(shares)}, n = {len(shares)}"
+            line.append(text if shares else _untested(row))
+        lines.append(line)
+    title = f"Test NLL (nats) and ECE, n = {len(grids[0].cell.seeds)}"
     note = "Flooding: over the seeds in which a level was reached before the epoch that is tested."
-    return Table(
-        "losses", f"Test NLL (nats) and ECE, n = {len(results[0].cell.seeds)}", columns, lines, note
-    )
+    return Table("losses", title, columns, lines, note)
 
 
-def _share(row: str, shares: Sequence[float]) -> str:
-    return f"{format_mean_sd(shares)}, n = {len(shares)}" if shares else _untested(row)
-
-
-def _levels(results: Sequence[Result]) -> Table:
-    """Tabulate every level, with the share of flooded steps beside it."""
-    lines = []
-    for result in results:
-        for place, level in enumerate(result.cell.levels):
-            told = [records[place] for records in result.table]
-            line = [result.cell.title, f"{level:g}" if level else "plain"]
-            line += [format_mean_sd([r.metrics["last.train_loss"] for r in told], 3)]
-            for at in ("last", "best"):
-                tested = sum(reached(r, at) for r in told)
-                line += [
-                    format_mean_sd([100 * r.metrics[f"{at}.test_accuracy"] for r in told]),
-                    format_mean_sd([flooded_share(r, at) for r in told]) if level else "–",
-                    f"{tested} of {len(told)}" + ("" if tested else ": not tested")
-                    if level
-                    else "–",
-                ]
-            lines.append(line)
-    columns = ["data", "level", "training loss", "last epoch", "flooded %", "reached"]
-    columns += ["stopped", "flooded %, stopped", "reached, stopped"]
-    return Table(
-        "levels",
-        f"Test accuracy in % at each level, n = {len(results[0].cell.seeds)}",
-        columns,
-        lines,
-    )
-
-
-def _words(
-    results: Sequence[Result], rows: Sequence[tuple[str, str, str]]
-) -> tuple[list[str], list[str]]:
-    """Say what holds, and first whether the levels were tested at all; what the paper claims holds
-    if it is shown.
-    """
-    failures, findings = [], []
-    for result in results:
-        top = result.cell.levels[-1]
-        shares = falls([plain for plain, *_ in result.table], top)
-        never = [b for b in result.cell.levels[1:] if not result.reached(b)]
-        missing = f"; never reached: {', '.join(f'{b:g}' for b in never)}" if never else ""
-        if all(share < 0.5 for share in shares):
-            when = f"after {percent(shares)} of the epochs"
-            findings.append(
-                f"{result.cell.title}: plain training is below the level {top:g} {when}{missing}."
-            )
-        else:
-            told = ", ".join(
-                "never" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares
-            )
-            sentence = f"{result.cell.title}: plain training is not below the level {top:g} before half of the epochs"
-            failures.append(f"{sentence} (seed by seed: {told}){missing}.")
-    what = {"last": "last epoch", "stopped": "early stopping on both sides"}
-    what |= {"against-stopping": "flooding's last epoch against plain early stopping"}
-    what |= {"finder": "the finder against plain training"}
-    what |= {"finder-against-all": "the finder against what validation chose of all levels above 0"}
-    for row, against, name in rows:
-        gains = [result.gain(row, against) for result in results]
-        for result, gain, p in zip(results, gains, _holm(gains), strict=True):
-            if gain is None:
-                (findings if name == "finder" else failures).append(
-                    f"{result.cell.title}, {what[name]}: {_untested(row, against)}."
-                )
-                continue
-            ours = "the finder" if row == "finder" else "flooding"
-            sentence = f"{result.cell.title}, {what[name]}: {ours} {describe_difference(gain, p)} points, n = {gain.n}"
-            if others := len(result.table) - gain.n:
-                sentence += f" ({pluralize(others, 'seed')} {_untested(row, against)})"
-            lost = (
-                not (p < 0.05 and gain.mean > 0) if name in _CLAIMED else p < 0.05 and gain.mean < 0
-            )
-            (failures if lost else findings).append(f"{sentence}, p {format_p(p)}.")
-    return failures, findings
-
-
-def _draw(results: Sequence[Result]) -> Figure:
-    """Draw accuracy and NLL against the level, a column for each cell."""
-    from flooding.report.plots import PALETTE, drawn, unique
-
-    with drawn(2.6 * len(results) + 0.6, 4.6) as figure:
-        panels = figure.subplots(2, len(results), sharex="col", squeeze=False)
-        for column, result in zip(panels.T, results, strict=True):
-            places = np.arange(len(result.cell.levels))
-            tested = [level == 0 or result.reached(level) > 0 for level in result.cell.levels]
-            for axes, (name, times) in zip(
-                column, (("test_accuracy", 100.0), ("test_nll", 1.0)), strict=True
+def _levels(grids: Sequence[LevelGrid]) -> Table:
+    """Tabulate every level, with the share of flooded steps."""
+    rows = []
+    for grid in grids:
+        for level in grid.cell.levels:
+            records = grid.at(level)
+            row = {
+                "data": grid.cell.title,
+                "level": f"{level:g}" if level else "plain",
+                "training loss": format_mean_sd(metric_values(records, "train_loss"), 3),
+            }
+            for at, column, suffix in (
+                ("last", "last epoch", ""),
+                ("best", "stopped", ", stopped"),
             ):
-                seen = np.array([
-                    [times * r.metrics[f"last.{name}"] for r in records] for records in result.table
-                ])
-                mean = seen.mean(0)
-                axes.plot(places, mean, color=PALETTE["flooded"], label="last epoch")
-                for place, full in zip(places, tested, strict=True):
-                    face = PALETTE["flooded"] if full else "white"
-                    axes.plot([place], mean[place], "o", color=PALETTE["flooded"], mfc=face, ms=5)
-                if len(seen) > 1:
-                    sd = seen.std(0, ddof=1)
-                    axes.fill_between(
-                        places, mean - sd, mean + sd, color=PALETTE["flooded"], alpha=0.2, lw=0
-                    )
-                stopped = np.mean(result.values("plain, stopped", name, times))
-                axes.axhline(
-                    stopped, color=PALETTE["plain"], ls="--", label="plain, early stopping"
-                )
-            column[0].set_title(result.cell.title.replace(", ", ",\n"))
-            column[1].set_xticks(places, [f"{level:g}" for level in result.cell.levels], fontsize=8)
-            column[1].set_xlabel("Flood level (nats)")
-        panels[0, 0].set_ylabel("Test accuracy (%)")
-        panels[1, 0].set_ylabel("Test NLL (nats)")
-        figure.legend(*unique(list(panels.flat)), loc="outside lower center", ncols=2)
-    return figure
+                accuracies = metric_values(records, "test_accuracy", 100.0, at)
+                shares = [flooded_percent(record, at) for record in records]
+                reached = [is_reached(record, at) for record in records]
+                count = count_of(reached) + ("" if any(reached) else ": not tested")
+                row[column] = format_mean_sd(accuracies)
+                row[f"flooded %{suffix}"] = format_mean_sd(shares) if level else "–"
+                row[f"reached{suffix}"] = count if level else "–"
+            rows.append(row)
+    title = f"Test accuracy in % at each level, n = {len(grids[0].cell.seeds)}"
+    return Table.from_dicts("levels", title, rows)
+
+
+def _sentences(grids: Sequence[LevelGrid], comparisons: Sequence[Comparison]) -> Sentences:
+    """Say first whether the levels were tested at all, then which comparisons hold."""
+    sentences = Sentences()
+    for grid in grids:
+        sentences.add(*_judge_levels(grid))
+    for comparison in comparisons:
+        row, against, name, title = comparison
+        gains = [grid.gain(row, against) for grid in grids]
+        for grid, gain, p in zip(grids, gains, adjust(gains), strict=True):
+            start = f"{grid.cell.title}, {title}: "
+            if gain is None:
+                sentences.add(name == "finder", f"{start}{_untested(row, against)}.")
+                continue
+            who = "the finder" if row == "finder" else "flooding"
+            sentence = f"{start}{who} {describe_difference(gain, p)} points, n = {gain.n}"
+            if others := len(grid.records) - gain.n:
+                sentence += f" ({pluralize(others, 'seed')} {_untested(row, against)})"
+            wins, loses = p < 0.05 and gain.mean > 0, p < 0.05 and gain.mean < 0
+            holds = wins if name in _CLAIMED else not loses
+            sentences.add(holds, f"{sentence}, p {format_p(p)}.")
+    return sentences
+
+
+def _judge_levels(grid: LevelGrid) -> tuple[bool, str]:
+    """Say whether plain training falls below the levels before half of the epochs."""
+    levels = grid.cell.levels
+    fractions = fraction_until_below(grid.at(0.0), levels[-1])
+    unreached = [level for level in levels[1:] if not grid.count_reached(level)]
+    suffix = f"; never reached: {format_levels(unreached)}" if unreached else ""
+    start = f"{grid.cell.title}: plain training is"
+    if all(fraction < 0.5 for fraction in fractions):
+        when = f"after {format_percent_range(fractions)} of the epochs"
+        return True, f"{start} below the level {levels[-1]:g} {when}{suffix}."
+    texts = ["never" if math.isnan(f) else f"{100 * f:.0f} %" for f in fractions]
+    when = f"before half of the epochs (seed by seed: {', '.join(texts)})"
+    return False, f"{start} not below the level {levels[-1]:g} {when}{suffix}."
+
+
+def _draw(grids: Sequence[LevelGrid]) -> Figure:
+    panels = []
+    for grid in grids:
+        levels = grid.cell.levels
+        is_tested = [level == 0 or grid.count_reached(level) > 0 for level in levels]
+        accuracy, nll = grid.curve("test_accuracy", 100.0), grid.curve("test_nll")
+        panels.append(LevelPanel(grid.cell.title, levels, accuracy, nll, is_tested))
+    return accuracy_over_nll(panels)

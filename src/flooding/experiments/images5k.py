@@ -1,8 +1,7 @@
-"""Real images at reduced scale: 4,000 training images, small networks, six levels, with and without
-early stopping.
+"""Real images at reduced scale: 4,000 training images, small networks, six levels.
 
 The full protocols of the sources need a GPU for days. This is not them: it shows on a CPU whether
-flooding helps where images, labels and networks are real.
+flooding helps where images, labels and networks are real, with and without early stopping.
 """
 
 from __future__ import annotations
@@ -11,47 +10,18 @@ from collections.abc import Sequence
 from functools import partial
 
 from flooding.data import images
-from flooding.experiments import Experiment, Study
-from flooding.experiments.grids import CURVES, Cell, compare_levels
+from flooding.experiments.experiment import Experiment, Study
+from flooding.experiments.grids import CURVES, compare_levels
+from flooding.experiments.study import Cell, choose_seeds
 from flooding.models import small_cnn
 from flooding.tasks import adam
 from flooding.training.problem import Problem
 
-__all__ = ["CURVES", "LEVELS", "NOISY_LEVELS", "cells", "experiment", "sizes"]
+__all__ = ["EXPERIMENT", "LEVELS", "NOISY_LEVELS", "cells", "sizes", "start"]
 
 LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # nats; fixed beforehand
 # With a fifth of the labels wrong the training loss falls slowly, and the irreducible loss is 0.94.
 NOISY_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-
-def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]:
-    """Plan the four cells.
-
-    Args:
-        quick: Two seeds, three levels, 400 training images and a few epochs.
-        seeds: Other seeds than the three.
-
-    Returns:
-        MNIST, Fashion-MNIST without and with label noise, CIFAR-10.
-    """
-    size = sizes(quick)
-    grey, colour = small_cnn, partial(small_cnn, channels=3, size=32)
-    plan = [
-        ("MNIST", images.mnist, 0.0, grey, 30),
-        ("Fashion-MNIST", images.fashion_mnist, 0.0, grey, 30),
-        ("Fashion-MNIST, 20 % label noise", images.fashion_mnist, 0.2, grey, 60),
-        ("CIFAR-10", images.cifar10, 0.0, colour, 60),
-    ]
-    chosen = tuple(seeds) if seeds is not None else ((0, 1) if quick else (0, 1, 2))
-    found = []
-    for title, source, noise, model, epochs in plan:
-        data = partial(source, label_noise=noise, **size)
-        problem = Problem(
-            data, model, adam, batch_size=100, max_epochs=epochs // (3 if quick else 1)
-        )
-        levels = NOISY_LEVELS if noise else LEVELS
-        found.append(Cell(title, problem, (0.0, *levels[3::2]) if quick else levels, chosen))
-    return found
 
 
 def sizes(quick: bool = False) -> dict[str, int]:
@@ -66,28 +36,54 @@ def sizes(quick: bool = False) -> dict[str, int]:
     return {"n_train": 400, "n_val": 200} if quick else {"n_train": 4000, "n_val": 1000}
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
+def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]:
+    """Plan the four cells.
+
+    Args:
+        quick: Two seeds, three levels, 400 training images and a few epochs.
+        seeds: Other seeds than the three.
+
+    Returns:
+        MNIST, Fashion-MNIST without and with label noise, CIFAR-10.
+    """
+    colour = partial(small_cnn, channels=3, size=32)
+    settings = (
+        ("MNIST", images.mnist, 0.0, small_cnn, 30),
+        ("Fashion-MNIST", images.fashion_mnist, 0.0, small_cnn, 30),
+        ("Fashion-MNIST, 20 % label noise", images.fashion_mnist, 0.2, small_cnn, 60),
+        ("CIFAR-10", images.cifar10, 0.0, colour, 60),
+    )
+    chosen = choose_seeds(seeds, 2 if quick else 3)
+    plan = []
+    for title, source, noise, model, max_epochs in settings:
+        data = partial(source, label_noise=noise, **sizes(quick))
+        levels = NOISY_LEVELS if noise else LEVELS
+        if quick:
+            levels, max_epochs = (0.0, *levels[3::2]), max_epochs // 3
+        problem = Problem(data, model, adam, batch_size=100, max_epochs=max_epochs)
+        plan.append(Cell(title, problem, levels, chosen))
+    return plan
+
+
+def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all levels of all cells and compare, for each seed, what validation chooses.
 
     Args:
         quick: See :func:`cells`.
         seeds: Other seeds than the three.
 
-    Yields:
-        The Runs.
-
     Returns:
-        The report.
+        The study.
     """
-    plan = cells(quick, seeds)
-    size = sizes(quick)
+    plan, size = cells(quick, seeds), sizes(quick)
     about = (
-        f"**Reduced protocol, not the sources'**: {size['n_train']:,} training and {size['n_val']:,} validation "
-        "images drawn for each seed, the official test images, a convolutional network of two layers, Adam at 0.001, "
-        "batches of 100, no augmentation; "
-        f"{plan[0].problem.max_epochs} epochs, {plan[-1].problem.max_epochs} for CIFAR-10 and with label noise."
+        f"**Reduced protocol, not the sources'**: {size['n_train']:,} training and "
+        f"{size['n_val']:,} validation images drawn for each seed, the official test images, a "
+        "convolutional network of two layers, Adam at 0.001, batches of 100, no augmentation; "
+        f"{plan[0].problem.max_epochs} epochs, {plan[-1].problem.max_epochs} for CIFAR-10 and "
+        "with label noise."
     )
-    return (yield from compare_levels(plan, "Real images at reduced scale", about))
+    return compare_levels(plan, "Real images at reduced scale", about)
 
 
-EXPERIMENT = Experiment("images5k", experiment, CURVES)
+EXPERIMENT = Experiment("images5k", start, CURVES)

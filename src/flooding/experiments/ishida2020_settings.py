@@ -1,7 +1,6 @@
-"""What the paper does not say: plain training on Two Gaussians under other settings, beside its
-figures.
+"""What the paper leaves open: plain training on Two Gaussians under other settings.
 
-The paper leaves open whether batches are full, whether the logistic loss has one logit, and how
+The paper does not say whether batches are full, whether the logistic loss has one logit, and how
 weights begin. Each variant changes one thing of the setting in
 :mod:`flooding.experiments.ishida2020`; the last is the reproduction's.
 """
@@ -16,19 +15,22 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from flooding.experiments import Experiment, Study, describe_provenance, kim2022
-from flooding.experiments.ishida2020 import NOISES, PUBLISHED, Cell
+from flooding.experiments import kim2022
+from flooding.experiments.experiment import Experiment, Study
+from flooding.experiments.ishida2020 import PUBLISHED
+from flooding.experiments.provenance import describe_provenance
+from flooding.experiments.study import Sentences, choose_seeds, chunk, metric_values
+from flooding.experiments.synthetic_cells import NOISES, SyntheticCell, synthetic_cell
 from flooding.models import mlp
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, format_mean_sd, format_p, holm, paired
+from flooding.report.stats import Difference, adjust, format_mean_sd, format_p, paired
 from flooding.training.problem import Problem
 from flooding.training.record import Record
 from flooding.training.run import Run
 
-__all__ = ["CURVES", "VARIANTS", "experiment", "one_logit"]
+__all__ = ["EXPERIMENT", "VARIANTS", "one_logit", "start"]
 
-CURVES = ("train_loss",)
-_NEAR = 1.5  # points within which a figure counts as the paper's
+_MAX_DISTANCE = 1.5  # points within which a figure counts as the paper's
 
 
 def one_logit(width: int = 500, depth: int = 5) -> nn.Sequential:
@@ -46,31 +48,48 @@ def one_logit(width: int = 500, depth: int = 5) -> nn.Sequential:
 
 
 def _data(problem: Problem, **changes: Any) -> Any:
+    """Change arguments of a problem's data."""
     data: Any = problem.data
     return partial(data, **changes)
 
 
+def _unchanged(problem: Problem) -> Problem:
+    return problem
+
+
+def _with_one_logit(problem: Problem) -> Problem:
+    return replace(problem, model=one_logit)
+
+
+def _with_mini_batches(problem: Problem) -> Problem:
+    return replace(problem, batch_size=20)
+
+
+def _with_batch_norm(problem: Problem) -> Problem:
+    return replace(problem, model=partial(mlp, 10, 2, width=500, depth=5, batch_norm=True))
+
+
+def _with_more_examples(problem: Problem) -> Problem:
+    return replace(problem, data=_data(problem, n_train=200), batch_size=200)
+
+
+def _reproduction(problem: Problem) -> Problem:
+    data, max_epochs = _data(problem, n_train=1000), problem.max_epochs
+    return replace(kim2022.setting(), data=data, max_epochs=max_epochs, test_curve=None)
+
+
 # Each changes one thing of the paper's setting as we read it.
 VARIANTS: dict[str, Callable[[Problem], Problem]] = {
-    "as in our table": lambda problem: problem,
-    "one logit": lambda problem: replace(problem, model=one_logit),
-    "mini-batches of 20": lambda problem: replace(problem, batch_size=20),
-    "batch norm": lambda problem: replace(
-        problem, model=partial(mlp, 10, 2, width=500, depth=5, batch_norm=True)
-    ),
-    "200 training examples": lambda problem: replace(
-        problem, data=_data(problem, n_train=200), batch_size=200
-    ),
-    "the reproduction's": lambda problem: replace(
-        kim2022.setting(),
-        data=_data(problem, n_train=1000),
-        max_epochs=problem.max_epochs,
-        test_curve=None,
-    ),
+    "as in our table": _unchanged,
+    "one logit": _with_one_logit,
+    "mini-batches of 20": _with_mini_batches,
+    "batch norm": _with_batch_norm,
+    "200 training examples": _with_more_examples,
+    "the reproduction's": _reproduction,
 }
 
 
-def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
+def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train plainly in every variant.
 
     Args:
@@ -83,102 +102,101 @@ def experiment(quick: bool = False, seeds: Sequence[int] | None = None) -> Study
     Returns:
         The report.
     """
-    chosen = tuple(seeds if seeds is not None else range(2 if quick else 10))
-    cells = [Cell("two-gaussians", noise, max_epochs=100 if quick else 500) for noise in NOISES]
-    runs = [
-        Run(change(cell.problem), seed=s)
-        for change in VARIANTS.values()
-        for cell in cells
-        for s in chosen
-    ]
+    chosen = choose_seeds(seeds, 2 if quick else 10)
+    max_epochs = 100 if quick else 500
+    cells = [synthetic_cell("two-gaussians", n, max_epochs=max_epochs) for n in NOISES]
+    runs = []
+    for change in VARIANTS.values():
+        for cell in cells:
+            problem = change(cell.problem)
+            runs += [Run(problem, seed=seed) for seed in chosen]
     records = yield runs
-    told = iter(records)
-    found = {name: [[next(told) for _ in chosen] for _ in cells] for name in VARIANTS}
-    return _report(cells, found, records)
-
-
-def _accuracy(records: Sequence[Record]) -> list[float]:
-    return [100 * record.metrics["last.test_accuracy"] for record in records]
+    by_variant = chunk(chunk(records, len(chosen)), len(cells))
+    return _report(cells, dict(zip(VARIANTS, by_variant, strict=True)), records)
 
 
 def _report(
-    cells: Sequence[Cell], found: dict[str, list[list[Record]]], records: Sequence[Record]
+    cells: Sequence[SyntheticCell],
+    results: dict[str, list[list[Record]]],
+    records: Sequence[Record],
 ) -> Report:
-    ours, *others = found
-    n = len(found[ours][0])
-    gains: dict[tuple[str, int], Difference] = {
-        (name, place): paired(_accuracy(found[name][place]), _accuracy(found[ours][place]))
-        for name in others
-        for place in range(len(cells))
-    }
-    ps = dict(zip(gains, holm([gain.p for gain in gains.values()]), strict=True))
+    """Report on the Records of each variant, by cell and seed."""
+    accuracies: dict[str, list[list[float]]] = {}
+    for name, by_cell in results.items():
+        accuracies[name] = [metric_values(some, "test_accuracy", 100.0) for some in by_cell]
+    base, *others = accuracies
+    gains: dict[tuple[str, int], Difference] = {}
+    for name in others:
+        for index in range(len(cells)):
+            gains[name, index] = paired(accuracies[name][index], accuracies[base][index])
+    ps = dict(zip(gains, adjust(list(gains.values())), strict=True))
     rows = []
-    for name, by_cell in found.items():
+    for name, by_cell in accuracies.items():
         row = [name]
-        for place, told in enumerate(by_cell):
-            known = (name, place) in gains
-            row += [format_mean_sd(_accuracy(told))]
-            row += [f"{gains[name, place]}, p {format_p(ps[name, place])}" if known else "–"]
+        for index, values in enumerate(by_cell):
+            gain = gains.get((name, index))
+            row.append(format_mean_sd(values))
+            row.append("–" if gain is None else f"{gain}, p {format_p(ps[name, index])}")
         rows.append(row)
-    paper = [
-        ["the paper", *(text for cell in cells for text in (f"{_published(cell)[0]:.2f}", "–"))]
-    ]
-    columns = ["setting", *(text for cell in cells for text in (cell.title, "minus our table's"))]
-    title = f"Plain training, last epoch: test accuracy in % on noisy labels, mean ± standard deviation, n = {n}"
+    paper, columns = ["the paper"], ["setting"]
+    for cell in cells:
+        paper += [f"{_published(cell):.2f}", "–"]
+        columns += [cell.title, "minus our table's"]
     about = (
-        "Plain training of the paper's network on Two Gaussians, one thing changed at a time. Differences are paired "
-        "by seed, with the 95 % interval of Student's t and p after Holm's correction over all of them. The "
-        "reproduction's setting: 1,000 training examples, mini-batches of 200, four hidden layers with batch norm."
+        "Plain training of the paper's network on Two Gaussians, one thing changed at a time. "
+        "Differences are paired by seed, with the 95 % interval of Student's t and p after Holm's "
+        "correction over all of them. The reproduction's setting: 1,000 training examples, "
+        "mini-batches of 200, four hidden layers with batch norm."
     )
-    failures, findings = _words(cells, found)
-    sure = [
-        f"{name}, {cells[place].title} ({gains[name, place]})"
-        for (name, place), p in ps.items()
-        if p < 0.05
-    ]
-    findings.append(
-        f"Differences from our table that are sure at 5 % (n = {n}): {'; '.join(sure) or 'none'}."
+    n = len(accuracies[base][0])
+    title = (
+        "Plain training, last epoch: test accuracy in % on noisy labels, mean ± standard "
+        f"deviation, n = {n}"
     )
-    table = Table("settings", title, columns, rows + paper)
+    sentences = _distances(cells, accuracies)
+    significant = []
+    for (name, index), p in ps.items():
+        if p < 0.05:
+            significant.append(f"{name}, {cells[index].title} ({gains[name, index]})")
+    sentences.findings.append(
+        f"Differences from our table that are sure at 5 % (n = {n}): "
+        f"{'; '.join(significant) or 'none'}."
+    )
     return Report(
         "What the paper does not say",
         about,
-        failures,
-        findings,
-        [table],
+        sentences.failures,
+        sentences.findings,
+        [Table("settings", title, columns, [*rows, paper])],
         {},
         describe_provenance(records),
     )
 
 
-def _published(cell: Cell) -> tuple[float, float, float]:
-    return PUBLISHED[cell.task, cell.noise][0]
+def _published(cell: SyntheticCell) -> float:
+    """Give the paper's accuracy without flooding, in percent."""
+    return PUBLISHED[cell.task, cell.noise][0][0]
 
 
-def _words(
-    cells: Sequence[Cell], found: dict[str, list[list[Record]]]
-) -> tuple[list[str], list[str]]:
-    """Say which settings come near the paper's figures in every row, and how far ours is."""
-    off = {
-        name: [
-            np.array(_accuracy(told)) - _published(cell)[0]
-            for cell, told in zip(cells, by_cell, strict=True)
-        ]
-        for name, by_cell in found.items()
-    }
-    sentences = {
-        name: f"{name}: {', '.join(format_mean_sd(values.tolist()) for values in some)} points against the paper's figure at "
-        f"{', '.join(f'{100 * cell.noise:g} %' for cell in cells)} label noise, "
-        f"{'within' if _farthest(some) <= _NEAR else 'not within'} {_NEAR:g} points in every row (means)."
-        for name, some in off.items()
-    }
-    far = [s for name, s in sentences.items() if _farthest(off[name]) > _NEAR]
-    return far, [s for s in sentences.values() if s not in far]
+def _distances(
+    cells: Sequence[SyntheticCell], accuracies: dict[str, list[list[float]]]
+) -> Sentences:
+    """Say which settings come near the paper's figures in every cell."""
+    sentences = Sentences()
+    noises = ", ".join(f"{100 * cell.noise:g} %" for cell in cells)
+    for name, by_cell in accuracies.items():
+        distances = []
+        for cell, values in zip(cells, by_cell, strict=True):
+            distances.append(np.array(values) - _published(cell))
+        is_near = max(abs(float(some.mean())) for some in distances) <= _MAX_DISTANCE
+        texts = ", ".join(format_mean_sd(some.tolist()) for some in distances)
+        sentences.add(
+            is_near,
+            f"{name}: {texts} points against the paper's figure at {noises} label noise, "
+            f"{'within' if is_near else 'not within'} {_MAX_DISTANCE:g} points in every row "
+            "(means).",
+        )
+    return sentences
 
 
-def _farthest(off: Sequence[np.ndarray]) -> float:
-    """Give the largest distance of a mean from the paper's figure."""
-    return max(abs(float(values.mean())) for values in off)
-
-
-EXPERIMENT = Experiment("ishida2020_settings", experiment, CURVES)
+EXPERIMENT = Experiment("ishida2020_settings", start, ("train_loss",))

@@ -9,26 +9,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from flooding.report.stats import Difference, adjust, format_p, paired
+from flooding.report.level_figures import LevelCurve
+from flooding.report.stats import Difference, adjust, format_mean_sd, format_p, paired
 from flooding.training.problem import Problem
 from flooding.training.record import Record, select_best
 from flooding.training.run import Run
 
 __all__ = [
+    "COMPARISONS",
+    "LOSS_COLUMNS",
     "MIN_FLOODED_SHARE",
     "ROWS",
     "Cell",
     "Claim",
+    "Comparison",
     "Epoch",
     "Judgement",
     "LevelGrid",
+    "Sentences",
+    "all_runs",
     "choose_seeds",
     "chunk",
+    "count_of",
     "flooded_percent",
     "format_levels",
     "format_percent_range",
@@ -36,6 +43,7 @@ __all__ = [
     "is_reached",
     "judge",
     "level_grids",
+    "loss_row",
     "metric_values",
     "row_epoch",
     "run_of",
@@ -46,10 +54,36 @@ Epoch: TypeAlias = Literal["best", "last"]
 """The epoch a training is judged at: the last, or the best on validation (early stopping)."""
 
 T = TypeVar("T")
+CellT = TypeVar("CellT", bound="Cell")
 
 MIN_FLOODED_SHARE = 0.01  # of the steps, for a level to count as reached; fixed beforehand
 # What is compared at the last epoch, then with early stopping.
 ROWS = ("plain", "flooding", "plain, stopped", "flooding, stopped")
+LOSS_COLUMNS = tuple(f"{row}: {name}" for name in ("NLL", "ECE") for row in ROWS)
+
+
+class Comparison(NamedTuple):
+    """Two rows that are compared.
+
+    Args:
+        row: One of :data:`ROWS`, or "finder".
+        against: The other.
+        name: Name of its table.
+        title: The comparison in words.
+    """
+
+    row: str
+    against: str
+    name: str
+    title: str
+
+
+_LATE_AGAINST_STOPPED = "flooding's last epoch against plain early stopping"
+COMPARISONS = (
+    Comparison("flooding", "plain", "last", "last epoch"),
+    Comparison("flooding, stopped", "plain, stopped", "stopped", "early stopping on both sides"),
+    Comparison("flooding", "plain, stopped", "against-stopping", _LATE_AGAINST_STOPPED),
+)
 
 
 def choose_seeds(seeds: Sequence[int] | None, default: int) -> tuple[int, ...]:
@@ -174,6 +208,23 @@ def format_percent_range(fractions: Sequence[float]) -> str:
     return f"{lowest} %" if lowest == highest else f"{lowest} to {highest} %"
 
 
+def count_of(flags: Iterable[bool]) -> str:
+    """Count how many of several things are true.
+
+    Args:
+        flags: Whether each is.
+
+    Returns:
+        Such as ``3 of 4``.
+
+    Example:
+        >>> count_of([True, False])
+        '1 of 2'
+    """
+    flags = list(flags)
+    return f"{sum(flags)} of {len(flags)}"
+
+
 def format_levels(levels: Iterable[float]) -> str:
     """List levels for a sentence.
 
@@ -225,7 +276,7 @@ def row_epoch(row: str) -> Epoch:
 
 
 @dataclass(frozen=True)
-class LevelGrid:
+class LevelGrid(Generic[CellT]):
     """The Records of a cell, and what validation picks among them.
 
     Args:
@@ -236,7 +287,7 @@ class LevelGrid:
             none was, the seed has no pick.
     """
 
-    cell: Cell
+    cell: CellT
     records: list[list[Record]]
     finder: Sequence[Record] = ()
     reached_only: bool = True
@@ -245,6 +296,11 @@ class LevelGrid:
         """Give the Records at a level, one a seed."""
         index = self.cell.levels.index(level)
         return [row[index] for row in self.records]
+
+    def curve(self, name: str, scale: float = 1.0) -> LevelCurve:
+        """Give a test metric at every level, for a figure."""
+        values = np.array([metric_values(row, name, scale) for row in self.records])
+        return LevelCurve(values, float(np.mean(self.values("plain, stopped", name, scale))))
 
     def count_reached(self, level: float) -> int:
         """Count the seeds in which a level was reached."""
@@ -304,9 +360,36 @@ class LevelGrid:
         return paired(a, b)
 
 
+def loss_row(grid: LevelGrid) -> list[str]:
+    """Write test NLL and ECE of all rows, the cells of :data:`LOSS_COLUMNS`.
+
+    Args:
+        grid: The grid.
+
+    Returns:
+        Mean and standard deviation over seeds.
+    """
+    cells = []
+    for name in ("test_nll", "test_ece"):
+        cells += [format_mean_sd(grid.values(row, name), 3) for row in ROWS]
+    return cells
+
+
+def all_runs(cells: Sequence[Cell]) -> list[Run]:
+    """List the Runs of several cells.
+
+    Args:
+        cells: The cells.
+
+    Returns:
+        Their Runs, cell by cell.
+    """
+    return [run for cell in cells for run in cell.runs]
+
+
 def level_grids(
-    cells: Sequence[Cell], records: Sequence[Record], *, reached_only: bool = True
-) -> list[LevelGrid]:
+    cells: Sequence[CellT], records: Sequence[Record], *, reached_only: bool = True
+) -> list[LevelGrid[CellT]]:
     """Deal Records to the cells that asked for them.
 
     Args:
@@ -357,7 +440,7 @@ class Judgement(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the claim is shown at 5 %, or, of a claim of no difference, whether it is true."""
+        """Whether the claim is shown at 5 %; a claim of no difference must be true exactly."""
         difference, sign = self.claim.difference, self.claim.sign
         if difference is None:
             return False
@@ -399,6 +482,23 @@ def judge(claims: Sequence[Claim]) -> list[Judgement]:
     """
     ps = adjust([claim.difference for claim in claims])
     return [Judgement(claim, p) for claim, p in zip(claims, ps, strict=True)]
+
+
+@dataclass
+class Sentences:
+    """Sentences of a report, sorted by whether they say what the source claims.
+
+    Args:
+        failures: Claims that do not hold.
+        findings: What was found.
+    """
+
+    failures: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+    def add(self, holds: bool, sentence: str) -> None:
+        """Add a sentence to one of the lists."""
+        (self.findings if holds else self.failures).append(sentence)
 
 
 def split_by_verdict(judgements: Sequence[Judgement]) -> tuple[list[str], list[str]]:

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from flooding.atomic import write_atomic
 from flooding.data import map_tensors
 from flooding.level_search import base as strategies
 from flooding.level_search.advisor import advise
 from flooding.level_search.base import SearchResult, Strategy
 from flooding.level_search.finder import finder
-from flooding.report.document import write
 from flooding.training.checks import check_targets
 from flooding.training.config import SESSION
 from flooding.training.ledger import Ledger
@@ -82,14 +82,14 @@ class FoundLevel(SearchResult):
             "cost": {f.name: getattr(self.cost, f.name) for f in fields(self.cost)},
             "warnings": list(self.warnings),
         }
-        write(folder / "found.json", json.dumps(told, indent=1) + "\n")
+        write_atomic(folder / "found.json", json.dumps(told, indent=1) + "\n")
         rows = self.table
         names = list(dict.fromkeys(name for row in rows for name in row))
         with io.StringIO() as text:
             table = csv.DictWriter(text, names)
             table.writeheader()
             table.writerows(rows)
-            write(folder / "table.csv", text.getvalue())
+            write_atomic(folder / "table.csv", text.getvalue())
         curves = {
             f"{n}/{name}": curve
             for n, r in enumerate(self.records)
@@ -97,7 +97,7 @@ class FoundLevel(SearchResult):
         }
         with io.BytesIO() as file:
             np.savez_compressed(file, **curves)  # type: ignore[arg-type]
-            write(folder / "curves.npz", file.getvalue())
+            write_atomic(folder / "curves.npz", file.getvalue())
         from flooding.report.plots import save
 
         save(self.plot(), folder / "search.png")

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from flooding.level_search.base import LevelEstimate, SearchResult, reached_level
-from flooding.report.plots import PALETTE, drawn, level_colours, unique
+from flooding.report.figures import PALETTE, legend_entries, level_colours, new_figure
 from flooding.report.stats import pluralize
 from flooding.training.record import Record
 from flooding.training.run import Run
@@ -98,7 +98,7 @@ def found(found: SearchResult) -> Figure:
     by_level = measures if any(_place(r) is not None and not _is_plain(r) for r in records) else []
     by_epoch = _traced(records, [train]) + _traced(records, measures)[:1]
     rows = _rows([f"{m.name} by level" for m in by_level], [f"{m.name} by epoch" for m in by_epoch])
-    with drawn(9.0, 9.0) as figure:
+    with new_figure(9.0, 9.0) as figure:
         from matplotlib.ticker import MaxNLocator
 
         panels = figure.subplot_mosaic(rows)
@@ -120,7 +120,7 @@ def found(found: SearchResult) -> Figure:
             )
         key = panels.pop("key")
         key.set_axis_off()
-        handles, names = unique(list(panels.values()))
+        handles, names = legend_entries(panels.values())
         title = "Left: mean of each Run's last quarter" if by_level and by_epoch else None
         legend = key.legend(
             handles, names, loc="upper left", borderaxespad=0.0, title=title, alignment="left"

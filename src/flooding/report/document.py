@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flooding.atomic import write_atomic
 from flooding.text import one_line
@@ -16,7 +16,7 @@ from flooding.text import one_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Report", "Table", "write"]
+__all__ = ["Report", "Table"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Table:
     name: str
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Sequence[object]]
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -46,6 +46,24 @@ class Table:
                 raise ValueError(
                     f"a row must have {len(self.columns)} cells, got {len(row)}: {list(row)}."
                 )
+
+    @classmethod
+    def from_dicts(
+        cls, name: str, title: str, rows: Sequence[Mapping[str, object]], note: str = ""
+    ) -> Table:
+        """Make a table of rows that name their columns.
+
+        Args:
+            name: See the class.
+            title: See the class.
+            rows: Cells by column, in the order of the first row; a missing cell is a dash.
+            note: See the class.
+
+        Returns:
+            The table.
+        """
+        columns = list(rows[0])
+        return cls(name, title, columns, [[row.get(c, "–") for c in columns] for row in rows], note)
 
     def markdown(self) -> str:
         """Write it as GitHub's markdown, title above and note below."""
@@ -68,7 +86,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What an experiment found.
+    """The report of an experiment.
 
     Args:
         title: A heading.
@@ -101,18 +119,16 @@ class Report:
         parts = [f"# {_text(self.title)}", _without_html(self.about)]
         for heading, sentences in (("Not reproduced", self.failures), ("Found", self.findings)):
             if sentences:
-                parts += [
-                    f"## {heading}",
-                    "\n".join(f"- {_text(sentence)}" for sentence in sentences),
-                ]
+                items = [f"- {_text(sentence)}" for sentence in sentences]
+                parts += [f"## {heading}", "\n".join(items)]
         if self.tables:
-            parts += ["## Tables", *(table.markdown().rstrip("\n") for table in self.tables)]
+            parts.append("## Tables")
+            parts += [table.markdown().rstrip("\n") for table in self.tables]
         if self.figures:
-            captions = {figure: _text(caption) for figure, (caption, _) in self.figures.items()}
-            parts += [
-                "## Figures",
-                *(f"![{c}]({name}-{n}.png)\n\n{c}" for n, c in captions.items()),
-            ]
+            parts.append("## Figures")
+            for figure, (text, _) in self.figures.items():
+                caption = _text(text)
+                parts.append(f"![{caption}]({name}-{figure}.png)\n\n{caption}")
         if self.provenance:
             parts += ["## Circumstances", _text(self.provenance)]
         return "\n\n".join(parts) + "\n"
@@ -127,32 +143,30 @@ class Report:
         Returns:
             The files, the page first.
         """
-        from flooding.report.plots import save
+        from flooding.report.figures import save
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        files = [write(folder / f"{name}.md", self.markdown(name))]
-        files += [write(folder / f"{name}-{table.name}.csv", table.csv()) for table in self.tables]
-        return files + [
-            save(draw(), folder / f"{name}-{n}.png") for n, (_, draw) in self.figures.items()
-        ]
+        files = [write_atomic(folder / f"{name}.md", self.markdown(name))]
+        for table in self.tables:
+            files.append(write_atomic(folder / f"{name}-{table.name}.csv", table.csv()))
+        for figure, (_, draw) in self.figures.items():
+            files.append(save(draw(), folder / f"{name}-{figure}.png"))
+        return files
 
 
-def _line(cells: Sequence[Any]) -> str:
-    """One row of a table; nothing in a cell may end the cell or begin code."""
-    return "| " + " | ".join(re.sub(r"([\\|`])", r"\\\1", _text(cell)) for cell in cells) + " |"
+def _line(cells: Sequence[object]) -> str:
+    """Write one row of a table; nothing in a cell may end the cell or begin code."""
+    escaped = [re.sub(r"([\\|`])", r"\\\1", _text(cell)) for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
-def _text(text: Any) -> str:
-    """One line of markdown in which nothing is HTML or a control character."""
+def _text(text: object) -> str:
+    """Write one line of markdown in which nothing is HTML or a control character."""
     return _without_html(one_line(text))
 
 
 def _without_html(text: str) -> str:
-    """Escape what a browser would take for a tag or a character reference, such as a column's
-    name.
-    """
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", text))
-
-
-write = write_atomic  # the name that find and the archives import
+    """Escape what a browser would take for a tag or a character reference in plain text."""
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)

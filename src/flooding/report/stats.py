@@ -1,4 +1,4 @@
-"""How sure a difference is: paired tests, Holm's correction, ranks."""
+"""Statistics of differences: paired tests, Holm's correction, ranks, and how they are written."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ __all__ = [
     "average_ranks",
     "critical_difference",
     "describe_difference",
+    "format_count",
     "format_mean_sd",
     "format_median_range",
     "format_p",
     "holm",
     "mcnemar",
     "paired",
+    "paired_or_none",
     "pluralize",
 ]
 
@@ -60,15 +62,15 @@ class Difference(NamedTuple):
         return f"{mean} [{low}, {high}]" if self.n > 1 else mean
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Compare two lists of results, pair by pair.
 
     Args:
-        ours: Results, one for each seed.
-        theirs: Results of the same seeds.
+        a: Results, one for each seed.
+        b: Results of the same seeds.
 
     Returns:
-        ``ours`` minus ``theirs``.
+        ``a`` minus ``b``.
 
     Raises:
         ValueError: If the lists differ in length or are empty.
@@ -78,11 +80,11 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
         '+2.0 [-0.5, +4.5]'
     """
     stats = _stats()
-    if len(ours) != len(theirs) or len(ours) == 0:
+    if len(a) != len(b) or len(a) == 0:
         raise ValueError(
-            f"pairs must be as many on both sides, at least one, got {len(ours)} and {len(theirs)}."
+            f"pairs must be as many on both sides, at least one, got {len(a)} and {len(b)}."
         )
-    gains = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    gains = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     mean, n = float(gains.mean()), len(gains)
     if n < 2:
         return Difference(mean, math.nan, math.nan, math.nan, math.nan, n)
@@ -91,6 +93,18 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     half = float(stats.t.ppf(0.975, n - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
     return Difference(mean, sd, mean - half, mean + half, p, n)
+
+
+def paired_or_none(pairs: Sequence[tuple[float, float]]) -> Difference | None:
+    """Compare results pair by pair, where there are pairs.
+
+    Args:
+        pairs: Results of the same seed, the one and the other.
+
+    Returns:
+        The first minus the second; None where there is no pair.
+    """
+    return paired(*zip(*pairs, strict=True)) if pairs else None
 
 
 def describe_difference(gain: Difference, p: float) -> str:
@@ -106,15 +120,16 @@ def describe_difference(gain: Difference, p: float) -> str:
         itself.
 
     Example:
-        >>> verdict(paired([3.0, 4.0, 5.0], [2.0, 2.0, 2.0]), 0.07)
+        >>> describe_difference(paired([3.0, 4.0, 5.0], [2.0, 2.0, 2.0]), 0.07)
         'is not shown to differ: +2.0 [-0.5, +4.5]'
     """
     if gain.mean == 0 and not gain.sd > 0:
         return f"ties in every pair: {gain}"
     if gain.n == 1:
         return f"is not tested, by one pair: {gain}"
-    word = "is not shown to differ" if not p < 0.05 else "wins" if gain.mean > 0 else "LOSES"
-    return f"{word}: {gain}"
+    if not p < 0.05:
+        return f"is not shown to differ: {gain}"
+    return f"{'wins' if gain.mean > 0 else 'LOSES'}: {gain}"
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -133,11 +148,13 @@ def holm(ps: Sequence[float]) -> list[float]:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
-    tested = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
-    adjusted, least = [math.nan] * len(ps), 0.0
-    for place, i in enumerate(tested):
-        least = max(least, min(1.0, (len(tested) - place) * ps[i]))
-        adjusted[i] = least
+    tested = [index for index, p in enumerate(ps) if not math.isnan(p)]
+    tested.sort(key=lambda index: ps[index])
+    adjusted, smallest = [math.nan] * len(ps), 0.0
+    # From the smallest p on: each is multiplied by the number of tests left, and never falls.
+    for rank, index in enumerate(tested):
+        smallest = max(smallest, min(1.0, (len(tested) - rank) * ps[index]))
+        adjusted[index] = smallest
     return adjusted
 
 
@@ -153,12 +170,12 @@ def adjust(differences: Sequence[Difference | None]) -> list[float]:
     return holm([math.nan if gain is None else gain.p for gain in differences])
 
 
-def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     """Ask whether something happens oftener on one side of pairs than on the other.
 
     Args:
-        ours: Whether it happens, one for each seed.
-        theirs: Whether it happens in the same seeds on the other side.
+        a: Whether it happens, one for each seed.
+        b: Whether it happens in the same seeds on the other side.
 
     Returns:
         Two-sided exact p of McNemar's test: that of the pairs that differ being a fair coin's; 1
@@ -171,13 +188,14 @@ def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
         >>> mcnemar([True] * 6 + [False], [False] * 7)
         0.03125
     """
-    if len(ours) != len(theirs):
-        raise ValueError(f"pairs must be as many on both sides, got {len(ours)} and {len(theirs)}.")
-    only, other = (
-        sum(a and not b for a, b in zip(*sides, strict=True))
-        for sides in ((ours, theirs), (theirs, ours))
-    )
-    return float(_stats().binomtest(only, only + other).pvalue) if only + other else 1.0
+    if len(a) != len(b):
+        raise ValueError(f"pairs must be as many on both sides, got {len(a)} and {len(b)}.")
+    # Pairs in which both sides agree say nothing.
+    only_a = sum(x and not y for x, y in zip(a, b, strict=True))
+    only_b = sum(y and not x for x, y in zip(a, b, strict=True))
+    if only_a + only_b == 0:
+        return 1.0
+    return float(_stats().binomtest(only_a, only_a + only_b).pvalue)
 
 
 def average_ranks(results: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -203,8 +221,9 @@ def average_ranks(results: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def critical_difference(methods: int, problems: int) -> float:
-    """Give the difference of mean ranks from which on two methods differ, at 5 %, by Nemenyi's
-    test.
+    """Give the difference of mean ranks from which on two methods differ at 5 %.
+
+    The test is Nemenyi's.
 
     Args:
         methods: Number of methods, at least 2.
@@ -217,7 +236,7 @@ def critical_difference(methods: int, problems: int) -> float:
         Demšar, JMLR 2006, section 3.2.2 and table 5 (q of 10 methods: 3.164).
 
     Example:
-        >>> round(critical_difference(4, 14), 2)  # the ishida2020_problem's own example: 1.25
+        >>> round(critical_difference(4, 14), 2)  # the paper's own example: 1.25
         1.25
     """
     q = float(_stats().studentized_range.ppf(0.95, methods, np.inf)) / math.sqrt(2)
@@ -237,7 +256,9 @@ def format_p(p: float) -> str:
         >>> format_p(0.0123), format_p(1e-5), format_p(math.nan)
         ('0.012', '< 0.001', '–')
     """
-    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    if math.isnan(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def format_mean_sd(values: Sequence[float], digits: int = 1) -> str:
@@ -251,13 +272,29 @@ def format_mean_sd(values: Sequence[float], digits: int = 1) -> str:
         ``mean ± sd``, the mean alone of a single value, a dash of none.
 
     Example:
-        >>> spread([1.0, 2.0, 3.0]), spread([1.0]), spread([])
+        >>> format_mean_sd([1.0, 2.0, 3.0]), format_mean_sd([1.0]), format_mean_sd([])
         ('2.0 ± 1.0', '1.0', '–')
     """
     if len(values) == 0:
         return "–"
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def format_count(flags: Sequence[bool]) -> str:
+    """Write how many of several are true.
+
+    Args:
+        flags: One for each.
+
+    Returns:
+        Such as ``3 of 4``.
+
+    Example:
+        >>> format_count([True, False, True])
+        '2 of 3'
+    """
+    return f"{sum(flags)} of {len(flags)}"
 
 
 def format_median_range(values: Sequence[float], digits: int = 2) -> str:
@@ -289,7 +326,7 @@ def pluralize(n: int, noun: str) -> str:
         Number and noun.
 
     Example:
-        >>> counted(1, "seed"), counted(3, "seed")
+        >>> pluralize(1, "seed"), pluralize(3, "seed")
         ('1 seed', '3 seeds')
     """
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,0 +1,182 @@
+"""What the double descent experiments compare: test curves with and without flooding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from flooding.experiments.archive import to_half
+from flooding.experiments.study import Cell, LevelGrid, is_reached
+from flooding.report.descents import Descents, find_descents
+from flooding.report.stats import Difference, adjust, holm, mcnemar, paired, paired_or_none
+from flooding.training.record import Record
+
+__all__ = ["FACTORS", "MEASURES", "Condition", "Group", "Measure", "Row", "Section"]
+__all__ += ["count_lasting", "measured_curve"]
+
+FACTORS = ("augmentation", "rate decay", "weight decay")
+
+
+@dataclass(frozen=True)
+class Condition(Cell):
+    """One problem, with a test curve, its levels and seeds.
+
+    Args:
+        factors: Which of :data:`FACTORS` it has.
+    """
+
+    factors: tuple[str, ...] = ()
+
+
+class Group(NamedTuple):
+    """Conditions that are tabulated and drawn together.
+
+    Args:
+        name: What its tables and figures are called.
+        title: Its name for a reader.
+        grids: The Records of each condition.
+    """
+
+    name: str
+    title: str
+    grids: Sequence[LevelGrid[Condition]]
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of seeds of each condition."""
+        return len(self.grids[0].cell.seeds)
+
+
+class Measure(NamedTuple):
+    """What is judged, loss or error.
+
+    Args:
+        name: Its name.
+        curve: The curve it is computed from.
+        unit: Its unit.
+        digits: Digits it is written with.
+    """
+
+    name: str
+    curve: str
+    unit: str
+    digits: int
+
+
+MEASURES = (Measure("loss", "test_loss", "nats", 3), Measure("error", "test_accuracy", "%", 1))
+
+
+def _rounded(record: Record, name: str) -> np.ndarray:
+    """Round a curve as an archive does, so that a report from an archive says the same."""
+    return to_half(record.curves[name]).astype(np.float64)
+
+
+def measured_curve(record: Record, measure: Measure) -> np.ndarray:
+    """Give test loss in nats or test error in percent, on clean labels where there are any."""
+    name = f"{measure.curve}_clean"
+    curve = _rounded(record, name if name in record.curves else measure.curve)
+    return curve if measure.name == "loss" else 100 * (1 - curve)
+
+
+def _descents(record: Record, measure: Measure) -> Descents:
+    curve = measured_curve(record, measure)
+    return find_descents(curve, np.arange(len(curve)))
+
+
+def _flooded_percent(record: Record) -> float:
+    """Compute the percentage of flooded steps from the first epoch that has one."""
+    curve = _rounded(record, "flooded")
+    return 100 * float(np.nanmean(curve[(curve > 0).argmax() :]))
+
+
+def count_lasting(descents: Sequence[Descents]) -> int:
+    """Count the curves whose second descent lasts."""
+    return sum(curve.lasting for curve in descents)
+
+
+@dataclass
+class Row:
+    """A condition at a level, by one measure: the curves of the seeds that reached the level.
+
+    ``flooded`` and ``plain`` are the same seeds, with and without flooding. Until the level is
+    reached both take the same steps, so leaving seeds out selects nothing by its outcome. The row
+    of level 0 has all seeds, and both are the same trainings.
+    """
+
+    condition: Condition
+    level: float
+    seeds: list[int] = field(default_factory=list)
+    flooded_percent: list[float] = field(default_factory=list)
+    flooded: list[Descents] = field(default_factory=list)
+    plain: list[Descents] = field(default_factory=list)
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether it is about flooding, and a seed reached the level."""
+        return self.level > 0 and len(self.seeds) > 0
+
+    @property
+    def second(self) -> list[Descents]:
+        """Curves with a second descent."""
+        return [curve for curve in self.flooded if curve.second is not None]
+
+    @property
+    def lasting(self) -> int:
+        """Number of seeds whose second descent lasts."""
+        return count_lasting(self.flooded)
+
+    @property
+    def brings_descent(self) -> bool:
+        """Whether half of the seeds have a lasting descent, and more of them than without."""
+        return 2 * self.lasting >= len(self.seeds) and self.lasting > count_lasting(self.plain)
+
+    @property
+    def second_minus_first(self) -> Difference | None:
+        """The second minimum against the first, over the seeds that have both."""
+        pairs = [(curve.second.value, curve.first.value) for curve in self.second if curve.second]
+        return paired_or_none(pairs)
+
+    @property
+    def end_minus_plain(self) -> Difference | None:
+        """The end with flooding against the end without: both have the same first minimum."""
+        if not self.is_tested:
+            return None
+        return paired([curve.end for curve in self.flooded], [curve.end for curve in self.plain])
+
+    @property
+    def p_lasting(self) -> float:
+        """Exact p of lasting descents with flooding against without; NaN for plain training."""
+        if not self.is_tested:
+            return math.nan
+        flooded = [curve.lasting for curve in self.flooded]
+        return mcnemar(flooded, [curve.lasting for curve in self.plain])
+
+
+class Section:
+    """The rows of a group by one measure; their p values are corrected together."""
+
+    def __init__(self, group: Group, measure: Measure) -> None:
+        self.group, self.measure = group, measure
+        self.rows: list[Row] = []
+        for grid in group.grids:
+            self.rows += [_make_row(grid, level, measure) for level in grid.cell.levels]
+        self.tested = [row for row in self.rows if row.is_tested]
+        self.p_lasting = holm([row.p_lasting for row in self.rows])
+        self.p_second = adjust([row.second_minus_first for row in self.rows])
+        self.p_end = adjust([row.end_minus_plain for row in self.rows])
+
+
+def _make_row(grid: LevelGrid[Condition], level: float, measure: Measure) -> Row:
+    row = Row(grid.cell, level)
+    pairs = zip(grid.cell.seeds, grid.at(level), grid.at(0.0), strict=True)
+    for seed, record, plain in pairs:
+        if level == 0 or is_reached(record):
+            row.seeds.append(seed)
+            row.flooded_percent.append(_flooded_percent(record))
+            row.flooded.append(_descents(record, measure))
+            row.plain.append(_descents(plain, measure))
+    return row
