@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from flooding import cli
-from flooding.cli import _errors, _shown
+from flooding.cli import _console, _errors
 
 TINY = [
     "--width",
@@ -196,12 +196,12 @@ def test_the_others_refuse_extreme_numbers(flooding, tmp_path, words):
         ),
         ("mine:ends", 1, "in your code, {here}/mine.py, line 28: SystemExit: 3."),
         ("mine:wrong", 2, "at least 1, got 0. It comes from your code, {here}/mine.py, line 29."),
-        ("mine:", 2, "must name a module and a Problem in it, got mine:. Try mine:problem."),
-        (":problem", 2, "must name a module and a Problem in it, got :problem."),
-        (":", 2, "must name a module and a Problem in it, got :."),
+        ("mine:", 2, "must name a module and an object in it, got mine:. Try my_module:object."),
+        (":problem", 2, "must name a module and an object in it, got :problem."),
+        (":", 2, "must name a module and an object in it, got :."),
         ("a:b:c", 2, "No module named 'a:b'"),
-        ("..:x", 2, "must name a Problem that can be imported, got ..:x"),
-        (".mine:x", 2, "must name a Problem that can be imported, got .mine:x"),
+        ("..:x", 2, "must name something that can be imported, got ..:x"),
+        (".mine:x", 2, "must name something that can be imported, got .mine:x"),
         ("mine.below:x", 2, "'mine' is not a package"),
         ("missing:problem", 2, "No module named 'missing'"),
         ("folder/missing.py:problem", 2, "folder/missing.py is missing"),
@@ -440,7 +440,7 @@ def test_predictions_on_a_terminal_are_printable(monkeypatch, capsys):
 def test_the_log_and_warnings_are_printable_lines(flooding, monkeypatch):
     import logging
 
-    def warn(**_):
+    def warn(_):
         logging.getLogger("flooding").warning("of %s", "\x1b[31m[red]\n")
         with warnings.catch_warnings():
             warnings.simplefilter("always")
@@ -458,8 +458,8 @@ def test_a_console_obeys_no_name_in_a_table(capsys):
 
     shown = Table(ODD, title=ODD)
     shown.add_row(ODD)
-    _shown.console.print(shown)
-    _shown.console.print_line(ODD)
+    _console.console.print(shown)
+    _console.console.print_line(ODD)
     out = capsys.readouterr().out
     assert out.count("[red]") == 4
     assert "\x1b" not in out
@@ -519,7 +519,7 @@ def test_without_a_home_the_ledger_is_asked_for(flooding, tmp_path, monkeypatch)
     monkeypatch.delenv("FLOODING_LEDGER")
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr("flooding.training.ledger.Path.expanduser", none)
-    monkeypatch.setattr("flooding.cli._find.problem_of", None)  # it would be asked too late
+    monkeypatch.setattr("flooding.cli._problem.load_problem", None)  # it would be asked too late
     for words in (["demo"], ["run", "sinusoid", *TINY], ["find", "spiral"], ["compare", "spiral"]):
         code, out, err = flooding(*words)
         assert (code, out) == (2, "")

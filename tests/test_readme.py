@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flooding import cli, tasks
+from flooding import cli
 from flooding.cli import _run
+from flooding.entries import DATASETS, entry_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +33,7 @@ def test_the_table_of_options_is_that_of_the_command_line():
 def test_every_built_in_task_is_named():
     told = _run.Task.__metadata__[0].help
     page = (ROOT / "README.md").read_text()
-    for name in tasks.DATA | tasks.FETCHED:
+    for name in entry_names(DATASETS):
         assert re.search(rf"\b{name}\b", told)
         assert f"`{name}`" in page
 

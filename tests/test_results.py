@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flooding.data import files
-from flooding.entries import EXPERIMENTS, find_entry, names
+from flooding.entries import EXPERIMENTS, entry_names, find_entry
 from flooding.level_search.base import run_generator
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ def regenerated(name):
 
 def test_there_are_results_and_each_is_an_experiment():
     assert NAMES
-    assert set(NAMES) <= set(names(EXPERIMENTS))
+    assert set(NAMES) <= set(entry_names(EXPERIMENTS))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,11 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flooding import Run, run_all, tasks
+from flooding import Run, run_all
+from flooding.cli import _problem
+from flooding.cli._problem import NetworkOptions, build_problem
 from flooding.data import files
-from flooding.tasks import FETCHED, REAL, build_problem, real
+from flooding.entries import DATASETS, TASKS
+from flooding.tasks import REAL, get_task, real
 from flooding.training.config import is_hashable
 
+FETCHED = [entry.name for entry in DATASETS if entry.summary == "fetched"]
 VECTORS = ["spambase", "letter", "higgs7k", "twonorm"]
 
 
@@ -130,7 +134,7 @@ def test_what_is_no_real_problem_is_refused(arguments, message):
 
 @pytest.mark.parametrize("task", FETCHED)
 def test_a_problem_of_fetched_data_can_be_assembled(task):
-    problem = build_problem(task, {"n_train": 50, "n_val": 20}, width=4, depth=1)
+    problem = build_problem(task, {"n_train": 50, "n_val": 20}, NetworkOptions(width=4, depth=1))
     splits = splits_of(problem, task)
     assert [len(splits.train), len(splits.val)] == [50, 20]
     assert problem.build(seed=0)(splits.train.x[:2]).shape == (
@@ -160,18 +164,19 @@ def test_a_task_that_is_none_is_answered_with_all_of_them():
     ids=["samples", "samples times inputs", "width", "depth", "both", "batch"],
 )
 def test_what_cannot_fit_into_memory_is_refused_before_it_is_made(task, data, network, monkeypatch):
-    monkeypatch.setattr(tasks, "_memory", lambda: 16 * 2**30)
+    monkeypatch.setattr(_problem, "_memory", lambda: 16 * 2**30)
     with pytest.raises(
         ValueError, match=r"must fit into 16 GiB of memory, got .* about [\d,]+ GiB. Choose smaller"
     ):
-        build_problem(task, data, **network)
+        eval_batch_size = network.pop("eval_batch_size", 500)
+        build_problem(task, data, NetworkOptions(**network), eval_batch_size=eval_batch_size)
 
 
 def test_what_fits_into_memory_is_not_refused(monkeypatch):
-    monkeypatch.setattr(tasks, "_memory", lambda: 2**30)
-    build_problem("sinusoid", {"n_train": 10**6}, width=500, depth=10)
-    build_problem("digits", {}, width=2000, depth=3)
+    monkeypatch.setattr(_problem, "_memory", lambda: 2**30)
+    build_problem("sinusoid", {"n_train": 10**6}, NetworkOptions(width=500, depth=10))
+    build_problem("digits", {}, NetworkOptions(width=2000, depth=3))
 
 
 def test_memory_is_that_of_this_machine():
-    assert 2**28 < tasks._memory() < 2**50
+    assert 2**28 < _problem._memory() < 2**50

@@ -206,6 +206,15 @@ def apply_score(problem: Problem, score: str | None) -> Problem:
     return problem
 
 
+def _require_within(name: str, value: float, low: float, high: float = math.inf) -> None:
+    if low <= value < high:
+        return
+    bound = f"lie in [{low:g}, {high:g})"
+    if high == math.inf:
+        bound = f"be finite and at least {low:g}"
+    raise ValueError(f"{name} must {bound}, got {value}.")
+
+
 @dataclass(frozen=True)
 class NetworkOptions:
     """The options of a fully connected network.
@@ -364,12 +373,3 @@ def _memory() -> float:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int(Path(file).read_text()))
     return min(limits)
-
-
-def _require_within(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if low <= value < high:
-        return
-    bound = f"lie in [{low:g}, {high:g})"
-    if high == math.inf:
-        bound = f"be finite and at least {low:g}"
-    raise ValueError(f"{name} must {bound}, got {value}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -120,7 +121,7 @@ def compare(
     """Compare twelve methods on your problem, each with up to four trainings for its settings."""
     check_numbers(locals())
     from flooding.cli._problem import load_problem
-    from flooding.experiments import Experiment, bakeoff
+    from flooding.experiments import bakeoff
 
     check_output_folder(out)
     check_ledger(ledger)
@@ -135,7 +136,7 @@ def compare(
     def start(quick: bool, seeds: Sequence[int] | None) -> Study:  # ruff: ignore[unused-function-argument]
         return bakeoff.compare({what: (problem, classes)}, seeds or ())
 
-    experiment = Experiment("compare", start, bakeoff.CURVES, is_exact=bakeoff.exact)
+    experiment = replace(bakeoff.EXPERIMENT, name="compare", start=start)
     training = _Training(ledger, overwrite, workers)
     _train_and_write(experiment, False, range(seeds), training, out)
 
@@ -175,7 +176,7 @@ def _train_and_write(
     if all(is_hashable(record.run) for record in records if record.run is not None):
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{experiment.name}.npz"
-        pack(path, records, experiment.curves, machine(), exact=experiment.is_exact)
+        pack(path, records, experiment.curves, machine(), experiment.is_exact)
         study = experiment.start(quick, seeds)
         _write_from_archive(experiment, study, Archive(path), out, path)
     else:
