@@ -335,7 +335,7 @@ def test_whatever_is_raised_is_one_line(flooding, monkeypatch, error, code, mess
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(_shown, "check_numbers", fail)
+    monkeypatch.setattr(_console, "check_numbers", fail)
     monkeypatch.setattr("flooding.cli._demo.check_numbers", compile_away(error))
     ended, out, err = flooding("demo")
     assert (ended, out) == (code, "")
