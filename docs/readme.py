@@ -35,7 +35,7 @@ def options() -> str:
         default = conditional_default.removesuffix(".").removesuffix("]")
         if not default and isinstance(parameter.show_default, str):
             default = parameter.show_default
-        if not default and parameter.default not in {None, False}:
+        if not default and parameter.default is not None and parameter.default is not False:
             default = str(parameter.default)
         text = text.rstrip(".")
         choices = get_args(annotations[parameter.name])
@@ -56,8 +56,8 @@ def names() -> str:
     }
     lines = []
     for title, offered in kinds.items():
-        items = [f"`{entry.name}` {entry.summary}" for entry in offered]
-        lines.append(f"- {title}: {'; '.join(items)}.")
+        items = [f"`{entry.name}`: {entry.summary}" for entry in offered]
+        lines.append(f"- **{title}.** {'; '.join(items)}.")
     return "\n".join(lines)
 
 

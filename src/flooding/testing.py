@@ -11,7 +11,7 @@ import math
 import pickle
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flooding.level_search.base import Evaluate, SearchResult, Strategy
 from flooding.levels import Controller, LevelTable, State, StepInfo, as_controller, simulate
+from flooding.methods import Method, objective
+from flooding.methods.base import check_method as require_method
 from flooding.training.record import Record, validation_key
 from flooding.training.run import Run
 
-__all__ = ["check_controller", "check_evaluate", "check_strategy", "fake_record"]
+__all__ = ["check_controller", "check_evaluate", "check_method", "check_strategy", "fake_record"]
 
 _STEPS_PER_EPOCH = 4
+_Part = TypeVar("_Part")
 
 
 def check_controller(controller: Controller, *, steps: int = 40, compiled: bool = False) -> None:
@@ -65,7 +68,7 @@ def check_controller(controller: Controller, *, steps: int = 40, compiled: bool 
     seens = _training(steps)
     # Before the first call, as in a new process: what init or update leaves on the object is not
     # there.
-    copied, pickled = _copies(controller)
+    copied, pickled = _copies_of("controller", controller)
     _check_state(controller.init(), "init")
     states = _check_updates(controller, seens)
     _check_waiting(controller, seens)
@@ -187,6 +190,70 @@ def check_evaluate(run_all: Evaluate, problem: Any) -> None:
         same and short.keys() == whole.keys(),
         "a shorter Run must see what a longer one saw until then.",
     )
+
+
+def check_method(method: Method) -> None:
+    """Check that a method keeps the protocol of :class:`flooding.methods.Method`.
+
+    Its objective is computed for losses above, at and below a level. Checked are: that it is a
+    method, whose copies by ``deepcopy`` and ``pickle`` act alike; that the objective is finite, has
+    a graph and gives the same bits again; that the method changes no argument; that a level of
+    ``-inf`` ("no level yet") leaves the loss and its gradient as they are; with ``shares_prefix``
+    that the gradient above the level is exactly that of the loss; with ``has_slope`` that ``slope``
+    is the factor of the gradient.
+
+    Args:
+        method: The method to check.
+
+    Raises:
+        TypeError: If it is no method.
+        ValueError: If its ``reduction`` is unknown.
+        AssertionError: If any other rule is broken; the message names it.
+
+    Example:
+        >>> from flooding.methods import Flooding
+        >>> check_method(Flooding())
+    """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
+    require_method(method)
+    copies = _copies_of("method", method)
+    level = torch.tensor(0.3)
+    for losses in ([0.9], [0.3], [0.05], [2.0, 0.4, 0.3, 0.1]):
+        loss = torch.tensor(losses)
+        if method.reduction == "mean":
+            loss = loss.mean()
+        value, gradient = _differentiate(method, loss, level)
+        _require(math.isfinite(value), f"the objective must be finite, got {value} for {losses}.")
+        for other in (method, *copies):
+            again = _differentiate(other, loss, level)
+            same = again[0] == value and torch.equal(again[1], gradient)
+            _require(same, "a method and its copies must give the same bits again.")
+        raw_gradient = torch.full_like(loss, 1 / len(losses)) if loss.ndim else torch.ones(())
+        plain = _differentiate(method, loss, torch.tensor(-math.inf))
+        is_plain = torch.equal(torch.tensor(plain[0]), loss.mean())
+        is_plain = is_plain and torch.equal(plain[1], raw_gradient)
+        rule = "a level of -inf must leave the loss and its gradient as they are"
+        _require(is_plain, f"{rule}, got {plain} for {losses}. Use torch.where.")
+        if method.shares_prefix and bool((loss > level).all()):
+            rule = "with shares_prefix the gradient above the level must be that of the loss"
+            _require(torch.equal(gradient, raw_gradient), f"{rule}, got a factor of {gradient}.")
+        if method.has_slope:
+            slope = method.slope(loss, level)
+            factor = torch.ones(()) if slope is None else slope
+            rule = "slope must be the factor of the gradient"
+            _require(torch.equal(factor, gradient), f"{rule}, got {factor} for {gradient}.")
+
+
+def _differentiate(method: Method, loss: Tensor, level: Tensor) -> tuple[float, Tensor]:
+    """Compute the objective and its gradient."""
+    if method.level_source == "teacher":  # whose losses have the shape of the model's
+        level = level.expand_as(loss)
+    raw = loss.clone().requires_grad_()
+    value = objective(raw, level, method)
+    _require(value.requires_grad, "a method must keep the graph of the loss. Do not detach it.")
+    value.backward()
+    _require(torch.equal(raw.detach(), loss), "a method must not change the loss it is given.")
+    assert raw.grad is not None
+    return value.item(), raw.grad
 
 
 def _measured(record: Record) -> dict[str, Any]:
@@ -521,8 +588,8 @@ def _check_device(controller: Controller, seens: list[StepInfo]) -> None:
         state = after
 
 
-def _copies(controller: Controller) -> tuple[Controller, Controller]:
-    """Copy a controller with ``copy.deepcopy`` and with ``pickle``.
+def _copies_of(kind: str, part: _Part) -> tuple[_Part, _Part]:
+    """Copy a controller or a method with ``copy.deepcopy`` and with ``pickle``.
 
     Returns:
         The two copies, in this order.
@@ -531,11 +598,11 @@ def _copies(controller: Controller) -> tuple[Controller, Controller]:
         AssertionError: If one of them fails.
     """
     try:
-        return copy.deepcopy(controller), pickle.loads(pickle.dumps(controller))
+        return copy.deepcopy(part), pickle.loads(pickle.dumps(part))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         fix = "Define its class at the top of a module and keep plain numbers on it."
         raise AssertionError(
-            f"a controller must survive deepcopy and pickle, got {error}. {fix}"
+            f"a {kind} must survive deepcopy and pickle, got {error}. {fix}"
         ) from error
 
 

@@ -120,8 +120,9 @@ def check_numbers(options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if isinstance(value, float) and not abs(value) <= _LARGEST:
             raise ValueError(f"{name} must be finite and within ±{_LARGEST:g}, got {value:g}.")
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if is_whole and value > _MAX[name]:
+        if isinstance(value, bool) or not isinstance(value, int):
+            continue
+        if value > _MAX[name]:
             raise ValueError(f"{name} must be at most {_MAX[name]:,}, got {_shorten(value)}.")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, cast
 
 from flooding.cli._options import drop_none
 from flooding.entries import (
@@ -172,7 +172,7 @@ def load_strategy(
                 f"--{option} belongs to {join_names(takers, 'and')}, got --strategy {name}. "
                 "Leave it out."
             )
-    return partial(strategy, **options)
+    return cast("Callable[..., Strategy]", partial(strategy, **options))
 
 
 def load_experiment(name: str) -> Experiment:
