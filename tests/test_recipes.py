@@ -113,7 +113,7 @@ def test_what_is_given_by_name_is_what_trains(folder, monkeypatch, capsys):
         ("run sinusoid --method missing:Mine", "No module named 'missing'. Check the names"),
         ("run sinusoid --method my_part:", "Try my_module:object"),
         ("run sinusoid --method my_part:number", "must be a method, or a class"),
-        ("run sinusoid --method my_part:Other", "got a Other"),
+        ("run sinusoid --method my_part:Other", "got an Other"),
         ("run sinusoid --method my_part:Needs", "method my_part:Needs needs width, got nothing"),
         (
             "run sinusoid --method my_part:Other --sigma 1",
@@ -125,7 +125,7 @@ def test_what_is_given_by_name_is_what_trains(folder, monkeypatch, capsys):
         ("run sinusoid --schedule my_part:constant --level 1", "is built already, got level"),
         ("find spiral --strategy my_part:number", "must be a function (problem, *, seeds)"),
         ("find spiral --strategy my_part:search --budget 2", "--budget belongs to finder"),
-        ("reproduce my_part:number", "must be a flooding.experiments.Experiment, got a int"),
+        ("reproduce my_part:number", "must be a flooding.experiments.Experiment, got an int"),
         ("find my_part:number", "must be a flooding.Problem"),
     ],
 )
