@@ -613,12 +613,12 @@ def test_bad_arguments_are_refused_before_anything_trains(arguments, match):
         (
             regression,
             {},
-            r"outputs must be .* got \[2, 1\] for torch.float32 \[2, 1\]. Use held_out",
+            r"outputs must be .* got \[2, 1\] for torch.float32 \[2, 1\]. Use cross_fit_levels",
         ),
         (
             partial(flat_regression, loss=nn.functional.l1_loss),
             {},
-            "outputs must be .* Use held_out",
+            "outputs must be .* Use cross_fit_levels",
         ),
         (
             partial(flat_regression, model=FromDict),
@@ -694,7 +694,7 @@ def test_a_level_that_describes_itself_trains_as_the_levels_it_finds():
         record_of(Run(problem, found.levels, IFlood(), 1)),
         record_of(Run(problem, level, IFlood(), 1)),
     )
-    assert by_itself.weights == given.weights
+    assert by_itself.weights_sha256 == given.weights_sha256
     assert by_itself.content_hash == given.content_hash
     assert Run(problem, level, IFlood()).key() is not None
     keys = {
@@ -736,3 +736,20 @@ def test_it_goes_on_from_a_checkpoint():
     rows = list(train(replace(run, stop_epoch=3)))
     *_, row = train(run, resume=rows[-1].snapshot(copied=True))
     assert row.record.weights_sha256 == record_of(run).weights_sha256
+
+
+def test_labels_that_the_loss_ignores_are_refused_before_anything_trains():
+    splits = small().splits(0)
+    y = splits.train.y.clone()
+    y[[3, 8]] = -100
+    problem = small(data=replace(splits, train=replace(splits.train, y=y)))
+    message = (
+        r"every training label must count, .* got 2 of 40 that the loss ignores, -100\. "
+        r"Leave these examples out of the training split\."
+    )
+    rows = []
+    with pytest.raises(ValueError, match=message):
+        adaflood(problem, folds=2, on_row=rows.append)
+    assert rows == []
+    with pytest.raises(ValueError, match=message):
+        next(train(Run(problem, AdaFlood(0.5, 2), IFlood())))

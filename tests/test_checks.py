@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 from flooding import Problem, Run, find_level, train
 from flooding.data import Split, Splits
-from flooding.methods import IFlood
+from flooding.methods import IFlood, WaveBound
 from flooding.training.checks import check_last_batch
 from small import adam
 
@@ -596,3 +596,37 @@ def test_a_method_on_each_example_is_checked_too():
         data=halves(X, Y.float()),
         model=partial(net, 1),
     )
+
+
+# Methods with a teacher
+
+
+WEIGHT = torch.tensor([1.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(WEIGHT),
+        partial(F.cross_entropy, weight=WEIGHT),
+        partial(F.mse_loss, weight=torch.ones(2)),
+    ],
+    ids=["module", "partial", "squared error"],
+)
+def test_wavebound_refuses_a_loss_whose_mean_is_weighted(loss):
+    message = (
+        r"WaveBound takes the plain mean of the losses, so the loss must have no weight, got "
+        r"\w+ with weight=\[1\.0, [13]\.0\]\. Leave the weight out, or use IFlood\(\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        Run(problem(loss=loss), None, WaveBound(0.01))
+    Run(problem(loss=loss), 0.1, IFlood())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0]))],
+    ids=["without a weight", "a weight inside each loss"],
+)
+def test_wavebound_takes_a_loss_with_a_plain_mean(loss):
+    Run(problem(loss=loss), None, WaveBound(0.01))

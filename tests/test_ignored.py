@@ -257,7 +257,7 @@ def test_only_problems_with_ignored_targets_have_another_key(monkeypatch):
         problem(F.cross_entropy, d, score=None) for d in (parts(X, Y), parts(X, marked(Y, -100)))
     )
     now = [Run(p).key() for p in (whole, some)]
-    monkeypatch.setattr(flooding.training.run, "_has_ignored", lambda *_: False)
+    monkeypatch.setattr(flooding.training.run, "_has_ignored_targets", lambda *_: False)
     before = [Run(p).key() for p in (whole, some)]
     assert None not in now
     assert now[0] == before[0]

@@ -94,8 +94,8 @@ def test_run_refuses_half_an_epoch():
         Run(small(), stop_epoch=2.5)
 
 
-def test_a_run_ends_at_the_horizon_unless_told_otherwise():
-    assert [Run(small(), stop_epoch=stop_epoch).epochs for until in (None, 1, 6)] == [6, 1, 6]
+def test_a_run_ends_at_max_epochs_by_default():
+    assert [Run(small(), stop_epoch=stop_epoch).epochs for stop_epoch in (None, 1, 6)] == [6, 1, 6]
 
 
 def test_problem_run_and_record_are_frozen_and_equal_only_to_themselves():
@@ -232,7 +232,7 @@ def test_a_local_function_of_this_library_has_no_description():
     function.__qualname__ = "mlp.<locals>.function"
     with pytest.raises(
         UnhashableConfigError,
-        match=r"flooding\.models\.mlp\.<locals>\.function is code of your own",
+        match=r"flooding:mlp\.<locals>\.function is code of your own",
     ):
         to_config(function)
 
@@ -368,7 +368,7 @@ def test_keys_and_streams_are_equal_in_another_process():
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import test_problem
-print(json.dumps([test_problem.keys(), test_problem.stream(3, "model", 4)]))
+print(json.dumps([test_problem.keys(), test_problem.derive_seed(3, "model", 4)]))
 """
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]

@@ -15,7 +15,7 @@ from flooding import run_all
 from flooding.level_search.base import LevelEstimate, SearchResult, best_level, tail_mean
 from flooding.levels import Constant, Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.metrics import balanced_accuracy
-from flooding.testing import check_controller, check_evaluate, check_strategy, fake_record
+from flooding.testing import check_controller, check_runner, check_strategy, fake_record
 from flooding.training.problem import Score
 from flooding.training.run import Run
 from small import regression, small
@@ -476,12 +476,12 @@ def draws(generator):
         (
             lambda: good(finish=lambda _: None),
             TypeError,
-            "must return a Found with a Run, got None",
+            "must return a SearchResult with a Run, got None",
         ),
         (
             lambda: good(finish=lambda _: SearchResult("bad", 0.1)),
             TypeError,
-            "must return a Found with a Run",
+            "must return a SearchResult with a Run",
         ),
         (
             lambda: good(finish=lambda _: told(0.1, LevelEstimate("bad", 0.1, 0.2, 0.3))),
@@ -620,9 +620,9 @@ def ignores_until(runs):
 
 
 def test_an_evaluate_that_keeps_the_rules_passes():
-    check_evaluate(trained, small(max_epochs=3))
-    check_evaluate(partial(run_all, ledger=False, workers=2), small(max_epochs=3))
-    check_evaluate(lambda runs: [fake_record(run) for run in runs], small(max_epochs=3))
+    check_runner(trained, small(max_epochs=3))
+    check_runner(partial(run_all, ledger=False, workers=2), small(max_epochs=3))
+    check_runner(lambda runs: [fake_record(run) for run in runs], small(max_epochs=3))
 
 
 @pytest.mark.parametrize(
@@ -640,4 +640,4 @@ def test_an_evaluate_that_keeps_the_rules_passes():
 )
 def test_an_evaluate_that_breaks_one_is_told_which(bad, message):
     with pytest.raises(AssertionError, match=message):
-        check_evaluate(bad, small(max_epochs=3))
+        check_runner(bad, small(max_epochs=3))

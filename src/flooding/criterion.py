@@ -18,6 +18,7 @@ from flooding.levels.tables import (
     lookup_levels,
     smoothed_label_entropy,
 )
+from flooding.loss_errors import call_loss
 from flooding.methods.base import Method, check_method
 from flooding.methods.flooding import Flooding
 from flooding.methods.objective import (
@@ -30,7 +31,6 @@ from flooding.methods.objective import (
 from flooding.torch_losses import (
     BINARY,
     LossOptions,
-    call_loss,
     call_weight,
     check_class_weight,
     loss_options,

@@ -21,11 +21,14 @@ from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-l
 __all__ = [
     "BINARY",
     "CLASSES",
+    "ELEMENTWISE",
     "LossOptions",
-    "call_loss",
     "call_weight",
     "check_class_weight",
     "example_weight",
+    "is_class_loss",
+    "is_elementwise_loss",
+    "loss_name",
     "loss_options",
     "reduction_word",
     "signature_reduction",
@@ -60,8 +63,31 @@ for _function, _names in _PARAMETERS.items():
 # Losses of class indices: their mean divides by the class weights of the examples that are not
 # ignored.
 CLASSES = tuple(function for function, names in _PARAMETERS.items() if "ignore_index" in names)
-_INDEX_DTYPES = (torch.int64, torch.uint8)
 BINARY = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+
+# Losses of torch that take an output for each class.
+_CLASS_LOSSES: dict[type[nn.Module], Loss] = {
+    nn.CrossEntropyLoss: F.cross_entropy,
+    nn.NLLLoss: F.nll_loss,
+    nn.MultiMarginLoss: F.multi_margin_loss,
+}
+
+# Losses of torch that compare outputs with targets one by one. Torch broadcasts some of them, with
+# a warning at most.
+_ELEMENTWISE_LOSSES: dict[type[nn.Module], Loss] = {
+    nn.MSELoss: F.mse_loss,
+    nn.L1Loss: F.l1_loss,
+    nn.SmoothL1Loss: F.smooth_l1_loss,
+    nn.HuberLoss: F.huber_loss,
+    nn.BCELoss: F.binary_cross_entropy,
+    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
+    nn.PoissonNLLLoss: F.poisson_nll_loss,
+    nn.SoftMarginLoss: F.soft_margin_loss,
+    nn.MultiLabelSoftMarginLoss: F.multilabel_soft_margin_loss,
+    nn.HingeEmbeddingLoss: F.hinge_embedding_loss,
+    nn.KLDivLoss: F.kl_div,
+}
+ELEMENTWISE = tuple(_ELEMENTWISE_LOSSES.values())
 
 
 class LossOptions(NamedTuple):
@@ -124,6 +150,62 @@ def _torch_function(core: object) -> Loss | None:
             has_own_forward = type(core).forward is not module_class.forward
             return None if has_own_forward or "forward" in vars(core) else function
     return None
+
+
+def _unwrap_partials(loss: object) -> object:
+    """Find the loss inside partials. A wrapper of the user's own may change the arguments."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return loss
+
+
+def _is_one_of(loss: object, losses: Mapping[type[nn.Module], Loss]) -> bool:
+    """Tell whether a loss is one of torch's, not a subclass that computes something else."""
+    core = _unwrap_partials(loss)
+    if not isinstance(core, nn.Module):
+        return any(core is function for function in losses.values())
+    for module_class in losses:
+        if isinstance(core, module_class) and type(core).forward is module_class.forward:
+            return True
+    return False
+
+
+def is_class_loss(loss: object) -> bool:
+    """Tell whether a loss is one of torch's that takes an output for each class.
+
+    Args:
+        loss: The loss.
+
+    Returns:
+        Whether it is.
+    """
+    return _is_one_of(loss, _CLASS_LOSSES)
+
+
+def is_elementwise_loss(loss: object) -> bool:
+    """Tell whether a loss is one of torch's that compares outputs with targets one by one.
+
+    Args:
+        loss: The loss.
+
+    Returns:
+        Whether it is.
+    """
+    return _is_one_of(loss, _ELEMENTWISE_LOSSES)
+
+
+def loss_name(loss: object) -> str:
+    """Give the name of a loss for a message.
+
+    Args:
+        loss: The loss.
+
+    Returns:
+        The name of the function or of the module's class.
+    """
+    core = _unwrap_partials(loss)
+    class_name = type(core).__name__
+    return class_name if isinstance(core, nn.Module) else getattr(core, "__name__", class_name)
 
 
 def loss_options(
@@ -219,115 +301,6 @@ def signature_reduction(loss: Any) -> str | None:
         return None
     call.apply_defaults()
     return reduction_word(call.arguments)
-
-
-def call_loss(loss: Callable[..., Any], *args: Any, **keywords: Any) -> Tensor:
-    """Call a loss, and explain common errors and a value that is no tensor.
-
-    Args:
-        loss: A loss.
-        *args: Its arguments.
-        **keywords: Its keyword arguments.
-
-    Returns:
-        What it returns.
-
-    Raises:
-        ValueError: If the arguments do not fit a loss of torch, or the loss returns no tensor.
-    """
-    try:
-        value = loss(*args, **keywords)
-    except Exception as error:
-        advice = _advice(loss_options(loss, args, keywords), error)
-        if advice is None:
-            raise
-        raise ValueError(advice) from error
-    if not isinstance(value, Tensor):
-        raise ValueError(f"the loss must be one tensor, got {_describe(value)}")
-    return value
-
-
-def _describe(value: object) -> str:
-    """Describe what a loss returned instead of a tensor, and the fix."""
-    kind = type(value).__name__
-    if isinstance(value, Mapping):
-        keys = ", ".join(repr(key) for key in list(value)[:5])
-        return (
-            f"a {kind} with keys {keys}. Return the loss alone: wrap it and take its value, as in "
-            "f(*batch)['loss']."
-        )
-    if isinstance(value, (tuple, list)):
-        return (
-            f"a {kind} of {len(value)}. Return the loss alone: wrap it and take its item, as in "
-            "f(*batch)[0]."
-        )
-    if value is None:
-        return "None. Does the function end with a return?"
-    if isinstance(value, nn.Module):
-        return (
-            f"the module {kind}. Build the loss once, {kind}(), and call that with outputs and "
-            "targets."
-        )
-    return (
-        f"{kind} {value!r:.40}, which has no gradient. Compute it in torch, without NumPy or "
-        ".item()."
-    )
-
-
-def _advice(call: LossOptions, error: Exception) -> str | None:
-    """Explain an error of a loss of torch, where the arguments show its cause."""
-    if call.function is None:
-        return None
-    name = getattr(call.function, "__name__", "")
-    # 1. Something that is no tensor.
-    for argument, value in (("outputs", call.input), ("targets", call.target)):
-        if value is None or isinstance(value, Tensor):
-            continue
-        is_nested = isinstance(value, (tuple, Mapping))
-        fix = "the tensor in it" if is_nested else "torch.as_tensor() of it"
-        return f"{name} needs tensors, got {argument} of type {type(value).__name__}. Pass {fix}."
-    scores, target = call.input, call.target
-    if not isinstance(scores, Tensor) or not isinstance(target, Tensor):
-        return None
-    # 2. Targets of another type or shape than the loss takes.
-    if call.function in BINARY and not target.is_floating_point():
-        return f"{name} needs float targets, got {target.dtype}. Pass y.float()."
-    if call.function not in CLASSES:
-        return None
-    if target.shape != scores.shape:
-        advice = _class_target_advice(call, scores, target, error)
-        if advice is not None:
-            return advice
-    # 3. Class weights of another type than the outputs.
-    if call.weight is not None and call.weight.dtype != scores.dtype:
-        return (
-            f"class weights must be {scores.dtype} as the outputs are, got {call.weight.dtype}. "
-            "Convert one of them."
-        )
-    return None
-
-
-def _class_target_advice(
-    call: LossOptions, scores: Tensor, target: Tensor, error: Exception
-) -> str | None:
-    """Explain an error of a loss of class indices, where the targets show its cause."""
-    shapes = f"{list(target.shape)} for outputs {list(scores.shape)}"
-    if target.dtype not in _INDEX_DTYPES:
-        return f"class targets must be int64, got {target.dtype} {shapes}. Pass y.long()."
-    if target.dim() == scores.dim() and target.shape[1:2] == (1,):
-        return f"class targets must have no axis of classes, got {shapes}. Pass y.squeeze(1)."
-    if isinstance(error, IndexError) and call.function in (F.cross_entropy, F.nll_loss):
-        # Only a CPU raises this, so reading the targets waits for nothing.
-        classes = scores.shape[min(1, scores.dim() - 1)]
-        out_of_range = (target < 0) | (target >= classes)
-        invalid = target[(target != call.ignore_index) & out_of_range].unique().tolist()
-        if invalid:
-            return (
-                f"classes must lie in 0 to {classes - 1}, since outputs have {classes} scores, got "
-                f"{invalid[:5]}. Do they count from 1, or does another ignore_index mark what to "
-                "leave out?"
-            )
-    return None
 
 
 def check_class_weight(loss: object) -> None:

@@ -83,11 +83,11 @@ def found(found: SearchResult) -> Figure:
         >>> from flooding import Problem, Run
         >>> from flooding.data.synthetic import two_gaussians
         >>> from flooding.level_search.base import Found
-        >>> from flooding.testing import make_up
+        >>> from flooding.testing import fake_record
         >>> from torch.nn import Linear
         >>> problem = Problem(two_gaussians, Linear(10, 2), max_epochs=20)
         >>> runs = [Run(problem, level) for level in (None, 0.1, 0.2)]
-        >>> figure = found(Found("by hand", runs[1], records=tuple(make_up(run) for run in runs)))
+        >>> figure = found(Found("by hand", runs[1], records=tuple(fake_record(run) for run in runs)))
         >>> [axes.get_ylabel() for axes in figure.axes[:2]]
         ['Validation accuracy (%)', 'Training loss (nats per example)']
     """

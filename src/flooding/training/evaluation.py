@@ -13,13 +13,9 @@ from torch import Tensor, nn
 
 from flooding import metrics
 from flooding.data import Split, Splits, map_tensors, sha256
+from flooding.torch_losses import is_class_loss
 from flooding.training.batch import Inputs, Outputs, count_targets, take_copy
-from flooding.training.checks import (
-    check_labels,
-    explain_dtype_error,
-    first_loss,
-    is_class_loss,
-)
+from flooding.training.checks import check_labels, explain_dtype_error, first_loss
 from flooding.training.problem import Problem
 from flooding.training.record import Record
 from flooding.training.run import Run

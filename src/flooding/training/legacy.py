@@ -1,15 +1,16 @@
-"""Configurations as flooding 0.1.0 wrote them, so that its ledgers still answer.
+"""Configurations as flooding 0.1.0 wrote them, so that Records of its ledgers are still found.
 
-0.1.0 named classes and functions by the module they lived in, and some fields otherwise.
+0.1.0 named classes and functions by their modules, and gave some of them and of their fields other
+names.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from flooding.training.config import Config
 
 __all__ = ["legacy_configs"]
 
-# The module of flooding 0.1.0 in which each class or function lived that a Run can hold.
+# Classes and functions that a Run can hold, by their modules in flooding 0.1.0.
 _MODULES = {
     "adaflood": ("AdaFlood", "AdaFloodLevels", "LastLayer"),
     "baselines": ("GradientPenalty", "SAM"),
@@ -35,7 +36,6 @@ _MODULES = {
         "twonorm",
         "with_noise",
     ),
-    "experiments.bakeoff": (),
     "experiments.double_descent": ("decayed",),
     "experiments.ishida2020_settings": ("_data", "one_logit"),
     "experiments.ishida2020_why": ("bare", "measure"),
@@ -57,11 +57,13 @@ _MODULES = {
     "problem": ("Problem", "Run", "Score", "TestCurve", "Watch"),
     "strategies.accordance": ("watch_accordance",),
     "strategies.policy_gradient": ("Policy",),
-    "tasks": ("demo_digits", "demo_sinusoid"),
+    "tasks": ("plane",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-_RENAMED = {"PeriodicMetric": "Watch"}
-_FIELDS = {
+# Classes and functions by their names today.
+_OLD_NAMES = {"PeriodicMetric": "Watch", "grid_2d": "plane"}
+# Fields by class and by their names today.
+_OLD_FIELDS = {
     "Heuristic": {"min_delta": "change", "step_size": "move"},
     "Plateau": {"step_size": "move", "threshold": "worse"},
     "Problem": {
@@ -75,40 +77,44 @@ _FIELDS = {
     "Run": {"stop_epoch": "until"},
     "Warmup": {"num_steps": "stairs"},
 }
-_ADAM = {"call": "torch.optim.adam.Adam", "args": [], "with": {"lr": 0.001}}
+_DEFAULT_OPTIMIZER: Config = {"call": "torch.optim.adam.Adam", "args": [], "with": {"lr": 0.001}}
 
 
-def legacy_configs(config: dict[str, Any], owner: str = "Problem") -> list[dict[str, Any]]:
-    """Give the configurations that flooding 0.1.0 may have written for the same Run.
+def legacy_configs(config: dict[str, Config]) -> list[dict[str, Config]]:
+    """Translate the configuration of a Run to those that flooding 0.1.0 may have written for it.
 
     Args:
-        config: What :meth:`flooding.Run.config` or :func:`flooding.training.config.to_config` gives
-            for a Run.
-        owner: Whose fields the configuration itself has.
+        config: What :meth:`flooding.Run.config` gives.
 
     Returns:
-        Two: 0.1.0 left out the default optimiser, but not one like it that was given.
+        One or two: 0.1.0 left out the default optimizer, but not an equal one given by the user.
     """
-    old = _translate({_FIELDS[owner].get(name, name): value for name, value in config.items()})
-    problem = old.get("problem", old)
-    with_optimizer = problem if "optimizer" in problem else {**problem, "optimizer": _ADAM}
-    return [old, {**old, "problem": with_optimizer} if "problem" in old else with_optimizer]
+    old = {}
+    for name, value in config.items():
+        old[_OLD_FIELDS["Problem"].get(name, name)] = _translate(value)
+    if "optimizer" in old:
+        return [old]
+    return [old, {**old, "optimizer": _DEFAULT_OPTIMIZER}]
 
 
-def _translate(value: Any) -> Any:
+def _translate(value: Config) -> Config:
     if isinstance(value, str):
-        return _legacy_name(value)
+        return _translate_name(value)
     if isinstance(value, list):
         return [_translate(item) for item in value]
     if not isinstance(value, dict):
         return value
-    fields = _FIELDS.get(str(value.get("is", "")).removeprefix("flooding:"), {})
-    return {fields.get(name, name): _translate(item) for name, item in value.items()}
+    # A dataclass has its name under "is"; other dicts keep the names of their entries.
+    fields = _OLD_FIELDS.get(str(value.get("is", "")).removeprefix("flooding:"), {})
+    old = {}
+    for name, item in value.items():
+        old[fields.get(name, name)] = _translate(item)
+    return old
 
 
-def _legacy_name(name: str) -> str:
+def _translate_name(name: str) -> str:
     if not name.startswith("flooding:"):
         return name
     name = name.removeprefix("flooding:")
-    name = _RENAMED.get(name, name)
+    name = _OLD_NAMES.get(name, name)
     return f"flooding.{_MODULE_OF.get(name, 'unknown')}.{name}"

@@ -7,7 +7,6 @@ import json
 import math
 import numbers
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +14,8 @@ from torch import Tensor
 from flooding.levels import Controller, Level, LevelSource, LevelTable
 from flooding.methods import Flooding, Method
 from flooding.methods.base import check_method
-from flooding.training.config import UnhashableConfigError, changed_fields, to_config
+from flooding.training.checks import check_teacher_loss
+from flooding.training.config import Config, UnhashableConfigError, changed_fields, to_config
 from flooding.training.legacy import legacy_configs
 from flooding.training.problem import Problem, require_at_least
 
@@ -28,15 +28,15 @@ class Run:
 
     Args:
         problem: What is trained.
-        level: Flood level in the unit of the loss: a number, a tensor, a controller, or None for
-            plain training.
-        method: How the level acts; flooding of the mean batch loss unless said otherwise.
+        level: Flood level in the unit of the loss: a number, a tensor, a table of levels, a
+            controller, or None for plain training.
+        method: How the level acts; by default it floods the mean loss of a batch.
         seed: Seed of the data, the weights and the order of the batches, at least 0.
         stop_epoch: Epoch to stop at, from 1 to the problem's max_epochs; None is max_epochs.
 
     Raises:
         ValueError: If the level is not finite, the seed is negative or ``stop_epoch`` is out of
-            range.
+            range, or the level or the loss does not fit the method.
     """
 
     problem: Problem
@@ -55,12 +55,14 @@ class Run:
             )
         check_method(self.method)
         _check_level_source(self.level, self.method)
+        check_teacher_loss(self.problem.loss, self.method)
         require_at_least("seed", self.seed, 0)
         if self.stop_epoch is not None:
             require_at_least("stop_epoch", self.stop_epoch, 1)
         if self.stop_epoch is not None and self.stop_epoch > self.problem.max_epochs:
             raise ValueError(
-                f"stop_epoch must lie in 1 to max_epochs, {self.problem.max_epochs}, got {self.stop_epoch}."
+                f"stop_epoch must lie in 1 to max_epochs, {self.problem.max_epochs}, "
+                f"got {self.stop_epoch}."
             )
 
     @property
@@ -68,7 +70,7 @@ class Run:
         """Number of epochs this Run trains."""
         return self.stop_epoch or self.problem.max_epochs
 
-    def key(self, **metadata: Any) -> str | None:
+    def key(self, **metadata: Config) -> str | None:
         """Hash everything that fixes the measurements of this Run, the same in every process.
 
         ``stop_epoch`` is not part of it: Records are found by key and epoch.
@@ -83,7 +85,7 @@ class Run:
         config = self.config()
         return None if config is None else _hash({**config, **metadata})
 
-    def legacy_keys(self, **metadata: Any) -> list[str]:
+    def legacy_keys(self, **metadata: Config) -> list[str]:
         """Give the keys under which flooding 0.1.0 may have stored this Run.
 
         Args:
@@ -93,18 +95,20 @@ class Run:
             Keys of 64 hexadecimal digits; none if a part cannot be hashed.
         """
         config = self.config()
-        configs = [] if config is None else legacy_configs(config)
-        return [_hash({**config, **metadata}) for config in configs]
+        if config is None:
+            return []
+        return [_hash({**old, **metadata}) for old in legacy_configs(config)]
 
-    def config(self) -> dict[str, Any] | None:
-        """Describe everything that fixes the measurements of this Run, but where it stops and where
-        it trains.
+    def config(self) -> dict[str, Config] | None:
+        """Describe everything that fixes the measurements of this Run at each epoch.
+
+        Where it stops and where it trains is left out.
 
         Returns:
             What ``json.dumps`` takes; None if a part cannot be hashed and the problem has no key.
         """
         problem = self.problem
-        config: dict[str, Any] = {"seed": self.seed}
+        config: dict[str, Config] = {"seed": self.seed}
         has_key = problem.key is not None
         try:
             # The user's key answers for the code of the problem, not for the level or the method.
@@ -114,13 +118,14 @@ class Run:
                     config[name] = problem.splits(self.seed).sha256
                 else:
                     config[name] = to_config(value, allow_names=has_key)
-            # A controller whose rule changed has a revision: Records of the old rule are wrong.
-            if hasattr(self.level, "revision"):
-                config["revision"] = self.level.revision
+            # Records of a controller's old rule are wrong, so a changed rule raises its revision.
+            revision = getattr(self.level, "revision", None)
+            if revision is not None:
+                config["revision"] = revision
             # Older versions counted ignored targets, so their Records are wrong.
-            if _has_ignored(problem, self.seed):
+            if _has_ignored_targets(problem, self.seed):
                 config["ignored targets"] = "left out"
-            # Equal data may come from code that will change.
+            # A data function of the user's own may change: without a key it is refused too.
             if not has_key:
                 to_config(problem.data)
         except UnhashableConfigError:
@@ -128,19 +133,21 @@ class Run:
         return config
 
 
-def _hash(config: dict[str, Any]) -> str:
+def _hash(config: dict[str, Config]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def _has_ignored(problem: Problem, seed: int) -> bool:
+def _has_ignored_targets(problem: Problem, seed: int) -> bool:
     splits = problem.splits(seed)
-    targets = [split.y for split in (splits.train, splits.val, splits.test) if split is not None]
-    return any(
-        not y.is_floating_point() and not bool(problem.target_mask(y).all()) for y in targets
-    )
+    for split in (splits.train, splits.val, splits.test):
+        if split is None or split.y.is_floating_point():
+            continue
+        if not bool(problem.target_mask(split.y).all()):
+            return True
+    return False
 
 
-def _check_level(level: Any) -> Level | LevelSource[Problem]:
+def _check_level(level: object) -> Level | LevelSource[Problem]:
     """Make numbers floats, and refuse what is no level."""
     if isinstance(level, numbers.Real) and not isinstance(level, (bool, np.bool_)):
         return float(level)
@@ -151,8 +158,8 @@ def _check_level(level: Any) -> Level | LevelSource[Problem]:
         return level
     got = f"a tensor of shape {tuple(level.shape)}" if isinstance(level, Tensor) else repr(level)
     raise ValueError(
-        f"level must be a number, a 0-d tensor, PerClass, PerExample, Excess, a controller or None, got {got}. "
-        "Wrap a level for each class or example in PerClass or PerExample."
+        "level must be a number, a 0-d tensor, PerClass, PerExample, Excess, a controller or None, "
+        f"got {got}. Wrap a level for each class or example in PerClass or PerExample."
     )
 
 
