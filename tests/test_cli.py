@@ -34,8 +34,8 @@ def flooding(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             cli.main()
-        told = capsys.readouterr()
-        return left.value.code or 0, told.out, told.err
+        captured = capsys.readouterr()
+        return left.value.code or 0, captured.out, captured.err
 
     return call
 
@@ -60,9 +60,11 @@ def test_every_task_runs(flooding, task):
 
 
 def test_every_option_reaches_the_record(flooding, tmp_path):
-    data = "--label-noise 0.3 --negative-mean 2 --dimension 4 --train-samples 30 --val-samples 20 --test-samples 40"
+    data = "--label-noise 0.3 --negative-mean 2 --dimension 4"
+    data += " --train-samples 30 --val-samples 20 --test-samples 40"
     network = "--model mlp --width 7 --depth 3"
-    training = "--optimizer sgd --learning-rate 0.05 --momentum 0.5 --weight-decay 0.01 --clip-norm 0.5 --batch-size 10"
+    training = "--optimizer sgd --learning-rate 0.05 --momentum 0.5 --weight-decay 0.01"
+    training += " --clip-norm 0.5 --batch-size 10"
     rest = "--epochs 2 --seed 4 --level -1"
     words = f"{data} {network} {training} {rest}".split()
     assert flooding("run", "two-gaussians", *words)[0] == 0
@@ -124,10 +126,10 @@ def test_trackers_get_every_epoch(flooding, tmp_path):
     code, _, err = flooding("run", "sinusoid", "--level", "0.2", *TINY, *extra)
     assert code == 0, err
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    [found] = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert {"team": "blue", "quick": "true"}.items() <= found.data.tags.items()
-    assert found.data.params["level"] == "0.2"
-    assert [m.step for m in client.get_metric_history(found.info.run_id, "val_loss")] == [
+    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert {"team": "blue", "quick": "true"}.items() <= run.data.tags.items()
+    assert run.data.params["level"] == "0.2"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")] == [
         0,
         1,
         2,
@@ -137,7 +139,7 @@ def test_trackers_get_every_epoch(flooding, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["run", "sinusoidd"], "Did you mean sinusoid?"),
         (["run", "sinusoid", "--epochs", "-3"], "at least 1, got -3"),
@@ -178,12 +180,12 @@ def test_trackers_get_every_epoch(flooding, tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_refused_with_rule_value_and_fix_and_nothing_is_written(
-    flooding, tmp_path, arguments, said
+    flooding, tmp_path, arguments, message
 ):
     (tmp_path / "plain.txt").write_text("mine")
     code, out, err = flooding(*arguments)
     assert code == 2
-    assert re.search(said, " ".join(err.split())), err
+    assert re.search(message, " ".join(err.split())), err
     assert "Traceback" not in out + err
     assert [path.name for path in tmp_path.iterdir()] == ["plain.txt"]
     assert (tmp_path / "plain.txt").read_text() == "mine"
@@ -195,9 +197,9 @@ NUMBERS = st.one_of(
     st.sampled_from(["nan", "inf", "-inf", "1e400", "x", "", "0"]),
 )
 OPTIONS = [
-    "--label-noise", "--spiral-noise", "--negative-mean", "--dimension", "--train-samples", "--val-samples", "--level",
-    "--depth", "--learning-rate", "--momentum", "--weight-decay", "--clip-norm", "--batch-size", "--eval-batch-size",
-    "--seed", "--threads",
+    "--label-noise", "--spiral-noise", "--negative-mean", "--dimension", "--train-samples",
+    "--val-samples", "--level", "--depth", "--learning-rate", "--momentum", "--weight-decay",
+    "--clip-norm", "--batch-size", "--eval-batch-size", "--seed", "--threads",
 ]  # fmt: skip
 
 
@@ -309,7 +311,7 @@ def test_every_schedule_runs(flooding, tmp_path, schedule):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--method", "softadd"], "Did you mean softad?"),
         (
@@ -341,10 +343,10 @@ def test_every_schedule_runs(flooding, tmp_path, schedule):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_methods_and_schedules_are_refused(flooding, tmp_path, options, said):
+def test_bad_methods_and_schedules_are_refused(flooding, tmp_path, options, message):
     code, out, err = flooding("run", "sinusoid", *TINY, *options)
     assert code == 2
-    assert re.search(said, " ".join(err.split())), err
+    assert re.search(message, " ".join(err.split())), err
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
 
@@ -379,7 +381,7 @@ def test_progress_estimates_what_is_left(monkeypatch, capsys):
         for epoch in [0, 0, 1, *range(2, 6)]:  # two begin; the first epoch comes late
             now[0] += 11.0
             on_row(EpochResult(run, epoch, {}))
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == "training 2 runs, 20 epochs"
-    assert told[1] == "1 of 20 epochs, about 418 s left"  # 22 s for one epoch
-    assert told[-1] == "5 of 20 epochs, about 198 s left"
+    captured = capsys.readouterr().err.splitlines()
+    assert captured[0] == "training 2 runs, 20 epochs"
+    assert captured[1] == "1 of 20 epochs, about 418 s left"  # 22 s for one epoch
+    assert captured[-1] == "5 of 20 epochs, about 198 s left"

@@ -74,9 +74,9 @@ def flooding(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main()
-        said = capsys.readouterr()
-        assert "FLOODING_TRACEBACK" in os.environ or "Traceback" not in said.out + said.err
-        return end.value.code, said.out, said.err
+        captured = capsys.readouterr()
+        assert "FLOODING_TRACEBACK" in os.environ or "Traceback" not in captured.out + captured.err
+        return end.value.code, captured.out, captured.err
 
     return call
 
@@ -108,12 +108,16 @@ WHOLE = ["1e30", "9" * 25, "1" + "0" * 4000, "nan", "inf", "2.5", "x", "²"]
 
 @pytest.mark.parametrize(
     ("option", "values"),
-    [(f"--{name}", [*HUGE, "x", ""]) for name in ("level", "label-noise", "negative-mean", "until-loss", "gamma")]
-    + [(f"--{name}", [*HUGE, "x"]) for name in ("sigma", "epsilon", "decay", "rho", "penalty", "until-accuracy")]
-    + [(f"--{name}", HUGE) for name in ("momentum", "weight-decay", "dropout", "label-smoothing", "clip-norm")]
+    [(f"--{name}", [*HUGE, "x", ""]) for name in ("level", "label-noise", "negative-mean")]
+    + [(f"--{name}", [*HUGE, "x", ""]) for name in ("until-loss", "gamma")]
+    + [(f"--{name}", [*HUGE, "x"]) for name in ("sigma", "epsilon", "decay", "rho", "penalty")]
+    + [("--until-accuracy", [*HUGE, "x"])]
+    + [(f"--{name}", HUGE) for name in ("momentum", "weight-decay", "dropout")]
+    + [(f"--{name}", HUGE) for name in ("label-smoothing", "clip-norm")]
     + [("--learning-rate", [*HUGE, "0", "-1"])]
-    + [(f"--{name}", WHOLE) for name in ("width", "depth", "epochs", "seed", "threads", "folds", "warmup-steps")]
-    + [(f"--{name}", WHOLE) for name in ("dimension", "train-samples", "val-samples", "test-samples")]
+    + [(f"--{name}", WHOLE) for name in ("width", "depth", "epochs", "seed", "threads")]
+    + [(f"--{name}", WHOLE) for name in ("folds", "warmup-steps", "dimension")]
+    + [(f"--{name}", WHOLE) for name in ("train-samples", "val-samples", "test-samples")]
     + [(f"--{name}", WHOLE) for name in ("batch-size", "eval-batch-size")],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -410,19 +414,19 @@ def test_odd_names_of_files_columns_and_classes(flooding, tmp_path):
     table(tmp_path / name)
     out = f"res[v2]{ODD.replace('/', '')}"
     words = ["--epochs", 3, "--workers", 0, "--save", "[bold]model"]
-    code, said, err = flooding("find", name, "--target", "y", "--out", out, *words)
+    code, out_text, err = flooding("find", name, "--target", "y", "--out", out, *words)
     assert code == 0, err
     shown = r"\x1b[31m[red]\u202e[]"
-    assert said.startswith(f"Assumed of data[final]{shown}.csv:\n")
-    assert f"Table, curves and picture in {tmp_path}/res[v2]{shown}\n" in said
-    assert f"Model in {tmp_path}/[bold]model: flooding predict [bold]model new.csv\n" in said
-    assert r"\x1b[31m[red]\u202e[/]" in said
-    assert (said + err).replace("\n", "").isprintable()
+    assert out_text.startswith(f"Assumed of data[final]{shown}.csv:\n")
+    assert f"Table, curves and picture in {tmp_path}/res[v2]{shown}\n" in out_text
+    assert f"Model in {tmp_path}/[bold]model: flooding predict [bold]model new.csv\n" in out_text
+    assert r"\x1b[31m[red]\u202e[/]" in out_text
+    assert (out_text + err).replace("\n", "").isprintable()
     assert (tmp_path / out / "found.json").exists()
-    code, said, err = flooding("predict", "[bold]model", name, "--out", "p[v2].csv")
-    assert said == f"60 rows in {tmp_path}/p[v2].csv\n"
-    code, said, _ = flooding("predict", "[bold]model", name)
-    assert ODD in said, "into a pipe the names are as they are"
+    code, out_text, err = flooding("predict", "[bold]model", name, "--out", "p[v2].csv")
+    assert out_text == f"60 rows in {tmp_path}/p[v2].csv\n"
+    code, out_text, _ = flooding("predict", "[bold]model", name)
+    assert ODD in out_text, "into a pipe the names are as they are"
 
 
 def test_predictions_on_a_terminal_are_printable(monkeypatch, capsys):
@@ -492,8 +496,8 @@ def test_a_strategy_by_accuracy_needs_classes(flooding, tmp_path):
     code, _, err = flooding("find", "a.csv", "--target", "y", "--strategy", "heuristic")
     assert code == 2
     assert (
-        err
-        == "error: heuristic needs the accuracy of classes, but a.csv has numbers. Choose another --strategy.\n"
+        err == "error: heuristic needs the accuracy of classes, but a.csv has numbers. "
+        "Choose another --strategy.\n"
     )
 
 
@@ -543,8 +547,8 @@ def test_a_ledger_that_is_read_only_is_refused_at_once(flooding, tmp_path, monke
 def test_a_reader_that_leaves_ends_neither_the_work_nor_the_program(tmp_path):
     table(tmp_path / "a.csv")
     environment = {**os.environ, "FLOODING_LEDGER": str(tmp_path / "l.sqlite")}
-    command = f"{sys.executable} -m flooding find a.csv --target y --epochs 2 --workers 0 --save model --out out"
-    command = f"{command} | true; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m flooding find a.csv --target y --epochs 2 --workers 0"
+    command = f"{command} --save model --out out | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -562,7 +566,7 @@ def test_a_reader_that_leaves_ends_neither_the_work_nor_the_program(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "said"),
+    ("end", "code", "message"),
     [
         (">&-", 0, ""),
         ("<&- >&- 2>&-", 0, ""),
@@ -570,10 +574,10 @@ def test_a_reader_that_leaves_ends_neither_the_work_nor_the_program(tmp_path):
     ],
     ids=["closed output", "all closed", "full disk"],
 )
-def test_an_output_that_cannot_be_written(tmp_path, end, code, said):
+def test_an_output_that_cannot_be_written(tmp_path, end, code, message):
     command = f"{sys.executable} -m flooding --help {end}"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (code, said)
+    assert (done.returncode, done.stderr) == (code, message)
 
 
 def test_an_output_without_unicode(tmp_path):
@@ -586,8 +590,8 @@ def test_an_output_without_unicode(tmp_path):
 def test_an_interrupt_at_any_moment(tmp_path, seconds):
     environment = {**os.environ, "FLOODING_LEDGER": str(tmp_path / "l.sqlite")}
     # Tests that a shell started with "&" ignore SIGINT, and their children would too.
-    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); print(flush=True); "
-    start += "import runpy; runpy.run_module('flooding', run_name='__main__')"
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "print(flush=True); import runpy; runpy.run_module('flooding', run_name='__main__')"
     command = [sys.executable, "-c", start, "run", "sinusoid", "--epochs", "100000"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, cwd=tmp_path, **options) as process:

@@ -10,8 +10,8 @@ from flooding import Run, run_all
 from flooding.cli import _problem
 from flooding.cli._problem import NetworkOptions, build_problem
 from flooding.data import files
-from flooding.entries import DATASETS, TASKS
-from flooding.tasks import REAL, get_task, real
+from flooding.entries import DATASETS
+from flooding.tasks import REAL, real
 from flooding.training.config import is_hashable
 
 FETCHED = [entry.name for entry in DATASETS if entry.summary == "fetched"]
@@ -92,11 +92,11 @@ def test_vectors_are_jittered_and_images_shifted():
         x = torch.zeros(shape)
         side = 8 if name == "digits" else 28
         x.view(50, side, side)[:, 3, 4] = 1
-        found = real(name, augment=True).augment(x).view(50, side, side)
-        assert {tuple(place) for place in found.nonzero()[:, 1:].tolist()} == {
+        shifted = real(name, augment=True).augment(x).view(50, side, side)
+        assert {tuple(pixel) for pixel in shifted.nonzero()[:, 1:].tolist()} == {
             (row, column) for row in (2, 3, 4) for column in (3, 4, 5)
         }
-        assert torch.equal(found.sum((1, 2)), torch.ones(50))
+        assert torch.equal(shifted.sum((1, 2)), torch.ones(50))
 
 
 def test_augmentation_changes_training_and_repeats_with_the_seed():
@@ -165,11 +165,13 @@ def test_a_task_that_is_none_is_answered_with_all_of_them():
 )
 def test_what_cannot_fit_into_memory_is_refused_before_it_is_made(task, data, network, monkeypatch):
     monkeypatch.setattr(_problem, "_memory", lambda: 16 * 2**30)
+    settings = {"eval_batch_size": network.get("eval_batch_size", 500)}
+    sizes = {name: value for name, value in network.items() if name not in settings}
+    options = NetworkOptions(**sizes)
     with pytest.raises(
         ValueError, match=r"must fit into 16 GiB of memory, got .* about [\d,]+ GiB. Choose smaller"
     ):
-        eval_batch_size = network.pop("eval_batch_size", 500)
-        build_problem(task, data, NetworkOptions(**network), eval_batch_size=eval_batch_size)
+        build_problem(task, data, options, **settings)
 
 
 def test_what_fits_into_memory_is_not_refused(monkeypatch):

@@ -343,6 +343,7 @@ def _import_module(place: str, path: str) -> ModuleType:
     folder, name = (
         (os.getcwd(), place) if file is None else (str(file.parent.absolute()), file.stem)
     )
+    # First, so that a module of the user's is found before an installed one of the same name.
     sys.path.insert(0, folder)
     try:
         module = importlib.import_module(name)
@@ -361,6 +362,7 @@ def _import_module(place: str, path: str) -> ModuleType:
             f"a module must go on after its import, but {place} called sys.exit({error}). "
             "Put its script below if __name__ == '__main__'."
         ) from None
+    # An already imported module of the same name would be taken silently for the file.
     source = getattr(module, "__file__", None)
     if file is not None and (source is None or not file.samefile(source)):
         raise ValueError(

@@ -129,7 +129,7 @@ def _mlp_problem(data: Callable[..., Splits], inputs: int, classes: int) -> Prob
 
 
 # The built-in tasks; flooding.entries.TASKS names them.
-# A partial, even without arguments, is what the keys of these Runs have been made of.
+# A partial without arguments, because the keys and archives of these Runs contain it.
 TWO_GAUSSIANS = ishida2020_problem(partial(synthetic.two_gaussians), 10)
 SINUSOID = ishida2020_problem(partial(synthetic.sinusoid), 2)
 SINUSOID_ND = ishida2020_problem(partial(synthetic.sinusoid_nd), 10)

@@ -51,7 +51,7 @@ class Terminal(Console):
         discard_output(self.file)
 
 
-def discard_output(stream: IO[Any]) -> None:
+def discard_output(stream: IO[str]) -> None:
     """Send what is, or will be, written to a stream nowhere."""
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:
         os.dup2(null.fileno(), stream.fileno())
@@ -87,11 +87,13 @@ def progress() -> Generator[Callbacks, None, None]:
         TextColumn("left"),
     )
     bar = Progress(*columns, console=errors, disable=not errors.is_terminal)
+    # The estimate counts from the first row: starting workers takes seconds that do not recur.
     num_epochs = num_done = 0
     first_row_time = last_line_time = math.inf
 
     def on_start(runs: list[Run]) -> None:
         nonlocal num_epochs
+        # A search asks several times; whatever is already in the ledger is not among the Runs.
         if not runs:
             return
         epochs = sum(run.epochs for run in runs)
@@ -107,7 +109,7 @@ def progress() -> Generator[Callbacks, None, None]:
         now = time.monotonic()
         first_row_time = min(first_row_time, now)
         last_line_time = min(last_line_time, now)
-        num_done += row.epoch > 0
+        num_done += row.epoch > 0  # epoch 0 is the measurement before training
         if not bar.disable:
             bar.update(bar.task_ids[0], completed=num_done)
         elif num_done and now - last_line_time > _SECONDS_BETWEEN_LINES:

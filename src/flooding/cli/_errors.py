@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -63,8 +62,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """Say what happened in one line, and give the exit code."""
     kind, text = type(error).__name__, one_line(error)
     summary = f"{kind}: {text.rstrip('.')}" if text else kind
-    if hasattr(error, "format_message"):  # typer's, of an option
-        return _explain_usage(error), 2
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:  # typer's, of an option
+        return _explain_usage(error, one_line(format_message())), 2
     locations = _locations(error)
     own = _own_location(locations)
     source = f" It comes from your code, {own}." if own else ""
@@ -74,8 +74,10 @@ def _explain(error: BaseException) -> tuple[str, int]:
             f"Choose a smaller network, batch or data set.{source}",
             2,
         )
+    # What this package raises itself has a rule, a value and a fix: nothing is added.
     if _is_deliberate(locations):
         return f"{text or kind}{source}", 2
+    # Any other error whose innermost frames include the user's code is that code's.
     if own:
         return f"in your code, {own}: {summary}. {_TRACEBACK_HINT}", 1
     if isinstance(error, RuntimeError) and "home directory" in text:
@@ -86,9 +88,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     return f"unexpected {summary}. {bug} {_TRACEBACK_HINT}", 1
 
 
-def _explain_usage(error: Any) -> str:
+def _explain_usage(error: BaseException, text: str) -> str:
     """Repeat what typer says of an option that is missing, unknown or of another type."""
-    text = one_line(error.format_message())
     if not text:  # the help was printed instead
         return ""
     context = getattr(error, "ctx", None)
@@ -145,7 +146,7 @@ def note_interrupts() -> Generator[None, None, None]:
         yield
         return
 
-    def count(*_: Any) -> None:
+    def count(*_: object) -> None:
         global _interrupts
         _interrupts += 1
         if _interrupts > 1:
@@ -176,7 +177,7 @@ def _ignore_interrupts() -> None:
 def show_warnings() -> Generator[None, None, None]:
     """Print Python's warnings as one line each, without the line of code."""
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+    def show(message: Warning | str, *_: object, **__: object) -> None:
         errors.print_line(f"warning: {one_line(message)}")
 
     with warnings.catch_warnings():

@@ -215,6 +215,7 @@ def _print_csv(text: str) -> None:
         for line in text.splitlines():
             console.print_line(line)
         return
+    # As bytes, so that no newline or character is translated.
     sys.stdout.flush()
     try:
         sys.stdout.buffer.write(text.encode())
@@ -248,6 +249,7 @@ def _print_result(result: FoundLevel) -> None:
 def _trainings_table(result: FoundLevel) -> Table:
     """Show one row for each training."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    # Rows differ in what was measured: every column of any, in the order of appearance.
     names = list(dict.fromkeys(name for row in result.table for name in row))
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
@@ -288,6 +290,7 @@ def _save_model(result: FoundLevel, table: TableProblem, folder: Path, device: s
         on_start([result.run])
         for row in train(result.run, device=device):
             on_row(row)
+    # The last row of a training has its weights and its Record.
     assert row is not None
     assert row.weights is not None
     weights = {name: tensor.cpu() for name, tensor in row.weights["last"].items()}

@@ -113,8 +113,10 @@ def _controller_arguments(
     """Add to the user's arguments of a controller those that follow from the other options."""
     parameters = signature(controller).parameters
     values: dict[str, object] = {}
+    # The user's level, also where the class has a default of its own.
     if "level" in parameters:
         values["level"] = level
+    # What a class requires besides: a fall begins at the level, and takes the whole training.
     derived = {"start": level, "stop": 0.0, "steps": num_steps}
     for parameter in required_parameters(controller):
         if parameter in derived:
@@ -125,6 +127,7 @@ def _controller_arguments(
         )
     if level is not None and not values.keys() & {"level", "start"}:
         raise ValueError(f"schedule {name} takes no level, got {level}. Leave --level out.")
+    # A class that can wait for a fit, and was given no condition, waits for the source's.
     has_condition = arguments.keys() & {"until_loss", "until_accuracy"}
     until_loss = parameters.get("until_loss")
     if until_loss is not None and until_loss.default is None and not has_condition:
@@ -154,6 +157,7 @@ def load_strategy(
         ValueError: If the name is unknown, it is no function, or it does not take an option.
     """
     options = drop_none(levels=levels, budget=budget, trainings=trainings)
+    # A strategy of the user's own takes the options that its signature names.
     if ":" in name:
         strategy = load_object(name)
         accepted = signature(strategy).parameters if callable(strategy) else {}
@@ -199,6 +203,7 @@ def _call(
     kind: str, name: str, function: Callable[..., object], arguments: Mapping[str, Any]
 ) -> object:
     """Call a class with arguments from the command line, and say what is wrong with them."""
+    # First what is too much, then what is missing, so that each error names one thing to change.
     for argument in arguments:
         check_name(f"an argument of {kind} {name}", argument, signature(function).parameters)
     missing = [name for name in required_parameters(function) if name not in arguments]

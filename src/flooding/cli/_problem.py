@@ -80,6 +80,7 @@ def load_problem(
     Raises:
         ValueError: If there is no such task, module or table, or an option belongs to another.
     """
+    # Where the Problem comes from decides which options belong to it.
     source = _source_of(what, has_target=target is not None)
     for option, value in (("--target", target), ("--kind", kind)):
         if value is not None and source != "table":
@@ -99,11 +100,14 @@ def _source_of(what: str, has_target: bool) -> Literal["task", "module", "table"
     """Tell where a Problem comes from."""
     path = Path(what)
     _, colon, name = what.rpartition(":")
+    # A file may have a colon in its name: one that exists, or ends like a table, is a table.
     if colon and not path.exists() and "/" not in name and Path(name).suffix not in _TABLE_SUFFIXES:
         return "module"
+    # A file of a task's name is a table; a folder of that name is of no interest.
     if what in entry_names(TASKS) and not path.is_file():
         return "task"
-    # Whoever names a column means a table, also one that is missing.
+    # Whoever names a column means a table, also one that is missing. Any other word is looked up
+    # among the tasks, so that a misspelt one gets a suggestion.
     is_table = path.exists() or path.suffix in _TABLE_SUFFIXES or has_target
     return "table" if is_table else "task"
 
@@ -122,7 +126,7 @@ def _load_table(
             f"a table needs the column to predict, got {what} alone. "
             "Add --target NAME, or --target -1."
         )
-    settings: dict[str, Any] = {} if epochs is None else {"max_epochs": epochs}
+    settings: dict[str, int] = {} if epochs is None else {"max_epochs": epochs}
     table = table_problem(what, target, kind=kind, **settings)  # type: ignore[arg-type]
     console.print_line(f"Assumed of {what}:")
     for sentence in table.assumptions:
@@ -152,6 +156,7 @@ def check_file(path: Path, kind: str) -> None:
 def _load_own(path: str) -> Problem:
     """Import a Problem of the user's own, or the function that makes it."""
     problem = load_object(path)
+    # A network is callable, too, but calling it says nothing of what was meant.
     if callable(problem) and not isinstance(problem, (Problem, nn.Module)):
         problem = _call_without_arguments(problem, path)
     if not isinstance(problem, Problem):
@@ -327,6 +332,7 @@ def build_problem(
         batch_norm=network.model == "mlp-bn",
         dropout=network.dropout,
     )
+    # Smoothed labels are for training alone: curves and metrics report the plain loss.
     if label_smoothing:
         settings["loss"] = partial(cross_entropy, label_smoothing=label_smoothing)
         settings["eval_loss"] = cross_entropy
@@ -342,6 +348,7 @@ def _check_memory(
     data: Mapping[str, Any], inputs: int, network: NetworkOptions, settings: Mapping[str, Any]
 ) -> None:
     """Refuse data and networks that cannot fit, before the system ends the program for it."""
+    # Estimates from below: what exceeds the memory here cannot fit.
     width, depth = network.width, network.depth
     num_examples = sum(data.get(name, 0) for name in ("n_train", "n_val", "n_test"))
     batch_sizes = (settings.get("batch_size", 100), settings.get("eval_batch_size", 500))

@@ -88,9 +88,11 @@ def reproduce(
     from flooding.cli._parts import load_experiment
 
     experiment = load_experiment(name)
+    # Refuse what would fail later, before anything is trained.
     check_output_folder(out)
     if source is None or more:
         check_ledger(ledger)
+    # An archive alone is reported on as it is; with --more it saves trainings, as a ledger does.
     archive = None if source is None else experiment.load(source)
     chosen = None if seeds is None else range(seeds)
     if archive is not None and not more:
@@ -171,12 +173,14 @@ def _train_and_write(
             return run_all(runs, **training._asdict(), on_start=estimate_and_start, on_row=on_row)
 
         run_or_look_up = train if source is None else with_fallback(source, train)
+        # A Run of the archive is not trained again, whatever the ledger says.
         report, records = run_generator(experiment.start(quick, seeds), run_or_look_up)
     # An archive names Runs by their configuration, which the user's own code does not have.
     if all(is_hashable(record.run) for record in records if record.run is not None):
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{experiment.name}.npz"
         pack(path, records, experiment.curves, machine(), experiment.is_exact)
+        # The page is drawn from the file, in which curves are rounded, not from the Records.
         study = experiment.start(quick, seeds)
         _write_from_archive(experiment, study, Archive(path), out, path)
     else:

@@ -179,6 +179,7 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Train one network on a built-in task, with or without flooding."""
+    # Every option by its name: what is too many to list twice is picked from here.
     options: dict[str, object] = dict(locals())
     check_numbers(options)
     from flooding import tracking
@@ -187,6 +188,7 @@ def run(
         raise ValueError(
             f"tag belongs to MLflow, got --tag {tag[0]} alone. Add --mlflow sqlite:///mlflow.db."
         )
+    # Build the Run.
     problem, parameters = _problem(task, options)
     plan = _flooded_run(problem, options)
     if excess:
@@ -194,8 +196,10 @@ def run(
     # Refuse what would fail later, before anything is written.
     _check(plan, device, threads, [save, tensorboard])
     check_ledger(ledger)
+    # AdaFlood trains auxiliary networks for its levels, so this comes after every check.
     if method == "adaflood":
         plan = _with_adaflood_levels(plan, _select(options, "gamma", "folds"), device, threads)
+    # Train, or look the Record up: the ledger holds no rows for a tracker, and no weights.
     parameters["device"] = device
     with ExitStack() as stack:
         trackers: list[Tracker] = []
@@ -256,9 +260,11 @@ def _flooded_run(problem: Problem, options: Mapping[str, Any]) -> Run:
                 "Leave them out."
             )
         return Run(problem, method=make_method(name, {}), seed=seed)
+    # All numbers of methods: one that the method does not have is refused by name.
     numbers = _select(options, "sigma", "epsilon", "decay", "rho", "penalty", "gamma", "folds")
     method = make_method(name, numbers)
     conditions = _select(options, "warmup_steps", "until_loss", "until_accuracy")
+    # A constant level stays a number, as in Python, so that both have the same key.
     if schedule != "constant":
         num_batches = math.ceil(len(problem.splits(seed).train) / problem.batch_size)
         num_steps = problem.max_epochs * num_batches
@@ -299,6 +305,7 @@ def _with_adaflood_levels(run: Run, options: Mapping[str, Any], device: str, thr
     from flooding.adaflood import adaflood
 
     with progress() as (on_start, on_row):
+        # One auxiliary network for each fold, of as many epochs as the Run.
         on_start([run] * options.get("folds", 5))
         result = adaflood(
             run.problem, seed=run.seed, device=device, threads=threads, on_row=on_row, **options
