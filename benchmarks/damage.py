@@ -43,9 +43,9 @@ import torch
 
 from flooding import Problem, Run, run_all, train
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments import machine
-from flooding.experiments.archive import Archive, pack
 from flooding.models import mlp
+from flooding.report.provenance import machine
+from flooding.training.archive import Archive, pack
 from flooding.training.checkpoints import _SECONDS, Checkpoints, _digest
 from flooding.training.ledger import Ledger
 from flooding.training.ledger import _digest as row_digest

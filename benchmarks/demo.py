@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 
 from flooding import Run, run_all
-from flooding.experiments import machine
+from flooding.report.provenance import machine
 from flooding.tasks import demo_sinusoid, sgd
 from flooding.training.problem import TestCurve
 

@@ -35,10 +35,10 @@ import typer
 from flooding import cli
 from flooding.data.synthetic import two_gaussians
 from flooding.entries import CONTROLLERS, METHODS, STRATEGIES, entry_names
-from flooding.experiments import demo, ishida2020
-from flooding.experiments.archive import pack
+from flooding.experiments import demo, ishida2020, synthetic_cells
 from flooding.models import mlp
 from flooding.testing import fake_record
+from flooding.training.archive import pack
 from flooding.training.problem import Problem
 from flooding.training.run import Run
 
@@ -243,10 +243,10 @@ def shorten_plans():
 
     demo.plan = tasks
     cells = []
-    for task, (_, inputs) in ishida2020.TASKS.items():
+    for task, (_, inputs) in synthetic_cells.TASKS.items():
         model = partial(mlp, inputs, 2, width=4, depth=1)
-        for noise in ishida2020.NOISES:
-            cell = ishida2020.synthetic_cell(task, noise, (0.0, 0.3), (0, 1), 2)
+        for noise in synthetic_cells.NOISES:
+            cell = synthetic_cells.synthetic_cell(task, noise, (0.0, 0.3), (0, 1), 2)
             cells.append(replace(cell, problem=replace(cell.problem, model=model)))
     ishida2020.cells = lambda *_: cells
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from flooding.experiments import machine
+from flooding.report.provenance import machine
 
 
 def load():

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from flooding import Problem, Run, train
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments import machine
 from flooding.models import mlp
+from flooding.report.provenance import machine
 from flooding.training.ledger import Ledger, _digest, _row
 
 

@@ -1,11 +1,10 @@
-"""Compute the level benchmark, one seed at a time: 9 cells x 51 levels x 500 epochs, the paper's
-setting.
+"""Compute the level benchmark, one seed at a time, in the paper's setting.
 
     python benchmarks/levels.py --seeds 0 1 2
 
-About 25 minutes a seed on two cores. Finished runs are in the ledger (--ledger), so it can be
-killed and started again at any time. Each finished seed is packed into levels/seed<N>.npz;
-levels/README.md says what is in it.
+Nine cells, 51 levels and 500 epochs take about 25 minutes a seed on two cores. Finished runs are in
+the ledger (--ledger), so it can be killed and started again at any time. Each finished seed is
+packed into levels/seed<N>.npz; levels/README.md says what is in it.
 """
 
 from __future__ import annotations
@@ -19,13 +18,20 @@ import numpy as np
 import torch
 
 from flooding import run_all
-from flooding.experiments import machine
-from flooding.experiments.archive import to_half
-from flooding.experiments.ishida2020 import LEVELS, NOISES, TASKS, cells
+from flooding.experiments.synthetic_cells import LEVELS, NOISES, TASKS, cells
+from flooding.report.provenance import machine
+from flooding.training.archive import to_half
 from flooding.training.loop import NUMERICS_VERSION
 
 HERE = Path(__file__).with_suffix("")
-FINALS = ("epoch", "test_accuracy", "test_accuracy_clean", "test_nll", "test_nll_clean", "test_ece")
+METRICS = (
+    "epoch",
+    "test_accuracy",
+    "test_accuracy_clean",
+    "test_nll",
+    "test_nll_clean",
+    "test_ece",
+)
 
 
 def runs(seed):
@@ -33,10 +39,8 @@ def runs(seed):
     return [run for cell in cells() for run in replace(cell, seeds=(seed,)).runs]
 
 
-def pack(records, told):
-    """Round Records to what the archive holds: losses to float16, validation accuracy to whole
-    examples of 100.
-    """
+def pack(records, description):
+    """Round Records: losses to float16, validation accuracy to whole examples of 100."""
     shape = (len(TASKS), len(NOISES), len(LEVELS))
     curves = {
         name: np.stack([r.curves[name] for r in records]).reshape(*shape, -1)
@@ -49,7 +53,7 @@ def pack(records, told):
     packed = {name: to_half(curve) for name, curve in curves.items()}
     packed["val_right"] = right.round().astype(np.uint8)
     for at in ("last", "best"):
-        for name in FINALS:
+        for name in METRICS:
             values = np.array([r.metrics[f"{at}.{name}"] for r in records], np.float32)
             packed[f"{at}_{name}"] = values.reshape(shape)
     packed |= {
@@ -57,7 +61,7 @@ def pack(records, told):
         "noises": np.array(NOISES),
         "levels": np.array(LEVELS),
     }
-    return packed | {"told": np.array(told)}
+    return packed | {"told": np.array(description)}
 
 
 def main():
@@ -78,9 +82,10 @@ def main():
 
         records = run_all(runs(seed), ledger=arguments.ledger, on_row=on_row)
         hours = sum(r.metadata["seconds"] for r in records) / 3600
-        told = f"engine {NUMERICS_VERSION}, torch {torch.__version__}, {machine()}, {hours:.2f} core hours"
-        np.savez_compressed(HERE / f"seed{seed}.npz", **pack(records, told))
-        print(f"seed {seed}: packed, {told}", flush=True)
+        versions = f"engine {NUMERICS_VERSION}, torch {torch.__version__}"
+        description = f"{versions}, {machine()}, {hours:.2f} core hours"
+        np.savez_compressed(HERE / f"seed{seed}.npz", **pack(records, description))
+        print(f"seed {seed}: packed, {description}", flush=True)
 
 
 if __name__ == "__main__":

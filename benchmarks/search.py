@@ -29,8 +29,8 @@ import torch
 from flooding import Run, checkpoints, run_all
 from flooding.data import Split, tables
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments import machine
 from flooding.models import mlp
+from flooding.report.provenance import machine
 from flooding.tasks import adam, demo_sinusoid, ishida2020_problem
 from flooding.training.problem import Problem
 from flooding.training.record import selection_key

@@ -30,8 +30,6 @@ import numpy as np
 from scipy import stats
 
 from flooding import Run, run_all
-from flooding.experiments import machine
-from flooding.experiments.archive import Archive, pack
 from flooding.experiments.synthetic_cells import LEVELS, TASKS
 from flooding.experiments.synthetic_cells import cells as synthetic_cells
 from flooding.level_search.accordance import accordance
@@ -46,7 +44,9 @@ from flooding.level_search.policy_gradient import policy_gradient
 from flooding.level_search.range_test import range_test
 from flooding.level_search.tpe import tpe
 from flooding.levels import Controller, Heuristic
+from flooding.report.provenance import machine
 from flooding.tasks import real
+from flooding.training.archive import Archive, pack
 
 HERE = Path(__file__).with_suffix("")
 LEDGER = HERE / "ledger.sqlite"

@@ -21,8 +21,8 @@ import torch
 
 from flooding import Problem, Run, train
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments import machine
 from flooding.models import mlp
+from flooding.report.provenance import machine
 from flooding.tasks import adam
 
 LEVEL = 0.3

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from flooding.criterion import Flood
-from flooding.experiments import machine
 from flooding.models import resnet_cifar
+from flooding.report.provenance import machine
 
 TARGET = 0.01
 

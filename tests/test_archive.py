@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from flooding import Run
-from flooding.experiments import machine
-from flooding.experiments.archive import Archive, pack, run_id, to_half, with_fallback
 from flooding.levels import Delayed
+from flooding.report.provenance import machine
 from flooding.testing import fake_record
+from flooding.training.archive import Archive, pack, run_id, to_half, with_fallback
 from small import small
 
 PROBLEM = small(max_epochs=30)

@@ -10,12 +10,14 @@ import torch
 
 from flooding import Run, run_all
 from flooding.experiments import bakeoff
-from flooding.experiments.archive import Archive, pack
+from flooding.experiments.bakeoff_report import late_band
 from flooding.level_search.base import run_generator
 from flooding.levels import LevelSource
 from flooding.methods import SAM, GradientPenalty, IFlood, SoftAD
 from flooding.models import mlp
+from flooding.report.rank_figures import equal_groups
 from flooding.testing import fake_record
+from flooding.training.archive import Archive, pack
 from small import small
 
 NETWORK = partial(mlp, 10, 2, width=16, depth=2)
@@ -161,14 +163,14 @@ def test_the_advice_follows_from_the_numbers():
     assert "trainings, some with dearer steps, weight decay, dropout, label smoothing" in wins
     assert "Mean ranks by accuracy: flooding 1.5, flooding + early stopping 1.5, " in wins
     assert (
-        "n = 4 problems, 2 seeds each, intervals are 95 % and not corrected, p is after Holm over 10"
-        in wins
+        "n = 4 problems, 2 seeds each, intervals are 95 % and not corrected, p is after Holm over "
+        "10" in wins
     )
     loses = advice(0.0, smoothed=0.2)
     assert "flooding is not shown to differ from plain training" in loses
     assert (
-        "none is shown to be worse than flooding's last epoch and label smoothing is shown to be better"
-        in loses
+        "none is shown to be worse than flooding's last epoch and label smoothing is shown to be "
+        "better" in loses
     )
 
 
@@ -236,23 +238,23 @@ def test_flooding_is_judged_by_a_full_training_at_the_finders_level():
 def test_the_band_and_the_held_loss_are_those_of_the_late_epochs():
     record = fake_record(Run(PROBLEM, 0.2))
     curve = np.linspace(1, 0, 21).astype(np.float32)
-    assert bakeoff._band(replace(record, curves={"train_loss": curve})) == pytest.approx(0.05)
+    assert late_band(replace(record, curves={"train_loss": curve})) == pytest.approx(0.05)
     report, _, _ = told(lambda run: (0.7, 0.8))
     if held := rows(report, "held"):
         assert set(held) <= {"flooding", "weight decay", "dropout", "label smoothing"}
 
 
 def test_groups_join_what_does_not_differ():
-    assert bakeoff._groups([1.0, 1.5, 3.0, 3.2], 1.0) == [(1.0, 1.5), (3.0, 3.2)]
-    assert bakeoff._groups([1.0, 2.0, 3.0], 1.0) == [(1.0, 2.0), (2.0, 3.0)]
-    assert bakeoff._groups([1.0, 5.0], 1.0) == []
+    assert equal_groups([1.0, 1.5, 3.0, 3.2], 1.0) == [(1.0, 1.5), (3.0, 3.2)]
+    assert equal_groups([1.0, 2.0, 3.0], 1.0) == [(1.0, 2.0), (2.0, 3.0)]
+    assert equal_groups([1.0, 5.0], 1.0) == []
 
 
 def test_for_real_and_again_from_its_archive(tmp_path):
     small_one = {"one": (replace(PROBLEM, max_epochs=6), 2)}
     ask = partial(run_all, ledger=False, workers=0)
     report, records = run_generator(bakeoff.compare(small_one, [0, 1]), ask)
-    path = pack(tmp_path / "a.npz", records, bakeoff.CURVES, "here", bakeoff.exact)
+    path = pack(tmp_path / "a.npz", records, bakeoff.CURVES, "here", bakeoff.is_exact)
     again, _ = run_generator(bakeoff.compare(small_one, [0, 1]), Archive(path))
     told, expected = (
         [t.csv() for t in r.tables if t.name in {"accuracy", "nll", "settings"}]

@@ -565,6 +565,12 @@ def test_a_reader_that_leaves_ends_neither_the_work_nor_the_program(tmp_path):
     assert done.stderr == ""
 
 
+def test_a_reader_that_leaves_the_help_sees_no_error(tmp_path):
+    command = f"{sys.executable} -m flooding run --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 @pytest.mark.parametrize(
     ("end", "code", "message"),
     [

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from flooding import cli
 from flooding.entries import EXPERIMENTS
-from flooding.experiments import Experiment, estimate, ishida2020
+from flooding.experiments import Experiment, ishida2020
 from flooding.experiments.synthetic_cells import NOISES, TASKS, synthetic_cell
 from flooding.models import mlp
+from flooding.training.estimate import estimate
 from flooding.training.problem import PeriodicMetric
 from flooding.training.run import Run
 from small import small
@@ -74,6 +75,33 @@ def test_an_experiment_is_estimated_trained_written_looked_up_and_drawn_again(tm
     assert {n: b for n, b in first.items() if n[-4:] != ".npz"} == {
         n: b for n, b in second.items() if n[-4:] != ".npz"
     }
+
+
+OWN_EXPERIMENT = """
+from flooding import Run
+from flooding.experiments import Experiment
+from flooding.report.document import Report
+from small import small
+
+def start(quick, seeds):
+    records = yield [Run(small(max_epochs=2), 0.1, seed=seed) for seed in seeds or (0, 1)]
+    epochs = sum(len(record.curves["train_loss"]) for record in records)
+    return Report("Mine", "About.", (), (f"{epochs} epochs, quick: {quick}.",))
+
+EXPERIMENT = Experiment("mine", start, ("train_loss",))
+"""
+
+
+def test_an_experiment_of_ones_own_is_named_by_module_and_object(tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").write_text(OWN_EXPERIMENT)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("reproduce", "my_module:EXPERIMENT", "--quick", "--workers", "0")
+    result = call(*words, "--out", "first")
+    assert "6 epochs, quick: True." in result.stdout
+    assert (tmp_path / "first" / "mine.md").read_text().startswith("# Mine")
+    result = call(*words, "--from", "first/mine.npz", "--out", "second")
+    assert " for " not in result.stderr, "everything is in the archive"
+    assert "6 epochs, quick: True." in result.stdout
 
 
 def test_an_estimate_counts_what_is_measured_now_and_then():
@@ -156,6 +184,8 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
     [
         (["reproduce"], "needs an experiment: ishida2020"),
         (["reproduce", "nothing"], "must be one of ishida2020"),
+        (["reproduce", "nowhere:EXPERIMENT"], "must be module:object, got nowhere:EXPERIMENT"),
+        (["reproduce", "math:pi"], "must be a flooding.experiments.Experiment, got float"),
         (["reproduce", "bakeoff", "--more"], "Name it: --from NAME.npz"),
         (["reproduce", "ishida2020", "--from", "."], "which has none"),
         (["reproduce", "bakeoff", "--from", "nowhere.npz"], "must be a file of flooding reproduce"),
@@ -167,8 +197,8 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
 )
 def test_bad_input_ends_with_a_sentence(words, message, tmp_path, monkeypatch, capsys):
     from flooding import Run
-    from flooding.experiments.archive import pack
     from flooding.testing import fake_record
+    from flooding.training.archive import pack
 
     pack(tmp_path / "mine.npz", [fake_record(Run(small(), 0.1))], ("train_loss",), "here")
     rows = "\n".join(f"{n / 7},{n * n / 11}" for n in range(60))

@@ -22,9 +22,9 @@ import pytest
 import torch
 
 from flooding import Run, npz, run_all, train
-from flooding.experiments import ishida2020, level_benchmark
-from flooding.experiments.archive import Archive, pack
+from flooding.experiments import ishida2020, level_benchmark, synthetic_cells
 from flooding.testing import fake_record
+from flooding.training.archive import Archive, pack
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.ledger import Ledger
 from flooding.training.runner import run_key
@@ -721,9 +721,9 @@ def benchmark_folder(folder, **changes):
     table = {name: rng.random(shape, np.float32) for name, shape in level_benchmark.SHAPES.items()}
     told = "engine 1, torch 2, a machine, 0.5 core hours"
     names = {
-        "tasks": list(ishida2020.TASKS),
-        "noises": ishida2020.NOISES,
-        "levels": ishida2020.LEVELS,
+        "tasks": list(synthetic_cells.TASKS),
+        "noises": synthetic_cells.NOISES,
+        "levels": synthetic_cells.LEVELS,
         "told": told,
     }
     for name, epoch in (("last_epoch", 500.0), ("best_epoch", 7.0)):

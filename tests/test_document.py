@@ -6,7 +6,8 @@ import io
 import pytest
 from matplotlib.figure import Figure
 
-from flooding.report.document import Report, Table, write
+from flooding.atomic import write_atomic
+from flooding.report.document import Report, Table
 
 TABLE = Table(
     "numbers", "Two numbers, n = 1", ["name", "value"], [["a|b", 1.5], ["c", "2 ± 1"]], "A note."
@@ -73,10 +74,10 @@ def test_saving_writes_every_part_and_leaves_no_part_behind(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.txt", "old")
+    path = write_atomic(tmp_path / "a.txt", "old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write(path, "new")
+        write_atomic(path, "new")
     assert path.read_text() == "old"
 
 

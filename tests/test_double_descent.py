@@ -17,11 +17,11 @@ from flooding import run_all
 from flooding.data.augment import crop_and_flip
 from flooding.data.synthetic import two_gaussians
 from flooding.experiments import double_descent, double_descent_cifar10
-from flooding.experiments.archive import Archive, pack
 from flooding.experiments.double_descent import Condition, plan
 from flooding.level_search.base import run_generator
 from flooding.models import mlp
 from flooding.report.descents import find_descents
+from flooding.training.archive import Archive, pack
 from flooding.training.config import to_config
 from flooding.training.problem import TestCurve
 from flooding.training.record import Record
@@ -64,9 +64,10 @@ def shape(curve):
         # The jitter of the start is no minimum
         ([500, 499.9, 500, 480, 100, 200, 150], (4, 100), (5, 200), (6, 150)),
     ],
-    ids=["second descent", "below the first", "rise to the end", "too small a fall", "fall of a step", "monotone",
-         "too small a rise", "large enough a rise", "only rising", "rise at the start", "constant", "one point", "ties",
-         "two hills", "equal falls", "jitter"],
+    ids=["second descent", "below the first", "rise to the end", "too small a fall",
+         "fall of a step", "monotone", "too small a rise", "large enough a rise", "only rising",
+         "rise at the start", "constant", "one point", "ties", "two hills", "equal falls",
+         "jitter"],
 )  # fmt: skip
 def test_the_criterion_finds_what_the_eye_does(values, first, peak, second):
     curve = found(values)
@@ -368,13 +369,16 @@ def test_sentences_follow_from_the_counts(monkeypatch):
     report = reported(monkeypatch, conditions(GROUPS), mixed)
     text = "\n".join(report.findings)
     assert (
-        "Synthetic tasks (1 condition), the test loss descends a second time: at level 0.1 in 3 of 4 trainings "
-        "with flooding (lasting in 3), 0 of 4 without (lasting in 0), regaining its first minimum in 2 of 3 (recovery "
-        "1.00 ± 0.25); at level 0.5 in 0 of 2 trainings with flooding (lasting in 0), 0 of 2 without (lasting in 0)."
+        "Synthetic tasks (1 condition), the test loss descends a second time: at level 0.1 in 3 "
+        "of 4 trainings "
+        "with flooding (lasting in 3), 0 of 4 without (lasting in 0), regaining its first minimum "
+        "in 2 of 3 (recovery "
+        "1.00 ± 0.25); at level 0.5 in 0 of 2 trainings with flooding (lasting in 0), 0 of 2 "
+        "without (lasting in 0)."
     ) in text
     assert (
-        "Synthetic tasks, test loss: flooding brings a second descent in 1 of 2 tested rows (0 not tested)"
-        in text
+        "Synthetic tasks, test loss: flooding brings a second descent in 1 of 2 tested rows (0 "
+        "not tested)" in text
     )
     assert (
         "Synthetic tasks, test error: flooding brings a second descent in 0 of 2 tested rows"
@@ -382,12 +386,12 @@ def test_sentences_follow_from_the_counts(monkeypatch):
     )  # plain does
     # McNemar's least p with 4 seeds is 2 / 2^4, and there are two rows.
     assert (
-        "(0 not tested), which the lasting descents of 4 seeds cannot show at 5 % in single rows, after Holm; "
-        in text
+        "(0 not tested), which the lasting descents of 4 seeds cannot show at 5 % in single rows, "
+        "after Holm; " in text
     )
     assert (
-        "Digits with weight decay (1 condition), the test loss descends a second time: at level 0.2 in 2 of 2"
-        in text
+        "Digits with weight decay (1 condition), the test loss descends a second time: at level "
+        "0.2 in 2 of 2" in text
     )
     assert "Digits with none of these (1 condition)" in text
     # Seeds 0 to 3 have 1 of 1, 1 of 2, 1 of 1, 0 of 2 with flooding and none without: t = 62.5 /
@@ -403,11 +407,15 @@ def test_sentences_follow_from_the_counts(monkeypatch):
     # Equal differences in all seeds: p = 0.
     assert "its curve ends lower than plain training's in 2 and higher in 0 of them" in text
     assert report.failures == [
-        "“No double descent with weight decay” (the reproduction) does not hold by the criterion, which no single row "
-        "shows at 5 %: flooding brings a second descent of the test loss in 1 of 1 rows with weight decay whose level "
+        "“No double descent with weight decay” (the reproduction) does not hold by the criterion, "
+        "which no single row "
+        "shows at 5 %: flooding brings a second descent of the test loss in 1 of 1 rows with "
+        "weight decay whose level "
         "was reached (Digits + weight decay at 0.2), "
-        "lasting in 2 of 2 trainings with flooding, 0 of 2 without. All rows with weight decay: 2 of 2 trainings with "
-        "flooding, 0 of 2 without, each of which counts once for every level it is compared with. The table has p row "
+        "lasting in 2 of 2 trainings with flooding, 0 of 2 without. All rows with weight decay: 2 "
+        "of 2 trainings with "
+        "flooding, 0 of 2 without, each of which counts once for every level it is compared with. "
+        "The table has p row "
         "by row."
     ]
 
@@ -426,12 +434,12 @@ def test_rows_with_weight_decay_that_show_nothing_are_counted_too(monkeypatch):
         if "(the reproduction) does not hold by the criterion" in text
     ]
     assert (
-        "in 1 of 4 rows with weight decay whose level was reached (Others at 0.4), lasting in 2 of 2 "
-        in said
+        "in 1 of 4 rows with weight decay whose level was reached (Others at 0.4), lasting in 2 "
+        "of 2 " in said
     )
     assert (
-        "All rows with weight decay: 2 of 8 trainings with flooding, 0 of 8 without, each of which counts"
-        in said
+        "All rows with weight decay: 2 of 8 trainings with flooding, 0 of 8 without, each of "
+        "which counts" in said
     )
 
 
@@ -490,7 +498,10 @@ def test_a_verdict_on_weight_decay_has_the_p_of_its_table(monkeypatch):
 def test_enough_seeds_can_show_it_with_weight_decay(monkeypatch):
     many = GROUPS | {"digits": [("Digits + weight decay", (0.0, 0.2), 6, ("weight decay",))]}
     report = reported(monkeypatch, conditions(many), mixed)
-    told = "(the reproduction) does not hold: flooding brings a second descent of the test loss in 1 of 1 rows"
+    told = (
+        "(the reproduction) does not hold: flooding brings a second descent of the test loss in 1 "
+        "of 1 rows"
+    )
     assert any(told in text for text in report.failures), "2 / 2^6"
 
 
@@ -501,7 +512,10 @@ def test_enough_seeds_can_show_it_in_single_rows(monkeypatch):
         conditions(many),
         lambda c, run: record(run, DESCENDS if run.level == 0.1 else RISES, flooded=0.5),
     )
-    told = "a second descent in 1 of 2 tested rows (0 not tested), by the numbers of lasting descents in 1 of them at 5 %"
+    told = (
+        "a second descent in 1 of 2 tested rows (0 not tested), by the numbers of lasting "
+        "descents in 1 of them at 5 %"
+    )
     assert any(told in text for text in report.findings), "2 / 2^8 for each of two rows"
 
 
@@ -558,12 +572,20 @@ def test_claims_are_judged_by_rows_whose_level_was_reached(monkeypatch):
 
     report = reported(monkeypatch, conditions(GROUPS), nowhere)
     assert report.failures[0] == (
-        "Cell: flooding brings no second descent of the test loss at any level that was reached. Lasting descents: "
-        "level 0.1: 0 of 4 seeds with flooding, 0 of 4 without; level 0.5: 0 of 4 seeds with flooding, 0 of 4 without."
+        "Cell: flooding brings no second descent of the test loss at any level that was reached. "
+        "Lasting descents: "
+        "level 0.1: 0 of 4 seeds with flooding, 0 of 4 without; level 0.5: 0 of 4 seeds with "
+        "flooding, 0 of 4 without."
     )
     assert len(report.failures) == 3
-    told = "(the reproduction) is not judged, since weight decay makes no difference: flooding brings a second descent of "
-    told += "the test loss in 0 of 1 rows with weight decay whose level was reached, and in 0 of 1 without it."
+    told = (
+        "(the reproduction) is not judged, since weight decay makes no difference: flooding "
+        "brings a second descent of "
+    )
+    told += (
+        "the test loss in 0 of 1 rows with weight decay whose level was reached, and in 0 of 1 "
+        "without it."
+    )
     assert any(told in text for text in report.findings)
 
     def otherwise(condition, run):
@@ -577,7 +599,8 @@ def test_claims_are_judged_by_rows_whose_level_was_reached(monkeypatch):
     assert any("(the reproduction) holds here: flooding" in text for text in report.findings)
     assert any("and in 1 of 1 without it." in text for text in report.findings)
     assert report.failures[0].endswith(
-        "0 of 4 seeds with flooding, 0 of 4 without, no rise in 1 with, 1 without; never reached: 0.5."
+        "0 of 4 seeds with flooding, 0 of 4 without, no rise in 1 with, 1 without; never reached: "
+        "0.5."
     )
 
     def anyway(condition, run):  # and what plain training does, flooding does not bring

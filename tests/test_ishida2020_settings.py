@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from flooding.experiments.archive import run_id
-from flooding.experiments.ishida2020_settings import VARIANTS, one_logit, start
+from flooding.experiments.ishida2020_settings import one_logit, start, variants
 from flooding.experiments.synthetic_cells import synthetic_cell
 from flooding.level_search.base import run_generator
+from flooding.training.archive import run_id
 from flooding.training.record import Record
 
 PAPER = synthetic_cell("two-gaussians", 0.05).problem
@@ -37,7 +37,7 @@ def test_one_logit_has_the_logistic_loss():
     ],
 )
 def test_a_variant_changes_what_it_says_and_nothing_else(name, fields):
-    changed = VARIANTS[name](PAPER)
+    changed = variants(PAPER)[name]
     assert {
         f for f in vars(PAPER) if repr(getattr(PAPER, f)) != repr(getattr(changed, f))
     } == fields
@@ -47,7 +47,7 @@ def test_a_variant_changes_what_it_says_and_nothing_else(name, fields):
 
 
 def test_the_reproductions_setting_keeps_the_noise():
-    splits = VARIANTS["the reproduction's"](PAPER).splits(0)
+    splits = variants(PAPER)["the reproduction's"].splits(0)
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [1000, 100, 20_000]
     assert int((splits.train.y != splits.train.clean).sum()) == 50
 

@@ -121,7 +121,7 @@ def made(
 
 def verdicts(**how):
     told = run_generator(
-        why.experiment(seeds=range(4)), lambda runs: [made(run, **how) for run in runs]
+        why.start(seeds=range(4)), lambda runs: [made(run, **how) for run in runs]
     )[0]
     return {row[0]: row[1] for row in told.tables[0].rows}, told
 
@@ -175,7 +175,7 @@ def test_a_loss_that_swings_has_its_mean_at_the_level_all_the_same():
 def test_a_seed_that_did_not_reach_the_level_is_left_out_alone():
     def told(some):
         return run_generator(
-            why.experiment(seeds=range(4)),
+            why.start(seeds=range(4)),
             lambda runs: [made(r, sharp=0.1, flooded=0.5 if r.seed in some else 0.1) for r in runs],
         )[0]
 
@@ -195,12 +195,14 @@ def test_a_seed_that_did_not_reach_the_level_is_left_out_alone():
 
 
 def test_the_page_and_its_pictures_are_written(tmp_path, monkeypatch):
-    for name in ("_draw_surface", "_draw_planes"):  # they train
-        monkeypatch.setattr(
-            why, name, partial(lambda draw, max_epochs: draw(40), getattr(why, name))
+    for name in ("loss_surface", "loss_planes"):  # they train
+        draw = getattr(why, name)
+        short = partial(
+            lambda draw, problem, level: draw(replace(problem, max_epochs=40), level), draw
         )
+        monkeypatch.setattr(why, name, short)
     told = run_generator(
-        why.experiment(seeds=range(2)), lambda runs: [made(run, sharp=0.1) for run in runs]
+        why.start(seeds=range(2)), lambda runs: [made(run, sharp=0.1) for run in runs]
     )[0]
     names = {path.name for path in told.save(tmp_path, "ishida2020_why")}
     assert {
@@ -211,7 +213,7 @@ def test_the_page_and_its_pictures_are_written(tmp_path, monkeypatch):
 def test_one_training_that_fitted_all_labels_is_no_test():
     def some(count):
         return run_generator(
-            why.experiment(seeds=range(4)),
+            why.start(seeds=range(4)),
             lambda runs: [made(r, sharp=0.1, fitted=30 if r.seed < count else 501) for r in runs],
         )[0]
 

@@ -14,11 +14,13 @@ from scipy import stats
 
 from flooding import run_all
 from flooding.experiments import kim2022
-from flooding.experiments.archive import Archive, pack
 from flooding.experiments.kim2022 import Plan
+from flooding.experiments.kim2022_results import Row
 from flooding.level_search.base import run_generator
 from flooding.level_search.policy_gradient import Policy
 from flooding.levels import Delayed, Heuristic
+from flooding.report import search_figures
+from flooding.training.archive import Archive, pack
 from flooding.training.problem import TestCurve
 from flooding.training.record import Record
 from small import normed, small
@@ -223,13 +225,13 @@ def test_the_plan_is_the_sources_setting():
 
 
 def test_quick_asks_less_and_seeds_are_the_callers():
-    quick = kim2022.experiment(quick=True)
+    quick = kim2022.start(quick=True)
     runs = next(quick)
     quick.close()
     assert len(runs) == (4 + 3 + 2) * 2
     assert {run.epochs for run in runs} == {60, 120}
     assert kim2022.plan(quick=True).policy_seeds == ()
-    other = kim2022.experiment(seeds=[7])
+    other = kim2022.start(seeds=[7])
     assert {run.seed for run in next(other)} == {7}
     other.close()
 
@@ -598,7 +600,9 @@ def test_late_accuracies_are_those_of_the_last_fifty_epochs():
     run = kim2022.plan().runs[0]
     curve = np.concatenate([np.full(451, 0.1), np.full(49, 0.8), [0.3]])
     made = Record(run, {"test_accuracy": curve}, {}, {}, "", "")
-    assert kim2022._trained([made], "last").late == pytest.approx([(49 * 0.8 + 0.3) / 50])
+    assert Row.of_records([made], "last").late_accuracy == pytest.approx([
+        100 * (49 * 0.8 + 0.3) / 50
+    ])
 
 
 @pytest.mark.parametrize(
@@ -636,8 +640,8 @@ def test_the_forward_search_stays_above_or_does_not():
         f"{CLAIMS[3]}: holds; +0.0 [+0.0, +0.0] % of steps below the level from the epoch on that "
     )
     assert (
-        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the level: 1.00 ± 0.00"
-        in said
+        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the "
+        "level: 1.00 ± 0.00" in said
     )
 
     astride = changed(forward=lambda told, level, seed: replace(told, below=0.3, loss=1.1))
@@ -645,8 +649,8 @@ def test_the_forward_search_stays_above_or_does_not():
     assert not is_found
     assert ": does not hold; +30.0 [+30.0, +30.0] % " in said
     assert (
-        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the level: 1.10 ± 0.00"
-        in said
+        "(9 of 9 runs reached their level); lowest epoch mean of the training loss over the "
+        "level: 1.10 ± 0.00" in said
     )
 
     once = changed(
@@ -817,11 +821,11 @@ def test_a_search_is_drawn_as_a_line_for_each_level():
 
 def test_smoothing_averages_as_many_epochs_on_either_side():
     at, values = np.arange(61), np.random.default_rng(0).random(61)
-    smooth = kim2022._smooth(at, values)
+    smooth = search_figures.smooth_curve(at, values)
     assert smooth[30] == pytest.approx(values[18:43].mean())
     assert smooth[2] == pytest.approx(values[:5].mean())
     assert (smooth[0], smooth[-1]) == (values[0], values[-1])
-    sparse = kim2022._smooth(5 * at, values)
+    sparse = search_figures.smooth_curve(5 * at, values)
     assert sparse[30] == pytest.approx(values[28:33].mean())
 
 
@@ -829,7 +833,7 @@ def test_accuracies_are_drawn_without_their_first_rise():
     panels = Figure().subplots(1, 2, sharey=True)
     for axes, end in zip(panels, (90.0, 99.5), strict=True):
         axes.plot(np.linspace(0, 500, 101), [50.0] * 5 + [80.0] * 95 + [end])
-    kim2022._spread_out(panels)
+    search_figures.hide_rise(panels)
     assert panels[0].get_ylim() == panels[1].get_ylim() == (79.0, 100.5)
 
 
@@ -901,21 +905,21 @@ def archived(tmp_path, monkeypatch):
     def answer(runs):
         return [record(run, world_of_archives(*way(run), run.seed)) for run in runs]
 
-    report, records = run_generator(kim2022.experiment(), answer)
-    path = pack(tmp_path / "kim2022.npz", records, kim2022.CURVES, "a machine", kim2022.exact)
+    report, records = run_generator(kim2022.start(), answer)
+    path = pack(tmp_path / "kim2022.npz", records, kim2022.CURVES, "a machine", kim2022.is_exact)
     return report, records, path
 
 
 @pytest.mark.parametrize("read", [Archive, kim2022.load], ids=["by name", "by turn"])
 def test_an_archive_gives_the_same_report(archived, read):
     report, _, path = archived
-    again, _ = run_generator(kim2022.experiment(), read(path))
+    again, _ = run_generator(kim2022.start(), read(path))
     assert again.markdown("x") == report.markdown("x")
 
 
 def test_an_archive_gives_the_same_pictures(archived):
     report, _, path = archived
-    again, _ = run_generator(kim2022.experiment(), kim2022.load(path))
+    again, _ = run_generator(kim2022.start(), kim2022.load(path))
     pictures = [told.figures["heuristic"][1]() for told in (report, again)]
     for panel in range(3):
         for ours, theirs in zip(*(lines(picture, panel) for picture in pictures), strict=True):
@@ -960,12 +964,12 @@ def test_each_turn_of_an_agent_is_its_own(tmp_path, monkeypatch):
             for run in runs
         ]
 
-    _, records = run_generator(kim2022.experiment(), answer)
+    _, records = run_generator(kim2022.start(), answer)
     path = pack(tmp_path / "kim2022.npz", records, kim2022.CURVES, "a machine")
-    _, again = run_generator(kim2022.experiment(), kim2022.load(path))
+    _, again = run_generator(kim2022.start(), kim2022.load(path))
     accuracies = [[r.metrics["last.test_accuracy"] for r in found] for found in (records, again)]
     assert accuracies[1] == pytest.approx(accuracies[0])
-    short, _ = run_generator(kim2022.experiment(seeds=[0]), kim2022.load(path))
+    short, _ = run_generator(kim2022.start(seeds=[0]), kim2022.load(path))
     assert table(short, "published")["policy gradient"]["noisy %"] == f"{100 * (24 + 4) / 1000:.1f}"
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments.archive import Archive, run_id
 from flooding.models import mlp
+from flooding.training.archive import Archive, run_id
 from flooding.training.config import is_hashable
 from flooding.training.jobs import is_picklable
 

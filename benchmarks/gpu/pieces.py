@@ -34,12 +34,13 @@ import torch
 
 from flooding import Run, run_all
 from flooding.data import images
-from flooding.experiments import kim2022_cifar10, machine
-from flooding.experiments.archive import pack, run_id
+from flooding.experiments import kim2022_cifar10
 from flooding.experiments.grids import compare_levels
 from flooding.experiments.study import Cell
 from flooding.level_search.base import run_generator
 from flooding.models import mlp, resnet18
+from flooding.report.provenance import machine
+from flooding.training.archive import pack, run_id
 from flooding.training.ledger import Ledger
 from flooding.training.problem import Problem, TestCurve
 from flooding.training.runner import run_key

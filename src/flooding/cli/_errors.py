@@ -44,6 +44,9 @@ def report_error(error: BaseException) -> int:
     """
     if isinstance(error, typer.Exit):
         return error.exit_code
+    # A console of typer's ends the program where its reader leaves, as `--help | head` does.
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        return 0
     if os.environ.get("FLOODING_TRACEBACK"):
         for line in "".join(traceback.format_exception(error)).splitlines():
             errors.print_line(line)

@@ -25,8 +25,9 @@ from flooding.cli._options import (
 from flooding.entries import EXPERIMENTS, entry_names
 
 if TYPE_CHECKING:
-    from flooding.experiments import Experiment, Source, Study
+    from flooding.experiments import Experiment, Study
     from flooding.report.document import Report
+    from flooding.training.archive import Source
     from flooding.training.record import Record
     from flooding.training.run import Run
 
@@ -152,10 +153,11 @@ def _train_and_write(
     source: Source | None = None,
 ) -> None:
     """Train what an experiment asks, pack its Records, and report on what was packed."""
-    from flooding.experiments import estimate, machine
-    from flooding.experiments.archive import Archive, pack, with_fallback
     from flooding.level_search.base import run_generator
+    from flooding.report.provenance import machine
+    from flooding.training.archive import Archive, pack, with_fallback
     from flooding.training.config import is_hashable
+    from flooding.training.estimate import estimate
     from flooding.training.runner import run_all
 
     with progress() as (on_start, on_row):

@@ -62,40 +62,27 @@ def plan(quick: bool = False) -> list[Task]:
 
 
 def summary(records: Sequence[Record]) -> dict[str, Picks]:
-    """Pick, for every seed, what each row of the table shows.
-
-    Args:
-        records: Records of one task, all levels and seeds.
-
-    Returns:
-        The picks of each row by its title.
-    """
+    """Pick, for every seed of one task, what each row of the table shows."""
     rows: dict[str, Picks] = {}
     for seed in sorted({run_of(record).seed for record in records}):
         of_seed = [record for record in records if run_of(record).seed == seed]
         # The loss is never below 0, so that the level 0 is plain training.
         plain = [record for record in of_seed if not record.level]
         flooded = [record for record in of_seed if record.level]
-        for title, candidates, at in (
+        candidates_by_row: list[tuple[str, list[Record], Epoch]] = [
             ("plain training", plain, "last"),
             ("plain + early stopping", plain, "best"),
             ("flooding", flooded, "last"),
             ("flooding + early stopping", flooded, "best"),
             ("chosen, 0 included", of_seed, "last"),
-        ):
+        ]
+        for title, candidates, at in candidates_by_row:
             rows.setdefault(title, []).append((select_best(candidates, at), at))
     return rows
 
 
 def cells(picks: Picks) -> list[str]:
-    """Write one row of the table: the level, then mean and standard deviation of every column.
-
-    Args:
-        picks: One Record and epoch a seed, as from :func:`summary`.
-
-    Returns:
-        Texts; a dash where nothing was measured.
-    """
+    """Write one row of the table: the level, then mean and standard deviation of every column."""
     levels = sorted({record.level or 0.0 for record, _ in picks})
     texts = ["\n".join(f"{level:.2f}" for level in levels)]
     has_clean = all(f"{at}.test_accuracy_clean" in record.metrics for record, at in picks)
@@ -115,14 +102,7 @@ def cells(picks: Picks) -> list[str]:
 
 
 def accuracy(picks: Picks) -> list[float]:
-    """List the test accuracy of each seed in percent, on clean labels.
-
-    Args:
-        picks: One Record and epoch a seed, as from :func:`summary`.
-
-    Returns:
-        A number for each seed.
-    """
+    """List the test accuracy of each seed in percent, on clean labels."""
     values = []
     for record, at in picks:
         noisy = record.metrics[f"{at}.test_accuracy"]
@@ -131,14 +111,7 @@ def accuracy(picks: Picks) -> list[float]:
 
 
 def verdict(rows: dict[str, Picks]) -> str:
-    """Say in words who won, also when it is not flooding.
-
-    Args:
-        rows: As from :func:`summary`.
-
-    Returns:
-        Three lines of differences in test accuracy on clean labels, paired by seed.
-    """
+    """Say in words who won in test accuracy on clean labels, also when it is not flooding."""
     plain, flooded = rows["plain training"], rows["flooding"]
     stopped, both = rows["plain + early stopping"], rows["flooding + early stopping"]
     last = "flooding's last epoch"
@@ -160,16 +133,7 @@ def _describe_gain(a: Picks, b: Picks) -> str:
 
 
 def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Path) -> list[Path]:
-    """Draw the demo's pictures.
-
-    Args:
-        tasks: As from :func:`plan`.
-        records: The Records of each task.
-        folder: Folder of the PNG files.
-
-    Returns:
-        The files written.
-    """
+    """Draw the demo's pictures into a folder, from the Records of each task."""
     sinusoid, adam_sinusoid, digits = (_plain_and_flooded(some) for some in records)
     data = {
         "Two Gaussians": synthetic.two_gaussians(seed=0),
@@ -194,17 +158,11 @@ def _plain_and_flooded(records: Sequence[Record]) -> tuple[list[Record], list[Re
     """Give the trainings that are compared, a seed each."""
     rows = summary(records)
     plain, flooded = rows["plain training"], rows["flooding"]
-    return [record for record, _ in plain], [record for record, _ in flooded]
+    # Without the epochs: the figures show all of them.
+    plain_records = [record for record, _ in plain]
+    return plain_records, [record for record, _ in flooded]
 
 
 def boundary(x1: np.ndarray, x2: np.ndarray) -> np.ndarray:
-    """Tell the classes of Sinusoid apart: zero where they meet.
-
-    Args:
-        x1: First coordinate.
-        x2: Second coordinate.
-
-    Returns:
-        A number for each point.
-    """
+    """Tell the classes of Sinusoid apart: zero where they meet."""
     return 1.5 * x1 + np.sin(1.5 * x2)

@@ -15,9 +15,9 @@ from itertools import product
 
 import torch
 
+from flooding.experiments import Experiment, Study
 from flooding.experiments.double_descent_report import make_report
 from flooding.experiments.double_descent_rows import FACTORS, Condition, Group
-from flooding.experiments.experiment import Experiment, Study
 from flooding.experiments.study import MIN_FLOODED_SHARE, all_runs, format_levels, level_grids
 from flooding.experiments.synthetic_cells import NOISES, TASKS, SyntheticCell, synthetic_cell
 from flooding.report.descents import CRITERION
@@ -43,20 +43,12 @@ _TITLES = {"synthetic": "Synthetic tasks", "digits": "Digits", "cifar10": "CIFAR
 
 
 def plan(quick: bool = False) -> dict[str, list[Condition]]:
-    """Plan the conditions: nine synthetic cells, and digits with and without each of three factors.
-
-    Args:
-        quick: Two seeds; Two Gaussians for 100 epochs at two levels, and two conditions of digits
-            for 40 epochs: the shape of the result in two minutes on two cores.
-
-    Returns:
-        The conditions by group, ``synthetic`` and ``digits``.
-    """
+    """Plan nine synthetic cells, and digits in eight ways; quick takes two minutes on two cores."""
     tasks, subsets, sizes = list(TASKS), combinations(), (SYNTHETIC_LEVELS, range(10), 500)
     if quick:
         tasks, sizes = ["two-gaussians"], ((0.0, 0.15), (0, 1), 100)
         subsets = [(), ("weight decay",)]
-    cells = [synthetic_cell(task, noise, *sizes) for task in tasks for noise in NOISES]
+    cells = [synthetic_cell(*place, *sizes) for place in product(tasks, NOISES)]
     seeds, max_epochs = cells[0].seeds, 40 if quick else 200
     return {
         "synthetic": [_synthetic(cell) for cell in cells],
@@ -86,16 +78,7 @@ def _digits(factors: tuple[str, ...], seeds: tuple[int, ...], max_epochs: int) -
 
 
 def decayed(problem: Problem, factors: Sequence[str], weight_decay: float) -> Problem:
-    """Add the two kinds of decay to a problem.
-
-    Args:
-        problem: A Problem trained with Adam.
-        factors: Which of :data:`FACTORS` to add; augmentation is the caller's.
-        weight_decay: Decoupled, times the learning rate.
-
-    Returns:
-        The Problem with them.
-    """
+    """Add those kinds of decay that are among the factors to a problem trained with Adam."""
     if "rate decay" in factors:
         milestones = (problem.max_epochs // 2, problem.max_epochs * 4 // 5)
         schedule = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=milestones, gamma=0.1)
@@ -118,21 +101,7 @@ def study(
     about: str,
     seeds: Sequence[int] | None = None,
 ) -> Study:
-    """Train conditions and judge every test curve by the criterion.
-
-    Args:
-        groups: Conditions by the group they are tabulated and drawn in: "synthetic", "digits" or
-            "cifar10".
-        title: The report's heading.
-        about: What is trained; the criterion is added.
-        seeds: Other seeds than the conditions'.
-
-    Yields:
-        The Runs.
-
-    Returns:
-        The report.
-    """
+    """Train conditions, by the group they are tabulated in, and judge every test curve."""
     conditions: list[Condition] = []
     for group in groups.values():
         for condition in group:

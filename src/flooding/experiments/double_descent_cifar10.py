@@ -13,9 +13,9 @@ from functools import partial
 
 from flooding.data import images
 from flooding.data.augment import crop_and_flip
+from flooding.experiments import Experiment, Study
 from flooding.experiments.double_descent import CURVES, combinations, decayed, study
 from flooding.experiments.double_descent_rows import Condition
-from flooding.experiments.experiment import Experiment, Study
 from flooding.experiments.images5k import sizes
 from flooding.experiments.study import format_levels
 from flooding.models import small_cnn
@@ -34,14 +34,7 @@ WEIGHT_DECAY = 0.5  # decoupled, times the learning rate; that of the digits
 
 
 def plan(quick: bool = False) -> list[Condition]:
-    """Plan the eight conditions.
-
-    Args:
-        quick: Two of them, 400 images, two seeds and 6 epochs.
-
-    Returns:
-        The conditions.
-    """
+    """Plan the eight conditions; quick are two of them, with 400 images, two seeds, 6 epochs."""
     plain = Problem(
         partial(images.cifar10, label_noise=0.0, **sizes(quick)),
         partial(small_cnn, channels=3, size=32),

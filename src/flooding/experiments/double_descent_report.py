@@ -18,20 +18,13 @@ from flooding.experiments.double_descent_rows import (
     count_lasting,
     measured_curve,
 )
-from flooding.experiments.provenance import describe_provenance
 from flooding.experiments.study import format_levels, format_percent_range, fraction_until_below
+from flooding.report import stats
 from flooding.report.curve_figures import CurvePanel, curves_by_level
 from flooding.report.descents import Descents
 from flooding.report.document import Report, Table
-from flooding.report.stats import (
-    Difference,
-    adjust,
-    format_count,
-    format_mean_sd,
-    format_p,
-    paired_or_none,
-    pluralize,
-)
+from flooding.report.provenance import describe_provenance
+from flooding.report.stats import Difference, format_count, format_mean_sd, format_p, pluralize
 from flooding.training.record import Record
 
 if TYPE_CHECKING:
@@ -45,17 +38,7 @@ _UNTESTED = "not tested (level never reached)"
 def make_report(
     groups: Sequence[Group], records: Sequence[Record], title: str, about: str
 ) -> Report:
-    """Judge every test curve by the criterion.
-
-    Args:
-        groups: The conditions and their Records.
-        records: All Records.
-        title: The heading.
-        about: What was trained and how it is judged.
-
-    Returns:
-        The report.
-    """
+    """Judge every test curve by the criterion."""
     sections, figures = [], {}
     for group in groups:
         columns = 3 if group.name == "synthetic" else 4
@@ -142,7 +125,7 @@ def _sentences(groups: Sequence[Group], sections: Sequence[Section]) -> tuple[li
     holds, sentence = _judge_weight_decay(losses)
     (findings if holds else failures).append(sentence)
     gains = [_lasting_by_seed(section.tested) for section in sections]
-    for section, gain, p in zip(sections, gains, adjust(gains), strict=True):
+    for section, gain, p in zip(sections, gains, stats.adjust(gains), strict=True):
         findings.append(_describe_section(section, gain, p))
         findings += _describe_parts(section)
     return failures, findings
@@ -244,7 +227,9 @@ def _lasting_by_seed(rows: Sequence[Row]) -> Difference | None:
     for row in rows:
         for seed, flooded, plain in zip(row.seeds, row.flooded, row.plain, strict=True):
             pairs.setdefault(seed, []).append((100.0 * flooded.lasting, 100.0 * plain.lasting))
-    return paired_or_none([np.mean(seed_pairs, axis=0).tolist() for seed_pairs in pairs.values()])
+    return stats.paired_or_none([
+        np.mean(seed_pairs, axis=0).tolist() for seed_pairs in pairs.values()
+    ])
 
 
 def _describe_section(section: Section, gain: Difference | None, p: float) -> str:

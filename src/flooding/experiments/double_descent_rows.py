@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flooding.experiments.archive import to_half
 from flooding.experiments.study import Cell, LevelGrid, is_reached
 from flooding.report.descents import Descents, find_descents
 from flooding.report.stats import Difference, adjust, holm, mcnemar, paired, paired_or_none
+from flooding.training.archive import to_half
 from flooding.training.record import Record
 
 __all__ = ["FACTORS", "MEASURES", "Condition", "Group", "Measure", "Row", "Section"]
@@ -33,15 +33,9 @@ class Condition(Cell):
 
 
 class Group(NamedTuple):
-    """Conditions that are tabulated and drawn together.
+    """Conditions that are tabulated and drawn together, with their Records."""
 
-    Args:
-        name: What its tables and figures are called.
-        title: Its name for a reader.
-        grids: The Records of each condition.
-    """
-
-    name: str
+    name: str  # "synthetic", "digits" or "cifar10"
     title: str
     grids: Sequence[LevelGrid[Condition]]
 
@@ -52,14 +46,7 @@ class Group(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """What is judged, loss or error.
-
-    Args:
-        name: Its name.
-        curve: The curve it is computed from.
-        unit: Its unit.
-        digits: Digits it is written with.
-    """
+    """What is judged, loss or error: its name, its curve, and how it is written."""
 
     name: str
     curve: str

@@ -10,41 +10,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from flooding.experiments.experiment import Study
-from flooding.experiments.provenance import describe_provenance
-from flooding.experiments.study import (
-    COMPARISONS,
-    LOSS_COLUMNS,
-    MIN_FLOODED_SHARE,
-    ROWS,
-    Cell,
-    Comparison,
-    LevelGrid,
-    Sentences,
-    all_runs,
-    chunk,
-    count_of,
-    flooded_percent,
-    format_levels,
-    format_percent_range,
-    fraction_until_below,
-    is_reached,
-    level_grids,
-    loss_row,
-    metric_values,
-    row_epoch,
-)
+from flooding.experiments import Study, study
+from flooding.experiments.study import LevelGrid
 from flooding.level_search.base import SearchResult, run_concurrently
 from flooding.level_search.finder import finder
+from flooding.report import stats
+from flooding.report.claims import Sentences
 from flooding.report.document import Report, Table
 from flooding.report.level_figures import LevelPanel, accuracy_over_nll
-from flooding.report.stats import (
-    adjust,
-    describe_difference,
-    format_mean_sd,
-    format_p,
-    pluralize,
-)
+from flooding.report.provenance import describe_provenance
 from flooding.training.record import Record
 from flooding.training.run import Run
 
@@ -57,21 +31,21 @@ CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
 GridFigure: TypeAlias = "Callable[[Sequence[LevelGrid]], Figure]"
 """Draws a figure of the grids."""
 
+_ENDS: tuple[tuple[study.Epoch, str, str], ...] = (
+    ("last", "last epoch", ""),
+    ("best", "stopped", ", stopped"),
+)
+_AGAINST_ALL = "the finder against what validation chose of all levels above 0"
 _FINDER = (
-    Comparison("finder", "plain", "finder", "the finder against plain training"),
-    Comparison(
-        "finder",
-        "flooding",
-        "finder-against-all",
-        "the finder against what validation chose of all levels above 0",
-    ),
+    study.Comparison("finder", "plain", "finder", "the finder against plain training"),
+    study.Comparison("finder", "flooding", "finder-against-all", _AGAINST_ALL),
 )
 # Where the paper says that flooding helps: that must be shown, and fails where it is not.
 _CLAIMED = ("last", "stopped")
 
 
 def compare_levels(
-    cells: Sequence[Cell],
+    cells: Sequence[study.Cell],
     title: str,
     about: str,
     figures: Mapping[str, tuple[str, GridFigure]] | None = None,
@@ -93,27 +67,25 @@ def compare_levels(
     Returns:
         The report.
     """
-    records = yield all_runs(cells)
-    grids = level_grids(cells, records)
-    comparisons = COMPARISONS
+    # First everything that can be asked at once, then what the finder asks for step by step.
+    records = yield study.all_runs(cells)
+    grids = study.level_grids(cells, records)
+    comparisons = study.COMPARISONS
     if search:
         searches, picks = yield from _search(cells)
-        by_cell = chunk(picks, len(cells[0].seeds))
+        by_cell = study.chunk(picks, len(cells[0].seeds))
         grids = [replace(grid, finder=some) for grid, some in zip(grids, by_cell, strict=True)]
         for result in searches:
             records = [*records, *result.records]
         records = [*records, *picks]
+        # Everything that was trained is counted, also what the finder dropped.
         cost = np.mean([result.cost.steps for result in searches])
         about = (
             f"{about} The finder spends {cost:.1f} trainings on its level, and one more where that "
             "was not trained."
         )
         comparisons += _FINDER
-    tables = [
-        *(_compare(grids, comparison) for comparison in comparisons),
-        _losses(grids),
-        _levels(grids),
-    ]
+    tables = [_compare(grids, comparison) for comparison in comparisons]
     caption = (
         "Test accuracy and NLL at the last epoch against the flood level: mean and standard "
         "deviation over seeds. Dashed: plain training with early stopping. Open marks: levels that "
@@ -122,20 +94,18 @@ def compare_levels(
     drawings = {"levels": (caption, partial(_draw, grids))}
     for name, (text, draw) in (figures or {}).items():
         drawings[name] = (text, partial(draw, grids))
-    sentences = _sentences(grids, comparisons)
     return Report(
         title,
         _explain(about, len(cells[0].seeds)),
-        sentences.failures,
-        sentences.findings,
-        tables,
+        *_sentences(grids, comparisons),
+        [*tables, _losses(grids), _levels(grids)],
         drawings,
         describe_provenance(records),
     )
 
 
 def _search(
-    cells: Sequence[Cell],
+    cells: Sequence[study.Cell],
 ) -> Generator[list[Run], list[Record], tuple[list[SearchResult], list[Record]]]:
     """Ask the finder for each seed of each cell, then train what it found."""
     searches = [finder(cell.problem, seeds=[seed]) for cell in cells for seed in cell.seeds]
@@ -149,12 +119,12 @@ def _explain(about: str, n: int) -> str:
     return (
         f"{about} For each seed the level is chosen by validation accuracy, ties to the lower "
         "validation loss, then to the smaller level; flooding chooses among the levels above 0 "
-        f"that were reached, in at least {100 * MIN_FLOODED_SHARE:g} % of the steps up to the "
-        "epoch that is tested: others are plain training. Test data choose nothing. Mean ± "
-        f"standard deviation over {pluralize(n, 'seed')}; differences paired by seed, with the "
-        "95 % interval of Student's t and p after Holm's correction over the cells. Stopped: the "
-        "best validation epoch. Flooded: share of the steps that were below the level, of all or, "
-        "with early stopping, of those up to the best epoch. All seeds are tested on the same "
+        f"that were reached, in at least {100 * study.MIN_FLOODED_SHARE:g} % of the steps up to "
+        "the epoch that is tested: others are plain training. Test data choose nothing. Mean ± "
+        f"standard deviation over {stats.pluralize(n, 'seed')}; differences paired by seed, with "
+        "the 95 % interval of Student's t and p after Holm's correction over the cells. Stopped: "
+        "the best validation epoch. Flooded: share of the steps that were below the level, of all "
+        "or, with early stopping, of those up to the best epoch. All seeds are tested on the same "
         "images: the intervals are about training and its data. With early stopping this asks "
         "what flooded weights are worth where the best epoch comes after the level was reached, "
         "which is a result of validation, too; chosen among all levels, the weights would often "
@@ -162,25 +132,27 @@ def _explain(about: str, n: int) -> str:
     )
 
 
-def _compare(grids: Sequence[LevelGrid], comparison: Comparison) -> Table:
+def _compare(grids: Sequence[LevelGrid], comparison: study.Comparison) -> Table:
     """Tabulate two rows."""
     row, against, name, _ = comparison
     gains = [grid.gain(row, against) for grid in grids]
     lines = []
-    for grid, gain, p in zip(grids, gains, adjust(gains), strict=True):
+    for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
+        # A level that was never reached says nothing about flooding.
         if gain is None:
-            plain = format_mean_sd(grid.values(against, "test_accuracy", 100.0))
+            plain = stats.format_mean_sd(grid.values(against, "test_accuracy", 100.0))
             lines.append([grid.cell.title, plain, _untested(row, against), *["–"] * 4])
             continue
         a, b = zip(*grid.pairs(row, against), strict=True)
+        at, at_against = study.row_epoch(row), study.row_epoch(against)
         lines.append([
             grid.cell.title,
-            format_mean_sd(metric_values(b, "test_accuracy", 100.0, row_epoch(against))),
-            format_mean_sd(metric_values(a, "test_accuracy", 100.0, row_epoch(row))),
+            study.format_metric(b, "test_accuracy", 100.0, at_against),
+            study.format_metric(a, "test_accuracy", 100.0, at),
             f"{gain}, n = {gain.n}",
-            format_p(p),
-            format_levels(record.level or 0.0 for record in a),
-            format_mean_sd([flooded_percent(record, row_epoch(row)) for record in a]),
+            stats.format_p(p),
+            study.format_levels(record.level or 0.0 for record in a),
+            study.format_flooded(a, at),
         ])
     columns = ["data", against, row, "difference", "p", "levels", "flooded %"]
     title = f"Test accuracy in %, mean ± standard deviation: {against} and {row}"
@@ -192,21 +164,21 @@ def _untested(row: str, against: str = "plain") -> str:
     """Say why two rows are not compared."""
     if (row, against) == ("finder", "plain"):
         return "not tested: the finder chose no flooding"
-    suffix = " before the best epoch" if row_epoch(row) == "best" else ""
+    suffix = " before the best epoch" if study.row_epoch(row) == "best" else ""
     return f"not tested: no level was reached{suffix}"
 
 
 def _losses(grids: Sequence[LevelGrid]) -> Table:
     """Tabulate test NLL and ECE, with the share of flooded steps."""
-    rows = [row for row in ROWS if row.startswith("flooding")]
-    columns = ["data", *LOSS_COLUMNS, *(f"{row}: flooded %" for row in rows)]
+    rows = [row for row in study.ROWS if row.startswith("flooding")]
+    columns = ["data", *study.LOSS_COLUMNS, *(f"{row}: flooded %" for row in rows)]
     lines = []
     for grid in grids:
-        line = [grid.cell.title, *loss_row(grid)]
+        line = [grid.cell.title, *grid.loss_cells]
         for row in rows:
-            shares = [flooded_percent(record, row_epoch(row)) for record in grid.picks(row)]
-            text = f"{format_mean_sd(shares)}, n = {len(shares)}"
-            line.append(text if shares else _untested(row))
+            picks = grid.picks(row)
+            text = f"{study.format_flooded(picks, study.row_epoch(row))}, n = {len(picks)}"
+            line.append(text if picks else _untested(row))
         lines.append(line)
     title = f"Test NLL (nats) and ECE, n = {len(grids[0].cell.seeds)}"
     note = "Flooding: over the seeds in which a level was reached before the epoch that is tested."
@@ -222,56 +194,54 @@ def _levels(grids: Sequence[LevelGrid]) -> Table:
             row = {
                 "data": grid.cell.title,
                 "level": f"{level:g}" if level else "plain",
-                "training loss": format_mean_sd(metric_values(records, "train_loss"), 3),
+                "training loss": study.format_metric(records, "train_loss", digits=3),
             }
-            for at, column, suffix in (
-                ("last", "last epoch", ""),
-                ("best", "stopped", ", stopped"),
-            ):
-                accuracies = metric_values(records, "test_accuracy", 100.0, at)
-                shares = [flooded_percent(record, at) for record in records]
-                reached = [is_reached(record, at) for record in records]
-                count = count_of(reached) + ("" if any(reached) else ": not tested")
-                row[column] = format_mean_sd(accuracies)
-                row[f"flooded %{suffix}"] = format_mean_sd(shares) if level else "–"
-                row[f"reached{suffix}"] = count if level else "–"
+            for at, column, suffix in _ENDS:
+                row[column] = study.format_metric(records, "test_accuracy", 100.0, at)
+                row[f"flooded %{suffix}"] = row[f"reached{suffix}"] = "–"
+                if level:
+                    reached = [study.is_reached(record, at) for record in records]
+                    untested = "" if any(reached) else ": not tested"
+                    row[f"flooded %{suffix}"] = study.format_flooded(records, at)
+                    row[f"reached{suffix}"] = f"{stats.format_count(reached)}{untested}"
             rows.append(row)
     title = f"Test accuracy in % at each level, n = {len(grids[0].cell.seeds)}"
     return Table.from_dicts("levels", title, rows)
 
 
-def _sentences(grids: Sequence[LevelGrid], comparisons: Sequence[Comparison]) -> Sentences:
+def _sentences(grids: Sequence[LevelGrid], comparisons: Sequence[study.Comparison]) -> Sentences:
     """Say first whether the levels were tested at all, then which comparisons hold."""
-    sentences = Sentences()
+    sentences = Sentences([], [])
     for grid in grids:
         sentences.add(*_judge_levels(grid))
     for comparison in comparisons:
         row, against, name, title = comparison
         gains = [grid.gain(row, against) for grid in grids]
-        for grid, gain, p in zip(grids, gains, adjust(gains), strict=True):
+        for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
             start = f"{grid.cell.title}, {title}: "
             if gain is None:
                 sentences.add(name == "finder", f"{start}{_untested(row, against)}.")
                 continue
             who = "the finder" if row == "finder" else "flooding"
-            sentence = f"{start}{who} {describe_difference(gain, p)} points, n = {gain.n}"
+            sentence = f"{start}{who} {stats.describe_difference(gain, p)} points, n = {gain.n}"
             if others := len(grid.records) - gain.n:
-                sentence += f" ({pluralize(others, 'seed')} {_untested(row, against)})"
+                sentence += f" ({stats.pluralize(others, 'seed')} {_untested(row, against)})"
+            # A claim of the paper must be shown; otherwise flooding must not be shown to lose.
             wins, loses = p < 0.05 and gain.mean > 0, p < 0.05 and gain.mean < 0
             holds = wins if name in _CLAIMED else not loses
-            sentences.add(holds, f"{sentence}, p {format_p(p)}.")
+            sentences.add(holds, f"{sentence}, p {stats.format_p(p)}.")
     return sentences
 
 
 def _judge_levels(grid: LevelGrid) -> tuple[bool, str]:
     """Say whether plain training falls below the levels before half of the epochs."""
     levels = grid.cell.levels
-    fractions = fraction_until_below(grid.at(0.0), levels[-1])
+    fractions = study.fraction_until_below(grid.at(0.0), levels[-1])
     unreached = [level for level in levels[1:] if not grid.count_reached(level)]
-    suffix = f"; never reached: {format_levels(unreached)}" if unreached else ""
+    suffix = f"; never reached: {study.format_levels(unreached)}" if unreached else ""
     start = f"{grid.cell.title}: plain training is"
     if all(fraction < 0.5 for fraction in fractions):
-        when = f"after {format_percent_range(fractions)} of the epochs"
+        when = f"after {study.format_percent_range(fractions)} of the epochs"
         return True, f"{start} below the level {levels[-1]:g} {when}{suffix}."
     texts = ["never" if math.isnan(f) else f"{100 * f:.0f} %" for f in fractions]
     when = f"before half of the epochs (seed by seed: {', '.join(texts)})"

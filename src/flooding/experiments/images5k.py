@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from flooding.data import images
-from flooding.experiments.experiment import Experiment, Study
+from flooding.experiments import Experiment, Study
 from flooding.experiments.grids import CURVES, compare_levels
 from flooding.experiments.study import Cell, choose_seeds
 from flooding.models import small_cnn
 from flooding.tasks import adam
 from flooding.training.problem import Problem
-
-__all__ = ["EXPERIMENT", "LEVELS", "NOISY_LEVELS", "cells", "sizes", "start"]
 
 LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # nats; fixed beforehand
 # With a fifth of the labels wrong the training loss falls slowly, and the irreducible loss is 0.94.
@@ -25,27 +23,12 @@ NOISY_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def sizes(quick: bool = False) -> dict[str, int]:
-    """Give the numbers of training and validation images.
-
-    Args:
-        quick: The smaller ones.
-
-    Returns:
-        Arguments of the loaders.
-    """
+    """Give the numbers of training and validation images, as arguments of the loaders."""
     return {"n_train": 400, "n_val": 200} if quick else {"n_train": 4000, "n_val": 1000}
 
 
 def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]:
-    """Plan the four cells.
-
-    Args:
-        quick: Two seeds, three levels, 400 training images and a few epochs.
-        seeds: Other seeds than the three.
-
-    Returns:
-        MNIST, Fashion-MNIST without and with label noise, CIFAR-10.
-    """
+    """Plan MNIST, Fashion-MNIST without and with label noise, and CIFAR-10, with three seeds."""
     colour = partial(small_cnn, channels=3, size=32)
     settings = (
         ("MNIST", images.mnist, 0.0, small_cnn, 30),
@@ -66,15 +49,7 @@ def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]
 
 
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
-    """Train all levels of all cells and compare, for each seed, what validation chooses.
-
-    Args:
-        quick: See :func:`cells`.
-        seeds: Other seeds than the three.
-
-    Returns:
-        The study.
-    """
+    """Train all levels of all cells and compare, for each seed, what validation picks."""
     plan, size = cells(quick, seeds), sizes(quick)
     about = (
         f"**Reduced protocol, not the sources'**: {size['n_train']:,} training and "

@@ -11,58 +11,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from flooding.experiments.archive import Archive, Source
-from flooding.experiments.experiment import Experiment, Study
+from flooding.experiments import Experiment, Study, study
 from flooding.experiments.level_benchmark import LevelBenchmark
-from flooding.experiments.provenance import describe_provenance
-from flooding.experiments.study import (
-    COMPARISONS,
-    LOSS_COLUMNS,
-    Comparison,
-    LevelGrid,
-    all_runs,
-    level_grids,
-    loss_row,
-)
-from flooding.experiments.synthetic_cells import (
-    LEVELS,
-    NOISES,
-    TASKS,
-    SyntheticCell,
-    best_accuracy,
-    cells,
-    synthetic_cell,
-)
+from flooding.experiments.study import LevelGrid
+from flooding.experiments.synthetic_cells import NOISES, SyntheticCell, best_accuracy, cells
+from flooding.report import stats
 from flooding.report.document import Report, Table
 from flooding.report.level_figures import LevelPanel, accuracy_grid
-from flooding.report.stats import (
-    Difference,
-    adjust,
-    format_mean_sd,
-    format_median_range,
-    format_p,
-)
+from flooding.report.provenance import describe_provenance
+from flooding.training.archive import Archive, Source
 from flooding.training.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = [
-    "EXPERIMENT",
-    "LEVELS",
-    "NOISES",
-    "PUBLISHED",
-    "TASKS",
-    "SyntheticCell",
-    "cells",
-    "load",
-    "start",
-    "synthetic_cell",
-]
 
 # Test accuracy in percent on noisy labels without early stopping: without flooding, with it, level.
 # The paper, then the reproduction of our sources, which has 500 training examples a class, batch
@@ -73,69 +38,40 @@ PUBLISHED = {
     ("two-gaussians", 0.1): ((78.44, 83.59, 0.32), (77.89, 80.62, 0.29)),
 }
 _MAX_DISTANCE = 1.5  # points between a published figure and ours from which on we say why
+_Grid: TypeAlias = LevelGrid[SyntheticCell]
 _METRICS = {"noisy": "test_accuracy", "clean": "test_accuracy_clean"}
 
 
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
-    """Train all levels of all cells and compare, for each seed, what validation chooses.
-
-    Args:
-        quick: See :func:`cells`.
-        seeds: Other seeds than the ten, such as those that are trained so far.
-
-    Yields:
-        The Runs.
-
-    Returns:
-        The report.
-    """
+    """Train all levels of all cells and compare, for each seed, what validation picks."""
     plan = cells(quick)
     if seeds is not None:
         plan = [replace(cell, seeds=tuple(seeds)) for cell in plan]
-    records = yield all_runs(plan)
+    records = yield study.all_runs(plan)
     # Every level counts, as in the paper, whether it was reached or not.
-    grids = level_grids(plan, records, reached_only=False)
-    return _report([_Result(*pair) for pair in zip(plan, grids, strict=True)], records)
+    grids = study.level_grids(plan, records, reached_only=False)
+    return _report(grids, records)
 
 
-class _Result:
-    """A cell and its Records.
-
-    Args:
-        cell: The cell.
-        grid: Its Records.
-    """
-
-    def __init__(self, cell: SyntheticCell, grid: LevelGrid) -> None:
-        self.cell, self.grid = cell, grid
-        self.published = PUBLISHED.get((cell.task, cell.noise))
-
-    def accuracy(self, row: str, labels: str) -> list[float]:
-        """Test accuracies in percent."""
-        return self.grid.values(row, _METRICS[labels], 100.0)
-
-    def gain(self, comparison: Comparison, labels: str) -> Difference:
-        """What one row gains on the other: every seed has both."""
-        gain = self.grid.gain(comparison.row, comparison.against, _METRICS[labels])
-        assert gain is not None
-        return gain
-
-    def levels(self, row: str) -> list[float]:
-        """The levels that validation picked."""
-        return [record.level or 0.0 for record in self.grid.picks(row)]
-
-    @property
-    def panel(self) -> LevelPanel:
-        """What the figure shows."""
-        accuracy = self.grid.curve("test_accuracy_clean", 100.0)
-        picked, ceiling = self.levels("flooding"), best_accuracy(self.cell.task, 0.0)
-        return LevelPanel(
-            self.cell.title, self.cell.levels, accuracy, picked=picked, ceiling=ceiling
-        )
+def _published(grid: _Grid) -> tuple[tuple[float, ...], ...]:
+    """What the paper and the reproduction printed, if anything."""
+    return PUBLISHED.get((grid.cell.task, grid.cell.noise), ())
 
 
-def _report(results: Sequence[_Result], records: Sequence[Record]) -> Report:
-    cell = results[0].cell
+def _accuracy(grid: LevelGrid, row: str, labels: str) -> list[float]:
+    """Test accuracies in percent."""
+    return grid.values(row, _METRICS[labels], 100.0)
+
+
+def _gain(grid: LevelGrid, comparison: study.Comparison, labels: str) -> stats.Difference:
+    """What one row gains on the other: every seed has both."""
+    gain = grid.gain(comparison.row, comparison.against, _METRICS[labels])
+    assert gain is not None
+    return gain
+
+
+def _report(grids: Sequence[_Grid], records: Sequence[Record]) -> Report:
+    cell = grids[0].cell
     about = (
         "Ishida et al., ICML 2020, section 4.1: 100 training, 100 validation and 20,000 test "
         "examples, five hidden layers of 500 units, Adam at 0.001, full batches, "
@@ -147,18 +83,18 @@ def _report(results: Sequence[_Result], records: Sequence[Record]) -> Report:
         "interval of Student's t and p after Holm's correction over the nine rows. Stopped: the "
         "best validation epoch."
     )
-    last, stopped, against_stopping = COMPARISONS
+    last, stopped, against_stopping = study.COMPARISONS
     tables = [
-        _accuracies(results, "noisy", last, "published"),
-        _accuracies(results, "clean", last, "clean"),
-        _accuracies(results, "noisy", stopped, "stopped-noisy"),
-        _accuracies(results, "clean", stopped, "stopped"),
-        _accuracies(results, "clean", against_stopping, "against-stopping"),
-        _losses(results),
+        _accuracies(grids, "noisy", last, "published"),
+        _accuracies(grids, "clean", last, "clean"),
+        _accuracies(grids, "noisy", stopped, "stopped-noisy"),
+        _accuracies(grids, "clean", stopped, "stopped"),
+        _accuracies(grids, "clean", against_stopping, "against-stopping"),
+        _losses(grids),
     ]
-    failures, findings = _distances(results), []
-    for comparison in COMPARISONS:
-        losses, finding = _compare(results, comparison)
+    failures, findings = _distances(grids), []
+    for comparison in study.COMPARISONS:
+        losses, finding = _compare(grids, comparison)
         failures += losses
         findings.append(finding)
     caption = (
@@ -166,81 +102,80 @@ def _report(results: Sequence[_Result], records: Sequence[Record]) -> Report:
         "deviation over seeds. Dashed: plain training with early stopping. Ticks: the levels that "
         "validation chose."
     )
-    figures = {"levels": (caption, partial(_draw, results))}
+    figures = {"levels": (caption, partial(_draw, grids))}
     title = "The paper's synthetic table (Ishida et al., 2020)"
     return Report(title, about, failures, findings, tables, figures, describe_provenance(records))
 
 
 def _accuracies(
-    results: Sequence[_Result], labels: str, comparison: Comparison, name: str
+    grids: Sequence[_Grid], labels: str, comparison: study.Comparison, name: str
 ) -> Table:
     """Tabulate two rows on one kind of labels, with what was published about them."""
     row, against = comparison.row, comparison.against
-    gains = [result.gain(comparison, labels) for result in results]
+    gains = [_gain(grid, comparison, labels) for grid in grids]
     columns = ["Task, label noise", against, row, "difference", "p", "level", "ceiling"]
     is_published = name == "published"
     if is_published:
         columns += ["paper: plain", "with", "level", "reproduction: plain", "with", "level"]
     rows = []
-    for result, gain, p in zip(results, gains, adjust(gains), strict=True):
-        ceiling = best_accuracy(result.cell.task, result.cell.noise if labels == "noisy" else 0.0)
+    for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
+        ceiling = best_accuracy(grid.cell.task, grid.cell.noise if labels == "noisy" else 0.0)
         cells = [
-            result.cell.title,
-            format_mean_sd(result.accuracy(against, labels)),
-            format_mean_sd(result.accuracy(row, labels)),
+            grid.cell.title,
+            stats.format_mean_sd(_accuracy(grid, against, labels)),
+            stats.format_mean_sd(_accuracy(grid, row, labels)),
             str(gain),
-            format_p(p),
-            format_median_range(result.levels(row)),
+            stats.format_p(p),
+            stats.format_median_range(grid.levels(row)),
             f"{ceiling:.1f}",
         ]
-        if is_published and result.published:
-            paper, reproduction = result.published
-            cells += [f"{value:.2f}" for value in (*paper, *reproduction)]
-        elif is_published:
-            cells += ["–"] * 6
+        if is_published:
+            figures = [f"{value:.2f}" for source in _published(grid) for value in source]
+            cells += figures or ["–"] * 6
         rows.append(cells)
-    n = len(results[0].cell.seeds)
+    n = len(grids[0].cell.seeds)
     title = f"Test accuracy in % on {labels} labels, n = {n}: {against} and {row}"
     note = "Published figures for Sinusoid and Spiral are not in our sources."
     return Table(name, title, columns, rows, note if is_published else "")
 
 
-def _losses(results: Sequence[_Result]) -> Table:
-    rows = [[result.cell.title, *loss_row(result.grid)] for result in results]
-    title = f"Test NLL (nats) and ECE on noisy labels, n = {len(results[0].cell.seeds)}"
-    return Table("losses", title, ["Task, label noise", *LOSS_COLUMNS], rows)
+def _losses(grids: Sequence[_Grid]) -> Table:
+    rows = [[grid.cell.title, *grid.loss_cells] for grid in grids]
+    title = f"Test NLL (nats) and ECE on noisy labels, n = {len(grids[0].cell.seeds)}"
+    return Table("losses", title, ["Task, label noise", *study.LOSS_COLUMNS], rows)
 
 
-def _distances(results: Sequence[_Result]) -> list[str]:
+def _distances(grids: Sequence[_Grid]) -> list[str]:
     """Say where our accuracies are far from the paper's."""
     sentences = []
-    for result in results:
-        if result.published is None:
+    for grid in grids:
+        published = _published(grid)
+        if not published:
             continue
-        without, flooded, _ = result.published[0]
+        without, flooded, _ = published[0]
         for row, word, figure in (("plain", "without", without), ("flooding", "with", flooded)):
-            accuracy = result.accuracy(row, "noisy")
+            accuracy = _accuracy(grid, row, "noisy")
             distance = float(np.mean(accuracy)) - figure
             if abs(distance) > _MAX_DISTANCE:
                 sentences.append(
-                    f"{result.cell.title} {word} flooding: {format_mean_sd(accuracy)} % against "
-                    f"the paper's {figure} %, {distance:+.1f} points; the experiment "
+                    f"{grid.cell.title} {word} flooding: {stats.format_mean_sd(accuracy)} % "
+                    f"against the paper's {figure} %, {distance:+.1f} points; the experiment "
                     "ishida2020_settings asks why."
                 )
     return sentences
 
 
-def _compare(results: Sequence[_Result], comparison: Comparison) -> tuple[list[str], str]:
+def _compare(grids: Sequence[_Grid], comparison: study.Comparison) -> tuple[list[str], str]:
     """Count the cells in which flooding wins and loses, on clean labels."""
-    gains = [result.gain(comparison, "clean") for result in results]
+    gains = [_gain(grid, comparison, "clean") for grid in grids]
     wins, losses = [], []
-    for result, gain, p in zip(results, gains, adjust(gains), strict=True):
+    for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
         if p < 0.05:
-            (wins if gain.mean > 0 else losses).append(result.cell.title)
+            (wins if gain.mean > 0 else losses).append(grid.cell.title)
     finding = (
         f"Clean labels, {comparison.title}: flooding wins {len(wins)} and loses {len(losses)} of "
-        f"{len(results)} cells at 5 % (Holm, n = {gains[0].n} seeds), by "
-        f"{format_mean_sd([gain.mean for gain in gains])} points over the cells"
+        f"{len(grids)} cells at 5 % (Holm, n = {gains[0].n} seeds), by "
+        f"{stats.format_mean_sd([gain.mean for gain in gains])} points over the cells"
     )
     for verb, titles in (("wins", wins), ("loses", losses)):
         if titles:
@@ -249,19 +184,17 @@ def _compare(results: Sequence[_Result], comparison: Comparison) -> tuple[list[s
     return [f"{what} {title} ({comparison.title})." for title in losses], f"{finding}."
 
 
-def _draw(results: Sequence[_Result]) -> Figure:
-    return accuracy_grid([result.panel for result in results], len(NOISES))
+def _draw(grids: Sequence[_Grid]) -> Figure:
+    panels = []
+    for grid in grids:
+        cell, accuracy = grid.cell, grid.curve("test_accuracy_clean", 100.0)
+        extras = {"picked": grid.levels("flooding"), "ceiling": best_accuracy(cell.task, 0.0)}
+        panels.append(LevelPanel(cell.title, cell.levels, accuracy, **extras))
+    return accuracy_grid(panels, len(NOISES))
 
 
 def load(path: str | Path) -> Source:
-    """Read the level benchmark, or an archive of this experiment, in place of trainings.
-
-    Args:
-        path: ``benchmarks/levels`` of the repository, or an archive's file.
-
-    Returns:
-        A source of the Records of the nine cells.
-    """
+    """Read ``benchmarks/levels``, or an archive of this experiment, in place of trainings."""
     return Archive(path) if Path(path).is_file() else LevelBenchmark(path)
 
 

@@ -10,25 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from torch import nn
 
-from flooding.experiments import kim2022
-from flooding.experiments.experiment import Experiment, Study
+from flooding.data import Splits
+from flooding.experiments import Experiment, Study, kim2022, study
 from flooding.experiments.ishida2020 import PUBLISHED
-from flooding.experiments.provenance import describe_provenance
-from flooding.experiments.study import Sentences, choose_seeds, chunk, metric_values
 from flooding.experiments.synthetic_cells import NOISES, SyntheticCell, synthetic_cell
 from flooding.models import mlp
+from flooding.report import stats
+from flooding.report.claims import Sentences
 from flooding.report.document import Report, Table
-from flooding.report.stats import Difference, adjust, format_mean_sd, format_p, paired
+from flooding.report.provenance import describe_provenance
 from flooding.training.problem import Problem
 from flooding.training.record import Record
 from flooding.training.run import Run
-
-__all__ = ["EXPERIMENT", "VARIANTS", "one_logit", "start"]
 
 _MAX_DISTANCE = 1.5  # points within which a figure counts as the paper's
 
@@ -47,72 +44,44 @@ def one_logit(width: int = 500, depth: int = 5) -> nn.Sequential:
     return nn.Sequential(mlp(10, 1, width=width, depth=depth), nn.ZeroPad1d((1, 0)))
 
 
-def _data(problem: Problem, **changes: Any) -> Any:
+def _data(problem: Problem, **changes: int) -> Callable[[int], Splits]:
     """Change arguments of a problem's data."""
-    data: Any = problem.data
-    return partial(data, **changes)
+    assert callable(problem.data)
+    return partial(problem.data, **changes)
 
 
-def _unchanged(problem: Problem) -> Problem:
-    return problem
-
-
-def _with_one_logit(problem: Problem) -> Problem:
-    return replace(problem, model=one_logit)
-
-
-def _with_mini_batches(problem: Problem) -> Problem:
-    return replace(problem, batch_size=20)
-
-
-def _with_batch_norm(problem: Problem) -> Problem:
-    return replace(problem, model=partial(mlp, 10, 2, width=500, depth=5, batch_norm=True))
-
-
-def _with_more_examples(problem: Problem) -> Problem:
-    return replace(problem, data=_data(problem, n_train=200), batch_size=200)
-
-
-def _reproduction(problem: Problem) -> Problem:
-    data, max_epochs = _data(problem, n_train=1000), problem.max_epochs
-    return replace(kim2022.setting(), data=data, max_epochs=max_epochs, test_curve=None)
-
-
-# Each changes one thing of the paper's setting as we read it.
-VARIANTS: dict[str, Callable[[Problem], Problem]] = {
-    "as in our table": _unchanged,
-    "one logit": _with_one_logit,
-    "mini-batches of 20": _with_mini_batches,
-    "batch norm": _with_batch_norm,
-    "200 training examples": _with_more_examples,
-    "the reproduction's": _reproduction,
-}
+def variants(problem: Problem) -> dict[str, Problem]:
+    """Vary the paper's setting as we read it: each variant changes one thing, the last them all."""
+    batch_norm = partial(mlp, 10, 2, width=500, depth=5, batch_norm=True)
+    reproduction = replace(
+        kim2022.setting(),
+        data=_data(problem, n_train=1000),
+        max_epochs=problem.max_epochs,
+        test_curve=None,
+    )
+    return {
+        "as in our table": problem,
+        "one logit": replace(problem, model=one_logit),
+        "mini-batches of 20": replace(problem, batch_size=20),
+        "batch norm": replace(problem, model=batch_norm),
+        "200 training examples": replace(problem, data=_data(problem, n_train=200), batch_size=200),
+        "the reproduction's": reproduction,
+    }
 
 
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
-    """Train plainly in every variant.
-
-    Args:
-        quick: Two seeds and 100 epochs.
-        seeds: Seeds; ten unless said otherwise.
-
-    Yields:
-        The Runs.
-
-    Returns:
-        The report.
-    """
-    chosen = choose_seeds(seeds, 2 if quick else 10)
+    """Train plainly in every variant, with ten seeds."""
+    chosen = study.choose_seeds(seeds, 2 if quick else 10)
     max_epochs = 100 if quick else 500
     cells = [synthetic_cell("two-gaussians", n, max_epochs=max_epochs) for n in NOISES]
+    by_cell = [variants(cell.problem) for cell in cells]
     runs = []
-    for change in VARIANTS.values():
-        for cell in cells:
-            problem = change(cell.problem)
-            runs += [Run(problem, seed=seed) for seed in chosen]
+    for name in by_cell[0]:
+        for problems in by_cell:
+            runs += [Run(problems[name], seed=seed) for seed in chosen]
     records = yield runs
-    by_variant = chunk(chunk(records, len(chosen)), len(cells))
-    return _report(cells, dict(zip(VARIANTS, by_variant, strict=True)), records)
+    by_variant = study.chunk(study.chunk(records, len(chosen)), len(cells))
+    return _report(cells, dict(zip(by_cell[0], by_variant, strict=True)), records)
 
 
 def _report(
@@ -123,20 +92,21 @@ def _report(
     """Report on the Records of each variant, by cell and seed."""
     accuracies: dict[str, list[list[float]]] = {}
     for name, by_cell in results.items():
-        accuracies[name] = [metric_values(some, "test_accuracy", 100.0) for some in by_cell]
+        accuracies[name] = [study.metric_values(some, "test_accuracy", 100.0) for some in by_cell]
     base, *others = accuracies
-    gains: dict[tuple[str, int], Difference] = {}
+    # Each variant against our own table, cell by cell; all differences are tested together.
+    gains: dict[tuple[str, int], stats.Difference] = {}
     for name in others:
         for index in range(len(cells)):
-            gains[name, index] = paired(accuracies[name][index], accuracies[base][index])
-    ps = dict(zip(gains, adjust(list(gains.values())), strict=True))
+            gains[name, index] = stats.paired(accuracies[name][index], accuracies[base][index])
+    ps = dict(zip(gains, stats.adjust(list(gains.values())), strict=True))
     rows = []
     for name, by_cell in accuracies.items():
         row = [name]
         for index, values in enumerate(by_cell):
             gain = gains.get((name, index))
-            row.append(format_mean_sd(values))
-            row.append("–" if gain is None else f"{gain}, p {format_p(ps[name, index])}")
+            row.append(stats.format_mean_sd(values))
+            row.append("–" if gain is None else f"{gain}, p {stats.format_p(ps[name, index])}")
         rows.append(row)
     paper, columns = ["the paper"], ["setting"]
     for cell in cells:
@@ -165,8 +135,7 @@ def _report(
     return Report(
         "What the paper does not say",
         about,
-        sentences.failures,
-        sentences.findings,
+        *sentences,
         [Table("settings", title, columns, [*rows, paper])],
         {},
         describe_provenance(records),
@@ -182,14 +151,14 @@ def _distances(
     cells: Sequence[SyntheticCell], accuracies: dict[str, list[list[float]]]
 ) -> Sentences:
     """Say which settings come near the paper's figures in every cell."""
-    sentences = Sentences()
+    sentences = Sentences([], [])
     noises = ", ".join(f"{100 * cell.noise:g} %" for cell in cells)
     for name, by_cell in accuracies.items():
         distances = []
         for cell, values in zip(cells, by_cell, strict=True):
             distances.append(np.array(values) - _published(cell))
         is_near = max(abs(float(some.mean())) for some in distances) <= _MAX_DISTANCE
-        texts = ", ".join(format_mean_sd(some.tolist()) for some in distances)
+        texts = ", ".join(stats.format_mean_sd(some.tolist()) for some in distances)
         sentences.add(
             is_near,
             f"{name}: {texts} points against the paper's figure at {noises} label noise, "

@@ -19,8 +19,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from flooding.data import images
 from flooding.data.augment import crop_and_flip
-from flooding.experiments import grids
-from flooding.experiments.experiment import Experiment, Study
+from flooding.experiments import Experiment, Study, grids
 from flooding.experiments.grids import compare_levels
 from flooding.experiments.study import Cell, LevelGrid, choose_seeds
 from flooding.models import IMAGENET, Standardise, resnet_cifar
@@ -29,18 +28,6 @@ from flooding.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = [
-    "CURVES",
-    "EXPERIMENT",
-    "FULL_LEVELS",
-    "LEVELS",
-    "RATES",
-    "cells",
-    "network",
-    "setting",
-    "start",
-]
 
 CURVES = (*grids.CURVES, "level", "test_accuracy", "test_loss")
 # Nats. Fixed by the training loss of one plain run at each rate, on a seed that is not used: at 0.1
@@ -129,16 +116,7 @@ def cells(
 
 
 def start(quick: bool = False, seeds: Sequence[int] | None = None, *, full: bool = False) -> Study:
-    """Train all levels at both rates, and compare what validation picks and what the finder does.
-
-    Args:
-        quick: See :func:`cells`.
-        seeds: Other seeds than the three.
-        full: The full protocol, which needs a GPU.
-
-    Returns:
-        The study.
-    """
+    """Train all levels at both rates; compare what validation picks and what the finder does."""
     plan = cells(quick, seeds, full=full)
     common = (
         f"{plan[0].problem.max_epochs} epochs, the learning rate divided by 10 after half and "
@@ -182,14 +160,7 @@ def _draw_losses(results: Sequence[LevelGrid]) -> Figure:
 
 
 def is_exact(run: Run) -> bool:  # noqa: ARG001
-    """Tell whose curves an archive must not round: the finder reads all of them.
-
-    Args:
-        run: A Run.
-
-    Returns:
-        True.
-    """
+    """Tell whose curves an archive must not round: the finder reads all of them."""
     return True
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from flooding import npz
-from flooding.experiments.archive import run_id
 from flooding.experiments.synthetic_cells import LEVELS, NOISES, TASKS, SyntheticCell, cells
+from flooding.training.archive import run_id
 from flooding.training.record import Record
 from flooding.training.run import Run
 
@@ -118,6 +118,7 @@ def _check(table: dict[str, np.ndarray]) -> None:
     known = {*SHAPES, *_AXES, "told"}
     if unknown := sorted(set(table) - known):
         raise ValueError(f"it holds {unknown[0][:100]}, which is unknown")
+    # The numbers must have the shape of the grid, and the grid must be the one of this code.
     shapes = {name: values.shape for name, values in table.items() if values.dtype.kind in "fu"}
     for name, shape in SHAPES.items():
         if shapes.get(name) != shape:

@@ -14,30 +14,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from flooding.data import images
-from flooding.experiments.experiment import Experiment, Study
+from flooding.experiments import Experiment, Study, study
 from flooding.experiments.grids import CURVES
-from flooding.experiments.provenance import describe_provenance
-from flooding.experiments.study import (
-    Cell,
-    Claim,
-    Epoch,
-    LevelGrid,
-    Sentences,
-    choose_seeds,
-    flooded_percent,
-    format_levels,
-    format_percent_range,
-    fraction_until_below,
-    is_reached,
-    judge,
-    level_grids,
-    metric_values,
-)
+from flooding.experiments.study import Epoch, LevelGrid
 from flooding.level_search.advisor import advise, bayes_error
 from flooding.level_search.base import LevelEstimate
 from flooding.models import small_cnn
+from flooding.report.claims import Claim, Sentences, judge
 from flooding.report.document import Report, Table
 from flooding.report.level_figures import LevelPanel, accuracy_and_nll
+from flooding.report.provenance import describe_provenance
 from flooding.report.stats import format_mean_sd, paired
 from flooding.tasks import adam
 from flooding.training.problem import Problem
@@ -53,15 +39,7 @@ PEOPLE = (47, 63)  # fewest and most labels an image has (Peterson et al., secti
 
 
 def setting(max_epochs: int = 60, **sizes: int) -> Problem:
-    """Give the setting: a small convolutional network, Adam at 0.001, batches of 100.
-
-    Args:
-        max_epochs: Epochs.
-        sizes: See :func:`flooding.data.images.cifar10h`.
-
-    Returns:
-        The Problem.
-    """
+    """Give the setting: a small convolutional network, Adam at 0.001, batches of 100."""
     data, model = partial(images.cifar10h, **sizes), partial(small_cnn, channels=3, size=32)
     return Problem(data, model, adam, batch_size=100, max_epochs=max_epochs)
 
@@ -99,39 +77,21 @@ def counts(shares: np.ndarray) -> np.ndarray:
 
 
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
-    """Train all levels on one person's label an image; compare with what the labels say beforehand.
-
-    Args:
-        quick: Two seeds, three levels, 400 training images and 20 epochs.
-        seeds: Other seeds than the five.
-
-    Yields:
-        The Runs.
-
-    Returns:
-        The report.
-    """
+    """Train all levels on one person's label an image; compare with what labels say beforehand."""
     problem = setting(20, n_train=400, n_val=200) if quick else setting()
     levels = (0.0, 0.1, 0.4) if quick else LEVELS
-    cell = Cell("CIFAR-10H", problem, levels, choose_seeds(seeds, 2 if quick else 5))
+    cell = study.Cell("CIFAR-10H", problem, levels, study.choose_seeds(seeds, 2 if quick else 5))
     records = yield cell.runs
-    return _report(level_grids([cell], records)[0], images.human_labels(), records)
+    return _report(study.level_grids([cell], records)[0], images.human_labels(), records)
 
 
 class _Advice(NamedTuple):
-    """What is known about the level beforehand.
+    """What is known about the level beforehand."""
 
-    Args:
-        estimates: Estimates of people's labels, and of one plain training, by name.
-        irreducible_loss: The entropy of people's labels, in nats.
-        lowest_loss: Lowest validation loss of plain training, mean over seeds, in nats.
-        error: Bayes error of people's labels.
-    """
-
-    estimates: dict[str, LevelEstimate]
-    irreducible_loss: float
-    lowest_loss: float
-    error: float
+    estimates: dict[str, LevelEstimate]  # of people's labels, and of one plain training
+    irreducible_loss: float  # the entropy of people's labels, in nats
+    lowest_loss: float  # lowest validation loss of plain training, mean over seeds, in nats
+    error: float  # Bayes error of people's labels
 
 
 def _advise(grid: LevelGrid, shares: np.ndarray) -> _Advice:
@@ -175,8 +135,7 @@ def _report(grid: LevelGrid, shares: np.ndarray, records: Sequence[Record]) -> R
     return Report(
         "Labels people disagree on",
         about,
-        sentences.failures,
-        sentences.findings,
+        *sentences,
         [_estimates(advice), _levels(grid)],
         {"levels": (caption, partial(_draw, grid, advice))},
         describe_provenance(records),
@@ -205,16 +164,15 @@ def _levels(grid: LevelGrid) -> Table:
     rows = []
     for level in grid.cell.levels:
         records = grid.at(level)
-        divergence = metric_values(records, "test_kl_to_posterior")
         rows.append({
             "level": f"{level:g}" if level else "plain",
             "flooded %": _flooded(records, "last") if level else "–",
             "flooded %, stopped": _flooded(records, "best") if level else "–",
             "accuracy %": format_mean_sd(_accuracies(records)),
             "accuracy %, stopped": format_mean_sd(_accuracies(records, "best")),
-            "NLL": format_mean_sd(metric_values(records, "test_nll"), 3),
-            "NLL, stopped": format_mean_sd(metric_values(records, "test_nll", at="best"), 3),
-            "divergence": format_mean_sd(divergence, 3),
+            "NLL": study.format_metric(records, "test_nll", digits=3),
+            "NLL, stopped": study.format_metric(records, "test_nll", at="best", digits=3),
+            "divergence": study.format_metric(records, "test_kl_to_posterior", digits=3),
         })
     title = f"Test results, last epoch and best validation epoch, n = {len(grid.records)}"
     note = (
@@ -226,8 +184,8 @@ def _levels(grid: LevelGrid) -> Table:
 
 def _flooded(records: Sequence[Record], at: Epoch) -> str:
     """Write the share of flooded steps, and how many seeds reached the level if not all did."""
-    shares = format_mean_sd([flooded_percent(record, at) for record in records])
-    count = sum(is_reached(record, at) for record in records)
+    shares = study.format_flooded(records, at)
+    count = sum(study.is_reached(record, at) for record in records)
     if count == len(records):
         return shares
     return f"{shares}: {count} of {len(records)} seeds" if count else f"{shares}: not tested"
@@ -235,20 +193,22 @@ def _flooded(records: Sequence[Record], at: Epoch) -> str:
 
 def _describe_labels(grid: LevelGrid, advice: _Advice) -> Sentences:
     """Say what people's labels tell, and whether the levels are tested."""
-    sentences, limit, lowest = Sentences(), advice.irreducible_loss, advice.lowest_loss
+    sentences, limit, lowest = Sentences([], []), advice.irreducible_loss, advice.lowest_loss
     soft, again = advice.estimates["soft labels"], advice.estimates["repeated labels"]
-    sentences.findings += [
+    sentences.findings.append(
         f"People's labels: Bayes error {advice.error:.4f}, irreducible loss {limit:.4f} nats "
         f"[{soft.low:.4f}, {soft.high:.4f}]; corrected for the small number of labels an image "
-        f"{_nats(again):.4f} [{again.low:.4f}, {again.high:.4f}] (n = 10,000 images).",
+        f"{_nats(again):.4f} [{again.low:.4f}, {again.high:.4f}] (n = 10,000 images)."
+    )
+    sentences.findings.append(
         f"Lowest validation loss of plain training: {lowest:.3f} nats, {lowest / limit:.1f} times "
-        f"the irreducible loss (n = {len(grid.records)} seeds).",
-    ]
+        f"the irreducible loss (n = {len(grid.records)} seeds)."
+    )
     largest = grid.cell.levels[-1]
-    fractions = fraction_until_below(grid.at(0.0), largest)
+    fractions = study.fraction_until_below(grid.at(0.0), largest)
     is_early = all(fraction < 0.5 for fraction in fractions)
     if is_early:
-        when = f"after {format_percent_range(fractions)} of the epochs"
+        when = f"after {study.format_percent_range(fractions)} of the epochs"
         sentence = f"Plain training is below the largest level, {largest:g}, {when}."
     else:
         when = "before half of the epochs"
@@ -256,7 +216,7 @@ def _describe_labels(grid: LevelGrid, advice: _Advice) -> Sentences:
     sentences.add(is_early, sentence)
     untested = [level for level in grid.cell.levels[1:] if level not in _tested_levels(grid)]
     if untested:
-        levels = format_levels(untested)
+        levels = study.format_levels(untested)
         sentences.findings.append(f"Not reached by every seed, and so not tested: {levels}.")
     return sentences
 
@@ -269,6 +229,7 @@ def _tested_levels(grid: LevelGrid) -> list[float]:
 
 def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> None:
     """Judge whether the levels that work keep to what labels and losses say."""
+    # Only levels that every seed reached, divided by what is said about them.
     levels, limit = _tested_levels(grid), advice.irreducible_loss
     low = advice.estimates["0.7 x lowest validation loss"].low
     below = [level for level in levels if level <= limit]
@@ -277,13 +238,15 @@ def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> Non
     outside = [level for level in levels if level not in inside]
     limit_text = "Levels up to the irreducible loss are better than those above it"
     range_text = "Levels of 0.25 to 1 times the lowest validation loss are better than others"
-    claims = []
-    for text, a, b, at in (
+    comparisons: list[tuple[str, list[float], list[float], Epoch]] = [
         ("Flooding is better than plain training", levels, [0.0], "last"),
         (f"{limit_text} (our advisor's limit)", below, above, "last"),
         (f"{range_text} (our advisor)", inside, outside, "last"),
         ("Flooding's last epoch is better than plain early stopping", levels, [0.0], "best"),
-    ):
+    ]
+    claims = []
+    for text, a, b, at in comparisons:
+        # A group may be empty, such as that of levels above the irreducible loss.
         if a and b:
             claims += _claims(text, _pick_levels(grid, a), _pick_levels(grid, b), at)
     for judgement in judge(claims):
@@ -297,21 +260,13 @@ def _pick_levels(grid: LevelGrid, levels: Sequence[float]) -> list[Record]:
 
 
 def _claims(text: str, a: Sequence[Record], b: Sequence[Record], at: Epoch) -> list[Claim]:
-    """Claim that some trainings are better than others, by accuracy and by NLL.
-
-    Args:
-        text: The claim.
-        a: Trainings, judged at the last epoch.
-        b: Other trainings of the same seeds.
-        at: The epoch at which the others are judged.
-
-    Returns:
-        Two claims.
-    """
-    levels, others = (format_levels(record.level or 0.0 for record in some) for some in (a, b))
-    accuracy = paired(_accuracies(a), _accuracies(b, at))
-    nll = paired(metric_values(a, "test_nll", -1.0), metric_values(b, "test_nll", -1.0, at))
+    """Claim that trainings, at their last epoch, are better than others of the same seeds."""
+    levels = study.format_levels(record.level or 0.0 for record in a)
+    others = study.format_levels(record.level or 0.0 for record in b)
     detail = f"; chosen {levels} against {others}"
+    accuracy = paired(_accuracies(a), _accuracies(b, at))
+    saved = study.metric_values(a, "test_nll", -1.0)
+    nll = paired(saved, study.metric_values(b, "test_nll", -1.0, at))
     return [
         Claim(text, accuracy, "points of accuracy", detail=detail),
         Claim(text, nll, "nats of NLL saved", digits=3, detail=detail),
@@ -320,7 +275,7 @@ def _claims(text: str, a: Sequence[Record], b: Sequence[Record], at: Epoch) -> l
 
 def _accuracies(records: Sequence[Record], at: Epoch = "last") -> list[float]:
     """Test accuracies in percent, against the official labels."""
-    return metric_values(records, "test_accuracy_clean", 100.0, at)
+    return study.metric_values(records, "test_accuracy_clean", 100.0, at)
 
 
 def _draw(grid: LevelGrid, advice: _Advice) -> Figure:

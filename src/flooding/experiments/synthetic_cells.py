@@ -10,17 +10,6 @@ from flooding.data import synthetic
 from flooding.experiments.study import Cell
 from flooding.tasks import ishida2020_problem
 
-__all__ = [
-    "LEVELS",
-    "NOISES",
-    "TASKS",
-    "TITLES",
-    "SyntheticCell",
-    "best_accuracy",
-    "cells",
-    "synthetic_cell",
-]
-
 TASKS = {  # the data and its number of inputs
     "two-gaussians": (synthetic.two_gaussians, 10),
     "sinusoid": (synthetic.sinusoid, 2),
@@ -51,18 +40,7 @@ def synthetic_cell(
     seeds: Sequence[int] = tuple(range(10)),
     max_epochs: int = 500,
 ) -> SyntheticCell:
-    """Give the paper's setting for one task at one noise.
-
-    Args:
-        task: A name of :data:`TASKS`.
-        noise: Share of flipped labels.
-        levels: Flood levels in nats, 0 first.
-        seeds: Seeds.
-        max_epochs: Epochs.
-
-    Returns:
-        The cell.
-    """
+    """Give the paper's setting for one task at one noise."""
     data, inputs = TASKS[task]
     problem = ishida2020_problem(partial(data, label_noise=noise), inputs)
     problem = replace(problem, max_epochs=max_epochs)
@@ -85,17 +63,9 @@ def cells(quick: bool = False) -> list[SyntheticCell]:
 
 
 def best_accuracy(task: str, noise: float) -> float:
-    """Give the best possible accuracy on noisy labels, in percent.
-
-    Args:
-        task: A name of :data:`TASKS`.
-        noise: Share of flipped labels.
-
-    Returns:
-        For Sinusoid, whose clean labels are certain, 100 minus the noise.
-    """
+    """Give the best possible accuracy on noisy labels, in percent."""
     if task == "two-gaussians":
         return 100 * synthetic.two_gaussians_best_accuracy(noise)
     if task == "spiral":
         return 100 * synthetic.spiral_best_accuracy(noise)
-    return 100 * (1 - noise)
+    return 100 * (1 - noise)  # the clean labels of Sinusoid are certain

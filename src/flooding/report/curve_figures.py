@@ -1,20 +1,21 @@
-"""Figures of curves over the epochs, a line for each flood level."""
+"""Figures of curves over the epochs, for each flood level or without and with flooding."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from flooding.report.figures import PALETTE, draw_band, legend_below, new_figure
+from flooding.training.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CurvePanel", "curves_by_level"]
+__all__ = ["CurvePanel", "PairedRecords", "curves_by_level", "lines_in_pairs", "paired_curves"]
 
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -89,3 +90,90 @@ def _set_log(panels: Sequence[Axes]) -> None:
     # A band may reach below 0, which such an axis cannot show.
     lowest = [np.min(line.get_ydata()) for axes in panels for line in axes.get_lines()]
     panels[0].set_ylim(bottom=0.8 * float(min(lowest)))
+
+
+class PairedRecords(NamedTuple):
+    """The Records of one problem without flooding and with it, a pair for each seed.
+
+    Args:
+        title: Its name for a reader.
+        level: Flood level in nats.
+        plain: Records without flooding.
+        flooded: Records with flooding.
+    """
+
+    title: str
+    level: float
+    plain: Sequence[Record]
+    flooded: Sequence[Record]
+
+    @property
+    def groups(self) -> list[tuple[str, str, Sequence[Record]]]:
+        """Label, colour and Records of both groups."""
+        plain = ("without flooding", PALETTE["plain"], self.plain)
+        return [plain, ("with flooding", PALETTE["flooded"], self.flooded)]
+
+
+def paired_curves(
+    columns: Sequence[PairedRecords], labels: Mapping[str, str], logarithmic: Collection[str]
+) -> Figure:
+    """Draw curves without and with flooding, a column for each problem.
+
+    Args:
+        columns: The problems.
+        labels: Labels of the axes by the names of the curves, which are the rows.
+        logarithmic: Curves with a logarithmic axis.
+
+    Returns:
+        The figure.
+    """
+    with new_figure(3.0 * len(columns) + 0.5, 1.9 * len(labels)) as figure:
+        grid = figure.subplots(len(labels), len(columns), sharex=True, squeeze=False)
+        for panels, records in zip(grid.T, columns, strict=True):
+            for axes, name in zip(panels, labels, strict=True):
+                _draw_pair(axes, records, name, name in logarithmic)
+            panels[0].set_title(records.title)
+            panels[-1].set_xlabel("Epoch")
+        for axes, label in zip(grid[:, 0], labels.values(), strict=True):
+            axes.set_ylabel(label)
+        legend_below(figure, grid.flat, 2)
+    return figure
+
+
+def _draw_pair(axes: Axes, pairs: PairedRecords, name: str, log: bool) -> None:
+    """Draw one curve without and with flooding, where all seeds measured it."""
+    for label, colour, records in pairs.groups:
+        curves = np.array([record.curves[name].astype(float) for record in records])
+        epochs = np.flatnonzero(np.isfinite(curves).all(0))
+        epochs = epochs[epochs > 0]
+        draw_band(axes, epochs, curves[:, epochs], color=colour, log=log, label=label, lw=1.5)
+    if log:
+        axes.set_yscale("log")
+
+
+def lines_in_pairs(
+    columns: Sequence[PairedRecords], steps: Sequence[float], names: Sequence[str]
+) -> Figure:
+    """Draw the training loss along a direction, without and with flooding.
+
+    Args:
+        columns: The problems.
+        steps: Steps along the direction.
+        names: The metric of each step.
+
+    Returns:
+        The figure.
+    """
+    with new_figure(3.0 * len(columns) + 0.5, 3.2) as figure:
+        panels = figure.subplots(1, len(columns), squeeze=False)[0]
+        for axes, pairs in zip(panels, columns, strict=True):
+            for label, colour, records in pairs.groups:
+                values = np.empty((len(records), len(names)))
+                for index, record in enumerate(records):
+                    values[index] = [record.metrics[name] for name in names]
+                draw_band(axes, np.array(steps), values, color=colour, label=label)
+            axes.axhline(pairs.level, color="0.6", ls=":", label="level")
+            axes.set(title=pairs.title, xlabel="Step along the direction")
+        panels[0].set_ylabel("Training loss (nats)")
+        legend_below(figure, panels, 3)
+    return figure

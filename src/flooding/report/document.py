@@ -63,7 +63,10 @@ class Table:
             The table.
         """
         columns = list(rows[0])
-        return cls(name, title, columns, [[row.get(c, "–") for c in columns] for row in rows], note)
+        cells = []
+        for row in rows:
+            cells.append([row.get(column, "–") for column in columns])
+        return cls(name, title, columns, cells, note)
 
     def markdown(self) -> str:
         """Write it as GitHub's markdown, title above and note below."""

@@ -131,11 +131,15 @@ def accuracy_and_nll(
 
 
 def _draw_curve(
-    axes: Axes, x: np.ndarray, curve: LevelCurve, is_tested: Sequence[bool] = (), marker: str = ""
+    axes: Axes,
+    x: np.ndarray,
+    curve: LevelCurve,
+    is_tested: Sequence[bool] = (),
+    marker: str = "None",
 ) -> None:
     """Draw a metric at the last epoch, and that of plain training with early stopping."""
-    blue, line = PALETTE["flooded"], {"marker": marker} if marker else {}
-    draw_band(axes, x, curve.values, color=blue, label="last epoch", **line)
+    blue = PALETTE["flooded"]
+    draw_band(axes, x, curve.values, color=blue, label="last epoch", marker=marker)
     for index, is_full in enumerate(is_tested):
         mean, face = curve.values.mean(0)[index], blue if is_full else "white"
         axes.plot([x[index]], [mean], "o", color=blue, mfc=face, ms=5)

@@ -81,7 +81,7 @@ def decision_boundary(
     plain: Record,
     flooded: Record,
     splits: Splits,
-    probe: Tensor,
+    probe_inputs: Tensor,
     truth: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Figure:
     """Draw the probability of class 1 over the plane, without and with flooding.
@@ -92,7 +92,7 @@ def decision_boundary(
         plain: Record without flooding, with probabilities on the probe.
         flooded: Record with flooding.
         splits: The data of their seed; the training split is drawn over the plane.
-        probe: The inputs of the probe, a square grid ``[points * points, 2]`` with the first
+        probe_inputs: The inputs of the probe, a square grid ``[points * points, 2]`` with the first
             coordinate changing fastest, as from :func:`flooding.tasks.grid_2d`.
         truth: Function ``(x1, x2)`` that is positive in class 1 and 0 on the true boundary, or
             None.
@@ -100,8 +100,8 @@ def decision_boundary(
     Returns:
         A figure of 7 x 4.3 inches.
     """
-    side = round(len(probe) ** 0.5)
-    x1, x2 = (probe[:, axis].numpy().reshape(side, side) for axis in (0, 1))
+    side = round(len(probe_inputs) ** 0.5)
+    x1, x2 = (probe_inputs[:, axis].numpy().reshape(side, side) for axis in (0, 1))
     points, labels = _two_dimensions(splits.train)
     with new_figure(7.0, 4.3) as figure:
         from matplotlib.cm import ScalarMappable

@@ -251,8 +251,8 @@ def _shade(axes: Axes, spans: Mapping[str, tuple[int, int]]) -> None:
         first, last = spans[letter]
         label = f"{letter}: {what}\n(epochs {first} to {last})"
         axes.axvspan(first, last, color=PALETTE[letter], alpha=0.25, lw=0, label=label)
-        place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
-        axes.text((first + last) / 2, 0.97, letter, **place)
+        look = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
+        axes.text((first + last) / 2, 0.97, letter, **look)
 
 
 def _describe_band(records: Sequence[Record]) -> str:

@@ -160,14 +160,15 @@ def pack(
         path: The file, ending in ``.npz``.
         records: Records with Runs that can be hashed; of equal Runs the first is kept.
         keep: Names of the curves to keep; a Record may lack some.
-        on: What they were trained on, see :func:`flooding.experiments.machine`, for Records that
-            do not say it themselves.
+        on: The machine, see :func:`flooding.report.provenance.machine`, of Records that do not say
+            where they were trained.
         is_exact: Tells whose curves to keep in float32: those on which a search decides what to ask
             next. None rounds all.
 
     Returns:
         The path.
     """
+    # A Record that several strategies asked for is written once.
     by_id: dict[str, tuple[Run, Record]] = {}
     for record in records:
         assert record.run is not None
@@ -175,17 +176,21 @@ def pack(
     runs = [run for run, _ in by_id.values()]
     records = [record for _, record in by_id.values()]
     names = sorted({name for record in records for name in record.metrics})
+    # One row a Record; NaN where a Record lacks a metric.
     metrics = np.full((len(records), len(names)), np.nan)
     for row, record in zip(metrics, records, strict=True):
         row[:] = [record.metrics.get(name, np.nan) for name in names]
+    seconds = [record.metadata.get("seconds", np.nan) for record in records]
+    machines = [str(record.metadata.get("on", on)) for record in records]
     arrays = {
         "runs": np.array(list(by_id)),
         "finals_names": np.array(names, dtype=str),
         "finals": metrics,
-        "seconds": np.array([r.metadata.get("seconds", np.nan) for r in records], np.float32),
+        "seconds": np.array(seconds, np.float32),
         "seeds": np.array([run.seed for run in runs]),
-        "on": np.array([str(record.metadata.get("on", on)) for record in records]),
+        "on": np.array(machines),
     }
+    # Curves lie one after the other, each kind with the positions at which they end.
     exact = [is_exact is not None and is_exact(run) for run in runs]
     for name in sorted(keep):
         arrays |= _pack_curve(name, records, exact)
@@ -229,6 +234,7 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError(
                 f"{name} is of another shape or type: {values.shape} of {values.dtype}"
             )
+    # Names must be unique, or a Record could be read for another one.
     for name in ("runs", "finals_names"):
         if len(np.unique(arrays[name])) < len(arrays[name]):
             raise ValueError(f"two of its {name} are the same")
@@ -299,6 +305,7 @@ def to_half(curve: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: If a value is.
     """
+    # float16 has no finite number beyond 65,504.
     finite = np.isfinite(curve)
     clipped = np.where(finite, np.clip(curve.astype(np.float64), -_LARGEST, _LARGEST), curve)
     half = clipped.astype(np.float16)

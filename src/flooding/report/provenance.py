@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from flooding.experiments.archive import run_id
+from flooding.training.archive import run_id
 from flooding.training.config import UnhashableConfigError
 from flooding.training.record import Record
 

@@ -1,0 +1,391 @@
+"""Tables, sentences and the figure of the bake-off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from flooding.experiments.study import Epoch, run_of
+from flooding.report import stats
+from flooding.report.document import Report, Table
+from flooding.report.provenance import describe_provenance
+from flooding.report.rank_figures import mean_ranks
+from flooding.report.stats import Difference, format_mean_sd, format_p
+from flooding.training.record import Record, validation_key
+
+__all__ = ["BUDGET", "Pick", "Results", "late_band", "make_report"]
+
+BUDGET = 4  # trainings for each method, problem and seed
+_LATE = 0.1  # share of the epochs, the last, over which the band of the training loss is taken
+_FLOODING = ("flooding", "flooding + early stopping")
+_UNTUNED = {"plain", "early stopping"}
+_OTHER_LOSS = {"label smoothing", "dropout"}  # their training loss is no plain one
+_METRICS = {  # title, digits
+    "accuracy": ("Test accuracy in %", 1),
+    "nll": ("Test NLL in nats", 3),
+    "brier": ("Test Brier score", 3),
+    "ece": ("Test ECE", 3),
+    "over_confidence": ("Over-confidence: mean confidence minus accuracy", 3),
+}
+_Gains: TypeAlias = dict[str, tuple[Difference, float]]  # by rival: the gain, its corrected p
+
+
+class Pick(NamedTuple):
+    """What validation picked for a method on a problem with a seed."""
+
+    record: Record
+    at: Epoch  # at which it is judged
+    setting: str
+    tried: tuple[Record, ...]  # the trainings of all settings
+
+    def metric(self, name: str) -> float:
+        """Give a metric at the epoch of the pick."""
+        return self.record.metrics[f"{self.at}.{name}"]
+
+    def test_metric(self, name: str) -> float:
+        """Give a test metric on clean labels where there are any, accuracy in percent."""
+        metrics, name = self.record.metrics, f"{self.at}.test_{name}"
+        value = metrics.get(f"{name}_clean", metrics.get(name, math.nan))
+        return 100.0 * value if name.endswith("accuracy") else value
+
+
+class Results(NamedTuple):
+    """The picks of a study."""
+
+    picks: Mapping[tuple[str, str, int], Pick]  # by method, problem and seed
+    methods: list[str]  # that every problem has
+    names: list[str]  # of the problems
+    seeds: list[int]
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Every problem with every seed."""
+        return list(product(self.names, self.seeds))
+
+    def of(self, method: str) -> list[Pick]:
+        """Give the picks of a method on all places."""
+        return [self.picks[method, name, seed] for name, seed in self.places]
+
+    def on(self, name: str) -> Results:
+        """Give the results on one problem."""
+        return self._replace(names=[name])
+
+    def values(self, method: str, metric: str) -> np.ndarray:
+        """Give a test metric as ``[problems, seeds]``."""
+        values = [pick.test_metric(metric) for pick in self.of(method)]
+        return np.reshape(values, (len(self.names), len(self.seeds)))
+
+    def gain(self, method: str, rival: str) -> Difference:
+        """Compare accuracies over problems, each averaged over seeds, or over seeds of one."""
+        axis = 1 if len(self.names) > 1 else 0
+        a = self.values(method, "accuracy").mean(axis).tolist()
+        return stats.paired(a, self.values(rival, "accuracy").mean(axis).tolist())
+
+    def gains(self, method: str, rivals: Sequence[str]) -> _Gains:
+        """Compare a method with several others, p after Holm's correction."""
+        gains = [self.gain(method, rival) for rival in rivals]
+        return dict(zip(rivals, zip(gains, stats.adjust(gains), strict=True), strict=True))
+
+    @property
+    def ranks(self) -> dict[str, float]:
+        """Mean rank of each method by accuracy."""
+        means = {m: self.values(m, "accuracy").mean(1).tolist() for m in self.methods}
+        return stats.average_ranks(means)
+
+
+def make_report(results: Results, records: Sequence[Record]) -> Report:
+    """Say when to use flooding, and which methods win."""
+    _, methods, names, seeds = results
+    tables = [_overall(results), _pairs(results)]
+    tables += [_by_problem(results, metric) for metric in _METRICS]
+    tables += [_with_plain(results), _settings(results), _held_loss(results)]
+    failures, findings = _sentences(results)
+    about = (
+        f"{len(methods)} methods on {len(names)} problems, {len(seeds)} seeds, {BUDGET} trainings "
+        "for each method, problem and seed: four settings, or the finder's three and one. The "
+        "setting is chosen by the last epoch's validation result on the labels the user has; plain "
+        "training and early stopping need one training. SAM takes two passes a step, the gradient "
+        "penalty about three, AdaFlood trains auxiliary networks besides. Class-wise levels are "
+        "not among the methods. Test labels are clean unless said otherwise. Differences are "
+        "paired by problem, or by seed where there is one problem; p by Student's t after Holm's "
+        "correction."
+    )
+    figures = {}
+    if len(names) > 1:
+        caption = (
+            "Mean ranks by accuracy (1 is best); methods joined by a bar do not differ at 5 % "
+            "(Nemenyi)."
+        )
+        figures["ranks"] = (caption, partial(mean_ranks, results.ranks, len(names)))
+    title, provenance = "Regularisers side by side", describe_provenance(records)
+    return Report(title, about, failures, findings, tables, figures, provenance)
+
+
+# Tables.
+
+
+def _overall(results: Results) -> Table:
+    """Tabulate means over problems and seeds, and differences from the two that need no tuning."""
+    ranks, rivals = results.ranks, ("plain", "early stopping")
+    gains: dict[str, _Gains] = {}
+    for rival in rivals:
+        differences, ps = [], []
+        for method in results.methods:
+            gain = results.gain(method, rival)
+            differences.append(gain)
+            # The rival itself, and what equals it, is not tested.
+            ps.append(math.nan if gain.sd == 0 else gain.p)
+        pairs = zip(differences, stats.holm(ps), strict=True)
+        gains[rival] = dict(zip(results.methods, pairs, strict=True))
+    rows = []
+    for method in results.methods:
+        picks = results.of(method)
+        row = {"method": method, "accuracy %": f"{results.values(method, 'accuracy').mean():.1f}"}
+        row["rank"] = f"{ranks[method]:.1f}"
+        for rival in rivals:
+            gain, p = gains[rival][method]
+            row[f"minus {rival}"] = "–" if method == rival else f"{gain} p {format_p(p)}"
+        titles = {
+            "NLL": "nll",
+            "Brier": "brier",
+            "ECE": "ece",
+            "over-confidence": "over_confidence",
+        }
+        for title, metric in titles.items():
+            row[title] = f"{results.values(method, metric).mean():.3f}"
+        test = np.array([pick.metric("test_loss") for pick in picks])
+        train = np.array([pick.metric("train_loss") for pick in picks])
+        row["test loss"] = f"{test.mean():.3f}"
+        row["gap"] = "–" if method in _OTHER_LOSS else f"{(test - train).mean():.3f}"
+        row["training loss"] = f"{train.mean():.3f}"
+        row["its late band"] = f"{np.mean([late_band(pick.record) for pick in picks]):.3f}"
+        rows.append(row)
+    unit = "problems" if len(results.names) > 1 else "seeds"
+    title = (
+        f"Means over {len(results.names)} problems and {len(results.seeds)} seeds; differences "
+        f"with 95 % intervals over {unit}"
+    )
+    note = (
+        "Gap: test minus training loss, not told where the training loss is another one: with "
+        "smoothed labels, or with units dropped. The training loss is on noisy labels, and so is "
+        "the test loss of synthetic tasks; all other figures are on clean ones. Late band: highest "
+        "minus lowest training loss of the last tenth of epochs."
+    )
+    return Table.from_dicts("overall", title, rows, note)
+
+
+def _pairs(results: Results) -> Table:
+    """Compare flooding with plain training, problem by problem, paired by seed."""
+    rows: list[list[str]] = [[name] for name in results.names]
+    columns = ["problem"]
+    for method, rival in (
+        ("flooding", "plain"),
+        ("flooding", "early stopping"),
+        ("flooding + early stopping", "early stopping"),
+    ):
+        gains = [results.on(name).gain(method, rival) for name in results.names]
+        columns += [f"{method} − {rival}", "p"]
+        for row, gain, p in zip(rows, gains, stats.adjust(gains), strict=True):
+            row += [str(gain), format_p(p)]
+    title = (
+        "Differences in test accuracy, in points, by problem; paired by seed, "
+        f"n = {len(results.seeds)}, p after Holm"
+    )
+    return Table("pairs", title, columns, rows)
+
+
+def _with_plain(results: Results) -> Table:
+    """Give every method plain training as a fifth setting."""
+    # The finder may answer "no flooding", which the settings of other methods cannot.
+    rows, shape = [], (len(results.names), len(results.seeds))
+    flooding = results.values("flooding", "accuracy").mean(1).tolist()
+    for method in results.methods:
+        if method in _UNTUNED or method in _FLOODING:
+            continue
+        accuracies, num_plain = [], 0
+        for pick, plain in zip(results.of(method), results.of("plain"), strict=True):
+            problem = run_of(pick.record).problem
+            own = validation_key(pick.record.metrics, problem, "last.")
+            other = validation_key(plain.record.metrics, problem, "last.")
+            accuracies.append((pick if own >= other else plain).test_metric("accuracy"))
+            num_plain += own < other
+        means = np.reshape(accuracies, shape).mean(1).tolist()
+        gain = stats.paired(flooding, means)
+        rows.append({
+            "method": method,
+            "accuracy %": f"{np.mean(means):.1f}",
+            "plain chosen": f"{num_plain} of {len(accuracies)}",
+            "flooding minus it": str(gain),
+            "p, uncorrected": format_p(gain.p),
+        })
+    none = stats.format_count([not pick.record.level for pick in results.of("flooding")])
+    note = f"The finder answered “no flooding” in {none} searches."
+    title = "The same where plain training is a fifth setting of every method"
+    return Table.from_dicts("with-off", title, rows, note)
+
+
+def _by_problem(results: Results, metric: str) -> Table:
+    """Tabulate one metric by problem."""
+    title, digits = _METRICS[metric]
+    rows = []
+    for name in results.names:
+        row = {"problem": name}
+        for method in results.methods:
+            values = results.on(name).values(method, metric)[0]
+            row[method] = format_mean_sd(values.tolist(), digits)
+        rows.append(row)
+    title = f"{title}, mean ± standard deviation, n = {len(results.seeds)}"
+    return Table.from_dicts(metric, title, rows)
+
+
+def _settings(results: Results) -> Table:
+    """Tabulate the settings that were picked."""
+    rows = []
+    for name in results.names:
+        row = {"problem": name}
+        for method in results.methods:
+            if method not in _UNTUNED and method != _FLOODING[1]:
+                row[method] = "; ".join(pick.setting for pick in results.on(name).of(method))
+        rows.append(row)
+    return Table.from_dicts("settings", "Chosen on validation, seed by seed", rows)
+
+
+def _held_loss(results: Results) -> Table:
+    """Ask whether other methods can hold the training loss at a preset value, as flooding does."""
+    rows = []
+    for method in ("flooding", "weight decay", "dropout", "label smoothing"):
+        misses, bands = [], []
+        for place in results.places:
+            level = results.picks["flooding", *place].record.level or 0.0
+            pick = results.picks.get((method, *place))
+            if level > 0 and pick is not None:
+                # The setting whose loss comes nearest.
+                ends = np.array([float(np.mean(_late_losses(record))) for record in pick.tried])
+                nearest = int(np.abs(ends - level).argmin())
+                misses.append(abs(ends[nearest] - level) / level)
+                bands.append(late_band(pick.tried[nearest]) / level)
+        if misses:
+            rows.append([
+                method,
+                stats.format_count([miss <= 0.1 for miss in misses]),
+                format_mean_sd(misses, 2),
+                format_mean_sd(bands, 2),
+            ])
+    columns = ["method", "within 10 % of the level", "distance / level", "late band / level"]
+    title = "Holding a preset training loss: the finder's level, and the nearest of four settings"
+    note = (
+        "Distance: mean training loss of the last tenth of the epochs from the level. Flooding is "
+        "given the level; the others' four settings are far apart, so that a miss may be the "
+        "grid's. The band does not depend on that."
+    )
+    return Table("held", title, columns, rows, note)
+
+
+def _late_losses(record: Record) -> np.ndarray:
+    """Training losses of the last tenth of the epochs."""
+    curve = record.curves["train_loss"]
+    return curve[-max(2, round(_LATE * (len(curve) - 1))) :]
+
+
+def late_band(record: Record) -> float:
+    """Subtract the lowest from the highest training loss of the last tenth of the epochs."""
+    losses = _late_losses(record)
+    return float(losses.max() - losses.min())
+
+
+# Sentences.
+
+
+def _sentences(results: Results) -> tuple[list[str], list[str]]:
+    """Say when to use flooding, and which methods win, those that beat flooding first."""
+    rivals = [method for method in results.methods if method not in _FLOODING]
+    gains = {method: results.gains(method, rivals) for method in _FLOODING}
+    failures, findings = [], [_advice(results, gains)]
+    unit = f"{len(results.seeds)} seeds"
+    if len(results.names) > 1:
+        unit = f"{len(results.names)} problems"
+        findings += [*_extremes(results, "plain"), *_extremes(results, "early stopping")]
+    for method, by_rival in gains.items():
+        for rival, (gain, p) in by_rival.items():
+            words = stats.describe_difference(gain, p)
+            sentence = f"{method} against {rival}: {words} points over {unit}, p {format_p(p)}."
+            (failures if gain.mean < 0 and p < 0.05 else findings).append(sentence)
+    return failures, findings
+
+
+def _extremes(results: Results, rival: str) -> list[str]:
+    """Say on which problems flooding gains most and least, and compare over tasks."""
+    gains = {name: results.on(name).gain("flooding", rival) for name in results.names}
+    flooded, by_task = [], {}
+    for name, gain in gains.items():
+        if any(pick.record.level for pick in results.on(name).of("flooding")):
+            flooded.append(name)
+        # Cells of one task, which share their inputs, count once.
+        by_task.setdefault(name.partition(",")[0], []).append(gain.mean)
+    flooded.sort(key=lambda name: gains[name].mean)
+    texts = [f"{name} {gains[name]}" for name in flooded]
+    most, least = "; ".join(texts[:-4:-1]), "; ".join(texts[:3])
+    means = [float(np.mean(task_gains)) for task_gains in by_task.values()]
+    gain = stats.paired(means, [0.0] * len(means))
+    return [
+        f"Flooding minus {rival}: most on {most}; least on {least} points (of the {len(flooded)} "
+        f"problems on which the finder flooded any seed; n = {len(results.seeds)}, 95 % "
+        "intervals).",
+        "Cells of one task share their inputs: averaged over the noises of each task, flooding "
+        f"minus {rival} is {gain} points over {gain.n} tasks (p {format_p(gain.p)}, uncorrected).",
+    ]
+
+
+def _advice(results: Results, gains: Mapping[str, _Gains]) -> str:
+    """Say in plain words when to use flooding and when not."""
+    last, stopped = gains["flooding"], gains["flooding + early stopping"]
+    better: list[str] = []
+    worse: list[str] = []
+    for rival, (gain, p) in last.items():
+        if p < 0.05 and rival not in _UNTUNED:
+            (worse if gain.mean > 0 else better).append(rival)
+    unsure = "not shown to differ"
+    than = "than plain training"
+    plain = _compare(
+        last["plain"], f"better {than}", f"worse {than}", f"{unsure} from plain training"
+    )
+    best = _compare(last["early stopping"], "worse", "better", unsure)
+    nothing = "adds nothing that shows"
+    both = _compare(stopped["early stopping"], "adds to it", "costs accuracy", nothing)
+    ranks = sorted(results.ranks.items(), key=lambda item: item[1])
+    nll = [
+        f"{results.values(m, 'nll').mean():.2f}" for m in ("plain", "early stopping", "flooding")
+    ]
+    n = stats.pluralize(len(results.seeds), "seed")
+    if len(results.names) > 1:
+        n = f"{len(results.names)} problems, {n} each"
+    return (
+        f"When to use flooding: if the last epoch's network is kept, flooding is {plain}. If the "
+        "best validation epoch can be kept, plain early stopping, one training instead of "
+        f"{BUDGET}, is {best}, and flooding on top of early stopping {both}. Of the other methods "
+        f"with as many trainings, some with dearer steps, {_join(worse)} shown to be worse than "
+        f"flooding's last epoch and {_join(better)} shown to be better. Mean ranks by accuracy: "
+        f"{', '.join(f'{method} {rank:.1f}' for method, rank in ranks)}. Test NLL: plain {nll[0]}, "
+        f"early stopping {nll[1]}, flooding {nll[2]} nats (n = {n}, intervals are 95 % and not "
+        f"corrected, p is after Holm over {len(last)} comparisons)."
+    )
+
+
+def _compare(result: tuple[Difference, float], higher: str, lower: str, unsure: str) -> str:
+    """Choose the words that a gain of flooding deserves."""
+    gain, p = result
+    words = unsure
+    if p < 0.05:
+        words = higher if gain.mean > 0 else lower
+    return f"{words} (flooding minus it: {gain} points, p {format_p(p)})"
+
+
+def _join(methods: Sequence[str]) -> str:
+    if not methods:
+        return "none is"
+    return f"{', '.join(methods)} {'is' if len(methods) == 1 else 'are'}"

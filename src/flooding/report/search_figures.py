@@ -1,0 +1,195 @@
+"""Figures of searches for the level: curves of every level, and controllers that move it.
+
+Curves are means over seeds, faint as measured and above that smoothed. A search is its Records by
+level, smallest first; 0 is plain training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+
+from flooding.report.figures import PALETTE, legend_below, level_colours, new_figure
+from flooding.training.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+__all__ = ["Search", "controlled_training", "hide_rise", "search_curves", "smooth_curve"]
+__all__ += ["training_accuracies"]
+
+Search: TypeAlias = Mapping[float, Sequence[Record]]
+"""Records by level, smallest first, one for each seed."""
+
+_REACH = 12  # epochs to either side that are averaged
+
+
+class _Curve(NamedTuple):
+    """A curve, its label on an axis, and the factor to its unit there."""
+
+    name: str
+    label: str
+    scale: float = 1.0
+
+
+_LEVEL = _Curve("level", "Flood level (nats)")
+_TRAIN_LOSS = _Curve("train_loss", "Training loss (nats)")
+_TRAIN_ACCURACY = _Curve("train_accuracy", "Training accuracy (%)", 100.0)
+_TEST_LOSS = _Curve("test_loss", "Test loss (nats)")
+_TEST_ACCURACY = _Curve("test_accuracy", "Test accuracy (%)", 100.0)
+
+
+def search_curves(search: Search) -> Figure:
+    """Draw losses and accuracies against the epoch, a line for each level.
+
+    Args:
+        search: The Records.
+
+    Returns:
+        A figure of four panels.
+    """
+    curves = (_TRAIN_LOSS, _TRAIN_ACCURACY, _TEST_LOSS, _TEST_ACCURACY)
+    with new_figure(9.0, 6.5) as figure:
+        panels = list(figure.subplots(2, 2, sharex=True).flat)
+        colours = _add_colorbar(figure, panels, search)
+        for axes, curve in zip(panels, curves, strict=True):
+            _draw_levels(axes, search, curve, colours)
+            axes.set_ylabel(curve.label)
+            if curve in {_TRAIN_ACCURACY, _TEST_ACCURACY}:
+                hide_rise([axes])
+        for axes in panels[2:]:
+            axes.set_xlabel("Epoch")
+        legend_below(figure, panels, 2)
+    return figure
+
+
+def training_accuracies(forward: Search, backward: Search) -> Figure:
+    """Draw the training accuracy of two searches, by epoch and at the last epoch by level.
+
+    Args:
+        forward: Records of constant levels.
+        backward: Records of the same levels, flooded late.
+
+    Returns:
+        A figure of three panels.
+    """
+    with new_figure(11.0, 4.2) as figure:
+        *panels, last = figure.subplots(1, 3)
+        panels[1].sharey(panels[0])
+        colours = _add_colorbar(figure, panels, forward)
+        _draw_levels(panels[0], forward, _TRAIN_ACCURACY, colours)
+        _draw_last(last, forward, "forward", PALETTE["flooded"], "o")
+        _draw_levels(panels[1], backward, _TRAIN_ACCURACY, colours)
+        _draw_last(last, backward, "backward", PALETTE["plain"], "s")
+        hide_rise(panels)
+        panels[0].set(title="Forward", xlabel="Epoch", ylabel=_TRAIN_ACCURACY.label)
+        panels[1].set(title="Backward", xlabel="Epoch")
+        last.set(title="Last epoch", xlabel=_LEVEL.label, ylabel=_TRAIN_ACCURACY.label)
+        last.legend()
+    return figure
+
+
+def _draw_last(axes: Axes, search: Search, label: str, colour: str, marker: str) -> None:
+    """Draw training accuracy at the last epoch against the level, with standard deviations."""
+    means, deviations = [], []
+    for records in search.values():
+        accuracies = [100 * record.metrics["last.train_accuracy"] for record in records]
+        means.append(np.mean(accuracies))
+        deviations.append(np.std(accuracies, ddof=1) if len(accuracies) > 1 else 0.0)
+    look = {"color": colour, "marker": marker, "capsize": 3, "label": label}
+    axes.errorbar(list(search), means, deviations, **look)
+
+
+def controlled_training(records: Sequence[Record]) -> Figure:
+    """Draw level, training loss and test loss, epochs counted from where flooding begins.
+
+    Args:
+        records: Records of a controller that began to flood, one a seed.
+
+    Returns:
+        A figure of three panels.
+    """
+    with new_figure(7.5, 7.5) as figure:
+        panels = list(figure.subplots(3, 1, sharex=True))
+        for axes, curve in zip(panels, (_LEVEL, _TRAIN_LOSS, _TEST_LOSS), strict=True):
+            lines = [_aligned(record, curve.name) for record in records]
+            for line in lines:
+                axes.plot(*line, color=PALETTE["flooded"], alpha=0.25, lw=0.8, label="a seed")
+            mean = _mean_line(lines)
+            axes.plot(*mean, color="black", lw=1.8, label=f"mean, n = {len(records)}")
+            axes.axvline(0, color="0.5", ls=":", label="flooding begins")
+            axes.set_ylabel(curve.label)
+        panels[-1].set_xlabel("Epochs since flooding began")
+        legend_below(figure, panels, 3)
+    return figure
+
+
+def _aligned(record: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Give the measured points of a curve, with epochs since the level came into force."""
+    curve, levels = record.curves[name], record.curves["level"]
+    epochs = np.flatnonzero(np.isfinite(curve))
+    return epochs - int(np.isfinite(levels).argmax()), curve[epochs]
+
+
+def _mean_line(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Average lines over the epochs that all of them span, interpolated between their points."""
+    first = max(epochs[0] for epochs, _ in lines)
+    last = min(epochs[-1] for epochs, _ in lines)
+    epochs = np.arange(first, last + 1)
+    return epochs, np.mean([np.interp(epochs, *line) for line in lines], axis=0)
+
+
+def hide_rise(panels: Sequence[Axes]) -> None:
+    """Start the axis at the lowest accuracy after a twentieth of the epochs.
+
+    The first rise would leave no room for the lines.
+
+    Args:
+        panels: Panels that share their vertical axis.
+    """
+    lines = [np.asarray(line.get_ydata(), float) for axes in panels for line in axes.get_lines()]
+    lowest = min(values[len(values) // 20 :].min() for values in lines)
+    highest = max(values.max() for values in lines)
+    panels[0].set_ylim(lowest - 1, highest + 1)
+
+
+def _draw_levels(axes: Axes, search: Search, curve: _Curve, colours: ScalarMappable) -> None:
+    """Draw the mean over seeds of each level, raw and smoothed; plain training is dashed."""
+    for level, records in search.items():
+        curves = [record.curves[curve.name] for record in records]
+        mean = curve.scale * np.mean(curves, axis=0, dtype=float)
+        epochs = np.flatnonzero(np.isfinite(mean))
+        colour = colours.to_rgba(level)  # type: ignore[arg-type]
+        label, dashes = ("flooded", "-") if level else ("no flooding", "--")
+        axes.plot(epochs, mean[epochs], color=colour, alpha=0.25, lw=0.7)
+        smooth = smooth_curve(epochs, mean[epochs])
+        axes.plot(epochs, smooth, color=colour, lw=1.5, ls=dashes, label=label)
+
+
+def smooth_curve(epochs: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Average a curve over the epochs around, as many on either side, so that slopes stay.
+
+    Args:
+        epochs: Epochs, ``[points]``, ascending.
+        values: Values, ``[points]``.
+
+    Returns:
+        The smoothed values.
+    """
+    reach = np.minimum(_REACH, np.minimum(epochs - epochs[0], epochs[-1] - epochs))
+    is_near = np.abs(epochs[:, None] - epochs) <= reach[:, None]
+    return is_near @ values / is_near.sum(1)
+
+
+def _add_colorbar(figure: Figure, panels: Sequence[Axes], search: Search) -> ScalarMappable:
+    """Give each level its colour, and draw the colour bar."""
+    from matplotlib.ticker import MaxNLocator
+
+    colours = level_colours(0.0, max(search))
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10])  # with more, the layout does not settle
+    figure.colorbar(colours, ax=list(panels), label=_LEVEL.label, ticks=ticks)
+    return colours
