@@ -184,8 +184,11 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
     [
         (["reproduce"], "needs an experiment: ishida2020"),
         (["reproduce", "nothing"], "must be one of ishida2020"),
-        (["reproduce", "nowhere:EXPERIMENT"], "must be module:object, got nowhere:EXPERIMENT"),
-        (["reproduce", "math:pi"], "must be a flooding.experiments.Experiment, got float"),
+        (
+            ["reproduce", "nowhere:EXPERIMENT"],
+            "must name something that can be imported, got nowhere:EXPERIMENT",
+        ),
+        (["reproduce", "math:pi"], "must be a flooding.experiments.Experiment, got a float"),
         (["reproduce", "bakeoff", "--more"], "Name it: --from NAME.npz"),
         (["reproduce", "ishida2020", "--from", "."], "which has none"),
         (["reproduce", "bakeoff", "--from", "nowhere.npz"], "must be a file of flooding reproduce"),
