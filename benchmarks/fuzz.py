@@ -1,5 +1,6 @@
-"""Call the command line with random arguments: it ends with 0, 1, 2 or 130, one line for an error
-and no traceback.
+"""Call the command line with random arguments: it must end with a known code and no traceback.
+
+The codes are 0, 1, 2 and 130; an error is one line.
 
     nice python benchmarks/fuzz.py [--vectors 1000] [--processes 50] [--seed 0]
 
@@ -33,6 +34,7 @@ import typer
 
 from flooding import cli
 from flooding.data.synthetic import two_gaussians
+from flooding.entries import CONTROLLERS, METHODS, STRATEGIES, entry_names
 from flooding.experiments import demo, ishida2020, synthetic_cells
 from flooding.models import mlp
 from flooding.testing import fake_record
@@ -123,28 +125,11 @@ VALID = {
     "--level": ["0.1", "0", "-0.5", "0.1,0.2", "1e30"],
     "--levels": ["0,0.1", "0.1,0.2,0.3", "0"],
     "--model": ["mlp", "mlp-bn"],
-    "--method": [
-        "flooding",
-        "iflood",
-        "adaflood",
-        "softad",
-        "hinge",
-        "wavebound",
-        "sam",
-        "gradient-penalty",
-    ],
-    "--schedule": ["constant", "warmup", "delayed", "heuristic", "plateau", "range"],
+    "--method": entry_names(METHODS),
+    "--schedule": entry_names(CONTROLLERS),
     "--optimizer": ["sgd", "adam", "adamw"],
-    "--strategy": [
-        "finder",
-        "grid",
-        "halving",
-        "backward",
-        "heuristic",
-        "accordance",
-        "range-test",
-        "tpe",
-    ],
+    # Without the policy gradient, which takes minutes.
+    "--strategy": [name for name in entry_names(STRATEGIES) if name != "policy-gradient"],
     "--score": ["accuracy", "balanced-accuracy", "loss"],
     "--kind": ["classification", "regression"],
     "--target": ["y", "-1", "0", "\x1b[31mred", "[red]", "a|b"],
@@ -206,9 +191,10 @@ OWN = [
     "",
 ]
 WHATS = [
-    "a.csv", "a.csv", "odd\x1b[31m[red].csv", "numbers.csv", "missing.csv", "cut.csv.gz", "folder", "plain.txt",
-    "pipe", "two-gaussians", "spiral", "mine.py", "mine.py:problem", "missing.py:problem", "missing:problem",
-    "ends:problem", "wrong:problem", "a:b:c", ":", "a:", ":b", "..:x", ".:x",
+    "a.csv", "a.csv", "odd\x1b[31m[red].csv", "numbers.csv", "missing.csv", "cut.csv.gz",
+    "folder", "plain.txt", "pipe", "two-gaussians", "spiral", "mine.py", "mine.py:problem",
+    "missing.py:problem", "missing:problem", "ends:problem", "wrong:problem", "a:b:c", ":", "a:",
+    ":b", "..:x", ".:x",
     *(f"mine:{name}" for name in OWN),
 ]  # fmt: skip
 MINE = """
@@ -217,6 +203,7 @@ from functools import partial
 from torch import nn
 from flooding import Problem
 from flooding.data.synthetic import two_gaussians
+from flooding.entries import CONTROLLERS, METHODS, STRATEGIES, entry_names
 from flooding.models import mlp
 data = partial(two_gaussians, n_train=30, n_val=20, n_test=20)
 problem = Problem(data, partial(mlp, 10, 2, width=4, depth=1), max_epochs=2)
@@ -241,9 +228,7 @@ WEIGHTS = {"run": 40, "find": 30, "predict": 12, "reproduce": 10, "compare": 3, 
 
 
 def shorten_plans():
-    """Cut the trainings of ``demo`` and ``reproduce ishida2020`` down to a few epochs of tiny
-    networks.
-    """
+    """Cut the trainings of ``demo`` and ``reproduce ishida2020`` down to tiny networks."""
     plan = demo.plan
 
     def tasks(*_):
@@ -320,12 +305,12 @@ def prepare(folder):
 
 def options_of(command):
     """Give the options of a command by name: whether each takes a value, and of which type."""
-    found = {}
+    kinds = {}
     for parameter in typer.main.get_command(cli.app).commands[command].params:
         if parameter.param_type_name == "option" and "--help" not in parameter.opts:
             kind = parameter.type_descriptor.annotation.__name__
-            found[parameter.opts[0]] = "flag" if parameter.is_flag else kind
-    return found
+            kinds[parameter.opts[0]] = "flag" if parameter.is_flag else kind
+    return kinds
 
 
 def vector(dice, number):
@@ -417,9 +402,7 @@ def stop(*_):
 
 
 def call(arguments):
-    """Run a command in this process; returns exit code, output, errors and what was wrong with its
-    end.
-    """
+    """Run a command in this process; returns exit code, output, errors and a fault of its end."""
     signal.signal(signal.SIGALRM, stop)
     streams = [
         io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)
@@ -493,8 +476,10 @@ def faults_of(arguments, number, code, out, err, fault):
 
 
 def fuzz(folder, vectors, processes, seed):
-    """Run vectors in a folder; prints those at fault; returns counts by command and exit code,
-    seconds, and faults.
+    """Run vectors in a folder, and print those at fault.
+
+    Returns:
+        Counts by command and exit code, seconds by command, and the faults.
     """
     counts, seconds, faults = Counter(), Counter(), []
     before = os.getcwd()
@@ -521,10 +506,9 @@ def fuzz(folder, vectors, processes, seed):
             counts[name, result[0]] += 1
             for fault in faults_of(arguments, number, *result):
                 faults.append(fault)
-                print(
-                    f"FAULT {fault[:300]!r}\n  flooding {shlex.join(arguments)[:300]!r}\n  {result[2][-300:]!r}",
-                    flush=True,
-                )
+                line = shlex.join(arguments)[:300]
+                print(f"FAULT {fault[:300]!r}\n  flooding {line!r}", flush=True)
+                print(f"  {result[2][-300:]!r}", flush=True)
     finally:
         os.chdir(before)
     return counts, seconds, faults
@@ -535,17 +519,18 @@ def main():
     parser.add_argument("--vectors", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     shorten_plans()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        counts, seconds, faults = fuzz(Path(folder), given.vectors, given.processes, given.seed)
+        counts, seconds, faults = fuzz(
+            Path(folder), arguments.vectors, arguments.processes, arguments.seed
+        )
     for command in sorted({command for command, _ in counts}):
         each = {code: n for (name, code), n in sorted(counts.items(), key=str) if name == command}
-        print(
-            f"{command:10s} {sum(each.values()):5d} vectors; exit codes {each}; {seconds[command]:.0f} s"
-        )
-    for name in {name for name, _ in counts} - {"other"} if given.vectors >= 500 else ():
+        total = sum(each.values())
+        print(f"{command:10s} {total:5d} vectors; exit codes {each}; {seconds[command]:.0f} s")
+    for name in {name for name, _ in counts} - {"other"} if arguments.vectors >= 500 else ():
         if not counts[name, 0]:
             faults.append(name)
             print(f"FAULT no call of {name} succeeded, so that little of it was tried")
@@ -553,7 +538,7 @@ def main():
     for (_, code), n in counts.items():
         codes[code] += n
     print(f"all        {codes.total():5d} vectors; exit codes {dict(codes)}; {len(faults)} faults")
-    print(f"{time.monotonic() - began:.0f} s, seed {given.seed}")
+    print(f"{time.monotonic() - began:.0f} s, seed {arguments.seed}")
     sys.exit(bool(faults))
 
 

@@ -401,7 +401,7 @@ def grids_of(name, seeds):
     else:
         records = run_all(runs, ledger=LEDGER)
         names = ("train_loss", "val_accuracy", "val_loss")
-        pack(archive, records, names, machine(), is_exact=lambda _: True)
+        pack(archive, records, names, machine(), is_is_exact=lambda _: True)
     remaining, grids = iter(records), {}
     for problem in REAL:
         for seed in seeds:

@@ -12,12 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from flooding import Run, cli, tasks
-from flooding.tasks import DATA
+from flooding import Run, cli
+from flooding.entries import CONTROLLERS, DATASETS, METHODS, entry_names
 from flooding.training.ledger import Ledger
 from flooding.training.loop import EpochResult
 from small import small
 
+# Those whose data are not fetched.
+TASKS = [entry.name for entry in DATASETS if entry.summary != "fetched"]
 TINY = ["--width", "8", "--depth", "1", "--epochs", "3", "--test-samples", "50"]
 
 
@@ -32,8 +34,8 @@ def flooding(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             cli.main()
-        told = capsys.readouterr()
-        return left.value.code or 0, told.out, told.err
+        captured = capsys.readouterr()
+        return left.value.code or 0, captured.out, captured.err
 
     return call
 
@@ -47,20 +49,22 @@ def test_run_prints_the_last_and_the_best_epoch_and_looks_up_the_second_time(flo
     assert (code, " ".join(again.split())) == (0, " ".join(first.split()))
     assert "1 of 1 runs from the ledger" in err
     assert len(Ledger(tmp_path / "ledger.sqlite").starts()) == 1
-    flooding("run", "sinusoid", "--level", "0.2", *TINY, "--fresh")
+    flooding("run", "sinusoid", "--level", "0.2", *TINY, "--overwrite")
     assert len(Ledger(tmp_path / "ledger.sqlite").starts()) == 2
 
 
-@pytest.mark.parametrize("task", DATA)
+@pytest.mark.parametrize("task", TASKS)
 def test_every_task_runs(flooding, task):
     samples = [] if task == "digits" else ["--test-samples", "50"]
     assert flooding("run", task, "--width", "8", "--epochs", "1", *samples)[0] == 0
 
 
 def test_every_option_reaches_the_record(flooding, tmp_path):
-    data = "--label-noise 0.3 --negative-mean 2 --dimension 4 --train-samples 30 --val-samples 20 --test-samples 40"
+    data = "--label-noise 0.3 --negative-mean 2 --dimension 4"
+    data += " --train-samples 30 --val-samples 20 --test-samples 40"
     network = "--model mlp --width 7 --depth 3"
-    training = "--optimizer sgd --learning-rate 0.05 --momentum 0.5 --weight-decay 0.01 --clip-norm 0.5 --batch-size 10"
+    training = "--optimizer sgd --learning-rate 0.05 --momentum 0.5 --weight-decay 0.01"
+    training += " --clip-norm 0.5 --batch-size 10"
     rest = "--epochs 2 --seed 4 --level -1"
     words = f"{data} {network} {training} {rest}".split()
     assert flooding("run", "two-gaussians", *words)[0] == 0
@@ -122,10 +126,10 @@ def test_trackers_get_every_epoch(flooding, tmp_path):
     code, _, err = flooding("run", "sinusoid", "--level", "0.2", *TINY, *extra)
     assert code == 0, err
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    [found] = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert {"team": "blue", "quick": "true"}.items() <= found.data.tags.items()
-    assert found.data.params["level"] == "0.2"
-    assert [m.step for m in client.get_metric_history(found.info.run_id, "val_loss")] == [
+    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert {"team": "blue", "quick": "true"}.items() <= run.data.tags.items()
+    assert run.data.params["level"] == "0.2"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")] == [
         0,
         1,
         2,
@@ -135,7 +139,7 @@ def test_trackers_get_every_epoch(flooding, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["run", "sinusoidd"], "Did you mean sinusoid?"),
         (["run", "sinusoid", "--epochs", "-3"], "at least 1, got -3"),
@@ -176,12 +180,12 @@ def test_trackers_get_every_epoch(flooding, tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_refused_with_rule_value_and_fix_and_nothing_is_written(
-    flooding, tmp_path, arguments, said
+    flooding, tmp_path, arguments, message
 ):
     (tmp_path / "plain.txt").write_text("mine")
     code, out, err = flooding(*arguments)
     assert code == 2
-    assert re.search(said, " ".join(err.split())), err
+    assert re.search(message, " ".join(err.split())), err
     assert "Traceback" not in out + err
     assert [path.name for path in tmp_path.iterdir()] == ["plain.txt"]
     assert (tmp_path / "plain.txt").read_text() == "mine"
@@ -193,9 +197,9 @@ NUMBERS = st.one_of(
     st.sampled_from(["nan", "inf", "-inf", "1e400", "x", "", "0"]),
 )
 OPTIONS = [
-    "--label-noise", "--spiral-noise", "--negative-mean", "--dimension", "--train-samples", "--val-samples", "--level",
-    "--depth", "--learning-rate", "--momentum", "--weight-decay", "--clip-norm", "--batch-size", "--eval-batch-size",
-    "--seed", "--threads",
+    "--label-noise", "--spiral-noise", "--negative-mean", "--dimension", "--train-samples",
+    "--val-samples", "--level", "--depth", "--learning-rate", "--momentum", "--weight-decay",
+    "--clip-norm", "--batch-size", "--eval-batch-size", "--seed", "--threads",
 ]  # fmt: skip
 
 
@@ -203,7 +207,7 @@ OPTIONS = [
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    task=st.sampled_from([*DATA, "sinusoid", "spirals"]),
+    task=st.sampled_from([*TASKS, "sinusoid", "spirals"]),
     model=st.sampled_from(["mlp", "mlp-bn", "resnet"]),
     optimizer=st.sampled_from(["sgd", "adam", "adamw", "lion"]),
     options=st.dictionaries(st.sampled_from(OPTIONS), NUMBERS, max_size=3),
@@ -256,7 +260,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     assert "Traceback" not in err
 
 
-METHODS = {
+METHOD_OPTIONS = {
     "iflood": ["--level", "0.3"],
     "softad": ["--level", "0.3", "--sigma", "0.5"],
     "hinge": ["--level", "0.3"],
@@ -273,7 +277,7 @@ def weights(path):
 
 def test_every_method_runs_and_is_another_training(flooding, tmp_path):
     flooding("run", "sinusoid", *TINY, "--epochs", "6", "--learning-rate", "0.05")
-    for method, numbers in METHODS.items():
+    for method, numbers in METHOD_OPTIONS.items():
         code, _, err = flooding(
             "run",
             "sinusoid",
@@ -287,13 +291,13 @@ def test_every_method_runs_and_is_another_training(flooding, tmp_path):
             *numbers,
         )
         assert code == 0, err
-    assert set(METHODS) == set(tasks.METHODS) - {"flooding"}
+    assert {"flooding", *METHOD_OPTIONS} == {*entry_names(METHODS)}
     assert len(set(weights(tmp_path / "ledger.sqlite"))) >= len(
-        METHODS
+        METHOD_OPTIONS
     )  # a hinge never reached equals plain training
 
 
-@pytest.mark.parametrize("schedule", tasks.SCHEDULES)
+@pytest.mark.parametrize("schedule", entry_names(CONTROLLERS))
 def test_every_schedule_runs(flooding, tmp_path, schedule):
     start = {"delayed": ["--until-loss", "0.69"], "heuristic": ["--until-accuracy", "0.5"]}.get(
         schedule, []
@@ -307,7 +311,7 @@ def test_every_schedule_runs(flooding, tmp_path, schedule):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--method", "softadd"], "Did you mean softad?"),
         (
@@ -316,7 +320,7 @@ def test_every_schedule_runs(flooding, tmp_path, schedule):
         ),
         (["--method", "iflood", "--sigma", "1"], "must be one of none at all; got sigma"),
         (["--method", "wavebound"], "needs epsilon"),
-        (["--method", "wavebound", "--epsilon", "0.1", "--level", "0.3"], "Leave it out"),
+        (["--method", "wavebound", "--epsilon", "0.1", "--level", "0.3"], "Leave .*out"),
         (["--method", "adaflood", "--level", "0.3"], "finds its own levels"),
         (["--method", "adaflood", "--folds", "1"], "folds"),
         (["--method", "adaflood", "--gamma", "2"], "gamma"),
@@ -339,10 +343,10 @@ def test_every_schedule_runs(flooding, tmp_path, schedule):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_methods_and_schedules_are_refused(flooding, tmp_path, options, said):
+def test_bad_methods_and_schedules_are_refused(flooding, tmp_path, options, message):
     code, out, err = flooding("run", "sinusoid", *TINY, *options)
     assert code == 2
-    assert re.search(said, " ".join(err.split())), err
+    assert re.search(message, " ".join(err.split())), err
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
 
@@ -367,17 +371,17 @@ def test_levels_per_class_and_of_the_excess(flooding, tmp_path):
 
 
 def test_progress_estimates_what_is_left(monkeypatch, capsys):
-    from flooding.cli import _shown
+    from flooding.cli import _console
 
     now = [0.0]
-    monkeypatch.setattr(_shown.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_console.time, "monotonic", lambda: now[0])
     run = Run(small(max_epochs=10))
-    with _shown.progress() as (on_start, on_row):
+    with _console.progress() as (on_start, on_row):
         on_start([run, run])
         for epoch in [0, 0, 1, *range(2, 6)]:  # two begin; the first epoch comes late
             now[0] += 11.0
             on_row(EpochResult(run, epoch, {}))
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == "training 2 runs, 20 epochs"
-    assert told[1] == "1 of 20 epochs, about 418 s left"  # 22 s for one epoch
-    assert told[-1] == "5 of 20 epochs, about 198 s left"
+    captured = capsys.readouterr().err.splitlines()
+    assert captured[0] == "training 2 runs, 20 epochs"
+    assert captured[1] == "1 of 20 epochs, about 418 s left"  # 22 s for one epoch
+    assert captured[-1] == "5 of 20 epochs, about 198 s left"

@@ -16,7 +16,8 @@ from functools import partial
 from flooding import Problem
 from flooding.data.synthetic import two_gaussians
 from flooding.models import mlp
-problem = Problem(partial(two_gaussians, n_test=50, label_noise=0.1), partial(mlp, 10, 2, width=16), max_epochs=10)
+data = partial(two_gaussians, n_test=50, label_noise=0.1)
+problem = Problem(data, partial(mlp, 10, 2, width=16), max_epochs=10)
 def make():
     return problem
 other = 3
@@ -44,8 +45,8 @@ def flooding(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["flooding", *shlex.split(line)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        told = capsys.readouterr()
-        return ended.value.code or 0, " ".join(told.out.split()), " ".join(told.err.split())
+        captured = capsys.readouterr()
+        return ended.value.code or 0, " ".join(captured.out.split()), " ".join(captured.err.split())
 
     return run
 
@@ -65,8 +66,8 @@ def test_a_task(flooding, tmp_path):
     assert code == 0, err
     assert "flood level" in out or "train without flooding" in out
     assert "epochs" in err
-    told = json.loads((tmp_path / "here" / "found.json").read_text())
-    assert told["strategy"] == "finder"
+    result = json.loads((tmp_path / "here" / "found.json").read_text())
+    assert result["strategy"] == "finder"
     assert {"found.json", "table.csv", "curves.npz", "search.png"} == {
         p.name for p in (tmp_path / "here").iterdir()
     }
@@ -92,7 +93,8 @@ def test_a_problem_of_the_users(flooding, tmp_path, name, monkeypatch):
 def test_a_table_its_model_and_predictions(flooding, tmp_path):
     table(tmp_path / "people.csv")
     code, out, err = flooding(
-        "find people.csv --target income --epochs 8 --workers 0 --save model --score balanced-accuracy"
+        "find people.csv --target income --epochs 8 --workers 0 --save model "
+        "--score balanced-accuracy"
     )
     assert code == 0, err
     assert "Assumed of people.csv" in out
@@ -158,14 +160,20 @@ def test_every_strategy(flooding, strategy):
         ("find people.csv", "Add --target NAME"),
         ("find people.csv --target incme", "income"),
         ("find people.csv --target income --label-noise 0.1", "belongs to a built-in task"),
-        ("find people.csv --target income --kind ranking", "classification or regression"),
+        (
+            "find people.csv --target income --kind ranking",
+            "'ranking' is not one of 'classification', 'regression'",
+        ),
         ("find missing.csv --target income", "missing.csv"),
-        ("find mine:nothing", "must name a Problem that can be imported"),
-        ("find nowhere:problem", "must name a Problem that can be imported"),
+        ("find mine:nothing", "must name something that can be imported"),
+        ("find nowhere:problem", "must name something that can be imported"),
         ("find mine:other", "must be a flooding.Problem"),
         ("find mine:problem --label-noise 0.1", "belongs to a built-in task"),
         ("find digits --save model", "save needs a table"),
-        ("find digits --score recall", "accuracy, balanced-accuracy or loss"),
+        (
+            "find digits --score recall",
+            "'recall' is not one of 'accuracy', 'balanced-accuracy', 'loss'",
+        ),
         ("find digits --strategy magic", "strategy must be one of"),
         ("find digits --levels 0,x", "levels must be numbers"),
         (
@@ -173,7 +181,7 @@ def test_every_strategy(flooding, strategy):
             "levels must be finite, different and at least one",
         ),
         ("find digits --strategy grid --levels none,", "levels must be numbers"),
-        ("find digits --levels 0,1", "--levels belongs to backward and grid and halving"),
+        ("find digits --levels 0,1", "--levels belongs to grid, halving and backward"),
         ("find digits --budget 1", "budget must be above 1"),
         ("find digits --trainings 5", "--trainings belongs to policy-gradient and tpe"),
         ("find digits --strategy grid --budget 5", "--budget belongs to finder"),

@@ -62,7 +62,7 @@ def test_the_fuzz_sees_each_fault(tmp_path, monkeypatch, code, out, err, fault):
     Path("scratch").mkdir()
     Path("out/1").mkdir(parents=True)
     Path("out/1/table.csv").touch()
-    found = [*fuzz.faults_of(["find", "x"], 1, code, out, err, "")]
-    assert any(fault in text for text in found), found
+    faults = [*fuzz.faults_of(["find", "x"], 1, code, out, err, "")]
+    assert any(fault in text for text in faults), faults
     Path("out/1/a.part").touch()
     assert any("left behind" in text for text in fuzz.faults_of(["find"], 1, 0, "", "", ""))

@@ -29,9 +29,9 @@ def _place(tmp_path, monkeypatch):
 
 
 def call(*words, code=0):
-    told = RUNNER.invoke(cli.app, [str(word) for word in words])
-    assert told.exit_code == code, (told.output, told.exception)
-    return told
+    result = RUNNER.invoke(cli.app, [str(word) for word in words])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def _tiny(monkeypatch):
 
 
 def test_list_names_every_experiment_and_each_is_one():
-    told = call("reproduce", "--list").output
+    result = call("reproduce", "--list").output
     for entry in EXPERIMENTS:
-        assert f"{entry.name}: " in told
+        assert f"{entry.name}: " in result
         experiment = entry.load()
         assert isinstance(experiment, Experiment)
         assert experiment.name == entry.name
@@ -59,8 +59,8 @@ def test_list_names_every_experiment_and_each_is_one():
 
 @pytest.mark.usefixtures("_tiny")
 def test_an_experiment_is_estimated_trained_written_looked_up_and_drawn_again(tmp_path):
-    told = call("reproduce", "ishida2020", "--out", "first", "--workers", "0")
-    assert re.search(r"about \d+ s for 36 trainings, \d+\.\d s each", told.stderr)
+    result = call("reproduce", "ishida2020", "--out", "first", "--workers", "0")
+    assert re.search(r"about \d+ s for 36 trainings, \d+\.\d s each", result.stderr)
     first = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
     assert {
         "ishida2020.md",
@@ -68,9 +68,9 @@ def test_an_experiment_is_estimated_trained_written_looked_up_and_drawn_again(tm
         "ishida2020-levels.png",
         "ishida2020-clean.csv",
     } <= first.keys()
-    assert "Found:" in told.stdout
-    told = call("reproduce", "ishida2020", "--out", "second", "--workers", "0")
-    assert "about" not in told.stderr, "nothing is left to train"
+    assert "Found:" in result.stdout
+    result = call("reproduce", "ishida2020", "--out", "second", "--workers", "0")
+    assert "about" not in result.stderr, "nothing is left to train"
     second = {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
     assert {n: b for n, b in first.items() if n[-4:] != ".npz"} == {
         n: b for n, b in second.items() if n[-4:] != ".npz"
@@ -96,12 +96,12 @@ def test_an_experiment_of_ones_own_is_named_by_module_and_object(tmp_path, monke
     (tmp_path / "my_module.py").write_text(OWN_EXPERIMENT)
     monkeypatch.syspath_prepend(tmp_path)
     words = ("reproduce", "my_module:EXPERIMENT", "--quick", "--workers", "0")
-    told = call(*words, "--out", "first")
-    assert "6 epochs, quick: True." in told.stdout
+    result = call(*words, "--out", "first")
+    assert "6 epochs, quick: True." in result.stdout
     assert (tmp_path / "first" / "mine.md").read_text().startswith("# Mine")
-    told = call(*words, "--from", "first/mine.npz", "--out", "second")
-    assert " for " not in told.stderr, "everything is in the archive"
-    assert "6 epochs, quick: True." in told.stdout
+    result = call(*words, "--from", "first/mine.npz", "--out", "second")
+    assert " for " not in result.stderr, "everything is in the archive"
+    assert "6 epochs, quick: True." in result.stdout
 
 
 def test_an_estimate_counts_what_is_measured_now_and_then():
@@ -124,14 +124,14 @@ def test_an_estimate_counts_what_is_measured_now_and_then():
 
 @pytest.mark.usefixtures("_tiny")
 def test_an_archive_is_continued_without_its_ledger(tmp_path):
-    told = call("reproduce", "ishida2020", "--seeds", 1, "--out", "first", "--workers", "0")
-    assert " for 18 trainings" in told.stderr
+    result = call("reproduce", "ishida2020", "--seeds", 1, "--out", "first", "--workers", "0")
+    assert " for 18 trainings" in result.stderr
     (tmp_path / "ledger.sqlite").unlink()
     archive = tmp_path / "first" / "ishida2020.npz"
-    told = call(
+    result = call(
         "reproduce", "ishida2020", "--from", archive, "--more", "--out", "second", "--workers", "0"
     )
-    assert " for 18 trainings" in told.stderr, "one of two seeds was in the archive"
+    assert " for 18 trainings" in result.stderr, "one of two seeds was in the archive"
     call("reproduce", "ishida2020", "--overwrite", "--out", "whole", "--workers", "0")
     tables = [
         (tmp_path / folder / "ishida2020-clean.csv").read_text()
@@ -153,8 +153,8 @@ def test_an_archive_is_continued_without_its_ledger(tmp_path):
 
 def test_from_the_level_benchmark_without_a_training(tmp_path, request):
     levels = request.path.parents[1] / "benchmarks" / "levels"
-    told = call("reproduce", "ishida2020", "--seeds", 2, "--from", levels, "--out", "out")
-    assert "training" not in told.stderr
+    result = call("reproduce", "ishida2020", "--seeds", 2, "--from", levels, "--out", "out")
+    assert "training" not in result.stderr
     page = (tmp_path / "out" / "ishida2020.md").read_text()
     assert "n = 2" in page
     assert not (tmp_path / "out" / "ishida2020.npz").exists()
@@ -171,11 +171,11 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
         "problem = Problem(data, lambda: mlp(10, 2, width=8, depth=1), max_epochs=3)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    told = call("compare", "mine:problem", "--seeds", 2, "--workers", "0", "--out", "out")
+    result = call("compare", "mine:problem", "--seeds", 2, "--workers", "0", "--out", "out")
     page = (tmp_path / "out" / "compare.md").read_text()
     assert "AdaFlood" in page
     assert "dropout" not in page, "nobody knows where to put it in a network of the user's"
-    assert "flooding against plain" in told.stdout
+    assert "flooding against plain" in result.stdout
     assert not (tmp_path / "out" / "compare.npz").exists()
 
 
@@ -184,8 +184,11 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
     [
         (["reproduce"], "needs an experiment: ishida2020"),
         (["reproduce", "nothing"], "must be one of ishida2020"),
-        (["reproduce", "nowhere:EXPERIMENT"], "must be module:object, got nowhere:EXPERIMENT"),
-        (["reproduce", "math:pi"], "must be a flooding.experiments.Experiment, got float"),
+        (
+            ["reproduce", "nowhere:EXPERIMENT"],
+            "must name something that can be imported, got nowhere:EXPERIMENT",
+        ),
+        (["reproduce", "math:pi"], "must be a flooding.experiments.Experiment, got a float"),
         (["reproduce", "bakeoff", "--more"], "Name it: --from NAME.npz"),
         (["reproduce", "ishida2020", "--from", "."], "which has none"),
         (["reproduce", "bakeoff", "--from", "nowhere.npz"], "must be a file of flooding reproduce"),
@@ -208,7 +211,7 @@ def test_bad_input_ends_with_a_sentence(words, message, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert message in told
-    assert "Traceback" not in told
+    result = " ".join(capsys.readouterr().err.split())
+    assert message in result
+    assert "Traceback" not in result
     assert sorted(path.name for path in tmp_path.iterdir()) == before

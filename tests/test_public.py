@@ -54,14 +54,14 @@ def test_no_name_is_also_a_modules(name):
 def test_there_are_few_public_names_and_dir_shows_them():
     assert len(flooding.__all__) <= 15
     assert flooding.__all__ == sorted(flooding.__all__)
-    assert set(flooding.__all__) == set(flooding._HOME)
+    assert set(flooding.__all__) == set(flooding._MODULE_OF)
     assert {*flooding.__all__, "__version__", "__doc__"} <= set(dir(flooding))
     shown = python("import flooding\nprint(*dir(flooding))")  # before anything was looked up
     assert set(flooding.__all__) <= set(shown)
 
 
 def test_every_public_name_is_the_one_of_its_module_and_has_a_docstring():
-    for name, home in flooding._HOME.items():
+    for name, home in flooding._MODULE_OF.items():
         module = importlib.import_module(home)
         assert name in module.__all__
         assert getattr(module, name).__module__ == home

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flooding import cli, tasks
+from flooding import cli
 from flooding.cli import _run
+from flooding.entries import DATASETS, entry_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,17 +31,17 @@ def test_the_table_of_options_is_that_of_the_command_line():
 
 
 def test_every_built_in_task_is_named():
-    told = _run.Task.__metadata__[0].help
+    text = _run.Task.__metadata__[0].help
     page = (ROOT / "README.md").read_text()
-    for name in tasks.DATA | tasks.FETCHED:
-        assert re.search(rf"\b{name}\b", told)
+    for name in entry_names(DATASETS):
+        assert re.search(rf"\b{name}\b", text)
         assert f"`{name}`" in page
 
 
 def test_when_to_use_it_is_what_the_bake_off_says():
-    told = readme().advice()
-    assert told in (ROOT / "README.md").read_text(), "run: python docs/readme.py"
-    assert told.startswith("If the last epoch's network is kept, flooding is ")
+    text = readme().advice()
+    assert text in (ROOT / "README.md").read_text(), "run: python docs/readme.py"
+    assert text.startswith("If the last epoch's network is kept, flooding is ")
 
 
 def test_only_the_marked_part_is_replaced():

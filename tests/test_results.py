@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flooding.data import files
-from flooding.entries import EXPERIMENTS, find_entry, names
+from flooding.data import downloads
+from flooding.entries import EXPERIMENTS, entry_names, find_entry
 from flooding.level_search.driver import run_generator
 
 ROOT = Path(__file__).parents[1]
@@ -24,12 +24,12 @@ def regenerated(name):
 
 def test_there_are_results_and_each_is_an_experiment():
     assert NAMES
-    assert set(NAMES) <= set(names(EXPERIMENTS))
+    assert set(NAMES) <= set(entry_names(EXPERIMENTS))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_is_what_its_archive_gives(name):
-    if name in NEEDS and files.find(NEEDS[name]) is None:
+    if name in NEEDS and downloads.find(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is neither in FLOODING_DATA nor in the cache")
     report = regenerated(name)
     assert (RESULTS / f"{name}.md").read_text() == report.markdown(name)

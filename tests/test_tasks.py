@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flooding import Run, run_all, tasks
+from flooding import Run, run_all
+from flooding.cli import _problem
+from flooding.cli._problem import NetworkOptions, build_problem
 from flooding.data import downloads
-from flooding.data.registry import FILES
-from flooding.tasks import FETCHED, REAL, build_problem, real
+from flooding.entries import DATASETS
+from flooding.tasks import REAL, real
 from flooding.training.config import is_hashable
 
+FETCHED = [entry.name for entry in DATASETS if entry.summary == "fetched"]
 VECTORS = ["spambase", "letter", "higgs7k", "twonorm"]
 
 
@@ -24,7 +27,7 @@ def splits_of(problem, name):
         if name == "mnist"
         else f"tables/{name}."
     )
-    if any(downloads.find(known) is None for known in FILES if known.startswith(folder)):
+    if any(downloads.find(known) is None for known in files.FILES if known.startswith(folder)):
         pytest.skip(f"{folder}* is neither in FLOODING_DATA nor in the cache")
     return problem.splits(seed=0)
 
@@ -89,11 +92,11 @@ def test_vectors_are_jittered_and_images_shifted():
         x = torch.zeros(shape)
         side = 8 if name == "digits" else 28
         x.view(50, side, side)[:, 3, 4] = 1
-        found = real(name, augment=True).augment(x).view(50, side, side)
-        assert {tuple(place) for place in found.nonzero()[:, 1:].tolist()} == {
+        shifted = real(name, augment=True).augment(x).view(50, side, side)
+        assert {tuple(pixel) for pixel in shifted.nonzero()[:, 1:].tolist()} == {
             (row, column) for row in (2, 3, 4) for column in (3, 4, 5)
         }
-        assert torch.equal(found.sum((1, 2)), torch.ones(50))
+        assert torch.equal(shifted.sum((1, 2)), torch.ones(50))
 
 
 def test_augmentation_changes_training_and_repeats_with_the_seed():
@@ -131,7 +134,7 @@ def test_what_is_no_real_problem_is_refused(arguments, message):
 
 @pytest.mark.parametrize("task", FETCHED)
 def test_a_problem_of_fetched_data_can_be_assembled(task):
-    problem = build_problem(task, {"n_train": 50, "n_val": 20}, width=4, depth=1)
+    problem = build_problem(task, {"n_train": 50, "n_val": 20}, NetworkOptions(width=4, depth=1))
     splits = splits_of(problem, task)
     assert [len(splits.train), len(splits.val)] == [50, 20]
     assert problem.build(seed=0)(splits.train.x[:2]).shape == (
@@ -161,18 +164,21 @@ def test_a_task_that_is_none_is_answered_with_all_of_them():
     ids=["samples", "samples times inputs", "width", "depth", "both", "batch"],
 )
 def test_what_cannot_fit_into_memory_is_refused_before_it_is_made(task, data, network, monkeypatch):
-    monkeypatch.setattr(tasks, "_memory", lambda: 16 * 2**30)
+    monkeypatch.setattr(_problem, "_memory", lambda: 16 * 2**30)
+    settings = {"eval_batch_size": network.get("eval_batch_size", 500)}
+    sizes = {name: value for name, value in network.items() if name not in settings}
+    options = NetworkOptions(**sizes)
     with pytest.raises(
         ValueError, match=r"must fit into 16 GiB of memory, got .* about [\d,]+ GiB. Choose smaller"
     ):
-        build_problem(task, data, **network)
+        build_problem(task, data, options, **settings)
 
 
 def test_what_fits_into_memory_is_not_refused(monkeypatch):
-    monkeypatch.setattr(tasks, "_memory", lambda: 2**30)
-    build_problem("sinusoid", {"n_train": 10**6}, width=500, depth=10)
-    build_problem("digits", {}, width=2000, depth=3)
+    monkeypatch.setattr(_problem, "_memory", lambda: 2**30)
+    build_problem("sinusoid", {"n_train": 10**6}, NetworkOptions(width=500, depth=10))
+    build_problem("digits", {}, NetworkOptions(width=2000, depth=3))
 
 
 def test_memory_is_that_of_this_machine():
-    assert 2**28 < tasks._memory() < 2**50
+    assert 2**28 < _problem._memory() < 2**50

@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flooding.criterion import Flood
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from flooding.training.run import Run
     from flooding.training.runner import run_all
 
-_HOME = {
+# The module of each public name.
+_MODULE_OF = {
     "Flood": "flooding.criterion",
     "FloodStep": "flooding.step",
     "Problem": "flooding.training.problem",
@@ -47,12 +48,12 @@ __all__ = [
     "soft_flood",
     "train",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
+def __getattr__(name: str) -> object:
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(

@@ -1,17 +1,18 @@
-"""The command line: ``flooding demo``, ``find``, ``predict``, ``compare``, ``reproduce`` and
-``run``.
-"""
+"""The command line: ``demo``, ``find``, ``predict``, ``compare``, ``reproduce`` and ``run``."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 
 try:
-    import rich  # noqa: F401 -- both are an extra, and this is where anybody misses them first
+    # Both are an extra, and this is where anybody misses them first.
+    import rich  # noqa: F401
     import typer
 
+    from flooding.cli._console import errors
     from flooding.cli._demo import demo
     from flooding.cli._errors import (
         finish_output,
@@ -23,17 +24,15 @@ try:
     from flooding.cli._find import find, predict
     from flooding.cli._reproduce import compare, reproduce
     from flooding.cli._run import run
-    from flooding.cli._shown import errors
     from flooding.text import one_line
-except (
-    ModuleNotFoundError
-) as error:  # pragma: no cover -- the command is there even where its libraries are not
+except ModuleNotFoundError as error:  # pragma: no cover -- the command exists without them, too
     if error.name not in {"rich", "typer"}:
         raise
     sys.exit(
-        f"the command line needs typer and rich ({error}). Install them: pip install 'flooding[cli]'"
+        f"the command line needs typer and rich ({error}). "
+        "Install them: pip install 'flooding[cli]'"
     )
-except KeyboardInterrupt:  # pragma: no cover -- before there is anything that could print it
+except KeyboardInterrupt:  # pragma: no cover -- before anything that could print it
     sys.stderr.write(
         "Interrupted. Finished runs are in the ledger: the same command goes on from there.\n"
     )
@@ -42,16 +41,16 @@ except KeyboardInterrupt:  # pragma: no cover -- before there is anything that c
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help=f"{__doc__}\n\nAn error is one line; with FLOODING_TRACEBACK=1 in the environment its traceback, too.",
+    help=f"{__doc__}\n\nAn error is one line; FLOODING_TRACEBACK=1 in the environment adds its "
+    "traceback.",
 )
 for command in (demo, find, predict, compare, reproduce, run):
     app.command()(command)
 
 
-class _Lines(logging.Handler):
+class _LineHandler(logging.Handler):
     """Prints each message of the log as one line."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -63,13 +62,13 @@ def main() -> None:
     open_streams()
     log = logging.getLogger("flooding")
     log.setLevel(logging.INFO)
-    log.handlers = [_Lines()]
+    log.handlers = [_LineHandler()]
     with note_interrupts(), show_warnings():
         try:
             try:
                 code = _execute(sys.argv[1:])
                 finish_output()
-            except BaseException as error:  # noqa: BLE001 -- what else could reach the user is a traceback
+            except BaseException as error:  # noqa: BLE001 -- else the user sees a traceback
                 code = report_error(error)
                 with contextlib.suppress(OSError):
                     finish_output()
@@ -79,8 +78,12 @@ def main() -> None:
 
 
 def _execute(arguments: list[str]) -> int:
-    """Run a command. Not by typer's own main, which makes other errors of some."""
+    """Run a command and give its exit code."""
+    # Not by typer's own main, which turns some errors into others. Only a shell that asks how a
+    # word can be completed gets its answer from there.
     command = typer.main.get_command(app)
+    if "_FLOODING_COMPLETE" in os.environ:
+        command.main(arguments, prog_name="flooding", standalone_mode=False)
     try:
         with command.make_context("flooding", arguments) as context:
             command.invoke(context)

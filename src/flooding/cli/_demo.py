@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._shown import (
+from flooding.cli._console import console, progress
+from flooding.cli._options import (
     Ledger,
     Overwrite,
     Workers,
     check_ledger,
     check_numbers,
-    console,
-    progress,
-    writable,
+    check_output_folder,
 )
 
 if TYPE_CHECKING:
+    from flooding.experiments.demo import Task as DemoTask
     from flooding.training.record import Record
 
 __all__ = ["demo"]
@@ -36,11 +36,11 @@ def demo(
     workers: Workers = None,
 ) -> None:
     """Show what flooding does: the public demo's Sinusoid and real handwritten digits."""
+    check_numbers(locals())
     from flooding.experiments import demo as experiment
     from flooding.training.runner import run_all
 
-    check_numbers(workers=workers)
-    writable(out)
+    check_output_folder(out)
     check_ledger(ledger)
     tasks = experiment.plan(quick)
     runs = [run for task in tasks for run in task.runs]
@@ -53,41 +53,39 @@ def demo(
             on_start=on_start,
             on_row=on_row,
         )
-    by_task = []
+    records_by_task = []
     for task in tasks:
-        by_task.append(records[: len(task.runs)])
+        records_by_task.append(records[: len(task.runs)])
         records = records[len(task.runs) :]
-        _print_task(task, by_task[-1])
-    files = experiment.draw(tasks, by_task, out)
+        _print_task(task, records_by_task[-1])
+    files = experiment.draw(tasks, records_by_task, out)
+    names = ", ".join(file.name for file in files)
     console.print()
-    console.print_line(f"Pictures in {out.absolute()}: {', '.join(file.name for file in files)}")
+    console.print_line(f"Pictures in {out.absolute()}: {names}")
 
 
-def _print_task(task: Any, records: list[Record]) -> None:
-    """Print one table of the demo, and what it says in words."""
+def _print_task(task: DemoTask, records: list[Record]) -> None:
+    """Print one table of the demo, and its result in words."""
     from flooding.experiments import demo as experiment
 
     rows = experiment.summary(records)
-    shown = (
-        "mean and standard deviation over seeds" if len(task.seeds) > 1 else "one seed, no spread"
-    )
-    title = f"{task.title}: {shown}, n = {len(task.seeds)}"
+    num_seeds = len(task.seeds)
+    values = "mean and standard deviation over seeds"
+    if num_seeds == 1:
+        values = "one seed, no spread"
+    title = f"{task.title}: {values}, n = {num_seeds}"
     table = Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1)
     )
     table.add_column("", no_wrap=True)
-    for title in ("level", *experiment.COLUMNS):
-        table.add_column(title, justify="right")
-    for title, picks in rows.items():
-        table.add_row(title, *experiment.cells(picks))
+    for column in ("level", *experiment.COLUMNS):
+        table.add_column(column, justify="right")
+    for row, picks in rows.items():
+        table.add_row(row, *experiment.cells(picks))
     console.print()
     console.print(table)
     console.print(experiment.verdict(rows))
-    labels = (
-        "noisy"
-        if "last.test_accuracy_clean" in records[0].metrics
-        else "clean (they carry no noise)"
-    )
-    console.print(
-        f"NLL and ECE on the test labels, {labels}.\nChosen on noisy validation labels; test data choose nothing."
-    )
+    has_clean_labels = "last.test_accuracy_clean" in records[0].metrics
+    labels = "noisy" if has_clean_labels else "clean (they carry no noise)"
+    console.print(f"NLL and ECE on the test labels, {labels}.")
+    console.print("Chosen on noisy validation labels; test data choose nothing.")

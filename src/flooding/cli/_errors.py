@@ -19,17 +19,16 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import typer
 
-from flooding.cli._shown import console, discard_output, errors
+from flooding.cli._console import console, discard_output, errors
 from flooding.text import one_line, printable
 
 __all__ = ["finish_output", "note_interrupts", "open_streams", "report_error", "show_warnings"]
 
 INTERRUPTED = "Interrupted. Finished runs are in the ledger: the same command goes on from there."
-_WHERE = "With FLOODING_TRACEBACK=1 set, its traceback is printed, too."
+_TRACEBACK_HINT = "With FLOODING_TRACEBACK=1 set, its traceback is printed, too."
 _PACKAGE = Path(__file__).parents[1]
 _interrupts = 0  # signals so far
 
@@ -45,6 +44,9 @@ def report_error(error: BaseException) -> int:
     """
     if isinstance(error, typer.Exit):
         return error.exit_code
+    # A console of typer's ends the program where its reader leaves, as `--help | head` does.
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        return 0
     if os.environ.get("FLOODING_TRACEBACK"):
         for line in "".join(traceback.format_exception(error)).splitlines():
             errors.print_line(line)
@@ -62,31 +64,35 @@ def report_error(error: BaseException) -> int:
 def _explain(error: BaseException) -> tuple[str, int]:
     """Say what happened in one line, and give the exit code."""
     kind, text = type(error).__name__, one_line(error)
-    said = f"{kind}: {text.rstrip('.')}" if text else kind
-    if hasattr(error, "format_message"):  # typer's, of an option
-        return _of_usage(error), 2
-    places = _places(error)
-    place = _own_place(places)
-    source = f" It comes from your code, {place}." if place else ""
+    summary = f"{kind}: {text.rstrip('.')}" if text else kind
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:  # typer's, of an option
+        return _explain_usage(error, one_line(format_message())), 2
+    locations = _locations(error)
+    own = _own_location(locations)
+    source = f" It comes from your code, {own}." if own else ""
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return (
-            f"there is too little memory: {said}. Choose a smaller network, batch or data set.{source}",
+            f"there is too little memory: {summary}. "
+            f"Choose a smaller network, batch or data set.{source}",
             2,
         )
-    if _is_deliberate(places):
+    # What this package raises itself has a rule, a value and a fix: nothing is added.
+    if _is_deliberate(locations):
         return f"{text or kind}{source}", 2
-    if place:
-        return f"in your code, {place}: {said}. {_WHERE}", 1
+    # Any other error whose innermost frames include the user's code is that code's.
+    if own:
+        return f"in your code, {own}: {summary}. {_TRACEBACK_HINT}", 1
     if isinstance(error, RuntimeError) and "home directory" in text:
         return f"there is no home folder: {text} Set HOME, or name the ledger: --ledger FILE.", 2
     if isinstance(error, (ValueError, ImportError, OSError)):
         return text or kind, 2
-    return f"unexpected {said}. If no code of your own is part of it, this is a bug. {_WHERE}", 1
+    bug = "If no code of your own is part of it, this is a bug."
+    return f"unexpected {summary}. {bug} {_TRACEBACK_HINT}", 1
 
 
-def _of_usage(error: Any) -> str:
+def _explain_usage(error: BaseException, text: str) -> str:
     """Repeat what typer says of an option that is missing, unknown or of another type."""
-    text = one_line(error.format_message())
     if not text:  # the help was printed instead
         return ""
     context = getattr(error, "ctx", None)
@@ -94,39 +100,35 @@ def _of_usage(error: Any) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate" in said)
+    text = str(error).lower()
+    is_about_memory = "out of memory" in text or "can't allocate" in text
+    return isinstance(error, RuntimeError) and is_about_memory
 
 
-def _places(error: BaseException) -> list[tuple[str, int]]:
-    """List the files and lines that an error came from, the innermost last, in this process or a
-    worker.
-    """
-    places = [
+def _locations(error: BaseException) -> list[tuple[str, int]]:
+    """List the files and lines that an error came from, here or in a worker, innermost last."""
+    locations = [
         (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
     ]
     for note in getattr(error, "__notes__", ()):  # a worker's traceback
-        places += [
-            (file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', note)
-        ]
+        for file, line in re.findall(r'File "(.+?)", line (\d+)', note):
+            locations.append((file, int(line)))
     if isinstance(error, SyntaxError) and error.filename:
-        places.append((error.filename, error.lineno or 0))
-    return places
+        locations.append((error.filename, error.lineno or 0))
+    return locations
 
 
-def _own_place(places: list[tuple[str, int]]) -> str | None:
+def _own_location(locations: list[tuple[str, int]]) -> str | None:
     """Find the last line of the user's own code."""
-    own = [place for place in places if not _is_library(place[0])]
+    own = [location for location in locations if not _is_library(location[0])]
     return f"{printable(own[-1][0])}, line {own[-1][1]}" if own else None
 
 
-def _is_deliberate(places: list[tuple[str, int]]) -> bool:
-    """Tell whether this package raised the error itself, of whatever type, and so has said what is
-    wrong.
-    """
-    if not places or not Path(places[-1][0]).is_relative_to(_PACKAGE):
+def _is_deliberate(locations: list[tuple[str, int]]) -> bool:
+    """Tell whether this package raised the error itself, and so has said what is wrong."""
+    if not locations or not Path(locations[-1][0]).is_relative_to(_PACKAGE):
         return False
-    return linecache.getline(*places[-1]).lstrip().startswith("raise ")
+    return linecache.getline(*locations[-1]).lstrip().startswith("raise ")
 
 
 def _is_library(file: str) -> bool:
@@ -147,7 +149,7 @@ def note_interrupts() -> Generator[None, None, None]:
         yield
         return
 
-    def count(*_: Any) -> None:
+    def count(*_: object) -> None:
         global _interrupts
         _interrupts += 1
         if _interrupts > 1:
@@ -161,9 +163,8 @@ def note_interrupts() -> Generator[None, None, None]:
     try:
         yield
     finally:
-        if (
-            not _interrupts
-        ):  # else the next one ends the program at once, also in the middle of its end
+        # After an interrupt the next one ends the program at once, also in the middle of its end.
+        if not _interrupts:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         # Registered last, so called first at the end of the interpreter.
         atexit.unregister(_ignore_interrupts)
@@ -179,7 +180,7 @@ def _ignore_interrupts() -> None:
 def show_warnings() -> Generator[None, None, None]:
     """Print Python's warnings as one line each, without the line of code."""
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+    def show(message: Warning | str, *_: object, **__: object) -> None:
         errors.print_line(f"warning: {one_line(message)}")
 
     with warnings.catch_warnings():
@@ -188,21 +189,18 @@ def show_warnings() -> Generator[None, None, None]:
 
 
 def open_streams() -> None:
-    """Make standard streams that a shell closed, and let none fail at a character it cannot
-    encode.
-    """
+    """Make standard streams that a shell closed, and let none fail at an odd character."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- as long as the program
+            # Open as long as the program runs.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def finish_output() -> None:
-    """Write what is waiting, so that an error, such as that of a full disk, is not Python's last
-    word.
-    """
+    """Write what is waiting, so that an error of a full disk is reported as any other."""
     for stream in (console.file, errors.file):
         try:
             stream.flush()

@@ -1,32 +1,28 @@
-"""``flooding reproduce``: an experiment again, as tables and figures; ``flooding compare``: methods
-side by side.
-"""
+"""``flooding reproduce``: an experiment again, as tables and figures; ``compare``: all methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from flooding.cli._find import What, problem_of
-from flooding.cli._shown import (
+from flooding.cli._console import console, errors, progress
+from flooding.cli._find import What
+from flooding.cli._options import (
     Ledger,
     Overwrite,
     Workers,
     check_ledger,
     check_numbers,
-    console,
-    errors,
-    given,
+    check_output_folder,
+    complete,
+    drop_none,
     option,
-    progress,
-    writable,
 )
-from flooding.entries import EXPERIMENTS, Entry, find_entry, names
+from flooding.entries import EXPERIMENTS, entry_names
 
 if TYPE_CHECKING:
     from flooding.experiments import Experiment, Study
@@ -38,9 +34,22 @@ if TYPE_CHECKING:
 __all__ = ["compare", "reproduce"]
 
 
+class _Training(NamedTuple):
+    """Where the Runs of an experiment are looked up and trained."""
+
+    ledger: Path | None
+    overwrite: bool
+    workers: int | None
+
+
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(help="An experiment; --list names them.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="An experiment, or module:object of your own; --list names them.",
+            show_default=False,
+            autocompletion=complete(EXPERIMENTS),
+        ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the experiments.")] = False,
     quick: Annotated[
@@ -65,53 +74,34 @@ def reproduce(
     overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
-    """Run an experiment again, from the ledger where it has been run, and write tables and
-    figures.
-    """
+    """Run an experiment again, or look it up, and write its tables and figures."""
+    check_numbers(locals())
     if list_:
         for entry in EXPERIMENTS:
             console.print_line(f"{entry.name}: {entry.summary}")
         return
-    check_numbers(seeds=seeds, workers=workers)
     if name is None:
         raise ValueError(
-            f"reproduce needs an experiment: {', '.join(names(EXPERIMENTS))}. See --list."
+            f"reproduce needs an experiment: {', '.join(entry_names(EXPERIMENTS))}. See --list."
         )
     if more and source is None:
         raise ValueError("--more adds to an archive. Name it: --from NAME.npz.")
-    experiment = _load_experiment(name)
-    writable(out)
+    from flooding.cli._parts import load_experiment
+
+    experiment = load_experiment(name)
+    # Refuse what would fail later, before anything is trained.
+    check_output_folder(out)
     if source is None or more:
         check_ledger(ledger)
+    # An archive alone is reported on as it is; with --more it saves trainings, as a ledger does.
     archive = None if source is None else experiment.load(source)
     chosen = None if seeds is None else range(seeds)
-    if archive is None or more:
-        start = partial(experiment.start, quick, chosen)
-        _train(experiment, start, out, ledger, overwrite, workers, archive)
+    if archive is not None and not more:
+        chosen = archive.seeds if chosen is None else chosen
+        _write_from_archive(experiment, experiment.start(quick, chosen), archive, out)
     else:
-        study = experiment.start(quick, archive.seeds if chosen is None else chosen)
-        _write(study, archive, out, experiment.name)
-
-
-def _load_experiment(name: str) -> Experiment:
-    """Load an experiment by its name, or a user's own as ``module:object``."""
-    if ":" not in name:
-        return find_entry("experiment", name, EXPERIMENTS).load()
-    from flooding.experiments import Experiment
-
-    try:
-        experiment = Entry(name, name, "").load()
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"an experiment of your own must be module:object, got {name}: {error}. Is the module "
-            "installed, or in PYTHONPATH?"
-        ) from None
-    if not isinstance(experiment, Experiment):
-        kind = type(experiment).__name__
-        raise ValueError(
-            f"{name} must be a flooding.experiments.Experiment, got {kind}. Make one of your study."
-        )
-    return experiment
+        training = _Training(ledger, overwrite, workers)
+        _train_and_write(experiment, quick, chosen, training, out, archive)
 
 
 def compare(
@@ -131,37 +121,38 @@ def compare(
     overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
-    """Compare twelve methods on your classification problem, each with up to four trainings to
-    choose its settings.
-    """
+    """Compare twelve methods on your problem, each with up to four trainings for its settings."""
+    check_numbers(locals())
+    from flooding.cli._problem import load_problem
     from flooding.experiments import bakeoff
 
-    check_numbers(label_noise=label_noise, epochs=epochs, seeds=seeds, workers=workers)
-    writable(out)
+    check_output_folder(out)
     check_ledger(ledger)
-    problem, _ = problem_of(what, target, given(label_noise=label_noise), epochs, None)
+    data = drop_none(label_noise=label_noise)
+    problem, _ = load_problem(what, target=target, data=data, epochs=epochs)
     classes = problem.splits(0).classes
     if classes is None:
         raise ValueError(
             f"compare needs classes, but the targets of {what} are numbers. Use flooding find."
         )
-    start = partial(bakeoff.compare, {what: (problem, classes)}, range(seeds))
-    experiment = replace(bakeoff.EXPERIMENT, name="compare")
-    _train(experiment, start, out, ledger, overwrite, workers)
+
+    def start(quick: bool, seeds: Sequence[int] | None) -> Study:  # ruff: ignore[unused-function-argument]
+        return bakeoff.compare({what: (problem, classes)}, seeds or ())
+
+    experiment = replace(bakeoff.EXPERIMENT, name="compare", start=start)
+    training = _Training(ledger, overwrite, workers)
+    _train_and_write(experiment, False, range(seeds), training, out)
 
 
-def _train(
+def _train_and_write(
     experiment: Experiment,
-    start: Callable[[], Study],
+    quick: bool,
+    seeds: Sequence[int] | None,
+    training: _Training,
     out: Path,
-    ledger: Path | None,
-    overwrite: bool,
-    workers: int | None,
-    archive: Source | None = None,
+    source: Source | None = None,
 ) -> None:
-    """Train what an experiment asks, say beforehand how long it will take, pack it, and report on
-    what was packed.
-    """
+    """Train what an experiment asks, pack its Records, and report on what was packed."""
     from flooding.level_search.driver import run_generator
     from flooding.report.provenance import machine
     from flooding.training.archive import Archive, pack, with_fallback
@@ -171,58 +162,59 @@ def _train(
 
     with progress() as (on_start, on_row):
 
-        def told(runs: list[Run]) -> None:
+        def estimate_and_start(runs: list[Run]) -> None:
             if runs:
-                seconds = estimate(runs, workers)
+                seconds = estimate(runs, training.workers)
                 errors.print_line(
-                    f"about {_time(seconds)} for {len(runs)} trainings, {seconds / len(runs):.1f} s each"
+                    f"about {_format_time(seconds)} for {len(runs)} trainings, "
+                    f"{seconds / len(runs):.1f} s each"
                 )
             on_start(runs)
 
-        def ask(runs: list[Run]) -> list[Record]:
-            return run_all(
-                runs,
-                ledger=ledger,
-                overwrite=overwrite,
-                workers=workers,
-                on_start=told,
-                on_row=on_row,
-            )
+        def train(runs: list[Run]) -> list[Record]:
+            return run_all(runs, **training._asdict(), on_start=estimate_and_start, on_row=on_row)
 
-        report, records = run_generator(
-            start(), ask if archive is None else with_fallback(archive, ask)
-        )
+        run_or_look_up = train if source is None else with_fallback(source, train)
+        # A Run of the archive is not trained again, whatever the ledger says.
+        report, records = run_generator(experiment.start(quick, seeds), run_or_look_up)
+    # An archive names Runs by their configuration, which the user's own code does not have.
     if all(is_hashable(record.run) for record in records if record.run is not None):
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{experiment.name}.npz"
         pack(path, records, experiment.curves, machine(), experiment.is_exact)
-        _write(start(), Archive(path), out, experiment.name, path)
+        # The page is drawn from the file, in which curves are rounded, not from the Records.
+        study = experiment.start(quick, seeds)
+        _write_from_archive(experiment, study, Archive(path), out, path)
     else:
-        _show(report, out, experiment.name)
+        _write(report, experiment.name, out)
 
 
-def _write(study: Study, archive: Source, out: Path, name: str, *more: Path) -> None:
+def _write_from_archive(
+    experiment: Experiment, study: Study, source: Source, out: Path, *extra_files: Path
+) -> None:
     """Report on an archive, so that the same file always gives the same page."""
     from flooding.level_search.driver import run_generator
 
-    _show(run_generator(study, archive)[0], out, name, *more)
+    report, _ = run_generator(study, source)
+    _write(report, experiment.name, out, *extra_files)
 
 
-def _show(report: Report, out: Path, name: str, *more: Path) -> None:
-    """Write page, tables and figures, and print what was found."""
-    files = [*report.save(out, name), *more]
+def _write(report: Report, name: str, out: Path, *extra_files: Path) -> None:
+    """Write page, tables and figures, and print the findings."""
+    files = [*report.save(out, name), *extra_files]
     for heading, sentences in (("Not reproduced:", report.failures), ("Found:", report.findings)):
         if sentences:
             console.print_line(heading)
         for sentence in sentences:
             console.print_line(f"- {sentence}")
     console.print()
-    console.print_line(
-        f"Page, tables and figures in {out.absolute()}: {', '.join(file.name for file in files)}"
-    )
+    file_names = ", ".join(file.name for file in files)
+    console.print_line(f"Page, tables and figures in {out.absolute()}: {file_names}")
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._shown import (
+from flooding.cli._console import console, errors, progress
+from flooding.cli._options import (
     Ledger,
     Overwrite,
     check_ledger,
     check_numbers,
-    console,
-    errors,
-    given,
+    check_output_folder,
+    complete,
+    drop_none,
     option,
     parse_levels,
-    progress,
-    writable,
 )
+from flooding.entries import CONTROLLERS, DATASETS, METHODS, entry_names, join_names
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flooding.levels import Excess, PerClass
+    from flooding.training.loop import EpochResult
+    from flooding.training.problem import Problem
     from flooding.training.record import Record
     from flooding.training.run import Run
 
 __all__ = ["run"]
 
-_TASKS = (
-    "two-gaussians, sinusoid, sinusoid-nd, spiral or digits; fetched at the first use: spambase, letter, higgs7k, "
-    "twonorm, mnist or fashion-mnist."
-)
-Task = Annotated[str, typer.Argument(help=_TASKS, metavar="TASK")]
+Tracker: TypeAlias = "Callable[[EpochResult], object]"
+
+Task = Annotated[
+    str,
+    typer.Argument(
+        help=f"{join_names(entry_names(DATASETS))}; files are fetched at the first use.",
+        metavar="TASK",
+        autocompletion=complete(DATASETS),
+    ),
+]
+ModelName: TypeAlias = Literal["mlp", "mlp-bn"]
+OptimizerName: TypeAlias = Literal["sgd", "adam", "adamw"]
 _DATA, _MODEL, _FLOODING, _TRAINING, _OUTPUT = "Data", "Model", "Flooding", "Training", "Output"
+# Options that set an argument of another name.
+_ARGUMENTS = {
+    "train_samples": "n_train",
+    "val_samples": "n_val",
+    "test_samples": "n_test",
+    "epochs": "max_epochs",
+    "clip_norm": "max_grad_norm",
+    "warmup_steps": "steps",
+    "penalty": "strength",
+}
 
 
 def run(
@@ -67,7 +90,7 @@ def run(
     test_samples: Annotated[
         int | None, option("Test examples in all [20000; of files: what is left].", _DATA)
     ] = None,
-    model: Annotated[str, option("mlp, or mlp-bn with batch norm.", _MODEL)] = "mlp-bn",
+    model: Annotated[ModelName, option("Network, with or without batch norm.", _MODEL)] = "mlp-bn",
     width: Annotated[int, option("Units of a hidden layer.", _MODEL)] = 500,
     depth: Annotated[int, option("Hidden layers.", _MODEL)] = 4,
     level: Annotated[
@@ -81,13 +104,19 @@ def run(
     method: Annotated[
         str,
         option(
-            "flooding, iflood, adaflood, softad, hinge, wavebound, sam or gradient-penalty.",
+            f"{join_names([*entry_names(METHODS), 'module:Method of your own'])}.",
             _FLOODING,
+            entries=METHODS,
         ),
     ] = "flooding",
     schedule: Annotated[
         str,
-        option("Of the level: constant, warmup, delayed, heuristic, plateau or range.", _FLOODING),
+        option(
+            "How the level moves: "
+            f"{join_names([*entry_names(CONTROLLERS), 'module:Controller of your own'])}.",
+            _FLOODING,
+            entries=CONTROLLERS,
+        ),
     ] = "constant",
     warmup_steps: Annotated[
         int | None, option("Steps of warmup, or of range [all steps].", _FLOODING)
@@ -111,7 +140,7 @@ def run(
         float | None, option("adaflood: trust in the labels, 0 to 1 [0.5].", _FLOODING)
     ] = None,
     folds: Annotated[int | None, option("adaflood: auxiliary networks [5].", _FLOODING)] = None,
-    optimizer: Annotated[str, option("sgd, adam or adamw.", _TRAINING)] = "adam",
+    optimizer: Annotated[OptimizerName, option("Optimiser.", _TRAINING)] = "adam",
     learning_rate: Annotated[float, option("Step size.", _TRAINING)] = 1e-3,
     momentum: Annotated[float | None, option("Momentum of sgd [0].", _TRAINING)] = None,
     weight_decay: Annotated[float, option("L2 penalty (adamw: decoupled).", _TRAINING)] = 0.0,
@@ -150,237 +179,228 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Train one network on a built-in task, with or without flooding."""
-    from flooding import tracking as track
-    from flooding.tasks import build_problem
-    from flooding.training.run import Run
+    # Every option by its name: what is too many to list twice is picked from here.
+    options: dict[str, object] = dict(locals())
+    check_numbers(options)
+    from flooding import tracking
 
-    check_numbers(
-        label_noise=label_noise,
-        spiral_noise=spiral_noise,
-        negative_mean=negative_mean,
-        dimension=dimension,
-        train_samples=train_samples,
-        val_samples=val_samples,
-        test_samples=test_samples,
-        width=width,
-        depth=depth,
-        warmup_steps=warmup_steps,
-        until_loss=until_loss,
-        until_accuracy=until_accuracy,
-        sigma=sigma,
-        epsilon=epsilon,
-        decay=decay,
-        rho=rho,
-        penalty=penalty,
-        gamma=gamma,
-        folds=folds,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        dropout=dropout,
-        label_smoothing=label_smoothing,
-        clip_norm=clip_norm,
-        batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
-        epochs=epochs,
-        seed=seed,
-        threads=threads,
-    )
     if tag and mlflow is None:
         raise ValueError(
             f"tag belongs to MLflow, got --tag {tag[0]} alone. Add --mlflow sqlite:///mlflow.db."
         )
-    data = given(
-        label_noise=label_noise,
-        spiral_noise=spiral_noise,
-        negative_mean=negative_mean,
-        dimension=dimension,
-        n_train=train_samples,
-        n_val=val_samples,
-        n_test=test_samples,
-    )
-    choices = {
-        "model": model,
-        "width": width,
-        "depth": depth,
-        "optimizer": optimizer,
-        "learning_rate": learning_rate,
-    }
-    choices |= {"momentum": momentum, "weight_decay": weight_decay, "batch_size": batch_size}
-    choices |= {"dropout": dropout, "label_smoothing": label_smoothing}
-    choices |= {
-        "eval_batch_size": eval_batch_size,
-        "max_epochs": epochs,
-        "max_grad_norm": clip_norm,
-    }
-    problem = build_problem(task, data, **choices)
-    steps = epochs * -(-len(problem.splits(seed).train) // batch_size)
-    start = given(steps=warmup_steps, until_loss=until_loss, until_accuracy=until_accuracy)
-    numbers = given(
-        sigma=sigma,
-        epsilon=epsilon,
-        decay=decay,
-        rho=rho,
-        strength=penalty,
-        gamma=gamma,
-        folds=folds,
-    )
-    planned = _flooded(
-        Run(problem, seed=seed), _level(level), method, numbers, schedule, start, steps
-    )
+    # Build the Run.
+    problem, parameters = _problem(task, options)
+    plan = _flooded_run(problem, options)
     if excess:
-        planned = replace(planned, level=_excess(planned, label_smoothing))
-    _check(planned, device, threads, [save, tensorboard])
+        plan = replace(plan, level=_excess(plan, label_smoothing))
+    # Refuse what would fail later, before anything is written.
+    _check(plan, device, threads, [save, tensorboard])
     check_ledger(ledger)
+    # AdaFlood trains auxiliary networks for its levels, so this comes after every check.
     if method == "adaflood":
-        planned = _with_levels(planned, numbers, device, threads)
-    tags = {name: value or "true" for name, _, value in (text.partition(":") for text in tag or [])}
-    told = {"task": task, **data, **choices, "device": device}
+        plan = _with_adaflood_levels(plan, _select(options, "gamma", "folds"), device, threads)
+    # Train, or look the Record up: the ledger holds no rows for a tracker, and no weights.
+    parameters["device"] = device
     with ExitStack() as stack:
-        trackers = []
+        trackers: list[Tracker] = []
         if mlflow is not None:
-            trackers.append(
-                stack.enter_context(track.mlflow_tracker(mlflow, parameters=told, tags=tags))
-            )
+            tags = _parse_tags(tag or [])
+            tracker = tracking.mlflow_tracker(mlflow, parameters=parameters, tags=tags)
+            trackers.append(stack.enter_context(tracker))
         if tensorboard is not None:
-            trackers.append(
-                stack.enter_context(track.tensorboard_tracker(tensorboard, parameters=told))
-            )
-        record = _one(planned, device, threads, save, trackers, ledger, overwrite)
+            tracker = tracking.tensorboard_tracker(tensorboard, parameters=parameters)
+            trackers.append(stack.enter_context(tracker))
+        if save is None and not trackers:
+            record = _look_up_or_train(plan, device, threads, ledger, overwrite)
+        else:
+            record = _train(plan, device, threads, save, trackers, ledger, overwrite)
     _print_record(record)
 
 
-def _level(text: str | None) -> Any:
+def _select(options: Mapping[str, object], *names: str) -> dict[str, Any]:
+    """Pick the options that were set, under the names of the arguments that they set."""
+    values = drop_none(**{name: options[name] for name in names})
+    return {_ARGUMENTS.get(name, name): value for name, value in values.items()}
+
+
+def _problem(task: str, options: Mapping[str, object]) -> tuple[Problem, dict[str, object]]:
+    """Build the Problem, and list what a tracker notes of it."""
+    from flooding.cli._problem import NetworkOptions, OptimizerOptions, build_problem
+
+    data_names = ("label_noise", "spiral_noise", "negative_mean", "dimension")
+    data = _select(options, *data_names, "train_samples", "val_samples", "test_samples")
+    network = _select(options, "model", "width", "depth", "dropout")
+    optimizer = _select(options, "optimizer", "learning_rate", "momentum", "weight_decay")
+    settings = _select(options, "batch_size", "eval_batch_size", "epochs", "clip_norm")
+    smoothing = _select(options, "label_smoothing")
+    problem = build_problem(
+        task,
+        data,
+        NetworkOptions(**network),
+        OptimizerOptions(**optimizer),
+        **smoothing,
+        **settings,
+    )
+    # Also what is None: a tracker notes that there is no momentum.
+    unset = {"momentum": None, "max_grad_norm": None}
+    return problem, {"task": task, **data, **unset, **network, **optimizer, **smoothing, **settings}
+
+
+def _flooded_run(problem: Problem, options: Mapping[str, Any]) -> Run:
+    """Plan the Run: the problem with a method, a level or its schedule, and a seed."""
+    from flooding.cli._parts import make_controller, make_method
+    from flooding.training.run import Run
+
+    name, schedule, seed = options["method"], options["schedule"], options["seed"]
+    level = _level(options["level"])
+    if name == "adaflood":
+        if level is not None or schedule != "constant":
+            raise ValueError(
+                f"adaflood finds its own levels, got --level {level} --schedule {schedule}. "
+                "Leave them out."
+            )
+        return Run(problem, method=make_method(name, {}), seed=seed)
+    # All numbers of methods: one that the method does not have is refused by name.
+    numbers = _select(options, "sigma", "epsilon", "decay", "rho", "penalty", "gamma", "folds")
+    method = make_method(name, numbers)
+    conditions = _select(options, "warmup_steps", "until_loss", "until_accuracy")
+    # A constant level stays a number, as in Python, so that both have the same key.
+    if schedule != "constant":
+        num_batches = math.ceil(len(problem.splits(seed).train) / problem.batch_size)
+        num_steps = problem.max_epochs * num_batches
+        level = make_controller(schedule, level, num_steps, conditions)
+    elif conditions:
+        raise ValueError(
+            f"a constant level has no {', '.join(conditions)}. Choose another --schedule."
+        )
+    return Run(problem, level, method, seed=seed)
+
+
+def _level(text: str | None) -> float | PerClass | None:
     """Read a level, or a level for each class."""
     import torch
 
     from flooding.levels import PerClass
 
-    numbers = [] if text is None else parse_levels("level", text)
-    if len(numbers) > 1:
-        return PerClass(torch.tensor(numbers))
-    return numbers[0] if numbers else None
+    levels = [] if text is None else parse_levels("level", text)
+    if len(levels) > 1:
+        return PerClass(torch.tensor(levels))
+    return levels[0] if levels else None
 
 
-def _excess(run: Run, label_smoothing: float) -> Any:
+def _excess(run: Run, label_smoothing: float) -> Excess:
     """Turn a number into a level for the loss above its targets' entropy."""
     from flooding.levels import Excess
 
     if not isinstance(run.level, float):
         raise ValueError(
-            f"excess needs one constant level, got {run.level}. Leave --schedule out and give --level 0.1."
+            f"excess needs one constant level, got {run.level}. "
+            "Leave --schedule out and give --level 0.1."
         )
     return Excess(run.level, run.problem.splits(run.seed).classes or 0, label_smoothing)
 
 
-def _flooded(
-    run: Run,
-    level: Any,
-    method: str,
-    numbers: dict[str, Any],
-    schedule: str,
-    start: dict[str, Any],
-    steps: int,
-) -> Run:
-    """Give a plain Run its method and the schedule of its level."""
-    from flooding.tasks import choose_method, choose_schedule
-
-    if method == "adaflood":
-        if level is not None or schedule != "constant":
-            raise ValueError(
-                f"adaflood finds its own levels, got --level {level} --schedule {schedule}. Leave them out."
-            )
-        return replace(run, method=choose_method(method, {}))
-    made = choose_method(method, numbers)
-    if method == "wavebound" and level is not None:
-        raise ValueError(
-            f"wavebound's level is its teacher's loss, got --level {level}. Leave it out."
-        )
-    if schedule == "constant":
-        if start:
-            raise ValueError(
-                f"a constant level has no {', '.join(start)}. Choose another --schedule."
-            )
-        return replace(run, level=level, method=made)
-    if not isinstance(level, float):
-        raise ValueError(
-            f"schedule {schedule} needs one level, got {level or 'none'}. Add --level 0.1."
-        )
-    if schedule == "range":
-        start = {"start": level, "stop": 0.0, "steps": steps} | start
-    else:
-        start = {"level": level} | ({"steps": steps} if schedule == "warmup" else {}) | start
-    return replace(run, level=choose_schedule(schedule, start), method=made)
-
-
-def _with_levels(run: Run, numbers: dict[str, Any], device: str, threads: int) -> Run:
+def _with_adaflood_levels(run: Run, options: Mapping[str, Any], device: str, threads: int) -> Run:
     """Train AdaFlood's auxiliary networks and give the Run its levels."""
     from flooding.adaflood import adaflood
 
     with progress() as (on_start, on_row):
-        on_start([run] * numbers.get("folds", 5))
-        found = adaflood(
-            run.problem, seed=run.seed, device=device, threads=threads, on_row=on_row, **numbers
+        # One auxiliary network for each fold, of as many epochs as the Run.
+        on_start([run] * options.get("folds", 5))
+        result = adaflood(
+            run.problem, seed=run.seed, device=device, threads=threads, on_row=on_row, **options
         )
-    return replace(run, level=found.levels)
+    return replace(run, level=result.levels)
 
 
-def _one(
+def _check(run: Run, device: str, threads: int, folders: Sequence[Path | None]) -> None:
+    """Refuse, before anything is written, what would fail later."""
+    from flooding.levels import PerClass
+    from flooding.training.checks import check_last_batch
+    from flooding.training.runner import check_device
+
+    check_device(device)
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}.")
+    for folder in folders:
+        if folder is not None:
+            check_output_folder(folder)
+    classes = run.problem.splits(run.seed).classes  # also checks every argument of the data
+    if isinstance(run.level, PerClass) and len(run.level.levels) != classes:
+        raise ValueError(
+            f"a level is needed for each of {classes} classes, got {len(run.level.levels)}. "
+            "Give them all."
+        )
+    if isinstance(run.level, float) and classes and run.level > math.log(classes):
+        errors.print_line(
+            f"level {run.level:g} lies above ln {classes} = {math.log(classes):.3f}: "
+            "nothing can be learned."
+        )
+    check_last_batch(run.problem, run.seed)
+
+
+def _parse_tags(texts: Sequence[str]) -> dict[str, str]:
+    """Read ``key:value``, or a bare word."""
+    tags = {}
+    for text in texts:
+        name, _, value = text.partition(":")
+        tags[name] = value or "true"
+    return tags
+
+
+def _look_up_or_train(
+    run: Run, device: str, threads: int, ledger: Path | None, overwrite: bool
+) -> Record:
+    """Give a Record from the ledger, or else train here."""
+    from flooding.training.runner import run_all
+
+    with progress() as (on_start, on_row):
+        [record] = run_all(
+            [run],
+            ledger=ledger,
+            overwrite=overwrite,
+            workers=0,
+            device=device,
+            threads=threads,
+            on_start=on_start,
+            on_row=on_row,
+        )
+    return record
+
+
+def _train(
     run: Run,
     device: str,
     threads: int,
     save: Path | None,
-    trackers: list[Any],
+    trackers: Sequence[Tracker],
     ledger: Path | None,
     overwrite: bool,
 ) -> Record:
-    """Look a Run up, unless its rows or weights are wanted; else train it here and show how far it
-    is.
-    """
+    """Train here in any case, because the ledger holds neither every epoch nor the weights."""
     from flooding.training.jobs import Job, run_job
     from flooding.training.ledger import default_path
-    from flooding.training.runner import run_all, run_key
+    from flooding.training.runner import run_key
 
+    key = run_key(run, device=device, threads=threads)
+    path = str(ledger or default_path())
+    job = Job(0, run, key, path, overwrite, device, threads, first_flooded=save is not None)
+    row = None
     with progress() as (on_start, on_row):
-        if save is None and not trackers:
-            [record] = run_all(
-                [run],
-                ledger=ledger,
-                overwrite=overwrite,
-                workers=0,
-                device=device,
-                threads=threads,
-                on_start=on_start,
-                on_row=on_row,
-            )
-            return record
         on_start([run])
-        key = run_key(run, device=device, threads=threads)
-        job = Job(
-            0,
-            run,
-            key,
-            str(ledger or default_path()),
-            overwrite,
-            device,
-            threads,
-            first_flooded=save is not None,
-        )
-        last = None
-        for last in run_job(job):
-            for consumer in (on_row, *trackers):
-                consumer(last)
-    assert last is not None
-    assert last.record is not None
+        for row in run_job(job):
+            on_row(row)
+            for tracker in trackers:
+                tracker(row)
+    assert row is not None
+    assert row.record is not None
     if save is not None:
-        _save(last.weights or {}, save)
-    return last.record
+        _save(row.weights or {}, save)
+    return row.record
 
 
-def _save(weights: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Save weights, as safetensors where that is installed, else as checkpoints that load with
-    weights_only.
-    """
+def _save(weights: Mapping[str, dict[str, Tensor]], folder: Path) -> None:
+    """Save weights as safetensors, or as checkpoints where that is not installed."""
     import torch
 
     from flooding.atomic import write_atomic
@@ -398,39 +418,19 @@ def _save(weights: dict[str, dict[str, Any]], folder: Path) -> None:
         console.print_line("no step was flooded, so there are no weights of a first flooded step")
 
 
-def _check(run: Run, device: str, threads: int, folders: list[Path | None]) -> None:
-    """Refuse, before anything is written, what would fail later."""
-    from flooding.levels import PerClass
-    from flooding.training.checks import check_last_batch
-    from flooding.training.runner import check_device
-
-    check_device(device)
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}.")
-    for folder in folders:
-        if folder is not None:
-            writable(folder)
-    classes = run.problem.splits(run.seed).classes  # also checks every argument of the data
-    if isinstance(run.level, PerClass) and len(run.level.levels) != classes:
-        raise ValueError(
-            f"a level is needed for each of {classes} classes, got {len(run.level.levels)}. Give them all."
-        )
-    if isinstance(run.level, float) and classes and run.level > math.log(classes):
-        errors.print_line(
-            f"level {run.level:g} lies above ln {classes} = {math.log(classes):.3f}: nothing can be learned."
-        )
-    check_last_batch(run.problem, run.seed)
-
-
 def _print_record(record: Record) -> None:
     """Print the last and the best epoch side by side."""
     table = Table(box=SIMPLE_HEAD)
-    for title in ("", "last epoch", "best validation epoch"):
-        table.add_column(title, justify="left" if not title else "right")
-    names = [name.removeprefix("last.") for name in record.metrics if name.startswith("last.")]
-    for name in names:
-        values = (record.metrics[f"{at}.{name}"] for at in ("last", "best"))
-        table.add_row(
-            name.replace("_", " "), *("–" if math.isnan(v) else f"{v:.4g}" for v in values)
-        )
+    table.add_column("")
+    for title in ("last epoch", "best validation epoch"):
+        table.add_column(title, justify="right")
+    for metric in record.metrics:
+        if metric.startswith("last."):
+            name = metric.removeprefix("last.")
+            values = (_format(record.metrics[f"{epoch}.{name}"]) for epoch in ("last", "best"))
+            table.add_row(name.replace("_", " "), *values)
     console.print(table)
+
+
+def _format(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4g}"
