@@ -1,5 +1,4 @@
-"""Other ways to spend two or three trainings on a level, replayed on trainings that are there
-already.
+"""Other ways to spend two or three trainings on a level, replayed on stored trainings.
 
     python benchmarks/variants.py
 
@@ -63,9 +62,7 @@ def in_full(grid, shares, late):
 
 
 def race(grid, count, until, most, reach):
-    """Race levels for a part of the epochs, train the best to the end, and judge there, beside
-    plain training.
-    """
+    """Race levels for a part of the epochs; train the best to the end, and judge it there."""
     if grid.cap <= grid.floor:
         return 0, 1.0
     places = sorted({grid.near((place + 0.5) / count * reach) for place in range(count)})

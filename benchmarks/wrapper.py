@@ -1,5 +1,4 @@
-"""What flooding adds to a training step of ResNet-20 on the CPU: steps in turn, and the wrapper's
-own time.
+"""What flooding adds to a training step of ResNet-20 on the CPU.
 
     python benchmarks/wrapper.py [--steps 40] [--batch 128]
 
@@ -70,7 +69,8 @@ def main():
     model = resnet_cifar(20)
     criteria = {"plain": nn.CrossEntropyLoss(), "flooded": Flood(nn.CrossEntropyLoss(), level=0.05)}
     print(
-        f"{machine()}; 1 thread\nResNet-20, batch {arguments.batch} of 32 x 32 x 3, SGD with momentum"
+        f"{machine()}; 1 thread\nResNet-20, batch {arguments.batch} of 32 x 32 x 3, SGD with "
+        "momentum"
     )
 
     steps = {
@@ -94,7 +94,8 @@ def main():
     share = (own["flooded"] - own["plain"]) / step["plain"]
     verdict = "below" if share < TARGET else "NOT below"
     print(
-        f"flooding's own time over a plain step {100 * share:.3f} %: {verdict} the target of {100 * TARGET:g} %"
+        f"flooding's own time over a plain step {100 * share:.3f} %: {verdict} the target of "
+        f"{100 * TARGET:g} %"
     )
 
 

@@ -97,12 +97,14 @@ def distance(model, other):
 def train_ranks(
     net, model, batches, level, make, group, k=1, norm=None, exact=True, per_microbatch=False
 ):
-    """Train on my share of every batch; ``exact=False`` is the naive wrapper, which floods what it
-    sees."""
+    """Train on this rank's share; ``exact=False`` floods what each rank sees by itself."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     optimizer = make(net.parameters())
     flood_step = FloodStep(
-        optimizer, level if exact or local else None, per_microbatch=local, group=group
+        optimizer,
+        level if exact or per_microbatch else None,
+        per_microbatch=per_microbatch,
+        group=group,
     )
     for step, (x, y) in enumerate(batches):
         sizes = parts(world * k, step)
@@ -114,7 +116,7 @@ def train_ranks(
                 net.set_requires_gradient_sync(last)
             with contextlib.nullcontext() if last or not hasattr(net, "no_sync") else net.no_sync():
                 loss = flood_step(functional.cross_entropy(net(a), b))
-                loss = loss if exact or local else flood(loss, level)
+                loss = loss if exact or per_microbatch else flood(loss, level)
                 (loss * (len(a) * world / BATCH)).backward()  # DDP and FSDP average over ranks
         clip(net, norm)
         optimizer.step()

@@ -66,11 +66,13 @@ def test_each_row_chooses_by_validation_accuracy_then_loss_then_the_smaller_leve
 
 
 def test_test_data_and_clean_validation_labels_choose_nothing():
-    spoilt = [
-        replace(r, metrics=r.metrics | {f"{at}.{name}": value for at in ("last", "best") for name in r.metrics for name in
-        ("test_accuracy", "test_accuracy_clean", "test_nll", "val_accuracy_clean", "val_loss_clean")})
-        for r, value in zip(RECORDS, (0.0, 1.0, 0.3, 0.9), strict=True)
-    ]  # fmt: skip
+    names = ("test_accuracy", "test_accuracy_clean", "test_nll", "val_accuracy_clean")
+    spoilt = []
+    for r, value in zip(RECORDS, (0.0, 1.0, 0.3, 0.9), strict=True):
+        metrics = dict(r.metrics)
+        for name in (*names, "val_loss_clean"):
+            metrics[f"last.{name}"] = metrics[f"best.{name}"] = value
+        spoilt.append(replace(r, metrics=metrics))
     assert chosen(spoilt) == chosen(RECORDS)
 
 

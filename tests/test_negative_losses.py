@@ -225,7 +225,8 @@ def test_the_default_grid_has_plain_training_and_says_that_its_levels_are_too_hi
     warning = found.warnings[-1]
     lowest, cap = (float(plain_and_zero[0].curves[f"{n}_loss"][1:].min()) for n in ("train", "val"))
     assert warning == (
-        f"the training loss fell to {lowest:.3g}, but no level below 0 was tried: give levels around the lowest "
+        f"the training loss fell to {lowest:.3g}, but no level below 0 was tried: give levels "
+        "around the lowest "
         f"validation loss of plain training, {cap:.3g} here, or use the finder"
     )
 
@@ -297,7 +298,8 @@ def test_backward_fits_first_at_every_level(levels):
 def test_backward_says_that_a_start_at_0_is_no_fit():
     found = search(backward(density(max_epochs=20), [None, -1.0]), ask)
     assert found.warnings[0] == (
-        "flooding starts at a last-batch loss of 0.0001, but the training loss falls below 0: give an until_loss near "
+        "flooding starts at a last-batch loss of 0.0001, but the training loss falls below 0: give "
+        "an until_loss near "
         "its lowest value"
     )
     found = search(heuristic(shifted(max_epochs=10), Heuristic(until_loss=1e-4)), ask)
@@ -316,7 +318,8 @@ def test_tpe_below_the_range_says_so():
     found = search(tpe(density(), trainings=4, low=0.3, high=0.6), lower_is_better)
     assert found.level == min(r.level for r in found.records)
     assert found.warnings == (
-        f"the best level {found.level:g} is the smallest tried: a smaller one, or no flooding, may be better",
+        f"the best level {found.level:g} is the smallest tried: a smaller one, or no flooding, may "
+        "be better",
     )
     negative = search(tpe(density(max_epochs=20), trainings=4, low=-2.0, high=-0.5), ask)
     assert -2 <= negative.level < -0.5

@@ -322,7 +322,8 @@ def test_lbfgs_sees_the_flooded_value_and_gradient(search):
     exact, values = run(lambda net, optimizer: halves(net, optimizer, FloodStep(optimizer, level)))
     naive, _ = run(lambda net, optimizer: halves(net, optimizer, _naive_hook(optimizer, level)))
     print(
-        f"exact {distance(exact, reference):.1e}, naive {distance(naive, reference):.1e}, values {values.tolist()}"
+        f"exact {distance(exact, reference):.1e}, naive {distance(naive, reference):.1e}, values "
+        f"{values.tolist()}"
     )
     # A line search compares values: rounding differences of 1e-16 grow with its quotients, hence
     # not 1e-12.
@@ -440,7 +441,8 @@ def test_half_precision_decides_as_the_whole_batch_does(dtype, unit, fused, unsc
         near += abs(whole - level) <= bound
         near_apart += not agree
     print(
-        f"{dtype}: {taken} decisions, {flips} flips, last bound {bound:.1e}; {near} within the bound, of which "
+        f"{dtype}: {taken} decisions, {flips} flips, last bound {bound:.1e}; {near} within the "
+        "bound, of which "
         f"{near_apart} differ; {naive_wrong} steps where naive micro-batches differ in sign"
     )
     assert flood_step.state["n_steps"] == taken

@@ -9,7 +9,7 @@ import torch
 from flooding import Run, run_all
 from flooding.cli import _problem
 from flooding.cli._problem import NetworkOptions, build_problem
-from flooding.data import downloads
+from flooding.data import downloads, registry
 from flooding.entries import DATASETS
 from flooding.tasks import REAL, real
 from flooding.training.config import is_hashable
@@ -27,7 +27,7 @@ def splits_of(problem, name):
         if name == "mnist"
         else f"tables/{name}."
     )
-    if any(downloads.find(known) is None for known in files.FILES if known.startswith(folder)):
+    if any(downloads.find(known) is None for known in registry.FILES if known.startswith(folder)):
         pytest.skip(f"{folder}* is neither in FLOODING_DATA nor in the cache")
     return problem.splits(seed=0)
 

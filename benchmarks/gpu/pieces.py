@@ -85,8 +85,10 @@ def whole(given):
         return kim2022_cifar10.experiment(seeds=given.seeds, full=not given.reduced)
     _, n_train, n_val, _ = IMAGES[given.protocol]
     about = (
-        f"**The paper's protocol** where it says so: {n_train:,} training and {n_val:,} validation images, SGD at 0.1 "
-        f"with momentum 0.9, batches of 200, {PAPER_EPOCHS} epochs, no augmentation; the network is ours to choose."
+        f"**The paper's protocol** where it says so: {n_train:,} training and {n_val:,} validation "
+        "images, SGD at 0.1 "
+        f"with momentum 0.9, batches of 200, {PAPER_EPOCHS} epochs, no augmentation; the network "
+        "is ours to choose."
     )
     return compare_levels(
         cells(given), f"{given.protocol} at full scale (Ishida et al., 2020)", about, search=True
@@ -170,7 +172,8 @@ def main():
         if settled is not None and spent > told_at and epochs > settled[0]:
             each = (spent - settled[1]) / (epochs - settled[0])
             print(
-                f"{each:.2f} s an epoch: about {each * planned / 3600:.1f} h for the {planned} epochs asked so far"
+                f"{each:.2f} s an epoch: about {each * planned / 3600:.1f} h for the {planned} "
+                "epochs asked so far"
             )
             told_at *= 4
         if row.record is not None:

@@ -36,7 +36,7 @@ def _explain_types(loss: object, level: object) -> str:
     fix = "Pass the numbers themselves."
     if isinstance(level, str):
         fix = f"Convert it: float({level!r:.40})."
-    return TypeError(f"loss and level must be numbers or arrays of one library, got {types}. {fix}")
+    return f"loss and level must be numbers or arrays of one library, got {types}. {fix}"
 
 
 def flood(loss: Array, level: Array | None) -> Array:

@@ -147,7 +147,7 @@ def hessian_eigenvalues(
 
     first = np.random.default_rng(seed).standard_normal(size)
     operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)  # type: ignore[call-arg]
-    eigenvalues = eigsh(
+    eigenvalues = eigsh(  # pyright: ignore[reportArgumentType]
         operator, k=k, which="LA", v0=first, tol=tolerance, return_eigenvectors=False
     )
     return np.sort(eigenvalues)[::-1]

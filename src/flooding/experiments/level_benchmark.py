@@ -75,7 +75,7 @@ class LevelBenchmark:
                 f"the level benchmark has no seed {run.seed}, level {run.level} of this problem."
             )
         table = self._tables[run.seed]
-        level = round(100 * (run.level or 0.0))
+        level = round(100 * run.level) if isinstance(run.level, float) else 0
         index = (list(TASKS).index(cell.task), NOISES.index(cell.noise), level)
         curves = {
             "train_loss": table["train_loss"][index].astype(np.float32),

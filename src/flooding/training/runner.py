@@ -16,7 +16,7 @@ import torch
 
 from flooding.numerics import capture_settings, environment, has_global_hooks
 from flooding.training.checkpoints import Checkpoints
-from flooding.training.config import has_user_key, is_hashable
+from flooding.training.config import Config, has_user_key, is_hashable
 from flooding.training.jobs import Job, is_picklable, run_job, run_shared_prefix
 from flooding.training.ledger import Ledger, absolute_path, default_path
 from flooding.training.loop import NUMERICS_VERSION, EpochResult, fingerprint
@@ -172,9 +172,9 @@ def run_key(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
     return run.key(**_key_metadata(device, threads))
 
 
-def _key_metadata(device: str, threads: int) -> dict[str, object]:
+def _key_metadata(device: str, threads: int) -> dict[str, Config]:
     """Describe what changes the bits of every Run; torch's default settings are left out."""
-    metadata: dict[str, object] = {
+    metadata: dict[str, Config] = {
         "engine": NUMERICS_VERSION,
         "torch": torch.__version__,
         "device": str(device),
@@ -212,7 +212,7 @@ def _load_cached(
     return records
 
 
-def _find_legacy(ledger: Ledger, run: Run, metadata: dict[str, object]) -> Record | None:
+def _find_legacy(ledger: Ledger, run: Run, metadata: dict[str, Config]) -> Record | None:
     for key in run.legacy_keys(**metadata):
         record = ledger.find(run, key)
         if record is not None:
