@@ -147,9 +147,9 @@ def hessian_eigenvalues(
 
     first = np.random.default_rng(seed).standard_normal(size)
     operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)  # type: ignore[call-arg]
-    eigenvalues = eigsh(  # pyright: ignore[reportArgumentType]
-        operator, k=k, which="LA", v0=first, tol=tolerance, return_eigenvectors=False
-    )
+    # SciPy's types take the tolerance for an int.
+    options = {"which": "LA", "v0": first, "tol": tolerance, "return_eigenvectors": False}
+    eigenvalues = eigsh(operator, k=k, **options)  # pyright: ignore[reportArgumentType]
     return np.sort(eigenvalues)[::-1]
 
 

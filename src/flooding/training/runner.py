@@ -182,10 +182,11 @@ def _key_metadata(device: str, threads: int) -> dict[str, Config]:
         "threads": threads,
         "kernel": "single",
     }
-    if settings := capture_settings():
+    settings: dict[str, Config] = {**capture_settings()}
+    if settings:
         metadata["settings"] = settings
     if variables := environment():
-        metadata["environment"] = variables
+        metadata["environment"] = {**variables}
     return metadata
 
 
