@@ -30,8 +30,8 @@ import numpy as np
 from scipy import stats
 
 from flooding import Run, run_all
-from flooding.experiments.ishida2020 import LEVELS, TASKS
-from flooding.experiments.ishida2020 import cells as synthetic_cells
+from flooding.experiments.synthetic_cells import LEVELS, TASKS
+from flooding.experiments.synthetic_cells import cells as synthetic_cells
 from flooding.level_search.accordance import accordance
 from flooding.level_search.advisor import advise
 from flooding.level_search.backward import backward

@@ -14,6 +14,7 @@ import torch
 from torch.optim.lr_scheduler import StepLR
 
 from flooding import Problem, Run, metrics, run_all, tasks
+from flooding.data import synthetic
 from flooding.data.synthetic import two_gaussians
 from flooding.levels import Heuristic, PerClass, Plateau, Warmup
 from flooding.methods import IFlood, SoftAD
@@ -40,7 +41,7 @@ def runs():
     data = partial(two_gaussians, n_train=20, n_val=10, n_test=20)
     small = partial(Problem, data, partial(mlp, 10, 2, width=4, depth=1), max_epochs=2)
     demo = tasks.demo_sinusoid(tasks.adam)
-    sinusoid = partial(tasks.DATA["sinusoid"], n_train=20, n_val=10, n_test=20)
+    sinusoid = partial(synthetic.sinusoid, n_train=20, n_val=10, n_test=20)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = torch.nn.Linear(10, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flooding import Run
-from flooding.experiments.ishida2020 import LEVELS
+from flooding.experiments.synthetic_cells import LEVELS
 from flooding.level_search.driver import search
 from flooding.level_search.grid import grid
 from flooding.level_search.halving import halving
