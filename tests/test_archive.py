@@ -5,16 +5,19 @@ import re
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from flooding import Run
-from flooding.levels import Delayed
+from flooding.levels import Delayed, Warmup
 from flooding.report.provenance import machine
+from flooding.tasks import adam, demo_sinusoid
 from flooding.testing import fake_record
 from flooding.training.archive import Archive, pack, run_id, to_half, with_fallback
 from small import small
@@ -155,3 +158,18 @@ def test_the_code_is_named_with_the_machine(monkeypatch):
     monkeypatch.setenv("PATH", "")  # no git
     assert machine().endswith(f", flooding {version('flooding')}")
     machine.cache_clear()
+
+
+def test_an_archive_of_0_1_0_answers():
+    # Written by 0.1.0's pack from make_up(run) of these Runs; one optimiser equals the default.
+    problem = replace(demo_sinusoid(adam), max_epochs=4)
+    default = replace(problem, optimizer=partial(torch.optim.Adam, lr=1e-3))
+    runs = [
+        Run(problem, 0.1),
+        Run(problem, Warmup(0.2, steps=4, num_steps=2), stop_epoch=3),
+        Run(default, None, seed=1),
+    ]
+    old_archive = Archive(Path(__file__).parent / "archive_0_1_0.npz")
+    assert [record.run for record in old_archive(runs)] == runs
+    assert [record.metrics["epochs"] for record in old_archive(runs)] == [4, 3, 4]
+    assert Run(problem, 0.2) not in old_archive

@@ -85,7 +85,9 @@ def test_the_loop_adds_a_penalty_and_uses_the_optimiser_of_the_method():
 
 
 @pytest.mark.parametrize(
-    "method", [lambda loss, level: loss, "flooding", None, 0.1, object()], ids=repr
+    "method",
+    [lambda loss, level: loss, "flooding", None, 0.1, object()],
+    ids=["function", "text", "None", "number", "object"],
 )
 def test_what_is_no_method_is_refused_alike(method):
     for build in (lambda: Run(small(), 0.1, method), lambda: Flood(nn.MSELoss(), 0.1, method)):

@@ -20,7 +20,8 @@ import numpy as np
 
 from flooding import npz
 from flooding.atomic import write_atomic
-from flooding.training.config import to_config
+from flooding.training.config import Config, to_config
+from flooding.training.legacy import legacy_run_configs
 from flooding.training.record import Record
 from flooding.training.run import Run
 
@@ -98,7 +99,16 @@ class Archive:
         return len(self.indices)
 
     def __contains__(self, run: Run) -> bool:
-        return run_id(run) in self.indices
+        return self._index(run) is not None
+
+    def _index(self, run: Run) -> int | None:
+        """Look a Run up, also under the names of flooding 0.1.0."""
+        config = to_config(run)
+        for known_config in (config, *legacy_run_configs(config)):
+            index = self.indices.get(_hash(known_config))
+            if index is not None:
+                return index
+        return None
 
     def __call__(self, runs: Sequence[Run]) -> list[Record]:
         """Look Runs up.
@@ -112,7 +122,7 @@ class Archive:
         Raises:
             ValueError: If one of them is not in the file.
         """
-        indices = [self.indices.get(run_id(run)) for run in runs]
+        indices = [self._index(run) for run in runs]
         records = []
         for run, index in zip(runs, indices, strict=True):
             if index is None:
@@ -324,4 +334,8 @@ def run_id(run: Run) -> str:
     Returns:
         20 hexadecimal digits.
     """
-    return hashlib.sha256(json.dumps(to_config(run), sort_keys=True).encode()).hexdigest()[:20]
+    return _hash(to_config(run))
+
+
+def _hash(config: Config) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:20]

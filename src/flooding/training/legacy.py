@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from flooding.training.config import Config
 
-__all__ = ["legacy_configs"]
+__all__ = ["legacy_configs", "legacy_run_configs"]
 
 # Classes and functions that a Run can hold, by their modules in flooding 0.1.0.
 _MODULES = {
@@ -95,6 +95,23 @@ def legacy_configs(config: dict[str, Config]) -> list[dict[str, Config]]:
     if "optimizer" in old:
         return [old]
     return [old, {**old, "optimizer": _DEFAULT_OPTIMIZER}]
+
+
+def legacy_run_configs(config: Config) -> list[Config]:
+    """Translate the configuration of a Run in an archive to those that 0.1.0 may have written.
+
+    Args:
+        config: What :func:`flooding.training.config.to_config` gives for a Run.
+
+    Returns:
+        One or two, as :func:`legacy_configs`.
+    """
+    old = _translate(config)
+    if not isinstance(old, dict) or not isinstance(old["problem"], dict):
+        return [old]
+    if "optimizer" in old["problem"]:
+        return [old]
+    return [old, {**old, "problem": {**old["problem"], "optimizer": _DEFAULT_OPTIMIZER}}]
 
 
 def _translate(value: Config) -> Config:
