@@ -146,7 +146,8 @@ def hessian_eigenvalues(
         return hessian_product(model, losses, direction).double().cpu().numpy()
 
     first = np.random.default_rng(seed).standard_normal(size)
-    operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)  # type: ignore[call-arg]
+    shape = (size, size)
+    operator = LinearOperator(shape, matvec=multiply, dtype=np.float64)  # type: ignore[call-arg]
     # SciPy's types take the tolerance for an int.
     options = {"which": "LA", "v0": first, "tol": tolerance, "return_eigenvectors": False}
     eigenvalues = eigsh(operator, k=k, **options)  # pyright: ignore[reportArgumentType]

@@ -9,13 +9,14 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import typer
 
 from flooding.entries import Entry
 
 __all__ = [
+    "Arguments",
     "Ledger",
     "Overwrite",
     "Workers",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+# Values by the name of an option or an argument, each of a type of its own.
+Arguments: TypeAlias = Mapping[str, Any]
 
 Ledger = Annotated[
     Path | None,
@@ -66,7 +70,7 @@ def option(
     *names: str,
     entries: Sequence[Entry] = (),
     **settings: Any,
-) -> Any:
+) -> object:
     """Declare an option.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
-from typing import Any, cast
+from typing import cast
 
 from flooding.cli._options import drop_none
 from flooding.entries import (
@@ -200,7 +200,7 @@ def load_experiment(name: str) -> Experiment:
 
 
 def _call(
-    kind: str, name: str, function: Callable[..., object], arguments: Mapping[str, Any]
+    kind: str, name: str, function: Callable[..., object], arguments: Mapping[str, object]
 ) -> object:
     """Call a class with arguments from the command line, and say what is wrong with them."""
     # First what is too much, then what is missing, so that each error names one thing to change.

@@ -136,7 +136,8 @@ def compare(
             f"compare needs classes, but the targets of {what} are numbers. Use flooding find."
         )
 
-    def start(quick: bool, seeds: Sequence[int] | None) -> Study:  # ruff: ignore[unused-function-argument]
+    # ruff: ignore[unused-function-argument]
+    def start(quick: bool, seeds: Sequence[int] | None) -> Study:
         return bakeoff.compare({what: (problem, classes)}, seeds or ())
 
     experiment = replace(bakeoff.EXPERIMENT, name="compare", start=start)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flooding.cli._console import console, errors, progress
 from flooding.cli._options import (
+    Arguments,
     Ledger,
     Overwrite,
     check_ledger,
@@ -246,7 +247,7 @@ def _problem(task: str, options: Mapping[str, object]) -> tuple[Problem, dict[st
     return problem, {"task": task, **data, **unset, **network, **optimizer, **smoothing, **settings}
 
 
-def _flooded_run(problem: Problem, options: Mapping[str, Any]) -> Run:
+def _flooded_run(problem: Problem, options: Arguments) -> Run:
     """Plan the Run: the problem with a method, a level or its schedule, and a seed."""
     from flooding.cli._parts import make_controller, make_method
     from flooding.training.run import Run
@@ -300,7 +301,7 @@ def _excess(run: Run, label_smoothing: float) -> Excess:
     return Excess(run.level, run.problem.splits(run.seed).classes or 0, label_smoothing)
 
 
-def _with_adaflood_levels(run: Run, options: Mapping[str, Any], device: str, threads: int) -> Run:
+def _with_adaflood_levels(run: Run, options: Arguments, device: str, threads: int) -> Run:
     """Train AdaFlood's auxiliary networks and give the Run its levels."""
     from flooding.adaflood import adaflood
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Split", "Splits", "flip_labels", "make_rng", "map_tensors", "sha256"]
+__all__ = ["Inputs", "Split", "Splits", "flip_labels", "make_rng", "map_tensors", "sha256"]
+
+# A tensor, or nested tuples, lists and dicts of tensors: what a model takes is known to it alone.
+Inputs: TypeAlias = Any
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor], x: Inputs) -> Inputs:
     """Apply a function to every tensor of an input.
 
     Args:
@@ -56,7 +59,7 @@ class Split:
             tensor.
     """
 
-    x: Any
+    x: Inputs
     y: Tensor
     clean: Tensor | None = None
     id: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -170,7 +173,7 @@ class Splits:
         return cached
 
 
-def sha256(*tensors: Any) -> str:
+def sha256(*tensors: Inputs) -> str:
     """Hash tensors, or structures of them, with their dtypes and shapes.
 
     Args:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from flooding.data import Split, Splits, map_tensors
+from flooding.data import Inputs, Split, Splits, map_tensors
 from flooding.numerics import fork_generators
 
 __all__ = ["load_split", "splits"]
@@ -253,7 +253,7 @@ def _collate_error(error: Exception) -> ValueError | None:
 
 
 # A batch: nested tuples, lists and dicts of tensors as inputs, and a tensor of targets.
-_Batch: TypeAlias = tuple[Any, Tensor]
+_Batch: TypeAlias = tuple[Inputs, Tensor]
 
 
 def _read(source: Iterable[object], limit: int | None) -> Iterator[_Batch]:
@@ -346,7 +346,7 @@ def _to_vector(values: Sequence[object]) -> Tensor | None:
         return None
 
 
-def _to_tensors(x: object, name: str) -> Any:
+def _to_tensors(x: object, name: str) -> Inputs:
     """Convert the arrays and numbers of a structure to tensors."""
     if isinstance(x, Tensor):
         return x.detach()
@@ -371,7 +371,7 @@ def _to_tensors(x: object, name: str) -> Any:
     )
 
 
-def _to_column(value: object, name: str) -> Any:
+def _to_column(value: object, name: str) -> Inputs:
     """Convert an entry of a mapping, where lists are vectors as in Hugging Face's datasets."""
     if not isinstance(value, (list, tuple)) or len(value) == 0:
         return _to_tensors(value, name)
@@ -388,7 +388,7 @@ def _to_column(value: object, name: str) -> Any:
     return _to_tensors(value, name)
 
 
-def _rebuild(structure: tuple | list, parts: list[Any]) -> Any:
+def _rebuild(structure: tuple | list, parts: list[Inputs]) -> Inputs:
     """Make a tuple, named tuple or list like another one of other parts."""
     if hasattr(structure, "_fields"):
         return type(structure)(*parts)
@@ -402,7 +402,7 @@ def _join_batches(batches: list[_Batch]) -> _Batch:
     return x, y
 
 
-def _join(parts: list[Any], name: str) -> Any:
+def _join(parts: list[Inputs], name: str) -> Inputs:
     """Join the same structure of all batches along the first axis of its tensors."""
     first = parts[0]
     if isinstance(first, Tensor):

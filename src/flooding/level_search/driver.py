@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from flooding.level_search.external import as_run_all
+from flooding.level_search.external import TrainFunction, as_run_all
 from flooding.level_search.level_stats import (
     flooded_records,
     loss_is_negative,
@@ -29,7 +29,7 @@ T = TypeVar("T")
 RunGenerator: TypeAlias = Generator[list[Run], list[Record], T]
 
 
-def search(strategy: Strategy, run_all: RunAll | Callable[..., Any] | None = None) -> SearchResult:
+def search(strategy: Strategy, run_all: RunAll | TrainFunction | None = None) -> SearchResult:
     """Drive a strategy on any training code.
 
     Args:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +18,10 @@ from flooding.training.problem import Score
 from flooding.training.record import Record
 from flooding.training.run import Run
 
-__all__ = ["ExternalProblem", "ObjectiveAdapter", "as_run_all"]
+__all__ = ["ExternalProblem", "ObjectiveAdapter", "TrainFunction", "as_run_all"]
+
+# A training function of the user's own, ``(level, seed, epochs) -> score`` or a mapping with it.
+TrainFunction: TypeAlias = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class ObjectiveAdapter:
     """
 
     def __init__(
-        self, train: Callable[..., Any], *, key: str | None = None, ledger: str | Path | None = None
+        self, train: TrainFunction, *, key: str | None = None, ledger: str | Path | None = None
     ) -> None:
         self._train, self._key, self._path = train, key, ledger
         self._cache: dict[tuple[float | None, int, int], Record] = {}
@@ -137,7 +140,7 @@ class ObjectiveAdapter:
             raise
 
 
-def as_run_all(function: Callable[..., Any]) -> RunAll:
+def as_run_all(function: RunAll | TrainFunction) -> RunAll:
     """Adapt a training function, and leave a function of Runs as it is.
 
     Args:
@@ -205,7 +208,7 @@ def _make_record(run: Run, outcome: object) -> Record:
     return Record(run, curves, {}, metrics, "", "")
 
 
-def _check_length(name: str, curve: Any, epochs: int) -> None:
+def _check_length(name: str, curve: Sized, epochs: int) -> None:
     if len(curve) != epochs + 1:
         raise ValueError(
             f"a curve must have a value before training and one after each of {epochs} epochs, "
@@ -213,7 +216,7 @@ def _check_length(name: str, curve: Any, epochs: int) -> None:
         )
 
 
-def _to_numbers(value: Any) -> Any:
+def _to_numbers(value: object) -> Any:
     """Take a tensor out of its graph, and refuse what is neither numbers nor curves of them."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()

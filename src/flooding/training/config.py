@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -35,7 +36,7 @@ __all__ = [
     "to_config",
 ]
 
-Config: TypeAlias = "bool | int | float | str | list[Config] | dict[str, Config] | None"
+Config: TypeAlias = "bool | int | float | str | Sequence[Config] | Mapping[str, Config] | None"
 
 SESSION = "session "  # begins the key of a problem that is looked up in one process only
 _LIBRARIES = {"flooding", "torch", "math", "builtins"}  # code that is identified by its name
