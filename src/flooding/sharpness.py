@@ -85,6 +85,7 @@ def hessian_product(model: nn.Module, losses: Losses, vector: Tensor) -> Tensor:
     product: Tensor | None = None
     with _evaluating(model), torch.enable_grad():
         for loss in losses():
+            # The gradient with a graph; its slope along the vector is then differentiated again.
             slopes = torch.autograd.grad(
                 loss, parameters, create_graph=True, materialize_grads=True
             )
@@ -145,6 +146,7 @@ def hessian_eigenvalues(
         direction = direction.to(center.device, center.dtype)
         return hessian_product(model, losses, direction).double().cpu().numpy()
 
+    # ARPACK's own first vector would not follow from the seed.
     first = np.random.default_rng(seed).standard_normal(size)
     shape = (size, size)
     operator = LinearOperator(shape, matvec=multiply, dtype=np.float64)  # type: ignore[call-arg]
@@ -186,6 +188,7 @@ def hessian_trace(
     generator = torch.Generator().manual_seed(seed)
     estimates = []
     for _ in range(probes):
+        # The expectation of v @ H @ v over random signs is the trace.
         signs = (2 * torch.randint(2, (len(center),), generator=generator) - 1).to(center)
         estimates.append(float(torch.dot(signs, hessian_product(model, losses, signs))))
     return float(np.mean(estimates)), float(np.std(estimates, ddof=1) / np.sqrt(probes))
@@ -223,6 +226,7 @@ def filter_direction(model: nn.Module, *, seed: int) -> Tensor:
             parts.append(torch.zeros_like(p))
             continue
         axes = tuple(range(1, p.ndim))
+        # Each filter of the direction gets the length of the network's own.
         lengths = p.detach().square().sum(axes, keepdim=True).sqrt()
         parts.append(drawn / drawn.square().sum(axes, keepdim=True).sqrt() * lengths)
     return _vector(parts)

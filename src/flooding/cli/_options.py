@@ -124,6 +124,7 @@ def check_numbers(options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if isinstance(value, float) and not abs(value) <= _LARGEST:
             raise ValueError(f"{name} must be finite and within ±{_LARGEST:g}, got {value:g}.")
+        # A bool is an int for Python, and has no limit.
         if isinstance(value, bool) or not isinstance(value, int):
             continue
         if value > _MAX[name]:
@@ -178,6 +179,7 @@ def check_output_folder(folder: Path) -> None:
     Raises:
         ValueError: If it is a file, or lies below one, or may not be written.
     """
+    # From the folder upwards to the nearest that exists: there the rest would be made.
     for path in (folder.absolute(), *folder.absolute().parents):
         if path.is_symlink() and not path.exists():
             raise ValueError(
@@ -208,6 +210,7 @@ def check_ledger(ledger: Path | None) -> None:
     from flooding.training.ledger import absolute_path, default_path
 
     path = default_path() if ledger is None else absolute_path(ledger)
+    # SQLite writes files beside the ledger, so its folder must be writable too.
     nearest = next((parent for parent in path.parents if parent.exists()), path)
     for existing in (nearest, path):
         if existing.exists() and not os.access(existing, os.W_OK):

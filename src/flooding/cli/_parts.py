@@ -88,6 +88,7 @@ def make_controller(
             controller.
     """
     controller = load_part("schedule", name, CONTROLLERS)
+    # A class of controllers has the same methods, so it must be told from an instance.
     is_built = isinstance(controller, Controller) and not isinstance(controller, type)
     if callable(controller) and not is_built:
         values = _controller_arguments(name, controller, level, num_steps, arguments)
@@ -171,6 +172,7 @@ def load_strategy(
         )
     for option in options:
         if option not in accepted:
+            # Name those that do take it: one of them is what the user may have meant.
             takers = entry_names(e for e in STRATEGIES if option in e.options)
             raise ValueError(
                 f"--{option} belongs to {join_names(takers, 'and')}, got --strategy {name}. "

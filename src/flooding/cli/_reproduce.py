@@ -175,6 +175,7 @@ def _train_and_write(
         def train(runs: list[Run]) -> list[Record]:
             return run_all(runs, **training._asdict(), on_start=estimate_and_start, on_row=on_row)
 
+        # With an archive only what it lacks is trained.
         run_or_look_up = train if source is None else with_fallback(source, train)
         # A Run of the archive is not trained again, whatever the ledger says.
         report, records = run_generator(experiment.start(quick, seeds), run_or_look_up)

@@ -260,6 +260,7 @@ def _flooded_run(problem: Problem, options: Arguments) -> Run:
                 f"adaflood finds its own levels, got --level {level} --schedule {schedule}. "
                 "Leave them out."
             )
+        # Its numbers are those of the auxiliary training that follows, not of the method.
         return Run(problem, method=make_method(name, {}), seed=seed)
     # All numbers of methods: one that the method does not have is refused by name.
     numbers = _select(options, "sigma", "epsilon", "decay", "rho", "penalty", "gamma", "folds")
@@ -283,6 +284,7 @@ def _level(text: str | None) -> float | PerClass | None:
 
     from flooding.levels import PerClass
 
+    # One number is a level for all; several are one for each class.
     levels = [] if text is None else parse_levels("level", text)
     if len(levels) > 1:
         return PerClass(torch.tensor(levels))
@@ -323,6 +325,7 @@ def _check(run: Run, device: str, threads: int, folders: Sequence[Path | None]) 
     check_device(device)
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
+    # Now, so that no result is lost to a folder that cannot be written.
     for folder in folders:
         if folder is not None:
             check_output_folder(folder)
@@ -332,6 +335,7 @@ def _check(run: Run, device: str, threads: int, folders: Sequence[Path | None]) 
             f"a level is needed for each of {classes} classes, got {len(run.level.levels)}. "
             "Give them all."
         )
+    # A guess among C balanced classes has a loss of ln C, and needs no training.
     if isinstance(run.level, float) and classes and run.level > math.log(classes):
         errors.print_line(
             f"level {run.level:g} lies above ln {classes} = {math.log(classes):.3f}: "
@@ -385,6 +389,7 @@ def _train(
 
     key = run_key(run, device=device, threads=threads)
     path = str(ledger or default_path())
+    # The same job that a worker gets, so that checkpoints and the ledger work as in a search.
     job = Job(0, run, key, path, overwrite, device, threads, first_flooded=save is not None)
     row = None
     with progress() as (on_start, on_row):
@@ -428,6 +433,7 @@ def _print_record(record: Record) -> None:
     for metric in record.metrics:
         if metric.startswith("last."):
             name = metric.removeprefix("last.")
+            # Every metric is there for both epochs, under the same name.
             values = (_format(record.metrics[f"{epoch}.{name}"]) for epoch in ("last", "best"))
             table.add_row(name.replace("_", " "), *values)
     console.print(table)

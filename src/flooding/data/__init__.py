@@ -78,8 +78,10 @@ class Split:
             raise ValueError(
                 "a split must hold at least one example, got 0. Give it more data or another split."
             )
+        # The class is frozen, so the default is set past its own guard.
         if len(self.id) == 0:
             object.__setattr__(self, "id", torch.arange(len(self.y)))
+        # Every tensor must have as many examples as there are labels.
         lengths = [len(self.y), len(self.id)]
         if self.clean is not None:
             lengths.append(len(self.clean))
@@ -154,6 +156,7 @@ class Splits:
         Returns:
             One more than the largest class, or None for real-valued targets.
         """
+        # A class may be missing from one split, so look at all of them.
         labels = [split.y for split in (self.train, self.val, self.test) if split is not None]
         if labels[0].is_floating_point():
             return None

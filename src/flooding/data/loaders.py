@@ -58,6 +58,7 @@ def splits(train: object, val: object, test: object = None, *, limit: int = _LIM
     Returns:
         The splits.
     """
+    # The training loader alone warns that its batch size is not used.
     train_split = load_split(train, limit=limit)
     val_split = _load(val, limit)
     return Splits(train_split, val_split, None if test is None else _load(test, limit))
@@ -132,6 +133,7 @@ def _load(source: object, limit: int) -> Split:
 
 def _samplers(loader: DataLoader) -> list[object]:
     """List the samplers of a loader: of examples, or the user's own of batches and within it."""
+    # A loader with a batch size has torch's own batch sampler, whatever samples within it.
     batch_sampler = loader.batch_sampler
     if loader.batch_size is not None or batch_sampler is None:
         return [loader.sampler]
@@ -162,6 +164,7 @@ def _warn_drop_last(loader: DataLoader, n: int) -> None:
     """Warn of the examples that ``drop_last`` left out."""
     if not getattr(loader.batch_sampler, "drop_last", False):
         return
+    # Of an iterable dataset nobody knows how many were left out.
     total = _length(getattr(loader.batch_sampler, "sampler", None))
     if total is not None and n < total:
         log.warning(
@@ -206,6 +209,7 @@ def _read_limit(source: object, limit: int) -> int | None:
     length = _length(data)
     if length is None:
         return limit
+    # A loader or an iterable may give more than its length promises.
     may_be_longer = isinstance(source, DataLoader) or isinstance(data, IterableDataset)
     return max(limit, length) if may_be_longer else None
 
@@ -218,6 +222,7 @@ def _batches(source: object) -> Iterable[object]:
                 "Define it."
             )
         return DataLoader(source, batch_size=256, collate_fn=_collate)
+    # These can be iterated too, but not over batches.
     is_data = isinstance(source, (Mapping, Tensor, np.ndarray, str, bytes))
     if isinstance(source, Iterable) and not is_data:
         return source
@@ -269,6 +274,7 @@ def _read(source: Iterable[object], limit: int | None) -> Iterator[_Batch]:
             raise (_collate_error(error) or error) from None
         x, y = _split_batch(item)
         n += len(y)
+        # Checked before the batch is kept: a source that never ends must not fill the memory.
         if limit is not None and n > limit:
             raise ValueError(
                 f"data without a length must end within limit={limit:,} examples, got more. "
@@ -309,6 +315,7 @@ def _split_batch(item: object) -> _Batch:
     if y.ndim == 0:
         x, y = map_tensors(lambda tensor: tensor[None], x), y[None]
 
+    # Inputs and targets must agree on the number of examples, in every tensor.
     lengths = set()
 
     def add_length(tensor: Tensor) -> Tensor:
@@ -351,6 +358,7 @@ def _to_tensors(x: object, name: str) -> Inputs:
     if isinstance(x, Tensor):
         return x.detach()
     if isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "biuf":
+        # Torch takes neither foreign byte orders nor negative strides.
         if x.dtype.isnative:
             native = np.ascontiguousarray(x)
         else:
@@ -375,6 +383,7 @@ def _to_column(value: object, name: str) -> Inputs:
     """Convert an entry of a mapping, where lists are vectors as in Hugging Face's datasets."""
     if not isinstance(value, (list, tuple)) or len(value) == 0:
         return _to_tensors(value, name)
+    # Arrays in a list are columns of their own, not rows of one vector.
     if any(isinstance(row, (Tensor, np.ndarray)) for row in value):
         return _to_tensors(value, name)
     vector = _to_vector(value)
@@ -390,6 +399,7 @@ def _to_column(value: object, name: str) -> Inputs:
 
 def _rebuild(structure: tuple | list, parts: list[Inputs]) -> Inputs:
     """Make a tuple, named tuple or list like another one of other parts."""
+    # A named tuple takes its parts as arguments.
     if hasattr(structure, "_fields"):
         return type(structure)(*parts)
     return type(structure)(parts)
@@ -414,6 +424,7 @@ def _join(parts: list[Inputs], name: str) -> Inputs:
                 "Pad them."
             )
         return torch.cat(parts)
+    # Only equal structures can be joined part by part.
     structures = sorted({_describe_structure(part) for part in parts})
     if len(structures) > 1:
         raise ValueError(

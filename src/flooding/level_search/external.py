@@ -89,10 +89,12 @@ class ObjectiveAdapter:
         Returns:
             Their Records, in the same order.
         """
+        # Only a key tells the next process that the code behind it is the same.
         ledger = None if self._key is None else Ledger(self._path)
         try:
             return [self._record(run, ledger) for run in runs]
         except Exception as error:
+            # Hours of training may be lost here: say how to keep them next time.
             if ledger is None and self._cache:
                 error.add_note(
                     f"{len(self._cache)} finished trainings are lost with this process. To keep "
@@ -154,6 +156,7 @@ def as_run_all(function: RunAll | TrainFunction) -> RunAll:
     """
     if isinstance(function, ObjectiveAdapter):
         return function
+    # The names of the arguments tell the two forms apart, the number of them what is wrong.
     parameters = inspect.signature(function).parameters.values()
     names = {parameter.name for parameter in parameters}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
@@ -196,6 +199,7 @@ def _make_record(run: Run, outcome: object) -> Record:
     for key, value in measured.items():
         name = "val_score" if key == "score" else key
         numbers = _to_numbers(value)
+        # A curve is kept whole; its last value is the metric, as is a single number.
         if np.ndim(numbers):
             _check_length(name, numbers, run.epochs)
             curves[name] = np.asarray(numbers, np.float32)
@@ -220,6 +224,7 @@ def _to_numbers(value: object) -> Any:
     """Take a tensor out of its graph, and refuse what is neither numbers nor curves of them."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
+    # None is let through: a score of None has an error of its own.
     if value is not None and not np.issubdtype(np.asarray(value).dtype, np.number):
         raise ValueError(f"a training function must return numbers, got {value!r}.")
     return value

@@ -55,7 +55,9 @@ class Run:
             )
         check_method(self.method)
         _check_level_source(self.level, self.method)
-        check_teacher_loss(self.problem.loss, self.method)
+        # A search on training code of the user's own has a stand-in, which knows no loss.
+        if isinstance(self.problem, Problem):
+            check_teacher_loss(self.problem.loss, self.method)
         require_at_least("seed", self.seed, 0)
         if self.stop_epoch is not None:
             require_at_least("stop_epoch", self.stop_epoch, 1)
