@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flooding import run_all
-from flooding.level_search.level_stats import best_level, tail_mean
+from flooding.level_search.level_stats import best_level, tail_key
 from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.levels import Constant, Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.metrics import balanced_accuracy
@@ -440,14 +440,12 @@ def trusts_the_first(records):  # level 0, which is found as None
 
 def needs_accuracy(records):
     return result_of(
-        max(records, key=lambda r: (tail_mean(r), r.metrics["last.val_accuracy"])).level or None
+        max(records, key=lambda r: (tail_key(r), r.metrics["last.val_accuracy"])).level or None
     )
 
 
 def needs_one_that_is_sound(records):
-    return result_of(
-        next(r.level for r in records if tail_mean(r) > (-math.inf, -math.inf)) or None
-    )
+    return result_of(next(r.level for r in records if tail_key(r) > (-math.inf, -math.inf)) or None)
 
 
 calls = []
@@ -558,7 +556,7 @@ def test_a_made_up_record_is_one():
     best = best_level(fake_record(Run(problem, level)) for level in (0.0, 0.02, 0.1, 0.3, 0.5))
     assert best == 0.1
     sick = fake_record(Run(problem, 0.1), diverges=True)
-    assert tail_mean(sick) == tail_mean(sick, 0.5) == (-math.inf, -math.inf)
+    assert tail_key(sick) == tail_key(sick, 0.5) == (-math.inf, -math.inf)
 
 
 def test_a_made_up_record_measures_what_the_problem_does():
