@@ -80,6 +80,7 @@ class AdaFlood:
         Returns:
             The levels; ``cost`` is 0 where nothing was trained.
         """
+        # All but gamma, which changes the levels but no training.
         options: _Options = {
             "folds": self.folds,
             "epochs": self.epochs,
@@ -97,6 +98,7 @@ class AdaFlood:
         key = (config, str(device), threads, *options.values())
         if key in _CACHE:
             return replace(_CACHE[key].with_gamma(self.gamma), cost=0)
+        # The oldest goes first: dictionaries keep the order of insertion.
         while len(_CACHE) >= _CACHE_SIZE:
             del _CACHE[next(iter(_CACHE))]
         _CACHE[key] = result = compute()
@@ -237,6 +239,7 @@ def adaflood(
         seed=seed,
         squared_error=squared_error,
     )
+    # In epochs; that of the network whose last layer is tuned comes on top.
     cost = folds * fold_problem.max_epochs + (0 if variant is None else max_epochs)
     return replace(result, data_sha256=splits.sha256, cost=cost)
 
@@ -270,6 +273,7 @@ class _Trainer:
         # The validation split stands in for the test split, so that the examples of the fold are
         # nowhere near the training of the network that scores them.
         data = replace(self.splits, train=examples, test=self.splits.val, posterior=None)
+        # Without a level: auxiliary networks are trained plainly.
         run, row = Run(replace(self.problem, data=data), seed=self.seed), None
         for row in train(run, device=self.device, threads=self.threads):
             if self.on_row is not None:
@@ -314,6 +318,7 @@ def _with_fresh_layer(
 ) -> nn.Module:
     """Give a trained network a fresh last layer, the only part that still trains."""
     layer = variant.layer(model)
+    # The layer is found in a fresh model by its name, to take new weights from there.
     names = {module: name for name, module in model.named_modules()}
     if layer not in names:
         raise ValueError(

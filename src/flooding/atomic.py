@@ -6,13 +6,13 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 __all__ = ["write_atomic"]
 
 
 def write_atomic(
-    path: str | Path, content: bytes | str | Callable[[IO[bytes]], Any], *, mode: int = 0o666
+    path: str | Path, content: bytes | str | Callable[[IO[bytes]], object], *, mode: int = 0o666
 ) -> Path:
     """Write a file whole or not at all: a reader sees the old file or the new one, never a part.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -207,7 +206,7 @@ class Flood(nn.Module):
         for count in (self.n_flooded, self.n_seen, self.n_nonfinite):
             count.zero_()
 
-    def forward(self, *args: Any, ids: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, *args: object, ids: Tensor | None = None, **kwargs: object) -> Tensor:
         """Compute the loss of a batch, flooded in training.
 
         Args:

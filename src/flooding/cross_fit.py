@@ -90,6 +90,7 @@ class AdaFloodLevels:
             )
         elif self.error is not None and self.probability is None:
             _check_scores(self.ids, self.error, squared_error=True)
+            # The squared error of a prediction that gamma has moved towards the target.
             levels = (1 - self.gamma) ** 2 * self.error**2
         else:
             raise ValueError(
@@ -243,6 +244,7 @@ def cross_fit_levels(
         raise ValueError(
             f"folds must lie in 2 to the {len(ids)} examples, got {folds}. 5 is usual."
         )
+    # Without labels all examples are of one class, and are dealt at random.
     labels = torch.zeros_like(ids) if labels is None else labels.cpu()
 
     # 2. The folds.
@@ -270,6 +272,7 @@ def _deal_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     """Give the fold of each example: shuffled, sorted by class, and dealt in turn."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "folds"))
     order = torch.randperm(len(labels), generator=generator)
+    # The stable sort keeps the random order within each class.
     order = order[labels[order].argsort(stable=True)]
     fold_of = torch.empty(len(labels), dtype=torch.int64)
     fold_of[order] = torch.arange(len(labels)) % folds

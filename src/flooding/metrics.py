@@ -94,8 +94,7 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
 def balanced_accuracy(logits: Tensor, y: Tensor) -> Tensor:
     """Accuracy within each class, averaged over the classes that occur in ``y``.
 
-    Of equal logits the first counts.
-    A guess that ignores the inputs scores 1 / classes, however unequal the classes are.
+    Of equal logits the first counts. A guess that ignores the inputs scores 1 / classes.
 
     Args:
         logits: Logits ``[n, classes]``.
@@ -115,6 +114,7 @@ def balanced_accuracy(logits: Tensor, y: Tensor) -> Tensor:
     member = _one_hot(y, logits)
     right = member * (logits.argmax(1) == y)[:, None]
     count = member.sum(0)
+    # A class that does not occur has a count of 0 and is left out of the mean.
     return (right.sum(0) / count.clamp(min=1)).sum() / (count > 0).sum()
 
 
@@ -429,8 +429,9 @@ def gradient_accordance(model: nn.Module, losses: Iterable[Tensor]) -> Tensor:
             f"accordance needs the losses of at least two batches, got {len(units)}. Use smaller "
             "batches."
         )
-    among = torch.stack(units)
-    cosines = among @ among.T
+    # The units are normalised: their products are the cosines, and the trace is i == j.
+    matrix = torch.stack(units)
+    cosines = matrix @ matrix.T
     return (cosines.sum() - cosines.trace()) / (len(units) * (len(units) - 1))
 
 
@@ -441,16 +442,16 @@ def _gradients(model: nn.Module, loss: Tensor | None) -> list[tuple[Tensor, Tens
         raise ValueError(
             "the model must have trainable parameters, got none. Call requires_grad_() first."
         )
+    if loss is not None and loss.ndim != 0:
+        raise ValueError(f"loss must be a scalar, got shape {list(loss.shape)}. Take its mean.")
     if loss is None:
         gradients = [w.grad for w in weights]
     else:
-        if loss.ndim != 0:
-            raise ValueError(f"loss must be a scalar, got shape {list(loss.shape)}. Take its mean.")
         gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-    return [
-        (w, torch.zeros_like(w) if g is None else g)
-        for w, g in zip(weights, gradients, strict=True)
-    ]
+    pairs = []
+    for w, g in zip(weights, gradients, strict=True):
+        pairs.append((w, torch.zeros_like(w) if g is None else g))
+    return pairs
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
@@ -471,11 +472,8 @@ def _bin_sums(logits: Tensor, y: Tensor, bins: int) -> tuple[Tensor, Tensor, Ten
     number = (confidence[:, None] > edges).sum(1)
     inside = number[:, None] == torch.arange(bins, device=logits.device)
     right = (logits.argmax(1) == y)[:, None]
-    return (
-        (inside * confidence[:, None]).sum(0),
-        (inside & right).sum(0).to(logits.dtype),
-        inside.sum(0),
-    )
+    right_sums = (inside & right).sum(0).to(logits.dtype)
+    return (inside * confidence[:, None]).sum(0), right_sums, inside.sum(0)
 
 
 def _logits(logits: Tensor, y: Tensor | None = None) -> Tensor:

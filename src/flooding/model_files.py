@@ -60,6 +60,7 @@ def write_model(folder: Path, config: Mapping[str, object], files: Mapping[str, 
     """
     entries, contents = {}, {}
     for name, content in files.items():
+        # The digest in the name keeps the files of the old model intact until the end.
         digest = hashlib.sha256(content).hexdigest()
         file = f"{PurePath(name).stem}-{digest[:16]}{PurePath(name).suffix}"
         entries[name] = {"file": file, "sha256": digest}
@@ -130,6 +131,7 @@ def read_model(
                 "another version of flooding wrote it: train and save it again with this one, or "
                 "predict with that one"
             )
+        # The configuration first: it names the other files and their digests.
         if config.get("sha256") != _digest(config):
             raise ValueError(
                 f"{_CONFIG} was changed after it was written: its sha256 is another one"
@@ -149,6 +151,7 @@ def _read_file(folder: Path, config: Mapping[str, object], name: str) -> bytes:
     file = entry.get("file") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(file, str):
         raise ValueError(f"{_CONFIG} names no {name}")
+    # A path could lead out of the folder.
     if not _FILE.fullmatch(file):
         raise ValueError(
             f"{_CONFIG} names the file {file[:40]!r}, which is no file name of this library"

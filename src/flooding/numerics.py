@@ -196,7 +196,7 @@ def capture_settings() -> dict[str, Setting]:
 
 
 @contextmanager
-def pinned(settings: Mapping[str, Setting]) -> Generator[None, None, None]:
+def pinned(settings: Mapping[str, object]) -> Generator[None, None, None]:
     """Apply captured global settings of torch in a block, and restore the caller's after it.
 
     Args:
@@ -213,7 +213,7 @@ def pinned(settings: Mapping[str, Setting]) -> Generator[None, None, None]:
         _assign(before)
 
 
-def _assign(values: Mapping[str, Setting]) -> None:
+def _assign(values: Mapping[str, object]) -> None:
     # The general ones come first: torch may set the special ones with them.
     for switch in _SWITCHES:
         current, value = switch.get(), values.get(switch.name, switch.default)

@@ -85,6 +85,7 @@ def hessian_product(model: nn.Module, losses: Losses, vector: Tensor) -> Tensor:
     product: Tensor | None = None
     with _evaluating(model), torch.enable_grad():
         for loss in losses():
+            # The gradient with a graph; its slope along the vector is then differentiated again.
             slopes = torch.autograd.grad(
                 loss, parameters, create_graph=True, materialize_grads=True
             )
@@ -145,8 +146,10 @@ def hessian_eigenvalues(
         direction = direction.to(center.device, center.dtype)
         return hessian_product(model, losses, direction).double().cpu().numpy()
 
+    # ARPACK's own first vector would not follow from the seed.
     first = np.random.default_rng(seed).standard_normal(size)
-    operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)  # type: ignore[call-arg]
+    shape = (size, size)
+    operator = LinearOperator(shape, matvec=multiply, dtype=np.float64)  # type: ignore[call-arg]
     # SciPy's types take the tolerance for an int.
     options = {"which": "LA", "v0": first, "tol": tolerance, "return_eigenvectors": False}
     eigenvalues = eigsh(operator, k=k, **options)  # pyright: ignore[reportArgumentType]
@@ -185,6 +188,7 @@ def hessian_trace(
     generator = torch.Generator().manual_seed(seed)
     estimates = []
     for _ in range(probes):
+        # The expectation of v @ H @ v over random signs is the trace.
         signs = (2 * torch.randint(2, (len(center),), generator=generator) - 1).to(center)
         estimates.append(float(torch.dot(signs, hessian_product(model, losses, signs))))
     return float(np.mean(estimates)), float(np.std(estimates, ddof=1) / np.sqrt(probes))
@@ -222,6 +226,7 @@ def filter_direction(model: nn.Module, *, seed: int) -> Tensor:
             parts.append(torch.zeros_like(p))
             continue
         axes = tuple(range(1, p.ndim))
+        # Each filter of the direction gets the length of the network's own.
         lengths = p.detach().square().sum(axes, keepdim=True).sqrt()
         parts.append(drawn / drawn.square().sum(axes, keepdim=True).sqrt() * lengths)
     return _vector(parts)

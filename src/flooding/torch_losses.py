@@ -112,8 +112,8 @@ class LossOptions(NamedTuple):
     ignore_index: int | None
     label_smoothing: float
     pos_weight: Tensor | None
-    input: Any
-    target: Any
+    input: object
+    target: object
 
 
 def unwrap(loss: Any) -> tuple[Any, Args, Options]:

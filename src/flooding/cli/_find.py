@@ -117,6 +117,7 @@ def find(
         check_output_folder(save.parent)
     check_ledger(ledger)
     check_device(device)
+    # The options of the search, before the data, which may take long to read.
     chosen = None if levels is None else parse_levels("levels", levels, allow_none=True)
     search = load_strategy(strategy, levels=chosen, budget=budget, trainings=trainings)
     data = drop_none(label_noise=label_noise)
@@ -144,6 +145,7 @@ def find(
         )
     _print_result(result)
     if table is not None and table.target.classes is None and result.level is not None:
+        # A squared loss scales with the square of the deviation that the target was divided by.
         squared_error = result.level * table.target.sd**2
         console.print_line(
             "That is in the unit of the standardised target; "
@@ -186,6 +188,7 @@ def predict(
     if out is not None:
         _check_predictions_file(out, table)
     predictions = predict_table(model, table)
+    # All rows are predicted before anything is written or printed.
     text = predictions.to_csv(index=False)
     if out is None:
         _print_csv(text)
@@ -202,6 +205,7 @@ def _check_predictions_file(out: Path, table: Path) -> None:
         raise ValueError(
             f"out must be a file, got the folder {out}. Name a file: {out / 'predictions.csv'}."
         )
+    # Writing replaces the file: that of the input would be lost, and a device cannot be.
     if out.exists() and (not out.is_file() or out.samefile(table)):
         got = f"the table {out}" if out.is_file() else f"the pipe or device {out}"
         raise ValueError(
@@ -232,6 +236,7 @@ def _print_result(result: SearchResult) -> None:
         errors.print_line(f"note: {warning}")
     cost = result.cost
     saved = ""
+    # Runs that share their first steps cost less than their number says.
     if cost.steps < cost.trainings:
         saved = f" ({1 - cost.steps / cost.trainings:.0%} saved by shared beginnings)"
     price = (
@@ -242,6 +247,7 @@ def _print_result(result: SearchResult) -> None:
     answer = "train without flooding" if level is None else f"flood level {level:.4g}"
     console.print_line(answer, style="bold", end="")
     console.print_line(f" ({result.strategy}; {price})")
+    # A controller cannot be given as one number.
     if level is not None and isinstance(result.run.level, float):
         console.print_line(f"Use it: criterion = flooding.Flood(criterion, {level:.4g})")
 
@@ -267,6 +273,7 @@ def _estimates_table(result: SearchResult) -> Table:
     table.add_column("")
     for estimate in result.estimates:
         level = "none" if estimate.level is None else f"{estimate.level:.3g}"
+        # An estimate may have no level, but always an interval.
         ends = (f"{estimate.low:.3g}", f"{estimate.high:.3g}")
         table.add_row(estimate.name, level, *ends, estimate.note)
     return table
@@ -295,6 +302,7 @@ def _save_model(result: SearchResult, table: TableProblem, folder: Path, device:
     assert row.weights is not None
     weights = {name: tensor.cpu() for name, tensor in row.weights["last"].items()}
     save_model(folder, weights, table)
+    # There is no test loss where there is no test split.
     metrics = row.record.metrics if row.record is not None else {}
     for name in ("test_accuracy", "test_loss"):
         if f"last.{name}" in metrics:

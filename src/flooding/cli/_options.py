@@ -9,13 +9,14 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import typer
 
 from flooding.entries import Entry
 
 __all__ = [
+    "Arguments",
     "Ledger",
     "Overwrite",
     "Workers",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+# Values by the name of an option or an argument, each of a type of its own.
+Arguments: TypeAlias = Mapping[str, Any]
 
 Ledger = Annotated[
     Path | None,
@@ -66,7 +70,7 @@ def option(
     *names: str,
     entries: Sequence[Entry] = (),
     **settings: Any,
-) -> Any:
+) -> object:
     """Declare an option.
 
     Args:
@@ -120,6 +124,7 @@ def check_numbers(options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if isinstance(value, float) and not abs(value) <= _LARGEST:
             raise ValueError(f"{name} must be finite and within ±{_LARGEST:g}, got {value:g}.")
+        # A bool is an int for Python, and has no limit.
         if isinstance(value, bool) or not isinstance(value, int):
             continue
         if value > _MAX[name]:
@@ -174,6 +179,7 @@ def check_output_folder(folder: Path) -> None:
     Raises:
         ValueError: If it is a file, or lies below one, or may not be written.
     """
+    # From the folder upwards to the nearest that exists: there the rest would be made.
     for path in (folder.absolute(), *folder.absolute().parents):
         if path.is_symlink() and not path.exists():
             raise ValueError(
@@ -204,6 +210,7 @@ def check_ledger(ledger: Path | None) -> None:
     from flooding.training.ledger import absolute_path, default_path
 
     path = default_path() if ledger is None else absolute_path(ledger)
+    # SQLite writes files beside the ledger, so its folder must be writable too.
     nearest = next((parent for parent in path.parents if parent.exists()), path)
     for existing in (nearest, path):
         if existing.exists() and not os.access(existing, os.W_OK):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
-from typing import Any, cast
+from typing import cast
 
 from flooding.cli._options import drop_none
 from flooding.entries import (
@@ -88,6 +88,7 @@ def make_controller(
             controller.
     """
     controller = load_part("schedule", name, CONTROLLERS)
+    # A class of controllers has the same methods, so it must be told from an instance.
     is_built = isinstance(controller, Controller) and not isinstance(controller, type)
     if callable(controller) and not is_built:
         values = _controller_arguments(name, controller, level, num_steps, arguments)
@@ -171,6 +172,7 @@ def load_strategy(
         )
     for option in options:
         if option not in accepted:
+            # Name those that do take it: one of them is what the user may have meant.
             takers = entry_names(e for e in STRATEGIES if option in e.options)
             raise ValueError(
                 f"--{option} belongs to {join_names(takers, 'and')}, got --strategy {name}. "
@@ -200,7 +202,7 @@ def load_experiment(name: str) -> Experiment:
 
 
 def _call(
-    kind: str, name: str, function: Callable[..., object], arguments: Mapping[str, Any]
+    kind: str, name: str, function: Callable[..., object], arguments: Mapping[str, object]
 ) -> object:
     """Call a class with arguments from the command line, and say what is wrong with them."""
     # First what is too much, then what is missing, so that each error names one thing to change.

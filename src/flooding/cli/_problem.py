@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flooding.cli._console import console
+from flooding.cli._options import Arguments
 from flooding.cli._parts import describe, required_parameters
 from flooding.data import Splits
 from flooding.entries import (
@@ -287,7 +288,7 @@ class OptimizerOptions:
 
 def build_problem(
     dataset: str,
-    data: Mapping[str, Any],
+    data: Arguments,
     network: NetworkOptions = NetworkOptions(),
     optimizer: OptimizerOptions = OptimizerOptions(),
     *,
@@ -340,12 +341,12 @@ def build_problem(
     return Problem(make_data, model, optimizer.factory(), **settings)
 
 
-def _num_inputs(entry: DatasetEntry, arguments: Mapping[str, Any]) -> int:
+def _num_inputs(entry: DatasetEntry, arguments: Arguments) -> int:
     return arguments["dimension"] if entry.inputs is None else entry.inputs
 
 
 def _check_memory(
-    data: Mapping[str, Any], inputs: int, network: NetworkOptions, settings: Mapping[str, Any]
+    data: Arguments, inputs: int, network: NetworkOptions, settings: Arguments
 ) -> None:
     """Refuse data and networks that cannot fit, before the system ends the program for it."""
     # Estimates from below: what exceeds the memory here cannot fit.

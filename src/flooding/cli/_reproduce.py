@@ -136,7 +136,8 @@ def compare(
             f"compare needs classes, but the targets of {what} are numbers. Use flooding find."
         )
 
-    def start(quick: bool, seeds: Sequence[int] | None) -> Study:  # ruff: ignore[unused-function-argument]
+    # ruff: ignore[unused-function-argument]
+    def start(quick: bool, seeds: Sequence[int] | None) -> Study:
         return bakeoff.compare({what: (problem, classes)}, seeds or ())
 
     experiment = replace(bakeoff.EXPERIMENT, name="compare", start=start)
@@ -174,6 +175,7 @@ def _train_and_write(
         def train(runs: list[Run]) -> list[Record]:
             return run_all(runs, **training._asdict(), on_start=estimate_and_start, on_row=on_row)
 
+        # With an archive only what it lacks is trained.
         run_or_look_up = train if source is None else with_fallback(source, train)
         # A Run of the archive is not trained again, whatever the ledger says.
         report, records = run_generator(experiment.start(quick, seeds), run_or_look_up)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flooding.cli._console import console, errors, progress
 from flooding.cli._options import (
+    Arguments,
     Ledger,
     Overwrite,
     check_ledger,
@@ -246,7 +247,7 @@ def _problem(task: str, options: Mapping[str, object]) -> tuple[Problem, dict[st
     return problem, {"task": task, **data, **unset, **network, **optimizer, **smoothing, **settings}
 
 
-def _flooded_run(problem: Problem, options: Mapping[str, Any]) -> Run:
+def _flooded_run(problem: Problem, options: Arguments) -> Run:
     """Plan the Run: the problem with a method, a level or its schedule, and a seed."""
     from flooding.cli._parts import make_controller, make_method
     from flooding.training.run import Run
@@ -259,6 +260,7 @@ def _flooded_run(problem: Problem, options: Mapping[str, Any]) -> Run:
                 f"adaflood finds its own levels, got --level {level} --schedule {schedule}. "
                 "Leave them out."
             )
+        # Its numbers are those of the auxiliary training that follows, not of the method.
         return Run(problem, method=make_method(name, {}), seed=seed)
     # All numbers of methods: one that the method does not have is refused by name.
     numbers = _select(options, "sigma", "epsilon", "decay", "rho", "penalty", "gamma", "folds")
@@ -282,6 +284,7 @@ def _level(text: str | None) -> float | PerClass | None:
 
     from flooding.levels import PerClass
 
+    # One number is a level for all; several are one for each class.
     levels = [] if text is None else parse_levels("level", text)
     if len(levels) > 1:
         return PerClass(torch.tensor(levels))
@@ -300,7 +303,7 @@ def _excess(run: Run, label_smoothing: float) -> Excess:
     return Excess(run.level, run.problem.splits(run.seed).classes or 0, label_smoothing)
 
 
-def _with_adaflood_levels(run: Run, options: Mapping[str, Any], device: str, threads: int) -> Run:
+def _with_adaflood_levels(run: Run, options: Arguments, device: str, threads: int) -> Run:
     """Train AdaFlood's auxiliary networks and give the Run its levels."""
     from flooding.adaflood import adaflood
 
@@ -322,6 +325,7 @@ def _check(run: Run, device: str, threads: int, folders: Sequence[Path | None]) 
     check_device(device)
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
+    # Now, so that no result is lost to a folder that cannot be written.
     for folder in folders:
         if folder is not None:
             check_output_folder(folder)
@@ -331,6 +335,7 @@ def _check(run: Run, device: str, threads: int, folders: Sequence[Path | None]) 
             f"a level is needed for each of {classes} classes, got {len(run.level.levels)}. "
             "Give them all."
         )
+    # A guess among C balanced classes has a loss of ln C, and needs no training.
     if isinstance(run.level, float) and classes and run.level > math.log(classes):
         errors.print_line(
             f"level {run.level:g} lies above ln {classes} = {math.log(classes):.3f}: "
@@ -384,6 +389,7 @@ def _train(
 
     key = run_key(run, device=device, threads=threads)
     path = str(ledger or default_path())
+    # The same job that a worker gets, so that checkpoints and the ledger work as in a search.
     job = Job(0, run, key, path, overwrite, device, threads, first_flooded=save is not None)
     row = None
     with progress() as (on_start, on_row):
@@ -427,6 +433,7 @@ def _print_record(record: Record) -> None:
     for metric in record.metrics:
         if metric.startswith("last."):
             name = metric.removeprefix("last.")
+            # Every metric is there for both epochs, under the same name.
             values = (_format(record.metrics[f"{epoch}.{name}"]) for epoch in ("last", "best"))
             table.add_row(name.replace("_", " "), *values)
     console.print(table)

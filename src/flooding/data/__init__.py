@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Split", "Splits", "flip_labels", "make_rng", "map_tensors", "sha256"]
+__all__ = ["Inputs", "Split", "Splits", "flip_labels", "make_rng", "map_tensors", "sha256"]
+
+# A tensor, or nested tuples, lists and dicts of tensors: what a model takes is known to it alone.
+Inputs: TypeAlias = Any
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], x: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor], x: Inputs) -> Inputs:
     """Apply a function to every tensor of an input.
 
     Args:
@@ -56,7 +59,7 @@ class Split:
             tensor.
     """
 
-    x: Any
+    x: Inputs
     y: Tensor
     clean: Tensor | None = None
     id: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -75,8 +78,10 @@ class Split:
             raise ValueError(
                 "a split must hold at least one example, got 0. Give it more data or another split."
             )
+        # The class is frozen, so the default is set past its own guard.
         if len(self.id) == 0:
             object.__setattr__(self, "id", torch.arange(len(self.y)))
+        # Every tensor must have as many examples as there are labels.
         lengths = [len(self.y), len(self.id)]
         if self.clean is not None:
             lengths.append(len(self.clean))
@@ -151,6 +156,7 @@ class Splits:
         Returns:
             One more than the largest class, or None for real-valued targets.
         """
+        # A class may be missing from one split, so look at all of them.
         labels = [split.y for split in (self.train, self.val, self.test) if split is not None]
         if labels[0].is_floating_point():
             return None
@@ -170,7 +176,7 @@ class Splits:
         return cached
 
 
-def sha256(*tensors: Any) -> str:
+def sha256(*tensors: Inputs) -> str:
     """Hash tensors, or structures of them, with their dtypes and shapes.
 
     Args:

@@ -264,7 +264,11 @@ def _download(name: str, address: str, local_name: str, verify: Callable[[bytes]
     )
     try:
         # pooch's own types name the parameters of a downloader otherwise than it passes them.
-        path = Path(downloads.fetch(local_name, downloader=download))  # pyright: ignore[reportArgumentType]
+        fetched = downloads.fetch(
+            local_name,
+            downloader=download,  # pyright: ignore[reportArgumentType]
+        )
+        path = Path(fetched)
     except (requests.RequestException, _DownloadTooLargeError) as error:
         raise ValueError(
             f"{name} must be in the folder $FLOODING_DATA, in {cache()} or at {address}, got "

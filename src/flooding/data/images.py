@@ -331,6 +331,7 @@ def _read_mat_set(name: str) -> Images:
 def _read_batch_set(name: str) -> Images:
     contents = downloads.read_archive(name)
     *train, (test_x, test_y) = [read_batch(contents[file]) for file in ARCHIVES[name][1]]
+    # The list of files has those of the training images first, and the test file last.
     x = np.concatenate([images for images, _ in train])
     y = np.concatenate([labels for _, labels in train])
     return Images(x, y, test_x, test_y)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from flooding.data import Split, Splits, map_tensors
+from flooding.data import Inputs, Split, Splits, map_tensors
 from flooding.numerics import fork_generators
 
 __all__ = ["load_split", "splits"]
@@ -58,6 +58,7 @@ def splits(train: object, val: object, test: object = None, *, limit: int = _LIM
     Returns:
         The splits.
     """
+    # The training loader alone warns that its batch size is not used.
     train_split = load_split(train, limit=limit)
     val_split = _load(val, limit)
     return Splits(train_split, val_split, None if test is None else _load(test, limit))
@@ -132,6 +133,7 @@ def _load(source: object, limit: int) -> Split:
 
 def _samplers(loader: DataLoader) -> list[object]:
     """List the samplers of a loader: of examples, or the user's own of batches and within it."""
+    # A loader with a batch size has torch's own batch sampler, whatever samples within it.
     batch_sampler = loader.batch_sampler
     if loader.batch_size is not None or batch_sampler is None:
         return [loader.sampler]
@@ -162,6 +164,7 @@ def _warn_drop_last(loader: DataLoader, n: int) -> None:
     """Warn of the examples that ``drop_last`` left out."""
     if not getattr(loader.batch_sampler, "drop_last", False):
         return
+    # Of an iterable dataset nobody knows how many were left out.
     total = _length(getattr(loader.batch_sampler, "sampler", None))
     if total is not None and n < total:
         log.warning(
@@ -206,6 +209,7 @@ def _read_limit(source: object, limit: int) -> int | None:
     length = _length(data)
     if length is None:
         return limit
+    # A loader or an iterable may give more than its length promises.
     may_be_longer = isinstance(source, DataLoader) or isinstance(data, IterableDataset)
     return max(limit, length) if may_be_longer else None
 
@@ -218,6 +222,7 @@ def _batches(source: object) -> Iterable[object]:
                 "Define it."
             )
         return DataLoader(source, batch_size=256, collate_fn=_collate)
+    # These can be iterated too, but not over batches.
     is_data = isinstance(source, (Mapping, Tensor, np.ndarray, str, bytes))
     if isinstance(source, Iterable) and not is_data:
         return source
@@ -253,7 +258,7 @@ def _collate_error(error: Exception) -> ValueError | None:
 
 
 # A batch: nested tuples, lists and dicts of tensors as inputs, and a tensor of targets.
-_Batch: TypeAlias = tuple[Any, Tensor]
+_Batch: TypeAlias = tuple[Inputs, Tensor]
 
 
 def _read(source: Iterable[object], limit: int | None) -> Iterator[_Batch]:
@@ -269,6 +274,7 @@ def _read(source: Iterable[object], limit: int | None) -> Iterator[_Batch]:
             raise (_collate_error(error) or error) from None
         x, y = _split_batch(item)
         n += len(y)
+        # Checked before the batch is kept: a source that never ends must not fill the memory.
         if limit is not None and n > limit:
             raise ValueError(
                 f"data without a length must end within limit={limit:,} examples, got more. "
@@ -309,6 +315,7 @@ def _split_batch(item: object) -> _Batch:
     if y.ndim == 0:
         x, y = map_tensors(lambda tensor: tensor[None], x), y[None]
 
+    # Inputs and targets must agree on the number of examples, in every tensor.
     lengths = set()
 
     def add_length(tensor: Tensor) -> Tensor:
@@ -346,11 +353,12 @@ def _to_vector(values: Sequence[object]) -> Tensor | None:
         return None
 
 
-def _to_tensors(x: object, name: str) -> Any:
+def _to_tensors(x: object, name: str) -> Inputs:
     """Convert the arrays and numbers of a structure to tensors."""
     if isinstance(x, Tensor):
         return x.detach()
     if isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "biuf":
+        # Torch takes neither foreign byte orders nor negative strides.
         if x.dtype.isnative:
             native = np.ascontiguousarray(x)
         else:
@@ -371,10 +379,11 @@ def _to_tensors(x: object, name: str) -> Any:
     )
 
 
-def _to_column(value: object, name: str) -> Any:
+def _to_column(value: object, name: str) -> Inputs:
     """Convert an entry of a mapping, where lists are vectors as in Hugging Face's datasets."""
     if not isinstance(value, (list, tuple)) or len(value) == 0:
         return _to_tensors(value, name)
+    # Arrays in a list are columns of their own, not rows of one vector.
     if any(isinstance(row, (Tensor, np.ndarray)) for row in value):
         return _to_tensors(value, name)
     vector = _to_vector(value)
@@ -388,8 +397,9 @@ def _to_column(value: object, name: str) -> Any:
     return _to_tensors(value, name)
 
 
-def _rebuild(structure: tuple | list, parts: list[Any]) -> Any:
+def _rebuild(structure: tuple | list, parts: list[Inputs]) -> Inputs:
     """Make a tuple, named tuple or list like another one of other parts."""
+    # A named tuple takes its parts as arguments.
     if hasattr(structure, "_fields"):
         return type(structure)(*parts)
     return type(structure)(parts)
@@ -402,7 +412,7 @@ def _join_batches(batches: list[_Batch]) -> _Batch:
     return x, y
 
 
-def _join(parts: list[Any], name: str) -> Any:
+def _join(parts: list[Inputs], name: str) -> Inputs:
     """Join the same structure of all batches along the first axis of its tensors."""
     first = parts[0]
     if isinstance(first, Tensor):
@@ -414,6 +424,7 @@ def _join(parts: list[Any], name: str) -> Any:
                 "Pad them."
             )
         return torch.cat(parts)
+    # Only equal structures can be joined part by part.
     structures = sorted({_describe_structure(part) for part in parts})
     if len(structures) > 1:
         raise ValueError(

@@ -81,6 +81,7 @@ def accordance(
     losses = np.array([math.nan])
     if epoch is not None:
         losses = np.asarray(record.curves["train_loss"], np.float64)
+        # The losses of the epochs that the running mean at the crossing covers.
         losses = losses[max(0, epoch + 1 - smoothing) : epoch + 1]
     level = float(losses.mean())
     if not math.isfinite(level):
@@ -129,10 +130,12 @@ def watch_accordance(
     order = torch.randperm(examples, generator=generator)
     size = min(problem.batch_size, examples // batches)
     parts = [split.take(index.to(split.y.device)) for index in order.split(size)[:batches]]
+    # A model may mix modes, such as a frozen batch norm: remember each module's own.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.enable_grad():
+            # A generator: one graph lives at a time.
             losses = (problem.loss(model(part.x), part.y) for part in parts)
             return {"accordance": float(gradient_accordance(model, losses))}
     finally:
@@ -155,6 +158,7 @@ def crossing(curve: Sequence[float] | np.ndarray, direction: Literal["down", "up
         (3, None)
     """
     sign = 1 if direction == "down" else -1
+    # Upwards is downwards with the other sign.
     heights = sign * np.asarray(curve, np.float64)
     crossings = np.flatnonzero((heights[:-1] > 0) & (heights[1:] <= 0))
     return int(crossings[0]) + 1 if len(crossings) else None

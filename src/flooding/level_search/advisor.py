@@ -119,6 +119,7 @@ def advise(
         Ishida et al., *Is the Performance of My Deep Network Too Good to Be True?*, ICLR 2023, for
         the Bayes error. Quenouille's jackknife of the entropy: Zahl, *Ecology* 58, 1977.
     """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
+    # One generator for all bootstraps, in the order of the arguments.
     rng = np.random.default_rng(seed)
     estimates: list[LevelEstimate] = []
     if labels is not None:
@@ -128,10 +129,12 @@ def advise(
     if repeated_labels is not None:
         estimates.append(_repeated_label_estimate(repeated_labels, rng))
     if label_noise is not None:
+        # The tables tell the number of classes where the caller does not.
         known_classes = classes or _count_classes(soft_labels, repeated_labels)
         estimates.append(_label_noise_estimate(label_noise, known_classes))
     if lowest_val_loss is not None:
         estimates.append(_val_loss_estimate(lowest_val_loss))
+    # The number of classes alone still gives the upper limit ln C.
     if not estimates and classes is not None:
         limit = math.log(classes)
         estimates.append(LevelEstimate("balanced classes", limit, limit, limit, _LIMIT_NOTE))
@@ -195,6 +198,7 @@ def label_noise_entropy(p: float, classes: int = 2) -> float:
         >>> round(label_noise_entropy(0.05), 4)
         0.1985
     """
+    # Beyond (C - 1) / C the given label would be less likely than each of the others.
     if classes < 2 or not 0 <= p <= (classes - 1) / classes:
         raise ValueError(
             f"label noise must lie in [0, (C - 1) / C] with C >= 2, got {p} with C = {classes}."
@@ -212,6 +216,7 @@ def _label_estimate(
             f"labels must be whole numbers [n] from 0 to below classes={classes}, got {labels!r}."
         )
     n = len(labels)
+    # Classes without an example have share 0, which adds nothing to the entropy.
     shares = np.bincount(labels.astype(np.int64), minlength=classes or 1) / n
     level = entropy(shares)
     # Resampling the labels of n examples is a multinomial draw of their shares.
@@ -231,6 +236,7 @@ def _soft_label_estimate(
         raise ValueError(
             f"soft_labels must be rows of sum 1, got sums up to {sums.max():g}. Divide by them."
         )
+    # The Bayes error of a row is what its likeliest class leaves.
     low, high = _bootstrap_interval(1 - rows.max(1), rng)
     note = f"entropy; Bayes error {bayes_error(rows):.4f} ({low:.4f} to {high:.4f})"
     return _mean_estimate("soft labels", _entropies(rows), rows.shape[1], rng, note)
@@ -244,13 +250,18 @@ def _repeated_label_estimate(
         raise ValueError(
             "repeated_labels must be whole numbers, two or more a row. Give counts, not shares."
         )
+    # The shares of few labels look surer than they are: correct their entropy.
     entropies = _jackknife_entropies(counts)
     return _mean_estimate("repeated labels", entropies, counts.shape[1], rng, "entropy, jackknife")
 
 
 def _count_classes(*tables: ArrayLike | Tensor | None) -> int:
     """Count the columns of the widest table, at least two."""
-    return max([2, *(np.shape(table)[1] for table in tables if table is not None)])
+    num_classes = 2
+    for table in tables:
+        if table is not None:
+            num_classes = max(num_classes, np.shape(table)[1])
+    return num_classes
 
 
 def _label_noise_estimate(label_noise: float, classes: int) -> LevelEstimate:
@@ -277,6 +288,7 @@ def _mean_estimate(
 ) -> LevelEstimate:
     """Estimate the level by the mean entropy of examples, which lies between 0 and ln C."""
     mean, interval = entropies.mean(), _bootstrap_interval(entropies, rng)
+    # The jackknife may leave the range that an entropy has.
     level, low, high = np.clip([mean, *interval], 0.0, math.log(classes)).tolist()
     return LevelEstimate(name, level, min(level, low), max(level, high), note)
 
@@ -304,6 +316,7 @@ def _jackknife_entropies(counts: np.ndarray) -> np.ndarray:
     without_one = np.zeros(len(counts))
     one_hot = np.eye(counts.shape[1])
     for column in range(counts.shape[1]):
+        # A row without such a label stays whole; its weight below is 0.
         fewer = counts - one_hot[column] * (counts[:, [column]] > 0)
         entropies = _entropies(fewer / fewer.sum(1, keepdims=True))
         without_one += counts[:, column] / n[:, 0] * entropies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -71,7 +72,7 @@ def backward(
     records = yield make_runs(problem, [controllers[level] for level in levels], seeds)
 
     # Name each Record by its level: one that never began to flood has the level None.
-    pairs = [(level, seed) for level in levels for seed in seeds]
+    pairs = list(itertools.product(levels, seeds))
     level_records: list[Record] = []
     started: dict[tuple[float | None, int], bool] = {}
     for (level, seed), record in zip(pairs, records, strict=True):
@@ -82,6 +83,7 @@ def backward(
     best = best_level(level_records, share)
     num_started = sum(started[best, seed] for seed in seeds)
     selected = effective_level(best, level_records) if num_started else None
+    # How many of its Runs flooded, and between which neighbours does the level lie?
     condition = start_condition(delayed)
     note = "plain training"
     if best is not None:
@@ -134,6 +136,7 @@ def early_start_warning(controller: Delayed, records: Sequence[Record]) -> tuple
     Returns:
         A warning, or none.
     """
+    # A loss that falls below 0 passes a start at a positive value on its way down, too early.
     if controller.until_loss is None or controller.until_loss < 0 or not loss_is_negative(records):
         return ()
     return (
@@ -145,11 +148,17 @@ def early_start_warning(controller: Delayed, records: Sequence[Record]) -> tuple
 def _never_started_warning(
     started: Mapping[tuple[float | None, int], bool], condition: str
 ) -> tuple[str, ...]:
-    runs = [(level, seed) for level, seed in started if level is not None]
-    unstarted = [f"{level:g} (seed {seed})" for level, seed in runs if not started[level, seed]]
+    num_flooded = 0
+    unstarted = []
+    for (level, seed), has_begun in started.items():
+        if level is None:  # plain training waits for nothing
+            continue
+        num_flooded += 1
+        if not has_begun:
+            unstarted.append(f"{level:g} (seed {seed})")
     if not unstarted:
         return ()
     return (
-        f"{len(unstarted)} of {len(runs)} runs never reached {condition}: "
+        f"{len(unstarted)} of {num_flooded} runs never reached {condition}: "
         f"those levels are plain training: {', '.join(unstarted)}",
     )

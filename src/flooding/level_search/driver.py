@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from flooding.level_search.external import as_run_all
+from flooding.level_search.external import TrainFunction, as_run_all
 from flooding.level_search.level_stats import (
     flooded_records,
     loss_is_negative,
@@ -29,7 +29,7 @@ T = TypeVar("T")
 RunGenerator: TypeAlias = Generator[list[Run], list[Record], T]
 
 
-def search(strategy: Strategy, run_all: RunAll | Callable[..., Any] | None = None) -> SearchResult:
+def search(strategy: Strategy, run_all: RunAll | TrainFunction | None = None) -> SearchResult:
     """Drive a strategy on any training code.
 
     Args:
@@ -62,6 +62,7 @@ def search(strategy: Strategy, run_all: RunAll | Callable[..., Any] | None = Non
         raise ValueError(
             f"a search needs a strategy that was called, such as grid(problem), got {strategy!r}."
         )
+    # A generator that has begun would miss the Records of its first Runs.
     if inspect.getgeneratorstate(strategy) != inspect.GEN_CREATED:
         raise ValueError(
             "a strategy can be driven once. Make a new one: search(grid(problem), ...)."
@@ -133,8 +134,11 @@ def run_concurrently(
             advance(index, None)
         while pending:
             # One round: the Runs of all strategies in one list, the Records back to their owners.
-            all_runs = [run for runs in pending.values() for run in runs]
-            remaining = iter((yield all_runs))
+            all_runs: list[Run] = []
+            for runs in pending.values():
+                all_runs += runs
+            all_records = yield all_runs
+            remaining = iter(all_records)
             for index, runs in list(pending.items()):
                 records = [next(remaining) for _ in runs]
                 histories[index] += records
@@ -147,6 +151,7 @@ def run_concurrently(
 
 def _advance(generator: RunGenerator[T], records: list[Record] | None) -> list[Run]:
     """Send Records to a generator and get its next Runs; None starts it."""
+    # The first call must be next(): nothing can be sent to a generator that has not begun.
     return next(generator) if records is None else generator.send(records)
 
 
@@ -164,6 +169,7 @@ def _default_run_all(runs: list[Run]) -> list[Record]:
 def _complete(result: SearchResult, records: list[Record]) -> SearchResult:
     """Add all Records to a result, and warnings of what looks wrong in them."""
     warnings = result.warnings
+    # The strategy's own warnings first, then what its Records show.
     warnings += _negative_loss_warning(records)
     # Some strategies warn of divergence themselves.
     if not any("not finite" in warning or "NaN" in warning for warning in warnings):
@@ -174,11 +180,17 @@ def _complete(result: SearchResult, records: list[Record]) -> SearchResult:
 
 def _negative_loss_warning(records: Sequence[Record]) -> tuple[str, ...]:
     """Warn if the loss is negative, but no level is: the default levels are for cross-entropy."""
-    levels = [_lowest_level(record) for record in flooded_records(records)]
-    known_levels = [level for level in levels if level is not None]
+    known_levels = []
+    for record in flooded_records(records):
+        level = _lowest_level(record)
+        if level is not None:
+            known_levels.append(level)
     if not known_levels or min(known_levels) < 0 or not loss_is_negative(records):
         return ()
-    plain = [record for record in records if record.run is not None and record.run.level is None]
+    plain = []
+    for record in records:
+        if record.run is not None and record.run.level is None:
+            plain.append(record)
     lowest, cap = lowest_finite(records, "train_loss"), lowest_finite(plain, "val_loss")
     if cap > 0:  # the levels worth trying lie below the cap, so they may all be positive
         return ()
@@ -191,13 +203,15 @@ def _negative_loss_warning(records: Sequence[Record]) -> tuple[str, ...]:
 
 def _lowest_level(record: Record) -> float | None:
     """Find the lowest level that was in force in a Run, None if there was none."""
+    # A controller has a level for each epoch, infinite where it was off.
     levels = [float(level) for level in record.curves.get("level", ()) if math.isfinite(level)]
     return min(levels, default=record.level)
 
 
 def _divergence_warning(records: Sequence[Record]) -> tuple[str, ...]:
-    losses = [record.metrics.get("last.val_loss", math.nan) for record in records]
-    diverged = sum(not math.isfinite(loss) for loss in losses)
+    diverged = 0
+    for record in records:
+        diverged += not math.isfinite(record.metrics.get("last.val_loss", math.nan))
     if not diverged:
         return ()
     return (f"{diverged} of {len(records)} trainings ended with a loss that is not finite",)
@@ -206,11 +220,13 @@ def _divergence_warning(records: Sequence[Record]) -> tuple[str, ...]:
 def _unreached_warning(records: Sequence[Record]) -> tuple[str, ...]:
     """Warn if no training came down to its level."""
     flooded = flooded_records(records)
-    needed = {"flooded", "train_loss"}
-    if not flooded or not all(needed <= record.curves.keys() for record in flooded):
+    if not flooded:
         return ()
-    if any(reached_level(record) for record in flooded):
-        return ()
+    # One Record without the curves may have reached its level; nothing is said then.
+    for record in flooded:
+        if not {"flooded", "train_loss"} <= record.curves.keys() or reached_level(record):
+            return ()
+    # How far down did the loss come instead?
     losses = np.concatenate([record.curves["train_loss"] for record in flooded])
     lowest = min(losses[np.isfinite(losses)], default=math.nan)
     return (f"no training came down to its level: the lowest training loss was {lowest:.3g}",)

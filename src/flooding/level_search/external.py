@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +18,10 @@ from flooding.training.problem import Score
 from flooding.training.record import Record
 from flooding.training.run import Run
 
-__all__ = ["ExternalProblem", "ObjectiveAdapter", "as_run_all"]
+__all__ = ["ExternalProblem", "ObjectiveAdapter", "TrainFunction", "as_run_all"]
+
+# A training function of the user's own, ``(level, seed, epochs) -> score`` or a mapping with it.
+TrainFunction: TypeAlias = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class ObjectiveAdapter:
     """
 
     def __init__(
-        self, train: Callable[..., Any], *, key: str | None = None, ledger: str | Path | None = None
+        self, train: TrainFunction, *, key: str | None = None, ledger: str | Path | None = None
     ) -> None:
         self._train, self._key, self._path = train, key, ledger
         self._cache: dict[tuple[float | None, int, int], Record] = {}
@@ -86,10 +89,12 @@ class ObjectiveAdapter:
         Returns:
             Their Records, in the same order.
         """
+        # Only a key tells the next process that the code behind it is the same.
         ledger = None if self._key is None else Ledger(self._path)
         try:
             return [self._record(run, ledger) for run in runs]
         except Exception as error:
+            # Hours of training may be lost here: say how to keep them next time.
             if ledger is None and self._cache:
                 error.add_note(
                     f"{len(self._cache)} finished trainings are lost with this process. To keep "
@@ -137,7 +142,7 @@ class ObjectiveAdapter:
             raise
 
 
-def as_run_all(function: Callable[..., Any]) -> RunAll:
+def as_run_all(function: RunAll | TrainFunction) -> RunAll:
     """Adapt a training function, and leave a function of Runs as it is.
 
     Args:
@@ -151,6 +156,7 @@ def as_run_all(function: Callable[..., Any]) -> RunAll:
     """
     if isinstance(function, ObjectiveAdapter):
         return function
+    # The names of the arguments tell the two forms apart, the number of them what is wrong.
     parameters = inspect.signature(function).parameters.values()
     names = {parameter.name for parameter in parameters}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
@@ -193,6 +199,7 @@ def _make_record(run: Run, outcome: object) -> Record:
     for key, value in measured.items():
         name = "val_score" if key == "score" else key
         numbers = _to_numbers(value)
+        # A curve is kept whole; its last value is the metric, as is a single number.
         if np.ndim(numbers):
             _check_length(name, numbers, run.epochs)
             curves[name] = np.asarray(numbers, np.float32)
@@ -205,7 +212,7 @@ def _make_record(run: Run, outcome: object) -> Record:
     return Record(run, curves, {}, metrics, "", "")
 
 
-def _check_length(name: str, curve: Any, epochs: int) -> None:
+def _check_length(name: str, curve: Sized, epochs: int) -> None:
     if len(curve) != epochs + 1:
         raise ValueError(
             f"a curve must have a value before training and one after each of {epochs} epochs, "
@@ -213,10 +220,11 @@ def _check_length(name: str, curve: Any, epochs: int) -> None:
         )
 
 
-def _to_numbers(value: Any) -> Any:
+def _to_numbers(value: object) -> Any:
     """Take a tensor out of its graph, and refuse what is neither numbers nor curves of them."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
+    # None is let through: a score of None has an error of its own.
     if value is not None and not np.issubdtype(np.asarray(value).dtype, np.number):
         raise ValueError(f"a training function must return numbers, got {value!r}.")
     return value

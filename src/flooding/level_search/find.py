@@ -126,6 +126,7 @@ def _with_seeds(strategy: Callable[..., Strategy]) -> Callable[..., Strategy]:
             "strategy must be a function, such as flooding.level_search.halving.halving, "
             f"got {strategy!r}."
         )
+    # The parameter names tell which of the two forms the strategy has.
     names = inspect.signature(strategy).parameters
     if "seeds" in names or "seed" not in names:
         return strategy
@@ -164,6 +165,7 @@ def _check_targets_vary(problem: Problem, name: str, y: Tensor) -> None:
                 "Drop those examples."
             )
         return
+    # Ignored targets are no class.
     classes = y[problem.target_mask(y)]
     if classes.ndim == 1 and len(classes.unique()) < 2:
         raise ValueError(
@@ -179,12 +181,15 @@ def _check_inputs(name: str, split: Split) -> None:
         tensors.append(tensor)
         return tensor
 
+    # Inputs may be nested: go through all of their tensors.
     map_tensors(collect, split.x)
-    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
-        raise ValueError(
-            f"inputs must be finite, got NaN or infinity in the {name} split. Impute or drop them."
-        )
+    for tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"inputs must be finite, got NaN or infinity in the {name} split. "
+                "Impute or drop them."
+            )
+    # Every example equal to the first: the network could learn nothing but a constant.
     if all(bool((tensor == tensor[:1]).all()) for tensor in tensors):
         raise ValueError(
             f"inputs must vary, but all {len(split.y)} examples of the {name} split are the same. "
@@ -202,8 +207,10 @@ def _hashable(
         The problem to search on, and the ledger: for a problem that cannot be hashed a temporary
         one.
     """
+    # What has a key is found again in the caller's own ledger.
     if run_key(Run(problem, seed=seed)) is not None:
         yield problem, ledger
         return
+    # A random key holds for this search only, so it must not reach a ledger that stays.
     with scratch_folder() as folder:
         yield replace(problem, key=f"{SESSION}{uuid.uuid4()}"), folder / "ledger.sqlite"

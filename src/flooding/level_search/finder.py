@@ -81,6 +81,7 @@ def finder(
         )
         return SearchResult("finder", plain_run, (), (warning,))
     note = "lowest validation loss of plain training"
+    # Without overfitting there is nothing between the two to search.
     cap_estimate = LevelEstimate("cap", cap, min(floor, cap), cap, note)
     if cap - floor < 1e-3 * max(abs(cap), 1e-3):
         warning = (
@@ -197,7 +198,9 @@ def _plan_race(
             if shared:
                 starts = [_first_epoch_near(record, level) for level in next_levels]
             starts_by_seed.append(starts)
+        # So long may all Runs train together within the budget.
         affordable = _affordable_epochs(starts_by_seed, budget, max_epochs)
+        # More levels only make the race shorter: what was affordable so far stays.
         if affordable == 0 or (count > _MIN_LEVELS and affordable < max_epochs):
             break
         levels, stop_epoch = next_levels, affordable
@@ -214,6 +217,7 @@ def _spread_levels(count: int, floor: float, cap: float) -> list[float]:
 
 def _round_level(level: float, cap: float) -> float:
     """Round a level to about a tenth of a part, so that searches in one ledger share Runs."""
+    # Two decimals at least; more where the whole range is small.
     part = max(abs(cap), 1e-12) / _MIN_LEVELS
     return round(level, max(2, math.ceil(-math.log10(part))))
 
@@ -233,6 +237,7 @@ def _affordable_epochs(
     for stop_epoch in range(max_epochs, 0, -1):
         epochs = 0
         for starts in starts_by_seed:
+            # The prefix once, as far as the last Run needs it; then each Run from its start on.
             epochs += min(stop_epoch, max(starts))
             epochs += sum(max(0, stop_epoch - start) for start in starts)
         if epochs <= budget:
@@ -253,7 +258,9 @@ def _mean_lowest(records: Sequence[Record], name: str) -> float:
 def _select(candidates: Sequence[Sequence[Record]], tail_epochs: int) -> _Selection:
     """Select the best candidate; of equal ones the first."""
     scores = _smooth(np.array([_mean_key(group, tail_epochs) for group in candidates]))
+    # Score first, then loss, then the smaller level.
     best = max(range(len(scores)), key=lambda i: (*scores[i], -i))
+    # Candidates within one standard error of the best are equal to it.
     error = _standard_error(candidates[0], scores[best][0])
     if error:
         equals = [i for i in range(len(scores)) if scores[i][0] >= scores[best][0] - error]
@@ -293,4 +300,5 @@ def _standard_error(records: Sequence[Record], score: float) -> float:
             return 0.0
     if not examples or not 0 < score < 1:
         return 0.0
+    # That of a share of independent examples.
     return math.sqrt(score * (1 - score) / examples)

@@ -41,8 +41,14 @@ def check_levels(levels: Sequence[float | None]) -> tuple[float | None, ...]:
     Raises:
         ValueError: If there are none, or one is not finite or there twice.
     """
-    floats = tuple(None if level is None else float(level) for level in levels)
-    all_finite = all(math.isfinite(level) for level in floats if level is not None)
+    floats: list[float | None] = []
+    all_finite = True
+    for level in levels:
+        if level is None:
+            floats.append(None)
+            continue
+        floats.append(float(level))
+        all_finite = all_finite and math.isfinite(float(level))
     if not floats or len(set(floats)) < len(floats) or not all_finite:
         raise ValueError(f"levels must be finite, different and at least one, got {list(levels)}.")
     return tuple(sorted(floats, key=level_order))
@@ -57,9 +63,14 @@ def interval_ends(levels: Sequence[float | None]) -> dict[float | None, float]:
     Returns:
         Numbers by level. That of None is 0 where all levels are positive, else ``-inf``.
     """
-    all_positive = all(level > 0 for level in levels if level is not None)
-    no_flooding = 0.0 if all_positive else -math.inf
-    return {level: no_flooding if level is None else level for level in levels}
+    no_flooding = 0.0
+    for level in levels:
+        if level is not None and level <= 0:
+            no_flooding = -math.inf
+    ends: dict[float | None, float] = {}
+    for level in levels:
+        ends[level] = no_flooding if level is None else level
+    return ends
 
 
 def adjacent_levels(levels: Sequence[float], level: float) -> tuple[float, float]:
@@ -72,6 +83,7 @@ def adjacent_levels(levels: Sequence[float], level: float) -> tuple[float, float
     Returns:
         The next lower and the next higher level.
     """
+    # At an end the level is its own neighbour.
     index = levels.index(level)
     return levels[max(index - 1, 0)], levels[min(index + 1, len(levels) - 1)]
 
@@ -123,6 +135,7 @@ def reached_level(record: Record) -> bool:
         the level. True where neither is known, False without a level.
     """
     curves, level = record.curves, record.level
+    # The share of flooded steps is the best evidence; the loss of whole epochs comes next.
     if "flooded" in curves:
         return bool(np.nansum(curves["flooded"]) > 0)
     if level is None:
@@ -142,9 +155,12 @@ def effective_level(level: float | None, records: Iterable[Record]) -> float | N
     Returns:
         The level, or None.
     """
-    if level == 0 and not any(reached_level(record) for record in records if record.level == 0):
-        return None
-    return level
+    if level != 0:
+        return level
+    for record in records:
+        if record.level == 0 and reached_level(record):
+            return level
+    return None
 
 
 def lowest_after_start(curve: np.ndarray) -> float:
@@ -156,6 +172,7 @@ def lowest_after_start(curve: np.ndarray) -> float:
     Returns:
         The lowest value after the first epoch; NaN if the last value is not finite.
     """
+    # A training that ends in NaN has diverged, however low its loss once was.
     values = np.asarray(curve, np.float64)[1:]
     return float(np.nanmin(values)) if math.isfinite(values[-1]) else math.nan
 
@@ -171,6 +188,7 @@ def lowest_finite(records: Sequence[Record], name: str) -> float:
         The lowest value, NaN if there is none.
     """
     curves = [record.curves.get(name, ())[1:] for record in records]
+    # The NaN keeps the concatenation from being empty.
     values = np.concatenate([[math.nan], *curves])
     finite = values[np.isfinite(values)]
     return float(finite.min()) if len(finite) else math.nan
@@ -220,6 +238,7 @@ def tail_key(record: Record, share: float = 0.0) -> tuple[float, float]:
         A tuple to compare, the larger the better: the mean score (accuracy, where the problem has
         no score), then minus the mean loss.
     """
+    # A curve begins with the value before training, which is no epoch.
     epochs = max((len(curve) - 1 for curve in record.curves.values()), default=0)
     means = tail_means(record, max(1, round(share * epochs)))
     return validation_key(means, record.run and record.run.problem)

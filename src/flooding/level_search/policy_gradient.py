@@ -67,6 +67,7 @@ class Policy:
                 "Give a level below every loss, such as 0."
             )
         object.__setattr__(self, "levels", check_levels(self.levels))
+        # A row of weights for each level, or none at all.
         lengths = [len(row) for row in self.weights]
         if self.weights and lengths != [_FEATURES] * len(self.levels):
             raise ValueError(
@@ -104,6 +105,7 @@ class Policy:
     def update(self, state: State, info: StepInfo) -> State:
         """Add up the loss of a step; after an epoch learn from it and choose the next level."""
         if info.loss is not None:
+            # Within an epoch the loss is summed: its mean is a feature of the next draw.
             loss = info.loss.detach().to(state["loss"].dtype)
             return state | {"loss": state["loss"] + loss, "steps": state["steps"] + 1}
         # The end of an epoch: learn from the action in force.
@@ -145,6 +147,7 @@ class Policy:
 
     def _choose(self, state: State) -> State:
         """Draw the level of the epoch to come."""
+        # Leading axes may be those of several runs: count the axes from the last.
         row = state["epoch"].clamp(max=self.epochs)[..., None, None]
         noise = torch.take_along_dim(state["noise"], row, -2).squeeze(-2)
         action = (_logits(state) + noise).argmax(-1)
@@ -236,6 +239,7 @@ def _trained_policy(policy: Policy, record: Record) -> Policy:
         # The level that was really in force: sums of losses in another order may round to another
         # draw.
         state["action"] = torch.tensor(action)
+        # One step with the mean loss of the epoch gives the features that all its steps gave.
         state = policy.update(state, StepInfo(loss=_value_at(record, "train_loss", epoch)))
         end_of_epoch = StepInfo(
             train_accuracy=_value_at(record, "train_accuracy", epoch),
@@ -243,6 +247,7 @@ def _trained_policy(policy: Policy, record: Record) -> Policy:
             val_accuracy=_value_at(record, "val_accuracy", epoch),
         )
         state = policy.update(state, end_of_epoch)
+    # As tuples, like the field: a policy is a part of a Run's configuration.
     weights = tuple(tuple(row) for row in state["weights"].tolist())
     return replace(policy, weights=weights)
 

@@ -198,6 +198,7 @@ def total_cost(records: Iterable[Record]) -> Cost:
         assert run is not None
         max_epochs = run.problem.max_epochs
         identity = (id(run.problem), run.seed, repr(run.level), repr(run.method))
+        # A Run that a strategy trains further counts once, with its last length.
         longest[identity] = max(longest.get(identity, (0, 0)), (run.epochs, max_epochs))
         trained = record.metadata.get("epochs_trained", run.epochs)
         steps += float(trained) / max_epochs

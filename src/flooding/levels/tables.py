@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-def _levels_tensor(levels: Any) -> Tensor:
+def _levels_tensor(levels: object) -> Tensor:
     """Convert what a user passes as levels to a 1-d float tensor of finite numbers."""
     rule = "levels must be a 1-d tensor of finite numbers"
     # 1. Anything that torch makes a tensor of.
@@ -63,7 +63,8 @@ class PerClass(LevelTable):
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", _levels_tensor(self.levels))
 
-    def lookup(self, target: Tensor, ids: Tensor | None = None) -> Tensor:  # ruff: ignore[unused-method-argument]
+    # ruff: ignore[unused-method-argument]
+    def lookup(self, target: Tensor, ids: Tensor | None = None) -> Tensor:
         """Look up the levels of a batch.
 
         Args:
@@ -149,7 +150,8 @@ class PerExample(LevelTable):
         index = torch.searchsorted(self.ids, ids).clamp_max(len(self.ids) - 1)
         return index, self.ids[index] == ids
 
-    def lookup(self, target: object, ids: Tensor | None = None) -> Tensor:  # ruff: ignore[unused-method-argument]
+    # ruff: ignore[unused-method-argument]
+    def lookup(self, target: object, ids: Tensor | None = None) -> Tensor:
         """Look up the levels of a batch; NaN where an id has none.
 
         Args:
@@ -294,7 +296,8 @@ class Excess(LevelTable):
                 "criterion's."
             )
 
-    def lookup(self, target: Tensor, ids: Tensor | None = None) -> Tensor:  # ruff: ignore[unused-method-argument]
+    # ruff: ignore[unused-method-argument]
+    def lookup(self, target: Tensor, ids: Tensor | None = None) -> Tensor:
         """Compute the level of each example's plain loss.
 
         Args:

@@ -110,7 +110,8 @@ class Method:
         """
         return make_optimizer(parameters)
 
-    def penalty(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor | None:  # ruff: ignore[unused-method-argument]
+    # ruff: ignore[unused-method-argument]
+    def penalty(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor | None:
         """Compute a term to add to the objective; none unless overridden.
 
         Args:

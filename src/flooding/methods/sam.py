@@ -68,4 +68,8 @@ class SAM(Method):
             import pytorch_optimizer
         except ImportError as error:
             raise ImportError("SAM needs pytorch-optimizer: pip install 'flooding[sam]'") from error
-        return pytorch_optimizer.SAM(parameters, base_optimizer=make_optimizer, rho=self.rho)  # type: ignore[arg-type]
+        return pytorch_optimizer.SAM(
+            parameters,
+            base_optimizer=make_optimizer,  # type: ignore[arg-type]
+            rho=self.rho,
+        )

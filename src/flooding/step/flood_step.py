@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from flooding.functional import flood
 from flooding.levels import Controller, StepInfo
@@ -110,7 +111,7 @@ class FloodStep(StepState):
         optimizer: torch.optim.Optimizer,
         level: float | Tensor | Controller | None,
         *,
-        objective: Callable[[Tensor, Any], Tensor] = flood,
+        objective: Callable[[Tensor, Tensor], Tensor] = flood,
         per_microbatch: bool = False,
         group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -147,8 +148,8 @@ class FloodStep(StepState):
         ]
         self._foreign: ForeignParameters | None = None  # None before the first loss
         self._is_inspecting = True
-        self._foreign_hook: Any = None
-        self._wrappers: dict[str, Callable[..., Any]] = {}
+        self._foreign_hook: RemovableHandle | None = None
+        self._wrappers: dict[str, Callable[..., object]] = {}
         self._wrap("zero_grad", self._zero_grad)
         self._passes = pass_methods(optimizer)
         for name in self._passes:
@@ -331,7 +332,7 @@ class FloodStep(StepState):
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def __reduce_ex__(self, _: Any) -> NoReturn:
+    def __reduce_ex__(self, _: object) -> NoReturn:
         # For copy, deepcopy and pickle. A copied optimiser has no hooks: it would train plainly.
         raise TypeError(
             "A FloodStep belongs to its optimiser and cannot be copied or pickled. Build a new one "
@@ -357,23 +358,25 @@ class FloodStep(StepState):
 
     # What the optimiser calls.
 
-    def _wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
+    def _wrap(self, name: str, wrapper: Callable[..., object]) -> None:
         method = getattr(self.optimizer, name)
 
         @wraps(method)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
+        def wrapped(*args: object, **kwargs: object) -> object:
             return wrapper(method, *args, **kwargs)
 
         self._wrappers[name] = wrapped
         vars(self.optimizer)[name] = wrapped
 
-    def _zero_grad(self, zero_grad: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    def _zero_grad(self, zero_grad: Callable[..., None], *args: object, **kwargs: object) -> None:
         # A step that a GradScaler skips calls no hook, so zero_grad is where its losses are
         # forgotten.
         self._drop()
         zero_grad(*args, **kwargs)
 
-    def _pass(self, name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _pass(
+        self, name: str, method: Callable[..., object], *args: object, **kwargs: object
+    ) -> object:
         # One of SAM's first_step and second_step, called by hand or by step().
         if not self._hooks:
             return method(*args, **kwargs)
@@ -393,8 +396,8 @@ class FloodStep(StepState):
         return result
 
     def _before_step(
-        self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, Any] | None:
+        self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
                 "The loss of the whole step must be known before the optimiser steps, but step() "
@@ -419,7 +422,7 @@ class FloodStep(StepState):
             return (args[0], flooded, *args[2:]), kwargs
         return args, {**kwargs, "closure": flooded}
 
-    def _flooded(self, closure: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _flooded(self, closure: Callable[..., object], *args: object, **kwargs: object) -> object:
         self._decision = None
         returned = closure(*args, **kwargs)
         if self._decision is None:
@@ -469,7 +472,7 @@ class FloodStep(StepState):
         self._foreign = ForeignParameters(loss, self.parameters())
         if self._foreign:
             # A global hook: it must not keep this object alive.
-            hook: Any = partial(_before_any_step, weakref.ref(self))
+            hook = partial(_before_any_step, weakref.ref(self))
             self._foreign_hook = register_optimizer_step_pre_hook(hook)
 
     def _end_inspection(self) -> None:

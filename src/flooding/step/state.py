@@ -61,6 +61,7 @@ def decide(
     flooded_loss = flooded_loss.detach()
     # A NaN level has slope 0, which would go unnoticed: NaN where the value is not finite.
     slope = torch.add(slope, flooded_loss, alpha=0)
+    # No branch on values: it would wait for the device.
     floodable = loss.isfinite() & (level != -math.inf)
     flooded_loss = torch.where(floodable, flooded_loss, loss)
     slope = torch.where(floodable, slope, torch.ones_like(slope))

@@ -196,6 +196,7 @@ def _check_arguments(kind: str | None, val_share: float, test_share: float) -> N
 
 def _find_column(table: pd.DataFrame, target: str | int, path: Path) -> str:
     """Find the target by its name, else by its position."""
+    # A column may be named by a number, so the name goes before the position.
     names = [str(name) for name in table]
     if isinstance(target, str) and target in names:
         return target
@@ -232,6 +233,7 @@ def _make_labels(
     """
     if not is_numeric(values):
         if kind == "regression":
+            # Show one of the cells that keep the column from being numeric.
             wrong = next(value for value in values if parse_number(value) is None)
             raise ValueError(
                 f"regression needs a target of numbers, got {quote(wrong)} in "
@@ -241,6 +243,7 @@ def _make_labels(
         return _make_classes(values.to_numpy(dtype=object), reason)
 
     check_numbers(values)
+    # Few whole numbers, each of them often, look like the codes of classes.
     distinct = values.unique()
     is_few = len(distinct) <= min(_MAX_CLASSES, len(values) / _MIN_ROWS_PER_CLASS)
     is_class = is_few and bool((distinct == np.floor(distinct)).all())
@@ -255,10 +258,11 @@ def _make_classes(values: np.ndarray, reason: str) -> tuple[np.ndarray, tuple[st
     """Number the distinct values in their order; name and count them."""
     distinct, labels, counts = np.unique(values, return_inverse=True, return_counts=True)
     names = tuple(_class_name(value) for value in distinct.tolist())
-    sizes = join_names(
-        f"{shorten(name)} ({count:,} rows)" for name, count in zip(names, counts, strict=True)
-    )
-    return labels, names, f"classification into {len(names)} classes, since {reason}: {sizes}"
+    sizes = []
+    for class_name, count in zip(names, counts, strict=True):
+        sizes.append(f"{shorten(class_name)} ({count:,} rows)")
+    listing = join_names(sizes)
+    return labels, names, f"classification into {len(names)} classes, since {reason}: {listing}"
 
 
 def _class_name(value: float | str) -> str:
@@ -331,9 +335,12 @@ def _split_rows(
     for label, name in enumerate(classes or [None]):
         rows = np.arange(len(y)) if name is None else np.flatnonzero(y == label)
         sizes = [max(1, round(len(rows) * share)) for share in shares]
+        # One row alone does not vary, and a rare class must be in every split.
         if len(rows) - sum(sizes) < 2:
             raise ValueError(_too_few_rows(len(rows), sizes, name, is_numeric_class))
+        # One generator for all classes: the division follows from the seed and the labels.
         train, held_out = train_test_split(rows, test_size=sum(sizes), random_state=random_state)
+        # Held-out rows come in random order, so their first part is a random sample too.
         pieces = [train, *np.split(held_out, np.cumsum(sizes[:-1]))]
         for part, piece in zip(parts, pieces, strict=True):
             part.append(piece)
@@ -375,7 +382,10 @@ def _describe_columns(preprocessing: Preprocessing) -> Iterator[str]:
         names = join_names(numeric)
         yield f"{len(numeric)} numeric columns, standardised on the training rows: {names}."
     if categorical:
-        names = join_names(f"{shorten(name)} ({len(frequent[name])})" for name in categorical)
+        counted = []
+        for name in categorical:
+            counted.append(f"{shorten(name)} ({len(frequent[name])})")
+        names = join_names(counted)
         yield (f"{len(categorical)} columns of categories, with how many are told apart: {names}.")
     silent = [name for name in categorical if not frequent[name]]
     if silent:
@@ -413,6 +423,8 @@ def _describe_loss(target: Target) -> Iterator[str]:
 
 def _describe_split(parts: list[np.ndarray], seed: int, classes: tuple[str, ...] | None) -> str:
     names = ("training", "validation", "test")
-    sizes = ", ".join(f"{len(part):,} {name}" for part, name in zip(parts, names, strict=False))
+    sizes = []
+    for part, name in zip(parts, names, strict=False):  # there may be no test split
+        sizes.append(f"{len(part):,} {name}")
     suffix = ", each class alike" if classes else ""
-    return f"Split by seed {seed}{suffix}: {sizes} rows."
+    return f"Split by seed {seed}{suffix}: {', '.join(sizes)} rows."

@@ -118,6 +118,7 @@ def read_table_and_header(
     if inner_path.suffix == ".npz":
         return _read_archive(path, data, target, text), None
 
+    # Text first: only whole columns show whether they hold numbers.
     cells, has_decimal_comma = _read_cells(path, data)
     if header is None:
         header = _has_header(cells, target, has_decimal_comma)
@@ -130,6 +131,7 @@ def read_table_and_header(
         raise ValueError(
             f"a table must have rows, got the header alone in {shorten(path)}. Give it data."
         )
+    # Two columns of one name would hide one another.
     _check_names(path, names)
     if "" in names:
         log.warning(
@@ -196,6 +198,7 @@ def parse_number(cell: str, has_decimal_comma: bool = False) -> float | None:
     Returns:
         The number, or None for other text.
     """
+    # As a column of one row, so that a cell and a column follow the same rules.
     column = _parse_column([cell], False, has_decimal_comma)
     return float(column.iloc[0]) if is_numeric(column) and column.notna().all() else None
 
@@ -215,6 +218,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         if path.suffix in _OPENERS:
             with _OPENERS[path.suffix](path) as file:
+                # A small packed file may unpack to more than the memory.
                 data = LimitedReader(file, max_bytes()).read()
         else:
             data = path.read_bytes()
@@ -276,6 +280,7 @@ def _read_cells(path: Path, data: bytes) -> tuple[np.ndarray, bool]:
     try:
         separator = _find_separator(text, path)
         if path.suffix in _OPENERS:
+            # Count the cells before pandas makes an object of each of them.
             count = text.count(separator if len(separator) == 1 else " ") + text.count("\n")
             _check_cells(count, path)
         cells = import_library("pandas").read_csv(
@@ -286,6 +291,7 @@ def _read_cells(path: Path, data: bytes) -> tuple[np.ndarray, bool]:
             keep_default_na=False,
             skipinitialspace=True,
         )
+    # It is a ValueError too, but says already what is wrong.
     except _TableTooLargeError:
         raise
     except (csv.Error, *DAMAGED) as error:
@@ -300,6 +306,7 @@ def _decode(path: Path, data: bytes) -> str:
     """Decode UTF-8 without byte order marks."""
     rule = f"a table must be UTF-8 text, got {shorten(path)}"
     fix = "Save it as CSV in UTF-8."
+    # A NUL byte is valid UTF-8, but no table has one.
     if b"\0" in data:
         reason = (
             f"a NUL byte at position {data.index(0):,}, as in UTF-16, spreadsheets and archives"
@@ -324,7 +331,11 @@ def _decode(path: Path, data: bytes) -> str:
 def _find_separator(text: str, path: Path) -> str:
     """Find the separator that divides each of the first 10 lines into equally many fields."""
     matches = re.finditer(r"[^\r\n]*(?:\r\n|\r|\n|$)", text)
-    lines = [match[0] for match in itertools.islice(matches, 10) if match[0].strip()]
+    lines = []
+    for match in itertools.islice(matches, 10):
+        if match[0].strip():
+            lines.append(match[0])
+    # Before the lines are split: millions of fields would fill the memory.
     for line in lines:
         count = max(line.count(separator) for separator in "\t;|, ")
         if count > _MAX_SEPARATORS:
@@ -349,6 +360,7 @@ def _frequent_separator(lines: list[str]) -> tuple[str, int]:
     """Find the most frequent separator of the first line, else blanks; and the number of fields."""
     if not lines:
         return ",", 1
+    # No separator divides the lines evenly, so the reading that follows will name the bad row.
     separator = max("\t;|,", key=lines[0].count)
     if separator in lines[0]:
         return separator, 1 + lines[0].count(separator)
@@ -375,27 +387,29 @@ def _has_header(cells: np.ndarray, target: str | int | None, has_decimal_comma: 
     """
     first = [str(cell).strip() for cell in cells[0]]
 
+    # 1. The target's name in the first row makes it a header.
     def is_number(cell: str) -> bool:
         return parse_number(cell, has_decimal_comma) is not None
 
     if isinstance(target, str) and target in first and not is_number(target):
         return True
-    columns = [
-        _parse_column(cells[1 : 1 + _HEADER_ROWS, index], False, has_decimal_comma)
-        for index in range(len(first))
-    ]
-    above_numbers = [
-        cell
-        for cell, column in zip(first, columns, strict=True)
-        if is_numeric(column) and column.notna().any()
-    ]
+    # 2. Above numbers, text is a name and a number is a value; a missing value tells nothing.
+    columns = []
+    above_numbers = []
+    for index, cell in enumerate(first):
+        column = _parse_column(cells[1 : 1 + _HEADER_ROWS, index], False, has_decimal_comma)
+        columns.append(column)
+        if is_numeric(column) and column.notna().any():
+            above_numbers.append(cell)
     if any(cell not in _MISSING and not is_number(cell) for cell in above_numbers):
         return True
     if any(is_number(cell) for cell in above_numbers):
         return False
+    # 3. All columns are text: names are unique, and no value of their own column.
     if len(set(first)) < len(first):
         return False
-    return not any((column == cell).any() for cell, column in zip(first, columns, strict=True))
+    recurs = [(column == cell).any() for cell, column in zip(first, columns, strict=True)]
+    return not any(recurs)
 
 
 def _parse_column(cells: Iterable[object], is_text: bool, has_decimal_comma: bool) -> pd.Series:

@@ -98,6 +98,7 @@ def mlflow_tracker(
         params = [Param(name, str(value)) for name, value in values.items()]
         all_tags = {**process_tags(), **(tags or {})}
         with masking():
+            # Errors may show the address with its password, so all calls are masked.
             created = client.create_run(experiment_id, run_name=run_name(run), tags=all_tags)
             client.log_batch(created.info.run_id, params=params)
         return _MlflowLog(client, created.info.run_id, masking)
@@ -123,6 +124,7 @@ class _MlflowLog:
         from mlflow.entities import Metric
 
         now = round(time.time() * 1000)
+        # The numbers wait here: a write to a server takes longer than many epochs.
         self._pending += [Metric(name, value, now, epoch) for name, value in values.items()]
         if time.monotonic() - self._last_write >= _SECONDS_BETWEEN_WRITES:
             self._flush()

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flooding.tracking.tracker import (
     Log,
@@ -94,7 +94,7 @@ class _TensorboardLog:
         self._writer = writer
         self._add_summary(session_start)
 
-    def _add_summary(self, summary: Any) -> None:
+    def _add_summary(self, summary: object) -> None:
         assert self._writer.file_writer is not None
         self._writer.file_writer.add_summary(summary)
 

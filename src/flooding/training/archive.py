@@ -122,6 +122,7 @@ class Archive:
         Raises:
             ValueError: If one of them is not in the file.
         """
+        # All of them first, so that the error can say how many are missing.
         indices = [self._index(run) for run in runs]
         records = []
         for run, index in zip(runs, indices, strict=True):
@@ -151,6 +152,7 @@ class Archive:
         curves = {}
         for name, (values, ends) in self._curves.items():
             first, end = ends[index], ends[index + 1]
+            # An empty part: this Record has no such curve.
             if first < end:
                 curves[name.partition("/")[0]] = values[first:end].astype(np.float32)
         metadata = {"seconds": float(self._seconds[index]), "on": self._machines[index]}
@@ -215,6 +217,7 @@ def _pack_curve(
 ) -> dict[str, np.ndarray]:
     """Pack one curve of all Records: the exact ones in one row, the others in another."""
     arrays = {}
+    # A Record has an empty part in the row that it does not belong to.
     for kind, wanted in (("float16", False), ("float32", True)):
         curves = []
         for record, is_exact in zip(records, exact, strict=True):
@@ -236,6 +239,7 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError(f"it holds {unknown[0][:100]}, which is unknown")
     if "digest" in arrays and str(arrays["digest"]) != _digest(arrays):
         raise ValueError("it is damaged: its digest differs")
+    # Every array must have the shape that the names of Runs and metrics give it.
     count, names = len(arrays["seeds"].ravel()), len(arrays["finals_names"].ravel())
     shapes = {**dict.fromkeys(_KINDS, (count,)), "finals_names": (names,), "finals": (count, names)}
     for name, kinds in _KINDS.items():
@@ -293,6 +297,7 @@ def with_fallback(
 
     def answer(runs: list[Run]) -> list[Record]:
         is_known = [run in source for run in runs]
+        # All that is missing in one call, so that it trains at once.
         missing = [run for run, known in zip(runs, is_known, strict=True) if not known]
         trained = iter(train(missing))
         records = []
@@ -319,6 +324,7 @@ def to_half(curve: np.ndarray) -> np.ndarray:
     finite = np.isfinite(curve)
     clipped = np.where(finite, np.clip(curve.astype(np.float64), -_LARGEST, _LARGEST), curve)
     half = clipped.astype(np.float16)
+    # Half a unit in the last place of float16, or half the spacing of its smallest numbers.
     error = np.abs(half[finite].astype(np.float64) - clipped[finite])
     if not (error <= 2.0**-11 * np.abs(clipped[finite]) + 2.0**-25).all():
         raise ValueError("a curve is rounded by more than this format states. Report this.")

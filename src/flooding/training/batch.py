@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from flooding.data import Split, map_tensors
+from flooding.data import Inputs, Split, map_tensors
 from flooding.levels import lookup_levels
 from flooding.methods import objective
 from flooding.methods.objective import safe_divisor
@@ -33,7 +33,6 @@ __all__ = [
     "take_copy",
 ]
 
-Inputs: TypeAlias = Any  # a tensor, or tuples, lists and dicts of tensors
 Outputs: TypeAlias = Any  # whatever the model gives and the loss takes
 BatchIndex: TypeAlias = slice | Tensor
 

@@ -66,6 +66,7 @@ class Checkpoints:
         path = self.folder / f"{name}-{epoch}.pt"
         try:
             make_private_folder(self.folder)
+            # 0600: weights may tell something about private data.
             content = _pack(path.stem, snapshot)
             write_atomic(path, lambda file: file.writelines(content), mode=0o600)
         except (OSError, RuntimeError, pickle.PicklingError, AttributeError, TypeError) as error:
@@ -124,10 +125,12 @@ class Checkpoints:
         Args:
             name: The Run's key, or another name of it.
         """
+        # A thread other than the one that locked may end the training.
         lock = FileLock(self.folder / f"{name}.lock", thread_local=False)
         try:
             make_private_folder(self.folder)
             try:
+                # First without waiting, only to tell the user why nothing happens.
                 lock.acquire(timeout=0)
             except Timeout:
                 log.info("another process trains %s; waiting for it.", lock.lock_file)
@@ -149,9 +152,11 @@ class Checkpoints:
             limit: Bytes that the checkpoints may take.
         """
         now = time.time()
+        # Young files may belong to a process that still runs.
         for pattern, age in (("*.part", _HOUR), ("*.lock", 24 * 7 * _HOUR)):
             for _, _, path in self._list_by_age(pattern, before=now - age):
                 _remove(path)
+        # Then the oldest checkpoints: their Runs are the least likely to go on.
         files = self._list_by_age("*.pt")
         total = sum(size for _, size, _ in files)
         for _, size, path in files:
@@ -205,6 +210,7 @@ class CheckpointTimer:
     def save_if_due(self, row: EpochResult) -> None:
         """Write a checkpoint after a row, if it is time."""
         start = time.monotonic()
+        # A large model takes long to write, and then writes rarely.
         interval = max(INTERVAL, self._duration / _MAX_SHARE)
         if row.snapshot is None or start - self._last < interval:
             return

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -35,7 +36,7 @@ __all__ = [
     "to_config",
 ]
 
-Config: TypeAlias = "bool | int | float | str | list[Config] | dict[str, Config] | None"
+Config: TypeAlias = "bool | int | float | str | Sequence[Config] | Mapping[str, Config] | None"
 
 SESSION = "session "  # begins the key of a problem that is looked up in one process only
 _LIBRARIES = {"flooding", "torch", "math", "builtins"}  # code that is identified by its name
@@ -69,6 +70,7 @@ def to_config(value: object, *, allow_names: bool = False) -> Config:
     config_of = functools.partial(to_config, allow_names=allow_names)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    # A NumPy number has the configuration of the Python number.
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (torch.dtype, torch.device)):
@@ -77,6 +79,7 @@ def to_config(value: object, *, allow_names: bool = False) -> Config:
         return [config_of(item) for item in value]
     if isinstance(value, dict):
         return {str(name): config_of(item) for name, item in value.items()}
+    # Data are named by their content, which may be large.
     if isinstance(value, Tensor):
         return {"tensor": sha256(value)}
     if isinstance(value, Splits):
@@ -99,6 +102,7 @@ def _config_of_object(value: object, allow_names: bool) -> Config:
         raise UnhashableConfigError(_unhashable(name))
     if is_definition:
         return name
+    # Whatever is computed in __post_init__ follows from the fields.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         config: dict[str, Config] = {"is": name}
         for field, content in changed_fields(value).items():

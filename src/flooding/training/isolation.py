@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -28,12 +28,12 @@ class GlobalState(NamedTuple):
 
     threads: int
     dtype: torch.dtype
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     device: torch.device
 
     @staticmethod
     def capture(
-        threads: int, device: torch.device, settings: Mapping[str, Any] | None = None
+        threads: int, device: torch.device, settings: Mapping[str, object] | None = None
     ) -> GlobalState:
         """Capture the global state in force now.
 

@@ -44,6 +44,7 @@ def default_path() -> Path:
     """
     path = os.environ.get("FLOODING_LEDGER")
     if not path:
+        # The XDG standard's folder for state that outlives a program.
         state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
         path = Path(state) / "flooding" / "ledger.sqlite"
     return absolute_path(path)
@@ -115,6 +116,7 @@ class Ledger:
         A full disk, or a file that may not be written, raises an OSError; what the file holds stays
         whole.
         """
+        # Packed outside of the transaction, which then holds the lock for the write alone.
         row = to_row(key, record)
         statement = INSERT.format("REPLACE" if replace else "IGNORE")
         self._file.execute(lambda connection: connection.execute(statement, row))
@@ -141,6 +143,7 @@ class Ledger:
             Key and Record (without its Run).
         """
         query = "SELECT trajectory, epochs FROM records ORDER BY trajectory, epochs"
+        # Only the keys at once: a Record may be large, and a damaged one must not end the list.
         keys = self._file.execute(lambda connection: connection.execute(query).fetchall())
         for primary_key in keys:
             row = self._read_row(primary_key, is_listed=True)
@@ -181,6 +184,7 @@ class Ledger:
     def _scan(self, primary_key: _PrimaryKey) -> bool:
         """Tell whether there is a row with a key, by reading all rows."""
         key, epochs = primary_key
+        # Compared as bytes, since SQLite refuses text that is no UTF-8.
         raw_key = key.encode(errors="surrogateescape") if isinstance(key, str) else key
         query = f"SELECT count(*) FROM records WHERE {HAS_KEY}"
         [count] = self._file.execute(
@@ -200,6 +204,7 @@ class Ledger:
 
     def _move_row_aside(self, primary_key: _PrimaryKey, reason: Exception) -> None:
         """Move a damaged row into the table ``damaged``, unless the whole file is damaged."""
+        # Where the whole file is damaged, the repair sees to every row of it.
         if self._file.check_structure():
             return
         try:
@@ -224,6 +229,7 @@ class Ledger:
         """Move the row under a key into the table ``damaged``; None if it is intact by now."""
         where = "WHERE trajectory = ? AND epochs = ?"
         with self._file.transaction() as connection:
+            # Another process may have written the row anew since it was read.
             row = connection.execute(f"{SELECT} {where}", primary_key).fetchone()
             if row is None or is_intact(row):
                 return None

@@ -207,6 +207,7 @@ class Problem:
             return self.data
         with LOCK, without_contexts(torch.device("cpu")):
             try:
+                # The configuration is the key: equal callables give equal data.
                 config = json.dumps(to_config(self.data), sort_keys=True)
             except UnhashableConfigError:
                 # A callable of the user's own may read what has changed since: it is called again.
@@ -217,6 +218,7 @@ class Problem:
                     ) from None
                 return splits
             if (config, seed) not in _SPLITS:
+                # The oldest goes first: dictionaries keep the order of insertion.
                 while len(_SPLITS) >= _MAX_SPLITS:
                     del _SPLITS[next(iter(_SPLITS))]
                 _SPLITS[config, seed] = self.data(seed=seed)

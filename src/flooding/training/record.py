@@ -72,6 +72,7 @@ class Record:
 
     def _numbers_as_json(self) -> str:
         """Write the measurements that are no arrays."""
+        # JSON has neither NaN nor infinities.
         metrics: dict[str, float | str | None] = {}
         for name, value in self.metrics.items():
             if math.isfinite(value):
@@ -101,6 +102,7 @@ class Record:
         Raises:
             ValueError: If the parts are not what :meth:`pack` wrote.
         """
+        # A damaged row may hold anything, so every part is checked before it is used.
         content = npz.read(arrays)
         try:
             stored, about = json.loads(numbers), json.loads(metadata)
@@ -122,6 +124,7 @@ class Record:
     @property
     def content_hash(self) -> str:
         """Hash of all measurements; equal for bit-identical trainings."""
+        # Sorted by name, since the order of measurement is no part of the result.
         digest = hashlib.sha256(self._numbers_as_json().encode())
         for name, values in sorted({**self.curves, **self.arrays}.items()):
             digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
@@ -148,6 +151,7 @@ def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, fl
         >>> selection_key(0.4, 0.9) > selection_key(0.5, 0.9)
         True
     """
+    # NaN compares as neither larger nor smaller: give it the lowest key.
     if math.isnan(loss) or (accuracy is not None and math.isnan(accuracy)):
         return (-math.inf, -math.inf)
     return (0.0 if accuracy is None else accuracy, -loss)
@@ -205,6 +209,7 @@ def select_best(records: Iterable[Record], at: Literal["best", "last"]) -> Recor
     Raises:
         ValueError: If there are no Records.
     """
+    # `max` takes the first of equal keys, so the smaller level goes first.
     ordered = sorted(records, key=lambda record: level_order(record.level))
     if not ordered:
         raise ValueError("records must hold at least one Record, got none.")

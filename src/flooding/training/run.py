@@ -55,7 +55,8 @@ class Run:
             )
         check_method(self.method)
         _check_level_source(self.level, self.method)
-        if isinstance(self.problem, Problem):  # a stand-in for training code elsewhere has no loss
+        # A search on training code of the user's own has a stand-in, which knows no loss.
+        if isinstance(self.problem, Problem):
             check_teacher_loss(self.problem.loss, self.method)
         require_at_least("seed", self.seed, 0)
         if self.stop_epoch is not None:

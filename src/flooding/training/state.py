@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -227,7 +227,7 @@ def take_snapshot(state: TrainingState, *, copied: bool = False) -> Snapshot:
     }
 
 
-def restore(run: Run, state: TrainingState, snapshot: Mapping[str, Any]) -> None:
+def restore(run: Run, state: TrainingState, snapshot: Snapshot) -> None:
     """Put a fresh state where a snapshot was taken.
 
     Args:
