@@ -12,7 +12,7 @@ from flooding.experiments import images5k, kim2022_cifar10
 from flooding.experiments.images5k import LEVELS, cells, start
 from flooding.experiments.study import Cell
 from flooding.level_search.driver import run_generator
-from flooding.models import IMAGENET
+from flooding.models import IMAGENET_MEAN_SD
 from flooding.training.archive import Archive, pack, run_id
 from flooding.training.record import Record
 from small import small
@@ -234,7 +234,7 @@ def test_the_reproductions_setting_is_the_published_one_where_it_is_full():
     sizes = {"n_train": 42_500, "n_val": 7_500, "label_noise": 0.0, "standardise": False}
     assert full.data.keywords == sizes
     assert [tuple(value.flatten().tolist()) for value in model[0].buffers()] == [
-        pytest.approx(v) for v in IMAGENET
+        pytest.approx(v) for v in IMAGENET_MEAN_SD
     ]
     optimizer = full.optimizer(model.parameters())
     schedule = full.lr_scheduler(optimizer)

@@ -29,7 +29,7 @@ def measured():
         ),
     )
     rows, iterates = [], []
-    for row in train(run, conclude=False):
+    for row in train(run, with_record=False):
         rows.append(row.values)
         model = run.problem.build(3)
         model.load_state_dict(row.snapshot()["model"])

@@ -197,7 +197,7 @@ def test_a_diverging_run_ends_and_is_never_chosen():
 
 def test_first_flooded_weights_come_from_before_the_first_step_below_the_level():
     run = Run(small(max_epochs=40), 0.5)
-    row = last(run, first_flooded=True)
+    row = last(run, keep_first_flooded=True)
     below = int(np.argmax(row.record.curves["flooded"] > 0))
     model, split = run.problem.build(0), run.problem.splits(0).train
     model.load_state_dict(row.weights["first_flooded"])
@@ -205,7 +205,7 @@ def test_first_flooded_weights_come_from_before_the_first_step_below_the_level()
         torch.nn.functional.cross_entropy(model(split.x), split.y).item()
         == row.record.curves["train_loss"][below]
     )
-    assert "first_flooded" not in last(Run(small(), 1e-9), first_flooded=True).weights
+    assert "first_flooded" not in last(Run(small(), 1e-9), keep_first_flooded=True).weights
 
 
 def test_a_frozen_model_is_refused():

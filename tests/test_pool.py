@@ -38,7 +38,7 @@ def train_in(pool, *problems, limit=1):
     """Train a Run of each problem in a pool's workers, and give their Records; an exception is
     raised."""
     jobs = [
-        Job(number, Run(problem, 0.1), None, None, quiet=True)
+        Job(number, Run(problem, 0.1), None, None, last_row_only=True)
         for number, problem in enumerate(problems)
     ]
     records = {}
@@ -240,7 +240,7 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
 def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
     monkeypatch.setattr("flooding.training.worker._HEARTBEAT", 0.02)
     rows = train(Run(hostile.acting(partial(hostile.sleep, 0.1)), 0.1))
-    bundles = list(_batched(rows, quiet=True))
+    bundles = list(_batched(rows, last_row_only=True))
     assert bundles[0] == []
     assert [len(bundle) for bundle in bundles if bundle] == [1]
 

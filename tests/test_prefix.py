@@ -149,7 +149,7 @@ def test_the_last_to_leave_pays_for_the_prefix_and_nobody_else():
 def test_a_stale_snapshot_is_as_good():
     problem = small(max_epochs=25)
     prefix, seen = SharedPrefix({0: Run(problem, 0.5)}), []
-    for row in train(Run(problem), conclude=False):
+    for row in train(Run(problem), with_record=False):
         late = row.epoch > 2
         for _, epoch, state in prefix.follow(
             EpochResult(row.run, row.epoch, row.values, losses=row.losses) if late else row
@@ -183,7 +183,7 @@ RESUMED = {
 @pytest.mark.parametrize("at", [0, 1, 5, 9])
 def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
     run, files = RESUMED[name], Checkpoints(tmp_path)
-    for row in train(run, conclude=False):
+    for row in train(run, with_record=False):
         if row.epoch == at:
             assert files.save("run", at, row.snapshot())
             break

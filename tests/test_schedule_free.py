@@ -111,7 +111,7 @@ def test_a_run_that_goes_on_and_one_that_keeps_its_first_flooded_weights_have_th
 ):
     run = Run(normed(optimizer=optimizer), 0.6)
     *_, whole = train(run)
-    *_, row = train(run, first_flooded=True)
+    *_, row = train(run, keep_first_flooded=True)
     assert row.record.content_hash == whole.record.content_hash
     states = [
         row.snapshot(copied=True)
@@ -125,7 +125,7 @@ def test_a_run_that_goes_on_and_one_that_keeps_its_first_flooded_weights_have_th
 
 def test_the_first_flooded_weights_are_those_to_evaluate():
     run = Run(small(optimizer=partial(Averaged, lr=0.3), max_epochs=30), 0.5)
-    *_, row = train(run, first_flooded=True)
+    *_, row = train(run, keep_first_flooded=True)
     epoch = int(np.argmax(row.record.curves["flooded"] > 0))  # full batches: a step each
     assert epoch > 1
     *_, before = train(Run(run.problem, None, stop_epoch=epoch - 1))

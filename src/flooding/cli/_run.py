@@ -390,7 +390,7 @@ def _train(
     key = run_key(run, device=device, threads=threads)
     path = str(ledger or default_path())
     # The same job that a worker gets, so that checkpoints and the ledger work as in a search.
-    job = Job(0, run, key, path, overwrite, device, threads, first_flooded=save is not None)
+    job = Job(0, run, key, path, overwrite, device, threads, keep_first_flooded=save is not None)
     row = None
     with progress() as (on_start, on_row):
         on_start([run])

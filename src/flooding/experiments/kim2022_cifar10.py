@@ -22,7 +22,7 @@ from flooding.data.augment import crop_and_flip
 from flooding.experiments import Experiment, Study, grids
 from flooding.experiments.grids import compare_levels
 from flooding.experiments.study import Cell, LevelGrid, choose_seeds
-from flooding.models import IMAGENET, Standardise, resnet_cifar
+from flooding.models import IMAGENET_MEAN_SD, Standardise, resnet_cifar
 from flooding.training.problem import Problem, TestCurve
 from flooding.training.run import Run
 
@@ -39,7 +39,7 @@ FULL_LEVELS = (*(round(0.01 * n, 2) for n in range(11)), 0.2)
 
 
 def network(depth: int) -> nn.Sequential:
-    """Build the residual network for images that are kept as bytes.
+    """Build the residual network for uint8 images.
 
     Args:
         depth: See :func:`flooding.models.resnet_cifar`.
@@ -48,7 +48,7 @@ def network(depth: int) -> nn.Sequential:
         A network from images ``[n, 3, 32, 32]``, uint8, to logits ``[n, 10]``. It scales the images
         as is usual for ImageNet.
     """
-    layers = nn.Sequential(Standardise(*IMAGENET), *resnet_cifar(depth))
+    layers = nn.Sequential(Standardise(*IMAGENET_MEAN_SD), *resnet_cifar(depth))
     # A fifth less time on a CPU.
     return convert_conv2d_weight_memory_format(layers, torch.channels_last)
 

@@ -142,7 +142,7 @@ def _percent_in_plane(path: np.ndarray, iterates: list[Tensor], origin: Tensor) 
 def _iterates(run: Run) -> list[Tensor]:
     """Train a Run and collect its weights after every epoch."""
     iterates = []
-    for row in train(run, conclude=False):
+    for row in train(run, with_record=False):
         if row.snapshot is not None:
             state = row.snapshot()["model"]
             iterates.append(weight_vector(run.problem, run.seed, state))

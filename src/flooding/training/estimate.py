@@ -55,7 +55,7 @@ def _time_epoch(run: Run) -> float:
     if isinstance(problem.extra_metrics, PeriodicMetric):
         problem = replace(problem, extra_metrics=None)
     short = replace(run, problem=problem, stop_epoch=min(4, problem.max_epochs))
-    ticks = [time.perf_counter() for _ in train(short, conclude=False)]
+    ticks = [time.perf_counter() for _ in train(short, with_record=False)]
     # The first epoch warms up.
     return (ticks[-1] - ticks[1]) / max(len(ticks) - 2, 1)
 

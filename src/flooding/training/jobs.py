@@ -1,4 +1,4 @@
-"""What is done with a Run: look it up, resume it, train it, and store its Record."""
+"""The jobs of workers: look a Run up, or train it and store its Record; or train a prefix."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ __all__ = ["ForkReady", "Job", "is_picklable", "run_job", "run_shared_prefix"]
 
 
 class Job(NamedTuple):
-    """What a worker needs to train one Run, or the prefix that several share.
+    """What a worker needs to train one Run, or the prefix that several Runs share.
 
     Args:
         number: Position of the Run in the caller's list.
         run: The Run.
         key: Its key; None if it cannot be hashed.
-        ledger: Path of the ledger; None is none.
-        overwrite: Whether to train what the ledger holds, and to replace it there.
+        ledger: Path of the ledger; None to look up and store nothing.
+        overwrite: Whether to train a Run that the ledger holds, and to replace its Record there.
         device: Where to train.
-        threads: torch threads to train with.
-        first_flooded: Keep the weights from before the first flooded step.
+        threads: Number of torch threads to train with.
+        keep_first_flooded: Whether to keep the weights from before the first flooded step.
         dtype: Torch's default dtype.
         settings: Torch's settings, see :func:`flooding.numerics.capture_settings`.
-        checkpoint_folder: Where checkpoints lie; None is nowhere.
-        quiet: Whether nobody wants rows but the last.
-        forks: If there are any, the Run is their prefix and has no Record of its own.
+        checkpoint_folder: Folder of the checkpoints; None to read and write none.
+        last_row_only: Whether the caller needs only the row that has the Record.
+        forks: Jobs of the Runs that share this one as their prefix. A prefix has no Record.
     """
 
     number: int
@@ -49,38 +49,40 @@ class Job(NamedTuple):
     overwrite: bool = False
     device: str = "cpu"
     threads: int = 1
-    first_flooded: bool = False
+    keep_first_flooded: bool = False
     dtype: torch.dtype = torch.float32
     settings: Mapping[str, object] = {}
     checkpoint_folder: str | None = None
-    quiet: bool = False
+    last_row_only: bool = False
     forks: tuple[Job, ...] = ()
 
     @property
     def name(self) -> str:
-        """Name of its checkpoints."""
+        """Name of its checkpoints and lock; the key of its Record, if it has a key."""
         name = self.key or f"run-{self.number}"
         return f"prefix-{name}" if self.forks else name
 
 
 class ForkReady(NamedTuple):
-    """Sent by a prefix: the Run of this number can go on alone. After the last one the prefix ends.
+    """Message of a prefix: one of its forks can go on alone. The last message ends the prefix.
 
     Args:
-        number: Number of the Run's job.
+        number: Number of the fork's job.
     """
 
     number: int
 
 
 class _TrainOptions(TypedDict):
+    """Arguments of :func:`flooding.train` that a job gives unchanged."""
+
     device: str
     threads: int
     settings: Mapping[str, object]
 
 
 def is_picklable(run: Run) -> bool:
-    """Tell whether a Run can go to a worker process.
+    """Tell whether a Run can be pickled here and unpickled in a worker process.
 
     Args:
         run: The Run.
@@ -90,150 +92,163 @@ def is_picklable(run: Run) -> bool:
         not import.
     """
     try:
+        # A pickle names the module of each class and function that it refers to.
         return b"__main__" not in pickle.dumps(run)
     except Exception:  # noqa: BLE001 -- whatever a user's object raises, it is not picklable
         return False
 
 
 def run_job(job: Job) -> Iterator[EpochResult]:
-    """Train one Run and store its Record, from its checkpoint if there is one; or look it up.
+    """Look a Run up in the ledger; else train it, from a checkpoint if any, and store its Record.
 
     Args:
         job: The Run and where its Record goes.
 
     Yields:
-        Rows; of a Run that was looked up, the last one alone.
+        The rows of the training; for a Run that the ledger holds, only the last row.
     """
     if job.ledger is None or job.key is None:
-        yield from _execute(job, None)
+        yield from _train_and_store(job, None)
         return
 
     with contextlib.closing(Ledger(job.ledger)) as ledger, _locked(job):
-        # Once more: another search may have trained it while this one waited for the lock.
-        record = _load_cached(job, ledger)
-        rows = _execute(job, ledger) if record is None else _replay_cached(job, record)
-        last = None
+        # `run_all` looked the Run up before it made this job. Another process may have trained it
+        # since then, for example while this one waited for the lock.
+        record = _find_record(job, ledger)
+        rows = _train_and_store(job, ledger) if record is None else _row_of_record(job, record)
+        last_row = None
         for row in rows:
             if row.record is None:
                 yield row
             else:
-                last = row
+                last_row = row
 
-    # Outside of the lock: whoever receives the last row may kill this process at once.
-    assert last is not None
-    yield last
+    # After the lock is released: whoever receives the last row may kill this process at once.
+    assert last_row is not None
+    yield last_row
 
 
 def run_shared_prefix(job: Job) -> Iterator[ForkReady]:
-    """Train a prefix, and leave a checkpoint for each Run that leaves it.
+    """Train a prefix, and write a checkpoint for each fork from which it goes on.
 
     Args:
         job: The prefix and its forks.
 
     Yields:
-        The Runs that can go on alone.
+        One message for each fork, as soon as it can go on alone.
     """
     assert job.checkpoint_folder is not None
-    files = Checkpoints(job.checkpoint_folder)
-    with files.locked(job.name):
-        # Another search may have trained the prefix before, or while this one waited for the lock.
-        ready, forks = [], []
+    checkpoints = Checkpoints(job.checkpoint_folder)
+    with checkpoints.locked(job.name):
+        # Another process may have trained some forks: before, or while this one waited for the
+        # lock. They do not need the prefix.
+        ready_forks, remaining_forks = [], []
         for fork in job.forks:
-            if not job.overwrite and _is_beyond_prefix(fork, files):
-                ready.append(fork)
+            if not job.overwrite and _is_beyond_prefix(fork, checkpoints):
+                ready_forks.append(fork)
             else:
-                forks.append(fork)
-        for fork in ready:
+                remaining_forks.append(fork)
+        for fork in ready_forks:
             yield ForkReady(fork.number)
-        if forks:
-            yield from _run_prefix(job._replace(forks=tuple(forks)), files)
+        if remaining_forks:
+            prefix_job = job._replace(forks=tuple(remaining_forks))
+            yield from _train_prefix(prefix_job, checkpoints)
 
 
-def _run_prefix(job: Job, files: Checkpoints) -> Iterator[ForkReady]:
+def _train_prefix(job: Job, checkpoints: Checkpoints) -> Iterator[ForkReady]:
     """Train a prefix until its last fork has left."""
-    forks = {fork.number: fork for fork in job.forks}
-    runs = {number: fork.run for number, fork in forks.items()}
-    prefix = SharedPrefix(runs)
-    run = replace(job.run, stop_epoch=prefix.epochs)
+    fork_jobs = {fork.number: fork for fork in job.forks}
+    fork_runs = {fork.number: fork.run for fork in job.forks}
+    prefix = SharedPrefix(fork_runs)
+    prefix_run = replace(job.run, stop_epoch=prefix.epochs)
 
-    # A checkpoint of the prefix is of use if all forks leave it later.
-    snapshot = files.find(job.name, prefix.epochs)
-    if snapshot is not None and _leaves_before(snapshot, run, runs):
+    # A fork that leaves before a checkpoint of the prefix cannot start from it.
+    snapshot = checkpoints.find(job.name, prefix.epochs)
+    if snapshot is not None and _any_leaves_before(snapshot, prefix_run, fork_runs):
         snapshot = None
 
-    timer = CheckpointTimer(files, job.name)
-    for row in train(run, resume=snapshot, conclude=False, **_train_options(job)):
-        # First the checkpoints of those that leave, then the news that they can go on from them.
-        leaving = list(prefix.follow(row))
-        for fork in leaving:
-            if fork.snapshot is not None:
-                # A Run of the same key that stops elsewhere may need its own checkpoint.
-                name = forks[fork.number].name
-                files.save(name, fork.epoch, fork.snapshot, delete_earlier=False)
-        if not len(prefix):
-            files.delete(job.name, run.epochs + 1)
-        for fork in leaving:
-            yield ForkReady(fork.number)
-        if not len(prefix):
+    timer = CheckpointTimer(checkpoints, job.name)
+    options = _train_options(job)
+    for row in train(prefix_run, resume=snapshot, with_record=False, **options):
+        # A fork's checkpoint is written before the message that the fork can go on from it.
+        fork_points = list(prefix.follow(row))
+        for point in fork_points:
+            if point.snapshot is not None:
+                # Another process may train the same Run up to another epoch (they have one key)
+                # and need an earlier checkpoint.
+                name = fork_jobs[point.number].name
+                checkpoints.save(name, point.epoch, point.snapshot, delete_earlier=False)
+        is_done = len(prefix) == 0
+        if is_done:
+            checkpoints.delete(job.name, below=prefix_run.epochs + 1)
+        for point in fork_points:
+            yield ForkReady(point.number)
+        if is_done:
             break
         timer.save_if_due(row)
 
 
-def _leaves_before(snapshot: Snapshot, run: Run, runs: Mapping[int, Run]) -> bool:
-    """Tell whether one of the Runs leaves a prefix before it reaches a snapshot."""
-    prefix = SharedPrefix(runs)
-    for row in replay_rows(run, snapshot):
-        for _ in prefix.follow(row):
-            return True
-    return False
+def _any_leaves_before(snapshot: Snapshot, prefix_run: Run, fork_runs: Mapping[int, Run]) -> bool:
+    """Tell whether a fork leaves the prefix at or before the epoch of a snapshot."""
+    prefix = SharedPrefix(fork_runs)
+    return any(list(prefix.follow(row)) for row in replay_rows(prefix_run, snapshot))
 
 
-def _is_beyond_prefix(fork: Job, files: Checkpoints) -> bool:
-    """Tell whether another search trained a Run beyond its prefix."""
-    if files.exists(fork.name, fork.run.epochs):
+def _is_beyond_prefix(fork: Job, checkpoints: Checkpoints) -> bool:
+    """Tell whether a fork has a checkpoint of its own, or a Record."""
+    if checkpoints.exists(fork.name, fork.run.epochs):
         return True
     if fork.ledger is None or fork.key is None:
         return False
     with contextlib.closing(Ledger(fork.ledger)) as ledger:
-        return _load_cached(fork, ledger) is not None
+        return _find_record(fork, ledger) is not None
 
 
-def _execute(job: Job, ledger: Ledger | None) -> Iterator[EpochResult]:
+def _train_and_store(job: Job, ledger: Ledger | None) -> Iterator[EpochResult]:
     """Train one Run, from its checkpoint if there is one, and store its Record."""
-    # The weights of the first flooded step are not in a checkpoint.
-    files, snapshot, timer = None, None, None
-    if job.checkpoint_folder is not None and not job.first_flooded:
-        files = Checkpoints(job.checkpoint_folder)
-        snapshot = files.find(job.name, job.run.epochs)
-        timer = CheckpointTimer(files, job.name)
+    checkpoints, snapshot, timer = None, None, None
+    # A checkpoint may lack the weights from before the first flooded step. To keep those, a Run
+    # trains from its beginning.
+    if job.checkpoint_folder is not None and not job.keep_first_flooded:
+        checkpoints = Checkpoints(job.checkpoint_folder)
+        snapshot = checkpoints.find(job.name, job.run.epochs)
+        timer = CheckpointTimer(checkpoints, job.name)
     if snapshot is not None:
         _check_fingerprint(job, snapshot)
-    rows = train(job.run, first_flooded=job.first_flooded, resume=snapshot, **_train_options(job))
+    rows = train(
+        job.run,
+        keep_first_flooded=job.keep_first_flooded,
+        resume=snapshot,
+        **_train_options(job),
+    )
     if ledger is not None:
         ledger.start(job.name, job.run.epochs)
 
     for row in rows:
         if row.record is not None:
-            # Stored before anybody receives it: a killed parent loses nothing.
+            # The Record is stored before the row is yielded: a parent that is killed then loses
+            # nothing.
             if ledger is not None:
                 ledger.add(job.name, row.record, replace=job.overwrite)
-            if files is not None:
-                _prune_checkpoints(files, job, row)
+            if checkpoints is not None:
+                _prune_checkpoints(checkpoints, job, row)
         elif timer is not None:
             timer.save_if_due(row)
         yield row
 
 
 def _train_options(job: Job) -> _TrainOptions:
-    """Give what a job says about how to train, for :func:`flooding.train`."""
+    """Select the arguments that a job gives to :func:`flooding.train`."""
     return {"device": job.device, "threads": job.threads, "settings": job.settings}
 
 
 def _check_fingerprint(job: Job, snapshot: Snapshot) -> None:
-    """Refuse a checkpoint under a user's key that comes from other code."""
-    # Before its first epoch a Run has no batch loss, and so no fingerprint.
-    is_checked = has_user_key(job.run.problem) and len(snapshot["curves"]) > 1
-    if is_checked and snapshot["mark"] != fingerprint(job.run, job.device, job.threads):
+    """Refuse a checkpoint of other code under the same user's key."""
+    # The fingerprint holds the first batch loss, which is measured in the first epoch.
+    has_fingerprint = len(snapshot["curves"]) > 1
+    if not has_user_key(job.run.problem) or not has_fingerprint:
+        return
+    if snapshot["mark"] != fingerprint(job.run, job.device, job.threads):
         raise ValueError(
             "a checkpoint must have this problem's parameter shapes and first batch loss, but one "
             f"in {job.checkpoint_folder} has others: the problem changed. Change its key too."
@@ -247,34 +262,37 @@ def _locked(job: Job) -> AbstractContextManager[None]:
     return Checkpoints(job.checkpoint_folder).locked(job.name)
 
 
-def _load_cached(job: Job, ledger: Ledger) -> Record | None:
-    """Look a Run up, unless it must be trained in any case."""
-    if job.overwrite or job.first_flooded:
+def _find_record(job: Job, ledger: Ledger) -> Record | None:
+    """Look a Run up in the ledger; None means that it must be trained."""
+    # An overwritten Record must be new, and the ledger holds no weights.
+    if job.overwrite or job.keep_first_flooded:
         return None
     record = ledger.find(job.run, job.name)
     if record is None or not has_user_key(job.run.problem):
         return record
-    # A user's key says nothing of the code behind it.
-    is_own = record.fingerprint == fingerprint(job.run, job.device, job.threads)
-    return record if is_own else None
+    # A user's key does not change with the code. The fingerprint does, most of the time.
+    is_same_code = record.fingerprint == fingerprint(job.run, job.device, job.threads)
+    return record if is_same_code else None
 
 
-def _replay_cached(job: Job, record: Record) -> Iterator[EpochResult]:
-    """Give the row of a Run that was trained meanwhile; a prefix may have left it a checkpoint."""
+def _row_of_record(job: Job, record: Record) -> Iterator[EpochResult]:
+    """Yield the last row of a Run that another process trained, and prune its checkpoints."""
     row = EpochResult(job.run, job.run.epochs, {}, record)
+    # A prefix may have written a checkpoint for this Run in the meantime.
     if job.checkpoint_folder is not None:
         _prune_checkpoints(Checkpoints(job.checkpoint_folder), job, row)
     yield row
 
 
-def _prune_checkpoints(files: Checkpoints, job: Job, row: EpochResult) -> None:
-    """Remove the checkpoints of a Run that is done; leave the one where a longer Run may go on."""
-    may_go_on = job.key is not None and row.epoch < job.run.problem.max_epochs
-    if not may_go_on:
-        files.delete(job.name, below=row.epoch + 1)
+def _prune_checkpoints(checkpoints: Checkpoints, job: Job, row: EpochResult) -> None:
+    """Delete the checkpoints of a finished Run, except the one that a longer Run can go on from."""
+    can_go_on = job.key is not None and row.epoch < job.run.problem.max_epochs
+    if not can_go_on:
+        checkpoints.delete(job.name, below=row.epoch + 1)
     elif row.snapshot is None:
-        # A Run that was looked up: the checkpoint of its last epoch stays.
-        files.delete(job.name, below=row.epoch)
+        # The Run was looked up, not trained: keep the checkpoint of its last epoch.
+        checkpoints.delete(job.name, below=row.epoch)
     else:
-        # What was trained up to here is paid for.
-        files.save(job.name, row.epoch, {**row.snapshot(), "trained": 0, "seconds": 0.0})
+        # This Run's Record counts the cost up to here; a longer Run counts only its own epochs.
+        snapshot = {**row.snapshot(), "trained": 0, "seconds": 0.0}
+        checkpoints.save(job.name, row.epoch, snapshot)

@@ -1,4 +1,4 @@
-"""THE training loop: ``train(runs)`` yields a row per epoch.
+"""The only training loop: ``train(runs)`` yields a row per epoch.
 
 Printing and tracking are consumers of these rows.
 """
@@ -108,9 +108,9 @@ def train(
     *,
     device: str | torch.device = "cpu",
     threads: int = 1,
-    first_flooded: bool = False,
+    keep_first_flooded: bool = False,
     resume: Snapshot | None = None,
-    conclude: bool = True,
+    with_record: bool = True,
     settings: Mapping[str, object] | None = None,
 ) -> Generator[EpochResult, bool | None, None]:
     """Train Runs one after another and yield a row per epoch, the first before training.
@@ -123,12 +123,12 @@ def train(
         runs: A Run or several.
         device: Where to train.
         threads: torch threads to train with; one and two give different bits.
-        first_flooded: Keep the weights from before the first step whose loss lies below the level.
-            Costs a host sync per step until then.
+        keep_first_flooded: Whether to keep the weights from before the first step whose loss lies
+            below the level. Costs a host sync per step until then.
         resume: A snapshot of the same Run, or of a shorter one, as :class:`EpochResult` gives it:
             what follows is bit-identical to what would have followed. The rows up to there are
             yielded again.
-        conclude: Whether the last row has a Record, which takes passes over the test split.
+        with_record: Whether the last row has a Record, which takes passes over the test split.
         settings: Torch's global settings to train under, see
             :func:`flooding.numerics.capture_settings`; None is those in force when a Run
             starts. Enclosing contexts (``autocast``, ``no_grad``, a default device) have no effect.
@@ -150,15 +150,15 @@ def train(
         runs = [runs]
     for run in runs:
         global_state = GlobalState.capture(threads, torch.device(device), settings)
-        yield from _train_run(run, global_state, first_flooded, resume, conclude)
+        yield from _train_run(run, global_state, keep_first_flooded, resume, with_record)
 
 
 def _train_run(
     run: Run,
     global_state: GlobalState,
-    first_flooded: bool,
+    keep_first_flooded: bool,
     resume: Snapshot | None,
-    conclude: bool,
+    with_record: bool,
 ) -> Generator[EpochResult, bool | None, None]:
     """Train one Run."""
     # 1. Build everything, and put it where the snapshot was taken.
@@ -177,16 +177,16 @@ def _train_run(
             values = past_rows[epoch]
         else:
             with isolated(global_state, state):
-                values = _run_epoch(run, state, splits, epoch, first_flooded)
+                values = _run_epoch(run, state, splits, epoch, keep_first_flooded)
         losses = state.losses[epoch - 1] if 0 < epoch <= len(state.losses) else None
         # The row of the last epoch comes with the Record.
-        if epoch == run.epochs and conclude:
+        if epoch == run.epochs and with_record:
             break
         snapshot = _snapshot_taker(state, epoch)
         stop = yield EpochResult(run, epoch, dict(values), losses=losses, snapshot=snapshot)
         if stop:
             break
-    if not conclude:
+    if not with_record:
         return
 
     # 3. A last snapshot, since measuring the Record loads the best weights, and the Record.
@@ -221,13 +221,13 @@ def _return_copy(snapshot: Snapshot, *, copied: bool = True) -> Snapshot:
 
 
 def _run_epoch(
-    run: Run, state: TrainingState, splits: Splits, epoch: int, first_flooded: bool
+    run: Run, state: TrainingState, splits: Splits, epoch: int, keep_first_flooded: bool
 ) -> dict[str, float]:
     """Train one epoch, measure it, and update what changes once an epoch."""
     problem = run.problem
     values = {}
     if epoch:
-        values = _train_epoch(run, state, splits.train, epoch, first_flooded)
+        values = _train_epoch(run, state, splits.train, epoch, keep_first_flooded)
     with eval_weights(state):
         if epoch == 0:
             values = measure_start(problem, state, splits)
@@ -276,7 +276,7 @@ class _EpochLog:
 
 
 def _train_epoch(
-    run: Run, state: TrainingState, split: Split, epoch: int, first_flooded: bool
+    run: Run, state: TrainingState, split: Split, epoch: int, keep_first_flooded: bool
 ) -> dict[str, float]:
     """Train on every batch once.
 
@@ -285,7 +285,7 @@ def _train_epoch(
         state: Its state.
         split: Its training split.
         epoch: The epoch, from 1.
-        first_flooded: Whether to keep the weights from before the first flooded step.
+        keep_first_flooded: Whether to keep the weights from before the first flooded step.
 
     Returns:
         What the epoch measured in training mode, by name.
@@ -312,7 +312,7 @@ def _train_epoch(
                 batch = compute()
 
         # 3. Keep the weights from before the first flooded step.
-        if first_flooded and "first_flooded" not in state.weights and _is_any_flooded(batch):
+        if keep_first_flooded and "first_flooded" not in state.weights and _is_any_flooded(batch):
             with eval_weights(state):
                 state.weights["first_flooded"] = copy_weights(model)
 

@@ -1,9 +1,8 @@
 """Prefix sharing: Runs that differ in their level alone take their first steps together.
 
 These Runs take the same steps until one of them floods. One plain Run, the prefix, takes those
-steps for all. A Run leaves it at the start of the epoch that
-holds the first step whose slope is not exactly +1. It goes on alone, bit-identical to training
-alone from the beginning.
+steps for all. A Run leaves it at the start of the epoch that holds the first step whose slope is
+not exactly +1. It goes on alone, bit-identical to training alone from the beginning.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from flooding.training.loop import EpochResult, mean_level
 from flooding.training.run import Run
 from flooding.training.state import Snapshot
 
-__all__ = ["Fork", "SharedPrefix", "can_share", "prefix_run", "replay_rows"]
+__all__ = ["ForkPoint", "SharedPrefix", "can_share", "prefix_run", "replay_rows"]
 
 
-class Fork(NamedTuple):
-    """A Run that leaves its prefix.
+class ForkPoint(NamedTuple):
+    """Where a Run leaves its prefix.
 
     Args:
-        number: Which Run.
-        epoch: Epoch to go on from.
+        number: Number of the Run.
+        epoch: Epoch after which the Run goes on alone.
         snapshot: State to go on from; None is "from the beginning".
     """
 
@@ -93,7 +92,7 @@ class SharedPrefix:
         """The last epoch for which the prefix can be of use."""
         return max((follower.run.epochs for follower in self._followers.values()), default=0)
 
-    def follow(self, row: EpochResult) -> Iterator[Fork]:
+    def follow(self, row: EpochResult) -> Iterator[ForkPoint]:
         """Compare one row of the prefix with the level of every Run.
 
         Args:
@@ -106,7 +105,7 @@ class SharedPrefix:
         if row.epoch and row.losses is None:
             for number in list(self._followers):
                 del self._followers[number]
-                yield Fork(number, 0, None)
+                yield ForkPoint(number, 0, None)
             return
 
         # A Run that would have flooded in this epoch, or may end before the prefix does, leaves.
@@ -135,17 +134,17 @@ class SharedPrefix:
     def _any_may_diverge_soon(self, row: EpochResult) -> bool:
         return any(follower.may_diverge_soon(row) for follower in self._followers.values())
 
-    def _fork(self, number: int) -> Fork:
+    def _fork(self, number: int) -> ForkPoint:
         """Give a Run its own state. The last one to leave pays for the prefix."""
         follower = self._followers.pop(number)
         if self._snapshot is None:
-            return Fork(number, 0, None)
+            return ForkPoint(number, 0, None)
         snapshot = follower.adapt(self._snapshot)
         if self._followers:
             snapshot |= {"trained": 0, "seconds": 0.0}
         else:
             snapshot["trained"] = self._epoch
-        return Fork(number, self._snapshot_epoch, snapshot)
+        return ForkPoint(number, self._snapshot_epoch, snapshot)
 
 
 class _Follower:

@@ -119,7 +119,7 @@ def run_all(
             threads=threads,
             dtype=torch.get_default_dtype(),
             settings=capture_settings(),
-            quiet=on_row is None,
+            last_row_only=on_row is None,
         )
         with _open_ledger(path), _make_jobs(options, runs, keys, list(duplicates)) as jobs:
             trained = _train(jobs, workers, on_row)

@@ -64,7 +64,7 @@ def serve(parent_pid: int) -> None:
             job = pickle.loads(pickled_job)
             torch.set_default_dtype(job.dtype)
             rows = run_shared_prefix(job) if job.forks else run_job(job)
-            for batch in _batched(rows, job.quiet):
+            for batch in _batched(rows, job.last_row_only):
                 send(batch)
         except BaseException as error:  # ruff: ignore[blind-except] -- the parent raises it
             send(picklable_error(error))
@@ -115,7 +115,7 @@ def _exit_group() -> None:
 
 
 def _batched(
-    rows: Iterator[EpochResult] | Iterator[ForkReady], quiet: bool
+    rows: Iterator[EpochResult] | Iterator[ForkReady], last_row_only: bool
 ) -> Iterator[list[EpochMessage | ForkReady]]:
     """Collect rows in lists, and leave out what the parent does not need.
 
@@ -129,7 +129,7 @@ def _batched(
     for row in rows:
         is_urgent = isinstance(row, ForkReady) or row.record is not None
         seconds = time.monotonic() - last_sent
-        if is_urgent or not quiet:
+        if is_urgent or not last_row_only:
             batch.append(_to_message(row))
             is_due = is_urgent or seconds > _BATCH_TIME
         else:
