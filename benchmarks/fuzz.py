@@ -297,7 +297,7 @@ def prepare(folder):
     ])
     assert code == 0
     shutil.copytree(folder / "model", folder / "cut-model")
-    [weights] = (folder / "cut-model").glob("weights-*.pt")
+    [weights] = (folder / "cut-model").glob("weights-*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
     shutil.copytree(folder / "model", folder / "odd-model")
     (folder / "odd-model" / "model.json").write_text('{"format": []}')

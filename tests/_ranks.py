@@ -129,7 +129,7 @@ def _ddp(group, dtype, name, k=1, norm=None):
     result = {}
     for kind in ("exact", "naive", "local"):
         net = DistributedDataParallel(copy.deepcopy(model), process_group=group)
-        options = {"exact": kind == "exact", "local": kind == "local"}
+        options = {"exact": kind == "exact", "per_microbatch": kind == "local"}
         flood_step = train_ranks(
             net, model, batches, level, OPTIMIZERS[name], group, k, norm, **options
         )

@@ -27,7 +27,7 @@ def test_blocks_run_in_order(names, number):
         # Held near the level, not passed: plain training falls to half of it in these steps.
         assert abs(sum(history[-20:]) / 20 - level) < level / 4
         assert min(history) > 0.7 * level
-        assert names["flood_step"].state["flooded"] >= 5
+        assert names["flood_step"].state["n_flooded"] >= 5
 
 
 def test_the_loop_is_changed_by_two_lines():

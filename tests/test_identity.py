@@ -154,7 +154,7 @@ def public_definitions():
 # Names of several modules: they make or draw Runs, or compute a level, and are no part of a Run.
 NEVER_IN_A_RUN = {
     *("Cell", "cells", "exact", "experiment", "load", "plan", "setting"),
-    *("draw", "find", "flip_entropy", "search", "study"),
+    *("draw", "find", "flip_entropy", "search", "study", "start", "is_exact", "Measure"),
 }
 
 

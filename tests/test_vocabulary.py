@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from flooding import FloodStep, Problem, Record, Run
+from flooding import FloodStep, Problem, Record, Run, data
 from flooding.levels import Heuristic, Plateau, Warmup
+from flooding.training import rng
 
 SOURCE = Path(__file__).parents[1] / "src" / "flooding"
 # Names that are defined nowhere: no function, class, parameter, variable or attribute.
 _WORDS = """
     told found place book twins away stay tied ours theirs sure
-    merit choose describes_itself is_promised NotKeyable stream seeded unchanged usable cores
+    merit choose describes_itself is_promised NotKeyable seeded unchanged usable cores
     trajectory Row ENGINE Trunk trunk_of lead leaves past Pace claimed tidy Ready _deal _give _news
     can_travel _leave _gathered _portable Elsewhere Lifted Found FoundLevel Suggestion together
     drive meant came_down late_means neighbours Seen fold stairs worse waited Teacher sides gather
@@ -63,6 +64,11 @@ def test_a_file_defines_no_retired_name(path):
 def test_a_class_has_no_retired_field(kind, retired):
     assert not retired & {field.name for field in fields(kind)}
     assert not retired & set(dir(kind))
+
+
+def test_stream_is_no_function_of_random_numbers():
+    assert not hasattr(data, "stream")  # a stream of bytes is called so, and nothing else
+    assert not hasattr(rng, "stream")
 
 
 def test_flood_step_has_the_names_of_flood():

@@ -82,7 +82,7 @@ def cells(given):
 def whole(given):
     """Give a protocol's experiment."""
     if given.protocol not in IMAGES:
-        return kim2022_cifar10.experiment(seeds=given.seeds, full=not given.reduced)
+        return kim2022_cifar10.start(seeds=given.seeds, full=not given.reduced)
     _, n_train, n_val, _ = IMAGES[given.protocol]
     about = (
         f"**The paper's protocol** where it says so: {n_train:,} training and {n_val:,} validation "
@@ -218,7 +218,7 @@ def main():
         path = given.ledger.with_name(f"{given.name}.npz")
         print(
             "packed",
-            pack(path, records, kim2022_cifar10.CURVES, place, exact=kim2022_cifar10.exact),
+            pack(path, records, kim2022_cifar10.CURVES, place, kim2022_cifar10.is_exact),
         )
     if report is not None:
         if given.device != "cpu":

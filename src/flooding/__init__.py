@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # The module of each public name.
 _MODULE_OF = {
     "Flood": "flooding.criterion",
-    "FloodStep": "flooding.step",
+    "FloodStep": "flooding.step.flood_step",
     "Problem": "flooding.training.problem",
     "Record": "flooding.training.record",
     "Run": "flooding.training.run",

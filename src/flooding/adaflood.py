@@ -326,9 +326,9 @@ def _with_fresh_layer(
             "model.<name>."
         )
     name = names[layer]
-    fresh = problem.build(derive_seed(seed, "adaflood", 1)).get_submodule(name)
+    new_layer = problem.build(derive_seed(seed, "adaflood", 1)).get_submodule(name)
     model.requires_grad_(False)
-    layer.load_state_dict(fresh.state_dict())
+    layer.load_state_dict(new_layer.state_dict())
     layer.requires_grad_(True)
     return _LastLayerOnly(model, name)
 

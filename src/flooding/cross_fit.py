@@ -252,17 +252,17 @@ def cross_fit_levels(
 
     # 3. A training for each fold, which scores the fold.
     scores = torch.empty(len(ids), dtype=torch.float64)
-    for fold in range(folds):
-        held_out = fold_of == fold
-        predict = fit(ids[~held_out])
-        fold_scores = torch.as_tensor(predict(ids[held_out]), dtype=torch.float64).detach().cpu()
-        if fold_scores.shape != ids[held_out].shape:
+    for fold_index in range(folds):
+        is_scored = fold_of == fold_index
+        predict = fit(ids[~is_scored])
+        fold_scores = torch.as_tensor(predict(ids[is_scored]), dtype=torch.float64).detach().cpu()
+        if fold_scores.shape != ids[is_scored].shape:
             raise ValueError(
-                f"predict must give one number per id, shape {list(ids[held_out].shape)}, got "
+                f"predict must give one number per id, shape {list(ids[is_scored].shape)}, got "
                 f"{list(fold_scores.shape)}. Leave no id out."
             )
-        _check_scores(ids[held_out], fold_scores, squared_error)
-        scores[held_out] = fold_scores
+        _check_scores(ids[is_scored], fold_scores, squared_error)
+        scores[is_scored] = fold_scores
     probability, error = (None, scores) if squared_error else (scores, None)
     digest = data_sha256 or sha256(ids, labels)
     return AdaFloodLevels(ids, fold_of, gamma, seed, digest, probability, error)

@@ -322,26 +322,26 @@ def load_object(path: str) -> object:
     Raises:
         ValueError: If there is no such module, or no such object in it.
     """
-    place, _, name = path.rpartition(":")
-    if not place or not name:
+    location, _, name = path.rpartition(":")
+    if not location or not name:
         raise ValueError(
             f"module:object must name a module and an object in it, got {path}. "
             f"Try my_module:{name or 'object'}."
         )
-    module = _import_module(place, path)
+    module = _import_module(location, path)
     try:
         return getattr(module, name)
     except AttributeError as error:
         raise ValueError(_cannot_import(path, error)) from None
 
 
-def _import_module(place: str, path: str) -> ModuleType:
+def _import_module(location: str, path: str) -> ModuleType:
     """Import a module by its name or by its file."""
-    file = Path(place) if place.endswith(".py") else None
+    file = Path(location) if location.endswith(".py") else None
     if file is not None and not file.is_file():
         raise ValueError(_cannot_import(path, f"{file} is missing"))
     folder, name = (
-        (os.getcwd(), place) if file is None else (str(file.parent.absolute()), file.stem)
+        (os.getcwd(), location) if file is None else (str(file.parent.absolute()), file.stem)
     )
     # First, so that a module of the user's is found before an installed one of the same name.
     sys.path.insert(0, folder)
@@ -359,7 +359,7 @@ def _import_module(place: str, path: str) -> ModuleType:
         raise ValueError(_cannot_import(path, error)) from None
     except SystemExit as error:
         raise ValueError(
-            f"a module must go on after its import, but {place} called sys.exit({error}). "
+            f"a module must go on after its import, but {location} called sys.exit({error}). "
             "Put its script below if __name__ == '__main__'."
         ) from None
     # An already imported module of the same name would be taken silently for the file.

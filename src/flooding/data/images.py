@@ -246,10 +246,10 @@ def cifar10h(n_train: int = 4000, n_val: int = 1000, *, seed: int) -> Splits:
     train, val, test = split_indices(len(x), n_train, n_val, seed=seed)
     tables = [_standardised_values(x[train, channel]) for channel in range(_channels(x))]
 
-    def split(rows: np.ndarray, stream: int) -> Split:
+    def split(rows: np.ndarray, split_number: int) -> Split:
         # Draw each label by inverting the cumulative distribution of the people's labels.
         cumulative = shares[rows].cumsum(1)
-        draws = make_rng(seed, stream).random((len(rows), 1)) * cumulative[:, -1:]
+        draws = make_rng(seed, split_number).random((len(rows), 1)) * cumulative[:, -1:]
         labels = torch.from_numpy((draws < cumulative).argmax(1))
         return Split(_inputs(x[rows], tables), labels, _targets(y[rows]))
 
@@ -410,8 +410,8 @@ def split_images(
 
     classes = int(max(y.max(), test_y.max())) + 1
 
-    def noisy_split(rows: np.ndarray, stream: int) -> Split:
-        generator = make_rng(seed, stream)
+    def noisy_split(rows: np.ndarray, split_number: int) -> Split:
+        generator = make_rng(seed, split_number)
         return with_noise(
             _inputs(x[rows], tables), _targets(y[rows]), label_noise, classes, generator
         )

@@ -273,7 +273,7 @@ def _spiral_clean_accuracy(spiral_noise: float) -> float:
     step = spiral_noise / 5
     reach = 5 * math.pi + 5 * spiral_noise
     side = torch.arange(-reach, reach + step, step, dtype=torch.float64)
-    plane = torch.cartesian_prod(side, side)
+    points = torch.cartesian_prod(side, side)
     angle = torch.linspace(
         0, 4 * math.pi, max(400, math.ceil(100 / spiral_noise)), dtype=torch.float64
     )
@@ -285,7 +285,7 @@ def _spiral_clean_accuracy(spiral_noise: float) -> float:
     kernel = -0.5 / spiral_noise**2
     density = [
         torch.cat([
-            (kernel * torch.cdist(part, arm) ** 2).exp().sum(1) for part in plane.split(4096)
+            (kernel * torch.cdist(part, arm) ** 2).exp().sum(1) for part in points.split(4096)
         ])
         for arm in arms
     ]

@@ -178,25 +178,24 @@ def as_run_all(function: RunAll | TrainFunction) -> RunAll:
 def _make_record(run: Run, outcome: object) -> Record:
     """Make a Record of what a training function returned."""
     if isinstance(outcome, Mapping):
-        measured = dict(outcome)
+        values = dict(outcome)
     elif np.ndim(_to_numbers(outcome)) > 0:
         raise ValueError(
             f"a training function must return one score, or a mapping, got {outcome!r}."
         )
     else:
-        measured = {"score": outcome}
-    if "score" not in measured:
+        values = {"score": outcome}
+    if "score" not in values:
         raise ValueError(
-            "a training function must return a score, or a mapping with one, "
-            f"got {sorted(measured)}."
+            f"a training function must return a score, or a mapping with one, got {sorted(values)}."
         )
-    if measured["score"] is None:
+    if values["score"] is None:
         raise ValueError(
             "a training function must return a score, got None. Return the validation score."
         )
     curves: dict[str, np.ndarray] = {}
     metrics: dict[str, float] = {}
-    for key, value in measured.items():
+    for key, value in values.items():
         name = "val_score" if key == "score" else key
         numbers = _to_numbers(value)
         # A curve is kept whole; its last value is the metric, as is a single number.

@@ -105,8 +105,8 @@ def plot_search(result: SearchResult) -> Figure:
         for measure in by_epoch:
             _draw_curves(panels[_epoch_panel(measure)], result, measure, colours)
         if by_epoch and colours is not None:
-            neighbours = [panels[_epoch_panel(measure)] for measure in by_epoch]
-            _draw_colour_bar(figure, colours, neighbours, label, aspect=20 * (len(rows) - 1))
+            colour_axes = [panels[_epoch_panel(measure)] for measure in by_epoch]
+            _draw_colour_bar(figure, colours, colour_axes, label, aspect=20 * (len(rows) - 1))
         # The bottom row: estimates on the left, the legend on the right.
         title = "Left: mean of each Run's last quarter" if by_level and by_epoch else None
         num_names = _draw_legend(panels, title)

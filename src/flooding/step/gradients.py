@@ -83,13 +83,13 @@ def graph_leaves(loss: Tensor) -> list[Tensor]:
     """
     nodes = [loss.grad_fn]
     visited = set()
-    leaves = []
+    leaf_tensors = []
     while nodes and len(visited) < _MAX_NODES:
         node = nodes.pop()
         if node is None or node in visited:
             continue
         visited.add(node)
         if type(node).__name__ == "AccumulateGrad":
-            leaves.append(getattr(node, "variable"))  # noqa: B009 -- only this kind of node has it
+            leaf_tensors.append(getattr(node, "variable"))  # noqa: B009 -- only this kind of node has it
         nodes += [following for following, _ in node.next_functions]
-    return leaves
+    return leaf_tensors

@@ -26,7 +26,7 @@ class ForeignParameters:
     def __init__(self, loss: Tensor, own: Sequence[Tensor]) -> None:
         own_ids = set(map(id, own))
         self._parameters = [leaf for leaf in graph_leaves(loss) if id(leaf) not in own_ids]
-        self._mark = object()
+        self._token = object()
 
     def __bool__(self) -> bool:
         return bool(self._parameters)
@@ -35,7 +35,7 @@ class ForeignParameters:
         """Mark the gradients that the watched loss has just left."""
         for parameter in self._parameters:
             if parameter.grad is not None:
-                setattr(parameter.grad, _MARK, self._mark)
+                setattr(parameter.grad, _MARK, self._token)
 
     def count_updated(self, optimizer: torch.optim.Optimizer, own: Sequence[Tensor]) -> int:
         """Count the parameters that an optimiser is about to update by a marked gradient.
@@ -53,6 +53,6 @@ class ForeignParameters:
         count = 0
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                is_marked = getattr(parameter.grad, _MARK, None) is self._mark
+                is_marked = getattr(parameter.grad, _MARK, None) is self._token
                 count += is_marked and id(parameter) not in own_ids
         return count

@@ -339,9 +339,9 @@ def _split_rows(
         if len(rows) - sum(sizes) < 2:
             raise ValueError(_too_few_rows(len(rows), sizes, name, is_numeric_class))
         # One generator for all classes: the division follows from the seed and the labels.
-        train, held_out = train_test_split(rows, test_size=sum(sizes), random_state=random_state)
+        train, other_rows = train_test_split(rows, test_size=sum(sizes), random_state=random_state)
         # Held-out rows come in random order, so their first part is a random sample too.
-        pieces = [train, *np.split(held_out, np.cumsum(sizes[:-1]))]
+        pieces = [train, *np.split(other_rows, np.cumsum(sizes[:-1]))]
         for part, piece in zip(parts, pieces, strict=True):
             part.append(piece)
     # The classes must not follow one another.
@@ -356,10 +356,10 @@ def _too_few_rows(n: int, sizes: list[int], name: str | None, is_numeric_class: 
         fix = "Drop those rows or merge the class with another"
     if is_numeric_class:
         fix += ", or predict it as a number: kind='regression' (--kind regression)"
-    held_out = " and ".join(map(str, sizes))
+    other_rows = " and ".join(map(str, sizes))
     return (
         f"2 training rows and 1 for every other split are needed at least, got {n} {subject}, "
-        f"of which {held_out} would not be trained on. {fix}."
+        f"of which {other_rows} would not be trained on. {fix}."
     )
 
 
@@ -382,10 +382,10 @@ def _describe_columns(preprocessing: Preprocessing) -> Iterator[str]:
         names = join_names(numeric)
         yield f"{len(numeric)} numeric columns, standardised on the training rows: {names}."
     if categorical:
-        counted = []
+        counts = []
         for name in categorical:
-            counted.append(f"{shorten(name)} ({len(frequent[name])})")
-        names = join_names(counted)
+            counts.append(f"{shorten(name)} ({len(frequent[name])})")
+        names = join_names(counts)
         yield (f"{len(categorical)} columns of categories, with how many are told apart: {names}.")
     silent = [name for name in categorical if not frequent[name]]
     if silent:

@@ -50,10 +50,10 @@ def check_method(method: Method) -> None:
         if method.reduction == "mean":
             loss = loss.mean()
         raw_gradient = torch.full_like(loss, 1 / max(loss.numel(), 1))
-        value, gradient = _differentiate(method, loss, level)
+        value, gradient = _objective_and_gradient(method, loss, level)
         require(bool(value.isfinite()), f"the objective must be finite, got {value} for {losses}.")
         for other in (method, *copies):
-            other_value, other_gradient = _differentiate(other, loss, level)
+            other_value, other_gradient = _objective_and_gradient(other, loss, level)
             same = torch.equal(other_value, value) and torch.equal(other_gradient, gradient)
             require(same, "a method and its copies must give the same bits again.")
         _check_without_level(method, loss, raw_gradient)
@@ -69,13 +69,13 @@ def check_method(method: Method) -> None:
 
 def _check_without_level(method: Method, loss: Tensor, raw_gradient: Tensor) -> None:
     """Check that a controller which has no level yet leaves plain training."""
-    value, gradient = _differentiate(method, loss, torch.tensor(-math.inf))
+    value, gradient = _objective_and_gradient(method, loss, torch.tensor(-math.inf))
     is_plain = torch.equal(value, loss.mean()) and torch.equal(gradient, raw_gradient)
     rule = "a level of -inf must leave the loss and its gradient as they are"
     require(is_plain, f"{rule}, got {value} and {gradient} for {loss}. Use torch.where.")
 
 
-def _differentiate(method: Method, loss: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+def _objective_and_gradient(method: Method, loss: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the objective and its gradient."""
     if method.level_source == "teacher":  # whose losses have the shape of the model's
         level = level.expand_as(loss)

@@ -288,9 +288,9 @@ def _make_jobs(
         jobs = []
         for index in indices:
             # A Run without a key has no name that lasts: its checkpoints end with the call.
-            place = str(scratch) if keys[index] is None else folder
+            checkpoint_folder = str(scratch) if keys[index] is None else folder
             job = options._replace(number=index, run=runs[index], key=keys[index])
-            jobs.append(job._replace(checkpoint_folder=place))
+            jobs.append(job._replace(checkpoint_folder=checkpoint_folder))
         yield jobs
 
 

@@ -88,7 +88,9 @@ def is_damage(error: BaseException, path: Path) -> bool:
         return any(fault in str(error) for fault in _SCHEMA_FAULTS)
     if code == sqlite3.SQLITE_READONLY:
         # A damaged header may forbid writing, too.
-        is_writable = all(os.access(place, os.W_OK) for place in (path, path.parent))
+        is_writable = all(
+            os.access(file_or_folder, os.W_OK) for file_or_folder in (path, path.parent)
+        )
         return extended_code == code and is_writable
     return extended_code == sqlite3.SQLITE_IOERR_SHORT_READ or code in _DAMAGE_CODES
 
