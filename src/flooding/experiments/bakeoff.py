@@ -26,6 +26,7 @@ from flooding.level_search.finder import finder
 from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, Method, SoftAD
 from flooding.models import mlp
 from flooding.report.method_comparison import BUDGET, Pick, Results, make_report
+from flooding.report.record_metrics import Epoch
 from flooding.tasks import adamw, real
 from flooding.training.problem import Problem
 from flooding.training.record import Record, validation_key
@@ -129,7 +130,7 @@ class _Competitor(NamedTuple):
     """A method: its settings, and the epoch its selected training is judged at."""
 
     settings: Callable[[Problem, int], list[Setting]] | None  # None: the level is the finder's
-    at: study.Epoch = "last"
+    at: Epoch = "last"
 
 
 METHODS = {
@@ -214,7 +215,7 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
     return make_report(Results(picks, methods, list(by_name), list(seeds)), records)
 
 
-def _pick(at: study.Epoch, candidates: Sequence[tuple[Setting, Record]]) -> Pick:
+def _pick(at: Epoch, candidates: Sequence[tuple[Setting, Record]]) -> Pick:
     """Pick a setting by its validation result; the first of equals."""
     keys = []
     for setting, record in candidates:

@@ -16,11 +16,12 @@ from itertools import product
 import torch
 
 from flooding.experiments import Experiment, Study
-from flooding.experiments.double_descent_report import make_report
-from flooding.experiments.double_descent_rows import FACTORS, Condition, Group
-from flooding.experiments.study import MIN_FLOODED_SHARE, all_runs, format_levels, level_grids
+from flooding.experiments.study import all_runs, level_grids
 from flooding.experiments.synthetic_cells import NOISES, TASKS, SyntheticCell, synthetic_cell
+from flooding.report.descent_report import make_report
+from flooding.report.descent_rows import FACTORS, Condition, Group
 from flooding.report.descents import CRITERION
+from flooding.report.record_metrics import MIN_FLOODED_SHARE, format_levels
 from flooding.report.stats import pluralize
 from flooding.tasks import adamw, real
 from flooding.training.problem import Problem, TestCurve

@@ -15,10 +15,10 @@ from flooding.data import images
 from flooding.data.augment import crop_and_flip
 from flooding.experiments import Experiment, Study
 from flooding.experiments.double_descent import CURVES, combinations, decayed, study
-from flooding.experiments.double_descent_rows import Condition
 from flooding.experiments.images5k import sizes
-from flooding.experiments.study import format_levels
 from flooding.models import small_cnn
+from flooding.report.descent_rows import Condition
+from flooding.report.record_metrics import format_levels
 from flooding.tasks import adam
 from flooding.training.problem import Problem, TestCurve
 

@@ -12,8 +12,9 @@ from functools import partial
 from flooding.data import images
 from flooding.experiments import Experiment, Study
 from flooding.experiments.grids import CURVES, compare_levels
-from flooding.experiments.study import Cell, choose_seeds
+from flooding.experiments.study import choose_seeds
 from flooding.models import small_cnn
+from flooding.report.level_grid import Cell
 from flooding.tasks import adam
 from flooding.training.problem import Problem
 

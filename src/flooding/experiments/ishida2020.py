@@ -17,11 +17,11 @@ import numpy as np
 
 from flooding.experiments import Experiment, Study, study
 from flooding.experiments.level_benchmark import LevelBenchmark
-from flooding.experiments.study import LevelGrid
 from flooding.experiments.synthetic_cells import NOISES, SyntheticCell, best_accuracy, cells
 from flooding.report import stats
 from flooding.report.document import Report, Table
 from flooding.report.level_figures import LevelPanel, accuracy_grid
+from flooding.report.level_grid import COMPARISONS, LOSS_COLUMNS, Comparison, LevelGrid
 from flooding.report.provenance import describe_provenance
 from flooding.training.archive import Archive, Source
 from flooding.training.record import Record
@@ -63,7 +63,7 @@ def _accuracy(grid: LevelGrid, row: str, labels: str) -> list[float]:
     return grid.values(row, _METRICS[labels], 100.0)
 
 
-def _gain(grid: LevelGrid, comparison: study.Comparison, labels: str) -> stats.Difference:
+def _gain(grid: LevelGrid, comparison: Comparison, labels: str) -> stats.Difference:
     """What one row gains on the other: every seed has both."""
     gain = grid.gain(comparison.row, comparison.against, _METRICS[labels])
     assert gain is not None
@@ -83,7 +83,7 @@ def _report(grids: Sequence[_Grid], records: Sequence[Record]) -> Report:
         "interval of Student's t and p after Holm's correction over the nine rows. Stopped: the "
         "best validation epoch."
     )
-    last, stopped, against_stopping = study.COMPARISONS
+    last, stopped, against_stopping = COMPARISONS
     tables = [
         _accuracies(grids, "noisy", last, "published"),
         _accuracies(grids, "clean", last, "clean"),
@@ -93,7 +93,7 @@ def _report(grids: Sequence[_Grid], records: Sequence[Record]) -> Report:
         _losses(grids),
     ]
     failures, findings = _distances(grids), []
-    for comparison in study.COMPARISONS:
+    for comparison in COMPARISONS:
         losses, finding = _compare(grids, comparison)
         failures += losses
         findings.append(finding)
@@ -107,9 +107,7 @@ def _report(grids: Sequence[_Grid], records: Sequence[Record]) -> Report:
     return Report(title, about, failures, findings, tables, figures, describe_provenance(records))
 
 
-def _accuracies(
-    grids: Sequence[_Grid], labels: str, comparison: study.Comparison, name: str
-) -> Table:
+def _accuracies(grids: Sequence[_Grid], labels: str, comparison: Comparison, name: str) -> Table:
     """Tabulate two rows on one kind of labels, with what was published about them."""
     row, against = comparison.row, comparison.against
     gains = [_gain(grid, comparison, labels) for grid in grids]
@@ -142,7 +140,7 @@ def _accuracies(
 def _losses(grids: Sequence[_Grid]) -> Table:
     rows = [[grid.cell.title, *grid.loss_cells] for grid in grids]
     title = f"Test NLL (nats) and ECE on noisy labels, n = {len(grids[0].cell.seeds)}"
-    return Table("losses", title, ["Task, label noise", *study.LOSS_COLUMNS], rows)
+    return Table("losses", title, ["Task, label noise", *LOSS_COLUMNS], rows)
 
 
 def _distances(grids: Sequence[_Grid]) -> list[str]:
@@ -165,7 +163,7 @@ def _distances(grids: Sequence[_Grid]) -> list[str]:
     return sentences
 
 
-def _compare(grids: Sequence[_Grid], comparison: study.Comparison) -> tuple[list[str], str]:
+def _compare(grids: Sequence[_Grid], comparison: Comparison) -> tuple[list[str], str]:
     """Count the cells in which flooding wins and loses, on clean labels."""
     gains = [_gain(grid, comparison, "clean") for grid in grids]
     wins, losses = [], []

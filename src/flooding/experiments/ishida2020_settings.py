@@ -23,6 +23,7 @@ from flooding.report import stats
 from flooding.report.claims import Sentences
 from flooding.report.document import Report, Table
 from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import metric_values
 from flooding.training.problem import Problem
 from flooding.training.record import Record
 from flooding.training.run import Run
@@ -92,7 +93,7 @@ def _report(
     """Report on the Records of each variant, by cell and seed."""
     accuracies: dict[str, list[list[float]]] = {}
     for name, by_cell in results.items():
-        accuracies[name] = [study.metric_values(some, "test_accuracy", 100.0) for some in by_cell]
+        accuracies[name] = [metric_values(some, "test_accuracy", 100.0) for some in by_cell]
     base, *others = accuracies
     # Each variant against our own table, cell by cell; all differences are tested together.
     gains: dict[tuple[str, int], stats.Difference] = {}

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from flooding import metrics, sharpness
 from flooding.data import Splits
 from flooding.experiments import Experiment, Study, study
-from flooding.experiments.study import metric_values
 from flooding.experiments.synthetic_cells import TASKS, TITLES
 from flooding.models import mlp
 from flooding.report import claims, stats
@@ -31,6 +30,7 @@ from flooding.report.curve_figures import PairedRecords, lines_in_pairs, paired_
 from flooding.report.document import Report, Table
 from flooding.report.landscape_figures import loss_planes, loss_surface, weight_vector
 from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import metric_values
 from flooding.report.stats import format_mean_sd
 from flooding.tasks import adam
 from flooding.training.loop import train

@@ -20,7 +20,7 @@ import numpy as np
 from flooding.data import synthetic
 from flooding.experiments import Experiment, Study, kim2022_results
 from flooding.experiments.kim2022_results import LONGER, Results, Segment
-from flooding.experiments.study import chunk, metric_values, run_of
+from flooding.experiments.study import chunk
 from flooding.level_search.backward import has_started
 from flooding.level_search.driver import run_concurrently
 from flooding.level_search.policy_gradient import Policy, policy_gradient
@@ -29,6 +29,7 @@ from flooding.models import mlp
 from flooding.report.claims import Claim, judge, split_by_verdict
 from flooding.report.document import Report
 from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import metric_values, run_of
 from flooding.report.stats import Difference, format_count, format_mean_sd, paired, paired_or_none
 from flooding.tasks import adam
 from flooding.training.archive import Archive, run_id

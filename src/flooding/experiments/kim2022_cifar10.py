@@ -21,8 +21,9 @@ from flooding.data import images
 from flooding.data.augment import crop_and_flip
 from flooding.experiments import Experiment, Study, grids
 from flooding.experiments.grids import compare_levels
-from flooding.experiments.study import Cell, LevelGrid, choose_seeds
+from flooding.experiments.study import choose_seeds
 from flooding.models import IMAGENET, Standardise, resnet_cifar
+from flooding.report.level_grid import Cell, LevelGrid
 from flooding.training.problem import Problem, TestCurve
 from flooding.training.run import Run
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flooding.experiments.study import Epoch, metric_values, run_of
 from flooding.level_search.backward import has_started
 from flooding.level_search.result import SearchResult
 from flooding.levels import Delayed
 from flooding.report import search_figures
 from flooding.report.document import Table
+from flooding.report.record_metrics import Epoch, metric_values, run_of
 from flooding.report.search_figures import Search
 from flooding.report.stats import format_count, format_mean_sd, format_median_range
 from flooding.training.record import Record, select_best

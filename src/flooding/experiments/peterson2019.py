@@ -16,14 +16,25 @@ import numpy as np
 from flooding.data import images
 from flooding.experiments import Experiment, Study, study
 from flooding.experiments.grids import CURVES
-from flooding.experiments.study import Epoch, LevelGrid
 from flooding.level_search.advisor import advise, bayes_error
 from flooding.level_search.result import LevelEstimate
 from flooding.models import small_cnn
 from flooding.report.claims import Claim, Sentences, judge
 from flooding.report.document import Report, Table
 from flooding.report.level_figures import LevelPanel, accuracy_and_nll
+from flooding.report.level_grid import Cell, LevelGrid
 from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import (
+    Epoch,
+    format_flooded,
+    format_levels,
+    format_metric,
+    format_percent_range,
+    fraction_until_below,
+    is_early,
+    is_reached,
+    metric_values,
+)
 from flooding.report.stats import format_mean_sd, paired
 from flooding.tasks import adam
 from flooding.training.problem import Problem
@@ -80,7 +91,7 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all levels on one person's label an image; compare with what labels say beforehand."""
     problem = setting(20, n_train=400, n_val=200) if quick else setting()
     levels = (0.0, 0.1, 0.4) if quick else LEVELS
-    cell = study.Cell("CIFAR-10H", problem, levels, study.choose_seeds(seeds, 2 if quick else 5))
+    cell = Cell("CIFAR-10H", problem, levels, study.choose_seeds(seeds, 2 if quick else 5))
     records = yield cell.runs
     return _report(study.level_grids([cell], records)[0], images.human_labels(), records)
 
@@ -170,9 +181,9 @@ def _levels(grid: LevelGrid) -> Table:
             "flooded %, stopped": _flooded(records, "best") if level else "–",
             "accuracy %": format_mean_sd(_accuracies(records)),
             "accuracy %, stopped": format_mean_sd(_accuracies(records, "best")),
-            "NLL": study.format_metric(records, "test_nll", digits=3),
-            "NLL, stopped": study.format_metric(records, "test_nll", at="best", digits=3),
-            "divergence": study.format_metric(records, "test_kl_to_posterior", digits=3),
+            "NLL": format_metric(records, "test_nll", digits=3),
+            "NLL, stopped": format_metric(records, "test_nll", at="best", digits=3),
+            "divergence": format_metric(records, "test_kl_to_posterior", digits=3),
         })
     title = f"Test results, last epoch and best validation epoch, n = {len(grid.records)}"
     note = (
@@ -184,8 +195,8 @@ def _levels(grid: LevelGrid) -> Table:
 
 def _flooded(records: Sequence[Record], at: Epoch) -> str:
     """Write the share of flooded steps, and how many seeds reached the level if not all did."""
-    shares = study.format_flooded(records, at)
-    count = sum(study.is_reached(record, at) for record in records)
+    shares = format_flooded(records, at)
+    count = sum(is_reached(record, at) for record in records)
     if count == len(records):
         return shares
     return f"{shares}: {count} of {len(records)} seeds" if count else f"{shares}: not tested"
@@ -205,18 +216,18 @@ def _describe_labels(grid: LevelGrid, advice: _Advice) -> Sentences:
         f"the irreducible loss (n = {len(grid.records)} seeds)."
     )
     largest = grid.cell.levels[-1]
-    fractions = study.fraction_until_below(grid.at(0.0), largest)
-    is_early = all(fraction < 0.5 for fraction in fractions)
-    if is_early:
-        when = f"after {study.format_percent_range(fractions)} of the epochs"
+    fractions = fraction_until_below(grid.at(0.0), largest)
+    early = is_early(fractions)
+    if early:
+        when = f"after {format_percent_range(fractions)} of the epochs"
         sentence = f"Plain training is below the largest level, {largest:g}, {when}."
     else:
         when = "before half of the epochs"
         sentence = f"Plain training is not below the largest level, {largest:g}, {when}."
-    sentences.add(is_early, sentence)
+    sentences.add(early, sentence)
     untested = [level for level in grid.cell.levels[1:] if level not in _tested_levels(grid)]
     if untested:
-        levels = study.format_levels(untested)
+        levels = format_levels(untested)
         sentences.findings.append(f"Not reached by every seed, and so not tested: {levels}.")
     return sentences
 
@@ -261,12 +272,12 @@ def _pick_levels(grid: LevelGrid, levels: Sequence[float]) -> list[Record]:
 
 def _claims(text: str, a: Sequence[Record], b: Sequence[Record], at: Epoch) -> list[Claim]:
     """Claim that trainings, at their last epoch, are better than others of the same seeds."""
-    levels = study.format_levels(record.level or 0.0 for record in a)
-    others = study.format_levels(record.level or 0.0 for record in b)
+    levels = format_levels(record.level or 0.0 for record in a)
+    others = format_levels(record.level or 0.0 for record in b)
     detail = f"; chosen {levels} against {others}"
     accuracy = paired(_accuracies(a), _accuracies(b, at))
-    saved = study.metric_values(a, "test_nll", -1.0)
-    nll = paired(saved, study.metric_values(b, "test_nll", -1.0, at))
+    saved = metric_values(a, "test_nll", -1.0)
+    nll = paired(saved, metric_values(b, "test_nll", -1.0, at))
     return [
         Claim(text, accuracy, "points of accuracy", detail=detail),
         Claim(text, nll, "nats of NLL saved", digits=3, detail=detail),
@@ -275,7 +286,7 @@ def _claims(text: str, a: Sequence[Record], b: Sequence[Record], at: Epoch) -> l
 
 def _accuracies(records: Sequence[Record], at: Epoch = "last") -> list[float]:
     """Test accuracies in percent, against the official labels."""
-    return study.metric_values(records, "test_accuracy_clean", 100.0, at)
+    return metric_values(records, "test_accuracy_clean", 100.0, at)
 
 
 def _draw(grid: LevelGrid, advice: _Advice) -> Figure:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from flooding.data import synthetic
-from flooding.experiments.study import Cell
+from flooding.report.level_grid import Cell
 from flooding.tasks import ishida2020_problem
 
 TASKS = {  # the data and its number of inputs

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flooding.experiments.study import Cell, LevelGrid, is_reached
 from flooding.report.descents import Descents, find_descents
+from flooding.report.level_grid import Cell, LevelGrid
+from flooding.report.record_metrics import is_reached
 from flooding.report.stats import Difference, adjust, holm, mcnemar, paired, paired_or_none
 from flooding.training.archive import to_half
 from flooding.training.record import Record

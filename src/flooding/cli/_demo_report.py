@@ -14,9 +14,9 @@ from typing import TypeAlias
 import numpy as np
 
 from flooding.data import synthetic
-from flooding.experiments.study import Cell as Task
-from flooding.experiments.study import Epoch, run_of
 from flooding.report import figures, plots
+from flooding.report.level_grid import Cell as Task
+from flooding.report.record_metrics import Epoch, run_of
 from flooding.report.stats import format_mean_sd
 from flooding.tasks import adam, demo_digits, demo_sinusoid, grid_2d, sgd
 from flooding.training.record import Record, select_best

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flooding.experiments.double_descent_rows import (
+from flooding.report import stats
+from flooding.report.curve_figures import CurvePanel, curves_by_level
+from flooding.report.descent_rows import (
     FACTORS,
     MEASURES,
     Group,
@@ -18,12 +20,14 @@ from flooding.experiments.double_descent_rows import (
     count_lasting,
     measured_curve,
 )
-from flooding.experiments.study import format_levels, format_percent_range, fraction_until_below
-from flooding.report import stats
-from flooding.report.curve_figures import CurvePanel, curves_by_level
 from flooding.report.descents import Descents
 from flooding.report.document import Report, Table
 from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import (
+    format_levels,
+    format_percent_range,
+    fraction_until_below,
+)
 from flooding.report.stats import Difference, format_count, format_mean_sd, format_p, pluralize
 from flooding.training.record import Record
 
