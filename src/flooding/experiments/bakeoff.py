@@ -34,7 +34,8 @@ from flooding.training.run import Run
 
 __all__ = ["BUDGET", "EXPERIMENT", "METHODS", "Setting", "compare", "problems", "start"]
 
-CURVES = ("train_loss", "val_loss", "val_accuracy", "flooded")  # for the finder, and the late band
+# What the finder reads, and what the late band is taken of.
+CURVES = ("train_loss", "val_loss", "val_accuracy", "flooded")
 REAL = ("digits", "spambase", "letter", "higgs7k")
 
 
@@ -42,7 +43,8 @@ REAL = ("digits", "spambase", "letter", "higgs7k")
 class Setting:
     """One way to train a problem."""
 
-    label: str  # the hyper-parameter, for a reader
+    # The hyper-parameter, for a reader.
+    label: str
     problem: Problem
     level: float | AdaFlood | None = None
     method: Method = field(default_factory=Flooding)
@@ -65,7 +67,8 @@ def _weight_decay(problem: Problem, _: int) -> list[Setting]:
     if isinstance(optimizer, partial) and optimizer.func is torch.optim.Adam:
         optimizer = partial(adamw.func, **optimizer.keywords)
     settings = []
-    for decay in (0.1, 0.5, 2.0, 8.0):  # at a rate of 0.001, 500 steps take 5 to 98 % off a weight
+    # At a rate of 0.001, 500 steps take 5 to 98 % off a weight.
+    for decay in (0.1, 0.5, 2.0, 8.0):
         decayed = replace(problem, optimizer=partial(optimizer, weight_decay=decay))
         settings.append(Setting(f"{decay:g}", decayed))
     return settings
@@ -129,7 +132,8 @@ def _adaflood(problem: Problem, _: int) -> list[Setting]:
 class _Competitor(NamedTuple):
     """A method: its settings, and the epoch its selected training is judged at."""
 
-    settings: Callable[[Problem, int], list[Setting]] | None  # None: the level is the finder's
+    # None where the level is the finder's.
+    settings: Callable[[Problem, int], list[Setting]] | None
     at: Epoch = "last"
 
 
@@ -211,7 +215,8 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
     methods = list(METHODS)
     for method, name in product(METHODS, by_name):
         if (method, name, seeds[0]) not in picks and method in methods:
-            methods.remove(method)  # it has no settings on this problem
+            # It has no settings on this problem, and so no mean over problems.
+            methods.remove(method)
     return make_report(Results(picks, methods, list(by_name), list(seeds)), records)
 
 

@@ -39,7 +39,8 @@ DIGITS_LEVELS = (0.0, 0.2, 0.5, 0.8)
 # at 0.44 with augmentation and rate decay: at least the levels 0.5 and 0.8 are reached in every
 # combination. At 1.0 only 0.8 would be.
 WEIGHT_DECAY = 0.5
-_DIGITS_TEST = 897  # examples
+# Number of test examples.
+_DIGITS_TEST = 897
 _TITLES = {"synthetic": "Synthetic tasks", "digits": "Digits", "cifar10": "CIFAR-10"}
 
 

@@ -25,12 +25,14 @@ from flooding.training.problem import Problem, TestCurve
 __all__ = ["AUGMENTED_LEVELS", "EXPERIMENT", "LEVELS", "WEIGHT_DECAY", "plan", "start"]
 
 # Nats. Fixed by the training loss of one plain run of each condition, on a seed that is not used.
-LEVELS = (0.0, 0.3, 0.8)  # without augmentation; they are reached after 11 to 25 of 60 epochs
+# Levels without augmentation; they are reached after 11 to 25 of 60 epochs.
+LEVELS = (0.0, 0.3, 0.8)
 # With augmentation; reached after 20 to 54 of 100 epochs. With weight decay as well, the loss stays
 # above 0.8.
 AUGMENTED_LEVELS = (0.0, 1.0, 1.2)
 EPOCHS, AUGMENTED_EPOCHS = 60, 100
-WEIGHT_DECAY = 0.5  # decoupled, times the learning rate; that of the digits
+# Decoupled, times the learning rate; the same as for the digits.
+WEIGHT_DECAY = 0.5
 
 
 def plan(quick: bool = False) -> list[Condition]:

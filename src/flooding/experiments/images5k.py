@@ -18,7 +18,8 @@ from flooding.report.level_grid import Cell
 from flooding.tasks import adam
 from flooding.training.problem import Problem
 
-LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # nats; fixed beforehand
+# In nats; fixed beforehand.
+LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 # With a fifth of the labels wrong the training loss falls slowly, and the irreducible loss is 0.94.
 NOISY_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 

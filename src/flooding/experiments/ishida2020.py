@@ -37,7 +37,8 @@ PUBLISHED = {
     ("two-gaussians", 0.05): ((84.79, 88.03, 0.22), (83.56, 86.35, 0.23)),
     ("two-gaussians", 0.1): ((78.44, 83.59, 0.32), (77.89, 80.62, 0.29)),
 }
-_MAX_DISTANCE = 1.5  # points between a published figure and ours from which on we say why
+# Points between a published figure and ours from which on we say why.
+_MAX_DISTANCE = 1.5
 _Grid: TypeAlias = LevelGrid[SyntheticCell]
 _METRICS = {"noisy": "test_accuracy", "clean": "test_accuracy_clean"}
 

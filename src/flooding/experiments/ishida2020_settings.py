@@ -28,7 +28,8 @@ from flooding.training.problem import Problem
 from flooding.training.record import Record
 from flooding.training.run import Run
 
-_MAX_DISTANCE = 1.5  # points within which a figure counts as the paper's
+# Points within which a figure counts as the paper's.
+_MAX_DISTANCE = 1.5
 
 
 def one_logit(width: int = 500, depth: int = 5) -> nn.Sequential:

@@ -320,7 +320,8 @@ _EXPLANATIONS += [
 
 def _test(explanation: _Explanation, results: Sequence[PairedRecords]) -> list[claims.Claim]:
     """Test an explanation on every task where two seeds can be compared."""
-    if explanation.seeds == "plain":  # trained again with each level of a task
+    # Plain training of a task comes with each of its levels, and counts once.
+    if explanation.seeds == "plain":
         by_task = {pairs.title.partition(" at ")[0]: pairs for pairs in reversed(results)}
         results = list(by_task.values())
     tests = []
@@ -442,7 +443,8 @@ def _figures(results: Sequence[PairedRecords], max_epochs: int) -> dict:
         "val_over_confidence": "Over-confidence",
     }
     logarithmic = ("train_loss", "sharpness", "trace", "gradient_norm")
-    levels = dict(reversed(LEVELS))  # the first of each task
+    # The first level of each task.
+    levels = dict(reversed(LEVELS))
     sinusoid = partial(loss_planes, bare("sinusoid", max_epochs), levels["sinusoid"])
     gaussians = partial(loss_surface, bare("two-gaussians", max_epochs), levels["two-gaussians"])
     planes = (

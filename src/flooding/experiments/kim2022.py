@@ -45,9 +45,12 @@ FORWARD = tuple(round(0.02 * n, 2) for n in range(19))
 BACKWARD = FORWARD[1:15]
 CURVES = ("flooded", "level", "test_accuracy", "test_loss", "train_accuracy", "train_loss")
 CURVES += ("test_accuracy_clean", "test_loss_clean")
-CURVES += ("val_accuracy", "val_loss")  # which the policy gradient reads
-_BATCH_LOSS = 1e-4  # loss of an epoch's last batch at which the source's code begins to flood
-_MAX_DISTANCE = 1.5  # points between the source's figures and ours from which on we say so
+# The policy gradient reads these.
+CURVES += ("val_accuracy", "val_loss")
+# Loss of an epoch's last batch at which the source's code begins to flood.
+_BATCH_LOSS = 1e-4
+# Points between the source's figures and ours from which on we say so.
+_MAX_DISTANCE = 1.5
 
 
 def setting(max_epochs: int = 500) -> Problem:
@@ -325,7 +328,8 @@ def _stopped_minus_flooded(
 
 def _doubt(gain: Difference) -> tuple[float, float]:
     """Give the one-sided p that a gain is not above 0, then the size of the loss."""
-    if math.isnan(gain.p):  # of a single pair
+    # A single pair has no p.
+    if math.isnan(gain.p):
         return float(gain.mean <= 0), -gain.mean
     return gain.p / 2 if gain.mean > 0 else 1 - gain.p / 2, -gain.mean
 

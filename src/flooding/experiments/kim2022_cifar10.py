@@ -35,7 +35,8 @@ CURVES = (*grids.CURVES, "level", "test_accuracy", "test_loss")
 # it falls below 0.2 after 27 of the 80 epochs and below 0.01 after 36; at 0.001 it is 1.72 at epoch
 # 20 and 1.57 at 40, and ends at 1.54.
 LEVELS = {0.1: (0.0, 0.01, 0.02, 0.05, 0.1, 0.2), 0.001: (0.0, 1.6, 1.65, 1.7, 1.8)}
-RATES = tuple(LEVELS)  # the source's code, and its text
+# The rate of the source's code, and that of its text.
+RATES = tuple(LEVELS)
 FULL_LEVELS = (*(round(0.01 * n, 2) for n in range(11)), 0.2)
 
 

@@ -41,7 +41,8 @@ LOGS = {
     "forward, stopped": (83.3, None, None, 0.24),
 }
 LONGER = "no flooding, as long as the heuristic"
-_LAST = 50  # epochs that are averaged beside the last one, which may be a spike of batch norm
+# Epochs that are averaged beside the last one, which may be a spike of batch norm.
+_LAST = 50
 
 
 def starts(records: Iterable[Record]) -> list[bool]:
@@ -56,8 +57,10 @@ class Row:
 
     records: Sequence[Record]
     at: Epoch
-    searched: Sequence[Sequence[Record]]  # for each seed, all that was trained
-    levels: Sequence[float]  # of those that were flooded
+    # For each seed, all that was trained.
+    searched: Sequence[Sequence[Record]]
+    # Levels of those that were flooded.
+    levels: Sequence[float]
 
     @property
     def accuracy(self) -> list[float]:
@@ -122,7 +125,8 @@ class Results:
 
     forward: Search
     backward: Search
-    longer: Sequence[Record]  # no flooding, as long as the heuristic
+    # No flooding, as long as the heuristic.
+    longer: Sequence[Record]
     heuristic: Sequence[Record]
     policies: Sequence[SearchResult]
 
@@ -161,8 +165,10 @@ class Results:
 class Segment(NamedTuple):
     """Some epochs of a training, compared with its level."""
 
-    below: float  # share of steps strictly below the level in force
-    lowest: float  # lowest mean training loss of an epoch, over the level
+    # Share of steps strictly below the level in force.
+    below: float
+    # Lowest mean training loss of an epoch, over the level.
+    lowest: float
 
 
 def _segment(record: Record, level: float, epochs: slice) -> Segment:
@@ -255,7 +261,8 @@ def _format_levels(row: Row) -> str:
     return "; ".join(parts) or "–"
 
 
-_METRICS = {  # the metric, its factor, its digits
+# For each column the metric, its factor and its digits.
+_METRICS = {
     "training accuracy %": ("train_accuracy", 100.0, 1),
     "noisy %": ("test_accuracy", 100.0, 1),
     "clean %": ("test_accuracy_clean", 100.0, 1),

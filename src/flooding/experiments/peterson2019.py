@@ -45,8 +45,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPERIMENT", "LEVELS", "counts", "setting", "start"]
 
-LEVELS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.4, 0.8, 1.2, 1.6)  # nats; fixed beforehand
-PEOPLE = (47, 63)  # fewest and most labels an image has (Peterson et al., section 3)
+# In nats; fixed beforehand.
+LEVELS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.4, 0.8, 1.2, 1.6)
+# Fewest and most labels an image has (Peterson et al., section 3).
+PEOPLE = (47, 63)
 
 
 def setting(max_epochs: int = 60, **sizes: int) -> Problem:
@@ -99,10 +101,14 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
 class _Advice(NamedTuple):
     """What is known about the level beforehand."""
 
-    estimates: dict[str, LevelEstimate]  # of people's labels, and of one plain training
-    irreducible_loss: float  # the entropy of people's labels, in nats
-    lowest_loss: float  # lowest validation loss of plain training, mean over seeds, in nats
-    error: float  # Bayes error of people's labels
+    # By name: estimates from people's labels, and from one plain training.
+    estimates: dict[str, LevelEstimate]
+    # The entropy of people's labels, in nats.
+    irreducible_loss: float
+    # Lowest validation loss of plain training, mean over seeds, in nats.
+    lowest_loss: float
+    # Bayes error of people's labels.
+    error: float
 
 
 def _advise(grid: LevelGrid, shares: np.ndarray) -> _Advice:

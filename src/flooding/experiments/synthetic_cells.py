@@ -10,7 +10,8 @@ from flooding.data import synthetic
 from flooding.report.level_grid import Cell
 from flooding.tasks import ishida2020_problem
 
-TASKS = {  # the data and its number of inputs
+# For each task its data and its number of inputs.
+TASKS = {
     "two-gaussians": (synthetic.two_gaussians, 10),
     "sinusoid": (synthetic.sinusoid, 2),
     "spiral": (synthetic.spiral, 2),
@@ -68,4 +69,5 @@ def best_accuracy(task: str, noise: float) -> float:
         return 100 * synthetic.two_gaussians_best_accuracy(noise)
     if task == "spiral":
         return 100 * synthetic.spiral_best_accuracy(noise)
-    return 100 * (1 - noise)  # the clean labels of Sinusoid are certain
+    # The clean labels of Sinusoid are certain.
+    return 100 * (1 - noise)

@@ -29,8 +29,10 @@ CRITERION = (
     "more than d and more than (M − m1) / 20."
 )
 
-_PARTS = 20  # a twentieth, 5 %: dividing is exact where multiplying by 0.05 is not
-_NEAR = 10  # points that are averaged at the end and around the peak
+# A twentieth, 5 %: dividing is exact where multiplying by 0.05 is not.
+_PARTS = 20
+# Points that are averaged at the end and around the peak.
+_NEAR = 10
 
 
 class Point(NamedTuple):

@@ -19,28 +19,35 @@ from flooding.training.record import Record, validation_key
 
 __all__ = ["BUDGET", "Pick", "Results", "late_band", "make_report"]
 
-BUDGET = 4  # trainings for each method, problem and seed
-_LATE = 0.1  # share of the epochs, the last, over which the band of the training loss is taken
+# Trainings for each method, problem and seed.
+BUDGET = 4
+# Share of the epochs, the last, over which the band of the training loss is taken.
+_LATE = 0.1
 _FLOODING = ("flooding", "flooding + early stopping")
 _UNTUNED = {"plain", "early stopping"}
-_OTHER_LOSS = {"label smoothing", "dropout"}  # their training loss is no plain one
-_METRICS = {  # title, digits
+# Methods whose training loss is not the plain one.
+_OTHER_LOSS = {"label smoothing", "dropout"}
+# For each metric its title and its digits.
+_METRICS = {
     "accuracy": ("Test accuracy in %", 1),
     "nll": ("Test NLL in nats", 3),
     "brier": ("Test Brier score", 3),
     "ece": ("Test ECE", 3),
     "over_confidence": ("Over-confidence: mean confidence minus accuracy", 3),
 }
-_Gains: TypeAlias = dict[str, tuple[Difference, float]]  # by rival: the gain, its corrected p
+# By rival, the gain and its corrected p.
+_Gains: TypeAlias = dict[str, tuple[Difference, float]]
 
 
 class Pick(NamedTuple):
     """What validation picked for a method on a problem with a seed."""
 
     record: Record
-    at: Literal["best", "last"]  # the epoch it is judged at
+    # The epoch it is judged at.
+    at: Literal["best", "last"]
     setting: str
-    tried: tuple[Record, ...]  # the trainings of all settings
+    # The trainings of all settings.
+    tried: tuple[Record, ...]
 
     def metric(self, name: str) -> float:
         """Give a metric at the epoch of the pick."""
@@ -56,9 +63,12 @@ class Pick(NamedTuple):
 class Results(NamedTuple):
     """The picks of a study."""
 
-    picks: Mapping[tuple[str, str, int], Pick]  # by method, problem and seed
-    methods: list[str]  # that every problem has
-    names: list[str]  # of the problems
+    # By method, problem and seed.
+    picks: Mapping[tuple[str, str, int], Pick]
+    # Methods that have settings on every problem.
+    methods: list[str]
+    # Names of the problems.
+    names: list[str]
     seeds: list[int]
 
     @property

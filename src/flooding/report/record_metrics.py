@@ -33,7 +33,8 @@ __all__ = [
 Epoch: TypeAlias = Literal["best", "last"]
 """The epoch a training is judged at: the last, or the best on validation (early stopping)."""
 
-MIN_FLOODED_SHARE = 0.01  # of the steps, for a level to count as reached; fixed beforehand
+# Share of flooded steps from which on a level counts as reached; fixed beforehand.
+MIN_FLOODED_SHARE = 0.01
 
 
 def run_of(record: Record) -> Run:

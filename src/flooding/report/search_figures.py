@@ -25,7 +25,8 @@ __all__ += ["training_accuracies"]
 Search: TypeAlias = Mapping[float, Sequence[Record]]
 """Records by level, smallest first, one for each seed."""
 
-_REACH = 12  # epochs to either side that are averaged
+# Epochs to either side that are averaged.
+_REACH = 12
 
 
 class _Curve(NamedTuple):
@@ -190,6 +191,7 @@ def _add_colorbar(figure: Figure, panels: Sequence[Axes], search: Search) -> Sca
     from matplotlib.ticker import MaxNLocator
 
     colours = level_colours(0.0, max(search))
-    ticks = MaxNLocator(6, steps=[1, 2, 5, 10])  # with more, the layout does not settle
+    # With more ticks the layout does not settle.
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10])
     figure.colorbar(colours, ax=list(panels), label=_LEVEL.label, ticks=ticks)
     return colours

@@ -77,7 +77,8 @@ def stages(train_loss: np.ndarray, test_loss: np.ndarray) -> dict[str, tuple[int
     last = len(train_loss) - 1
     lowest = int(measured[test_loss[measured].argmin()])
     above = np.flatnonzero(~(np.abs(train_loss) < NEAR_ZERO * np.abs(train_loss[0])))
-    tail = int(above.max()) + 1  # never empty: the start value is not below a share of itself
+    # Never empty: the start value is not below a share of itself.
+    tail = int(above.max()) + 1
     result = {}
     if lowest > 0:
         result["A"] = (0, min(lowest, tail))
