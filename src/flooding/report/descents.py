@@ -89,7 +89,8 @@ class Descents(NamedTuple):
         """Whether the averages around the peak and at the end show the second descent too."""
         if self.peak is None or self.second is None:
             return False
-        return self.crest - self.end > max(self.step, (self.peak.value - self.first.value) / _PARTS)
+        rise = self.peak.value - self.first.value
+        return self.crest - self.end > max(self.step, rise / _PARTS)
 
 
 def find_descents(curve: np.ndarray, epochs: np.ndarray) -> Descents:
@@ -153,7 +154,9 @@ def _first_minimum(values: np.ndarray, step: float) -> int | None:
     lowest = np.minimum.accumulate(values)
     # Nothing rises from the start itself: there must have been a descent.
     is_risen = (values - lowest > step) & (values[0] - lowest > step)
-    return int(values[: is_risen.argmax()].argmin()) if is_risen.any() else None
+    if not is_risen.any():
+        return None
+    return int(values[: is_risen.argmax()].argmin())
 
 
 def _largest_fall(values: np.ndarray) -> tuple[int, int]:

@@ -19,7 +19,11 @@ __all__ = ["COMPARISONS", "LOSS_COLUMNS", "ROWS", "Cell", "Comparison", "LevelGr
 
 # What is compared at the last epoch, then with early stopping.
 ROWS = ("plain", "flooding", "plain, stopped", "flooding, stopped")
-LOSS_COLUMNS = tuple(f"{row}: {name}" for name in ("NLL", "ECE") for row in ROWS)
+# Columns of the cells that LevelGrid.loss_cells gives.
+LOSS_COLUMNS = (
+    *(f"{row}: NLL" for row in ROWS),
+    *(f"{row}: ECE" for row in ROWS),
+)
 
 
 class Comparison(NamedTuple):
@@ -65,7 +69,10 @@ class Cell:
     @property
     def runs(self) -> list[Run]:
         """Every level with every seed, seeds first."""
-        return [Run(self.problem, level, seed=seed) for seed in self.seeds for level in self.levels]
+        runs = []
+        for seed in self.seeds:
+            runs += [Run(self.problem, level, seed=seed) for level in self.levels]
+        return runs
 
 
 def row_epoch(row: str) -> Epoch:
@@ -121,12 +128,18 @@ class LevelGrid(Generic[CellT]):
             candidates = [plain]
         elif self.reached_only:
             candidates = [record for record in candidates if is_reached(record, at)]
-        return select_best(candidates, at) if candidates else None
+        if not candidates:
+            return None
+        return select_best(candidates, at)
 
     def picks(self, row: str) -> list[Record]:
         """Pick for every seed, and leave out seeds without a pick."""
-        picks = [self.pick(row, index) for index in range(len(self.records))]
-        return [record for record in picks if record is not None]
+        picks = []
+        for index in range(len(self.records)):
+            record = self.pick(row, index)
+            if record is not None:
+                picks.append(record)
+        return picks
 
     def levels(self, row: str) -> list[float]:
         """List the levels of the picks; 0 is plain training."""
@@ -139,7 +152,8 @@ class LevelGrid(Generic[CellT]):
     def pairs(self, row: str, against: str) -> list[tuple[Record, Record]]:
         """Pair the picks of two rows, in the seeds that have both."""
         # A finder that chose no flooding in any seed is plain training.
-        if (row, against) == ("finder", "plain") and not any(r.level for r in self.finder):
+        is_flooded = any(record.level for record in self.finder)
+        if (row, against) == ("finder", "plain") and not is_flooded:
             return []
         pairs = []
         for index in range(len(self.records)):
@@ -153,19 +167,22 @@ class LevelGrid(Generic[CellT]):
         pairs = self.pairs(row, against)
         if not pairs:
             return None
-        a = metric_values([pair[0] for pair in pairs], name, 100.0, row_epoch(row))
-        b = metric_values([pair[1] for pair in pairs], name, 100.0, row_epoch(against))
-        return paired(a, b)
+        a, b = zip(*pairs, strict=True)
+        values = metric_values(a, name, 100.0, row_epoch(row))
+        others = metric_values(b, name, 100.0, row_epoch(against))
+        return paired(values, others)
 
     def curve(self, name: str, scale: float = 1.0) -> LevelCurve:
         """Give a test metric at every level, for a figure."""
-        values = np.array([metric_values(row, name, scale) for row in self.records])
-        return LevelCurve(values, float(np.mean(self.values("plain, stopped", name, scale))))
+        by_seed = [metric_values(records, name, scale) for records in self.records]
+        stopped = self.values("plain, stopped", name, scale)
+        return LevelCurve(np.array(by_seed), float(np.mean(stopped)))
 
     @property
     def loss_cells(self) -> list[str]:
         """Test NLL and ECE of all rows, the cells of :data:`LOSS_COLUMNS`."""
         cells = []
         for name in ("test_nll", "test_ece"):
-            cells += [format_mean_sd(self.values(row, name), 3) for row in ROWS]
+            for row in ROWS:
+                cells.append(format_mean_sd(self.values(row, name), 3))
         return cells

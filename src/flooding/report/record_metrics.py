@@ -113,7 +113,9 @@ def is_early(fractions: Sequence[float]) -> bool:
 def format_percent_range(fractions: Sequence[float]) -> str:
     """Write fractions as a range of percentages, such as ``18 to 24 %``."""
     lowest, highest = f"{100 * min(fractions):.0f}", f"{100 * max(fractions):.0f}"
-    return f"{lowest} %" if lowest == highest else f"{lowest} to {highest} %"
+    if lowest == highest:
+        return f"{lowest} %"
+    return f"{lowest} to {highest} %"
 
 
 def format_levels(levels: Iterable[float]) -> str:

@@ -79,6 +79,7 @@ def stages(train_loss: np.ndarray, test_loss: np.ndarray) -> dict[str, tuple[int
     above = np.flatnonzero(~(np.abs(train_loss) < NEAR_ZERO * np.abs(train_loss[0])))
     # Never empty: the start value is not below a share of itself.
     tail = int(above.max()) + 1
+    # A stage that the curves do not show is left out.
     result = {}
     if lowest > 0:
         result["A"] = (0, min(lowest, tail))
@@ -149,7 +150,8 @@ def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
             _draw_lines(axes, records, group, "loss", "")
             if group == "flooded":
                 level, label = _mean_level(records)
-                label = f"0 to the {label}" if len(level) else label
+                if len(level):
+                    label = f"0 to the {label}"
                 epochs = np.arange(len(level))
                 axes.fill_between(epochs, 0, level, color="0.6", alpha=0.5, lw=0, label=label)
             title = f"({letter}) {GROUPS[group][0]}\n{_describe_band(records)}"
@@ -187,9 +189,9 @@ def _draw_groups(
 def _draw_lines(axes: Axes, records: Sequence[Record], group: str, what: str, suffix: str) -> None:
     """Draw the training and the test curve of a group, with their bands."""
     is_noisy = any(f"train_{what}_clean" in record.curves for record in records)
-    labels = (
-        ("training (noisy labels)", "test (clean labels)") if is_noisy else ("training", "test")
-    )
+    labels = ("training", "test")
+    if is_noisy:
+        labels = ("training (noisy labels)", "test (clean labels)")
     names = (f"train_{what}", _test_name(records, what))
     for name, dashes, label in zip(names, ("--", "-"), labels, strict=True):
         curves = _curves(records, name)
@@ -204,7 +206,8 @@ def _curves(records: Sequence[Record], name: str) -> np.ndarray:
     if not records or any(name not in record.curves for record in records):
         common: object = "no Record"
         if records:
-            common = sorted(set.intersection(*(set(record.curves) for record in records)))
+            names = [set(record.curves) for record in records]
+            common = sorted(set.intersection(*names))
         raise ValueError(
             f"every Record must hold the curve {name!r}, got {common}. Test curves need a "
             "test_curve."
@@ -240,7 +243,9 @@ def _mean_level(flooded: Sequence[Record]) -> tuple[np.ndarray, str]:
 def _test_name(records: Sequence[Record], what: str) -> str:
     """Name the test curve on clean labels; a test split without noise has only one kind."""
     has_clean = all(f"test_{what}_clean" in record.curves for record in records)
-    return f"test_{what}_clean" if has_clean else f"test_{what}"
+    if has_clean:
+        return f"test_{what}_clean"
+    return f"test_{what}"
 
 
 def _shade(axes: Axes, spans: Mapping[str, tuple[int, int]]) -> None:
@@ -258,7 +263,9 @@ def _shade(axes: Axes, spans: Mapping[str, tuple[int, int]]) -> None:
 
 def _describe_band(records: Sequence[Record]) -> str:
     seeds = pluralize(len(records), "seed")
-    return f"mean ± s.d. of {seeds}" if len(records) > 1 else seeds
+    if len(records) <= 1:
+        return seeds
+    return f"mean ± s.d. of {seeds}"
 
 
 def _bottom(panels: Sequence[Axes]) -> float:
