@@ -46,7 +46,8 @@ _TITLES = {"synthetic": "Synthetic tasks", "digits": "Digits", "cifar10": "CIFAR
 
 def plan(quick: bool = False) -> dict[str, list[Condition]]:
     """Plan nine synthetic cells, and digits in eight ways; quick takes two minutes on two cores."""
-    tasks, subsets, sizes = list(TASKS), combinations(), (SYNTHETIC_LEVELS, range(10), 500)
+    tasks, subsets = list(TASKS), combinations()
+    sizes = (SYNTHETIC_LEVELS, range(10), 500)
     if quick:
         tasks, sizes = ["two-gaussians"], ((0.0, 0.15), (0, 1), 100)
         subsets = [(), ("weight decay",)]
@@ -106,9 +107,9 @@ def study(
     """Train conditions, by the group they are tabulated in, and judge every test curve."""
     conditions: list[Condition] = []
     for group in groups.values():
-        for condition in group:
-            own = condition.seeds if seeds is None else tuple(seeds)
-            conditions.append(replace(condition, seeds=own))
+        conditions += group
+    if seeds is not None:
+        conditions = [replace(condition, seeds=tuple(seeds)) for condition in conditions]
     records = yield all_runs(conditions)
     # Deal the Records to the conditions, and cut these into their groups again.
     results, rest = [], level_grids(conditions, records)

@@ -45,9 +45,12 @@ def plan(quick: bool = False) -> list[Condition]:
         max_epochs=6 if quick else EPOCHS,
         test_curve=TestCurve(2000, every=1),
     )
-    seeds = (0, 1) if quick else (0, 1, 2)
+    seeds = tuple(range(2 if quick else 3))
     conditions = []
-    for factors in [(), ("weight decay",)] if quick else combinations():
+    subsets = combinations()
+    if quick:
+        subsets = [(), ("weight decay",)]
+    for factors in subsets:
         problem, levels = plain, LEVELS
         if "augmentation" in factors:
             problem = replace(plain, augment=crop_and_flip, max_epochs=AUGMENTED_EPOCHS)

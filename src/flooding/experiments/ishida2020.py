@@ -46,6 +46,7 @@ _METRICS = {"noisy": "test_accuracy", "clean": "test_accuracy_clean"}
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all levels of all cells and compare, for each seed, what validation picks."""
     plan = cells(quick)
+    # The user's seeds, if there are any, in place of the paper's ten.
     if seeds is not None:
         plan = [replace(cell, seeds=tuple(seeds)) for cell in plan]
     records = yield study.all_runs(plan)
@@ -93,6 +94,7 @@ def _report(grids: Sequence[_Grid], records: Sequence[Record]) -> Report:
         _accuracies(grids, "clean", against_stopping, "against-stopping"),
         _losses(grids),
     ]
+    # Failures: figures far from the paper's, then cells in which flooding loses.
     failures, findings = _distances(grids), []
     for comparison in COMPARISONS:
         losses, finding = _compare(grids, comparison)
@@ -118,7 +120,8 @@ def _accuracies(grids: Sequence[_Grid], labels: str, comparison: Comparison, nam
         columns += ["paper: plain", "with", "level", "reproduction: plain", "with", "level"]
     rows = []
     for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
-        ceiling = best_accuracy(grid.cell.task, grid.cell.noise if labels == "noisy" else 0.0)
+        noise = grid.cell.noise if labels == "noisy" else 0.0
+        ceiling = best_accuracy(grid.cell.task, noise)
         cells = [
             grid.cell.title,
             stats.format_mean_sd(_accuracy(grid, against, labels)),
@@ -129,13 +132,22 @@ def _accuracies(grids: Sequence[_Grid], labels: str, comparison: Comparison, nam
             f"{ceiling:.1f}",
         ]
         if is_published:
-            figures = [f"{value:.2f}" for source in _published(grid) for value in source]
-            cells += figures or ["–"] * 6
+            cells += _published_cells(grid)
         rows.append(cells)
     n = len(grids[0].cell.seeds)
     title = f"Test accuracy in % on {labels} labels, n = {n}: {against} and {row}"
-    note = "Published figures for Sinusoid and Spiral are not in our sources."
-    return Table(name, title, columns, rows, note if is_published else "")
+    note = ""
+    if is_published:
+        note = "Published figures for Sinusoid and Spiral are not in our sources."
+    return Table(name, title, columns, rows, note)
+
+
+def _published_cells(grid: _Grid) -> list[str]:
+    """Write the figures of the paper, then those of the reproduction."""
+    cells = []
+    for source in _published(grid):
+        cells += [f"{value:.2f}" for value in source]
+    return cells or ["–"] * 6
 
 
 def _losses(grids: Sequence[_Grid]) -> Table:
@@ -169,18 +181,25 @@ def _compare(grids: Sequence[_Grid], comparison: Comparison) -> tuple[list[str],
     gains = [_gain(grid, comparison, "clean") for grid in grids]
     wins, losses = [], []
     for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
-        if p < 0.05:
-            (wins if gain.mean > 0 else losses).append(grid.cell.title)
+        if p < 0.05 and gain.mean > 0:
+            wins.append(grid.cell.title)
+        elif p < 0.05:
+            losses.append(grid.cell.title)
+    # By how much: over all cells, also those in which the difference does not show.
+    means = stats.format_mean_sd([gain.mean for gain in gains])
     finding = (
         f"Clean labels, {comparison.title}: flooding wins {len(wins)} and loses {len(losses)} of "
-        f"{len(grids)} cells at 5 % (Holm, n = {gains[0].n} seeds), by "
-        f"{stats.format_mean_sd([gain.mean for gain in gains])} points over the cells"
+        f"{len(grids)} cells at 5 % (Holm, n = {gains[0].n} seeds), by {means} points over the "
+        "cells"
     )
     for verb, titles in (("wins", wins), ("loses", losses)):
         if titles:
             finding += f"; {verb} {'; '.join(titles)}"
-    what = f"Flooding loses to {comparison.against} on"
-    return [f"{what} {title} ({comparison.title})." for title in losses], f"{finding}."
+    sentences = []
+    for title in losses:
+        against = f"Flooding loses to {comparison.against} on {title}"
+        sentences.append(f"{against} ({comparison.title}).")
+    return sentences, f"{finding}."
 
 
 def _draw(grids: Sequence[_Grid]) -> Figure:
@@ -194,7 +213,9 @@ def _draw(grids: Sequence[_Grid]) -> Figure:
 
 def load(path: str | Path) -> Source:
     """Read ``benchmarks/levels``, or an archive of this experiment, in place of trainings."""
-    return Archive(path) if Path(path).is_file() else LevelBenchmark(path)
+    if Path(path).is_file():
+        return Archive(path)
+    return LevelBenchmark(path)
 
 
 EXPERIMENT = Experiment("ishida2020", start, ("train_loss", "val_loss", "val_accuracy"), load=load)

@@ -30,7 +30,7 @@ from flooding.report.curve_figures import PairedRecords, lines_in_pairs, paired_
 from flooding.report.document import Report, Table
 from flooding.report.landscape_figures import loss_planes, loss_surface, weight_vector
 from flooding.report.provenance import describe_provenance
-from flooding.report.record_metrics import metric_values
+from flooding.report.record_metrics import format_metric, metric_values
 from flooding.report.stats import format_mean_sd
 from flooding.tasks import adam
 from flooding.training.loop import train
@@ -50,9 +50,8 @@ LEVELS = (
     ("sinusoid", 0.05),
 )
 NOISE = 0.1
-STEPS = tuple(
-    round(0.1 * step, 2) for step in range(-10, 11)
-)  # along a filter-normalised direction
+# Steps along a filter-normalised direction.
+STEPS = tuple(round(0.1 * step, 2) for step in range(-10, 11))
 _LINE = tuple(f"last.line_{index}" for index in range(len(STEPS)))
 _MEASURED = ("sharpness", "trace", "gradient_norm", "moved", "memorised", "val_over_confidence")
 CURVES = ("flooded", "train_loss", "train_accuracy", "val_loss", *_MEASURED)
@@ -114,6 +113,7 @@ def measure(
     def losses() -> list[Tensor]:
         return [measured_problem.loss(model(data.x), data.y)]
 
+    # Curvature at the weights, then the loss a filter's length away.
     eigenvalues = sharpness.hessian_eigenvalues(model, losses, tolerance=1e-3)
     values = {"sharpness": float(eigenvalues[0])}
     values["trace"] = sharpness.hessian_trace(model, losses, _PROBES)[0]
@@ -122,8 +122,10 @@ def measure(
     values |= {f"line_{index}": float(value) for index, value in enumerate(line)}
     with torch.enable_grad():
         values["gradient_norm"] = float(metrics.gradient_norm(model, losses()[0]))
+    # The distance from half-way, which is trained again to know it.
     weights = sharpness.weights(model)
     values["moved"] = float((weights - _halfway_weights(problem, level, seed).to(weights)).norm())
+    # What it says of flipped labels, and how sure it is.
     assert data.clean is not None
     is_flipped = data.y != data.clean
     with torch.no_grad():
@@ -195,14 +197,17 @@ def _curvature(pairs: PairedRecords, name: str) -> _Outcome:
 
 def _rise(pairs: PairedRecords) -> _Outcome:
     """Compare the rise of the loss one step to either side, plain minus flooded."""
-    plain = [_rise_of(record) for record in pairs.plain]
-    flooded = [_rise_of(record) for record in pairs.flooded]
+    plain = list(map(_rise_of, pairs.plain))
+    flooded = list(map(_rise_of, pairs.flooded))
     note = f"{format_mean_sd(plain, 2)} without, {format_mean_sd(flooded, 2)} with"
     return list(np.subtract(plain, flooded)), note
 
 
 def _rise_of(record: Record) -> float:
-    left, middle, right = (record.metrics[_LINE[index]] for index in (0, len(STEPS) // 2, -1))
+    """Give the rise of one training: the mean of both ends minus the middle."""
+    metrics = record.metrics
+    left, right = metrics[_LINE[0]], metrics[_LINE[-1]]
+    middle = metrics[_LINE[len(STEPS) // 2]]
     return (left + right) / 2 - middle
 
 
@@ -221,13 +226,19 @@ def _range_note(losses: Sequence[np.ndarray]) -> str:
 
 
 def _mean_loss(pairs: PairedRecords) -> _Outcome:
+    """Say how much of a tenth of the level the mean loss leaves to spare."""
     losses = _late_losses(pairs)
-    return _finite([0.1 - abs(loss.mean() - 1) for loss in losses]), _range_note(losses)
+    spare = [0.1 - abs(loss.mean() - 1) for loss in losses]
+    return _finite(spare), _range_note(losses)
 
 
 def _band(pairs: PairedRecords) -> _Outcome:
+    """Count the epochs within a tenth of the level, in percent above one half."""
     losses = _late_losses(pairs)
-    percent = [100 * float(np.mean(abs(loss - 1) <= 0.1)) for loss in losses]
+    percent = []
+    for loss in losses:
+        is_near = abs(loss - 1) <= 0.1
+        percent.append(100 * float(np.mean(is_near)))
     return list(np.subtract(percent, 50.0)), _range_note(losses)
 
 
@@ -237,10 +248,12 @@ def _movement(pairs: PairedRecords) -> _Outcome:
 
 
 def _random_walk(pairs: PairedRecords) -> _Outcome:
-    exponents = [_exponent(record) for record in pairs.flooded]
-    plain = format_mean_sd([_exponent(record) for record in pairs.plain], 2)
-    note = f"exponents {format_mean_sd(exponents, 2)}, without flooding {plain}"
-    return _finite([0.5 - abs(exponent - 1) for exponent in exponents]), note
+    """Say how much of one half the exponent's distance from 1 leaves to spare."""
+    exponents = list(map(_exponent, pairs.flooded))
+    plain = list(map(_exponent, pairs.plain))
+    note = f"exponents {format_mean_sd(exponents, 2)}, without flooding {format_mean_sd(plain, 2)}"
+    spare = [0.5 - abs(exponent - 1) for exponent in exponents]
+    return _finite(spare), note
 
 
 def _exponent(record: Record) -> float:
@@ -264,6 +277,7 @@ def _growing_confidence(pairs: PairedRecords) -> _Outcome:
     growth = []
     for record in pairs.plain:
         curve = record.curves["val_over_confidence"].astype(float)
+        # A training that never fits all labels says nothing about what comes after.
         is_fitted = record.curves["train_accuracy"][1:] >= 1 - 1e-6
         if is_fitted.any():
             first = is_fitted.argmax() + 1
@@ -277,13 +291,16 @@ _DECADES = "decades, without minus with flooding"
 _FLATTER = "Flooding ends flatter"
 _BAND = "Flooding holds the training loss in a band: most epochs of the second half within 10 % of"
 _EXPLANATIONS = [
-    _Explanation(f"{_FLATTER} ({title})", _DECADES, partial(_curvature, name=name))
-    for title, name in (
-        ("largest Hessian eigenvalue", "sharpness"),
-        ("trace of the Hessian", "trace"),
-    )
-]
-_EXPLANATIONS += [
+    _Explanation(
+        f"{_FLATTER} (largest Hessian eigenvalue)",
+        _DECADES,
+        partial(_curvature, name="sharpness"),
+    ),
+    _Explanation(
+        f"{_FLATTER} (trace of the Hessian)",
+        _DECADES,
+        partial(_curvature, name="trace"),
+    ),
     _Explanation(
         f"{_FLATTER} (rise of the loss a filter's length away)",
         "nats, without minus with flooding",
@@ -329,7 +346,10 @@ def _test(explanation: _Explanation, results: Sequence[PairedRecords]) -> list[c
         reached = _reached(pairs)
         if explanation.seeds != "plain" and len(reached.flooded) < 2:
             continue
-        differences, note = explanation.test(reached if explanation.seeds == "reached" else pairs)
+        if explanation.seeds == "reached":
+            pairs = reached
+        differences, note = explanation.test(pairs)
+        # Fewer than two seeds have no spread.
         if len(differences) < 2:
             continue
         difference = stats.paired(differences, [0.0] * len(differences))
@@ -345,6 +365,7 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     chosen = study.choose_seeds(seeds, 3 if quick else 10)
     max_epochs = 100 if quick else 500
     records = yield runs(max_epochs, chosen)
+    # Plain and flooded trainings follow each other, seeds together.
     groups, results = iter(study.chunk(records, len(chosen))), []
     for task, level in LEVELS:
         results.append(PairedRecords(_title(task, level), level, next(groups), next(groups)))
@@ -416,10 +437,11 @@ def _measured(results: Sequence[PairedRecords]) -> Table:
     for pairs in results:
         shares = format_mean_sd([_flooded_percent(record) for record in pairs.flooded])
         for label, _, records in pairs.groups:
-            row = {"task": f"{pairs.title}, {label}"}
-            row["flooded %"] = shares if label == "with flooding" else "–"
+            row = {"task": f"{pairs.title}, {label}", "flooded %": "–"}
+            if label == "with flooding":
+                row["flooded %"] = shares
             for name in ("train_loss", *_MEASURED):
-                row[name.replace("_", " ")] = format_mean_sd(metric_values(records, name), 3)
+                row[name.replace("_", " ")] = format_metric(records, name, digits=3)
             rows.append(row)
         reached.append(f"{pairs.title} {len(_reached(pairs).flooded)} of {len(pairs.flooded)}")
     n = len(results[0].plain)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +90,14 @@ class Plan:
         """Forward, backward, no flooding for as long as the heuristic, heuristic; seeds last."""
         longer = replace(self.problem, max_epochs=self.heuristic_epochs)
         ways = [(self.problem, level or None) for level in self.forward]
-        ways += [(self.problem, Delayed(level, self.until_loss)) for level in self.backward]
-        ways += [(longer, None), (longer, Heuristic(until_loss=self.until_loss))]
-        return [Run(*way, seed=seed) for way, seed in product(ways, self.seeds)]
+        for level in self.backward:
+            ways.append((self.problem, Delayed(level, self.until_loss)))
+        ways.append((longer, None))
+        ways.append((longer, Heuristic(until_loss=self.until_loss)))
+        runs = []
+        for problem, level in ways:
+            runs += [Run(problem, level, seed=seed) for seed in self.seeds]
+        return runs
 
     @property
     def policy_seeds(self) -> tuple[int, ...]:
@@ -112,12 +116,15 @@ def plan(quick: bool = False) -> Plan:
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Search in the source's four ways and test its claims."""
     chosen = plan(quick)
-    return study(chosen if seeds is None else replace(chosen, seeds=tuple(seeds)))
+    if seeds is not None:
+        chosen = replace(chosen, seeds=tuple(seeds))
+    return study(chosen)
 
 
 def study(plan: Plan) -> Study:
     """Train a plan, the policy gradient's Runs last, and report on it."""
     records = list((yield plan.runs))
+    # An agent asks for its next training when it has seen the last.
     policies = []
     if plan.policy_seeds:
         agents = []
@@ -180,6 +187,7 @@ def _mismatches(results: Results) -> list[str]:
     """Say where our figures are far from both the source's printed ones and its logs."""
     sentences = []
     for name, row in results.rows.items():
+        # Either may be missing, and either may be near.
         figures = {"printed": kim2022_results.PUBLISHED.get(name, (None,))[0]}
         figures["in its logs"] = kim2022_results.LOGS.get(name, (None,))[0]
         accuracy = float(np.mean(row.accuracy))
@@ -220,6 +228,7 @@ def _backward_minus_forward(results: Results, name: str) -> Difference | None:
     for index in range(len(results.plain)):
         values = []
         for level, records in results.backward.items():
+            # A run that never began to flood is plain training.
             if has_started(records[index]):
                 pair = (records[index], results.forward[level][index])
                 values.append(metric_values(pair, name, 100.0))
@@ -239,12 +248,14 @@ def _enters_below(results: Results) -> Claim:
     detail = f" ({reached} of {total} runs reached their level)"
     if not reached:
         return Claim(text, None, unit, 0, detail=detail)
+    # What forward flooding does, then, for comparison, what backward flooding does.
     shares, lowest = _seed_means(forward)
     over = "lowest epoch mean of the training loss over the level"
     detail += f"; {over}: {format_mean_sd(lowest, 2)}"
     if any(after):
         shares_after, lowest_after = _seed_means(after)
-        lowest_before = format_mean_sd(_seed_means(before)[1], 2)
+        _, before_means = _seed_means(before)
+        lowest_before = format_mean_sd(before_means, 2)
         detail += (
             f"; backward: {lowest_before} before flooding begins and "
             f"{format_mean_sd(lowest_after, 2)} from there on, with "
@@ -268,6 +279,7 @@ def _on_the_heuristic(results: Results) -> list[Claim]:
     """Claim that the heuristic is better than nothing, worse than forward, and cheaper."""
     rows, begun = results.rows, kim2022_results.starts(results.heuristic)
     heuristic, longer, forward = rows["heuristic"], rows[LONGER], rows["forward"]
+    # Where it never began to flood there is no heuristic to judge.
     better = worse = cheaper = None
     if any(begun):
         better = paired(heuristic.accuracy, longer.accuracy)
@@ -275,8 +287,9 @@ def _on_the_heuristic(results: Results) -> list[Claim]:
         cheaper = paired(heuristic.seconds, forward.seconds)
     detail = f" ({format_count(begun)} heuristic runs began to flood)"
     points, seconds = "points of noisy test accuracy", "CPU seconds a seed"
-    trainings = [f"{row.epochs[0] / results.max_epochs:g}" for row in (heuristic, forward)]
-    costs = f"({trainings[0]} trainings a seed against {trainings[1]})"
+    cost = heuristic.epochs[0] / results.max_epochs
+    forward_cost = forward.epochs[0] / results.max_epochs
+    costs = f"({cost:g} trainings a seed against {forward_cost:g})"
     texts = (
         "The heuristic is better than no flooding for as long",
         "The heuristic is worse than the exhaustive forward search",
@@ -320,18 +333,22 @@ def _stopped_minus_flooded(
     """Compare accuracies in percent by seed, in the seeds that were flooded."""
     seeds = [run_of(record).seed for record in plain]
     by_seed = dict(zip(seeds, stopped, strict=True))
-    flooded = [record for record in records if has_started(record)]
-    accuracies = metric_values(flooded, "test_accuracy", 100.0)
-    own = [by_seed[run_of(record).seed] for record in flooded]
-    return paired_or_none(list(zip(own, accuracies, strict=True)))
+    pairs = []
+    for record in kim2022_results.started_records(records):
+        accuracy = 100.0 * record.metrics["last.test_accuracy"]
+        pairs.append((by_seed[run_of(record).seed], accuracy))
+    return paired_or_none(pairs)
 
 
 def _doubt(gain: Difference) -> tuple[float, float]:
     """Give the one-sided p that a gain is not above 0, then the size of the loss."""
-    # A single pair has no p.
+    p = gain.p / 2
     if math.isnan(gain.p):
-        return float(gain.mean <= 0), -gain.mean
-    return gain.p / 2 if gain.mean > 0 else 1 - gain.p / 2, -gain.mean
+        # A single pair has no p: its sign decides.
+        p = float(gain.mean <= 0)
+    elif gain.mean <= 0:
+        p = 1 - gain.p / 2
+    return p, -gain.mean
 
 
 # The archive.
@@ -357,16 +374,18 @@ class _PolicyArchive(Archive):
 
     def __init__(self, path: str | Path, plan: Plan) -> None:
         super().__init__(path)
+        # The first training of an agent has no learned weights, and is found by its Run.
         firsts = {}
         for seed in plan.policy_seeds:
             name = run_id(next(policy_gradient(plan.problem, seed=seed))[0])
             if name in self.indices:
                 firsts[seed] = self.indices[name]
+        # The later ones follow in turn.
+        n = plan.trainings
         self._rows: dict[int, range] = {}
         for seed, first in firsts.items():
             self._rows[seed] = range(first, len(self), len(firsts))
-            if len(self._rows[seed]) != plan.trainings:
-                n = plan.trainings
+            if len(self._rows[seed]) != n:
                 raise ValueError(
                     f"{path} must end with {n} trainings of each agent. Write it again."
                 )
@@ -375,10 +394,16 @@ class _PolicyArchive(Archive):
         """Look Runs up."""
         if not all(self._is_agent(run) for run in runs):
             return super().__call__(runs)
-        return [self.record_at(self._rows[run.seed][self._number(run)], run) for run in runs]
+        records = []
+        for run in runs:
+            row = self._rows[run.seed][self._number(run)]
+            records.append(self.record_at(row, run))
+        return records
 
     def __contains__(self, run: Run) -> bool:
-        return self._is_agent(run) if isinstance(run.level, Policy) else super().__contains__(run)
+        if isinstance(run.level, Policy):
+            return self._is_agent(run)
+        return super().__contains__(run)
 
     def _is_agent(self, run: Run) -> bool:
         return isinstance(run.level, Policy) and run.seed in self._rows

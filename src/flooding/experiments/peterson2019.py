@@ -91,8 +91,10 @@ def counts(shares: np.ndarray) -> np.ndarray:
 
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all levels on one person's label an image; compare with what labels say beforehand."""
-    problem = setting(20, n_train=400, n_val=200) if quick else setting()
-    levels = (0.0, 0.1, 0.4) if quick else LEVELS
+    problem, levels = setting(), LEVELS
+    if quick:
+        problem = setting(20, n_train=400, n_val=200)
+        levels = (0.0, 0.1, 0.4)
     cell = Cell("CIFAR-10H", problem, levels, study.choose_seeds(seeds, 2 if quick else 5))
     records = yield cell.runs
     return _report(study.level_grids([cell], records)[0], images.human_labels(), records)
@@ -112,10 +114,12 @@ class _Advice(NamedTuple):
 
 
 def _advise(grid: LevelGrid, shares: np.ndarray) -> _Advice:
+    """Ask the advisor, first about people's labels, then about plain training."""
     losses = [np.nanmin(plain.curves["val_loss"]) for plain in grid.at(0.0)]
     lowest, error = float(np.mean(losses)), bayes_error(shares)
     of_people = advise(soft_labels=shares, repeated_labels=counts(shares), label_noise=error)
-    estimates = {some.name: some for some in (*of_people, *advise(lowest_val_loss=lowest))}
+    of_training = advise(lowest_val_loss=lowest)
+    estimates = {some.name: some for some in (*of_people, *of_training)}
     return _Advice(estimates, _nats(estimates["soft labels"]), lowest, error)
 
 
@@ -183,8 +187,8 @@ def _levels(grid: LevelGrid) -> Table:
         records = grid.at(level)
         rows.append({
             "level": f"{level:g}" if level else "plain",
-            "flooded %": _flooded(records, "last") if level else "–",
-            "flooded %, stopped": _flooded(records, "best") if level else "–",
+            "flooded %": _flooded(records, level, "last"),
+            "flooded %, stopped": _flooded(records, level, "best"),
             "accuracy %": format_mean_sd(_accuracies(records)),
             "accuracy %, stopped": format_mean_sd(_accuracies(records, "best")),
             "NLL": format_metric(records, "test_nll", digits=3),
@@ -199,18 +203,23 @@ def _levels(grid: LevelGrid) -> Table:
     return Table.from_dicts("levels", title, rows, note)
 
 
-def _flooded(records: Sequence[Record], at: Epoch) -> str:
+def _flooded(records: Sequence[Record], level: float, at: Epoch) -> str:
     """Write the share of flooded steps, and how many seeds reached the level if not all did."""
+    if not level:
+        return "–"
     shares = format_flooded(records, at)
     count = sum(is_reached(record, at) for record in records)
     if count == len(records):
         return shares
-    return f"{shares}: {count} of {len(records)} seeds" if count else f"{shares}: not tested"
+    if not count:
+        return f"{shares}: not tested"
+    return f"{shares}: {count} of {len(records)} seeds"
 
 
 def _describe_labels(grid: LevelGrid, advice: _Advice) -> Sentences:
     """Say what people's labels tell, and whether the levels are tested."""
-    sentences, limit, lowest = Sentences([], []), advice.irreducible_loss, advice.lowest_loss
+    sentences = Sentences([], [])
+    limit, lowest = advice.irreducible_loss, advice.lowest_loss
     soft, again = advice.estimates["soft labels"], advice.estimates["repeated labels"]
     sentences.findings.append(
         f"People's labels: Bayes error {advice.error:.4f}, irreducible loss {limit:.4f} nats "
@@ -224,14 +233,13 @@ def _describe_labels(grid: LevelGrid, advice: _Advice) -> Sentences:
     largest = grid.cell.levels[-1]
     fractions = fraction_until_below(grid.at(0.0), largest)
     early = is_early(fractions)
+    verb, when = "is not", "before half of the epochs"
     if early:
-        when = f"after {format_percent_range(fractions)} of the epochs"
-        sentence = f"Plain training is below the largest level, {largest:g}, {when}."
-    else:
-        when = "before half of the epochs"
-        sentence = f"Plain training is not below the largest level, {largest:g}, {when}."
-    sentences.add(early, sentence)
-    untested = [level for level in grid.cell.levels[1:] if level not in _tested_levels(grid)]
+        verb, when = "is", f"after {format_percent_range(fractions)} of the epochs"
+    sentences.add(early, f"Plain training {verb} below the largest level, {largest:g}, {when}.")
+    # A level that some seed did not reach is no level for the comparisons.
+    tested = _tested_levels(grid)
+    untested = [level for level in grid.cell.levels[1:] if level not in tested]
     if untested:
         levels = format_levels(untested)
         sentences.findings.append(f"Not reached by every seed, and so not tested: {levels}.")
@@ -249,10 +257,12 @@ def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> Non
     # Only levels that every seed reached, divided by what is said about them.
     levels, limit = _tested_levels(grid), advice.irreducible_loss
     low = advice.estimates["0.7 x lowest validation loss"].low
-    below = [level for level in levels if level <= limit]
-    above = [level for level in levels if level > limit]
-    inside = [level for level in levels if low <= level <= advice.lowest_loss]
-    outside = [level for level in levels if level not in inside]
+    below, above, inside, outside = [], [], [], []
+    for level in levels:
+        by_limit = below if level <= limit else above
+        by_limit.append(level)
+        by_range = inside if low <= level <= advice.lowest_loss else outside
+        by_range.append(level)
     limit_text = "Levels up to the irreducible loss are better than those above it"
     range_text = "Levels of 0.25 to 1 times the lowest validation loss are better than others"
     comparisons: list[tuple[str, list[float], list[float], Epoch]] = [
@@ -261,6 +271,7 @@ def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> Non
         (f"{range_text} (our advisor)", inside, outside, "last"),
         ("Flooding's last epoch is better than plain early stopping", levels, [0.0], "best"),
     ]
+    # All comparisons are tested together.
     claims = []
     for text, a, b, at in comparisons:
         # A group may be empty, such as that of levels above the irreducible loss.
@@ -278,9 +289,7 @@ def _pick_levels(grid: LevelGrid, levels: Sequence[float]) -> list[Record]:
 
 def _claims(text: str, a: Sequence[Record], b: Sequence[Record], at: Epoch) -> list[Claim]:
     """Claim that trainings, at their last epoch, are better than others of the same seeds."""
-    levels = format_levels(record.level or 0.0 for record in a)
-    others = format_levels(record.level or 0.0 for record in b)
-    detail = f"; chosen {levels} against {others}"
+    detail = f"; chosen {_format_chosen(a)} against {_format_chosen(b)}"
     accuracy = paired(_accuracies(a), _accuracies(b, at))
     saved = metric_values(a, "test_nll", -1.0)
     nll = paired(saved, metric_values(b, "test_nll", -1.0, at))
@@ -288,6 +297,11 @@ def _claims(text: str, a: Sequence[Record], b: Sequence[Record], at: Epoch) -> l
         Claim(text, accuracy, "points of accuracy", detail=detail),
         Claim(text, nll, "nats of NLL saved", digits=3, detail=detail),
     ]
+
+
+def _format_chosen(records: Sequence[Record]) -> str:
+    """List the levels of several Records; 0 is plain training."""
+    return format_levels(record.level or 0.0 for record in records)
 
 
 def _accuracies(records: Sequence[Record], at: Epoch = "last") -> list[float]:

@@ -20,7 +20,9 @@ CellT = TypeVar("CellT", bound=Cell)
 
 def choose_seeds(seeds: Sequence[int] | None, default: int) -> tuple[int, ...]:
     """Give the user's seeds, or as many as the study has by default."""
-    return tuple(range(default)) if seeds is None else tuple(seeds)
+    if seeds is None:
+        return tuple(range(default))
+    return tuple(seeds)
 
 
 def chunk(items: Sequence[T], size: int) -> list[list[T]]:
@@ -30,7 +32,10 @@ def chunk(items: Sequence[T], size: int) -> list[list[T]]:
 
 def all_runs(cells: Sequence[Cell]) -> list[Run]:
     """List the Runs of several cells."""
-    return [run for cell in cells for run in cell.runs]
+    runs: list[Run] = []
+    for cell in cells:
+        runs += cell.runs
+    return runs
 
 
 def level_grids(

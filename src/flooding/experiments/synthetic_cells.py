@@ -59,8 +59,14 @@ def cells(quick: bool = False) -> list[SyntheticCell]:
     Returns:
         Tasks, then noises.
     """
-    sizes = ((0.0, 0.05, 0.15, 0.3), (0, 1), 150) if quick else (LEVELS, range(10), 500)
-    return [synthetic_cell(task, noise, *sizes) for task in TASKS for noise in NOISES]
+    sizes = (LEVELS, range(10), 500)
+    if quick:
+        sizes = ((0.0, 0.05, 0.15, 0.3), (0, 1), 150)
+    plan = []
+    for task in TASKS:
+        for noise in NOISES:
+            plan.append(synthetic_cell(task, noise, *sizes))
+    return plan
 
 
 def best_accuracy(task: str, noise: float) -> float:
