@@ -24,6 +24,7 @@ from flooding.level_search.backward import has_started
 from flooding.level_search.driver import run_concurrently
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.levels import Delayed, Heuristic
+from flooding.levels.base import Level
 from flooding.models import mlp
 from flooding.report.claims import Claim, judge, split_by_verdict
 from flooding.report.document import Report
@@ -89,7 +90,10 @@ class Plan:
     def runs(self) -> list[Run]:
         """Forward, backward, no flooding for as long as the heuristic, heuristic; seeds last."""
         longer = replace(self.problem, max_epochs=self.heuristic_epochs)
-        ways = [(self.problem, level or None) for level in self.forward]
+        ways: list[tuple[Problem, Level]] = []
+        for level in self.forward:
+            # Forward from 0 is plain training.
+            ways.append((self.problem, level or None))
         for level in self.backward:
             ways.append((self.problem, Delayed(level, self.until_loss)))
         ways.append((longer, None))

@@ -62,7 +62,8 @@ def new_figure(width: float, height: float) -> Generator[Figure]:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-        yield figure  # ruff: ignore[fallible-context-manager]: after an error there is nothing to lay out
+        # After an error there is nothing to lay out.
+        yield figure  # ruff: ignore[fallible-context-manager]
         # The layout settles over two draws. It is frozen after that: saving twice must give the
         # same bytes.
         figure.draw_without_rendering()
