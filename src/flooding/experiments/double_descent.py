@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
-import torch
+from torch.optim.lr_scheduler import MultiStepLR
 
 from flooding.experiments import Experiment, Study
 from flooding.experiments.study import all_runs, level_grids
@@ -51,12 +51,13 @@ def plan(quick: bool = False) -> dict[str, list[Condition]]:
     if quick:
         tasks, sizes = ["two-gaussians"], ((0.0, 0.15), (0, 1), 100)
         subsets = [(), ("weight decay",)]
-    cells = [synthetic_cell(task, noise, *sizes) for task, noise in product(tasks, NOISES)]
-    seeds, max_epochs = cells[0].seeds, 40 if quick else 200
-    return {
-        "synthetic": [_synthetic(cell) for cell in cells],
-        "digits": [_digits(factors, seeds, max_epochs) for factors in subsets],
-    }
+    synthetic = []
+    for task, noise in product(tasks, NOISES):
+        synthetic.append(_synthetic(synthetic_cell(task, noise, *sizes)))
+    # Digits in as many seeds, with and without each factor.
+    seeds, max_epochs = synthetic[0].seeds, 40 if quick else 200
+    digits = [_digits(factors, seeds, max_epochs) for factors in subsets]
+    return {"synthetic": synthetic, "digits": digits}
 
 
 def combinations() -> list[tuple[str, ...]]:
@@ -69,22 +70,25 @@ def combinations() -> list[tuple[str, ...]]:
 
 
 def _synthetic(cell: SyntheticCell) -> Condition:
+    """Add a test curve to a cell."""
     problem = replace(cell.problem, test_curve=TestCurve(1000, every=2))
     return Condition(cell.title, problem, cell.levels, cell.seeds)
 
 
 def _digits(factors: tuple[str, ...], seeds: tuple[int, ...], max_epochs: int) -> Condition:
+    """Give the digits with some of the factors."""
     problem = real("digits", augment="augmentation" in factors, max_epochs=max_epochs)
     problem = replace(problem, test_curve=TestCurve(_DIGITS_TEST, every=1))
     problem = decayed(problem, factors, WEIGHT_DECAY)
-    return Condition(" + ".join(["Digits", *factors]), problem, DIGITS_LEVELS, seeds, factors)
+    title = " + ".join(["Digits", *factors])
+    return Condition(title, problem, DIGITS_LEVELS, seeds, factors)
 
 
 def decayed(problem: Problem, factors: Sequence[str], weight_decay: float) -> Problem:
     """Add those kinds of decay that are among the factors to a problem trained with Adam."""
     if "rate decay" in factors:
         milestones = (problem.max_epochs // 2, problem.max_epochs * 4 // 5)
-        schedule = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=milestones, gamma=0.1)
+        schedule = partial(MultiStepLR, milestones=milestones, gamma=0.1)
         problem = replace(problem, lr_scheduler=schedule)
     if "weight decay" in factors:
         problem = replace(problem, optimizer=partial(adamw, weight_decay=weight_decay))

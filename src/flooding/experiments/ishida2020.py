@@ -203,11 +203,18 @@ def _compare(grids: Sequence[_Grid], comparison: Comparison) -> tuple[list[str],
 
 
 def _draw(grids: Sequence[_Grid]) -> Figure:
+    """Draw a panel for each cell, tasks by noises."""
     panels = []
     for grid in grids:
-        cell, accuracy = grid.cell, grid.curve("test_accuracy_clean", 100.0)
-        extras = {"picked": grid.levels("flooding"), "ceiling": best_accuracy(cell.task, 0.0)}
-        panels.append(LevelPanel(cell.title, cell.levels, accuracy, **extras))
+        cell = grid.cell
+        panel = LevelPanel(
+            cell.title,
+            cell.levels,
+            grid.curve("test_accuracy_clean", 100.0),
+            picked=grid.levels("flooding"),
+            ceiling=best_accuracy(cell.task, 0.0),
+        )
+        panels.append(panel)
     return accuracy_grid(panels, len(NOISES))
 
 

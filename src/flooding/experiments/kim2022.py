@@ -55,10 +55,15 @@ _MAX_DISTANCE = 1.5
 
 def setting(max_epochs: int = 500) -> Problem:
     """Give the reproduction's setting: wide layers with bias and batch norm, mini-batches."""
-    data = partial(synthetic.two_gaussians, n_train=1000, n_val=100, n_test=20_000, label_noise=0.1)
-    model = partial(mlp, 10, 2, width=500, depth=4, batch_norm=True, bias=True)
-    curve = TestCurve(500, every=1)
-    return Problem(data, model, adam, batch_size=200, max_epochs=max_epochs, test_curve=curve)
+    sizes = {"n_train": 1000, "n_val": 100, "n_test": 20_000}
+    return Problem(
+        partial(synthetic.two_gaussians, **sizes, label_noise=0.1),
+        partial(mlp, 10, 2, width=500, depth=4, batch_norm=True, bias=True),
+        adam,
+        batch_size=200,
+        max_epochs=max_epochs,
+        test_curve=TestCurve(500, every=1),
+    )
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ PEOPLE = (47, 63)
 
 def setting(max_epochs: int = 60, **sizes: int) -> Problem:
     """Give the setting: a small convolutional network, Adam at 0.001, batches of 100."""
-    data, model = partial(images.cifar10h, **sizes), partial(small_cnn, channels=3, size=32)
+    data = partial(images.cifar10h, **sizes)
+    model = partial(small_cnn, channels=3, size=32)
     return Problem(data, model, adam, batch_size=100, max_epochs=max_epochs)
 
 
@@ -95,9 +96,11 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     if quick:
         problem = setting(20, n_train=400, n_val=200)
         levels = (0.0, 0.1, 0.4)
-    cell = Cell("CIFAR-10H", problem, levels, study.choose_seeds(seeds, 2 if quick else 5))
+    chosen = study.choose_seeds(seeds, 2 if quick else 5)
+    cell = Cell("CIFAR-10H", problem, levels, chosen)
     records = yield cell.runs
-    return _report(study.level_grids([cell], records)[0], images.human_labels(), records)
+    grid = study.level_grids([cell], records)[0]
+    return _report(grid, images.human_labels(), records)
 
 
 class _Advice(NamedTuple):
@@ -310,8 +313,10 @@ def _accuracies(records: Sequence[Record], at: Epoch = "last") -> list[float]:
 
 
 def _draw(grid: LevelGrid, advice: _Advice) -> Figure:
-    accuracy, nll = grid.curve("test_accuracy_clean", 100.0), grid.curve("test_nll")
-    panel = LevelPanel(grid.cell.title, grid.cell.levels, accuracy, nll)
+    cell = grid.cell
+    accuracy = grid.curve("test_accuracy_clean", 100.0)
+    nll = grid.curve("test_nll")
+    panel = LevelPanel(cell.title, cell.levels, accuracy, nll)
     advised = (0.25 * advice.lowest_loss, advice.lowest_loss)
     return accuracy_and_nll(panel, advice.irreducible_loss, advised)
 

@@ -95,9 +95,17 @@ def _flooded_percent(record: Record) -> float:
     return 100 * float(np.nanmean(curve[is_flooded.argmax() :]))
 
 
+def _ends(descents: Sequence[Descents]) -> list[float]:
+    return [curve.end for curve in descents]
+
+
+def _are_lasting(descents: Sequence[Descents]) -> list[bool]:
+    return [curve.lasting for curve in descents]
+
+
 def count_lasting(descents: Sequence[Descents]) -> int:
     """Count the curves whose second descent lasts."""
-    return sum(curve.lasting for curve in descents)
+    return sum(_are_lasting(descents))
 
 
 def count_without_rise(descents: Sequence[Descents]) -> int:
@@ -160,18 +168,14 @@ class Row:
         """The end with flooding against the end without: both have the same first minimum."""
         if not self.is_tested:
             return None
-        flooded = [curve.end for curve in self.flooded]
-        plain = [curve.end for curve in self.plain]
-        return paired(flooded, plain)
+        return paired(_ends(self.flooded), _ends(self.plain))
 
     @property
     def p_lasting(self) -> float:
         """Exact p of lasting descents with flooding against without; NaN for plain training."""
         if not self.is_tested:
             return math.nan
-        flooded = [curve.lasting for curve in self.flooded]
-        plain = [curve.lasting for curve in self.plain]
-        return mcnemar(flooded, plain)
+        return mcnemar(_are_lasting(self.flooded), _are_lasting(self.plain))
 
 
 class Section:
@@ -184,6 +188,7 @@ class Section:
             for level in grid.cell.levels:
                 self.rows.append(_make_row(grid, level, measure))
         self.tested = [row for row in self.rows if row.is_tested]
+        # Three questions, each a family of tests over the tested rows.
         self.p_lasting = holm([row.p_lasting for row in self.rows])
         self.p_second = adjust([row.second_minus_first for row in self.rows])
         self.p_end = adjust([row.end_minus_plain for row in self.rows])

@@ -121,6 +121,7 @@ class Report:
         Returns:
             Markdown with the failures first.
         """
+        # What failed comes first, before tables and figures.
         parts = [f"# {_text(self.title)}", _without_html(self.about)]
         for heading, sentences in (("Not reproduced", self.failures), ("Found", self.findings)):
             if sentences:

@@ -51,6 +51,7 @@ def loss_planes(problem: Problem, level: float) -> Figure:
     """
     steps = np.linspace(-1, 1, 31)
     planes = [_loss_plane(Run(problem, own), steps) for own in (None, level)]
+    # One scale of heights for both panels.
     lowest, highest = min(map(np.min, planes)), max(map(np.max, planes))
     shades = np.log10(np.geomspace(lowest, highest, 25))
     with new_figure(9.0, 4.2) as figure:
@@ -96,6 +97,7 @@ def loss_surface(problem: Problem, level: float) -> Figure:
     Returns:
         A figure of one panel.
     """
+    # Train both ways, and span the plane by the iterates of the backward one.
     forward = _iterates(Run(problem, level))
     backward = _iterates(Run(problem, Delayed(level, until_accuracy=1.0)))
     origin = backward[-1]
@@ -106,6 +108,7 @@ def loss_surface(problem: Problem, level: float) -> Figure:
     low, high = points.min(0), points.max(0)
     margin = 0.15 * (high - low)
     x, y = np.linspace(low - margin, high + margin, 41).T
+    # The heights of the surface are losses at points of the plane.
     model, data = problem.build(0), problem.splits(0).train
     nn.utils.vector_to_parameters(origin, model.parameters())
     heights = landscape(
@@ -124,6 +127,7 @@ def loss_surface(problem: Problem, level: float) -> Figure:
             axes.plot(*path[::10].T, ".", color=colour, ms=4, label=label)
             axes.plot(*path[0], "s", color=colour, ms=7)
             axes.plot(*path[-1], "*", color=colour, ms=12)
+        # Entries of the legend that belong to both paths.
         axes.plot([], [], color="black", lw=2, label=f"training loss {level:g}")
         axes.plot([], [], "s", color="0.4", label="first weights")
         axes.plot([], [], "*", color="0.4", label="last weights")

@@ -254,7 +254,10 @@ def draw_levels(grids: Sequence[LevelGrid]) -> Figure:
     panels = []
     for grid in grids:
         levels = grid.cell.levels
-        is_tested = [level == 0 or grid.count_reached(level) > 0 for level in levels]
-        accuracy, nll = grid.curve("test_accuracy", 100.0), grid.curve("test_nll")
+        is_tested = []
+        for level in levels:
+            is_tested.append(level == 0 or grid.count_reached(level) > 0)
+        accuracy = grid.curve("test_accuracy", 100.0)
+        nll = grid.curve("test_nll")
         panels.append(LevelPanel(grid.cell.title, levels, accuracy, nll, is_tested))
     return accuracy_over_nll(panels)

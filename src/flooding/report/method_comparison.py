@@ -92,6 +92,10 @@ class Results(NamedTuple):
         values = [pick.test_metric(metric) for pick in self.of(method)]
         return np.reshape(values, (len(self.names), len(self.seeds)))
 
+    def losses(self, method: str, name: str) -> np.ndarray:
+        """Give a loss of all picks of a method, ``[cases]``."""
+        return np.array([pick.metric(name) for pick in self.of(method)])
+
     def mean(self, method: str, metric: str) -> float:
         """Give a test metric, averaged over problems and seeds."""
         return float(self.values(method, metric).mean())
@@ -184,10 +188,9 @@ def _overall(results: Results) -> Table:
         for title, metric in titles.items():
             row[title] = f"{results.mean(method, metric):.3f}"
         # Last the losses, at the epoch that the method is judged at.
-        picks = results.of(method)
-        test = np.array([pick.metric("test_loss") for pick in picks])
-        train = np.array([pick.metric("train_loss") for pick in picks])
-        bands = [late_band(pick.record) for pick in picks]
+        test = results.losses(method, "test_loss")
+        train = results.losses(method, "train_loss")
+        bands = [late_band(pick.record) for pick in results.of(method)]
         row["test loss"] = f"{test.mean():.3f}"
         row["gap"] = f"{(test - train).mean():.3f}"
         if method in _OTHER_LOSS:
@@ -223,8 +226,10 @@ def _gains_on(results: Results, rival: str) -> _Gains:
 
 def _pairs(results: Results) -> Table:
     """Compare flooding with plain training, problem by problem, paired by seed."""
-    rows: list[list[str]] = [[name] for name in results.names]
     columns = ["problem"]
+    rows: list[list[str]] = []
+    for name in results.names:
+        rows.append([name])
     for method, rival in (
         ("flooding", "plain"),
         ("flooding", "early stopping"),
@@ -389,7 +394,7 @@ def _extremes(results: Results, rival: str) -> list[str]:
     flooded.sort(key=lambda item: item[0])
     texts = [text for _, text in flooded]
     most, least = "; ".join(texts[:-4:-1]), "; ".join(texts[:3])
-    means = [float(np.mean(task_gains)) for task_gains in by_task.values()]
+    means = [float(np.mean(values)) for values in by_task.values()]
     gain = stats.paired(means, [0.0] * len(means))
     return [
         f"Flooding minus {rival}: most on {most}; least on {least} points (of the {len(flooded)} "

@@ -180,6 +180,7 @@ def _two_dimensions(split: Split) -> tuple[np.ndarray, tuple[str, str]]:
     if x.shape[1] == 2:
         return x, ("$x_1$", "$x_2$")
     y = labels.numpy()
+    # More than two dimensions: one coordinate, and the direction that tells the classes apart.
     line = x[y == 1].mean(0) - x[y == 0].mean(0)
     points = np.stack([x[:, 0], x @ line / np.linalg.norm(line)], 1)
     return points, ("$x_1$", r"projection on $\mu_1 - \mu_0$")
@@ -218,6 +219,7 @@ def _pool_bins(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.nd
             "every Record must hold 'last.reliability', got one without. Only classifiers have it."
         )
     bins = np.stack([record.arrays["last.reliability"] for record in records]).astype(np.float64)
+    # Confidence and accuracy are weighted by the counts.
     count = bins[:, 2].sum(0)
     sums = np.where(bins[:, 2:] > 0, bins[:, :2] * bins[:, 2:], 0.0).sum(0)
     confidence, accuracy = np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0)

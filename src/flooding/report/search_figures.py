@@ -81,6 +81,7 @@ def training_accuracies(forward: Search, backward: Search) -> Figure:
     """
     with new_figure(11.0, 4.2) as figure:
         *panels, last = figure.subplots(1, 3)
+        # The two searches are compared by height.
         panels[1].sharey(panels[0])
         colours = _add_colorbar(figure, panels, forward)
         _draw_levels(panels[0], forward, _TRAIN_ACCURACY, colours)
@@ -123,6 +124,7 @@ def controlled_training(records: Sequence[Record]) -> Figure:
         panels = list(figure.subplots(3, 1, sharex=True))
         for axes, curve in zip(panels, (_LEVEL, _TRAIN_LOSS, _TEST_LOSS), strict=True):
             lines = [_aligned(record, curve.name) for record in records]
+            # A faint line for each seed, and their mean above.
             for line in lines:
                 axes.plot(*line, color=PALETTE["flooded"], alpha=0.25, lw=0.8, label="a seed")
             mean = _mean_line(lines)
@@ -194,6 +196,7 @@ def smooth_curve(epochs: np.ndarray, values: np.ndarray) -> np.ndarray:
     Returns:
         The smoothed values.
     """
+    # Near the ends fewer epochs are averaged, as many on either side.
     reach = np.minimum(_REACH, np.minimum(epochs - epochs[0], epochs[-1] - epochs))
     is_near = np.abs(epochs[:, None] - epochs) <= reach[:, None]
     return is_near @ values / is_near.sum(1)

@@ -91,6 +91,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
     if n < 2:
         return Difference(mean, math.nan, math.nan, math.nan, math.nan, n)
     sd = float(gains.std(ddof=1))
+    # Student's t of the mean difference, with n - 1 degrees of freedom.
     error = sd / math.sqrt(n)
     half = float(stats.t.ppf(0.975, n - 1)) * error
     # Equal differences have no error: p is 1 if they are 0, and 0 if they are not.

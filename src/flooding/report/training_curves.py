@@ -144,6 +144,7 @@ def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
         for axes, letter, group, records in zip(
             panels, "ab", GROUPS, (plain, flooded), strict=True
         ):
+            # The stages are those of the mean curves.
             train_loss = _curves(records, "train_loss").mean(0)
             test_loss = _curves(records, _test_name(records, "loss")).mean(0)
             _shade(axes, stages(train_loss, test_loss))
@@ -225,6 +226,7 @@ def _curves(records: Sequence[Record], name: str) -> np.ndarray:
 
 def _mean_level(flooded: Sequence[Record]) -> tuple[np.ndarray, str]:
     """Mean level per epoch over the Records that have one, and its label."""
+    # A controller may have no level to the end, and plain training has none at all.
     have_level = [record for record in flooded if np.isfinite(record.curves["level"][-1])]
     if not have_level:
         return np.empty(0), "no flood level"
