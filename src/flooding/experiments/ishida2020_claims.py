@@ -162,8 +162,8 @@ def _growing_confidence(pairs: PairedRecords) -> Outcome:
         is_fitted = record.curves["train_accuracy"][1:] >= 1 - 1e-6
         if is_fitted.any():
             first = is_fitted.argmax() + 1
-            measured = curve[first:][np.isfinite(curve[first:])]
-            growth.append(float(curve[-1] - measured[0]))
+            confidences = curve[first:][np.isfinite(curve[first:])]
+            growth.append(float(curve[-1] - confidences[0]))
     growth = _finite(growth)
     return growth, f"{len(growth)} of {len(pairs.plain)} fitted all labels"
 

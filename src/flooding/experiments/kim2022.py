@@ -289,10 +289,10 @@ def _on_the_heuristic(results: Results) -> list[Claim]:
     rows, begun = results.rows, kim2022_results.starts(results.heuristic)
     heuristic, longer, forward = rows["heuristic"], rows[LONGER], rows["forward"]
     # Where it never began to flood there is no heuristic to judge.
-    better = worse = cheaper = None
+    against_plain = against_forward = cheaper = None
     if any(begun):
-        better = paired(heuristic.accuracy, longer.accuracy)
-        worse = paired(heuristic.accuracy, forward.accuracy)
+        against_plain = paired(heuristic.accuracy, longer.accuracy)
+        against_forward = paired(heuristic.accuracy, forward.accuracy)
         cheaper = paired(heuristic.seconds, forward.seconds)
     detail = f" ({format_count(begun)} heuristic runs began to flood)"
     points, seconds = "points of noisy test accuracy", "CPU seconds a seed"
@@ -305,8 +305,8 @@ def _on_the_heuristic(results: Results) -> list[Claim]:
         f"The heuristic is cheaper than the forward search {costs}",
     )
     return [
-        Claim(texts[0], better, points, 1, detail=detail),
-        Claim(texts[1], worse, points, -1, detail=detail),
+        Claim(texts[0], against_plain, points, 1, detail=detail),
+        Claim(texts[1], against_forward, points, -1, detail=detail),
         Claim(texts[2], cheaper, seconds, -1, detail=detail),
     ]
 

@@ -60,7 +60,7 @@ def started_records(records: Iterable[Record]) -> list[Record]:
 
 
 @dataclass(frozen=True)
-class Row:
+class WayRow:
     """The trainings that one way of finding a level ends with, one for each seed."""
 
     records: Sequence[Record]
@@ -104,7 +104,7 @@ class Row:
     @classmethod
     def of_records(
         cls, records: Sequence[Record], at: Epoch, searched: Sequence[Sequence[Record]] = ()
-    ) -> Row:
+    ) -> WayRow:
         """Make a row of Records; without ``searched`` nothing else was trained."""
         levels = []
         for record in records:
@@ -115,7 +115,7 @@ class Row:
         return cls(records, at, searched, levels)
 
     @classmethod
-    def of_search(cls, search: Search, at: Epoch) -> Row:
+    def of_search(cls, search: Search, at: Epoch) -> WayRow:
         """Select a level above 0 for each seed, on the validation split."""
         candidates = [records for level, records in search.items() if level > 0]
         # From Records by level to Records by seed.
@@ -124,7 +124,7 @@ class Row:
         return cls.of_records(best, at, searched)
 
     @classmethod
-    def of_policies(cls, policies: Sequence[SearchResult], plain: Sequence[Record]) -> Row:
+    def of_policies(cls, policies: Sequence[SearchResult], plain: Sequence[Record]) -> WayRow:
         """Judge each agent by its last training; by plain training where it gave up."""
         by_seed = {run_of(record).seed: record for record in plain}
         records, searched, levels = [], [], []
@@ -165,19 +165,19 @@ class Results:
         return run_of(self.plain[0]).problem.max_epochs
 
     @property
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, WayRow]:
         """The rows of the table by their names."""
         rows = {
-            "no flooding": Row.of_records(self.plain, "last"),
-            LONGER: Row.of_records(self.longer, "last"),
-            "forward": Row.of_search(self.forward, "last"),
-            "backward": Row.of_search(self.backward, "last"),
-            "heuristic": Row.of_records(self.heuristic, "last"),
+            "no flooding": WayRow.of_records(self.plain, "last"),
+            LONGER: WayRow.of_records(self.longer, "last"),
+            "forward": WayRow.of_search(self.forward, "last"),
+            "backward": WayRow.of_search(self.backward, "last"),
+            "heuristic": WayRow.of_records(self.heuristic, "last"),
         }
         if self.policies:
-            rows["policy gradient"] = Row.of_policies(self.policies, self.plain)
-        rows["no flooding, stopped"] = Row.of_records(self.plain, "best")
-        rows["forward, stopped"] = Row.of_search(self.forward, "best")
+            rows["policy gradient"] = WayRow.of_policies(self.policies, self.plain)
+        rows["no flooding, stopped"] = WayRow.of_records(self.plain, "best")
+        rows["forward, stopped"] = WayRow.of_search(self.forward, "best")
         return rows
 
 
@@ -286,7 +286,7 @@ def _source_cells(
     return cells
 
 
-def _format_levels(row: Row) -> str:
+def _format_levels(row: WayRow) -> str:
     """Write the levels of a row, and how many of its Records waited and were never flooded."""
     parts = []
     if row.levels:

@@ -14,9 +14,9 @@ from flooding.report.curve_figures import CurvePanel, curves_by_level
 from flooding.report.descent_rows import (
     FACTORS,
     MEASURES,
+    DescentRow,
     Group,
     Measure,
-    Row,
     Section,
     count_lasting,
     count_without_rise,
@@ -81,7 +81,7 @@ def _table(section: Section) -> Table:
 
 
 def _cells(
-    row: Row, measure: Measure, p_lasting: float, p_second: float, p_end: float
+    row: DescentRow, measure: Measure, p_lasting: float, p_second: float, p_end: float
 ) -> dict[str, str]:
     """Write the cells of a row by their columns."""
     second, digits = row.second, measure.digits
@@ -189,7 +189,7 @@ def _conditions_without_descent(section: Section) -> list[str]:
     return sentences
 
 
-def _describe_lasting(row: Row) -> str:
+def _describe_lasting(row: DescentRow) -> str:
     """Count the seeds with a lasting descent, and those without any rise."""
     n, plain = len(row.seeds), count_lasting(row.plain)
     text = f"{row.lasting} of {n} seeds with flooding, {plain} of {n} without"
@@ -221,8 +221,8 @@ def _describe_start(group: Group) -> tuple[bool, str]:
 def _judge_weight_decay(losses: Sequence[Section]) -> tuple[bool, str]:
     """Judge the reproduction's statement; say whether it holds here, or is not judged."""
     claim = "“No double descent with weight decay” (the reproduction)"
-    decayed: list[Row] = []
-    others: list[Row] = []
+    decayed: list[DescentRow] = []
+    others: list[DescentRow] = []
     significant = False
     for section in losses:
         # Groups without factors, the synthetic tasks, have nothing to compare weight decay with.
@@ -259,7 +259,7 @@ def _judge_weight_decay(losses: Sequence[Section]) -> tuple[bool, str]:
     )
 
 
-def _count_trainings(rows: Sequence[Row]) -> str:
+def _count_trainings(rows: Sequence[DescentRow]) -> str:
     """Count the trainings with a lasting descent; plain ones count once a row."""
     n = plain = flooded = 0
     for row in rows:
@@ -269,7 +269,7 @@ def _count_trainings(rows: Sequence[Row]) -> str:
     return f"{flooded} of {n} trainings with flooding, {plain} of {n} without"
 
 
-def _lasting_by_seed(rows: Sequence[Row]) -> Difference | None:
+def _lasting_by_seed(rows: Sequence[DescentRow]) -> Difference | None:
     """Compare the percentage of trainings with a lasting descent, seed by seed."""
     pairs: dict[int, list[tuple[float, float]]] = {}
     for row in rows:
@@ -321,7 +321,7 @@ def _describe_section(section: Section, gain: Difference | None, p: float) -> st
 def _describe_parts(section: Section) -> list[str]:
     """Count second descents over the synthetic tasks, or with each factor and without any."""
     title = section.group.title
-    parts: dict[str, list[Row]] = {}
+    parts: dict[str, list[DescentRow]] = {}
     if section.group.name == "synthetic":
         parts[title] = section.rows
     else:
@@ -344,7 +344,7 @@ def _describe_parts(section: Section) -> list[str]:
     return sentences
 
 
-def _count_at(level: float, rows: Sequence[Row]) -> str:
+def _count_at(level: float, rows: Sequence[DescentRow]) -> str:
     """Count over the conditions at one level, where every seed that reached it appears once."""
     curves: list[Descents] = []
     plain: list[Descents] = []

@@ -16,7 +16,7 @@ from flooding.report.stats import Difference, adjust, holm, mcnemar, paired, pai
 from flooding.training.archive import to_half
 from flooding.training.record import Record
 
-__all__ = ["FACTORS", "MEASURES", "Condition", "Group", "Measure", "Row", "Section"]
+__all__ = ["FACTORS", "MEASURES", "Condition", "DescentRow", "Group", "Measure", "Section"]
 __all__ += ["count_lasting", "count_without_rise", "measured_curve", "second_descents"]
 
 FACTORS = ("augmentation", "rate decay", "weight decay")
@@ -119,7 +119,7 @@ def second_descents(descents: Sequence[Descents]) -> list[Descents]:
 
 
 @dataclass
-class Row:
+class DescentRow:
     """A condition at a level, by one measure: the curves of the seeds that reached the level.
 
     ``flooded`` and ``plain`` are the same seeds, with and without flooding. Until the level is
@@ -183,7 +183,7 @@ class Section:
 
     def __init__(self, group: Group, measure: Measure) -> None:
         self.group, self.measure = group, measure
-        self.rows: list[Row] = []
+        self.rows: list[DescentRow] = []
         for grid in group.grids:
             for level in grid.cell.levels:
                 self.rows.append(_make_row(grid, level, measure))
@@ -194,9 +194,9 @@ class Section:
         self.p_end = adjust([row.end_minus_plain for row in self.rows])
 
 
-def _make_row(grid: LevelGrid[Condition], level: float, measure: Measure) -> Row:
+def _make_row(grid: LevelGrid[Condition], level: float, measure: Measure) -> DescentRow:
     """Analyse the curves of the seeds that reached a level, with and without flooding."""
-    row = Row(grid.cell, level)
+    row = DescentRow(grid.cell, level)
     pairs = zip(grid.cell.seeds, grid.at(level), grid.at(0.0), strict=True)
     for seed, record, plain in pairs:
         # Plain training has no level to reach.

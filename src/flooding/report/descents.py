@@ -121,14 +121,16 @@ def find_descents(curve: np.ndarray, epochs: np.ndarray) -> Descents:
         (None, None)
     """
     curve = np.asarray(curve, np.float64)
-    measured = np.isfinite(curve)
-    if np.shape(epochs) != curve.shape or curve.ndim != 1 or not measured.any():
-        shapes = f"{list(curve.shape)} with {measured.sum()} finite, and {list(np.shape(epochs))}"
+    is_measured = np.isfinite(curve)
+    if np.shape(epochs) != curve.shape or curve.ndim != 1 or not is_measured.any():
+        shapes = (
+            f"{list(curve.shape)} with {is_measured.sum()} finite, and {list(np.shape(epochs))}"
+        )
         raise ValueError(
             "a curve must be [points], some finite, with an epoch for each, "
             f"got {shapes}. Set a test_curve."
         )
-    values, epochs = curve[measured], np.asarray(epochs)[measured]
+    values, epochs = curve[is_measured], np.asarray(epochs)[is_measured]
     step, end = float(values[0] - values.min()) / _PARTS, float(values[-_NEAR:].mean())
 
     def point(index: int) -> Point:

@@ -50,18 +50,18 @@ def loss_planes(problem: Problem, level: float) -> Figure:
         A figure of two panels.
     """
     steps = np.linspace(-1, 1, 31)
-    planes = [_loss_plane(Run(problem, own), steps) for own in (None, level)]
+    all_losses = [_loss_plane(Run(problem, own), steps) for own in (None, level)]
     # One scale of heights for both panels.
-    lowest, highest = min(map(np.min, planes)), max(map(np.max, planes))
+    lowest, highest = min(map(np.min, all_losses)), max(map(np.max, all_losses))
     shades = np.log10(np.geomspace(lowest, highest, 25))
     with new_figure(9.0, 4.2) as figure:
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         titles = ("Without flooding", f"Flooded at {level:g}")
         filled = []
-        for axes, plane, title in zip(panels, planes, titles, strict=True):
-            heights = np.log10(plane.T)
+        for axes, losses, title in zip(panels, all_losses, titles, strict=True):
+            heights = np.log10(losses.T)
             filled.append(axes.contourf(steps, steps, heights, levels=shades, cmap="viridis"))
-            axes.contour(steps, steps, plane.T, levels=[level], colors="white", linewidths=1.5)
+            axes.contour(steps, steps, losses.T, levels=[level], colors="white", linewidths=1.5)
             axes.plot(0, 0, "*", color="white", ms=12)
             axes.set(title=title, xlabel="Step along one direction")
         panels[0].set_ylabel("Step along another")

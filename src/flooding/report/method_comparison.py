@@ -408,16 +408,16 @@ def _extremes(results: Results, rival: str) -> list[str]:
 def _advice(results: Results, gains: Mapping[str, _Gains]) -> str:
     """Say in plain words when to use flooding and when not."""
     last, stopped = gains["flooding"], gains["flooding + early stopping"]
-    better: list[str] = []
-    worse: list[str] = []
+    winners: list[str] = []
+    losers: list[str] = []
     for rival, (gain, p) in last.items():
         # Plain training and early stopping have a sentence of their own.
         if not p < 0.05 or rival in _UNTUNED:
             continue
         if gain.mean > 0:
-            worse.append(rival)
+            losers.append(rival)
         else:
-            better.append(rival)
+            winners.append(rival)
     unsure = "not shown to differ"
     than = "than plain training"
     plain = _compare(
@@ -438,8 +438,8 @@ def _advice(results: Results, gains: Mapping[str, _Gains]) -> str:
         f"When to use flooding: if the last epoch's network is kept, flooding is {plain}. If the "
         "best validation epoch can be kept, plain early stopping, one training instead of "
         f"{BUDGET}, is {best}, and flooding on top of early stopping {both}. Of the other methods "
-        f"with as many trainings, some with dearer steps, {_join(worse)} shown to be worse than "
-        f"flooding's last epoch and {_join(better)} shown to be better. Mean ranks by accuracy: "
+        f"with as many trainings, some with dearer steps, {_join(losers)} shown to be worse than "
+        f"flooding's last epoch and {_join(winners)} shown to be better. Mean ranks by accuracy: "
         f"{', '.join(ranks)}. Test NLL: plain {nlls[0]}, "
         f"early stopping {nlls[1]}, flooding {nlls[2]} nats (n = {n}, intervals are 95 % and not "
         f"corrected, p is after Holm over {len(last)} comparisons)."

@@ -69,13 +69,13 @@ def stages(train_loss: np.ndarray, test_loss: np.ndarray) -> dict[str, tuple[int
     References:
         Ishida et al., ICML 2020, figure 1.
     """
-    measured = np.flatnonzero(np.isfinite(test_loss))
-    if len(measured) == 0:
+    epochs_measured = np.flatnonzero(np.isfinite(test_loss))
+    if len(epochs_measured) == 0:
         raise ValueError(
             "test_loss must be measured at some epoch, got none. Give the Problem a test_curve."
         )
     last = len(train_loss) - 1
-    lowest = int(measured[test_loss[measured].argmin()])
+    lowest = int(epochs_measured[test_loss[epochs_measured].argmin()])
     above = np.flatnonzero(~(np.abs(train_loss) < NEAR_ZERO * np.abs(train_loss[0])))
     # Never empty: the start value is not below a share of itself.
     tail = int(above.max()) + 1
@@ -85,8 +85,8 @@ def stages(train_loss: np.ndarray, test_loss: np.ndarray) -> dict[str, tuple[int
         result["A"] = (0, min(lowest, tail))
     epochs = np.arange(len(test_loss))
     # Between its measurements the test loss stays what it was.
-    steps = test_loss[measured[np.searchsorted(measured, epochs, side="right") - 1]]
-    risen = steps > test_loss[lowest] + NEAR_ZERO * abs(test_loss[measured[0]])
+    steps = test_loss[epochs_measured[np.searchsorted(epochs_measured, epochs, side="right") - 1]]
+    risen = steps > test_loss[lowest] + NEAR_ZERO * abs(test_loss[epochs_measured[0]])
     risen = risen & (lowest < epochs) & (epochs <= tail)
     if risen.any():
         result["B"] = (lowest, int(epochs[risen].max()))
@@ -196,10 +196,10 @@ def _draw_lines(axes: Axes, records: Sequence[Record], group: str, what: str, su
     names = (f"train_{what}", _test_name(records, what))
     for name, dashes, label in zip(names, ("--", "-"), labels, strict=True):
         curves = _curves(records, name)
-        measured = np.flatnonzero(np.isfinite(curves).all(0))
+        epochs_measured = np.flatnonzero(np.isfinite(curves).all(0))
         look = {"ls": dashes, "marker": GROUPS[group][1], "ms": 5.0}
-        look |= {"label": label + suffix, "markevery": max(len(measured) // 8, 1)}
-        draw_band(axes, measured, curves[:, measured], color=PALETTE[group], **look)
+        look |= {"label": label + suffix, "markevery": max(len(epochs_measured) // 8, 1)}
+        draw_band(axes, epochs_measured, curves[:, epochs_measured], color=PALETTE[group], **look)
 
 
 def _curves(records: Sequence[Record], name: str) -> np.ndarray:
