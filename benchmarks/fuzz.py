@@ -33,9 +33,10 @@ from pathlib import Path
 import typer
 
 from flooding import cli
+from flooding.cli import _demo_report as demo
 from flooding.data.synthetic import two_gaussians
 from flooding.entries import CONTROLLERS, METHODS, STRATEGIES, entry_names
-from flooding.experiments import demo, ishida2020, synthetic_cells
+from flooding.experiments import ishida2020, synthetic_cells
 from flooding.models import mlp
 from flooding.testing import fake_record
 from flooding.training.archive import pack

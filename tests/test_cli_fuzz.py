@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flooding.experiments import demo, ishida2020
+from flooding.cli import _demo_report as demo
+from flooding.experiments import ishida2020
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from flooding import Run, run_all
+from flooding.cli import _demo_report as demo
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
-from flooding.experiments import demo
 from flooding.tasks import grid_2d
 from flooding.training.problem import TestCurve
 from flooding.training.record import Record

@@ -10,9 +10,9 @@ import pytest
 from flooding.data.augment import crop_and_flip
 from flooding.experiments import images5k, kim2022_cifar10
 from flooding.experiments.images5k import LEVELS, cells, start
-from flooding.experiments.study import Cell
 from flooding.level_search.driver import run_generator
 from flooding.models import IMAGENET_MEAN_SD
+from flooding.report.level_grid import Cell
 from flooding.training.archive import Archive, pack, run_id
 from flooding.training.record import Record
 from small import small

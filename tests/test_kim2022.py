@@ -15,7 +15,7 @@ from scipy import stats
 from flooding import run_all
 from flooding.experiments import kim2022
 from flooding.experiments.kim2022 import Plan
-from flooding.experiments.kim2022_results import Row
+from flooding.experiments.kim2022_results import WayRow
 from flooding.level_search.driver import run_generator
 from flooding.level_search.policy_gradient import Policy
 from flooding.levels import Delayed, Heuristic
@@ -600,7 +600,7 @@ def test_late_accuracies_are_those_of_the_last_fifty_epochs():
     run = kim2022.plan().runs[0]
     curve = np.concatenate([np.full(451, 0.1), np.full(49, 0.8), [0.3]])
     made = Record(run, {"test_accuracy": curve}, {}, {}, "", "")
-    assert Row.of_records([made], "last").late_accuracy == pytest.approx([
+    assert WayRow.of_records([made], "last").late_accuracy == pytest.approx([
         100 * (49 * 0.8 + 0.3) / 50
     ])
 

@@ -43,7 +43,7 @@ def test_a_piece_ends_the_next_goes_on_and_the_last_writes_the_page(
     pieces, monkeypatch, capsys, tmp_path
 ):
     undisturbed = call(pieces, monkeypatch, capsys, tmp_path / "whole")
-    evaluate, seen = pieces.evaluate, []
+    run_all, seen = pieces.run_all, []
 
     def short(runs, *, on_row, **how):
         def row(told):
@@ -52,7 +52,7 @@ def test_a_piece_ends_the_next_goes_on_and_the_last_writes_the_page(
             if len(seen) in {30, 90}:
                 signal.raise_signal(signal.SIGALRM)
 
-        return evaluate(runs, on_row=row, **how)
+        return run_all(runs, on_row=row, **how)
 
     monkeypatch.setattr(pieces, "run_all", short)
     first, second, third = (call(pieces, monkeypatch, capsys, tmp_path / "cut") for _ in range(3))

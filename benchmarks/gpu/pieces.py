@@ -36,9 +36,9 @@ from flooding import Run, run_all
 from flooding.data import images
 from flooding.experiments import kim2022_cifar10
 from flooding.experiments.grids import compare_levels
-from flooding.experiments.study import Cell
 from flooding.level_search.driver import run_generator
 from flooding.models import mlp, resnet18
+from flooding.report.level_grid import Cell
 from flooding.report.provenance import machine
 from flooding.training.archive import pack, run_id
 from flooding.training.ledger import Ledger

@@ -20,7 +20,7 @@ from flooding.cli._options import (
 )
 
 if TYPE_CHECKING:
-    from flooding.experiments.demo import Task as DemoTask
+    from flooding.cli._demo_report import Task as DemoTask
     from flooding.training.record import Record
 
 __all__ = ["demo"]
@@ -37,12 +37,12 @@ def demo(
 ) -> None:
     """Show what flooding does: the public demo's Sinusoid and real handwritten digits."""
     check_numbers(locals())
-    from flooding.experiments import demo as experiment
+    from flooding.cli import _demo_report as report
     from flooding.training.runner import run_all
 
     check_output_folder(out)
     check_ledger(ledger)
-    tasks = experiment.plan(quick)
+    tasks = report.plan(quick)
     runs = [run for task in tasks for run in task.runs]
     with progress() as (on_start, on_row):
         records = run_all(
@@ -58,7 +58,7 @@ def demo(
         records_by_task.append(records[: len(task.runs)])
         records = records[len(task.runs) :]
         _print_task(task, records_by_task[-1])
-    files = experiment.draw(tasks, records_by_task, out)
+    files = report.draw(tasks, records_by_task, out)
     names = ", ".join(file.name for file in files)
     console.print()
     console.print_line(f"Pictures in {out.absolute()}: {names}")
@@ -66,9 +66,9 @@ def demo(
 
 def _print_task(task: DemoTask, records: list[Record]) -> None:
     """Print one table of the demo, and its result in words."""
-    from flooding.experiments import demo as experiment
+    from flooding.cli import _demo_report as report
 
-    rows = experiment.summary(records)
+    rows = report.summary(records)
     num_seeds = len(task.seeds)
     values = "mean and standard deviation over seeds"
     if num_seeds == 1:
@@ -78,13 +78,13 @@ def _print_task(task: DemoTask, records: list[Record]) -> None:
         title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1)
     )
     table.add_column("", no_wrap=True)
-    for column in ("level", *experiment.COLUMNS):
+    for column in ("level", *report.COLUMNS):
         table.add_column(column, justify="right")
     for row, picks in rows.items():
-        table.add_row(row, *experiment.cells(picks))
+        table.add_row(row, *report.cells(picks))
     console.print()
     console.print(table)
-    console.print(experiment.verdict(rows))
+    console.print(report.verdict(rows))
     has_clean_labels = "last.test_accuracy_clean" in records[0].metrics
     labels = "noisy" if has_clean_labels else "clean (they carry no noise)"
     console.print(f"NLL and ECE on the test labels, {labels}.")

@@ -26,6 +26,7 @@ from flooding.level_search.finder import finder
 from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, Method, SoftAD
 from flooding.models import mlp
 from flooding.report.method_comparison import BUDGET, Pick, Results, make_report
+from flooding.report.record_metrics import Epoch
 from flooding.tasks import adamw, real
 from flooding.training.problem import Problem
 from flooding.training.record import Record, validation_key
@@ -33,7 +34,8 @@ from flooding.training.run import Run
 
 __all__ = ["BUDGET", "EXPERIMENT", "METHODS", "Setting", "compare", "problems", "start"]
 
-CURVES = ("train_loss", "val_loss", "val_accuracy", "flooded")  # for the finder, and the late band
+# What the finder reads, and what the late band is taken of.
+CURVES = ("train_loss", "val_loss", "val_accuracy", "flooded")
 REAL = ("digits", "spambase", "letter", "higgs7k")
 
 
@@ -41,7 +43,8 @@ REAL = ("digits", "spambase", "letter", "higgs7k")
 class Setting:
     """One way to train a problem."""
 
-    label: str  # the hyper-parameter, for a reader
+    # The hyper-parameter, for a reader.
+    label: str
     problem: Problem
     level: float | AdaFlood | None = None
     method: Method = field(default_factory=Flooding)
@@ -64,7 +67,8 @@ def _weight_decay(problem: Problem, _: int) -> list[Setting]:
     if isinstance(optimizer, partial) and optimizer.func is torch.optim.Adam:
         optimizer = partial(adamw.func, **optimizer.keywords)
     settings = []
-    for decay in (0.1, 0.5, 2.0, 8.0):  # at a rate of 0.001, 500 steps take 5 to 98 % off a weight
+    # At a rate of 0.001, 500 steps take 5 to 98 % off a weight.
+    for decay in (0.1, 0.5, 2.0, 8.0):
         decayed = replace(problem, optimizer=partial(optimizer, weight_decay=decay))
         settings.append(Setting(f"{decay:g}", decayed))
     return settings
@@ -73,6 +77,7 @@ def _weight_decay(problem: Problem, _: int) -> list[Setting]:
 def _dropout(problem: Problem, _: int) -> list[Setting]:
     """Give no settings for networks that are not ours."""
     settings, model = [], problem.model
+    # Networks that are not ours have no such argument.
     if isinstance(model, partial) and model.func is mlp:
         for share in (0.1, 0.25, 0.5, 0.75):
             dropping = replace(problem, model=partial(model, dropout=share))
@@ -90,11 +95,18 @@ def _label_smoothing(problem: Problem, _: int) -> list[Setting]:
 
 
 def _sam(problem: Problem, _: int) -> list[Setting]:
-    return [Setting(f"rho {rho:g}", problem, None, SAM(rho)) for rho in (0.02, 0.05, 0.1, 0.2)]
+    settings = []
+    for rho in (0.02, 0.05, 0.1, 0.2):
+        settings.append(Setting(f"rho {rho:g}", problem, None, SAM(rho)))
+    return settings
 
 
 def _gradient_penalty(problem: Problem, _: int) -> list[Setting]:
-    return [Setting(f"{g:g}", problem, None, GradientPenalty(g)) for g in (0.001, 0.01, 0.1, 1.0)]
+    settings = []
+    for weight in (0.001, 0.01, 0.1, 1.0):
+        method = GradientPenalty(weight)
+        settings.append(Setting(f"{weight:g}", problem, None, method))
+    return settings
 
 
 def _level(share: float, classes: int) -> float:
@@ -103,8 +115,11 @@ def _level(share: float, classes: int) -> float:
 
 
 def _iflood(problem: Problem, classes: int) -> list[Setting]:
-    levels = [_level(share, classes) for share in (0.05, 0.15, 0.3, 0.5)]
-    return [Setting(f"b {level:g}", problem, level, IFlood()) for level in levels]
+    settings = []
+    for share in (0.05, 0.15, 0.3, 0.5):
+        level = _level(share, classes)
+        settings.append(Setting(f"b {level:g}", problem, level, IFlood()))
+    return settings
 
 
 def _softad(problem: Problem, classes: int) -> list[Setting]:
@@ -128,8 +143,9 @@ def _adaflood(problem: Problem, _: int) -> list[Setting]:
 class _Competitor(NamedTuple):
     """A method: its settings, and the epoch its selected training is judged at."""
 
-    settings: Callable[[Problem, int], list[Setting]] | None  # None: the level is the finder's
-    at: study.Epoch = "last"
+    # None where the level is the finder's.
+    settings: Callable[[Problem, int], list[Setting]] | None
+    at: Epoch = "last"
 
 
 METHODS = {
@@ -152,10 +168,12 @@ def problems(quick: bool = False) -> dict[str, tuple[Problem, int]]:
     """Give the Problems by name, with their number of classes: synthetic cells, then tables."""
     if quick:
         cell = synthetic_cell("two-gaussians", 0.1, max_epochs=100)
-        return {cell.title: (cell.problem, 2), "digits": (real("digits", max_epochs=20), 10)}
+        digits = real("digits", max_epochs=20)
+        return {cell.title: (cell.problem, 2), "digits": (digits, 10)}
     by_name = {cell.title: (cell.problem, 2) for cell in cells()}
     for name in REAL:
-        by_name[name] = (real(name), {"digits": 10, "letter": 26}.get(name, 2))
+        num_classes = {"digits": 10, "letter": 26}.get(name, 2)
+        by_name[name] = (real(name), num_classes)
     return by_name
 
 
@@ -186,15 +204,19 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
             if competitor.settings is not None:
                 settings[method] = competitor.settings(problem, classes)
         for seed in seeds:
-            searches += [(method, name, seed, own) for method, own in settings.items() if own]
+            for method, own in settings.items():
+                if own:
+                    searches.append((method, name, seed, own))
     runs: list[Run] = []
     for _, _, seed, settings in searches:
         runs += [setting.run(seed) for setting in settings]
     records = list((yield runs))
-    rest, picks = iter(records), {}
+    # The Records come in the order of the searches, as many as each has settings.
+    picks, start = {}, 0
     for method, name, seed, settings in searches:
-        candidates = [(setting, next(rest)) for setting in settings]
-        picks[method, name, seed] = _pick(METHODS[method].at, candidates)
+        tried = records[start : start + len(settings)]
+        picks[method, name, seed] = _pick(METHODS[method].at, settings, tried)
+        start += len(settings)
     # Flooding: the finder's level, and a full training at it.
     cases = list(product(by_name, seeds))
     finders = []
@@ -210,17 +232,18 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
     methods = list(METHODS)
     for method, name in product(METHODS, by_name):
         if (method, name, seeds[0]) not in picks and method in methods:
-            methods.remove(method)  # it has no settings on this problem
+            # It has no settings on this problem, and so no mean over problems.
+            methods.remove(method)
     return make_report(Results(picks, methods, list(by_name), list(seeds)), records)
 
 
-def _pick(at: study.Epoch, candidates: Sequence[tuple[Setting, Record]]) -> Pick:
+def _pick(at: Epoch, settings: Sequence[Setting], records: Sequence[Record]) -> Pick:
     """Pick a setting by its validation result; the first of equals."""
     keys = []
-    for setting, record in candidates:
+    for setting, record in zip(settings, records, strict=True):
         keys.append(validation_key(record.metrics, setting.problem, f"{at}."))
-    setting, record = candidates[keys.index(max(keys))]
-    return Pick(record, at, setting.label, tuple(record for _, record in candidates))
+    best = keys.index(max(keys))
+    return Pick(records[best], at, settings[best].label, tuple(records))
 
 
 def is_exact(run: Run) -> bool:

@@ -13,14 +13,15 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
-import torch
+from torch.optim.lr_scheduler import MultiStepLR
 
 from flooding.experiments import Experiment, Study
-from flooding.experiments.double_descent_report import make_report
-from flooding.experiments.double_descent_rows import FACTORS, Condition, Group
-from flooding.experiments.study import MIN_FLOODED_SHARE, all_runs, format_levels, level_grids
+from flooding.experiments.study import all_runs, level_grids
 from flooding.experiments.synthetic_cells import NOISES, TASKS, SyntheticCell, synthetic_cell
+from flooding.report.descent_report import make_report
+from flooding.report.descent_rows import FACTORS, Condition, Group
 from flooding.report.descents import CRITERION
+from flooding.report.record_metrics import MIN_FLOODED_SHARE, format_levels
 from flooding.report.stats import pluralize
 from flooding.tasks import adamw, real
 from flooding.training.problem import Problem, TestCurve
@@ -38,22 +39,25 @@ DIGITS_LEVELS = (0.0, 0.2, 0.5, 0.8)
 # at 0.44 with augmentation and rate decay: at least the levels 0.5 and 0.8 are reached in every
 # combination. At 1.0 only 0.8 would be.
 WEIGHT_DECAY = 0.5
-_DIGITS_TEST = 897  # examples
+# Number of test examples.
+_DIGITS_TEST = 897
 _TITLES = {"synthetic": "Synthetic tasks", "digits": "Digits", "cifar10": "CIFAR-10"}
 
 
 def plan(quick: bool = False) -> dict[str, list[Condition]]:
     """Plan nine synthetic cells, and digits in eight ways; quick takes two minutes on two cores."""
-    tasks, subsets, sizes = list(TASKS), combinations(), (SYNTHETIC_LEVELS, range(10), 500)
+    tasks, subsets = list(TASKS), combinations()
+    sizes = (SYNTHETIC_LEVELS, range(10), 500)
     if quick:
         tasks, sizes = ["two-gaussians"], ((0.0, 0.15), (0, 1), 100)
         subsets = [(), ("weight decay",)]
-    cells = [synthetic_cell(task, noise, *sizes) for task, noise in product(tasks, NOISES)]
-    seeds, max_epochs = cells[0].seeds, 40 if quick else 200
-    return {
-        "synthetic": [_synthetic(cell) for cell in cells],
-        "digits": [_digits(factors, seeds, max_epochs) for factors in subsets],
-    }
+    synthetic = []
+    for task, noise in product(tasks, NOISES):
+        synthetic.append(_synthetic(synthetic_cell(task, noise, *sizes)))
+    # Digits in as many seeds, with and without each factor.
+    seeds, max_epochs = synthetic[0].seeds, 40 if quick else 200
+    digits = [_digits(factors, seeds, max_epochs) for factors in subsets]
+    return {"synthetic": synthetic, "digits": digits}
 
 
 def combinations() -> list[tuple[str, ...]]:
@@ -66,22 +70,25 @@ def combinations() -> list[tuple[str, ...]]:
 
 
 def _synthetic(cell: SyntheticCell) -> Condition:
+    """Add a test curve to a cell."""
     problem = replace(cell.problem, test_curve=TestCurve(1000, every=2))
     return Condition(cell.title, problem, cell.levels, cell.seeds)
 
 
 def _digits(factors: tuple[str, ...], seeds: tuple[int, ...], max_epochs: int) -> Condition:
+    """Give the digits with some of the factors."""
     problem = real("digits", augment="augmentation" in factors, max_epochs=max_epochs)
     problem = replace(problem, test_curve=TestCurve(_DIGITS_TEST, every=1))
     problem = decayed(problem, factors, WEIGHT_DECAY)
-    return Condition(" + ".join(["Digits", *factors]), problem, DIGITS_LEVELS, seeds, factors)
+    title = " + ".join(["Digits", *factors])
+    return Condition(title, problem, DIGITS_LEVELS, seeds, factors)
 
 
 def decayed(problem: Problem, factors: Sequence[str], weight_decay: float) -> Problem:
     """Add those kinds of decay that are among the factors to a problem trained with Adam."""
     if "rate decay" in factors:
         milestones = (problem.max_epochs // 2, problem.max_epochs * 4 // 5)
-        schedule = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=milestones, gamma=0.1)
+        schedule = partial(MultiStepLR, milestones=milestones, gamma=0.1)
         problem = replace(problem, lr_scheduler=schedule)
     if "weight decay" in factors:
         problem = replace(problem, optimizer=partial(adamw, weight_decay=weight_decay))
@@ -104,9 +111,9 @@ def study(
     """Train conditions, by the group they are tabulated in, and judge every test curve."""
     conditions: list[Condition] = []
     for group in groups.values():
-        for condition in group:
-            own = condition.seeds if seeds is None else tuple(seeds)
-            conditions.append(replace(condition, seeds=own))
+        conditions += group
+    if seeds is not None:
+        conditions = [replace(condition, seeds=tuple(seeds)) for condition in conditions]
     records = yield all_runs(conditions)
     # Deal the Records to the conditions, and cut these into their groups again.
     results, rest = [], level_grids(conditions, records)

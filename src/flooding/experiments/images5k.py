@@ -12,19 +12,23 @@ from functools import partial
 from flooding.data import images
 from flooding.experiments import Experiment, Study
 from flooding.experiments.grids import CURVES, compare_levels
-from flooding.experiments.study import Cell, choose_seeds
+from flooding.experiments.study import choose_seeds
 from flooding.models import small_cnn
+from flooding.report.level_grid import Cell
 from flooding.tasks import adam
 from flooding.training.problem import Problem
 
-LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # nats; fixed beforehand
+# In nats; fixed beforehand.
+LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 # With a fifth of the labels wrong the training loss falls slowly, and the irreducible loss is 0.94.
 NOISY_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def sizes(quick: bool = False) -> dict[str, int]:
     """Give the numbers of training and validation images, as arguments of the loaders."""
-    return {"n_train": 400, "n_val": 200} if quick else {"n_train": 4000, "n_val": 1000}
+    if quick:
+        return {"n_train": 400, "n_val": 200}
+    return {"n_train": 4000, "n_val": 1000}
 
 
 def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]:
@@ -41,6 +45,7 @@ def cells(quick: bool = False, seeds: Sequence[int] | None = None) -> list[Cell]
     for title, source, noise, model, max_epochs in settings:
         data = partial(source, label_noise=noise, **sizes(quick))
         levels = NOISY_LEVELS if noise else LEVELS
+        # Every second of the larger levels, and a third of the epochs.
         if quick:
             levels, max_epochs = (0.0, *levels[3::2]), max_epochs // 3
         problem = Problem(data, model, adam, batch_size=100, max_epochs=max_epochs)

@@ -17,11 +17,11 @@ import numpy as np
 
 from flooding.experiments import Experiment, Study, study
 from flooding.experiments.level_benchmark import LevelBenchmark
-from flooding.experiments.study import LevelGrid
 from flooding.experiments.synthetic_cells import NOISES, SyntheticCell, best_accuracy, cells
 from flooding.report import stats
 from flooding.report.document import Report, Table
 from flooding.report.level_figures import LevelPanel, accuracy_grid
+from flooding.report.level_grid import COMPARISONS, LOSS_COLUMNS, Comparison, LevelGrid
 from flooding.report.provenance import describe_provenance
 from flooding.training.archive import Archive, Source
 from flooding.training.record import Record
@@ -37,7 +37,8 @@ PUBLISHED = {
     ("two-gaussians", 0.05): ((84.79, 88.03, 0.22), (83.56, 86.35, 0.23)),
     ("two-gaussians", 0.1): ((78.44, 83.59, 0.32), (77.89, 80.62, 0.29)),
 }
-_MAX_DISTANCE = 1.5  # points between a published figure and ours from which on we say why
+# Points between a published figure and ours from which on we say why.
+_MAX_DISTANCE = 1.5
 _Grid: TypeAlias = LevelGrid[SyntheticCell]
 _METRICS = {"noisy": "test_accuracy", "clean": "test_accuracy_clean"}
 
@@ -45,6 +46,7 @@ _METRICS = {"noisy": "test_accuracy", "clean": "test_accuracy_clean"}
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all levels of all cells and compare, for each seed, what validation picks."""
     plan = cells(quick)
+    # The user's seeds, if there are any, in place of the paper's ten.
     if seeds is not None:
         plan = [replace(cell, seeds=tuple(seeds)) for cell in plan]
     records = yield study.all_runs(plan)
@@ -63,7 +65,7 @@ def _accuracy(grid: LevelGrid, row: str, labels: str) -> list[float]:
     return grid.values(row, _METRICS[labels], 100.0)
 
 
-def _gain(grid: LevelGrid, comparison: study.Comparison, labels: str) -> stats.Difference:
+def _gain(grid: LevelGrid, comparison: Comparison, labels: str) -> stats.Difference:
     """What one row gains on the other: every seed has both."""
     gain = grid.gain(comparison.row, comparison.against, _METRICS[labels])
     assert gain is not None
@@ -83,7 +85,7 @@ def _report(grids: Sequence[_Grid], records: Sequence[Record]) -> Report:
         "interval of Student's t and p after Holm's correction over the nine rows. Stopped: the "
         "best validation epoch."
     )
-    last, stopped, against_stopping = study.COMPARISONS
+    last, stopped, against_stopping = COMPARISONS
     tables = [
         _accuracies(grids, "noisy", last, "published"),
         _accuracies(grids, "clean", last, "clean"),
@@ -92,8 +94,9 @@ def _report(grids: Sequence[_Grid], records: Sequence[Record]) -> Report:
         _accuracies(grids, "clean", against_stopping, "against-stopping"),
         _losses(grids),
     ]
+    # Failures: figures far from the paper's, then cells in which flooding loses.
     failures, findings = _distances(grids), []
-    for comparison in study.COMPARISONS:
+    for comparison in COMPARISONS:
         losses, finding = _compare(grids, comparison)
         failures += losses
         findings.append(finding)
@@ -107,9 +110,7 @@ def _report(grids: Sequence[_Grid], records: Sequence[Record]) -> Report:
     return Report(title, about, failures, findings, tables, figures, describe_provenance(records))
 
 
-def _accuracies(
-    grids: Sequence[_Grid], labels: str, comparison: study.Comparison, name: str
-) -> Table:
+def _accuracies(grids: Sequence[_Grid], labels: str, comparison: Comparison, name: str) -> Table:
     """Tabulate two rows on one kind of labels, with what was published about them."""
     row, against = comparison.row, comparison.against
     gains = [_gain(grid, comparison, labels) for grid in grids]
@@ -119,7 +120,8 @@ def _accuracies(
         columns += ["paper: plain", "with", "level", "reproduction: plain", "with", "level"]
     rows = []
     for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
-        ceiling = best_accuracy(grid.cell.task, grid.cell.noise if labels == "noisy" else 0.0)
+        noise = grid.cell.noise if labels == "noisy" else 0.0
+        ceiling = best_accuracy(grid.cell.task, noise)
         cells = [
             grid.cell.title,
             stats.format_mean_sd(_accuracy(grid, against, labels)),
@@ -130,19 +132,28 @@ def _accuracies(
             f"{ceiling:.1f}",
         ]
         if is_published:
-            figures = [f"{value:.2f}" for source in _published(grid) for value in source]
-            cells += figures or ["–"] * 6
+            cells += _published_cells(grid)
         rows.append(cells)
     n = len(grids[0].cell.seeds)
     title = f"Test accuracy in % on {labels} labels, n = {n}: {against} and {row}"
-    note = "Published figures for Sinusoid and Spiral are not in our sources."
-    return Table(name, title, columns, rows, note if is_published else "")
+    note = ""
+    if is_published:
+        note = "Published figures for Sinusoid and Spiral are not in our sources."
+    return Table(name, title, columns, rows, note)
+
+
+def _published_cells(grid: _Grid) -> list[str]:
+    """Write the figures of the paper, then those of the reproduction."""
+    cells = []
+    for source in _published(grid):
+        cells += [f"{value:.2f}" for value in source]
+    return cells or ["–"] * 6
 
 
 def _losses(grids: Sequence[_Grid]) -> Table:
     rows = [[grid.cell.title, *grid.loss_cells] for grid in grids]
     title = f"Test NLL (nats) and ECE on noisy labels, n = {len(grids[0].cell.seeds)}"
-    return Table("losses", title, ["Task, label noise", *study.LOSS_COLUMNS], rows)
+    return Table("losses", title, ["Task, label noise", *LOSS_COLUMNS], rows)
 
 
 def _distances(grids: Sequence[_Grid]) -> list[str]:
@@ -165,37 +176,53 @@ def _distances(grids: Sequence[_Grid]) -> list[str]:
     return sentences
 
 
-def _compare(grids: Sequence[_Grid], comparison: study.Comparison) -> tuple[list[str], str]:
+def _compare(grids: Sequence[_Grid], comparison: Comparison) -> tuple[list[str], str]:
     """Count the cells in which flooding wins and loses, on clean labels."""
     gains = [_gain(grid, comparison, "clean") for grid in grids]
     wins, losses = [], []
     for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
-        if p < 0.05:
-            (wins if gain.mean > 0 else losses).append(grid.cell.title)
+        if p < 0.05 and gain.mean > 0:
+            wins.append(grid.cell.title)
+        elif p < 0.05:
+            losses.append(grid.cell.title)
+    # By how much: over all cells, also those in which the difference does not show.
+    means = stats.format_mean_sd([gain.mean for gain in gains])
     finding = (
         f"Clean labels, {comparison.title}: flooding wins {len(wins)} and loses {len(losses)} of "
-        f"{len(grids)} cells at 5 % (Holm, n = {gains[0].n} seeds), by "
-        f"{stats.format_mean_sd([gain.mean for gain in gains])} points over the cells"
+        f"{len(grids)} cells at 5 % (Holm, n = {gains[0].n} seeds), by {means} points over the "
+        "cells"
     )
     for verb, titles in (("wins", wins), ("loses", losses)):
         if titles:
             finding += f"; {verb} {'; '.join(titles)}"
-    what = f"Flooding loses to {comparison.against} on"
-    return [f"{what} {title} ({comparison.title})." for title in losses], f"{finding}."
+    sentences = []
+    for title in losses:
+        against = f"Flooding loses to {comparison.against} on {title}"
+        sentences.append(f"{against} ({comparison.title}).")
+    return sentences, f"{finding}."
 
 
 def _draw(grids: Sequence[_Grid]) -> Figure:
+    """Draw a panel for each cell, tasks by noises."""
     panels = []
     for grid in grids:
-        cell, accuracy = grid.cell, grid.curve("test_accuracy_clean", 100.0)
-        extras = {"picked": grid.levels("flooding"), "ceiling": best_accuracy(cell.task, 0.0)}
-        panels.append(LevelPanel(cell.title, cell.levels, accuracy, **extras))
+        cell = grid.cell
+        panel = LevelPanel(
+            cell.title,
+            cell.levels,
+            grid.curve("test_accuracy_clean", 100.0),
+            picked=grid.levels("flooding"),
+            ceiling=best_accuracy(cell.task, 0.0),
+        )
+        panels.append(panel)
     return accuracy_grid(panels, len(NOISES))
 
 
 def load(path: str | Path) -> Source:
     """Read ``benchmarks/levels``, or an archive of this experiment, in place of trainings."""
-    return Archive(path) if Path(path).is_file() else LevelBenchmark(path)
+    if Path(path).is_file():
+        return Archive(path)
+    return LevelBenchmark(path)
 
 
 EXPERIMENT = Experiment("ishida2020", start, ("train_loss", "val_loss", "val_accuracy"), load=load)

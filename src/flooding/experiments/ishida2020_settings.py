@@ -23,11 +23,13 @@ from flooding.report import stats
 from flooding.report.claims import Sentences
 from flooding.report.document import Report, Table
 from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import metric_values
 from flooding.training.problem import Problem
 from flooding.training.record import Record
 from flooding.training.run import Run
 
-_MAX_DISTANCE = 1.5  # points within which a figure counts as the paper's
+# Points within which a figure counts as the paper's.
+_MAX_DISTANCE = 1.5
 
 
 def one_logit(width: int = 500, depth: int = 5) -> nn.Sequential:
@@ -75,13 +77,15 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     max_epochs = 100 if quick else 500
     cells = [synthetic_cell("two-gaussians", n, max_epochs=max_epochs) for n in NOISES]
     by_cell = [variants(cell.problem) for cell in cells]
+    names = list(by_cell[0])
     runs = []
-    for name in by_cell[0]:
+    for name in names:
         for problems in by_cell:
             runs += [Run(problems[name], seed=seed) for seed in chosen]
     records = yield runs
+    # The Records come by variant, then cell, then seed.
     by_variant = study.chunk(study.chunk(records, len(chosen)), len(cells))
-    return _report(cells, dict(zip(by_cell[0], by_variant, strict=True)), records)
+    return _report(cells, dict(zip(names, by_variant, strict=True)), records)
 
 
 def _report(
@@ -92,7 +96,7 @@ def _report(
     """Report on the Records of each variant, by cell and seed."""
     accuracies: dict[str, list[list[float]]] = {}
     for name, by_cell in results.items():
-        accuracies[name] = [study.metric_values(some, "test_accuracy", 100.0) for some in by_cell]
+        accuracies[name] = [metric_values(some, "test_accuracy", 100.0) for some in by_cell]
     base, *others = accuracies
     # Each variant against our own table, cell by cell; all differences are tested together.
     gains: dict[tuple[str, int], stats.Difference] = {}
@@ -100,13 +104,16 @@ def _report(
         for index in range(len(cells)):
             gains[name, index] = stats.paired(accuracies[name][index], accuracies[base][index])
     ps = dict(zip(gains, stats.adjust(list(gains.values())), strict=True))
+    # A row for each variant and, last, the paper's figures.
     rows = []
     for name, by_cell in accuracies.items():
         row = [name]
         for index, values in enumerate(by_cell):
-            gain = gains.get((name, index))
-            row.append(stats.format_mean_sd(values))
-            row.append("–" if gain is None else f"{gain}, p {stats.format_p(ps[name, index])}")
+            difference = "–"
+            if name != base:
+                p = stats.format_p(ps[name, index])
+                difference = f"{gains[name, index]}, p {p}"
+            row += [stats.format_mean_sd(values), difference]
         rows.append(row)
     paper, columns = ["the paper"], ["setting"]
     for cell in cells:
@@ -154,16 +161,16 @@ def _distances(
     sentences = Sentences([], [])
     noises = ", ".join(f"{100 * cell.noise:g} %" for cell in cells)
     for name, by_cell in accuracies.items():
-        distances = []
+        is_near, texts = True, []
         for cell, values in zip(cells, by_cell, strict=True):
-            distances.append(np.array(values) - _published(cell))
-        is_near = max(abs(float(some.mean())) for some in distances) <= _MAX_DISTANCE
-        texts = ", ".join(stats.format_mean_sd(some.tolist()) for some in distances)
+            distances = np.array(values) - _published(cell)
+            is_near &= abs(float(distances.mean())) <= _MAX_DISTANCE
+            texts.append(stats.format_mean_sd(distances.tolist()))
+        within = "within" if is_near else "not within"
         sentences.add(
             is_near,
-            f"{name}: {texts} points against the paper's figure at {noises} label noise, "
-            f"{'within' if is_near else 'not within'} {_MAX_DISTANCE:g} points in every row "
-            "(means).",
+            f"{name}: {', '.join(texts)} points against the paper's figure at {noises} label "
+            f"noise, {within} {_MAX_DISTANCE:g} points in every row (means).",
         )
     return sentences
 

@@ -10,20 +10,24 @@ of the loss after the first ten seeds of 500; the rest was written before any tr
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flooding import metrics, sharpness
 from flooding.data import Splits
 from flooding.experiments import Experiment, Study, study
-from flooding.experiments.study import metric_values
+from flooding.experiments.ishida2020_claims import (
+    EXPLANATIONS,
+    LINE,
+    STEPS,
+    explanation_claims,
+    late_flooded_percent,
+    select_reached,
+)
 from flooding.experiments.synthetic_cells import TASKS, TITLES
 from flooding.models import mlp
 from flooding.report import claims, stats
@@ -31,11 +35,11 @@ from flooding.report.curve_figures import PairedRecords, lines_in_pairs, paired_
 from flooding.report.document import Report, Table
 from flooding.report.landscape_figures import loss_planes, loss_surface, weight_vector
 from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import format_metric
 from flooding.report.stats import format_mean_sd
 from flooding.tasks import adam
 from flooding.training.loop import train
 from flooding.training.problem import PeriodicMetric, Problem
-from flooding.training.record import Record
 from flooding.training.run import Run
 
 __all__ = ["CURVES", "EXPERIMENT", "LEVELS", "STEPS", "bare", "measure", "runs", "start"]
@@ -50,10 +54,6 @@ LEVELS = (
     ("sinusoid", 0.05),
 )
 NOISE = 0.1
-STEPS = tuple(
-    round(0.1 * step, 2) for step in range(-10, 11)
-)  # along a filter-normalised direction
-_LINE = tuple(f"last.line_{index}" for index in range(len(STEPS)))
 _MEASURED = ("sharpness", "trace", "gradient_norm", "moved", "memorised", "val_over_confidence")
 CURVES = ("flooded", "train_loss", "train_accuracy", "val_loss", *_MEASURED)
 _PROBES = 10
@@ -114,6 +114,7 @@ def measure(
     def losses() -> list[Tensor]:
         return [measured_problem.loss(model(data.x), data.y)]
 
+    # Curvature at the weights, then the loss a filter's length away.
     eigenvalues = sharpness.hessian_eigenvalues(model, losses, tolerance=1e-3)
     values = {"sharpness": float(eigenvalues[0])}
     values["trace"] = sharpness.hessian_trace(model, losses, _PROBES)[0]
@@ -122,8 +123,10 @@ def measure(
     values |= {f"line_{index}": float(value) for index, value in enumerate(line)}
     with torch.enable_grad():
         values["gradient_norm"] = float(metrics.gradient_norm(model, losses()[0]))
+    # The distance from half-way, which is trained again to know it.
     weights = sharpness.weights(model)
     values["moved"] = float((weights - _halfway_weights(problem, level, seed).to(weights)).norm())
+    # What it says of flipped labels, and how sure it is.
     assert data.clean is not None
     is_flipped = data.y != data.clean
     with torch.no_grad():
@@ -142,214 +145,19 @@ def _halfway_weights(problem: Problem, level: float | None, seed: int) -> Tensor
     return weight_vector(problem, seed, row.weights["last"])
 
 
-# What the paper claims. Each test gives, for one task at one level, the differences whose mean is
-# above 0 if the claim is true, and a note.
-
-_Outcome: TypeAlias = tuple[Sequence[float], str]
-
-
-class _Explanation(NamedTuple):
-    """A claim of the paper: its text, the unit of the differences, and what gives them."""
-
-    text: str
-    unit: str
-    test: Callable[[PairedRecords], _Outcome]
-    # The seeds in which the level was reached, all, or plain training alone, once a task.
-    seeds: Literal["reached", "all", "plain"] = "reached"
-
-
-def _flooded_percent(record: Record) -> float:
-    """Percentage of the steps of the second half that were flooded."""
-    shares = record.curves["flooded"]
-    return 100 * float(np.mean(shares[len(shares) // 2 :], dtype=float))
-
-
-def _reached(pairs: PairedRecords) -> PairedRecords:
-    """Keep the seeds with a quarter or more of the steps of the second half flooded."""
-    plain, flooded = [], []
-    for a, b in zip(pairs.plain, pairs.flooded, strict=True):
-        if _flooded_percent(b) >= 25:
-            plain.append(a)
-            flooded.append(b)
-    return pairs._replace(plain=plain, flooded=flooded)
-
-
-def _finite(values: Iterable[float]) -> list[float]:
-    """Leave out trainings that diverged."""
-    return [value for value in values if math.isfinite(value)]
-
-
-def _medians(pairs: PairedRecords, name: str) -> str:
-    plain = np.median(metric_values(pairs.plain, name))
-    flooded = np.median(metric_values(pairs.flooded, name))
-    return f"medians {plain:.3g} without and {flooded:.3g} with flooding"
-
-
-def _curvature(pairs: PairedRecords, name: str) -> _Outcome:
-    """Compare common logarithms, plain minus flooded."""
-    # A trace may be estimated at or below 0 where there is no curvature left.
-    plain = np.maximum(metric_values(pairs.plain, name), 1e-12)
-    flooded = np.maximum(metric_values(pairs.flooded, name), 1e-12)
-    return list(np.log10(plain) - np.log10(flooded)), _medians(pairs, name)
-
-
-def _rise(pairs: PairedRecords) -> _Outcome:
-    """Compare the rise of the loss one step to either side, plain minus flooded."""
-    plain = [_rise_of(record) for record in pairs.plain]
-    flooded = [_rise_of(record) for record in pairs.flooded]
-    note = f"{format_mean_sd(plain, 2)} without, {format_mean_sd(flooded, 2)} with"
-    return list(np.subtract(plain, flooded)), note
-
-
-def _rise_of(record: Record) -> float:
-    left, middle, right = (record.metrics[_LINE[index]] for index in (0, len(STEPS) // 2, -1))
-    return (left + right) / 2 - middle
-
-
-def _late_losses(pairs: PairedRecords) -> list[np.ndarray]:
-    """Training losses of the second half, over the level."""
-    losses = []
-    for record in pairs.flooded:
-        curve = record.curves["train_loss"][1:].astype(float)
-        losses.append(curve[len(curve) // 2 :] / pairs.level)
-    return losses
-
-
-def _range_note(losses: Sequence[np.ndarray]) -> str:
-    lowest, highest = min(map(np.min, losses)), max(map(np.max, losses))
-    return f"losses of the second half from {lowest:.2f} to {highest:.2f} times the level"
-
-
-def _mean_loss(pairs: PairedRecords) -> _Outcome:
-    losses = _late_losses(pairs)
-    return _finite([0.1 - abs(loss.mean() - 1) for loss in losses]), _range_note(losses)
-
-
-def _band(pairs: PairedRecords) -> _Outcome:
-    losses = _late_losses(pairs)
-    percent = [100 * float(np.mean(abs(loss - 1) <= 0.1)) for loss in losses]
-    return list(np.subtract(percent, 50.0)), _range_note(losses)
-
-
-def _movement(pairs: PairedRecords) -> _Outcome:
-    plain, flooded = metric_values(pairs.plain, "moved"), metric_values(pairs.flooded, "moved")
-    return list(np.subtract(flooded, plain)), _medians(pairs, "moved")
-
-
-def _random_walk(pairs: PairedRecords) -> _Outcome:
-    exponents = [_exponent(record) for record in pairs.flooded]
-    plain = format_mean_sd([_exponent(record) for record in pairs.plain], 2)
-    note = f"exponents {format_mean_sd(exponents, 2)}, without flooding {plain}"
-    return _finite([0.5 - abs(exponent - 1) for exponent in exponents]), note
-
-
-def _exponent(record: Record) -> float:
-    """Fit how the squared distance from half-way grows with the epochs; 1 is a random walk."""
-    moved = record.curves["moved"].astype(float)
-    half = (len(moved) - 1) // 2
-    epochs = np.flatnonzero(np.isfinite(moved))
-    epochs = epochs[epochs > half]
-    squares = np.maximum(moved[epochs], 1e-12) ** 2
-    return float(np.polyfit(np.log(epochs - half), np.log(squares), 1)[0])
-
-
-def _memory(pairs: PairedRecords) -> _Outcome:
-    flooded = metric_values(pairs.flooded, "memorised", 100.0)
-    plain = format_mean_sd(metric_values(pairs.plain, "memorised", 100.0))
-    return _finite(np.subtract(flooded, 50.0)), f"without flooding {plain} %"
-
-
-def _growing_confidence(pairs: PairedRecords) -> _Outcome:
-    """Compare over-confidence at the end with the first one measured at zero training error."""
-    growth = []
-    for record in pairs.plain:
-        curve = record.curves["val_over_confidence"].astype(float)
-        is_fitted = record.curves["train_accuracy"][1:] >= 1 - 1e-6
-        if is_fitted.any():
-            first = is_fitted.argmax() + 1
-            measured = curve[first:][np.isfinite(curve[first:])]
-            growth.append(float(curve[-1] - measured[0]))
-    growth = _finite(growth)
-    return growth, f"{len(growth)} of {len(pairs.plain)} fitted all labels"
-
-
-_DECADES = "decades, without minus with flooding"
-_FLATTER = "Flooding ends flatter"
-_BAND = "Flooding holds the training loss in a band: most epochs of the second half within 10 % of"
-_EXPLANATIONS = [
-    _Explanation(f"{_FLATTER} ({title})", _DECADES, partial(_curvature, name=name))
-    for title, name in (
-        ("largest Hessian eigenvalue", "sharpness"),
-        ("trace of the Hessian", "trace"),
-    )
-]
-_EXPLANATIONS += [
-    _Explanation(
-        f"{_FLATTER} (rise of the loss a filter's length away)",
-        "nats, without minus with flooding",
-        _rise,
-    ),
-    _Explanation(
-        "Flooding holds the training loss within 10 % of the level (mean of the second half)",
-        "of the level to spare",
-        _mean_loss,
-        "all",
-    ),
-    _Explanation(f"{_BAND} the level", "% above one half", _band, "all"),
-    _Explanation(
-        "Flooded weights move on: farther in the second half than plain ones",
-        "in weights",
-        _movement,
-    ),
-    _Explanation(
-        "At the level the weights walk at random (exponent within 0.5 of 1)",
-        "to spare",
-        _random_walk,
-    ),
-    _Explanation(
-        "Flooding still memorises: most flipped labels are fitted", "% above one half", _memory
-    ),
-    _Explanation(
-        "Without flooding over-confidence grows from zero training error on",
-        "of confidence",
-        _growing_confidence,
-        "plain",
-    ),
-]
-
-
-def _test(explanation: _Explanation, results: Sequence[PairedRecords]) -> list[claims.Claim]:
-    """Test an explanation on every task where two seeds can be compared."""
-    if explanation.seeds == "plain":  # trained again with each level of a task
-        by_task = {pairs.title.partition(" at ")[0]: pairs for pairs in reversed(results)}
-        results = list(by_task.values())
-    tests = []
-    for pairs in results:
-        reached = _reached(pairs)
-        if explanation.seeds != "plain" and len(reached.flooded) < 2:
-            continue
-        differences, note = explanation.test(reached if explanation.seeds == "reached" else pairs)
-        if len(differences) < 2:
-            continue
-        difference = stats.paired(differences, [0.0] * len(differences))
-        digits = 2 if abs(difference.mean) >= 0.01 else 4
-        text, detail = f"{explanation.text}. {pairs.title}", f"; {note}"
-        claim = claims.Claim(text, difference, explanation.unit, digits=digits, detail=detail)
-        tests.append(claim)
-    return tests
-
-
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train three tasks without and with flooding and test the explanations."""
     chosen = study.choose_seeds(seeds, 3 if quick else 10)
     max_epochs = 100 if quick else 500
     records = yield runs(max_epochs, chosen)
+    # Plain and flooded trainings follow each other, seeds together.
     groups, results = iter(study.chunk(records, len(chosen))), []
     for task, level in LEVELS:
         results.append(PairedRecords(_title(task, level), level, next(groups), next(groups)))
+    # All claims on all tasks are tested together.
     tests = []
-    for explanation in _EXPLANATIONS:
-        tests += _test(explanation, results)
+    for explanation in EXPLANATIONS:
+        tests += explanation_claims(explanation, results)
     judgements = claims.judge(tests)
     return Report(
         "Why flooding works",
@@ -391,7 +199,7 @@ def _verdicts(judgements: Sequence[claims.Judgement]) -> Table:
     """Tabulate the verdict on each explanation for each task."""
     by_text = {judgement.claim.text: judgement for judgement in judgements}
     rows = []
-    for explanation in _EXPLANATIONS:
+    for explanation in EXPLANATIONS:
         row = {"statement": explanation.text}
         for task, level in LEVELS:
             title = _title(task, level)
@@ -413,14 +221,17 @@ def _measured(results: Sequence[PairedRecords]) -> Table:
     """Tabulate what is measured at the last epoch."""
     rows, reached = [], []
     for pairs in results:
-        shares = format_mean_sd([_flooded_percent(record) for record in pairs.flooded])
+        shares = format_mean_sd([late_flooded_percent(record) for record in pairs.flooded])
         for label, _, records in pairs.groups:
-            row = {"task": f"{pairs.title}, {label}"}
-            row["flooded %"] = shares if label == "with flooding" else "–"
+            row = {"task": f"{pairs.title}, {label}", "flooded %": "–"}
+            if label == "with flooding":
+                row["flooded %"] = shares
             for name in ("train_loss", *_MEASURED):
-                row[name.replace("_", " ")] = format_mean_sd(metric_values(records, name), 3)
+                row[name.replace("_", " ")] = format_metric(records, name, digits=3)
             rows.append(row)
-        reached.append(f"{pairs.title} {len(_reached(pairs).flooded)} of {len(pairs.flooded)}")
+        reached.append(
+            f"{pairs.title} {len(select_reached(pairs).flooded)} of {len(pairs.flooded)}"
+        )
     n = len(results[0].plain)
     note = (
         "Flooded: share of the steps of the second half. Seeds in which it is a quarter or more: "
@@ -442,7 +253,8 @@ def _figures(results: Sequence[PairedRecords], max_epochs: int) -> dict:
         "val_over_confidence": "Over-confidence",
     }
     logarithmic = ("train_loss", "sharpness", "trace", "gradient_norm")
-    levels = dict(reversed(LEVELS))  # the first of each task
+    # The first level of each task.
+    levels = dict(reversed(LEVELS))
     sinusoid = partial(loss_planes, bare("sinusoid", max_epochs), levels["sinusoid"])
     gaussians = partial(loss_surface, bare("two-gaussians", max_epochs), levels["two-gaussians"])
     planes = (
@@ -465,7 +277,7 @@ def _figures(results: Sequence[PairedRecords], max_epochs: int) -> dict:
     )
     return {
         "along": (along, partial(paired_curves, results, labels, logarithmic)),
-        "lines": (lines, partial(lines_in_pairs, results, STEPS, _LINE)),
+        "lines": (lines, partial(lines_in_pairs, results, STEPS, LINE)),
         "planes": (planes, sinusoid),
         "surface": (surface, gaussians),
     }

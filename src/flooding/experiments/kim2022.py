@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,17 @@ import numpy as np
 from flooding.data import synthetic
 from flooding.experiments import Experiment, Study, kim2022_results
 from flooding.experiments.kim2022_results import LONGER, Results, Segment
-from flooding.experiments.study import chunk, metric_values, run_of
+from flooding.experiments.study import chunk
 from flooding.level_search.backward import has_started
 from flooding.level_search.driver import run_concurrently
 from flooding.level_search.policy_gradient import Policy, policy_gradient
 from flooding.levels import Delayed, Heuristic
+from flooding.levels.base import Level
 from flooding.models import mlp
 from flooding.report.claims import Claim, judge, split_by_verdict
 from flooding.report.document import Report
 from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import metric_values, run_of
 from flooding.report.stats import Difference, format_count, format_mean_sd, paired, paired_or_none
 from flooding.tasks import adam
 from flooding.training.archive import Archive, run_id
@@ -44,17 +45,25 @@ FORWARD = tuple(round(0.02 * n, 2) for n in range(19))
 BACKWARD = FORWARD[1:15]
 CURVES = ("flooded", "level", "test_accuracy", "test_loss", "train_accuracy", "train_loss")
 CURVES += ("test_accuracy_clean", "test_loss_clean")
-CURVES += ("val_accuracy", "val_loss")  # which the policy gradient reads
-_BATCH_LOSS = 1e-4  # loss of an epoch's last batch at which the source's code begins to flood
-_MAX_DISTANCE = 1.5  # points between the source's figures and ours from which on we say so
+# The policy gradient reads these.
+CURVES += ("val_accuracy", "val_loss")
+# Loss of an epoch's last batch at which the source's code begins to flood.
+_BATCH_LOSS = 1e-4
+# Points between the source's figures and ours from which on we say so.
+_MAX_DISTANCE = 1.5
 
 
 def setting(max_epochs: int = 500) -> Problem:
     """Give the reproduction's setting: wide layers with bias and batch norm, mini-batches."""
-    data = partial(synthetic.two_gaussians, n_train=1000, n_val=100, n_test=20_000, label_noise=0.1)
-    model = partial(mlp, 10, 2, width=500, depth=4, batch_norm=True, bias=True)
-    curve = TestCurve(500, every=1)
-    return Problem(data, model, adam, batch_size=200, max_epochs=max_epochs, test_curve=curve)
+    sizes = {"n_train": 1000, "n_val": 100, "n_test": 20_000}
+    return Problem(
+        partial(synthetic.two_gaussians, **sizes, label_noise=0.1),
+        partial(mlp, 10, 2, width=500, depth=4, batch_norm=True, bias=True),
+        adam,
+        batch_size=200,
+        max_epochs=max_epochs,
+        test_curve=TestCurve(500, every=1),
+    )
 
 
 @dataclass(frozen=True)
@@ -86,10 +95,18 @@ class Plan:
     def runs(self) -> list[Run]:
         """Forward, backward, no flooding for as long as the heuristic, heuristic; seeds last."""
         longer = replace(self.problem, max_epochs=self.heuristic_epochs)
-        ways = [(self.problem, level or None) for level in self.forward]
-        ways += [(self.problem, Delayed(level, self.until_loss)) for level in self.backward]
-        ways += [(longer, None), (longer, Heuristic(until_loss=self.until_loss))]
-        return [Run(*way, seed=seed) for way, seed in product(ways, self.seeds)]
+        ways: list[tuple[Problem, Level]] = []
+        for level in self.forward:
+            # Forward from 0 is plain training.
+            ways.append((self.problem, level or None))
+        for level in self.backward:
+            ways.append((self.problem, Delayed(level, self.until_loss)))
+        ways.append((longer, None))
+        ways.append((longer, Heuristic(until_loss=self.until_loss)))
+        runs = []
+        for problem, level in ways:
+            runs += [Run(problem, level, seed=seed) for seed in self.seeds]
+        return runs
 
     @property
     def policy_seeds(self) -> tuple[int, ...]:
@@ -108,12 +125,15 @@ def plan(quick: bool = False) -> Plan:
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Search in the source's four ways and test its claims."""
     chosen = plan(quick)
-    return study(chosen if seeds is None else replace(chosen, seeds=tuple(seeds)))
+    if seeds is not None:
+        chosen = replace(chosen, seeds=tuple(seeds))
+    return study(chosen)
 
 
 def study(plan: Plan) -> Study:
     """Train a plan, the policy gradient's Runs last, and report on it."""
     records = list((yield plan.runs))
+    # An agent asks for its next training when it has seen the last.
     policies = []
     if plan.policy_seeds:
         agents = []
@@ -176,6 +196,7 @@ def _mismatches(results: Results) -> list[str]:
     """Say where our figures are far from both the source's printed ones and its logs."""
     sentences = []
     for name, row in results.rows.items():
+        # Either may be missing, and either may be near.
         figures = {"printed": kim2022_results.PUBLISHED.get(name, (None,))[0]}
         figures["in its logs"] = kim2022_results.LOGS.get(name, (None,))[0]
         accuracy = float(np.mean(row.accuracy))
@@ -216,6 +237,7 @@ def _backward_minus_forward(results: Results, name: str) -> Difference | None:
     for index in range(len(results.plain)):
         values = []
         for level, records in results.backward.items():
+            # A run that never began to flood is plain training.
             if has_started(records[index]):
                 pair = (records[index], results.forward[level][index])
                 values.append(metric_values(pair, name, 100.0))
@@ -235,12 +257,14 @@ def _enters_below(results: Results) -> Claim:
     detail = f" ({reached} of {total} runs reached their level)"
     if not reached:
         return Claim(text, None, unit, 0, detail=detail)
+    # What forward flooding does, then, for comparison, what backward flooding does.
     shares, lowest = _seed_means(forward)
     over = "lowest epoch mean of the training loss over the level"
     detail += f"; {over}: {format_mean_sd(lowest, 2)}"
     if any(after):
         shares_after, lowest_after = _seed_means(after)
-        lowest_before = format_mean_sd(_seed_means(before)[1], 2)
+        _, before_means = _seed_means(before)
+        lowest_before = format_mean_sd(before_means, 2)
         detail += (
             f"; backward: {lowest_before} before flooding begins and "
             f"{format_mean_sd(lowest_after, 2)} from there on, with "
@@ -264,23 +288,25 @@ def _on_the_heuristic(results: Results) -> list[Claim]:
     """Claim that the heuristic is better than nothing, worse than forward, and cheaper."""
     rows, begun = results.rows, kim2022_results.starts(results.heuristic)
     heuristic, longer, forward = rows["heuristic"], rows[LONGER], rows["forward"]
-    better = worse = cheaper = None
+    # Where it never began to flood there is no heuristic to judge.
+    against_plain = against_forward = cheaper = None
     if any(begun):
-        better = paired(heuristic.accuracy, longer.accuracy)
-        worse = paired(heuristic.accuracy, forward.accuracy)
+        against_plain = paired(heuristic.accuracy, longer.accuracy)
+        against_forward = paired(heuristic.accuracy, forward.accuracy)
         cheaper = paired(heuristic.seconds, forward.seconds)
     detail = f" ({format_count(begun)} heuristic runs began to flood)"
     points, seconds = "points of noisy test accuracy", "CPU seconds a seed"
-    trainings = [f"{row.epochs[0] / results.max_epochs:g}" for row in (heuristic, forward)]
-    costs = f"({trainings[0]} trainings a seed against {trainings[1]})"
+    cost = heuristic.epochs[0] / results.max_epochs
+    forward_cost = forward.epochs[0] / results.max_epochs
+    costs = f"({cost:g} trainings a seed against {forward_cost:g})"
     texts = (
         "The heuristic is better than no flooding for as long",
         "The heuristic is worse than the exhaustive forward search",
         f"The heuristic is cheaper than the forward search {costs}",
     )
     return [
-        Claim(texts[0], better, points, 1, detail=detail),
-        Claim(texts[1], worse, points, -1, detail=detail),
+        Claim(texts[0], against_plain, points, 1, detail=detail),
+        Claim(texts[1], against_forward, points, -1, detail=detail),
         Claim(texts[2], cheaper, seconds, -1, detail=detail),
     ]
 
@@ -316,17 +342,22 @@ def _stopped_minus_flooded(
     """Compare accuracies in percent by seed, in the seeds that were flooded."""
     seeds = [run_of(record).seed for record in plain]
     by_seed = dict(zip(seeds, stopped, strict=True))
-    flooded = [record for record in records if has_started(record)]
-    accuracies = metric_values(flooded, "test_accuracy", 100.0)
-    own = [by_seed[run_of(record).seed] for record in flooded]
-    return paired_or_none(list(zip(own, accuracies, strict=True)))
+    pairs = []
+    for record in kim2022_results.started_records(records):
+        accuracy = 100.0 * record.metrics["last.test_accuracy"]
+        pairs.append((by_seed[run_of(record).seed], accuracy))
+    return paired_or_none(pairs)
 
 
 def _doubt(gain: Difference) -> tuple[float, float]:
     """Give the one-sided p that a gain is not above 0, then the size of the loss."""
-    if math.isnan(gain.p):  # of a single pair
-        return float(gain.mean <= 0), -gain.mean
-    return gain.p / 2 if gain.mean > 0 else 1 - gain.p / 2, -gain.mean
+    p = gain.p / 2
+    if math.isnan(gain.p):
+        # A single pair has no p: its sign decides.
+        p = float(gain.mean <= 0)
+    elif gain.mean <= 0:
+        p = 1 - gain.p / 2
+    return p, -gain.mean
 
 
 # The archive.
@@ -352,16 +383,18 @@ class _PolicyArchive(Archive):
 
     def __init__(self, path: str | Path, plan: Plan) -> None:
         super().__init__(path)
+        # The first training of an agent has no learned weights, and is found by its Run.
         firsts = {}
         for seed in plan.policy_seeds:
             name = run_id(next(policy_gradient(plan.problem, seed=seed))[0])
             if name in self.indices:
                 firsts[seed] = self.indices[name]
+        # The later ones follow in turn.
+        n = plan.trainings
         self._rows: dict[int, range] = {}
         for seed, first in firsts.items():
             self._rows[seed] = range(first, len(self), len(firsts))
-            if len(self._rows[seed]) != plan.trainings:
-                n = plan.trainings
+            if len(self._rows[seed]) != n:
                 raise ValueError(
                     f"{path} must end with {n} trainings of each agent. Write it again."
                 )
@@ -370,10 +403,16 @@ class _PolicyArchive(Archive):
         """Look Runs up."""
         if not all(self._is_agent(run) for run in runs):
             return super().__call__(runs)
-        return [self.record_at(self._rows[run.seed][self._number(run)], run) for run in runs]
+        records = []
+        for run in runs:
+            row = self._rows[run.seed][self._number(run)]
+            records.append(self.record_at(row, run))
+        return records
 
     def __contains__(self, run: Run) -> bool:
-        return self._is_agent(run) if isinstance(run.level, Policy) else super().__contains__(run)
+        if isinstance(run.level, Policy):
+            return self._is_agent(run)
+        return super().__contains__(run)
 
     def _is_agent(self, run: Run) -> bool:
         return isinstance(run.level, Policy) and run.seed in self._rows

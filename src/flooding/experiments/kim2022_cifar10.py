@@ -21,8 +21,9 @@ from flooding.data import images
 from flooding.data.augment import crop_and_flip
 from flooding.experiments import Experiment, Study, grids
 from flooding.experiments.grids import compare_levels
-from flooding.experiments.study import Cell, LevelGrid, choose_seeds
+from flooding.experiments.study import choose_seeds
 from flooding.models import IMAGENET_MEAN_SD, Standardise, resnet_cifar
+from flooding.report.level_grid import Cell, LevelGrid
 from flooding.training.problem import Problem, TestCurve
 from flooding.training.run import Run
 
@@ -34,7 +35,8 @@ CURVES = (*grids.CURVES, "level", "test_accuracy", "test_loss")
 # it falls below 0.2 after 27 of the 80 epochs and below 0.01 after 36; at 0.001 it is 1.72 at epoch
 # 20 and 1.57 at 40, and ends at 1.54.
 LEVELS = {0.1: (0.0, 0.01, 0.02, 0.05, 0.1, 0.2), 0.001: (0.0, 1.6, 1.65, 1.7, 1.8)}
-RATES = tuple(LEVELS)  # the source's code, and its text
+# The rate of the source's code, and that of its text.
+RATES = tuple(LEVELS)
 FULL_LEVELS = (*(round(0.01 * n, 2) for n in range(11)), 0.2)
 
 
@@ -69,18 +71,24 @@ def setting(
         unlike in the source's code, where it is by mistake); SGD with momentum 0.9, batches of 128,
         no weight decay. What crops add at the borders is black.
     """
-    epochs, depth = (500, 44) if full else (80, 8)
+    # Reduced: a tenth of the images, and a network and epochs that a CPU can train.
+    epochs, depth, augment = 80, 8, None
+    all_sizes = {"n_train": 4_250, "n_val": 750}
+    if full:
+        epochs, depth, augment = 500, 44, crop_and_flip
+        all_sizes = {"n_train": 42_500, "n_val": 7_500}
     epochs = max_epochs or epochs
-    defaults = {"n_train": 42_500, "n_val": 7_500} if full else {"n_train": 4_250, "n_val": 750}
+    all_sizes |= sizes
+    milestones = (epochs // 2, epochs * 4 // 5)
     return Problem(
-        partial(images.cifar10, label_noise=0.0, standardise=False, **(defaults | sizes)),
+        partial(images.cifar10, label_noise=0.0, standardise=False, **all_sizes),
         partial(network, depth),
         partial(torch.optim.SGD, lr=rate, momentum=0.9),
         batch_size=128,
         max_epochs=epochs,
-        lr_scheduler=partial(MultiStepLR, milestones=(epochs // 2, epochs * 4 // 5), gamma=0.1),
+        lr_scheduler=partial(MultiStepLR, milestones=milestones, gamma=0.1),
         test_curve=TestCurve(2000, every=1),
-        augment=crop_and_flip if full else None,
+        augment=augment,
     )
 
 
@@ -146,7 +154,9 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None, *, full: bool
         "to the level. The learning rate falls after half and four fifths of the epochs, which "
         "shows, too."
     )
-    title = "CIFAR-10 with a residual network" + ("" if full else ", reduced")
+    title = "CIFAR-10 with a residual network"
+    if not full:
+        title += ", reduced"
     figures = {"losses": (caption, _draw_losses)}
     return compare_levels(plan, title, about, figures, search=True)
 

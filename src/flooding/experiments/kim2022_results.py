@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flooding.experiments.study import Epoch, metric_values, run_of
 from flooding.level_search.backward import has_started
 from flooding.level_search.result import SearchResult
 from flooding.levels import Delayed
 from flooding.report import search_figures
 from flooding.report.document import Table
+from flooding.report.record_metrics import Epoch, format_metric, metric_values, run_of
 from flooding.report.search_figures import Search
 from flooding.report.stats import format_count, format_mean_sd, format_median_range
 from flooding.training.record import Record, select_best
@@ -41,23 +41,34 @@ LOGS = {
     "forward, stopped": (83.3, None, None, 0.24),
 }
 LONGER = "no flooding, as long as the heuristic"
-_LAST = 50  # epochs that are averaged beside the last one, which may be a spike of batch norm
+# Epochs that are averaged beside the last one, which may be a spike of batch norm.
+_LAST = 50
 
 
 def starts(records: Iterable[Record]) -> list[bool]:
     """Tell of each training that waits for a fit whether it began to flood."""
-    waiting = [record for record in records if isinstance(run_of(record).level, Delayed)]
-    return [has_started(record) for record in waiting]
+    started = []
+    for record in records:
+        if isinstance(run_of(record).level, Delayed):
+            started.append(has_started(record))
+    return started
+
+
+def started_records(records: Iterable[Record]) -> list[Record]:
+    """List the trainings that began to flood."""
+    return [record for record in records if has_started(record)]
 
 
 @dataclass(frozen=True)
-class Row:
+class WayRow:
     """The trainings that one way of finding a level ends with, one for each seed."""
 
     records: Sequence[Record]
     at: Epoch
-    searched: Sequence[Sequence[Record]]  # for each seed, all that was trained
-    levels: Sequence[float]  # of those that were flooded
+    # For each seed, all that was trained.
+    searched: Sequence[Sequence[Record]]
+    # Levels of those that were flooded.
+    levels: Sequence[float]
 
     @property
     def accuracy(self) -> list[float]:
@@ -67,8 +78,11 @@ class Row:
     @property
     def late_accuracy(self) -> list[float]:
         """Mean test accuracy over the last epochs, in percent, of the test curve's examples."""
-        curves = [record.curves["test_accuracy"][-_LAST:] for record in self.records]
-        return [100 * float(np.nanmean(curve)) for curve in curves]
+        means = []
+        for record in self.records:
+            curve = record.curves["test_accuracy"][-_LAST:]
+            means.append(100 * float(np.nanmean(curve)))
+        return means
 
     @property
     def epochs(self) -> list[int]:
@@ -81,39 +95,47 @@ class Row:
     @property
     def seconds(self) -> list[float]:
         """Seconds of all trainings of a search."""
-        seconds = []
+        totals = []
         for records in self.searched:
-            seconds.append(sum(float(record.metadata.get("seconds", 0.0)) for record in records))
-        return seconds
+            seconds = [float(record.metadata.get("seconds", 0.0)) for record in records]
+            totals.append(sum(seconds))
+        return totals
 
     @classmethod
     def of_records(
         cls, records: Sequence[Record], at: Epoch, searched: Sequence[Sequence[Record]] = ()
-    ) -> Row:
+    ) -> WayRow:
         """Make a row of Records; without ``searched`` nothing else was trained."""
         levels = []
         for record in records:
             if run_of(record).level is not None and has_started(record):
                 levels.append(record.level or 0.0)
-        return cls(records, at, searched or [[record] for record in records], levels)
+        if not searched:
+            searched = [[record] for record in records]
+        return cls(records, at, searched, levels)
 
     @classmethod
-    def of_search(cls, search: Search, at: Epoch) -> Row:
+    def of_search(cls, search: Search, at: Epoch) -> WayRow:
         """Select a level above 0 for each seed, on the validation split."""
         candidates = [records for level, records in search.items() if level > 0]
+        # From Records by level to Records by seed.
         searched = list(zip(*candidates, strict=True))
-        return cls.of_records([select_best(records, at) for records in searched], at, searched)
+        best = [select_best(records, at) for records in searched]
+        return cls.of_records(best, at, searched)
 
     @classmethod
-    def of_policies(cls, policies: Sequence[SearchResult], plain: Sequence[Record]) -> Row:
+    def of_policies(cls, policies: Sequence[SearchResult], plain: Sequence[Record]) -> WayRow:
         """Judge each agent by its last training; by plain training where it gave up."""
         by_seed = {run_of(record).seed: record for record in plain}
-        records = []
+        records, searched, levels = [], [], []
         for policy in policies:
-            gave_up = policy.run.level is None
-            records.append(by_seed[policy.run.seed] if gave_up else policy.records[-1])
-        levels = [policy.level or 0.0 for policy in policies]
-        return cls(records, "last", [policy.records for policy in policies], levels)
+            record = policy.records[-1]
+            if policy.run.level is None:
+                record = by_seed[policy.run.seed]
+            records.append(record)
+            searched.append(policy.records)
+            levels.append(policy.level or 0.0)
+        return cls(records, "last", searched, levels)
 
 
 @dataclass(frozen=True)
@@ -122,7 +144,8 @@ class Results:
 
     forward: Search
     backward: Search
-    longer: Sequence[Record]  # no flooding, as long as the heuristic
+    # No flooding, as long as the heuristic.
+    longer: Sequence[Record]
     heuristic: Sequence[Record]
     policies: Sequence[SearchResult]
 
@@ -142,32 +165,36 @@ class Results:
         return run_of(self.plain[0]).problem.max_epochs
 
     @property
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, WayRow]:
         """The rows of the table by their names."""
         rows = {
-            "no flooding": Row.of_records(self.plain, "last"),
-            LONGER: Row.of_records(self.longer, "last"),
-            "forward": Row.of_search(self.forward, "last"),
-            "backward": Row.of_search(self.backward, "last"),
-            "heuristic": Row.of_records(self.heuristic, "last"),
+            "no flooding": WayRow.of_records(self.plain, "last"),
+            LONGER: WayRow.of_records(self.longer, "last"),
+            "forward": WayRow.of_search(self.forward, "last"),
+            "backward": WayRow.of_search(self.backward, "last"),
+            "heuristic": WayRow.of_records(self.heuristic, "last"),
         }
         if self.policies:
-            rows["policy gradient"] = Row.of_policies(self.policies, self.plain)
-        rows["no flooding, stopped"] = Row.of_records(self.plain, "best")
-        rows["forward, stopped"] = Row.of_search(self.forward, "best")
+            rows["policy gradient"] = WayRow.of_policies(self.policies, self.plain)
+        rows["no flooding, stopped"] = WayRow.of_records(self.plain, "best")
+        rows["forward, stopped"] = WayRow.of_search(self.forward, "best")
         return rows
 
 
 class Segment(NamedTuple):
     """Some epochs of a training, compared with its level."""
 
-    below: float  # share of steps strictly below the level in force
-    lowest: float  # lowest mean training loss of an epoch, over the level
+    # Share of steps strictly below the level in force.
+    below: float
+    # Lowest mean training loss of an epoch, over the level.
+    lowest: float
 
 
 def _segment(record: Record, level: float, epochs: slice) -> Segment:
-    flooded, losses = record.curves["flooded"][epochs], record.curves["train_loss"][epochs]
-    return Segment(float(flooded.mean(dtype=float)), float(losses.min()) / level)
+    """Measure some epochs of a training."""
+    shares = record.curves["flooded"][epochs]
+    losses = record.curves["train_loss"][epochs]
+    return Segment(float(shares.mean(dtype=float)), float(losses.min()) / level)
 
 
 def forward_segments(search: Search) -> list[list[Segment]]:
@@ -178,15 +205,17 @@ def forward_segments(search: Search) -> list[list[Segment]]:
             curves = record.curves
             is_below = (curves["flooded"] > 0) | (curves["train_loss"] <= level)
             if level > 0 and is_below.any():
-                segments.append(_segment(record, level, slice(max(1, is_below.argmax()), None)))
+                # The first entry of a curve is the state before training.
+                start = max(1, int(is_below.argmax()))
+                segments.append(_segment(record, level, slice(start, None)))
     return by_seed
 
 
 def backward_segments(search: Search) -> tuple[list[list[Segment]], list[list[Segment]]]:
     """Cut each training that began to flood, by seed, in two: before, and from there on."""
-    seeds = range(len(next(iter(search.values()))))
-    before: list[list[Segment]] = [[] for _ in seeds]
-    after: list[list[Segment]] = [[] for _ in seeds]
+    num_seeds = len(next(iter(search.values())))
+    before: list[list[Segment]] = [[] for _ in range(num_seeds)]
+    after: list[list[Segment]] = [[] for _ in range(num_seeds)]
     for level, records in search.items():
         for index, record in enumerate(records):
             if has_started(record):
@@ -205,26 +234,31 @@ def published_table(results: Results) -> Table:
     rows = []
     for name, row in results.rows.items():
         begun = starts(chain.from_iterable(row.searched))
-        clean = metric_values(row.records, "test_accuracy_clean", 100.0, row.at)
+        trainings = np.mean(row.epochs) / results.max_epochs
         cells: dict[str, object] = {
             "way": name,
             "noisy %": format_mean_sd(row.accuracy),
             f"noisy %, last {_LAST} epochs": "–",
-            "clean %": format_mean_sd(clean),
-            "NLL": format_mean_sd(metric_values(row.records, "test_nll", at=row.at), 3),
+            "clean %": format_metric(row.records, "test_accuracy_clean", 100.0, row.at),
+            "NLL": format_metric(row.records, "test_nll", at=row.at, digits=3),
             "level": _format_levels(row),
             "n": len(row.records),
-            "began": sum(begun) if begun else "–",
-            "never began": begun.count(False) if begun else "–",
-            "trainings": f"{np.mean(row.epochs) / results.max_epochs:g}",
+            "began": "–",
+            "never began": "–",
+            "trainings": f"{trainings:g}",
             "CPU hours": f"{np.mean(row.seconds) / 3600:.2f}",
         }
         if row.at == "last":
             cells[f"noisy %, last {_LAST} epochs"] = format_mean_sd(row.late_accuracy)
-        printed = zip(("noisy %", "level"), PUBLISHED.get(name, (None,) * 2), strict=True)
-        logs = zip(("noisy %", "clean %", "NLL", "level"), LOGS.get(name, (None,) * 4), strict=True)
-        cells |= {f"printed: {column}": _format_figure(figure) for column, figure in printed}
-        cells |= {f"logs: {column}": _format_figure(figure) for column, figure in logs}
+        # Only some ways wait for a fit.
+        if begun:
+            cells["began"] = sum(begun)
+            cells["never began"] = begun.count(False)
+        # Beside ours, the source's figures: those it printed, and those of its logs.
+        printed = PUBLISHED.get(name, (None,) * 2)
+        logs = LOGS.get(name, (None,) * 4)
+        cells |= _source_cells("printed", ("noisy %", "level"), printed)
+        cells |= _source_cells("logs", ("noisy %", "clean %", "NLL", "level"), logs)
         rows.append(cells)
     title = "Ways to a level, mean ± standard deviation over n seeds"
     note = (
@@ -242,20 +276,29 @@ def published_table(results: Results) -> Table:
     return Table.from_dicts("published", title, rows, note)
 
 
-def _format_figure(figure: float | None) -> str:
-    return "–" if figure is None else f"{figure:g}"
+def _source_cells(
+    origin: str, columns: Sequence[str], figures: Sequence[float | None]
+) -> dict[str, str]:
+    """Write figures of the source, a dash where it has none."""
+    cells = {}
+    for column, figure in zip(columns, figures, strict=True):
+        cells[f"{origin}: {column}"] = "–" if figure is None else f"{figure:g}"
+    return cells
 
 
-def _format_levels(row: Row) -> str:
+def _format_levels(row: WayRow) -> str:
     """Write the levels of a row, and how many of its Records waited and were never flooded."""
-    parts = [format_median_range(row.levels)] if row.levels else []
+    parts = []
+    if row.levels:
+        parts.append(format_median_range(row.levels))
     never = starts(row.records).count(False)
     if never:
         parts.append(f"{never} of {len(row.records)} never flooded: plain training")
     return "; ".join(parts) or "–"
 
 
-_METRICS = {  # the metric, its factor, its digits
+# For each column the metric, its factor and its digits.
+_METRICS = {
     "training accuracy %": ("train_accuracy", 100.0, 1),
     "noisy %": ("test_accuracy", 100.0, 1),
     "clean %": ("test_accuracy_clean", 100.0, 1),
@@ -268,10 +311,12 @@ def levels_table(results: Results) -> Table:
     rows = []
     for level, records in results.forward.items():
         late = results.backward.get(level, [])
-        begun = [record for record in late if has_started(record)]
+        begun = started_records(late)
         cells = {"level": f"{level:g}"}
         cells |= _measure(records, "forward") | _measure(begun, "backward")
-        cells["backward: began"] = f"{len(begun)} of {len(late)}" if late else "–"
+        cells["backward: began"] = "–"
+        if late:
+            cells["backward: began"] = f"{len(begun)} of {len(late)}"
         rows.append(cells)
     n = len(results.plain)
     title = f"Each level, forward and backward, mean ± standard deviation, n = {n}"
@@ -286,7 +331,7 @@ def _measure(records: Sequence[Record], way: str) -> dict[str, str]:
     """Write the metrics of one search at one level."""
     cells = {}
     for title, (name, scale, digits) in _METRICS.items():
-        cells[f"{way}: {title}"] = format_mean_sd(metric_values(records, name, scale), digits)
+        cells[f"{way}: {title}"] = format_metric(records, name, scale, digits=digits)
     flooded = [100 * float(record.curves["flooded"][1:].mean()) for record in records]
     return cells | {f"{way}: steps flooded %": format_mean_sd(flooded)}
 
@@ -300,7 +345,7 @@ def draw_figures(results: Results) -> dict[str, tuple[str, Callable[[], Figure]]
     count = f"{format_count(starts(all_backward))} runs, those that began to flood"
     backward: dict[float, Sequence[Record]] = {0.0: results.plain}
     for level, records in results.backward.items():
-        begun = [record for record in records if has_started(record)]
+        begun = started_records(records)
         if begun:
             backward[level] = begun
     rise = "Accuracies below those after a twentieth of the epochs are not shown."
@@ -310,6 +355,7 @@ def draw_figures(results: Results) -> dict[str, tuple[str, Callable[[], Figure]]
     )
     forward = partial(search_figures.search_curves, results.forward)
     figures = {"forward": (f"Forward: a line for each level. {lines}", forward)}
+    # Without a run that began to flood there is nothing to see of the backward search.
     if len(backward) > 1:
         figures["backward"] = (
             f"Backward, {count}. {lines}",
@@ -324,7 +370,7 @@ def draw_figures(results: Results) -> dict[str, tuple[str, Callable[[], Figure]]
             caption,
             partial(search_figures.training_accuracies, common, backward),
         )
-    flooded = [record for record in results.heuristic if has_started(record)]
+    flooded = started_records(results.heuristic)
     if flooded:
         count = f"{len(flooded)} of {len(results.heuristic)} runs, those that began to flood"
         caption = f"The heuristic's level and losses, {count}. Epochs count from there."

@@ -75,13 +75,17 @@ class LevelBenchmark:
                 f"the level benchmark has no seed {run.seed}, level {run.level} of this problem."
             )
         table = self._tables[run.seed]
-        level = round(100 * run.level) if isinstance(run.level, float) else 0
+        # Axes of the file: tasks, noises, levels in steps of 0.01.
+        level = 0
+        if isinstance(run.level, float):
+            level = round(100 * run.level)
         index = (list(TASKS).index(cell.task), NOISES.index(cell.noise), level)
         curves = {
             "train_loss": table["train_loss"][index].astype(np.float32),
             "val_loss": table["val_loss"][index].astype(np.float32),
             "val_accuracy": table["val_right"][index].astype(np.float32) / 100,
         }
+        # The metrics at an epoch: points of the curves, and test metrics.
         metrics = {"epochs": 500.0}
         for at in ("last", "best"):
             epoch = int(table[f"{at}_epoch"][index])
@@ -115,14 +119,16 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check(table: dict[str, np.ndarray]) -> None:
-    known = {*SHAPES, *_AXES, "told"}
-    if unknown := sorted(set(table) - known):
+    unknown = sorted(set(table) - {*SHAPES, *_AXES, "told"})
+    if unknown:
         raise ValueError(f"it holds {unknown[0][:100]}, which is unknown")
     # The numbers must have the shape of the grid, and the grid must be the one of this code.
-    shapes = {name: values.shape for name, values in table.items() if values.dtype.kind in "fu"}
     for name, shape in SHAPES.items():
-        if shapes.get(name) != shape:
-            raise ValueError(f"{name} must be numbers of shape {shape}, got {shapes.get(name)}")
+        actual = None
+        if name in table and table[name].dtype.kind in "fu":
+            actual = table[name].shape
+        if actual != shape:
+            raise ValueError(f"{name} must be numbers of shape {shape}, got {actual}")
     for name, values in _AXES.items():
         if name not in table or table[name].tolist() != values:
             raise ValueError(f"its {name} must be {values}")

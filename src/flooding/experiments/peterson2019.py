@@ -16,14 +16,25 @@ import numpy as np
 from flooding.data import images
 from flooding.experiments import Experiment, Study, study
 from flooding.experiments.grids import CURVES
-from flooding.experiments.study import Epoch, LevelGrid
 from flooding.level_search.advisor import advise, bayes_error
 from flooding.level_search.result import LevelEstimate
 from flooding.models import small_cnn
 from flooding.report.claims import Claim, Sentences, judge
 from flooding.report.document import Report, Table
 from flooding.report.level_figures import LevelPanel, accuracy_and_nll
+from flooding.report.level_grid import Cell, LevelGrid
 from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import (
+    Epoch,
+    format_flooded,
+    format_levels,
+    format_metric,
+    format_percent_range,
+    fraction_until_below,
+    is_early,
+    is_reached,
+    metric_values,
+)
 from flooding.report.stats import format_mean_sd, paired
 from flooding.tasks import adam
 from flooding.training.problem import Problem
@@ -34,13 +45,16 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPERIMENT", "LEVELS", "counts", "setting", "start"]
 
-LEVELS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.4, 0.8, 1.2, 1.6)  # nats; fixed beforehand
-PEOPLE = (47, 63)  # fewest and most labels an image has (Peterson et al., section 3)
+# In nats; fixed beforehand.
+LEVELS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.4, 0.8, 1.2, 1.6)
+# Fewest and most labels an image has (Peterson et al., section 3).
+PEOPLE = (47, 63)
 
 
 def setting(max_epochs: int = 60, **sizes: int) -> Problem:
     """Give the setting: a small convolutional network, Adam at 0.001, batches of 100."""
-    data, model = partial(images.cifar10h, **sizes), partial(small_cnn, channels=3, size=32)
+    data = partial(images.cifar10h, **sizes)
+    model = partial(small_cnn, channels=3, size=32)
     return Problem(data, model, adam, batch_size=100, max_epochs=max_epochs)
 
 
@@ -78,27 +92,37 @@ def counts(shares: np.ndarray) -> np.ndarray:
 
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train all levels on one person's label an image; compare with what labels say beforehand."""
-    problem = setting(20, n_train=400, n_val=200) if quick else setting()
-    levels = (0.0, 0.1, 0.4) if quick else LEVELS
-    cell = study.Cell("CIFAR-10H", problem, levels, study.choose_seeds(seeds, 2 if quick else 5))
+    problem, levels = setting(), LEVELS
+    if quick:
+        problem = setting(20, n_train=400, n_val=200)
+        levels = (0.0, 0.1, 0.4)
+    chosen = study.choose_seeds(seeds, 2 if quick else 5)
+    cell = Cell("CIFAR-10H", problem, levels, chosen)
     records = yield cell.runs
-    return _report(study.level_grids([cell], records)[0], images.human_labels(), records)
+    grid = study.level_grids([cell], records)[0]
+    return _report(grid, images.human_labels(), records)
 
 
 class _Advice(NamedTuple):
     """What is known about the level beforehand."""
 
-    estimates: dict[str, LevelEstimate]  # of people's labels, and of one plain training
-    irreducible_loss: float  # the entropy of people's labels, in nats
-    lowest_loss: float  # lowest validation loss of plain training, mean over seeds, in nats
-    error: float  # Bayes error of people's labels
+    # By name: estimates from people's labels, and from one plain training.
+    estimates: dict[str, LevelEstimate]
+    # The entropy of people's labels, in nats.
+    irreducible_loss: float
+    # Lowest validation loss of plain training, mean over seeds, in nats.
+    lowest_loss: float
+    # Bayes error of people's labels.
+    error: float
 
 
 def _advise(grid: LevelGrid, shares: np.ndarray) -> _Advice:
+    """Ask the advisor, first about people's labels, then about plain training."""
     losses = [np.nanmin(plain.curves["val_loss"]) for plain in grid.at(0.0)]
     lowest, error = float(np.mean(losses)), bayes_error(shares)
     of_people = advise(soft_labels=shares, repeated_labels=counts(shares), label_noise=error)
-    estimates = {some.name: some for some in (*of_people, *advise(lowest_val_loss=lowest))}
+    of_training = advise(lowest_val_loss=lowest)
+    estimates = {some.name: some for some in (*of_people, *of_training)}
     return _Advice(estimates, _nats(estimates["soft labels"]), lowest, error)
 
 
@@ -166,13 +190,13 @@ def _levels(grid: LevelGrid) -> Table:
         records = grid.at(level)
         rows.append({
             "level": f"{level:g}" if level else "plain",
-            "flooded %": _flooded(records, "last") if level else "–",
-            "flooded %, stopped": _flooded(records, "best") if level else "–",
+            "flooded %": _flooded(records, level, "last"),
+            "flooded %, stopped": _flooded(records, level, "best"),
             "accuracy %": format_mean_sd(_accuracies(records)),
             "accuracy %, stopped": format_mean_sd(_accuracies(records, "best")),
-            "NLL": study.format_metric(records, "test_nll", digits=3),
-            "NLL, stopped": study.format_metric(records, "test_nll", at="best", digits=3),
-            "divergence": study.format_metric(records, "test_kl_to_posterior", digits=3),
+            "NLL": format_metric(records, "test_nll", digits=3),
+            "NLL, stopped": format_metric(records, "test_nll", at="best", digits=3),
+            "divergence": format_metric(records, "test_kl_to_posterior", digits=3),
         })
     title = f"Test results, last epoch and best validation epoch, n = {len(grid.records)}"
     note = (
@@ -182,18 +206,23 @@ def _levels(grid: LevelGrid) -> Table:
     return Table.from_dicts("levels", title, rows, note)
 
 
-def _flooded(records: Sequence[Record], at: Epoch) -> str:
+def _flooded(records: Sequence[Record], level: float, at: Epoch) -> str:
     """Write the share of flooded steps, and how many seeds reached the level if not all did."""
-    shares = study.format_flooded(records, at)
-    count = sum(study.is_reached(record, at) for record in records)
+    if not level:
+        return "–"
+    shares = format_flooded(records, at)
+    count = sum(is_reached(record, at) for record in records)
     if count == len(records):
         return shares
-    return f"{shares}: {count} of {len(records)} seeds" if count else f"{shares}: not tested"
+    if not count:
+        return f"{shares}: not tested"
+    return f"{shares}: {count} of {len(records)} seeds"
 
 
 def _describe_labels(grid: LevelGrid, advice: _Advice) -> Sentences:
     """Say what people's labels tell, and whether the levels are tested."""
-    sentences, limit, lowest = Sentences([], []), advice.irreducible_loss, advice.lowest_loss
+    sentences = Sentences([], [])
+    limit, lowest = advice.irreducible_loss, advice.lowest_loss
     soft, again = advice.estimates["soft labels"], advice.estimates["repeated labels"]
     sentences.findings.append(
         f"People's labels: Bayes error {advice.error:.4f}, irreducible loss {limit:.4f} nats "
@@ -205,18 +234,17 @@ def _describe_labels(grid: LevelGrid, advice: _Advice) -> Sentences:
         f"the irreducible loss (n = {len(grid.records)} seeds)."
     )
     largest = grid.cell.levels[-1]
-    fractions = study.fraction_until_below(grid.at(0.0), largest)
-    is_early = all(fraction < 0.5 for fraction in fractions)
-    if is_early:
-        when = f"after {study.format_percent_range(fractions)} of the epochs"
-        sentence = f"Plain training is below the largest level, {largest:g}, {when}."
-    else:
-        when = "before half of the epochs"
-        sentence = f"Plain training is not below the largest level, {largest:g}, {when}."
-    sentences.add(is_early, sentence)
-    untested = [level for level in grid.cell.levels[1:] if level not in _tested_levels(grid)]
+    fractions = fraction_until_below(grid.at(0.0), largest)
+    early = is_early(fractions)
+    verb, when = "is not", "before half of the epochs"
+    if early:
+        verb, when = "is", f"after {format_percent_range(fractions)} of the epochs"
+    sentences.add(early, f"Plain training {verb} below the largest level, {largest:g}, {when}.")
+    # A level that some seed did not reach is no level for the comparisons.
+    tested = _tested_levels(grid)
+    untested = [level for level in grid.cell.levels[1:] if level not in tested]
     if untested:
-        levels = study.format_levels(untested)
+        levels = format_levels(untested)
         sentences.findings.append(f"Not reached by every seed, and so not tested: {levels}.")
     return sentences
 
@@ -232,10 +260,12 @@ def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> Non
     # Only levels that every seed reached, divided by what is said about them.
     levels, limit = _tested_levels(grid), advice.irreducible_loss
     low = advice.estimates["0.7 x lowest validation loss"].low
-    below = [level for level in levels if level <= limit]
-    above = [level for level in levels if level > limit]
-    inside = [level for level in levels if low <= level <= advice.lowest_loss]
-    outside = [level for level in levels if level not in inside]
+    below, above, inside, outside = [], [], [], []
+    for level in levels:
+        by_limit = below if level <= limit else above
+        by_limit.append(level)
+        by_range = inside if low <= level <= advice.lowest_loss else outside
+        by_range.append(level)
     limit_text = "Levels up to the irreducible loss are better than those above it"
     range_text = "Levels of 0.25 to 1 times the lowest validation loss are better than others"
     comparisons: list[tuple[str, list[float], list[float], Epoch]] = [
@@ -244,6 +274,7 @@ def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> Non
         (f"{range_text} (our advisor)", inside, outside, "last"),
         ("Flooding's last epoch is better than plain early stopping", levels, [0.0], "best"),
     ]
+    # All comparisons are tested together.
     claims = []
     for text, a, b, at in comparisons:
         # A group may be empty, such as that of levels above the irreducible loss.
@@ -261,26 +292,31 @@ def _pick_levels(grid: LevelGrid, levels: Sequence[float]) -> list[Record]:
 
 def _claims(text: str, a: Sequence[Record], b: Sequence[Record], at: Epoch) -> list[Claim]:
     """Claim that trainings, at their last epoch, are better than others of the same seeds."""
-    levels = study.format_levels(record.level or 0.0 for record in a)
-    others = study.format_levels(record.level or 0.0 for record in b)
-    detail = f"; chosen {levels} against {others}"
+    detail = f"; chosen {_format_chosen(a)} against {_format_chosen(b)}"
     accuracy = paired(_accuracies(a), _accuracies(b, at))
-    saved = study.metric_values(a, "test_nll", -1.0)
-    nll = paired(saved, study.metric_values(b, "test_nll", -1.0, at))
+    saved = metric_values(a, "test_nll", -1.0)
+    nll = paired(saved, metric_values(b, "test_nll", -1.0, at))
     return [
         Claim(text, accuracy, "points of accuracy", detail=detail),
         Claim(text, nll, "nats of NLL saved", digits=3, detail=detail),
     ]
 
 
+def _format_chosen(records: Sequence[Record]) -> str:
+    """List the levels of several Records; 0 is plain training."""
+    return format_levels(record.level or 0.0 for record in records)
+
+
 def _accuracies(records: Sequence[Record], at: Epoch = "last") -> list[float]:
     """Test accuracies in percent, against the official labels."""
-    return study.metric_values(records, "test_accuracy_clean", 100.0, at)
+    return metric_values(records, "test_accuracy_clean", 100.0, at)
 
 
 def _draw(grid: LevelGrid, advice: _Advice) -> Figure:
-    accuracy, nll = grid.curve("test_accuracy_clean", 100.0), grid.curve("test_nll")
-    panel = LevelPanel(grid.cell.title, grid.cell.levels, accuracy, nll)
+    cell = grid.cell
+    accuracy = grid.curve("test_accuracy_clean", 100.0)
+    nll = grid.curve("test_nll")
+    panel = LevelPanel(cell.title, cell.levels, accuracy, nll)
     advised = (0.25 * advice.lowest_loss, advice.lowest_loss)
     return accuracy_and_nll(panel, advice.irreducible_loss, advised)
 

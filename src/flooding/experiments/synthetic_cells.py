@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from flooding.data import synthetic
-from flooding.experiments.study import Cell
+from flooding.report.level_grid import Cell
 from flooding.tasks import ishida2020_problem
 
-TASKS = {  # the data and its number of inputs
+# For each task its data and its number of inputs.
+TASKS = {
     "two-gaussians": (synthetic.two_gaussians, 10),
     "sinusoid": (synthetic.sinusoid, 2),
     "spiral": (synthetic.spiral, 2),
@@ -58,8 +59,14 @@ def cells(quick: bool = False) -> list[SyntheticCell]:
     Returns:
         Tasks, then noises.
     """
-    sizes = ((0.0, 0.05, 0.15, 0.3), (0, 1), 150) if quick else (LEVELS, range(10), 500)
-    return [synthetic_cell(task, noise, *sizes) for task in TASKS for noise in NOISES]
+    sizes = (LEVELS, range(10), 500)
+    if quick:
+        sizes = ((0.0, 0.05, 0.15, 0.3), (0, 1), 150)
+    plan = []
+    for task in TASKS:
+        for noise in NOISES:
+            plan.append(synthetic_cell(task, noise, *sizes))
+    return plan
 
 
 def best_accuracy(task: str, noise: float) -> float:
@@ -68,4 +75,5 @@ def best_accuracy(task: str, noise: float) -> float:
         return 100 * synthetic.two_gaussians_best_accuracy(noise)
     if task == "spiral":
         return 100 * synthetic.spiral_best_accuracy(noise)
-    return 100 * (1 - noise)  # the clean labels of Sinusoid are certain
+    # The clean labels of Sinusoid are certain.
+    return 100 * (1 - noise)

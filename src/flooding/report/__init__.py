@@ -1,1 +1,1 @@
-"""Records as pictures."""
+"""Reports: statistics, claims, tables and figures of Records."""

@@ -61,7 +61,9 @@ class Judgement(NamedTuple):
         if math.isnan(self.p):
             return "cannot be tested"
         # The opposite was not planned: the hardest of several rivals was picked.
-        return "the opposite holds" if self.p * self.claim.rivals < 0.05 else "not shown"
+        if self.p * self.claim.rivals < 0.05:
+            return "the opposite holds"
+        return "not shown"
 
     @property
     def sentence(self) -> str:
@@ -69,7 +71,10 @@ class Judgement(NamedTuple):
         claim, difference = self.claim, self.claim.difference
         if difference is None:
             return f"{claim.text}: cannot be judged{claim.detail}."
-        p = "" if math.isnan(self.p) else f", p {format_p(self.p)}"
+        # A single pair has no p.
+        p = ""
+        if not math.isnan(self.p):
+            p = f", p {format_p(self.p)}"
         size = f"{difference.format(claim.digits)} {claim.unit}, n = {difference.n}{p}"
         return f"{claim.text}: {self.verdict}; {size}{claim.detail}."
 
@@ -93,7 +98,10 @@ class Sentences(NamedTuple):
 
     def add(self, holds: bool, sentence: str) -> None:
         """Add a sentence to one of the lists."""
-        (self.findings if holds else self.failures).append(sentence)
+        if holds:
+            self.findings.append(sentence)
+        else:
+            self.failures.append(sentence)
 
 
 def split_by_verdict(judgements: Sequence[Judgement]) -> Sentences:

@@ -71,6 +71,7 @@ def _draw_levels(axes: Axes, panel: CurvePanel, levels: Sequence[float]) -> None
     shades = colormaps["viridis"](np.linspace(0.0, 0.85, max(len(levels) - 1, 1)))
     colours = [PALETTE["plain"], *shades]
     for level, curves in panel.curves.items():
+        # Colour and dashes go by the level, so that it looks the same in every panel.
         index = levels.index(level)
         epochs = np.flatnonzero(np.isfinite(curves).all(0))
         label = f"level {level:g}" if level else "without flooding"
@@ -88,7 +89,9 @@ def _set_log(panels: Sequence[Axes]) -> None:
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
     # A band may reach below 0, which such an axis cannot show.
-    lowest = [np.min(line.get_ydata()) for axes in panels for line in axes.get_lines()]
+    lowest = []
+    for axes in panels:
+        lowest += [np.min(line.get_ydata()) for line in axes.get_lines()]
     panels[0].set_ylim(bottom=0.8 * float(min(lowest)))
 
 
@@ -145,6 +148,7 @@ def _draw_pair(axes: Axes, pairs: PairedRecords, name: str, log: bool) -> None:
     for label, colour, records in pairs.groups:
         curves = np.array([record.curves[name].astype(float) for record in records])
         epochs = np.flatnonzero(np.isfinite(curves).all(0))
+        # The state before training would stretch a logarithmic axis.
         epochs = epochs[epochs > 0]
         draw_band(axes, epochs, curves[:, epochs], color=colour, log=log, label=label, lw=1.5)
     if log:

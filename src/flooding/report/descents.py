@@ -29,8 +29,10 @@ CRITERION = (
     "more than d and more than (M − m1) / 20."
 )
 
-_PARTS = 20  # a twentieth, 5 %: dividing is exact where multiplying by 0.05 is not
-_NEAR = 10  # points that are averaged at the end and around the peak
+# A twentieth, 5 %: dividing is exact where multiplying by 0.05 is not.
+_PARTS = 20
+# Points that are averaged at the end and around the peak.
+_NEAR = 10
 
 
 class Point(NamedTuple):
@@ -87,7 +89,8 @@ class Descents(NamedTuple):
         """Whether the averages around the peak and at the end show the second descent too."""
         if self.peak is None or self.second is None:
             return False
-        return self.crest - self.end > max(self.step, (self.peak.value - self.first.value) / _PARTS)
+        rise = self.peak.value - self.first.value
+        return self.crest - self.end > max(self.step, rise / _PARTS)
 
 
 def find_descents(curve: np.ndarray, epochs: np.ndarray) -> Descents:
@@ -118,14 +121,16 @@ def find_descents(curve: np.ndarray, epochs: np.ndarray) -> Descents:
         (None, None)
     """
     curve = np.asarray(curve, np.float64)
-    measured = np.isfinite(curve)
-    if np.shape(epochs) != curve.shape or curve.ndim != 1 or not measured.any():
-        shapes = f"{list(curve.shape)} with {measured.sum()} finite, and {list(np.shape(epochs))}"
+    is_measured = np.isfinite(curve)
+    if np.shape(epochs) != curve.shape or curve.ndim != 1 or not is_measured.any():
+        shapes = (
+            f"{list(curve.shape)} with {is_measured.sum()} finite, and {list(np.shape(epochs))}"
+        )
         raise ValueError(
             "a curve must be [points], some finite, with an epoch for each, "
             f"got {shapes}. Set a test_curve."
         )
-    values, epochs = curve[measured], np.asarray(epochs)[measured]
+    values, epochs = curve[is_measured], np.asarray(epochs)[is_measured]
     step, end = float(values[0] - values.min()) / _PARTS, float(values[-_NEAR:].mean())
 
     def point(index: int) -> Point:
@@ -151,7 +156,9 @@ def _first_minimum(values: np.ndarray, step: float) -> int | None:
     lowest = np.minimum.accumulate(values)
     # Nothing rises from the start itself: there must have been a descent.
     is_risen = (values - lowest > step) & (values[0] - lowest > step)
-    return int(values[: is_risen.argmax()].argmin()) if is_risen.any() else None
+    if not is_risen.any():
+        return None
+    return int(values[: is_risen.argmax()].argmin())
 
 
 def _largest_fall(values: np.ndarray) -> tuple[int, int]:

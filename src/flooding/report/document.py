@@ -70,15 +70,17 @@ class Table:
 
     def markdown(self) -> str:
         """Write it as GitHub's markdown, title above and note below."""
-        note = ["", _text(self.note)] if self.note else []
         lines = [
             f"**{_text(self.title)}**",
             "",
             _line(self.columns),
             _line(["---"] * len(self.columns)),
         ]
-        lines += [_line(row) for row in self.rows]
-        return "\n".join([*lines, *note]) + "\n"
+        for row in self.rows:
+            lines.append(_line(row))
+        if self.note:
+            lines += ["", _text(self.note)]
+        return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
         """Write it as CSV, without title and note."""
@@ -119,6 +121,7 @@ class Report:
         Returns:
             Markdown with the failures first.
         """
+        # What failed comes first, before tables and figures.
         parts = [f"# {_text(self.title)}", _without_html(self.about)]
         for heading, sentences in (("Not reproduced", self.failures), ("Found", self.findings)):
             if sentences:
@@ -126,7 +129,8 @@ class Report:
                 parts += [f"## {heading}", "\n".join(items)]
         if self.tables:
             parts.append("## Tables")
-            parts += [table.markdown().rstrip("\n") for table in self.tables]
+            for table in self.tables:
+                parts.append(table.markdown().rstrip("\n"))
         if self.figures:
             parts.append("## Figures")
             for figure, (text, _) in self.figures.items():

@@ -50,17 +50,18 @@ def loss_planes(problem: Problem, level: float) -> Figure:
         A figure of two panels.
     """
     steps = np.linspace(-1, 1, 31)
-    planes = [_loss_plane(Run(problem, own), steps) for own in (None, level)]
-    lowest, highest = min(map(np.min, planes)), max(map(np.max, planes))
+    all_losses = [_loss_plane(Run(problem, own), steps) for own in (None, level)]
+    # One scale of heights for both panels.
+    lowest, highest = min(map(np.min, all_losses)), max(map(np.max, all_losses))
     shades = np.log10(np.geomspace(lowest, highest, 25))
     with new_figure(9.0, 4.2) as figure:
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         titles = ("Without flooding", f"Flooded at {level:g}")
         filled = []
-        for axes, plane, title in zip(panels, planes, titles, strict=True):
-            heights = np.log10(plane.T)
+        for axes, losses, title in zip(panels, all_losses, titles, strict=True):
+            heights = np.log10(losses.T)
             filled.append(axes.contourf(steps, steps, heights, levels=shades, cmap="viridis"))
-            axes.contour(steps, steps, plane.T, levels=[level], colors="white", linewidths=1.5)
+            axes.contour(steps, steps, losses.T, levels=[level], colors="white", linewidths=1.5)
             axes.plot(0, 0, "*", color="white", ms=12)
             axes.set(title=title, xlabel="Step along one direction")
         panels[0].set_ylabel("Step along another")
@@ -96,6 +97,7 @@ def loss_surface(problem: Problem, level: float) -> Figure:
     Returns:
         A figure of one panel.
     """
+    # Train both ways, and span the plane by the iterates of the backward one.
     forward = _iterates(Run(problem, level))
     backward = _iterates(Run(problem, Delayed(level, until_accuracy=1.0)))
     origin = backward[-1]
@@ -106,6 +108,7 @@ def loss_surface(problem: Problem, level: float) -> Figure:
     low, high = points.min(0), points.max(0)
     margin = 0.15 * (high - low)
     x, y = np.linspace(low - margin, high + margin, 41).T
+    # The heights of the surface are losses at points of the plane.
     model, data = problem.build(0), problem.splits(0).train
     nn.utils.vector_to_parameters(origin, model.parameters())
     heights = landscape(
@@ -124,6 +127,7 @@ def loss_surface(problem: Problem, level: float) -> Figure:
             axes.plot(*path[::10].T, ".", color=colour, ms=4, label=label)
             axes.plot(*path[0], "s", color=colour, ms=7)
             axes.plot(*path[-1], "*", color=colour, ms=12)
+        # Entries of the legend that belong to both paths.
         axes.plot([], [], color="black", lw=2, label=f"training loss {level:g}")
         axes.plot([], [], "s", color="0.4", label="first weights")
         axes.plot([], [], "*", color="0.4", label="last weights")

@@ -63,6 +63,7 @@ def accuracy_grid(panels: Sequence[LevelPanel], columns: int) -> Figure:
     with new_figure(9.0, 8.0) as figure:
         grid = figure.subplots(len(panels) // columns, columns, sharex=True, sharey="row")
         for axes, panel in zip(grid.flat, panels, strict=True):
+            # The levels of such a grid are evenly spaced: the axis is in nats.
             _draw_curve(axes, np.array(panel.levels), panel.accuracy)
             axes.axhline(panel.ceiling, color="0.6", ls=":", label="best possible")
             # A tick at the lower edge for each seed.
@@ -121,6 +122,7 @@ def accuracy_and_nll(
         labels = ("Test accuracy (%)", "Test NLL (nats)")
         for axes, curve, label in zip(grid, (panel.accuracy, panel.nll), labels, strict=True):
             assert curve is not None
+            # What is known beforehand lies behind what was measured.
             axes.axvspan(*advised, color="0.92", label="0.25 to 1 x lowest validation loss")
             axes.axvline(irreducible_loss, color="0.3", lw=1, label="irreducible loss")
             _draw_curve(axes, np.array(panel.levels), curve, marker="o")
@@ -140,7 +142,9 @@ def _draw_curve(
     """Draw a metric at the last epoch, and that of plain training with early stopping."""
     blue = PALETTE["flooded"]
     draw_band(axes, x, curve.values, color=blue, label="last epoch", marker=marker)
+    # Marks: open where the level was never reached, so that nothing was flooded.
+    means = curve.values.mean(0)
     for index, is_full in enumerate(is_tested):
-        mean, face = curve.values.mean(0)[index], blue if is_full else "white"
-        axes.plot([x[index]], [mean], "o", color=blue, mfc=face, ms=5)
+        face = blue if is_full else "white"
+        axes.plot([x[index]], [means[index]], "o", color=blue, mfc=face, ms=5)
     axes.axhline(curve.stopped, color=PALETTE["plain"], ls="--", label="plain, early stopping")

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from flooding.report import stats
+from flooding.report.claims import Sentences
 from flooding.report.document import Report, Table
 from flooding.report.provenance import describe_provenance
 from flooding.report.rank_figures import mean_ranks
@@ -19,28 +20,35 @@ from flooding.training.record import Record, validation_key
 
 __all__ = ["BUDGET", "Pick", "Results", "late_band", "make_report"]
 
-BUDGET = 4  # trainings for each method, problem and seed
-_LATE = 0.1  # share of the epochs, the last, over which the band of the training loss is taken
+# Trainings for each method, problem and seed.
+BUDGET = 4
+# Share of the epochs, the last, over which the band of the training loss is taken.
+_LATE = 0.1
 _FLOODING = ("flooding", "flooding + early stopping")
 _UNTUNED = {"plain", "early stopping"}
-_OTHER_LOSS = {"label smoothing", "dropout"}  # their training loss is no plain one
-_METRICS = {  # title, digits
+# Methods whose training loss is not the plain one.
+_OTHER_LOSS = {"label smoothing", "dropout"}
+# For each metric its title and its digits.
+_METRICS = {
     "accuracy": ("Test accuracy in %", 1),
     "nll": ("Test NLL in nats", 3),
     "brier": ("Test Brier score", 3),
     "ece": ("Test ECE", 3),
     "over_confidence": ("Over-confidence: mean confidence minus accuracy", 3),
 }
-_Gains: TypeAlias = dict[str, tuple[Difference, float]]  # by rival: the gain, its corrected p
+# By rival, the gain and its corrected p.
+_Gains: TypeAlias = dict[str, tuple[Difference, float]]
 
 
 class Pick(NamedTuple):
     """What validation picked for a method on a problem with a seed."""
 
     record: Record
-    at: Literal["best", "last"]  # the epoch it is judged at
+    # The epoch it is judged at.
+    at: Literal["best", "last"]
     setting: str
-    tried: tuple[Record, ...]  # the trainings of all settings
+    # The trainings of all settings.
+    tried: tuple[Record, ...]
 
     def metric(self, name: str) -> float:
         """Give a metric at the epoch of the pick."""
@@ -50,15 +58,20 @@ class Pick(NamedTuple):
         """Give a test metric on clean labels where there are any, accuracy in percent."""
         metrics, name = self.record.metrics, f"{self.at}.test_{name}"
         value = metrics.get(f"{name}_clean", metrics.get(name, math.nan))
-        return 100.0 * value if name.endswith("accuracy") else value
+        if name.endswith("accuracy"):
+            return 100.0 * value
+        return value
 
 
 class Results(NamedTuple):
     """The picks of a study."""
 
-    picks: Mapping[tuple[str, str, int], Pick]  # by method, problem and seed
-    methods: list[str]  # that every problem has
-    names: list[str]  # of the problems
+    # By method, problem and seed.
+    picks: Mapping[tuple[str, str, int], Pick]
+    # Methods that have settings on every problem.
+    methods: list[str]
+    # Names of the problems.
+    names: list[str]
     seeds: list[int]
 
     @property
@@ -79,29 +92,48 @@ class Results(NamedTuple):
         values = [pick.test_metric(metric) for pick in self.of(method)]
         return np.reshape(values, (len(self.names), len(self.seeds)))
 
+    def losses(self, method: str, name: str) -> np.ndarray:
+        """Give a loss of all picks of a method, ``[cases]``."""
+        return np.array([pick.metric(name) for pick in self.of(method)])
+
+    def mean(self, method: str, metric: str) -> float:
+        """Give a test metric, averaged over problems and seeds."""
+        return float(self.values(method, metric).mean())
+
+    def accuracies(self, method: str) -> list[float]:
+        """Give the accuracy on each problem, averaged over its seeds."""
+        return self.values(method, "accuracy").mean(1).tolist()
+
     def gain(self, method: str, rival: str) -> Difference:
         """Compare accuracies over problems, each averaged over seeds, or over seeds of one."""
-        axis = 1 if len(self.names) > 1 else 0
-        a = self.values(method, "accuracy").mean(axis).tolist()
-        return stats.paired(a, self.values(rival, "accuracy").mean(axis).tolist())
+        if len(self.names) > 1:
+            return stats.paired(self.accuracies(method), self.accuracies(rival))
+        a, b = self.values(method, "accuracy")[0], self.values(rival, "accuracy")[0]
+        return stats.paired(a.tolist(), b.tolist())
+
+    def gains_by_problem(self, method: str, rival: str) -> list[Difference]:
+        """Compare accuracies on each problem, over its seeds."""
+        return [self.on(name).gain(method, rival) for name in self.names]
 
     def gains(self, method: str, rivals: Sequence[str]) -> _Gains:
         """Compare a method with several others, p after Holm's correction."""
         gains = [self.gain(method, rival) for rival in rivals]
-        return dict(zip(rivals, zip(gains, stats.adjust(gains), strict=True), strict=True))
+        pairs = zip(gains, stats.adjust(gains), strict=True)
+        return dict(zip(rivals, pairs, strict=True))
 
     @property
     def ranks(self) -> dict[str, float]:
         """Mean rank of each method by accuracy."""
-        means = {m: self.values(m, "accuracy").mean(1).tolist() for m in self.methods}
-        return stats.average_ranks(means)
+        return stats.average_ranks({name: self.accuracies(name) for name in self.methods})
 
 
 def make_report(results: Results, records: Sequence[Record]) -> Report:
     """Say when to use flooding, and which methods win."""
     _, methods, names, seeds = results
+    # From what most readers look for to the details.
     tables = [_overall(results), _pairs(results)]
-    tables += [_by_problem(results, metric) for metric in _METRICS]
+    for metric in _METRICS:
+        tables.append(_by_problem(results, metric))
     tables += [_with_plain(results), _settings(results), _held_loss(results)]
     failures, findings = _sentences(results)
     about = (
@@ -131,24 +163,22 @@ def make_report(results: Results, records: Sequence[Record]) -> Report:
 def _overall(results: Results) -> Table:
     """Tabulate means over problems and seeds, and differences from the two that need no tuning."""
     ranks, rivals = results.ranks, ("plain", "early stopping")
+    # Differences first: their p values are corrected together.
     gains: dict[str, _Gains] = {}
     for rival in rivals:
-        differences, ps = [], []
-        for method in results.methods:
-            gain = results.gain(method, rival)
-            differences.append(gain)
-            # The rival itself, and what equals it, is not tested.
-            ps.append(math.nan if gain.sd == 0 else gain.p)
-        pairs = zip(differences, stats.holm(ps), strict=True)
-        gains[rival] = dict(zip(results.methods, pairs, strict=True))
+        gains[rival] = _gains_on(results, rival)
     rows = []
     for method in results.methods:
-        picks = results.of(method)
-        row = {"method": method, "accuracy %": f"{results.values(method, 'accuracy').mean():.1f}"}
-        row["rank"] = f"{ranks[method]:.1f}"
+        row = {
+            "method": method,
+            "accuracy %": f"{results.mean(method, 'accuracy'):.1f}",
+            "rank": f"{ranks[method]:.1f}",
+        }
         for rival in rivals:
             gain, p = gains[rival][method]
-            row[f"minus {rival}"] = "–" if method == rival else f"{gain} p {format_p(p)}"
+            row[f"minus {rival}"] = f"{gain} p {format_p(p)}"
+            if method == rival:
+                row[f"minus {rival}"] = "–"
         titles = {
             "NLL": "nll",
             "Brier": "brier",
@@ -156,13 +186,17 @@ def _overall(results: Results) -> Table:
             "over-confidence": "over_confidence",
         }
         for title, metric in titles.items():
-            row[title] = f"{results.values(method, metric).mean():.3f}"
-        test = np.array([pick.metric("test_loss") for pick in picks])
-        train = np.array([pick.metric("train_loss") for pick in picks])
+            row[title] = f"{results.mean(method, metric):.3f}"
+        # Last the losses, at the epoch that the method is judged at.
+        test = results.losses(method, "test_loss")
+        train = results.losses(method, "train_loss")
+        bands = [late_band(pick.record) for pick in results.of(method)]
         row["test loss"] = f"{test.mean():.3f}"
-        row["gap"] = "–" if method in _OTHER_LOSS else f"{(test - train).mean():.3f}"
+        row["gap"] = f"{(test - train).mean():.3f}"
+        if method in _OTHER_LOSS:
+            row["gap"] = "–"
         row["training loss"] = f"{train.mean():.3f}"
-        row["its late band"] = f"{np.mean([late_band(pick.record) for pick in picks]):.3f}"
+        row["its late band"] = f"{np.mean(bands):.3f}"
         rows.append(row)
     unit = "problems" if len(results.names) > 1 else "seeds"
     title = (
@@ -178,16 +212,30 @@ def _overall(results: Results) -> Table:
     return Table.from_dicts("overall", title, rows, note)
 
 
+def _gains_on(results: Results, rival: str) -> _Gains:
+    """Compare every method with one, p after Holm's correction."""
+    gains, ps = [], []
+    for method in results.methods:
+        gain = results.gain(method, rival)
+        gains.append(gain)
+        # The rival itself, and what equals it, is not tested.
+        ps.append(math.nan if gain.sd == 0 else gain.p)
+    pairs = zip(gains, stats.holm(ps), strict=True)
+    return dict(zip(results.methods, pairs, strict=True))
+
+
 def _pairs(results: Results) -> Table:
     """Compare flooding with plain training, problem by problem, paired by seed."""
-    rows: list[list[str]] = [[name] for name in results.names]
     columns = ["problem"]
+    rows: list[list[str]] = []
+    for name in results.names:
+        rows.append([name])
     for method, rival in (
         ("flooding", "plain"),
         ("flooding", "early stopping"),
         ("flooding + early stopping", "early stopping"),
     ):
-        gains = [results.on(name).gain(method, rival) for name in results.names]
+        gains = results.gains_by_problem(method, rival)
         columns += [f"{method} − {rival}", "p"]
         for row, gain, p in zip(rows, gains, stats.adjust(gains), strict=True):
             row += [str(gain), format_p(p)]
@@ -202,19 +250,22 @@ def _with_plain(results: Results) -> Table:
     """Give every method plain training as a fifth setting."""
     # The finder may answer "no flooding", which the settings of other methods cannot.
     rows, shape = [], (len(results.names), len(results.seeds))
-    flooding = results.values("flooding", "accuracy").mean(1).tolist()
     for method in results.methods:
         if method in _UNTUNED or method in _FLOODING:
             continue
         accuracies, num_plain = [], 0
         for pick, plain in zip(results.of(method), results.of("plain"), strict=True):
+            # Validation decides between the method's own pick and plain training.
             problem = pick.record.run and pick.record.run.problem
-            own = validation_key(pick.record.metrics, problem, "last.")
-            other = validation_key(plain.record.metrics, problem, "last.")
-            accuracies.append((pick if own >= other else plain).test_metric("accuracy"))
-            num_plain += own < other
+            key = validation_key(pick.record.metrics, problem, "last.")
+            plain_key = validation_key(plain.record.metrics, problem, "last.")
+            best = pick
+            if key < plain_key:
+                best = plain
+                num_plain += 1
+            accuracies.append(best.test_metric("accuracy"))
         means = np.reshape(accuracies, shape).mean(1).tolist()
-        gain = stats.paired(flooding, means)
+        gain = stats.paired(results.accuracies("flooding"), means)
         rows.append({
             "method": method,
             "accuracy %": f"{np.mean(means):.1f}",
@@ -222,7 +273,8 @@ def _with_plain(results: Results) -> Table:
             "flooding minus it": str(gain),
             "p, uncorrected": format_p(gain.p),
         })
-    none = stats.format_count([not pick.record.level for pick in results.of("flooding")])
+    is_plain = [not pick.record.level for pick in results.of("flooding")]
+    none = stats.format_count(is_plain)
     note = f"The finder answered “no flooding” in {none} searches."
     title = "The same where plain training is a fifth setting of every method"
     return Table.from_dicts("with-off", title, rows, note)
@@ -249,7 +301,8 @@ def _settings(results: Results) -> Table:
         row = {"problem": name}
         for method in results.methods:
             if method not in _UNTUNED and method != _FLOODING[1]:
-                row[method] = "; ".join(pick.setting for pick in results.on(name).of(method))
+                settings = [pick.setting for pick in results.on(name).of(method)]
+                row[method] = "; ".join(settings)
         rows.append(row)
     return Table.from_dicts("settings", "Chosen on validation, seed by seed", rows)
 
@@ -263,9 +316,8 @@ def _held_loss(results: Results) -> Table:
             level = results.picks["flooding", *case].record.level or 0.0
             pick = results.picks.get((method, *case))
             if level > 0 and pick is not None:
-                # The setting whose loss comes nearest.
-                ends = [float(np.mean(_late_losses(record))) for record in pick.tried]
-                distances = [abs(end - level) for end in ends]
+                # Of the method's settings, the one whose loss comes nearest to the level.
+                distances = [_late_distance(record, level) for record in pick.tried]
                 nearest = distances.index(min(distances))
                 misses.append(distances[nearest] / level)
                 bands.append(late_band(pick.tried[nearest]) / level)
@@ -292,6 +344,11 @@ def _late_losses(record: Record) -> np.ndarray:
     return curve[-max(2, round(_LATE * (len(curve) - 1))) :]
 
 
+def _late_distance(record: Record, level: float) -> float:
+    """Compute how far the mean of the late losses is from a level."""
+    return abs(float(np.mean(_late_losses(record))) - level)
+
+
 def late_band(record: Record) -> float:
     """Subtract the lowest from the highest training loss of the last tenth of the epochs."""
     losses = _late_losses(record)
@@ -301,36 +358,43 @@ def late_band(record: Record) -> float:
 # Sentences.
 
 
-def _sentences(results: Results) -> tuple[list[str], list[str]]:
-    """Say when to use flooding, and which methods win, those that beat flooding first."""
+def _sentences(results: Results) -> Sentences:
+    """Say when to use flooding, and which methods win; those that beat flooding are failures."""
     rivals = [method for method in results.methods if method not in _FLOODING]
     gains = {method: results.gains(method, rivals) for method in _FLOODING}
-    failures, findings = [], [_advice(results, gains)]
+    # The advice first, then the extremes, then every comparison.
+    sentences = Sentences([], [_advice(results, gains)])
     unit = f"{len(results.seeds)} seeds"
     if len(results.names) > 1:
         unit = f"{len(results.names)} problems"
-        findings += [*_extremes(results, "plain"), *_extremes(results, "early stopping")]
+        sentences.findings.extend(_extremes(results, "plain"))
+        sentences.findings.extend(_extremes(results, "early stopping"))
     for method, by_rival in gains.items():
         for rival, (gain, p) in by_rival.items():
             words = stats.describe_difference(gain, p)
             sentence = f"{method} against {rival}: {words} points over {unit}, p {format_p(p)}."
-            (failures if gain.mean < 0 and p < 0.05 else findings).append(sentence)
-    return failures, findings
+            loses = gain.mean < 0 and p < 0.05
+            sentences.add(not loses, sentence)
+    return sentences
 
 
 def _extremes(results: Results, rival: str) -> list[str]:
     """Say on which problems flooding gains most and least, and compare over tasks."""
-    gains = {name: results.on(name).gain("flooding", rival) for name in results.names}
-    flooded, by_task = [], {}
-    for name, gain in gains.items():
-        if any(pick.record.level for pick in results.on(name).of("flooding")):
-            flooded.append(name)
+    flooded: list[tuple[float, str]] = []
+    by_task: dict[str, list[float]] = {}
+    gains = results.gains_by_problem("flooding", rival)
+    for name, gain in zip(results.names, gains, strict=True):
+        picks = results.on(name).of("flooding")
+        if any(pick.record.level for pick in picks):
+            flooded.append((gain.mean, f"{name} {gain}"))
         # Cells of one task, which share their inputs, count once.
-        by_task.setdefault(name.partition(",")[0], []).append(gain.mean)
-    flooded.sort(key=lambda name: gains[name].mean)
-    texts = [f"{name} {gains[name]}" for name in flooded]
+        task = name.partition(",")[0]
+        by_task.setdefault(task, []).append(gain.mean)
+    # From the least to the most; three of either end are named.
+    flooded.sort(key=lambda item: item[0])
+    texts = [text for _, text in flooded]
     most, least = "; ".join(texts[:-4:-1]), "; ".join(texts[:3])
-    means = [float(np.mean(task_gains)) for task_gains in by_task.values()]
+    means = [float(np.mean(values)) for values in by_task.values()]
     gain = stats.paired(means, [0.0] * len(means))
     return [
         f"Flooding minus {rival}: most on {most}; least on {least} points (of the {len(flooded)} "
@@ -344,11 +408,16 @@ def _extremes(results: Results, rival: str) -> list[str]:
 def _advice(results: Results, gains: Mapping[str, _Gains]) -> str:
     """Say in plain words when to use flooding and when not."""
     last, stopped = gains["flooding"], gains["flooding + early stopping"]
-    better: list[str] = []
-    worse: list[str] = []
+    winners: list[str] = []
+    losers: list[str] = []
     for rival, (gain, p) in last.items():
-        if p < 0.05 and rival not in _UNTUNED:
-            (worse if gain.mean > 0 else better).append(rival)
+        # Plain training and early stopping have a sentence of their own.
+        if not p < 0.05 or rival in _UNTUNED:
+            continue
+        if gain.mean > 0:
+            losers.append(rival)
+        else:
+            winners.append(rival)
     unsure = "not shown to differ"
     than = "than plain training"
     plain = _compare(
@@ -357,10 +426,11 @@ def _advice(results: Results, gains: Mapping[str, _Gains]) -> str:
     best = _compare(last["early stopping"], "worse", "better", unsure)
     nothing = "adds nothing that shows"
     both = _compare(stopped["early stopping"], "adds to it", "costs accuracy", nothing)
-    ranks = sorted(results.ranks.items(), key=lambda item: item[1])
-    nll = [
-        f"{results.values(m, 'nll').mean():.2f}" for m in ("plain", "early stopping", "flooding")
-    ]
+    by_rank = sorted(results.ranks.items(), key=lambda item: item[1])
+    ranks = [f"{method} {rank:.1f}" for method, rank in by_rank]
+    nlls = []
+    for method in ("plain", "early stopping", "flooding"):
+        nlls.append(f"{results.mean(method, 'nll'):.2f}")
     n = stats.pluralize(len(results.seeds), "seed")
     if len(results.names) > 1:
         n = f"{len(results.names)} problems, {n} each"
@@ -368,10 +438,10 @@ def _advice(results: Results, gains: Mapping[str, _Gains]) -> str:
         f"When to use flooding: if the last epoch's network is kept, flooding is {plain}. If the "
         "best validation epoch can be kept, plain early stopping, one training instead of "
         f"{BUDGET}, is {best}, and flooding on top of early stopping {both}. Of the other methods "
-        f"with as many trainings, some with dearer steps, {_join(worse)} shown to be worse than "
-        f"flooding's last epoch and {_join(better)} shown to be better. Mean ranks by accuracy: "
-        f"{', '.join(f'{method} {rank:.1f}' for method, rank in ranks)}. Test NLL: plain {nll[0]}, "
-        f"early stopping {nll[1]}, flooding {nll[2]} nats (n = {n}, intervals are 95 % and not "
+        f"with as many trainings, some with dearer steps, {_join(losers)} shown to be worse than "
+        f"flooding's last epoch and {_join(winners)} shown to be better. Mean ranks by accuracy: "
+        f"{', '.join(ranks)}. Test NLL: plain {nlls[0]}, "
+        f"early stopping {nlls[1]}, flooding {nlls[2]} nats (n = {n}, intervals are 95 % and not "
         f"corrected, p is after Holm over {len(last)} comparisons)."
     )
 
@@ -388,4 +458,5 @@ def _compare(result: tuple[Difference, float], higher: str, lower: str, unsure: 
 def _join(methods: Sequence[str]) -> str:
     if not methods:
         return "none is"
-    return f"{', '.join(methods)} {'is' if len(methods) == 1 else 'are'}"
+    verb = "is" if len(methods) == 1 else "are"
+    return f"{', '.join(methods)} {verb}"

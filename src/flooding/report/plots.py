@@ -14,7 +14,8 @@ from torch import Tensor
 
 from flooding.data import Split, Splits
 from flooding.report.figures import PALETTE, legend_below, new_figure, save
-from flooding.report.stats import format_mean_sd, pluralize
+from flooding.report.record_metrics import format_metric
+from flooding.report.stats import pluralize
 from flooding.report.training_curves import (
     GROUPS,
     NEAR_ZERO,
@@ -101,7 +102,7 @@ def decision_boundary(
         A figure of 7 x 4.3 inches.
     """
     side = round(len(probe_inputs) ** 0.5)
-    x1, x2 = (probe_inputs[:, axis].numpy().reshape(side, side) for axis in (0, 1))
+    x1, x2 = probe_inputs.numpy().T.reshape(2, side, side)
     points, labels = _two_dimensions(splits.train)
     with new_figure(7.0, 4.3) as figure:
         from matplotlib.cm import ScalarMappable
@@ -148,7 +149,7 @@ def reliability(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
         for side, group, records in zip((0, 1), GROUPS, (plain, flooded), strict=True):
             confidence, accuracy, count = _pool_bins(records)
             name, marker = GROUPS[group]
-            errors = format_mean_sd([record.metrics["last.test_ece"] for record in records], 3)
+            errors = format_metric(records, "test_ece", digits=3)
             label = f"{name}: ECE {errors}, {pluralize(len(records), 'seed')}"
             full = count > 0
             look = {"color": PALETTE[group], "marker": marker, "clip_on": False}
@@ -173,10 +174,13 @@ def _two_dimensions(split: Split) -> tuple[np.ndarray, tuple[str, str]]:
             f"inputs must be [n, 2 or more] and labels 0 or 1, got {got}. Draw two-class tasks "
             "only."
         )
-    x, labels = split.x.double().numpy(), split.y if split.clean is None else split.clean
+    x, labels = split.x.double().numpy(), split.y
+    if split.clean is not None:
+        labels = split.clean
     if x.shape[1] == 2:
         return x, ("$x_1$", "$x_2$")
     y = labels.numpy()
+    # More than two dimensions: one coordinate, and the direction that tells the classes apart.
     line = x[y == 1].mean(0) - x[y == 0].mean(0)
     points = np.stack([x[:, 0], x @ line / np.linalg.norm(line)], 1)
     return points, ("$x_1$", r"projection on $\mu_1 - \mu_0$")
@@ -215,6 +219,7 @@ def _pool_bins(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.nd
             "every Record must hold 'last.reliability', got one without. Only classifiers have it."
         )
     bins = np.stack([record.arrays["last.reliability"] for record in records]).astype(np.float64)
+    # Confidence and accuracy are weighted by the counts.
     count = bins[:, 2].sum(0)
     sums = np.where(bins[:, 2:] > 0, bins[:, :2] * bins[:, 2:], 0.0).sum(0)
     confidence, accuracy = np.divide(sums, count, out=np.full_like(sums, np.nan), where=count > 0)

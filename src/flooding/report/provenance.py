@@ -27,16 +27,25 @@ def describe_provenance(records: Sequence[Record]) -> str:
         A sentence.
     """
     # A Record that several strategies asked for was trained once.
-    unique = list({_identity(record): record for record in records}.values())
-    hours = sum(float(record.metadata.get("seconds", 0.0)) for record in unique) / 3600
-    machines = {str(r.metadata["on"]) if "on" in r.metadata else machine() for r in unique}
-    return f"{len(unique)} trainings, {hours:.2f} CPU hours; {' and '.join(sorted(machines))}."
+    unique = {_identity(record): record for record in records}
+    seconds, machines = 0.0, set()
+    for record in unique.values():
+        seconds += float(record.metadata.get("seconds", 0.0))
+        # A Record that names no machine was trained on this one.
+        if "on" in record.metadata:
+            machines.add(str(record.metadata["on"]))
+        else:
+            machines.add(machine())
+    names = " and ".join(sorted(machines))
+    return f"{len(unique)} trainings, {seconds / 3600:.2f} CPU hours; {names}."
 
 
 def _identity(record: Record) -> str | int:
     """Identify a Record by its Run, or by itself where the Run cannot be hashed."""
+    if record.run is None:
+        return id(record)
     try:
-        return id(record) if record.run is None else run_id(record.run)
+        return run_id(record.run)
     except UnhashableConfigError:
         return id(record)
 
@@ -74,7 +83,9 @@ def _commit() -> str:
         return version("flooding")
     if not commit:
         return version("flooding")
-    return f"{commit}+" if changes else commit
+    if changes:
+        return f"{commit}+"
+    return commit
 
 
 def _git(*arguments: str) -> str:

@@ -29,11 +29,16 @@ def mean_ranks(ranks: Mapping[str, float], problems: int) -> Figure:
     with new_figure(7.5, 0.32 * len(methods) + 1.2) as figure:
         axes = figure.subplots()
         for index, method in enumerate(methods):
-            colour = PALETTE["flooded" if "flooding" in method else "plain"]
+            colour = PALETTE["plain"]
+            if method == "plain":
+                colour = "black"
+            elif "flooding" in method:
+                colour = PALETTE["flooded"]
             rank, text = ranks[method], f"{method}  {ranks[method]:.1f}"
-            axes.plot([rank], [index], "o", color="black" if method == "plain" else colour)
+            axes.plot([rank], [index], "o", color=colour)
             offset = {"xytext": (8, 0), "textcoords": "offset points"}
             axes.annotate(text, (rank, index), va="center", **offset)
+        # Bars above the line join methods that do not differ.
         groups = equal_groups([ranks[method] for method in methods], distance)
         for index, group in enumerate(groups):
             height = -0.6 - 0.3 * index

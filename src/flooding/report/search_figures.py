@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from flooding.report.figures import PALETTE, legend_below, level_colours, new_figure
+from flooding.report.record_metrics import metric_values
 from flooding.training.record import Record
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ __all__ += ["training_accuracies"]
 Search: TypeAlias = Mapping[float, Sequence[Record]]
 """Records by level, smallest first, one for each seed."""
 
-_REACH = 12  # epochs to either side that are averaged
+# Epochs to either side that are averaged.
+_REACH = 12
 
 
 class _Curve(NamedTuple):
@@ -79,6 +81,7 @@ def training_accuracies(forward: Search, backward: Search) -> Figure:
     """
     with new_figure(11.0, 4.2) as figure:
         *panels, last = figure.subplots(1, 3)
+        # The two searches are compared by height.
         panels[1].sharey(panels[0])
         colours = _add_colorbar(figure, panels, forward)
         _draw_levels(panels[0], forward, _TRAIN_ACCURACY, colours)
@@ -97,9 +100,13 @@ def _draw_last(axes: Axes, search: Search, label: str, colour: str, marker: str)
     """Draw training accuracy at the last epoch against the level, with standard deviations."""
     means, deviations = [], []
     for records in search.values():
-        accuracies = [100 * record.metrics["last.train_accuracy"] for record in records]
+        accuracies = metric_values(records, "train_accuracy", 100)
         means.append(np.mean(accuracies))
-        deviations.append(np.std(accuracies, ddof=1) if len(accuracies) > 1 else 0.0)
+        # A single seed has no deviation.
+        deviation = 0.0
+        if len(accuracies) > 1:
+            deviation = np.std(accuracies, ddof=1)
+        deviations.append(deviation)
     look = {"color": colour, "marker": marker, "capsize": 3, "label": label}
     axes.errorbar(list(search), means, deviations, **look)
 
@@ -117,6 +124,7 @@ def controlled_training(records: Sequence[Record]) -> Figure:
         panels = list(figure.subplots(3, 1, sharex=True))
         for axes, curve in zip(panels, (_LEVEL, _TRAIN_LOSS, _TEST_LOSS), strict=True):
             lines = [_aligned(record, curve.name) for record in records]
+            # A faint line for each seed, and their mean above.
             for line in lines:
                 axes.plot(*line, color=PALETTE["flooded"], alpha=0.25, lw=0.8, label="a seed")
             mean = _mean_line(lines)
@@ -139,8 +147,9 @@ def _mean_line(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
     """Average lines over the epochs that all of them span, interpolated between their points."""
     first = max(epochs[0] for epochs, _ in lines)
     last = min(epochs[-1] for epochs, _ in lines)
-    epochs = np.arange(first, last + 1)
-    return epochs, np.mean([np.interp(epochs, *line) for line in lines], axis=0)
+    common = np.arange(first, last + 1)
+    values = [np.interp(common, *line) for line in lines]
+    return common, np.mean(values, axis=0)
 
 
 def hide_rise(panels: Sequence[Axes]) -> None:
@@ -151,10 +160,14 @@ def hide_rise(panels: Sequence[Axes]) -> None:
     Args:
         panels: Panels that share their vertical axis.
     """
-    lines = [np.asarray(line.get_ydata(), float) for axes in panels for line in axes.get_lines()]
-    lowest = min(values[len(values) // 20 :].min() for values in lines)
-    highest = max(values.max() for values in lines)
-    panels[0].set_ylim(lowest - 1, highest + 1)
+    lowest: list[float] = []
+    highest: list[float] = []
+    for axes in panels:
+        for line in axes.get_lines():
+            values = np.asarray(line.get_ydata(), float)
+            lowest.append(values[len(values) // 20 :].min())
+            highest.append(values.max())
+    panels[0].set_ylim(min(lowest) - 1, max(highest) + 1)
 
 
 def _draw_levels(axes: Axes, search: Search, curve: _Curve, colours: ScalarMappable) -> None:
@@ -164,7 +177,10 @@ def _draw_levels(axes: Axes, search: Search, curve: _Curve, colours: ScalarMappa
         mean = curve.scale * np.mean(curves, axis=0, dtype=float)
         epochs = np.flatnonzero(np.isfinite(mean))
         colour = colours.to_rgba(level)  # type: ignore[arg-type]
-        label, dashes = ("flooded", "-") if level else ("no flooding", "--")
+        label, dashes = "no flooding", "--"
+        if level:
+            label, dashes = "flooded", "-"
+        # Faint as measured, and above that smoothed.
         axes.plot(epochs, mean[epochs], color=colour, alpha=0.25, lw=0.7)
         smooth = smooth_curve(epochs, mean[epochs])
         axes.plot(epochs, smooth, color=colour, lw=1.5, ls=dashes, label=label)
@@ -180,6 +196,7 @@ def smooth_curve(epochs: np.ndarray, values: np.ndarray) -> np.ndarray:
     Returns:
         The smoothed values.
     """
+    # Near the ends fewer epochs are averaged, as many on either side.
     reach = np.minimum(_REACH, np.minimum(epochs - epochs[0], epochs[-1] - epochs))
     is_near = np.abs(epochs[:, None] - epochs) <= reach[:, None]
     return is_near @ values / is_near.sum(1)
@@ -190,6 +207,7 @@ def _add_colorbar(figure: Figure, panels: Sequence[Axes], search: Search) -> Sca
     from matplotlib.ticker import MaxNLocator
 
     colours = level_colours(0.0, max(search))
-    ticks = MaxNLocator(6, steps=[1, 2, 5, 10])  # with more, the layout does not settle
+    # With more ticks the layout does not settle.
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10])
     figure.colorbar(colours, ax=list(panels), label=_LEVEL.label, ticks=ticks)
     return colours

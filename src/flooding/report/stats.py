@@ -58,8 +58,10 @@ class Difference(NamedTuple):
         Returns:
             Such as ``+1.2 [+0.4, +2.0]``.
         """
-        mean, low, high = (f"{value:+.{digits}f}" for value in (self.mean, self.low, self.high))
-        return f"{mean} [{low}, {high}]" if self.n > 1 else mean
+        mean = f"{self.mean:+.{digits}f}"
+        if self.n == 1:
+            return mean
+        return f"{mean} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
@@ -89,9 +91,13 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
     if n < 2:
         return Difference(mean, math.nan, math.nan, math.nan, math.nan, n)
     sd = float(gains.std(ddof=1))
+    # Student's t of the mean difference, with n - 1 degrees of freedom.
     error = sd / math.sqrt(n)
     half = float(stats.t.ppf(0.975, n - 1)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+    # Equal differences have no error: p is 1 if they are 0, and 0 if they are not.
+    p = float(mean == 0)
+    if error > 0:
+        p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
     return Difference(mean, sd, mean - half, mean + half, p, n)
 
 
@@ -104,7 +110,10 @@ def paired_or_none(pairs: Sequence[tuple[float, float]]) -> Difference | None:
     Returns:
         The first minus the second; None where there is no pair.
     """
-    return paired(*zip(*pairs, strict=True)) if pairs else None
+    if not pairs:
+        return None
+    a, b = zip(*pairs, strict=True)
+    return paired(a, b)
 
 
 def describe_difference(gain: Difference, p: float) -> str:
@@ -129,7 +138,8 @@ def describe_difference(gain: Difference, p: float) -> str:
         return f"is not tested, by one pair: {gain}"
     if not p < 0.05:
         return f"is not shown to differ: {gain}"
-    return f"{'wins' if gain.mean > 0 else 'LOSES'}: {gain}"
+    verb = "wins" if gain.mean > 0 else "LOSES"
+    return f"{verb}: {gain}"
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -191,8 +201,10 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     if len(a) != len(b):
         raise ValueError(f"pairs must be as many on both sides, got {len(a)} and {len(b)}.")
     # Pairs in which both sides agree say nothing.
-    only_a = sum(x and not y for x, y in zip(a, b, strict=True))
-    only_b = sum(y and not x for x, y in zip(a, b, strict=True))
+    only_a = only_b = 0
+    for in_a, in_b in zip(a, b, strict=True):
+        only_a += in_a and not in_b
+        only_b += in_b and not in_a
     if only_a + only_b == 0:
         return 1.0
     return float(_stats().binomtest(only_a, only_a + only_b).pvalue)
@@ -258,7 +270,9 @@ def format_p(p: float) -> str:
     """
     if math.isnan(p):
         return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}"
 
 
 def format_mean_sd(values: Sequence[float], digits: int = 1) -> str:
@@ -278,7 +292,9 @@ def format_mean_sd(values: Sequence[float], digits: int = 1) -> str:
     if len(values) == 0:
         return "–"
     mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def format_count(flags: Sequence[bool]) -> str:

@@ -69,22 +69,24 @@ def stages(train_loss: np.ndarray, test_loss: np.ndarray) -> dict[str, tuple[int
     References:
         Ishida et al., ICML 2020, figure 1.
     """
-    measured = np.flatnonzero(np.isfinite(test_loss))
-    if len(measured) == 0:
+    epochs_measured = np.flatnonzero(np.isfinite(test_loss))
+    if len(epochs_measured) == 0:
         raise ValueError(
             "test_loss must be measured at some epoch, got none. Give the Problem a test_curve."
         )
     last = len(train_loss) - 1
-    lowest = int(measured[test_loss[measured].argmin()])
+    lowest = int(epochs_measured[test_loss[epochs_measured].argmin()])
     above = np.flatnonzero(~(np.abs(train_loss) < NEAR_ZERO * np.abs(train_loss[0])))
-    tail = int(above.max()) + 1  # never empty: the start value is not below a share of itself
+    # Never empty: the start value is not below a share of itself.
+    tail = int(above.max()) + 1
+    # A stage that the curves do not show is left out.
     result = {}
     if lowest > 0:
         result["A"] = (0, min(lowest, tail))
     epochs = np.arange(len(test_loss))
     # Between its measurements the test loss stays what it was.
-    steps = test_loss[measured[np.searchsorted(measured, epochs, side="right") - 1]]
-    risen = steps > test_loss[lowest] + NEAR_ZERO * abs(test_loss[measured[0]])
+    steps = test_loss[epochs_measured[np.searchsorted(epochs_measured, epochs, side="right") - 1]]
+    risen = steps > test_loss[lowest] + NEAR_ZERO * abs(test_loss[epochs_measured[0]])
     risen = risen & (lowest < epochs) & (epochs <= tail)
     if risen.any():
         result["B"] = (lowest, int(epochs[risen].max()))
@@ -142,13 +144,15 @@ def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
         for axes, letter, group, records in zip(
             panels, "ab", GROUPS, (plain, flooded), strict=True
         ):
+            # The stages are those of the mean curves.
             train_loss = _curves(records, "train_loss").mean(0)
             test_loss = _curves(records, _test_name(records, "loss")).mean(0)
             _shade(axes, stages(train_loss, test_loss))
             _draw_lines(axes, records, group, "loss", "")
             if group == "flooded":
                 level, label = _mean_level(records)
-                label = f"0 to the {label}" if len(level) else label
+                if len(level):
+                    label = f"0 to the {label}"
                 epochs = np.arange(len(level))
                 axes.fill_between(epochs, 0, level, color="0.6", alpha=0.5, lw=0, label=label)
             title = f"({letter}) {GROUPS[group][0]}\n{_describe_band(records)}"
@@ -186,16 +190,16 @@ def _draw_groups(
 def _draw_lines(axes: Axes, records: Sequence[Record], group: str, what: str, suffix: str) -> None:
     """Draw the training and the test curve of a group, with their bands."""
     is_noisy = any(f"train_{what}_clean" in record.curves for record in records)
-    labels = (
-        ("training (noisy labels)", "test (clean labels)") if is_noisy else ("training", "test")
-    )
+    labels = ("training", "test")
+    if is_noisy:
+        labels = ("training (noisy labels)", "test (clean labels)")
     names = (f"train_{what}", _test_name(records, what))
     for name, dashes, label in zip(names, ("--", "-"), labels, strict=True):
         curves = _curves(records, name)
-        measured = np.flatnonzero(np.isfinite(curves).all(0))
+        epochs_measured = np.flatnonzero(np.isfinite(curves).all(0))
         look = {"ls": dashes, "marker": GROUPS[group][1], "ms": 5.0}
-        look |= {"label": label + suffix, "markevery": max(len(measured) // 8, 1)}
-        draw_band(axes, measured, curves[:, measured], color=PALETTE[group], **look)
+        look |= {"label": label + suffix, "markevery": max(len(epochs_measured) // 8, 1)}
+        draw_band(axes, epochs_measured, curves[:, epochs_measured], color=PALETTE[group], **look)
 
 
 def _curves(records: Sequence[Record], name: str) -> np.ndarray:
@@ -203,7 +207,8 @@ def _curves(records: Sequence[Record], name: str) -> np.ndarray:
     if not records or any(name not in record.curves for record in records):
         common: object = "no Record"
         if records:
-            common = sorted(set.intersection(*(set(record.curves) for record in records)))
+            names = [set(record.curves) for record in records]
+            common = sorted(set.intersection(*names))
         raise ValueError(
             f"every Record must hold the curve {name!r}, got {common}. Test curves need a "
             "test_curve."
@@ -221,6 +226,7 @@ def _curves(records: Sequence[Record], name: str) -> np.ndarray:
 
 def _mean_level(flooded: Sequence[Record]) -> tuple[np.ndarray, str]:
     """Mean level per epoch over the Records that have one, and its label."""
+    # A controller may have no level to the end, and plain training has none at all.
     have_level = [record for record in flooded if np.isfinite(record.curves["level"][-1])]
     if not have_level:
         return np.empty(0), "no flood level"
@@ -239,7 +245,9 @@ def _mean_level(flooded: Sequence[Record]) -> tuple[np.ndarray, str]:
 def _test_name(records: Sequence[Record], what: str) -> str:
     """Name the test curve on clean labels; a test split without noise has only one kind."""
     has_clean = all(f"test_{what}_clean" in record.curves for record in records)
-    return f"test_{what}_clean" if has_clean else f"test_{what}"
+    if has_clean:
+        return f"test_{what}_clean"
+    return f"test_{what}"
 
 
 def _shade(axes: Axes, spans: Mapping[str, tuple[int, int]]) -> None:
@@ -257,7 +265,9 @@ def _shade(axes: Axes, spans: Mapping[str, tuple[int, int]]) -> None:
 
 def _describe_band(records: Sequence[Record]) -> str:
     seeds = pluralize(len(records), "seed")
-    return f"mean ± s.d. of {seeds}" if len(records) > 1 else seeds
+    if len(records) <= 1:
+        return seeds
+    return f"mean ± s.d. of {seeds}"
 
 
 def _bottom(panels: Sequence[Axes]) -> float:

@@ -8,22 +8,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flooding.experiments.double_descent_rows import (
+from flooding.report import stats
+from flooding.report.claims import Sentences
+from flooding.report.curve_figures import CurvePanel, curves_by_level
+from flooding.report.descent_rows import (
     FACTORS,
     MEASURES,
+    DescentRow,
     Group,
     Measure,
-    Row,
     Section,
     count_lasting,
+    count_without_rise,
     measured_curve,
+    second_descents,
 )
-from flooding.experiments.study import format_levels, format_percent_range, fraction_until_below
-from flooding.report import stats
-from flooding.report.curve_figures import CurvePanel, curves_by_level
 from flooding.report.descents import Descents
 from flooding.report.document import Report, Table
 from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import (
+    format_levels,
+    format_percent_range,
+    fraction_until_below,
+    is_early,
+)
 from flooding.report.stats import Difference, format_count, format_mean_sd, format_p, pluralize
 from flooding.training.record import Record
 
@@ -41,6 +49,7 @@ def make_report(
     """Judge every test curve by the criterion."""
     sections, figures = [], {}
     for group in groups:
+        # The synthetic tasks have three noises, the images four combinations in a row.
         columns = 3 if group.name == "synthetic" else 4
         for measure in MEASURES:
             sections.append(Section(group, measure))
@@ -57,8 +66,10 @@ def make_report(
 def _table(section: Section) -> Table:
     """Tabulate every condition at every level."""
     group, measure = section.group, section.measure
+    rows = []
     ps = zip(section.p_lasting, section.p_second, section.p_end, strict=True)
-    rows = [_cells(row, measure, *p) for row, p in zip(section.rows, ps, strict=True)]
+    for row, (p_lasting, p_second, p_end) in zip(section.rows, ps, strict=True):
+        rows.append(_cells(row, measure, p_lasting, p_second, p_end))
     name = f"test {measure.name} ({measure.unit})"
     title = f"{group.title}: does the {name} descend a second time? n = {group.num_seeds}"
     note = (
@@ -70,32 +81,51 @@ def _table(section: Section) -> Table:
 
 
 def _cells(
-    row: Row, measure: Measure, p_lasting: float, p_second: float, p_end: float
+    row: DescentRow, measure: Measure, p_lasting: float, p_second: float, p_end: float
 ) -> dict[str, str]:
     """Write the cells of a row by their columns."""
-    curves, second, digits = row.flooded, row.second, measure.digits
-    n, dash = len(curves), "–"
-    cells = {"Condition": row.condition.title, "level": f"{row.level:g}"}
-    cells["reached"] = f"{n} of {len(row.condition.seeds)}" if row.level else dash
+    second, digits = row.second, measure.digits
+    n, dash = len(row.flooded), "–"
+    cells = {
+        "Condition": row.condition.title,
+        "level": f"{row.level:g}",
+        "reached": dash,
+        "flooded (%)": dash,
+    }
+    # Plain training has no level that it could reach.
+    if row.level:
+        cells["reached"] = f"{n} of {len(row.condition.seeds)}"
+        cells["flooded (%)"] = format_mean_sd(row.flooded_percent)
     if n == 0:
         return cells | {"flooded (%)": "0.0", "second descent": _UNTESTED}
-    regained = format_count([curve.gap <= 0 for curve in second])
+    # Numbers of seeds first, then how far the curves rise and fall.
+    gaps = [curve.gap for curve in second]
+    tails = [curve.tail for curve in row.flooded]
     end = row.end_minus_plain
     return cells | {
-        "flooded (%)": format_mean_sd(row.flooded_percent) if row.level else dash,
         "second descent": f"{len(second)} of {n}",
         "lasting": f"{row.lasting} of {n}",
         "p (lasting)": format_p(p_lasting),
-        "no rise": format_count([curve.peak is None for curve in curves]),
+        "no rise": f"{count_without_rise(row.flooded)} of {n}",
         "epochs of m1, M, m2": _median_epochs(second),
-        "recovery": format_mean_sd([curve.recovery for curve in second], 2),
-        "regained": regained if second else dash,
-        "m2 − m1": format_mean_sd([curve.gap for curve in second], digits),
+        "recovery": _format_recovery(second),
+        "regained": _format_regained(second) if second else dash,
+        "m2 − m1": format_mean_sd(gaps, digits),
         "p (m2)": format_p(p_second),
-        "end − m1": format_mean_sd([curve.tail for curve in curves], digits),
+        "end − m1": format_mean_sd(tails, digits),
         "end, flooded − plain": dash if end is None else end.format(digits),
         "p (end)": format_p(p_end),
     }
+
+
+def _format_recovery(second: Sequence[Descents]) -> str:
+    """Write the share of the rise that second descents take back."""
+    return format_mean_sd([curve.recovery for curve in second], 2)
+
+
+def _format_regained(second: Sequence[Descents]) -> str:
+    """Count the second descents that come down to the first minimum again."""
+    return format_count([curve.gap <= 0 for curve in second])
 
 
 def _median_epochs(second: Sequence[Descents]) -> str:
@@ -113,22 +143,22 @@ def _median_epochs(second: Sequence[Descents]) -> str:
 # Sentences.
 
 
-def _sentences(groups: Sequence[Group], sections: Sequence[Section]) -> tuple[list[str], list[str]]:
+def _sentences(groups: Sequence[Group], sections: Sequence[Section]) -> Sentences:
     """Say which claims of the sources do not hold, and what was found."""
+    sentences = Sentences([], [])
+    # The sources speak of the loss: conditions without a second descent of it come first.
     losses = [section for section in sections if section.measure.name == "loss"]
-    failures, findings = [], []
     for section in losses:
-        failures += _conditions_without_descent(section)
+        sentences.failures.extend(_conditions_without_descent(section))
     for group in groups:
-        is_early, sentence = _describe_start(group)
-        (findings if is_early else failures).append(sentence)
-    holds, sentence = _judge_weight_decay(losses)
-    (findings if holds else failures).append(sentence)
+        sentences.add(*_describe_start(group))
+    sentences.add(*_judge_weight_decay(losses))
+    # Then what was found, in loss and error.
     gains = [_lasting_by_seed(section.tested) for section in sections]
     for section, gain, p in zip(sections, gains, stats.adjust(gains), strict=True):
-        findings.append(_describe_section(section, gain, p))
-        findings += _describe_parts(section)
-    return failures, findings
+        sentences.findings.append(_describe_section(section, gain, p))
+        sentences.findings.extend(_describe_parts(section))
+    return sentences
 
 
 def _conditions_without_descent(section: Section) -> list[str]:
@@ -136,27 +166,35 @@ def _conditions_without_descent(section: Section) -> list[str]:
     sentences = []
     for grid in section.group.grids:
         condition = grid.cell
-        rows = [row for row in section.rows if row.condition is condition]
-        tested = [row for row in rows if row.is_tested]
-        if not tested or any(row.brings_descent for row in tested):
+        counts: list[str] = []
+        unreached: list[float] = []
+        brings_descent = False
+        for row in section.rows:
+            if row.condition is not condition or row.level == 0:
+                continue
+            if row.is_tested:
+                counts.append(f"level {row.level:g}: {_describe_lasting(row)}")
+                brings_descent |= row.brings_descent
+            else:
+                unreached.append(row.level)
+        # Where no level was reached, nothing was tested.
+        if brings_descent or not counts:
             continue
-        counts = "; ".join(f"level {row.level:g}: {_describe_lasting(row)}" for row in tested)
-        unreached = [row.level for row in rows if row.level and not row.is_tested]
         if unreached:
-            counts += f"; never reached: {format_levels(unreached)}"
+            counts.append(f"never reached: {format_levels(unreached)}")
         sentences.append(
             f"{condition.title}: flooding brings no second descent of the test loss at any level "
-            f"that was reached. Lasting descents: {counts}."
+            f"that was reached. Lasting descents: {'; '.join(counts)}."
         )
     return sentences
 
 
-def _describe_lasting(row: Row) -> str:
+def _describe_lasting(row: DescentRow) -> str:
     """Count the seeds with a lasting descent, and those without any rise."""
     n, plain = len(row.seeds), count_lasting(row.plain)
     text = f"{row.lasting} of {n} seeds with flooding, {plain} of {n} without"
-    no_rise = sum(curve.peak is None for curve in row.flooded)
-    no_rise_plain = sum(curve.peak is None for curve in row.plain)
+    no_rise = count_without_rise(row.flooded)
+    no_rise_plain = count_without_rise(row.plain)
     if no_rise + no_rise_plain:
         text += f", no rise in {no_rise} with, {no_rise_plain} without"
     return text
@@ -167,11 +205,13 @@ def _describe_start(group: Group) -> tuple[bool, str]:
     early, fractions = 0, []
     for grid in group.grids:
         starts = fraction_until_below(grid.at(0.0), grid.cell.levels[-1])
-        if all(fraction < 0.5 for fraction in starts):
+        if is_early(starts):
             early += 1
             fractions += starts
     total = len(group.grids)
-    when = f", after {format_percent_range(fractions)} of them" if early else ""
+    when = ""
+    if early:
+        when = f", after {format_percent_range(fractions)} of them"
     return early == total, (
         f"{group.title}: plain training is below the largest level before half of the epochs in "
         f"{early} of {pluralize(total, 'condition')}, in every seed{when}."
@@ -181,12 +221,13 @@ def _describe_start(group: Group) -> tuple[bool, str]:
 def _judge_weight_decay(losses: Sequence[Section]) -> tuple[bool, str]:
     """Judge the reproduction's statement; say whether it holds here, or is not judged."""
     claim = "“No double descent with weight decay” (the reproduction)"
-    decayed: list[Row] = []
-    others: list[Row] = []
+    decayed: list[DescentRow] = []
+    others: list[DescentRow] = []
     significant = False
     for section in losses:
-        if not any(grid.cell.factors for grid in section.group.grids):
-            continue  # nothing to compare weight decay with
+        # Groups without factors, the synthetic tasks, have nothing to compare weight decay with.
+        if not section.group.has_factors:
+            continue
         for row, p in zip(section.rows, section.p_lasting, strict=True):
             if row.is_tested and "weight decay" in row.condition.factors:
                 decayed.append(row)
@@ -198,14 +239,19 @@ def _judge_weight_decay(losses: Sequence[Section]) -> tuple[bool, str]:
     shown = [row for row in decayed if row.brings_descent]
     brings = "flooding brings a second descent of the test loss in"
     count = f"{len(shown)} of {len(decayed)} rows with weight decay whose level was reached"
-    if not shown:  # it says something where there are second descents without weight decay
+    # No second descent says something only where there are some without weight decay.
+    if not shown:
         without = sum(row.brings_descent for row in others)
-        no_effect = "is not judged, since weight decay makes no difference"
-        verdict = "holds here" if without else no_effect
+        verdict = "is not judged, since weight decay makes no difference"
+        if without:
+            verdict = "holds here"
         rest = f"and in {without} of {len(others)} without it"
         return True, f"{claim} {verdict}: {brings} {count}, {rest}."
-    where = "; ".join(f"{row.condition.title} at {row.level:g}" for row in shown)
-    doubt = "" if significant else " by the criterion, which no single row shows at 5 %"
+    places = [f"{row.condition.title} at {row.level:g}" for row in shown]
+    where = "; ".join(places)
+    doubt = ""
+    if not significant:
+        doubt = " by the criterion, which no single row shows at 5 %"
     return False, (
         f"{claim} does not hold{doubt}: {brings} {count} ({where}), lasting in "
         f"{_count_trainings(shown)}. All rows with weight decay: {_count_trainings(decayed)}, each "
@@ -213,39 +259,48 @@ def _judge_weight_decay(losses: Sequence[Section]) -> tuple[bool, str]:
     )
 
 
-def _count_trainings(rows: Sequence[Row]) -> str:
+def _count_trainings(rows: Sequence[DescentRow]) -> str:
     """Count the trainings with a lasting descent; plain ones count once a row."""
-    n = sum(len(row.seeds) for row in rows)
-    plain = sum(count_lasting(row.plain) for row in rows)
-    flooded = sum(row.lasting for row in rows)
+    n = plain = flooded = 0
+    for row in rows:
+        n += len(row.seeds)
+        plain += count_lasting(row.plain)
+        flooded += row.lasting
     return f"{flooded} of {n} trainings with flooding, {plain} of {n} without"
 
 
-def _lasting_by_seed(rows: Sequence[Row]) -> Difference | None:
+def _lasting_by_seed(rows: Sequence[DescentRow]) -> Difference | None:
     """Compare the percentage of trainings with a lasting descent, seed by seed."""
     pairs: dict[int, list[tuple[float, float]]] = {}
     for row in rows:
         for seed, flooded, plain in zip(row.seeds, row.flooded, row.plain, strict=True):
             pairs.setdefault(seed, []).append((100.0 * flooded.lasting, 100.0 * plain.lasting))
-    return stats.paired_or_none([
-        np.mean(seed_pairs, axis=0).tolist() for seed_pairs in pairs.values()
-    ])
+    # Every seed has one percentage with flooding and one without.
+    means = []
+    for seed_pairs in pairs.values():
+        flooded_mean, plain_mean = np.mean(seed_pairs, axis=0)
+        means.append((float(flooded_mean), float(plain_mean)))
+    return stats.paired_or_none(means)
 
 
 def _describe_section(section: Section, gain: Difference | None, p: float) -> str:
     """Count the rows in which flooding brings a second descent, and compare the ends."""
     tested, n = section.tested, section.group.num_seeds
-    untested = sum(row.level > 0 for row in section.rows) - len(tested)
-    significant = lower = higher = 0
+    # Count the rows in one pass over all of them.
+    untested = brings = significant = lower = higher = 0
     ps = zip(section.rows, section.p_lasting, section.p_end, strict=True)
     for row, p_lasting, p_end in ps:
-        significant += row.brings_descent and p_lasting < 0.05
+        untested += row.level > 0 and not row.is_tested
+        if row.is_tested and row.brings_descent:
+            brings += 1
+            significant += p_lasting < 0.05
         end = row.end_minus_plain
         if end is not None and p_end < 0.05:
             lower += end.mean < 0
             higher += end.mean > 0
     test = f"by the numbers of lasting descents in {significant} of them at 5 %"
-    least_p = 2 * 0.5**n  # of McNemar's test, where all seeds differ one way
+    # The p of McNemar's test where all seeds differ one way.
+    least_p = 2 * 0.5**n
     if tested and len(tested) * least_p >= 0.05:
         cannot = f"the lasting descents of {n} seeds cannot show at 5 % in single rows"
         test = f"which {cannot}, after Holm"
@@ -255,7 +310,6 @@ def _describe_section(section: Section, gain: Difference | None, p: float) -> st
             " All rows together, a seed's share of lasting descents, with flooding minus without: "
             f"{gain} points, n = {gain.n} seeds, p {format_p(p)}."
         )
-    brings = sum(row.brings_descent for row in tested)
     return (
         f"{section.group.title}, test {section.measure.name}: flooding brings a second descent in "
         f"{brings} of {len(tested)} tested rows ({untested} not tested), {test}; its curve ends "
@@ -267,26 +321,30 @@ def _describe_section(section: Section, gain: Difference | None, p: float) -> st
 def _describe_parts(section: Section) -> list[str]:
     """Count second descents over the synthetic tasks, or with each factor and without any."""
     title = section.group.title
+    parts: dict[str, list[DescentRow]] = {}
     if section.group.name == "synthetic":
-        parts = {title: section.rows}
+        parts[title] = section.rows
     else:
-        parts = {f"{title} with {factor}": [] for factor in FACTORS}
-        parts[f"{title} with none of these"] = []
+        # A row counts with each factor that its condition has.
+        for factor in (*FACTORS, "none of these"):
+            parts[f"{title} with {factor}"] = []
         for row in section.rows:
             for factor in row.condition.factors or ["none of these"]:
                 parts[f"{title} with {factor}"].append(row)
+    descends = f"the test {section.measure.name} descends a second time"
     sentences = []
     for name, rows in parts.items():
-        number = pluralize(len({row.condition.title for row in rows}), "condition")
-        levels = sorted({row.level for row in rows if row.level})
-        counts = "; ".join(_count_at(level, rows) for level in levels)
-        descends = f"the test {section.measure.name} descends a second time"
-        if rows:
-            sentences.append(f"{name} ({number}), {descends}: {counts}.")
+        if not rows:
+            continue
+        conditions = {row.condition.title for row in rows}
+        levels = {row.level for row in rows}
+        counts = [_count_at(level, rows) for level in sorted(levels) if level]
+        number = pluralize(len(conditions), "condition")
+        sentences.append(f"{name} ({number}), {descends}: {'; '.join(counts)}.")
     return sentences
 
 
-def _count_at(level: float, rows: Sequence[Row]) -> str:
+def _count_at(level: float, rows: Sequence[DescentRow]) -> str:
     """Count over the conditions at one level, where every seed that reached it appears once."""
     curves: list[Descents] = []
     plain: list[Descents] = []
@@ -296,8 +354,8 @@ def _count_at(level: float, rows: Sequence[Row]) -> str:
             plain += row.plain
     if not curves:
         return f"at level {level:g} {_UNTESTED}"
-    second = [curve for curve in curves if curve.second is not None]
-    second_plain = sum(curve.second is not None for curve in plain)
+    second = second_descents(curves)
+    second_plain = len(second_descents(plain))
     text = (
         f"at level {level:g} in {len(second)} of {len(curves)} trainings with flooding (lasting in "
         f"{count_lasting(curves)}), {second_plain} of {len(plain)} without (lasting in "
@@ -305,8 +363,7 @@ def _count_at(level: float, rows: Sequence[Row]) -> str:
     )
     if not second:
         return text
-    regained = format_count([curve.gap <= 0 for curve in second])
-    recovery = format_mean_sd([curve.recovery for curve in second], 2)
+    regained, recovery = _format_regained(second), _format_recovery(second)
     return f"{text}, regaining its first minimum in {regained} (recovery {recovery})"
 
 
@@ -328,9 +385,10 @@ def _draw(group: Group, measure: Measure, columns: int) -> Figure:
     for grid in group.grids:
         curves = {}
         for level in grid.cell.levels:
-            records = grid.at(level)
+            # A level that was never reached would lie on the curve of plain training.
             if level == 0 or grid.count_reached(level):
-                curves[level] = np.stack([measured_curve(record, measure) for record in records])
+                seeds = [measured_curve(record, measure) for record in grid.at(level)]
+                curves[level] = np.stack(seeds)
         panels.append(CurvePanel(grid.cell.title.replace(" + weight", "\n+ weight"), curves))
         levels.update(grid.cell.levels)
     label = f"Test {measure.name} ({measure.unit})"

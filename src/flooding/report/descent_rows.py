@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flooding.experiments.study import Cell, LevelGrid, is_reached
 from flooding.report.descents import Descents, find_descents
+from flooding.report.level_grid import Cell, LevelGrid
+from flooding.report.record_metrics import is_reached
 from flooding.report.stats import Difference, adjust, holm, mcnemar, paired, paired_or_none
 from flooding.training.archive import to_half
 from flooding.training.record import Record
 
-__all__ = ["FACTORS", "MEASURES", "Condition", "Group", "Measure", "Row", "Section"]
-__all__ += ["count_lasting", "measured_curve"]
+__all__ = ["FACTORS", "MEASURES", "Condition", "DescentRow", "Group", "Measure", "Section"]
+__all__ += ["count_lasting", "count_without_rise", "measured_curve", "second_descents"]
 
 FACTORS = ("augmentation", "rate decay", "weight decay")
 
@@ -35,7 +36,8 @@ class Condition(Cell):
 class Group(NamedTuple):
     """Conditions that are tabulated and drawn together, with their Records."""
 
-    name: str  # "synthetic", "digits" or "cifar10"
+    # One of "synthetic", "digits" and "cifar10".
+    name: str
     title: str
     grids: Sequence[LevelGrid[Condition]]
 
@@ -43,6 +45,11 @@ class Group(NamedTuple):
     def num_seeds(self) -> int:
         """Number of seeds of each condition."""
         return len(self.grids[0].cell.seeds)
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether any condition has one of :data:`FACTORS`."""
+        return any(grid.cell.factors for grid in self.grids)
 
 
 class Measure(NamedTuple):
@@ -64,9 +71,14 @@ def _rounded(record: Record, name: str) -> np.ndarray:
 
 def measured_curve(record: Record, measure: Measure) -> np.ndarray:
     """Give test loss in nats or test error in percent, on clean labels where there are any."""
-    name = f"{measure.curve}_clean"
-    curve = _rounded(record, name if name in record.curves else measure.curve)
-    return curve if measure.name == "loss" else 100 * (1 - curve)
+    name = measure.curve
+    if f"{name}_clean" in record.curves:
+        name = f"{name}_clean"
+    curve = _rounded(record, name)
+    if measure.name == "loss":
+        return curve
+    # The curve is one of accuracies.
+    return 100 * (1 - curve)
 
 
 def _descents(record: Record, measure: Measure) -> Descents:
@@ -78,16 +90,36 @@ def _flooded_percent(record: Record) -> float:
     """Compute the percentage of flooded steps from the first epoch that has one."""
     curve = _rounded(record, "flooded")
     is_flooded = curve > 0
-    return 100 * float(np.nanmean(curve[is_flooded.argmax() :])) if is_flooded.any() else 0.0
+    if not is_flooded.any():
+        return 0.0
+    return 100 * float(np.nanmean(curve[is_flooded.argmax() :]))
+
+
+def _ends(descents: Sequence[Descents]) -> list[float]:
+    return [curve.end for curve in descents]
+
+
+def _are_lasting(descents: Sequence[Descents]) -> list[bool]:
+    return [curve.lasting for curve in descents]
 
 
 def count_lasting(descents: Sequence[Descents]) -> int:
     """Count the curves whose second descent lasts."""
-    return sum(curve.lasting for curve in descents)
+    return sum(_are_lasting(descents))
+
+
+def count_without_rise(descents: Sequence[Descents]) -> int:
+    """Count the curves that never rise, so that they cannot descend again."""
+    return sum(curve.peak is None for curve in descents)
+
+
+def second_descents(descents: Sequence[Descents]) -> list[Descents]:
+    """List the curves with a second descent."""
+    return [curve for curve in descents if curve.second is not None]
 
 
 @dataclass
-class Row:
+class DescentRow:
     """A condition at a level, by one measure: the curves of the seeds that reached the level.
 
     ``flooded`` and ``plain`` are the same seeds, with and without flooding. Until the level is
@@ -110,7 +142,7 @@ class Row:
     @property
     def second(self) -> list[Descents]:
         """Curves with a second descent."""
-        return [curve for curve in self.flooded if curve.second is not None]
+        return second_descents(self.flooded)
 
     @property
     def lasting(self) -> int:
@@ -125,7 +157,10 @@ class Row:
     @property
     def second_minus_first(self) -> Difference | None:
         """The second minimum against the first, over the seeds that have both."""
-        pairs = [(curve.second.value, curve.first.value) for curve in self.second if curve.second]
+        pairs = []
+        for curve in self.second:
+            assert curve.second is not None
+            pairs.append((curve.second.value, curve.first.value))
         return paired_or_none(pairs)
 
     @property
@@ -133,15 +168,14 @@ class Row:
         """The end with flooding against the end without: both have the same first minimum."""
         if not self.is_tested:
             return None
-        return paired([curve.end for curve in self.flooded], [curve.end for curve in self.plain])
+        return paired(_ends(self.flooded), _ends(self.plain))
 
     @property
     def p_lasting(self) -> float:
         """Exact p of lasting descents with flooding against without; NaN for plain training."""
         if not self.is_tested:
             return math.nan
-        flooded = [curve.lasting for curve in self.flooded]
-        return mcnemar(flooded, [curve.lasting for curve in self.plain])
+        return mcnemar(_are_lasting(self.flooded), _are_lasting(self.plain))
 
 
 class Section:
@@ -149,19 +183,23 @@ class Section:
 
     def __init__(self, group: Group, measure: Measure) -> None:
         self.group, self.measure = group, measure
-        self.rows: list[Row] = []
+        self.rows: list[DescentRow] = []
         for grid in group.grids:
-            self.rows += [_make_row(grid, level, measure) for level in grid.cell.levels]
+            for level in grid.cell.levels:
+                self.rows.append(_make_row(grid, level, measure))
         self.tested = [row for row in self.rows if row.is_tested]
+        # Three questions, each a family of tests over the tested rows.
         self.p_lasting = holm([row.p_lasting for row in self.rows])
         self.p_second = adjust([row.second_minus_first for row in self.rows])
         self.p_end = adjust([row.end_minus_plain for row in self.rows])
 
 
-def _make_row(grid: LevelGrid[Condition], level: float, measure: Measure) -> Row:
-    row = Row(grid.cell, level)
+def _make_row(grid: LevelGrid[Condition], level: float, measure: Measure) -> DescentRow:
+    """Analyse the curves of the seeds that reached a level, with and without flooding."""
+    row = DescentRow(grid.cell, level)
     pairs = zip(grid.cell.seeds, grid.at(level), grid.at(0.0), strict=True)
     for seed, record, plain in pairs:
+        # Plain training has no level to reach.
         if level == 0 or is_reached(record):
             row.seeds.append(seed)
             row.flooded_percent.append(_flooded_percent(record))

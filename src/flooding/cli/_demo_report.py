@@ -14,9 +14,9 @@ from typing import TypeAlias
 import numpy as np
 
 from flooding.data import synthetic
-from flooding.experiments.study import Cell as Task
-from flooding.experiments.study import Epoch, run_of
 from flooding.report import figures, plots
+from flooding.report.level_grid import Cell as Task
+from flooding.report.record_metrics import Epoch, run_of
 from flooding.report.stats import format_mean_sd
 from flooding.tasks import adam, demo_digits, demo_sinusoid, grid_2d, sgd
 from flooding.training.record import Record, select_best
@@ -65,8 +65,8 @@ def summary(records: Sequence[Record]) -> dict[str, Picks]:
     """Pick, for every seed of one task, what each row of the table shows."""
     rows: dict[str, Picks] = {}
     for seed in sorted({run_of(record).seed for record in records}):
-        of_seed = [record for record in records if run_of(record).seed == seed]
         # The loss is never below 0, so that the level 0 is plain training.
+        of_seed = [record for record in records if run_of(record).seed == seed]
         plain = [record for record in of_seed if not record.level]
         flooded = [record for record in of_seed if record.level]
         candidates_by_row: list[tuple[str, list[Record], Epoch]] = [
@@ -93,12 +93,21 @@ def cells(picks: Picks) -> list[str]:
             # The test labels carry no noise: the column before shows them.
             values = []
         else:
-            scale = 100 if name == "test_accuracy" else 1
-            values = [record.metrics.get(f"{at}.{name}") for record, at in picks]
-            values = [value * scale for value in values if value is not None]
+            values = _metric_values(picks, name)
         text = format_mean_sd(values, _DIGITS.get(name, 3))
         texts.append(text.replace(" ± ", "\n±"))
     return texts
+
+
+def _metric_values(picks: Picks, name: str) -> list[float]:
+    """List a metric of each seed that has it, accuracy in percent."""
+    scale = 100 if name == "test_accuracy" else 1
+    values = []
+    for record, at in picks:
+        value = record.metrics.get(f"{at}.{name}")
+        if value is not None:
+            values.append(value * scale)
+    return values
 
 
 def accuracy(picks: Picks) -> list[float]:
@@ -125,11 +134,14 @@ def verdict(rows: dict[str, Picks]) -> str:
 def _describe_gain(a: Picks, b: Picks) -> str:
     gains = [x - y for x, y in zip(accuracy(a), accuracy(b), strict=True)]
     mean = statistics.fmean(gains)
-    deviation = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
+    deviation = ""
+    if len(gains) > 1:
+        deviation = f" ± {statistics.stdev(gains):.1f}"
     size = f"{abs(mean):.1f}{deviation} points"
     if abs(mean) < 0.05:
         return f"ties ({size})"
-    return f"{'wins' if mean > 0 else 'LOSES'} by {size}"
+    verb = "wins" if mean > 0 else "LOSES"
+    return f"{verb} by {size}"
 
 
 def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Path) -> list[Path]:

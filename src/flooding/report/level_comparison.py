@@ -1,0 +1,263 @@
+"""Grids of levels compared: what validation picks, row against row, and every level by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flooding.report import stats
+from flooding.report.claims import Sentences
+from flooding.report.document import Table
+from flooding.report.level_figures import LevelPanel, accuracy_over_nll
+from flooding.report.level_grid import LOSS_COLUMNS, ROWS, Comparison, LevelGrid, row_epoch
+from flooding.report.record_metrics import (
+    MIN_FLOODED_SHARE,
+    Epoch,
+    format_flooded,
+    format_levels,
+    format_metric,
+    format_percent_range,
+    fraction_until_below,
+    is_early,
+    is_reached,
+)
+from flooding.training.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["comparison_table", "describe_selection", "draw_levels", "levels_table"]
+__all__ += ["losses_table", "sentences"]
+
+# Where the paper says that flooding helps: that must be shown, and fails where it is not.
+_CLAIMED = ("last", "stopped")
+
+
+def describe_selection(num_seeds: int) -> str:
+    """Say how levels are picked and how figures are to be read.
+
+    Args:
+        num_seeds: Number of seeds.
+
+    Returns:
+        Sentences for the beginning of a report.
+    """
+    return (
+        "For each seed the level is chosen by validation accuracy, ties to the lower "
+        "validation loss, then to the smaller level; flooding chooses among the levels above 0 "
+        f"that were reached, in at least {100 * MIN_FLOODED_SHARE:g} % of the steps up to "
+        "the epoch that is tested: others are plain training. Test data choose nothing. Mean ± "
+        f"standard deviation over {stats.pluralize(num_seeds, 'seed')}; differences paired by "
+        "seed, with "
+        "the 95 % interval of Student's t and p after Holm's correction over the cells. Stopped: "
+        "the best validation epoch. Flooded: share of the steps that were below the level, of all "
+        "or, with early stopping, of those up to the best epoch. All seeds are tested on the same "
+        "images: the intervals are about training and its data. With early stopping this asks "
+        "what flooded weights are worth where the best epoch comes after the level was reached, "
+        "which is a result of validation, too; chosen among all levels, the weights would often "
+        "be those of plain training."
+    )
+
+
+# Tables.
+
+
+def comparison_table(grids: Sequence[LevelGrid], comparison: Comparison) -> Table:
+    """Tabulate two rows, and what the one gains on the other.
+
+    Args:
+        grids: A grid for each problem.
+        comparison: The rows.
+
+    Returns:
+        A line for each problem.
+    """
+    row, against, name, _ = comparison
+    gains = [grid.gain(row, against) for grid in grids]
+    lines = []
+    for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
+        # A level that was never reached says nothing about flooding.
+        if gain is None:
+            plain = stats.format_mean_sd(grid.values(against, "test_accuracy", 100.0))
+            lines.append([grid.cell.title, plain, _untested(row, against), *["–"] * 4])
+            continue
+        # Both sides are those seeds that have a pick in both rows.
+        a, b = zip(*grid.pairs(row, against), strict=True)
+        at = row_epoch(row)
+        lines.append([
+            grid.cell.title,
+            format_metric(b, "test_accuracy", 100.0, row_epoch(against)),
+            format_metric(a, "test_accuracy", 100.0, at),
+            f"{gain}, n = {gain.n}",
+            stats.format_p(p),
+            format_levels(record.level or 0.0 for record in a),
+            format_flooded(a, at),
+        ])
+    columns = ["data", against, row, "difference", "p", "levels", "flooded %"]
+    title = f"Test accuracy in %, mean ± standard deviation: {against} and {row}"
+    note = ""
+    if row == "finder":
+        note = "Level 0: the finder found none worth flooding."
+    return Table(name, title, columns, lines, note)
+
+
+def _untested(row: str, against: str = "plain") -> str:
+    """Say why two rows are not compared."""
+    if (row, against) == ("finder", "plain"):
+        return "not tested: the finder chose no flooding"
+    if row_epoch(row) == "best":
+        return "not tested: no level was reached before the best epoch"
+    return "not tested: no level was reached"
+
+
+def losses_table(grids: Sequence[LevelGrid]) -> Table:
+    """Tabulate test NLL and ECE, with the share of flooded steps.
+
+    Args:
+        grids: A grid for each problem.
+
+    Returns:
+        A line for each problem.
+    """
+    rows = [row for row in ROWS if row.startswith("flooding")]
+    columns = ["data", *LOSS_COLUMNS]
+    for row in rows:
+        columns.append(f"{row}: flooded %")
+    lines = []
+    for grid in grids:
+        line = [grid.cell.title, *grid.loss_cells]
+        for row in rows:
+            picks = grid.picks(row)
+            if picks:
+                flooded = format_flooded(picks, row_epoch(row))
+                line.append(f"{flooded}, n = {len(picks)}")
+            else:
+                line.append(_untested(row))
+        lines.append(line)
+    title = f"Test NLL (nats) and ECE, n = {len(grids[0].cell.seeds)}"
+    note = "Flooding: over the seeds in which a level was reached before the epoch that is tested."
+    return Table("losses", title, columns, lines, note)
+
+
+def levels_table(grids: Sequence[LevelGrid]) -> Table:
+    """Tabulate every level, with the share of flooded steps.
+
+    Args:
+        grids: A grid for each problem.
+
+    Returns:
+        A line for each problem and level.
+    """
+    rows = []
+    for grid in grids:
+        for level in grid.cell.levels:
+            records = grid.at(level)
+            row = {
+                "data": grid.cell.title,
+                "level": f"{level:g}" if level else "plain",
+                "training loss": format_metric(records, "train_loss", digits=3),
+                "last epoch": format_metric(records, "test_accuracy", 100.0),
+            }
+            row |= _flooded_cells(records, level, "last", "")
+            row["stopped"] = format_metric(records, "test_accuracy", 100.0, "best")
+            row |= _flooded_cells(records, level, "best", ", stopped")
+            rows.append(row)
+    title = f"Test accuracy in % at each level, n = {len(grids[0].cell.seeds)}"
+    return Table.from_dicts("levels", title, rows)
+
+
+def _flooded_cells(
+    records: Sequence[Record], level: float, at: Epoch, suffix: str
+) -> dict[str, str]:
+    """Write the share of flooded steps, and in how many seeds the level was reached."""
+    columns = (f"flooded %{suffix}", f"reached{suffix}")
+    if not level:
+        return dict.fromkeys(columns, "–")
+    reached = [is_reached(record, at) for record in records]
+    count = stats.format_count(reached)
+    if not any(reached):
+        count += ": not tested"
+    return dict(zip(columns, (format_flooded(records, at), count), strict=True))
+
+
+# Sentences.
+
+
+def sentences(grids: Sequence[LevelGrid], comparisons: Sequence[Comparison]) -> Sentences:
+    """Say first whether the levels were tested at all, then which comparisons hold.
+
+    Args:
+        grids: A grid for each problem.
+        comparisons: The rows that are compared.
+
+    Returns:
+        The sentences; a claim of the paper that is not shown is a failure.
+    """
+    result = Sentences([], [])
+    for grid in grids:
+        result.add(*_judge_levels(grid))
+    for comparison in comparisons:
+        row, against, name, title = comparison
+        gains = [grid.gain(row, against) for grid in grids]
+        for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
+            start = f"{grid.cell.title}, {title}: "
+            if gain is None:
+                result.add(name == "finder", f"{start}{_untested(row, against)}.")
+                continue
+            who = "the finder" if row == "finder" else "flooding"
+            sentence = f"{start}{who} {stats.describe_difference(gain, p)} points, n = {gain.n}"
+            others = len(grid.records) - gain.n
+            if others:
+                seeds = stats.pluralize(others, "seed")
+                sentence += f" ({seeds} {_untested(row, against)})"
+            # A claim of the paper must be shown; otherwise flooding must not be shown to lose.
+            if name in _CLAIMED:
+                holds = p < 0.05 and gain.mean > 0
+            else:
+                holds = not (p < 0.05 and gain.mean < 0)
+            result.add(holds, f"{sentence}, p {stats.format_p(p)}.")
+    return result
+
+
+def _judge_levels(grid: LevelGrid) -> tuple[bool, str]:
+    """Say whether plain training falls below the levels before half of the epochs."""
+    levels = grid.cell.levels
+    fractions = fraction_until_below(grid.at(0.0), levels[-1])
+    unreached = [level for level in levels[1:] if not grid.count_reached(level)]
+    suffix = ""
+    if unreached:
+        suffix = f"; never reached: {format_levels(unreached)}"
+    start = f"{grid.cell.title}: plain training is"
+    if is_early(fractions):
+        when = f"after {format_percent_range(fractions)} of the epochs"
+        return True, f"{start} below the level {levels[-1]:g} {when}{suffix}."
+    texts = []
+    for fraction in fractions:
+        texts.append("never" if math.isnan(fraction) else f"{100 * fraction:.0f} %")
+    when = f"before half of the epochs (seed by seed: {', '.join(texts)})"
+    return False, f"{start} not below the level {levels[-1]:g} {when}{suffix}."
+
+
+# The figure.
+
+
+def draw_levels(grids: Sequence[LevelGrid]) -> Figure:
+    """Draw accuracy and NLL of every problem against the level.
+
+    Args:
+        grids: A grid for each problem.
+
+    Returns:
+        The figure.
+    """
+    panels = []
+    for grid in grids:
+        levels = grid.cell.levels
+        is_tested = []
+        for level in levels:
+            is_tested.append(level == 0 or grid.count_reached(level) > 0)
+        accuracy = grid.curve("test_accuracy", 100.0)
+        nll = grid.curve("test_nll")
+        panels.append(LevelPanel(grid.cell.title, levels, accuracy, nll, is_tested))
+    return accuracy_over_nll(panels)
