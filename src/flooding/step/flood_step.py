@@ -334,10 +334,7 @@ class FloodStep(StepState):
 
     def __reduce_ex__(self, _: object) -> NoReturn:
         # For copy, deepcopy and pickle. A copied optimiser has no hooks: it would train plainly.
-        raise TypeError(
-            "A FloodStep belongs to its optimiser and cannot be copied or pickled. Build a new one "
-            "on the copied optimiser: new.load_state_dict(old.state_dict()) carries its state over."
-        )
+        raise TypeError(messages.NO_COPY)
 
     def _check_not_replaced(self) -> None:
         if self._is_replaced:

@@ -90,6 +90,7 @@ def graph_leaves(loss: Tensor) -> list[Tensor]:
             continue
         visited.add(node)
         if type(node).__name__ == "AccumulateGrad":
-            leaf_tensors.append(getattr(node, "variable"))  # noqa: B009 -- only this kind of node has it
+            # Only this kind of node has a variable.
+            leaf_tensors.append(getattr(node, "variable"))  # noqa: B009
         nodes += [following for following, _ in node.next_functions]
     return leaf_tensors

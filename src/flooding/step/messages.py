@@ -5,12 +5,17 @@ __all__ = [
     "FOREIGN",
     "LOSS_AFTER_FLIP",
     "NEEDS_ONE_SLOPE",
+    "NO_COPY",
     "NO_LOSS",
     "REPLACED",
     "REPLACES",
     "SEVERAL_LOSSES",
 ]
 
+NO_COPY = (
+    "A FloodStep belongs to its optimiser and cannot be copied or pickled. Build a new one on the "
+    "copied optimiser: new.load_state_dict(old.state_dict()) carries its state over."
+)
 NO_LOSS = (
     "A flooded step needs its loss, but none was noted since the last step or zero_grad(). Write "
     "loss = flood_step(loss) before loss.backward(), or take flooding off with flood_step.remove()."
