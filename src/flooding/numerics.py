@@ -207,7 +207,9 @@ def pinned(settings: Mapping[str, object]) -> Generator[None, None, None]:
     """
     before = {switch.name: switch.get() for switch in _SWITCHES}
     try:
-        _assign(settings)
+        # As a rule nothing differs, and one look at the switches is enough.
+        if not all(_is_same(s, before[s.name], settings) for s in _SWITCHES):
+            _assign(settings)
         yield
     finally:
         _assign(before)
@@ -216,11 +218,17 @@ def pinned(settings: Mapping[str, object]) -> Generator[None, None, None]:
 def _assign(values: Mapping[str, object]) -> None:
     # The general ones come first: torch may set the special ones with them.
     for switch in _SWITCHES:
-        current, value = switch.get(), values.get(switch.name, switch.default)
-        is_same = current in _SAME_PRECISION and value in _SAME_PRECISION
-        if current == value or (is_same and switch.name.startswith("fp32.")):
-            continue
-        switch.set(value)
+        if not _is_same(switch, switch.get(), values):
+            switch.set(values.get(switch.name, switch.default))
+
+
+def _is_same(switch: _Switch, current: object, values: Mapping[str, object]) -> bool:
+    """Tell whether a switch has its value already; "none" and "ieee" are one precision."""
+    value = values.get(switch.name, switch.default)
+    if current == value:
+        return True
+    is_precision = switch.name.startswith("fp32.")
+    return is_precision and current in _SAME_PRECISION and value in _SAME_PRECISION
 
 
 @contextmanager

@@ -63,6 +63,7 @@ class TrainingState:
         table: The level's table on the device, or None.
         teacher: The moving average whose loss is the level, or None.
         needs_closure: Whether the optimiser recomputes the gradient within a step.
+        schedule_free: The schedule-free optimiser, itself or inside SAM's, or None.
         has_ignored: Whether the loss ignores some training targets.
         is_checked: Whether a training batch has passed the checks of the first one.
         first_loss: Raw loss of the first batch.
@@ -85,6 +86,7 @@ class TrainingState:
     table: LevelTable | None = None
     teacher: AveragedModel | None = None
     needs_closure: bool = False
+    schedule_free: ScheduleFree | None = None
     has_ignored: bool = False
     is_checked: bool = False
     first_loss: float = math.nan
@@ -142,6 +144,7 @@ def start(run: Run, device: torch.device) -> tuple[Splits, TrainingState]:
         generator = get_rng_states(device)
     state = TrainingState(model, parameters, optimizer, scheduler, generator, device)
     state.needs_closure = method.needs_closure or _requires_closure(optimizer)
+    state.schedule_free = schedule_free
     state.has_ignored = has_ignored_targets(problem, splits.train)
 
     # 5. Where the level comes from.
@@ -329,7 +332,7 @@ def eval_weights(state: TrainingState) -> Generator[None, None, None]:
     Yields:
         Nothing.
     """
-    optimizer = _find_schedule_free(state.optimizer)
+    optimizer = state.schedule_free
     if optimizer is None:
         yield
         return
