@@ -263,6 +263,8 @@ def _download(name: str, address: str, local_name: str, verify: Callable[[bytes]
         retry_if_failed=_RETRIES,
     )
     try:
+        # Not by pooch, which fails where another reader creates the same folder meanwhile.
+        (cache() / local_name).parent.mkdir(parents=True, exist_ok=True)
         # pooch's own types name the parameters of a downloader otherwise than it passes them.
         fetched = downloads.fetch(
             local_name,
