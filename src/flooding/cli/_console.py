@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Callbacks", "console", "discard_output", "errors", "progress"]
 
-# Called with the Runs that are about to train, and with every epoch of theirs.
+# Called with the Runs that are about to train, and with every epoch that they train.
 Callbacks: TypeAlias = "tuple[Callable[[list[Run]], None], Callable[[EpochResult], None]]"
 
 

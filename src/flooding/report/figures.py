@@ -73,7 +73,7 @@ def new_figure(width: float, height: float) -> Generator[Figure]:
 
 @contextmanager
 def _style() -> Generator[None]:
-    """Apply our style alone, whatever the user's is, and restore theirs."""
+    """Apply this library's style alone, and restore the user's after it."""
     try:
         import matplotlib
     except ImportError as error:

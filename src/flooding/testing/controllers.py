@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import itertools
 import math
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flooding.levels import Controller, State, StepInfo, simulate
-from flooding.testing.rules import require
+from flooding.testing.rules import copy_twice, require
 
 __all__ = ["check_controller"]
 
@@ -60,7 +58,7 @@ def check_controller(controller: Controller, *, steps: int = 40, compiled: bool 
     infos = _fake_training(steps)
     # Copies are made before the first call, as in a new process: they lack what init or update
     # leaves on the object.
-    deep_copy, pickled_copy = _copies(controller)
+    deep_copy, pickled_copy = copy_twice(controller, "controller")
     _check_state(controller.init(), "init")
     states = _check_updates(controller, infos)
     _check_waiting(controller, infos)
@@ -244,24 +242,6 @@ def _check_device(controller: Controller, infos: Sequence[StepInfo]) -> None:
 
 
 # ---------------------------------------------------------------- copies and saved states
-
-
-def _copies(controller: Controller) -> tuple[Controller, Controller]:
-    """Copy a controller with ``copy.deepcopy`` and with ``pickle``.
-
-    Returns:
-        The two copies, in this order.
-
-    Raises:
-        AssertionError: If one of them fails.
-    """
-    try:
-        return copy.deepcopy(controller), pickle.loads(pickle.dumps(controller))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise AssertionError(
-            f"a controller must survive deepcopy and pickle, got {error}. Define its class at the "
-            "top of a module and keep plain numbers on it."
-        ) from error
 
 
 def _check_resume(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
 
 import torch
 from torch import Tensor
 
 from flooding.methods import Method, objective
 from flooding.methods.base import check_method as check_type
-from flooding.testing.rules import require
+from flooding.testing.rules import copy_twice, require
 
 __all__ = ["check_method"]
 
@@ -43,7 +41,7 @@ def check_method(method: Method) -> None:
         >>> check_method(Flooding())
     """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
     check_type(method)
-    copies = _copies(method)
+    copies = copy_twice(method, "method")
     level = torch.tensor(_LEVEL)
     for losses in _BATCHES:
         loss = torch.tensor(losses)
@@ -86,21 +84,3 @@ def _objective_and_gradient(method: Method, loss: Tensor, level: Tensor) -> tupl
     require(torch.equal(raw.detach(), loss), "a method must not change the loss it is given.")
     assert raw.grad is not None
     return value.detach(), raw.grad
-
-
-def _copies(method: Method) -> tuple[Method, Method]:
-    """Copy a method with ``copy.deepcopy`` and with ``pickle``.
-
-    Returns:
-        The two copies, in this order.
-
-    Raises:
-        AssertionError: If one of them fails.
-    """
-    try:
-        return copy.deepcopy(method), pickle.loads(pickle.dumps(method))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise AssertionError(
-            f"a method must survive deepcopy and pickle, got {error}. Define its class at the top "
-            "of a module and keep plain numbers on it."
-        ) from error
