@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For the small CPU build: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
-.PHONY: demo test check fix clean
+.PHONY: demo test check coverage fix clean
 
 demo: .venv/demo.stamp
 	$(BIN)/flooding demo
@@ -18,6 +18,10 @@ check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
+# Not a part of `check`: tracing every branch takes about half as long as the tests themselves.
+coverage: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov
 
 fix: .venv/dev.stamp

@@ -64,10 +64,12 @@ def new_figure(width: float, height: float) -> Generator[Figure]:
         figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
         # After an error there is nothing to lay out.
         yield figure  # ruff: ignore[fallible-context-manager]
-        # The layout settles over two draws. It is frozen after that: saving twice must give the
-        # same bytes.
-        figure.draw_without_rendering()
-        figure.draw_without_rendering()
+        # The layout settles in two passes. It is frozen after that: saving twice must give the
+        # same bytes. (A draw would lay out as well, and take half as long again.)
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
+        engine.execute(figure)
         figure.set_layout_engine("none")
 
 
