@@ -273,7 +273,6 @@ def _spiral_clean_accuracy(spiral_noise: float) -> float:
     step = spiral_noise / 5
     reach = 5 * math.pi + 5 * spiral_noise
     side = torch.arange(-reach, reach + step, step, dtype=torch.float64)
-    points = torch.cartesian_prod(side, side)
     angle = torch.linspace(
         0, 4 * math.pi, max(400, math.ceil(100 / spiral_noise)), dtype=torch.float64
     )
@@ -283,12 +282,13 @@ def _spiral_clean_accuracy(spiral_noise: float) -> float:
     ]
     scale = 2 * math.pi * spiral_noise**2 * len(angle)
     kernel = -0.5 / spiral_noise**2
-    density = [
-        torch.cat([
-            (kernel * torch.cdist(part, arm) ** 2).exp().sum(1) for part in points.split(4096)
-        ])
-        for arm in arms
-    ]
+
+    def along(coordinates: Tensor) -> Tensor:
+        return (kernel * (side[:, None] - coordinates) ** 2).exp()
+
+    # The kernel is a product over the two coordinates, so its sum over an arm is one product of
+    # matrices: the grid's density.
+    density = [along(arm[:, 0]) @ along(arm[:, 1]).T for arm in arms]
     return float(torch.maximum(*density).sum()) / scale * step**2 / 2
 
 
