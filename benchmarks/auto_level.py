@@ -17,11 +17,11 @@ import argparse
 from functools import partial
 
 import numpy as np
-from searches import CONFIRM, DESIGN, LEDGER, append, interval, problems, results
 
 from flooding import run_all
 from flooding.level_search.auto import auto
 from flooding.level_search.driver import search
+from searches import CONFIRM, DESIGN, LEDGER, append, interval, problems, results
 
 NAME = "auto, one training"
 GROUPS = {"designed on": DESIGN, "confirmed on": CONFIRM, "all": range(10)}

@@ -16,11 +16,12 @@ from flooding.training.record import Record
 
 __all__ = ["auto"]
 
+_DEFAULT = Auto()
 _AS_GOOD = math.exp(-0.5)  # weight of a level one standard error below the best
 
 
 def auto(
-    problem: SearchableProblem, controller: Auto = Auto(), *, seeds: Sequence[int] = (0,)
+    problem: SearchableProblem, controller: Auto = _DEFAULT, *, seeds: Sequence[int] = (0,)
 ) -> Strategy:
     """Train once with a level that chooses itself, see :class:`flooding.levels.Auto`.
 

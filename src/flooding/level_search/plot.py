@@ -62,8 +62,8 @@ def plot_search(result: SearchResult) -> Figure:
     A panel with nothing to show is left out: the score where only a loss was measured, the loss
     where it merely stands for the score, the left panels where all levels are controllers, the
     right ones where there are no curves. One training with the controller ``Auto`` shows validation
-    at each level of its sweep instead of marks. A Run has no mark if its validation score or loss is not
-    finite, or the loss is over 100 times the median; the title says how many there are.
+    at each level of its sweep instead of marks. A Run has no mark if its validation score or loss
+    is not finite, or the loss is over 100 times the median; the title says how many there are.
 
     Args:
         result: The result of a search.
