@@ -99,8 +99,8 @@ METHODS = (
 )
 # Classes of controllers; ``flooding.levels.Controller`` is the protocol.
 CONTROLLERS = (
-    Entry("auto", "flooding.levels:Auto", "finds its level within the training"),
     Entry("constant", "flooding.levels:Constant", "one level for the whole training"),
+    Entry("auto", "flooding.levels:Auto", "finds its level within the training"),
     Entry("warmup", "flooding.levels:Warmup", "rises linearly over the first steps"),
     Entry("delayed", "flooding.levels:Delayed", "begins when the training set is fitted"),
     Entry("heuristic", "flooding.levels:Heuristic", "follows the validation accuracy"),
