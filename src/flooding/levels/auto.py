@@ -132,11 +132,12 @@ class Auto:
     def init(self) -> State:
         """Give the level ``-inf`` and an empty record of the sweep."""
         names = ("first_loss", "first_score", "held_share")
-        unknown = {name: torch.tensor(math.nan, dtype=torch.float32) for name in names}
+        # Infinite while unknown: unlike NaN, it is equal to itself.
+        unknown = {name: torch.tensor(math.inf, dtype=torch.float32) for name in names}
         # Running means of the share and the score, and the weight of what they hold.
         names = ("mean_share", "mean_score", "mean_weight")
         means = {name: torch.tensor(0.0, dtype=torch.float32) for name in names}
-        record = torch.full((self.sweep_epochs,), math.nan, dtype=torch.float32)
+        record = torch.full((self.sweep_epochs,), math.inf, dtype=torch.float32)
         return initial_state(
             -math.inf,
             epoch=torch.tensor(0),
@@ -164,11 +165,11 @@ class Auto:
 
         # 2. Record the share that was in force, and choose once when the sweep ends.
         state |= self._record(state, self._score(info, val_loss))
-        chooses = (epoch >= self.sweep_epochs) & state["held_share"].isnan()
+        chooses = (epoch >= self.sweep_epochs) & state["held_share"].isinf()
         held_share = torch.where(chooses, self._choose(state, info), state["held_share"])
 
         # 3. The level of the next epoch.
-        share = torch.where(held_share.isnan(), self._falling_share(epoch), held_share)
+        share = torch.where(held_share.isinf(), self._falling_share(epoch), held_share)
         ratio = (lowest - self.floor) / (first_loss - self.floor)
         trust = (self.no_trust - ratio) / (self.no_trust - self.full_trust)
         next_level = self.floor + trust.clamp(0, 1) * share * (lowest - self.floor)
@@ -247,7 +248,7 @@ class Auto:
 
 def _unless_known(known: Tensor, value: Tensor) -> Tensor:
     """Keep a number that is known, else take a finite value."""
-    return torch.where(known.isnan() & value.isfinite(), value, known)
+    return torch.where(known.isinf() & value.isfinite(), value, known)
 
 
 def _noise(best: Tensor, first: Tensor, info: StepInfo) -> Tensor:
