@@ -34,6 +34,7 @@ from flooding.experiments.synthetic_cells import LEVELS, TASKS
 from flooding.experiments.synthetic_cells import cells as synthetic_cells
 from flooding.level_search.accordance import accordance
 from flooding.level_search.advisor import advise
+from flooding.level_search.auto import auto
 from flooding.level_search.backward import backward
 from flooding.level_search.driver import run_concurrently, run_generator, search
 from flooding.level_search.finder import finder
@@ -88,6 +89,7 @@ SYNTHETIC = {
     "TPE, 20 trainings": (one_seed(partial(tpe, trainings=20)), True, None, 10),
     "irreducible loss": (irreducible, True, None, 10),
     "finder": (finder, False, None, 10),
+    "auto, one training": (auto, False, None, 10),
     "range test": (one_seed(range_test), False, None, 3),
     "accordance": (one_seed(accordance), False, HARD, 3),
     "backward, 11 levels": (partial(backward, levels=COARSE, until_loss=1e-4), False, HARD, 5),

@@ -182,7 +182,7 @@ def test_every_strategy(flooding, strategy):
         ),
         ("find digits --strategy grid --levels none,", "levels must be numbers"),
         ("find digits --levels 0,1", "--levels belongs to grid, halving and backward"),
-        ("find digits --budget 1", "budget must be above 1"),
+        ("find digits --budget 0.5", "budget must be 1 or above 1"),
         ("find digits --trainings 5", "--trainings belongs to policy-gradient and tpe"),
         ("find digits --strategy grid --budget 5", "--budget belongs to finder"),
         ("find digits --device cuda:77", "device must be there"),

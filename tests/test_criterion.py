@@ -673,7 +673,7 @@ NO_LEVELS = {
     "True": (True, "got True. Write 0.0 or 1.0"),
     "np.False_": (np.False_, "Write 0.0 or 1.0"),
     "array of a string": (np.array("0.1"), "Write it without quotes"),
-    "controller": (Delayed(0.1, until_loss=0.1), "A controller belongs in a Run"),
+    "class of controllers": (Delayed, "Build it first"),
     "bool tensor": (torch.tensor(True), "must hold a real number, got torch.bool"),
     "complex tensor": (torch.tensor(1j), "must hold a real number, got torch.complex64"),
 }

@@ -362,8 +362,8 @@ def detached(output, y):
 
 
 def test_other_bad_input(path):
-    with pytest.raises(ValueError, match="budget must be above 1"):
-        find_level(noisy(), budget=1.0, ledger=path, workers=0)
+    with pytest.raises(ValueError, match="budget must be 1 or above 1"):
+        find_level(noisy(), budget=0.5, ledger=path, workers=0)
     with pytest.raises(ValueError, match="seeds must be at least one"):
         find_level(noisy(), seeds=0, ledger=path, workers=0)
     with pytest.raises(ValueError, match="loss must have a gradient"):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from flooding.levels import (
+    Auto,
     Constant,
     Controller,
     Delayed,
@@ -29,6 +30,7 @@ from flooding.levels import (
 )
 
 ALL = [
+    Auto(epochs=10),
     Constant(0.3),
     Constant(-math.inf),
     Warmup(0.3, steps=7),

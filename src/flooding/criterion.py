@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase]
 
-from flooding.levels.base import LevelTable
+from flooding.levels.base import Controller, LevelTable, State
+from flooding.levels.epoch_end import ControlledLevel
 from flooding.levels.tables import (
     Excess,
     check_level_number,
@@ -39,7 +40,7 @@ from flooding.torch_losses import (
 __all__ = ["Flood", "check_reduction"]
 
 
-class Flood(nn.Module):
+class Flood(ControlledLevel, nn.Module):
     """A criterion that floods in training and is plain in evaluation.
 
     It floods only while the module is in training mode and the loss requires a gradient, so
@@ -67,8 +68,10 @@ class Flood(nn.Module):
         criterion: A loss module or function, called with the arguments of ``forward``, with the
             reduction that ``method.reduction`` names.
         level: Level in the unit of the loss: a finite number, a 0-d tensor, a table such as
-            :class:`PerClass`, :class:`PerExample` or :class:`Excess`, or None for plain training.
-            Numbers are stored in torch's default dtype.
+            :class:`PerClass`, :class:`PerExample` or :class:`Excess`, a controller such as
+            :class:`flooding.levels.Auto`, or None for plain training. Numbers are stored in torch's
+            default dtype. A controller sees the loss of every training batch; show it the end of an
+            epoch by :meth:`on_epoch_end`.
         method: What to make of loss and level.
 
     Raises:
@@ -99,7 +102,7 @@ class Flood(nn.Module):
     def __init__(
         self,
         criterion: Callable[..., Tensor],
-        level: float | Tensor | LevelTable | None,
+        level: float | Tensor | LevelTable | Controller | None,
         method: Method = Flooding(),
     ) -> None:
         super().__init__()
@@ -147,9 +150,11 @@ class Flood(nn.Module):
         return self._table
 
     @level.setter
-    def level(self, level: float | Tensor | LevelTable | None) -> None:
-        number = table = None
-        if isinstance(level, LevelTable):
+    def level(self, level: float | Tensor | LevelTable | Controller | None) -> None:
+        number = table = controller = None
+        if isinstance(level, Controller) and not isinstance(level, type):
+            controller = level
+        elif isinstance(level, LevelTable):
             self._check_table(level)
             table = level.to(self._scalar.device)
             self._scalar.fill_(-math.inf)
@@ -166,8 +171,15 @@ class Flood(nn.Module):
                 )
             self._scalar.fill_(number)
         self._table = table
+        self._set_controller(controller, self._scalar.device)
         # The next batch tells the number of classes, and so whether the number makes sense.
         self._unchecked = number
+
+    def _put_controller_state(self, state: State) -> None:
+        super()._put_controller_state(state)
+        # A new tensor: the backward of the last batch may still need the old one.
+        if state:
+            self._scalar = state["level"].to(self._scalar.dtype)
 
     def _check_table(self, table: LevelTable) -> None:
         """Refuse a table that the method or the criterion cannot use."""
@@ -260,6 +272,7 @@ class Flood(nn.Module):
         with torch.no_grad():
             self._count(loss, level, weight)
             self.raw_loss, self.flooded_loss = plain.detach(), flooded.detach()
+            self._show_step(self.raw_loss)
         return flooded
 
     def _batch_level(
@@ -332,6 +345,8 @@ class Flood(nn.Module):
         if self._scalar.dtype.itemsize < 4:
             # model.half() must not round the level: bfloat16 cannot tell 0.0500 from 0.0502.
             self._scalar = scalar.to(self._scalar.device)
+        device = self._scalar.device
+        self._controller_state = {n: t.to(device) for n, t in self._controller_state.items()}
         if self._table is not None:
             self._table = self._table.to(self._scalar.device)
         return self

@@ -100,6 +100,7 @@ METHODS = (
 # Classes of controllers; ``flooding.levels.Controller`` is the protocol.
 CONTROLLERS = (
     Entry("constant", "flooding.levels:Constant", "one level for the whole training"),
+    Entry("auto", "flooding.levels:Auto", "finds its level within the training"),
     Entry("warmup", "flooding.levels:Warmup", "rises linearly over the first steps"),
     Entry("delayed", "flooding.levels:Delayed", "begins when the training set is fitted"),
     Entry("heuristic", "flooding.levels:Heuristic", "follows the validation accuracy"),
@@ -110,6 +111,9 @@ _SEARCH = "flooding.level_search"
 STRATEGIES = (
     StrategyEntry(
         "finder", f"{_SEARCH}.finder:finder", "race levels for about 3 trainings", ("budget",)
+    ),
+    StrategyEntry(
+        "auto", f"{_SEARCH}.auto:auto", "find and hold a level in one training: --budget 1"
     ),
     StrategyEntry("grid", f"{_SEARCH}.grid:grid", "train every level in full", ("levels",)),
     StrategyEntry(

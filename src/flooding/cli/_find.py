@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -28,8 +29,11 @@ from flooding.cli._options import (
 from flooding.entries import STRATEGIES, TASKS, entry_names, join_names
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from flooding.level_search.result import SearchResult
     from flooding.tabular import TableProblem
+    from flooding.training.record import Record
 
 __all__ = ["What", "find", "predict"]
 
@@ -74,7 +78,9 @@ def find(
     ] = "finder",
     budget: Annotated[
         float | None,
-        option(f"{_takers('budget')}: trainings to spend for each seed, above 1 [3].", _SEARCH),
+        option(
+            f"{_takers('budget')}: trainings to spend for each seed, 1 or above 1 [3].", _SEARCH
+        ),
     ] = None,
     trainings: Annotated[
         int | None, option(f"{_takers('trainings')}: trainings to spend [20].", _SEARCH)
@@ -247,9 +253,13 @@ def _print_result(result: SearchResult) -> None:
     answer = "train without flooding" if level is None else f"flood level {level:.4g}"
     console.print_line(answer, style="bold", end="")
     console.print_line(f" ({result.strategy}; {price})")
-    # A controller cannot be given as one number.
     if level is not None and isinstance(result.run.level, float):
         console.print_line(f"Use it: criterion = flooding.Flood(criterion, {level:.4g})")
+    elif result.strategy == "auto" and level is not None:
+        # A controller cannot be given as one number: its path is part of the training.
+        epochs = result.run.problem.max_epochs
+        controller = f"flooding.levels.Auto(epochs={epochs})"
+        console.print_line(f"Use it: criterion = flooding.Flood(criterion, {controller})")
 
 
 def _trainings_table(result: SearchResult) -> Table:
@@ -288,22 +298,15 @@ def _cell(value: object, name: str) -> str:
 
 
 def _save_model(result: SearchResult, table: TableProblem, folder: Path, device: str) -> None:
-    """Train in full at the level of the search, and save the model."""
+    """Save the model of the search, trained in full unless the search has done so."""
     from flooding.tabular import save_model
-    from flooding.training.loop import train
 
-    row = None
-    with progress() as (on_start, on_row):
-        on_start([result.run])
-        for row in train(result.run, device=device):
-            on_row(row)
-    # The last row of a training has its weights and its Record.
-    assert row is not None
-    assert row.weights is not None
-    weights = {name: tensor.cpu() for name, tensor in row.weights["last"].items()}
-    save_model(folder, weights, table)
+    if result.weights is not None:
+        weights, metrics = result.weights["last"], _selected_record(result).metrics
+    else:
+        weights, metrics = _train_selected(result, device)
+    save_model(folder, {name: tensor.cpu() for name, tensor in weights.items()}, table)
     # There is no test loss where there is no test split.
-    metrics = row.record.metrics if row.record is not None else {}
     for name in ("test_accuracy", "test_loss"):
         if f"last.{name}" in metrics:
             value = metrics[f"last.{name}"]
@@ -314,3 +317,30 @@ def _save_model(result: SearchResult, table: TableProblem, folder: Path, device:
             f"that is a root mean squared error of {error:.4g} in the unit of {table.target.name}"
         )
     console.print_line(f"Model in {folder.absolute()}: flooding predict {folder} new.csv")
+
+
+def _selected_record(result: SearchResult) -> Record:
+    """Give the Record of the selected Run, which the search trained."""
+    from flooding.level_search.plot_data import is_selected, run_of
+
+    for record in result.records:
+        if is_selected(record, result) and run_of(record).seed == result.run.seed:
+            return record
+    raise AssertionError("a Run whose weights were kept has a Record")
+
+
+def _train_selected(
+    result: SearchResult, device: str
+) -> tuple[dict[str, Tensor], Mapping[str, float]]:
+    """Train in full at the level of the search; give the last weights and the metrics."""
+    from flooding.training.loop import train
+
+    row = None
+    with progress() as (on_start, on_row):
+        on_start([result.run])
+        for row in train(result.run, device=device):
+            on_row(row)
+    # The last row of a training has its weights and its Record.
+    assert row is not None
+    assert row.weights is not None
+    return row.weights["last"], row.record.metrics if row.record is not None else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -56,7 +56,8 @@ def find_level(
 
     Args:
         problem: What is trained.
-        budget: Trainings to spend for each seed, above 1.
+        budget: Trainings to spend for each seed, 1 or above 1. With 1 a single training chooses its
+            own level, and its network is kept for :meth:`SearchResult.model`.
         seeds: How many seeds to average, or which. With fixed data a seed changes weights and order
             alone.
         device: Where to train.
@@ -102,6 +103,7 @@ def find_level(
     make_strategy = _with_seeds(strategy or partial(finder, budget=budget))
 
     with _hashable(problem, seed_numbers[0], ledger) as (searched_problem, path):
+        keep_weights = _WeightsKeeper(on_row) if on_row is not None or budget == 1 else None
         runner = partial(
             run_all,
             ledger=path,
@@ -109,14 +111,35 @@ def find_level(
             workers=workers,
             device=device,
             on_start=on_start,
-            on_row=on_row,
+            on_row=keep_weights,
         )
         result = search(make_strategy(searched_problem, seeds=seed_numbers), runner)
+    if keep_weights is not None:
+        result = replace(result, weights=keep_weights.weights_of(result.run))
 
     # The Run to train for use is one of the caller's own Problem.
     run = replace(result.run, problem=problem)
     estimates = result.estimates + _label_limits(problem, seed_numbers[0], result)
     return replace(result, run=run, estimates=estimates, device=device)
+
+
+class _WeightsKeeper:
+    """Pass rows on, and keep the weights of the last training that ended in this process."""
+
+    def __init__(self, on_row: Callable[[EpochResult], object] | None) -> None:
+        self._on_row = on_row
+        self._last: EpochResult | None = None
+
+    def __call__(self, row: EpochResult) -> None:
+        if row.weights is not None:
+            self._last = row
+        if self._on_row is not None:
+            self._on_row(row)
+
+    def weights_of(self, run: Run) -> Mapping[str, dict[str, Tensor]] | None:
+        """Give the weights of a Run, None if it is not the one whose weights were kept."""
+        row = self._last
+        return row.weights if row is not None and row.run is run else None
 
 
 def _with_seeds(strategy: Callable[..., Strategy]) -> Callable[..., Strategy]:

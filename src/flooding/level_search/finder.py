@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flooding.level_search.auto import auto
 from flooding.level_search.level_stats import lowest_after_start, reached_level, tail_means
 from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
 from flooding.level_search.result import LevelEstimate, SearchResult
@@ -50,8 +51,9 @@ def finder(
 
     Args:
         problem: The Problem.
-        budget: About how many trainings to spend for each seed, above 1. More of it first makes the
-            race longer, then adds levels.
+        budget: About how many trainings to spend for each seed: 1, or above 1. More of it first
+            makes the race longer, then adds levels. 1 is one training that chooses its own level,
+            see :mod:`flooding.level_search.auto`.
         seeds: Seeds to average.
         shared: Whether the steps before a level is reached are taken once for all levels, as
             :func:`flooding.run_all` does. The race is then longer for the same price.
@@ -63,11 +65,15 @@ def finder(
         The best level, or None where plain training is as good.
 
     Raises:
-        ValueError: If the budget is not above 1, or a Record lacks the curves of training and
-            validation loss.
+        ValueError: If the budget is neither 1 nor above 1, or a Record lacks the curves of training
+            and validation loss.
     """
+    if budget == 1:
+        return (yield from auto(problem, seeds=seeds))
     if not 1 < budget < math.inf:
-        raise ValueError(f"budget must be above 1 training, got {budget}. Try budget=3.")
+        raise ValueError(
+            f"budget must be 1 or above 1 training, got {budget}. Try budget=1 or budget=3."
+        )
 
     # 1. Plain training bounds the level: from its lowest training loss to its lowest validation
     # loss.

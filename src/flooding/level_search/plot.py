@@ -31,6 +31,7 @@ from flooding.level_search.plot_data import (
     with_curves,
 )
 from flooding.level_search.result import LevelEstimate, SearchResult
+from flooding.level_search.sweep_plot import draw_sweeps, has_sweep
 from flooding.report.figures import PALETTE, legend_entries, level_colours, new_figure
 from flooding.report.stats import pluralize
 from flooding.training.record import Record
@@ -60,8 +61,9 @@ def plot_search(result: SearchResult) -> Figure:
 
     A panel with nothing to show is left out: the score where only a loss was measured, the loss
     where it merely stands for the score, the left panels where all levels are controllers, the
-    right ones where there are no curves. A Run has no mark if its validation score or loss is not
-    finite, or the loss is over 100 times the median; the title says how many there are.
+    right ones where there are no curves. One training with the controller ``Auto`` shows validation
+    at each level of its sweep instead of marks. A Run has no mark if its validation score or loss
+    is not finite, or the loss is over 100 times the median; the title says how many there are.
 
     Args:
         result: The result of a search.
@@ -88,7 +90,10 @@ def plot_search(result: SearchResult) -> Figure:
 
     # Which panels have something to show?
     by_level: list[Measure] = []
-    if any(level_position(record) is not None and not is_plain(record) for record in records):
+    is_swept = has_sweep(records)
+    if is_swept or any(
+        level_position(record) is not None and not is_plain(record) for record in records
+    ):
         by_level = measures
     by_epoch = with_curves(records, [train_loss]) + with_curves(records, measures)[:1]
     rows = _layout([_level_panel(m) for m in by_level], [_epoch_panel(m) for m in by_epoch])
@@ -99,7 +104,10 @@ def plot_search(result: SearchResult) -> Figure:
         for measure in by_level:
             name = _level_panel(measure)
             axes = panels[name]
-            _draw_levels(axes, records, measure, diverged, colours)
+            if is_swept:
+                draw_sweeps(axes, records, measure, _SELECTED)
+            else:
+                _draw_levels(axes, records, measure, diverged, colours)
             _draw_selection(axes, result, limits, with_text=name in rows[0])
             axes.set(xlabel=label, ylabel=measure.label, xlim=limits)
         for measure in by_epoch:
@@ -108,7 +116,9 @@ def plot_search(result: SearchResult) -> Figure:
             colour_axes = [panels[_epoch_panel(measure)] for measure in by_epoch]
             _draw_colour_bar(figure, colours, colour_axes, label, aspect=20 * (len(rows) - 1))
         # The bottom row: estimates on the left, the legend on the right.
-        title = "Left: mean of each Run's last quarter" if by_level and by_epoch else None
+        title = None
+        if by_level and by_epoch and not is_swept:
+            title = "Left: mean of each Run's last quarter"
         num_names = _draw_legend(panels, title)
         bottom = max(0.5 + _ROW_HEIGHT * len(result.estimates), 0.5 + 0.24 * num_names, 1.0)
         _set_heights(figure, panels["key"], [3.3] * (len(rows) - 1) + [bottom])

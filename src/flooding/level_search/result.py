@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -84,6 +84,8 @@ class SearchResult:
         records: Everything that was measured, in the order of the Runs;
             :func:`flooding.level_search.driver.search` fills it in.
         device: Where :meth:`model` trains.
+        weights: State dicts "last" and "best" of ``run``, where the search itself trained it in
+            this process; :meth:`model` then trains nothing.
     """
 
     strategy: str
@@ -92,6 +94,7 @@ class SearchResult:
     warnings: tuple[str, ...] = ()
     records: tuple[Record, ...] = field(default=(), repr=False)
     device: str = "cpu"
+    weights: Mapping[str, dict[str, Tensor]] | None = field(default=None, repr=False)
 
     @property
     def level(self) -> float | None:
@@ -153,7 +156,7 @@ class SearchResult:
 
     @preserve_rng_state()
     def model(self, epoch: Literal["last", "best"] = "last") -> nn.Module:
-        """Train the selected Run in full and give its model.
+        """Give the model of the selected Run, trained in full unless the search has done so.
 
         Args:
             epoch: Whose weights: "last", which the search judged, or "best", the epoch with the
@@ -173,11 +176,14 @@ class SearchResult:
             )
         if epoch not in {"last", "best"}:
             raise ValueError(f"epoch must be last or best, got {epoch!r}. Try last.")
-        # The last row of a training carries the weights.
-        *_, row = train(self.run, device=self.device)
-        assert row.weights is not None
+        weights = self.weights
+        if weights is None:
+            # The last row of a training carries the weights.
+            *_, row = train(self.run, device=self.device)
+            assert row.weights is not None
+            weights = row.weights
         model = self.run.problem.build(self.run.seed).to(self.device)
-        model.load_state_dict(row.weights[epoch])
+        model.load_state_dict(weights[epoch])
         return model.eval()
 
 

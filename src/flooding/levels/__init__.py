@@ -4,6 +4,7 @@ One file for each controller. ``base`` holds the type of a level and the protoco
 levels that are looked up for each batch.
 """
 
+from flooding.levels.auto import Auto
 from flooding.levels.base import (
     Controller,
     Level,
@@ -30,6 +31,7 @@ from flooding.levels.tables import (
 from flooding.levels.warmup import Warmup
 
 __all__ = [
+    "Auto",
     "Constant",
     "Controller",
     "Delayed",

@@ -47,12 +47,18 @@ class StepInfo(NamedTuple):
         train_accuracy: Share of training examples classified correctly, in [0, 1].
         val_loss: Mean validation loss, in the unit of the loss.
         val_accuracy: Share of validation examples classified correctly, in [0, 1].
+        n_val: Number of validation examples, from which a controller knows the standard error of
+            the accuracy.
+        val_score: The number by which validation is judged instead of accuracy, the larger the
+            better.
     """
 
     loss: Tensor | None = None
     train_accuracy: Tensor | float | None = None
     val_loss: Tensor | float | None = None
     val_accuracy: Tensor | float | None = None
+    n_val: Tensor | float | None = None
+    val_score: Tensor | float | None = None
 
 
 @runtime_checkable

@@ -372,10 +372,9 @@ def _level_advice(level: object) -> str:
     if isinstance(level, (list, tuple, np.ndarray)):
         return "A level for each class or example is PerClass or PerExample."
     if isinstance(level, Controller):
-        return (
-            "A controller belongs in a Run. Here set criterion.level to its state's level after "
-            "each step."
-        )
+        if isinstance(level, type):
+            return "Build it first."
+        return "A controller is the level of a Run, a Flood or a FloodStep."
     if callable(level):
         return (
             "The order is Flood(criterion, level). For a schedule set criterion.level before each "

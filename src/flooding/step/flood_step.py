@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from flooding.functional import flood
-from flooding.levels import Controller, StepInfo
+from flooding.levels import Controller
 from flooding.step import messages
 from flooding.step.attached import attach, check_shared_parameters, detach, others
 from flooding.step.checks import caller_stacklevel, check_optimizer, is_multi_pass, pass_methods
@@ -296,23 +296,6 @@ class FloodStep(StepState):
         """Forget the losses of a step that is not taken; ``optimizer.zero_grad()`` does it, too."""
         self._decision = self._first_pass = self._param_with_grad = None
         self._losses.clear()
-
-    def on_epoch_end(
-        self,
-        *,
-        train_accuracy: float | Tensor | None = None,
-        val_loss: float | Tensor | None = None,
-        val_accuracy: float | Tensor | None = None,
-    ) -> None:
-        """Show a controller the end of an epoch; other levels take no notice.
-
-        Args:
-            train_accuracy: Share of training examples classified correctly, in [0, 1].
-            val_loss: Mean validation loss in the unit of the loss.
-            val_accuracy: Share of validation examples classified correctly, in [0, 1]. Give all
-                ranks the same.
-        """
-        self.state = self.update_controller(StepInfo(None, train_accuracy, val_loss, val_accuracy))
 
     def remove(self) -> None:
         """Take flooding off: from now on the loop is the plain one, bit for bit."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flooding.levels import Controller, StepInfo
+from flooding.levels.epoch_end import EpochEndCheck, EpochEndMixin
 from flooding.step.checks import check_level, check_level_tensor
 
 __all__ = ["Decision", "StepState", "decide"]
@@ -68,7 +69,7 @@ def decide(
     return {"raw_loss": loss, "flooded_loss": flooded_loss, "slope": slope}
 
 
-class StepState:
+class StepState(EpochEndMixin):
     """The state of a ``FloodStep``: tensors only, on the device of the parameters.
 
     Args:
@@ -79,6 +80,7 @@ class StepState:
     state: dict[str, Tensor]
     _controller: Controller | None
     _level: float | Tensor | None
+    _epoch_end: EpochEndCheck | None
 
     def __init__(self, level: float | Tensor | Controller | None, device: torch.device) -> None:
         self._device = device
@@ -94,13 +96,16 @@ class StepState:
     def level(self, level: float | Tensor | Controller | None) -> None:
         # Checked first, so that a level that is refused leaves the old one in force.
         if isinstance(level, Controller) and not isinstance(level, type):
+            # A controller that cannot begin is refused here.
+            start = level.init()
             self._controller, self._level = level, None
+            self._epoch_end = EpochEndCheck(self, level)
         else:
-            self._controller, self._level = None, check_level(level)
+            self._controller, self._level, self._epoch_end = None, check_level(level), None
+            start = {}
         state = {name: value for name, value in self.state.items() if not name.startswith(_PREFIX)}
-        if self._controller:
-            for name, value in self._controller.init().items():
-                state[_PREFIX + name] = value.to(self._device)
+        for name, value in start.items():
+            state[_PREFIX + name] = value.to(self._device)
         self.state = state
 
     @property
@@ -162,6 +167,8 @@ class StepState:
                 "level."
             )
         self.state = {name: state[name].clone().to(self._device) for name in self.state}
+        if self._epoch_end is not None:
+            self._epoch_end.end_epoch()  # the saved state may have seen some
         self.reset()
 
     def reset(self) -> None:
@@ -187,6 +194,11 @@ class StepState:
             state[_PREFIX + name] = tensor
         return state
 
+    def _end_epoch(self, info: StepInfo) -> None:
+        self.state = self.update_controller(info)
+        if self._epoch_end is not None:
+            self._epoch_end.end_epoch()
+
     def count_step(
         self, decision: Decision, is_nonfinite: bool | Tensor, found_inf: Tensor | None
     ) -> None:
@@ -205,3 +217,5 @@ class StepState:
             for name, tensor in state.items():
                 state[name] = torch.where(found_inf == 0, tensor, self.state[name])
         self.state = state
+        if self._epoch_end is not None:
+            self._epoch_end.count_step()

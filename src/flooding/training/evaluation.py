@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flooding import metrics
 from flooding.data import Split, Splits, map_tensors, sha256
+from flooding.levels import StepInfo
 from flooding.torch_losses import Loss, is_class_loss
 from flooding.training.batch import Inputs, Outputs, count_targets, take_copy
 from flooding.training.checks import check_labels, explain_dtype_error, first_loss
@@ -27,6 +28,7 @@ from flooding.training.state import (
 )
 
 __all__ = [
+    "epoch_info",
     "explain_first_pass",
     "is_logits",
     "label_metrics",
@@ -159,6 +161,33 @@ def _measure(
             score = problem.score.function(*drop_ignored_examples(problem, output, split.y))
             values[f"{name}_score"] = float(score)
     return output, values
+
+
+def epoch_info(problem: Problem, values: Mapping[str, float], val: Split) -> StepInfo:
+    """Collect what a controller sees at the end of an epoch.
+
+    Args:
+        problem: The Problem.
+        values: What the epoch measured, by name.
+        val: The validation split.
+
+    Returns:
+        Accuracies and losses, the number of validation examples that count, and the score of the
+        Problem, the larger the better.
+    """
+    score = values.get("val_score")
+    if score is not None and problem.score is not None and not problem.score.greater_is_better:
+        score = -score
+    n_val = len(val)
+    if not val.y.is_floating_point():
+        n_val = int(problem.target_mask(val.y).sum())
+    return StepInfo(
+        train_accuracy=values.get("train_accuracy"),
+        val_loss=values.get("val_loss"),
+        val_accuracy=values.get("val_accuracy"),
+        n_val=n_val,
+        val_score=score,
+    )
 
 
 def _batched_loss(

@@ -32,6 +32,7 @@ from flooding.training.batch import (
     take_batch,
 )
 from flooding.training.evaluation import (
+    epoch_info,
     explain_first_pass,
     is_logits,
     label_metrics,
@@ -234,11 +235,13 @@ def _run_epoch(
         values |= measure_epoch(problem, state.model, splits, epoch)
         state.curves.append(values)
         if epoch:
-            _end_epoch(run, state, values, epoch)
+            _end_epoch(run, state, values, epoch, splits.val)
     return values
 
 
-def _end_epoch(run: Run, state: TrainingState, values: dict[str, float], epoch: int) -> None:
+def _end_epoch(
+    run: Run, state: TrainingState, values: dict[str, float], epoch: int, val: Split
+) -> None:
     """Step the scheduler and the controller, and keep the weights if they are the best so far."""
     scheduler = state.lr_scheduler
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -246,11 +249,7 @@ def _end_epoch(run: Run, state: TrainingState, values: dict[str, float], epoch: 
     elif scheduler is not None:
         scheduler.step()
     if state.controller is not None:
-        info = StepInfo(
-            train_accuracy=values.get("train_accuracy"),
-            val_loss=values.get("val_loss"),
-            val_accuracy=values.get("val_accuracy"),
-        )
+        info = epoch_info(run.problem, values, val)
         state.controller = _controller(run).update(state.controller, info)
     key = validation_key(values, run.problem)
     if key > state.best:

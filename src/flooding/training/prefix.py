@@ -7,6 +7,7 @@ not exactly +1. It goes on alone, bit-identical to training alone from the begin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flooding.data import Split
 from flooding.levels import Controller, State, StepInfo
 from flooding.methods import Flooding
+from flooding.training.evaluation import epoch_info
 from flooding.training.loop import EpochResult, mean_level
 from flooding.training.run import Run
 from flooding.training.state import Snapshot
@@ -159,6 +162,11 @@ class _Follower:
         self._state_at_snapshot = self._state
         self._epochs_at_snapshot = 0
 
+    @functools.cached_property
+    def _val(self) -> Split:
+        """The validation split; made once, since data of the user's own are made anew each time."""
+        return self.run.problem.splits(self.run.seed).val
+
     def diverges(self, row: EpochResult) -> bool:
         """Tell whether the Run would have flooded in one of the steps of an epoch."""
         losses, level = row.losses, self.run.level
@@ -186,9 +194,7 @@ class _Follower:
         # One transfer from the device for all steps.
         if not bool(torch.stack(above).all()):
             return True
-        train_accuracy = row.values.get("train_accuracy")
-        val_loss, val_accuracy = row.values.get("val_loss"), row.values.get("val_accuracy")
-        end_of_epoch = StepInfo(None, train_accuracy, val_loss, val_accuracy)
+        end_of_epoch = epoch_info(self.run.problem, row.values, self._val)
         self._state = controller.update(state, end_of_epoch)
         self._levels.append(mean_level(levels))
         return False

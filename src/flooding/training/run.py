@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from flooding.levels import Controller, Level, LevelSource, LevelTable
+from flooding.levels import Auto, Controller, Level, LevelSource, LevelTable
 from flooding.methods import Flooding, Method
 from flooding.methods.base import check_method
 from flooding.training.checks import check_teacher_loss
@@ -47,6 +47,10 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "level", _check_level(self.level))
+        # A level that depends on the length of the training gets it from the Problem.
+        if isinstance(self.level, Auto):
+            level = self.level.with_epochs(self.problem.max_epochs)
+            object.__setattr__(self, "level", level)
         if isinstance(self.seed, np.integer):
             object.__setattr__(self, "seed", int(self.seed))
         if isinstance(self.level, (float, Tensor)) and not math.isfinite(self.level):

@@ -1,0 +1,62 @@
+"""The curve of validation against the level, from one training with the controller ``Auto``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flooding.level_search.plot_data import Measure, curve_values, running_mean, tail_value
+from flooding.level_search.sweep import sweep_of
+from flooding.training.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_sweeps", "has_sweep"]
+
+_SMOOTHING = 0.04  # share of a Record's epochs over which a curve is averaged
+
+
+def has_sweep(records: Sequence[Record]) -> bool:
+    """Tell whether a Record shows validation at the levels of a sweep.
+
+    Args:
+        records: Records of a search.
+
+    Returns:
+        Whether one of them does.
+    """
+    return any(sweep_of(record) is not None for record in records)
+
+
+def draw_sweeps(axes: Axes, records: Sequence[Record], measure: Measure, colour: str) -> None:
+    """Draw what was measured at each level of the sweep, and at the level that was held.
+
+    Args:
+        axes: Where to draw.
+        records: Records of a search; those without a sweep are left out.
+        measure: What to draw.
+        colour: Colour of the curve.
+    """
+    labels = ["each epoch of the sweep", "mean of its neighbours", "held level, its last quarter"]
+    for record in records:
+        sweep = sweep_of(record)
+        if sweep is None:
+            continue
+        # Epoch t was trained at the level that the curve holds for it; epoch 1 had none.
+        epochs = slice(1, sweep.epochs + 1)
+        levels = np.asarray(record.curves["level"][epochs], np.float64)
+        values = curve_values(record, measure)[epochs]
+        is_known = np.isfinite(levels) & np.isfinite(values)
+        levels, values = levels[is_known], values[is_known]
+        window = round(_SMOOTHING * len(record.curves["level"])) // 2 * 2 + 1
+        axes.plot(levels, values, ".", color=colour, ms=3, alpha=0.3, label=labels[0])
+        axes.plot(levels, running_mean(values, window), color=colour, lw=2, label=labels[1])
+        level, value = record.metrics["last.level"], tail_value(record, measure)
+        if math.isfinite(level) and math.isfinite(value):
+            axes.plot([level], [value], "o", color=colour, ms=9, label=labels[2])
+        # One name in the legend for all seeds.
+        labels = ["_", "_", "_"]
