@@ -14,6 +14,7 @@ from rich.table import Table
 
 from flooding.cli._console import console, discard_output, errors, progress
 from flooding.cli._options import (
+    AverageName,
     Ledger,
     Overwrite,
     Workers,
@@ -92,6 +93,10 @@ def find(
         ScoreName | None,
         option("What the search is judged by [accuracy for classes, else loss].", _SEARCH),
     ] = None,
+    average: Annotated[
+        AverageName | None,
+        option("Judge by averaged weights: over the last steps, or all flooded ones.", _SEARCH),
+    ] = None,
     device: Annotated[str, option("cpu, cuda, cuda:1 or mps.", _SEARCH)] = "cpu",
     out: Annotated[Path, option("Folder for table, curves and picture.", _OUTPUT)] = Path(
         "flooding-find"
@@ -106,7 +111,7 @@ def find(
 ) -> None:
     """Find the flood level of a task, a table, or a problem of your own."""
     check_numbers(locals())
-    from flooding.cli._parts import load_strategy
+    from flooding.cli._parts import load_strategy, make_averaging
     from flooding.cli._problem import apply_score, load_problem
     from flooding.level_search.find import find_level
     from flooding.training.runner import check_device
@@ -130,6 +135,8 @@ def find(
             "Choose another --strategy."
         )
     problem = apply_score(problem, score)
+    if average is not None:
+        problem = replace(problem, averaging=make_averaging(average))
     # Then search, and write the result.
     with progress() as (on_start, on_row):
         result = find_level(
@@ -291,6 +298,7 @@ def _save_model(result: SearchResult, table: TableProblem, folder: Path, device:
     """Train in full at the level of the search, and save the model."""
     from flooding.tabular import save_model
     from flooding.training.loop import train
+    from flooding.training.record import monitor_prefix
 
     row = None
     with progress() as (on_start, on_row):
@@ -300,16 +308,19 @@ def _save_model(result: SearchResult, table: TableProblem, folder: Path, device:
     # The last row of a training has its weights and its Record.
     assert row is not None
     assert row.weights is not None
-    weights = {name: tensor.cpu() for name, tensor in row.weights["last"].items()}
+    # The network that the search judged.
+    prefix = monitor_prefix(result.run.problem)
+    judged = row.weights["average" if prefix else "last"]
+    weights = {name: tensor.cpu() for name, tensor in judged.items()}
     save_model(folder, weights, table)
     # There is no test loss where there is no test split.
     metrics = row.record.metrics if row.record is not None else {}
     for name in ("test_accuracy", "test_loss"):
-        if f"last.{name}" in metrics:
-            value = metrics[f"last.{name}"]
+        if f"{prefix}last.{name}" in metrics:
+            value = metrics[f"{prefix}last.{name}"]
             console.print_line(f"{name.replace('_', ' ')} of the saved model: {value:.4g}")
     if table.target.classes is None and "last.test_loss" in metrics:
-        error = math.sqrt(metrics["last.test_loss"]) * table.target.sd
+        error = math.sqrt(metrics[f"{prefix}last.test_loss"]) * table.target.sd
         console.print_line(
             f"that is a root mean squared error of {error:.4g} in the unit of {table.target.name}"
         )

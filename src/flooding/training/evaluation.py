@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from flooding import metrics
 from flooding.data import Split, Splits, map_tensors, sha256
+from flooding.levels import StepInfo
 from flooding.torch_losses import Loss, is_class_loss
 from flooding.training.batch import Inputs, Outputs, count_targets, take_copy
 from flooding.training.checks import check_labels, explain_dtype_error, first_loss
 from flooding.training.problem import Problem
-from flooding.training.record import Record
+from flooding.training.record import AVERAGE, Record, monitor_prefix
 from flooding.training.run import Run
 from flooding.training.state import (
     TrainingState,
@@ -27,6 +28,7 @@ from flooding.training.state import (
 )
 
 __all__ = [
+    "epoch_info",
     "explain_first_pass",
     "is_logits",
     "label_metrics",
@@ -103,6 +105,24 @@ def measure_epoch(
         for name, value in extra(model, problem, splits).items():
             values[name] = float(value)
     return values
+
+
+def epoch_info(problem: Problem, values: Mapping[str, float]) -> StepInfo:
+    """Tell a controller what an epoch measured.
+
+    Args:
+        problem: The Problem, whose averaging says which network's validation results count.
+        values: The epoch's numbers by name.
+
+    Returns:
+        The end of an epoch.
+    """
+    prefix = monitor_prefix(problem)
+    return StepInfo(
+        train_accuracy=values.get("train_accuracy"),
+        val_loss=values.get(f"{prefix}val_loss"),
+        val_accuracy=values.get(f"{prefix}val_accuracy"),
+    )
 
 
 def _measure(
@@ -263,7 +283,7 @@ def make_record(run: Run, state: TrainingState, splits: Splits) -> Record:
 
     Args:
         run: The Run.
-        state: Its final state; the best weights are in the model afterwards.
+        state: Its final state; the best weights are in the model, and in the average, afterwards.
         splits: The splits.
 
     Returns:
@@ -287,7 +307,13 @@ def make_record(run: Run, state: TrainingState, splits: Splits) -> Record:
     numbers |= _final_metrics("best", best, curves[best], values)
     arrays |= {f"best.{name}": view for name, view in views.items()}
 
-    # 3. The curves, NaN where an epoch measured nothing, and a hash of the weights.
+    # 3. The average's last and best weights.
+    if state.average is not None:
+        average_numbers, average_arrays = _test_average(problem, state, splits)
+        numbers |= average_numbers
+        arrays |= average_arrays
+
+    # 4. The curves, NaN where an epoch measured nothing, and a hash of the weights.
     names = sorted(set().union(*curves))
     columns = {}
     for name in names:
@@ -298,13 +324,38 @@ def make_record(run: Run, state: TrainingState, splits: Splits) -> Record:
     return Record(run, columns, arrays, numbers, sha256(*tensors), fingerprint)
 
 
+def _test_average(
+    problem: Problem, state: TrainingState, splits: Splits
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Measure the test split with the last and the best weights of the average."""
+    average, curves = state.average, state.curves
+    assert average is not None
+    last = len(curves) - 1
+    # Until the average begins it is the network itself.
+    weights = copy_weights(average.module) if average.has_begun else state.weights["last"]
+    state.weights["average"] = weights
+    state.weights.setdefault("best_average", weights)
+    ends = {"last": ("average", last), "best": ("best_average", state.best_average_epoch or last)}
+    numbers, arrays = {}, {}
+    for end, (name, epoch) in ends.items():
+        average.module.load_state_dict(state.weights[name])
+        values, views = _test(problem, average.module, splits)
+        row = {}
+        for key, value in curves[epoch].items():
+            if key.startswith(AVERAGE):
+                row[key.removeprefix(AVERAGE)] = value
+        numbers |= _final_metrics(f"{AVERAGE}{end}", epoch, row, values)
+        arrays |= {f"{AVERAGE}{end}.{key}": view for key, view in views.items()}
+    return numbers, arrays
+
+
 def _final_metrics(
     name: str, epoch: int, row: dict[str, float], test_values: dict[str, float]
 ) -> dict[str, float]:
     """Name an epoch's numbers ``best.*`` or ``last.*``, with those of the whole test split."""
     values = {"epoch": float(epoch)}
     for key, value in row.items():
-        if not key.startswith("test_"):
+        if not key.startswith(("test_", AVERAGE)):
             values[key] = value
     values |= test_values
     return {f"{name}.{key}": value for key, value in values.items()}

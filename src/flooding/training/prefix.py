@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flooding.levels import Controller, State, StepInfo
 from flooding.methods import Flooding
+from flooding.training.evaluation import epoch_info
 from flooding.training.loop import EpochResult, mean_level
 from flooding.training.run import Run
 from flooding.training.state import Snapshot
@@ -186,10 +187,7 @@ class _Follower:
         # One transfer from the device for all steps.
         if not bool(torch.stack(above).all()):
             return True
-        train_accuracy = row.values.get("train_accuracy")
-        val_loss, val_accuracy = row.values.get("val_loss"), row.values.get("val_accuracy")
-        end_of_epoch = StepInfo(None, train_accuracy, val_loss, val_accuracy)
-        self._state = controller.update(state, end_of_epoch)
+        self._state = controller.update(state, epoch_info(self.run.problem, row.values))
         self._levels.append(mean_level(levels))
         return False
 
