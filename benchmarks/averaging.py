@@ -1,6 +1,6 @@
 """What averaged weights gain: the average of a training against its own last epoch.
 
-    python benchmarks/averaging.py [--problems digits letter] [--seeds 0 1 2] [--ledger FILE]
+    python benchmarks/averaging.py [--problems digits letter] [--averages ema] [--seeds 0 1 2]
 
 Real problems in their common setting, plain and flooded at a fixed level each (from pilots, not
 tuned here). Each training is done with an exponential moving average (EMA) of decay 0.99 and with
@@ -16,6 +16,7 @@ seed.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,15 +32,16 @@ from flooding.tasks import real
 LEDGER = Path(__file__).with_suffix("") / "ledger.sqlite"
 LEVELS = {"digits": 0.6, "spambase": 0.4, "letter": 0.3, "higgs7k": 0.55, "fashion-mnist-5k": 0.8}
 PROBLEMS = ("digits", "spambase", "letter", "higgs7k")
+AVERAGES = ("ema", "second-half", "first-flooded")
 NETWORKS = ("last", "average.last", "best", "average.best")
 
 
 def averagings(max_epochs: int) -> dict[str, Averaging]:
     """Averages to compare, by name; the last is for flooded trainings alone."""
     return {
-        "EMA 0.99": EMA(0.99),
-        "mean, second half": Mean(start_epoch=max_epochs // 2 + 1),
-        "mean, from the first flooded step": Mean(),
+        "ema": EMA(0.99),
+        "second-half": Mean(start_epoch=max_epochs // 2 + 1),
+        "first-flooded": Mean(),
     }
 
 
@@ -58,39 +60,40 @@ def accuracies(records: Sequence[Record], network: str) -> np.ndarray:
     return 100 * np.array([m.get(f"{name}_clean", m[name]) for m in metrics])
 
 
-def rows(name: str, seeds: Sequence[int], ledger: Path) -> Iterator[tuple[str, list[str]]]:
-    """Give the rows of the two tables for a problem: what averaging gains, and every network."""
-    level = LEVELS[name]
-    for average, averaging in averagings(real(name).max_epochs).items():
-        plain_averaging = averaging
-        if average == "mean, from the first flooded step":  # plain training has no such step
-            plain_averaging = Mean(start_epoch=real(name).max_epochs // 2 + 1)
-        plain = train(name, None, plain_averaging, seeds, ledger)
-        flooded = train(name, level, averaging, seeds, ledger)
-        gains = []
-        for records in (plain, flooded):
-            last, averaged = (accuracies(records, network) for network in NETWORKS[:2])
-            gains.append(averaged - last)
-        zero = np.zeros(len(seeds))
-        cells = [f"{paired(gain.tolist(), zero.tolist())}" for gain in gains]
-        difference = str(paired(gains[1].tolist(), gains[0].tolist()))
-        yield "gains", [name, f"{level:g}", average, *cells, difference]
-        for title, records in (("plain", plain), (f"flooding {level:g}", flooded)):
-            means = [f"{accuracies(records, network).mean():.1f}" for network in NETWORKS]
-            yield "networks", [name, average, title, *means]
+def rows(
+    name: str, average: str, seeds: Sequence[int], ledger: Path
+) -> Iterator[tuple[str, list[str]]]:
+    """Give the rows of the two tables: what averaging gains, and every network."""
+    level, averages = LEVELS[name], averagings(real(name).max_epochs)
+    # Plain training has no first flooded step.
+    plain_average = "second-half" if average == "first-flooded" else average
+    plain = train(name, None, averages[plain_average], seeds, ledger)
+    flooded = train(name, level, averages[average], seeds, ledger)
+    gains = []
+    for records in (plain, flooded):
+        last, averaged = (accuracies(records, network) for network in NETWORKS[:2])
+        gains.append(averaged - last)
+    zero = np.zeros(len(seeds))
+    cells = [f"{paired(gain.tolist(), zero.tolist())}" for gain in gains]
+    difference = str(paired(gains[1].tolist(), gains[0].tolist()))
+    yield "gains", [name, f"{level:g}", average, *cells, difference]
+    for title, records in (("plain", plain), (f"flooding {level:g}", flooded)):
+        means = [f"{accuracies(records, network).mean():.1f}" for network in NETWORKS]
+        yield "networks", [name, average, title, *means]
 
 
 def main() -> None:
     """Train what the ledger lacks and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", default=PROBLEMS, choices=LEVELS)
+    parser.add_argument("--averages", nargs="+", default=AVERAGES, choices=AVERAGES)
     parser.add_argument("--seeds", nargs="+", type=int, default=range(10))
     parser.add_argument("--ledger", type=Path, default=LEDGER)
     options = parser.parse_args()
     options.ledger.parent.mkdir(parents=True, exist_ok=True)
     tables: dict[str, list[list[str]]] = {"gains": [], "networks": []}
-    for name in options.problems:
-        for table, row in rows(name, options.seeds, options.ledger):
+    for average, name in itertools.product(options.averages, options.problems):
+        for table, row in rows(name, average, options.seeds, options.ledger):
             tables[table].append(row)
             if table == "gains":
                 print("\t".join(row), flush=True)

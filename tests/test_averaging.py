@@ -15,13 +15,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from flooding import Problem, Run, cli, find_level, run_all, train
 from flooding.averaging import EMA, Averaging, Mean
+from flooding.data import tables
 from flooding.data.synthetic import two_gaussians
 from flooding.level_search.driver import search
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.level_stats import best_level
+from flooding.level_search.plot_data import measures_of
 from flooding.level_search.range_test import range_test
-from flooding.levels import Heuristic, Plateau
+from flooding.levels import Plateau
 from flooding.methods import SAM, Hinge, WaveBound
 from flooding.models import mlp
 from flooding.testing import check_runner, check_strategy, fake_record
@@ -29,7 +31,7 @@ from flooding.training.batch import batch_indices
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.record import select_best
 from slow_twin import by_hand
-from small import adam, noisy, normed, regression, small
+from small import noisy, normed, regression, small
 
 LEVEL = 0.55
 AVERAGINGS = {
@@ -95,15 +97,18 @@ def test_without_memory_it_is_the_network_bit_for_bit():
 
 
 NETWORK_PROBLEMS = {
-    "batch norm, dropout, augmentation": partial(normed, augment=noisy, key="noisy"),
-    "plateau schedule": partial(normed, lr_scheduler=partial(ReduceLROnPlateau, patience=0)),
-    "regression": regression,
+    "batch norm, dropout, augmentation": (partial(normed, augment=noisy, key="noisy"), EMA(0.9)),
+    "plateau schedule": (
+        partial(normed, lr_scheduler=partial(ReduceLROnPlateau, patience=0)),
+        Mean(),
+    ),
+    "regression": (regression, Mean(start_epoch=2)),
 }
 
 
-@each_averaging
-@pytest.mark.parametrize("make", NETWORK_PROBLEMS.values(), ids=NETWORK_PROBLEMS)
-def test_the_network_trains_as_without_an_average_bit_for_bit(make, averaging):
+@pytest.mark.parametrize("name", NETWORK_PROBLEMS)
+def test_the_network_trains_as_without_an_average_bit_for_bit(name):
+    make, averaging = NETWORK_PROBLEMS[name]
     plain, averaged = last(Run(make(), 0.4)), last(Run(make(averaging=averaging), 0.4))
     assert same_weights(averaged.weights["last"], plain.weights["last"])
     assert same_weights(averaged.weights["best"], plain.weights["best"])
@@ -138,7 +143,7 @@ def measure(problem, weights, split):
     return float(loss), float((output.argmax(1) == split.y).float().mean())
 
 
-@each_averaging
+@pytest.mark.parametrize("averaging", [EMA(0.9), Mean()], ids=["ema", "mean"])
 def test_the_metrics_are_those_of_the_averaged_weights_that_are_returned(averaging):
     run = Run(normed(averaging=averaging), 0.4)
     row, splits = last(run), run.problem.splits(0)
@@ -199,8 +204,8 @@ def test_until_it_begins_the_average_is_the_network():
 
 
 @each_averaging
-@pytest.mark.parametrize("at", [1, 4])
-def test_a_run_cut_off_goes_on_bit_identically_from_a_file(averaging, at, tmp_path):
+def test_a_run_cut_off_goes_on_bit_identically_from_a_file(averaging, tmp_path):
+    at = 4
     run = Run(normed(max_epochs=8, augment=noisy, averaging=averaging, key="noisy"), 0.5)
     files = Checkpoints(tmp_path)
     for row in train(run, with_record=False):
@@ -228,12 +233,14 @@ def test_a_snapshot_without_the_average_is_refused():
         next(train(Run(batches(averaging=EMA())), resume=snapshot))
 
 
-@each_averaging
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("averaging", "workers"),
+    [(EMA(0.9), 0), (Mean(), 0), (Mean(start_epoch=3), 0), (EMA(0.9), 2)],
+    ids=["ema", "first flooded", "epoch 3", "ema in workers"],
+)
 def test_a_shared_beginning_and_a_pool_give_the_bits_of_training_alone(averaging, workers):
-    problem, weights = normed(max_epochs=12, averaging=averaging), {}
-    levels = [None, 0.1, 0.3, 0.45, 0.6, Plateau(0.3), Heuristic(until_loss=0.5)]
-    runs = [Run(problem, level) for level in levels]
+    problem, weights = normed(max_epochs=10, averaging=averaging), {}
+    runs = [Run(problem, level) for level in (None, 0.3, 0.55, Plateau(0.3))]
 
     def on_row(row):
         if row.weights is not None:
@@ -247,7 +254,7 @@ def test_a_shared_beginning_and_a_pool_give_the_bits_of_training_alone(averaging
             for name in NETWORKS:
                 assert same_weights(weights[id(run)][name], alone.weights[name]), run.level
     trained = sum(record.metadata["epochs_trained"] for record in records)
-    assert trained < 12 * len(runs), "they share a beginning"
+    assert trained < 10 * len(runs), "they share a beginning"
 
 
 def test_the_contract_of_runners_holds():
@@ -322,8 +329,8 @@ def test_searches_judge_by_the_network_that_monitor_names(monitor, level):
     assert {"val_accuracy", "average.val_accuracy"} <= result.table[0].keys()
     found = search(finder(problem, budget=7), runner).level
     assert found == (None if monitor == "average" else pytest.approx(0.1, abs=0.06))
-    label = result.plot().axes[0].get_ylabel()
-    assert ("averaged weights" in label) == (monitor == "average")
+    labels = [measure.label for measure in measures_of(result.records, problem)]
+    assert any("averaged weights" in label for label in labels) == (monitor == "average")
 
 
 @pytest.mark.parametrize("make", [grid, finder, range_test])
@@ -335,7 +342,7 @@ def test_a_search_gives_the_network_that_it_judged():
     problem = small(
         data=partial(two_gaussians, n_train=40, n_val=30, n_test=50, label_noise=0.1),
         batch_size=10,
-        max_epochs=20,
+        max_epochs=6,
         averaging=EMA(0.9),
     )
     result = find_level(problem, workers=0)
@@ -440,31 +447,32 @@ def test_find_judges_by_the_average_and_saves_it(flooding, tmp_path):
     y = (x.sum(1) + generator.normal(size=200) > 0).astype(int)
     rows = [",".join(map(str, [*row, label])) for row, label in zip(x, y, strict=True)]
     (tmp_path / "table.csv").write_text("\n".join(["a,b,c,y", *rows]))
-    options = ["table.csv", "--epochs", "8", "--workers", "0", "--average", "ema"]
-    out = flooding("find", *options, "--save", "model")
-    assert re.search(r"average\.val ?accuracy", out)
+    options = ["table.csv", "--epochs", "8", "--target", "y", "--workers", "0"]
+    out = flooding("find", *options, "--average", "ema", "--save", "model")
     assert "of the saved model" in out
+    header = (tmp_path / "flooding-find" / "table.csv").read_text().splitlines()[0]
+    assert {"val_accuracy", "average.val_accuracy"} <= set(header.split(","))
     assert (tmp_path / "model").is_dir()
 
 
-# The claim, with n fixed beforehand: on noisy labels and mini-batches the average of a flooded
-# training is better than its last epoch, and by more than that of plain training.
+# The claim, with n fixed beforehand; the setting was chosen on other seeds. On noisy labels and in
+# mini-batches the average of a flooded training is better than its last epoch, and by more than
+# that of plain training.
 def test_plain_training_gains_less_from_averaging_than_flooding():
     problem = Problem(
-        data=partial(two_gaussians, n_train=200, n_val=50, n_test=2000, label_noise=0.2),
-        model=partial(mlp, 10, 2, width=64, depth=2),
-        optimizer=adam,
+        data=partial(tables.digits, label_noise=0.2, n_train=200, n_val=50),
+        model=partial(mlp, 64, 10, width=32, depth=2),
+        optimizer=partial(torch.optim.Adam, lr=5e-3, fused=True),
         batch_size=20,
-        max_epochs=60,
+        max_epochs=24,
         averaging=EMA(0.99),
     )
-    runs = [Run(problem, level, seed=seed) for level in (None, 0.45) for seed in range(10)]
+    n = 8
+    runs = [Run(problem, level, seed=seed) for level in (None, 0.6) for seed in range(n)]
     gains = []
     for record in run_all(runs, ledger=False, workers=0):
         metrics = record.metrics
-        gains.append(
-            metrics["average.last.test_accuracy_clean"] - metrics["last.test_accuracy_clean"]
-        )
-    plain, flooded = gains[:10], gains[10:]
+        gains.append(metrics["average.last.test_accuracy"] - metrics["last.test_accuracy"])
+    plain, flooded = gains[:n], gains[n:]
     assert stats.ttest_1samp(flooded, 0, alternative="greater").pvalue < 0.01
     assert stats.ttest_rel(flooded, plain, alternative="greater").pvalue < 0.01

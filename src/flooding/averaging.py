@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -236,7 +236,8 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, averaging: Averaging) -> None:
-        super().__init__(model, multi_avg_fn=self._combine)
+        # torch names the type of a list of weights "list or tuple", and always gives a list.
+        super().__init__(model, multi_avg_fn=cast("Any", self._combine))
         self.averaging = averaging
 
     @property

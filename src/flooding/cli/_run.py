@@ -234,7 +234,7 @@ def _select(options: Mapping[str, object], *names: str) -> dict[str, Any]:
     return {_ARGUMENTS.get(name, name): value for name, value in values.items()}
 
 
-def _problem(task: str, options: Mapping[str, object]) -> tuple[Problem, dict[str, object]]:
+def _problem(task: str, options: Arguments) -> tuple[Problem, dict[str, object]]:
     """Build the Problem, and list what a tracker notes of it."""
     from flooding.cli._parts import make_averaging
     from flooding.cli._problem import NetworkOptions, OptimizerOptions, build_problem

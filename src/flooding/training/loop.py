@@ -235,10 +235,10 @@ def _run_epoch(
     with eval_weights(state):
         if epoch == 0:
             values = measure_start(problem, state, splits)
-        measured = measure_epoch(problem, state.model, splits, epoch)
-        values |= measured
+        network = measure_epoch(problem, state.model, splits, epoch)
+        values |= network
         if state.average is not None:
-            values |= measure_average(run, state, splits, epoch, measured)
+            values |= measure_average(run, state, splits, epoch, network)
         state.curves.append(values)
         if epoch:
             _end_epoch(run, state, values, epoch)
