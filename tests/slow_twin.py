@@ -8,8 +8,11 @@ from torch.nn import functional
 from flooding.training.rng import derive_seed, fork_rng
 
 
-def by_hand(run):
-    """Train a Run as anybody would write it down; returns the weights and the raw batch losses."""
+def by_hand(run, on_step=None):
+    """Train a Run as anybody would write it down; returns the weights and the raw batch losses.
+
+    ``on_step(model)`` is called after every step.
+    """
     problem, losses = run.problem, []
     split, model = problem.splits(run.seed).train, problem.build(run.seed)
     optimizer = problem.optimizer(model.parameters())
@@ -32,6 +35,8 @@ def by_hand(run):
                 if problem.max_grad_norm is not None:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), problem.max_grad_norm)
                 optimizer.step()
+                if on_step is not None:
+                    on_step(model)
             if schedule is not None:
                 schedule.step()
     return model.state_dict(), losses

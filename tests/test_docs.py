@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from flooding import adaflood, cli, criterion, levels, methods
+from flooding import adaflood, averaging, cli, criterion, levels, methods
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -166,7 +166,9 @@ def _public(module) -> list[str]:
     for name in module.__all__:
         value = getattr(module, name)
         is_module = inspect.isclass(value) and issubclass(value, nn.Module)
-        if is_module or (inspect.isclass(value) and dataclasses.is_dataclass(value)):
+        is_abstract = inspect.isabstract(value)
+        is_data = inspect.isclass(value) and dataclasses.is_dataclass(value) and not is_abstract
+        if is_module or is_data:
             names.append(name)
     return names
 
@@ -176,7 +178,8 @@ def test_the_index_lists_every_card_once():
 
 
 @pytest.mark.parametrize(
-    "name", [name for module in (methods, levels, criterion) for name in _public(module)]
+    "name",
+    [name for module in (methods, levels, criterion, averaging) for name in _public(module)],
 )
 def test_every_public_class_has_a_card_that_runs_it(name):
     cards = [card for card, classes in _index().items() if name in classes]
@@ -189,7 +192,8 @@ def test_every_public_class_has_a_card_that_runs_it(name):
 
 
 def test_the_index_names_nothing_that_is_not_there():
-    known = {name for module in (adaflood, methods, levels, criterion) for name in module.__all__}
+    modules = (adaflood, averaging, methods, levels, criterion)
+    known = {name for module in modules for name in module.__all__}
     assert {name for classes in _index().values() for name in classes} <= known
 
 

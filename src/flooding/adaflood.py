@@ -201,7 +201,14 @@ def adaflood(
 
     # 1. The plain Problems of the auxiliary networks and of the last layers.
     max_epochs = problem.max_epochs if epochs is None else epochs
-    plain = replace(problem, max_epochs=max_epochs, test_curve=None, probe_inputs=None, key=None)
+    plain = replace(
+        problem,
+        max_epochs=max_epochs,
+        test_curve=None,
+        probe_inputs=None,
+        averaging=None,
+        key=None,
+    )
     fold_problem = plain
     if variant is not None and variant.epochs is not None:
         fold_problem = replace(plain, max_epochs=variant.epochs)

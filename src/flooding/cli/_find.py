@@ -15,6 +15,7 @@ from rich.table import Table
 
 from flooding.cli._console import console, discard_output, errors, progress
 from flooding.cli._options import (
+    AverageName,
     Ledger,
     Overwrite,
     Workers,
@@ -98,6 +99,10 @@ def find(
         ScoreName | None,
         option("What the search is judged by [accuracy for classes, else loss].", _SEARCH),
     ] = None,
+    average: Annotated[
+        AverageName | None,
+        option("Judge by averaged weights: over the last steps, or all flooded ones.", _SEARCH),
+    ] = None,
     device: Annotated[str, option("cpu, cuda, cuda:1 or mps.", _SEARCH)] = "cpu",
     out: Annotated[Path, option("Folder for table, curves and picture.", _OUTPUT)] = Path(
         "flooding-find"
@@ -112,7 +117,7 @@ def find(
 ) -> None:
     """Find the flood level of a task, a table, or a problem of your own."""
     check_numbers(locals())
-    from flooding.cli._parts import load_strategy
+    from flooding.cli._parts import load_strategy, make_averaging
     from flooding.cli._problem import apply_score, load_problem
     from flooding.level_search.find import find_level
     from flooding.training.runner import check_device
@@ -136,6 +141,8 @@ def find(
             "Choose another --strategy."
         )
     problem = apply_score(problem, score)
+    if average is not None:
+        problem = replace(problem, averaging=make_averaging(average))
     # Then search, and write the result.
     with progress() as (on_start, on_row):
         result = find_level(
@@ -300,19 +307,23 @@ def _cell(value: object, name: str) -> str:
 def _save_model(result: SearchResult, table: TableProblem, folder: Path, device: str) -> None:
     """Save the model of the search, trained in full unless the search has done so."""
     from flooding.tabular import save_model
+    from flooding.training.record import monitor_prefix
 
+    # The network that the search judged.
+    prefix = monitor_prefix(result.run.problem)
+    judged = "average" if prefix else "last"
     if result.weights is not None:
-        weights, metrics = result.weights["last"], _selected_record(result).metrics
+        weights, metrics = result.weights[judged], _selected_record(result).metrics
     else:
-        weights, metrics = _train_selected(result, device)
+        weights, metrics = _train_selected(result, judged, device)
     save_model(folder, {name: tensor.cpu() for name, tensor in weights.items()}, table)
     # There is no test loss where there is no test split.
     for name in ("test_accuracy", "test_loss"):
-        if f"last.{name}" in metrics:
-            value = metrics[f"last.{name}"]
+        if f"{prefix}last.{name}" in metrics:
+            value = metrics[f"{prefix}last.{name}"]
             console.print_line(f"{name.replace('_', ' ')} of the saved model: {value:.4g}")
     if table.target.classes is None and "last.test_loss" in metrics:
-        error = math.sqrt(metrics["last.test_loss"]) * table.target.sd
+        error = math.sqrt(metrics[f"{prefix}last.test_loss"]) * table.target.sd
         console.print_line(
             f"that is a root mean squared error of {error:.4g} in the unit of {table.target.name}"
         )
@@ -330,9 +341,9 @@ def _selected_record(result: SearchResult) -> Record:
 
 
 def _train_selected(
-    result: SearchResult, device: str
+    result: SearchResult, judged: str, device: str
 ) -> tuple[dict[str, Tensor], Mapping[str, float]]:
-    """Train in full at the level of the search; give the last weights and the metrics."""
+    """Train in full at the level of the search; give the weights and the metrics."""
     from flooding.training.loop import train
 
     row = None
@@ -343,4 +354,4 @@ def _train_selected(
     # The last row of a training has its weights and its Record.
     assert row is not None
     assert row.weights is not None
-    return row.weights["last"], row.record.metrics if row.record is not None else {}
+    return row.weights[judged], row.record.metrics if row.record is not None else {}

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import typer
 
@@ -17,6 +17,7 @@ from flooding.entries import Entry
 
 __all__ = [
     "Arguments",
+    "AverageName",
     "Ledger",
     "Overwrite",
     "Workers",
@@ -39,6 +40,7 @@ Ledger = Annotated[
     typer.Option(help="SQLite file of finished runs.", show_default="the user's state folder"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Train even what the ledger holds.")]
+AverageName: TypeAlias = Literal["ema", "mean"]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Worker processes.", show_default="one per core")
 ]

@@ -10,6 +10,7 @@ from functools import partial
 from inspect import Parameter, signature
 from typing import cast
 
+from flooding.averaging import EMA, Averaging, Mean
 from flooding.cli._options import drop_none
 from flooding.entries import (
     CONTROLLERS,
@@ -32,12 +33,27 @@ __all__ = [
     "describe",
     "load_experiment",
     "load_strategy",
+    "make_averaging",
     "make_controller",
     "make_method",
     "required_parameters",
 ]
 
 _UNTIL_LOSS = 1e-4  # of the code of Kim et al. 2022
+
+
+def make_averaging(name: str | None) -> Averaging | None:
+    """Build an average of the weights.
+
+    Args:
+        name: ``ema`` or ``mean``; None is no average.
+
+    Returns:
+        The averaging, with its default numbers.
+    """
+    if name is None:
+        return None
+    return {"ema": EMA, "mean": Mean}[name]()
 
 
 def make_method(name: str, arguments: Mapping[str, float]) -> Method:

@@ -17,6 +17,7 @@ from rich.table import Table
 from flooding.cli._console import console, errors, progress
 from flooding.cli._options import (
     Arguments,
+    AverageName,
     Ledger,
     Overwrite,
     check_ledger,
@@ -154,6 +155,14 @@ def run(
     clip_norm: Annotated[
         float | None, option("Largest gradient norm [no clipping].", _TRAINING)
     ] = None,
+    average: Annotated[
+        AverageName | None,
+        option(
+            "Average the weights too: over the last 100 steps or so, or from the first flooded "
+            "step on [no average].",
+            _TRAINING,
+        ),
+    ] = None,
     batch_size: Annotated[int, option("Training examples per step.", _TRAINING)] = 200,
     eval_batch_size: Annotated[int, option("Examples per evaluation pass.", _TRAINING)] = 500,
     epochs: Annotated[int, option("Passes over the training examples.", _TRAINING)] = 200,
@@ -163,7 +172,8 @@ def run(
     save: Annotated[
         Path | None,
         option(
-            "Folder for the weights at the first flooded step, best epoch and end; trains anew.",
+            "Folder for the weights at the first flooded step, best epoch and end, and for their "
+            "averages; trains anew.",
             _OUTPUT,
         ),
     ] = None,
@@ -224,8 +234,9 @@ def _select(options: Mapping[str, object], *names: str) -> dict[str, Any]:
     return {_ARGUMENTS.get(name, name): value for name, value in values.items()}
 
 
-def _problem(task: str, options: Mapping[str, object]) -> tuple[Problem, dict[str, object]]:
+def _problem(task: str, options: Arguments) -> tuple[Problem, dict[str, object]]:
     """Build the Problem, and list what a tracker notes of it."""
+    from flooding.cli._parts import make_averaging
     from flooding.cli._problem import NetworkOptions, OptimizerOptions, build_problem
 
     data_names = ("label_noise", "spiral_noise", "negative_mean", "dimension")
@@ -233,7 +244,7 @@ def _problem(task: str, options: Mapping[str, object]) -> tuple[Problem, dict[st
     network = _select(options, "model", "width", "depth", "dropout")
     optimizer = _select(options, "optimizer", "learning_rate", "momentum", "weight_decay")
     settings = _select(options, "batch_size", "eval_batch_size", "epochs", "clip_norm")
-    smoothing = _select(options, "label_smoothing")
+    smoothing, average = _select(options, "label_smoothing"), _select(options, "average")
     problem = build_problem(
         task,
         data,
@@ -242,9 +253,11 @@ def _problem(task: str, options: Mapping[str, object]) -> tuple[Problem, dict[st
         **smoothing,
         **settings,
     )
+    problem = replace(problem, averaging=make_averaging(options["average"]))
     # Also what is None: a tracker notes that there is no momentum.
     unset = {"momentum": None, "max_grad_norm": None}
-    return problem, {"task": task, **data, **unset, **network, **optimizer, **smoothing, **settings}
+    noted = data | unset | network | optimizer | smoothing | settings | average
+    return problem, {"task": task, **noted}
 
 
 def _flooded_run(problem: Problem, options: Arguments) -> Run:
@@ -425,17 +438,22 @@ def _save(weights: Mapping[str, dict[str, Tensor]], folder: Path) -> None:
 
 
 def _print_record(record: Record) -> None:
-    """Print the last and the best epoch side by side."""
+    """Print the last and the best epoch side by side, those of the average beside them."""
+    columns = {"last epoch": "last.", "best validation epoch": "best."}
+    if "average.last.epoch" in record.metrics:
+        columns |= {"average, last": "average.last.", "average, best": "average.best."}
     table = Table(box=SIMPLE_HEAD)
     table.add_column("")
-    for title in ("last epoch", "best validation epoch"):
+    for title in columns:
         table.add_column(title, justify="right")
     for metric in record.metrics:
         if metric.startswith("last."):
             name = metric.removeprefix("last.")
-            # Every metric is there for both epochs, under the same name.
-            values = (_format(record.metrics[f"{epoch}.{name}"]) for epoch in ("last", "best"))
-            table.add_row(name.replace("_", " "), *values)
+            # Averaged weights lack what training steps measure; the network lacks nothing.
+            values = []
+            for prefix in columns.values():
+                values.append(record.metrics.get(f"{prefix}{name}", math.nan))
+            table.add_row(name.replace("_", " "), *map(_format, values))
     console.print(table)
 
 

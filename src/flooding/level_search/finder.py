@@ -12,7 +12,7 @@ from flooding.level_search.auto import auto
 from flooding.level_search.level_stats import lowest_after_start, reached_level, tail_means
 from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
 from flooding.level_search.result import LevelEstimate, SearchResult
-from flooding.training.record import Record, validation_key
+from flooding.training.record import Record, monitor_prefix, validation_key
 
 __all__ = ["finder"]
 
@@ -281,7 +281,8 @@ def _mean_key(records: Sequence[Record], tail_epochs: int) -> tuple[float, float
     keys = []
     for record in records:
         problem = record.run and record.run.problem
-        keys.append(validation_key(tail_means(record, tail_epochs), problem))
+        means = tail_means(record, tail_epochs)
+        keys.append(validation_key(means, problem, monitor_prefix(problem)))
     score, minus_loss = np.mean(keys, axis=0)
     return float(score), float(minus_loss)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from flooding.training.record import Record, level_order, validation_key
+from flooding.training.record import AVERAGE, Record, level_order, monitor_prefix, validation_key
 
 __all__ = [
     "adjacent_levels",
@@ -220,6 +220,8 @@ def tail_means(record: Record, epochs: int) -> dict[str, float]:
     for name, value in record.metrics.items():
         if name.startswith("last."):
             means[name.removeprefix("last.")] = value
+        if name.startswith(f"{AVERAGE}last."):
+            means[AVERAGE + name.removeprefix(f"{AVERAGE}last.")] = value
     for name, curve in record.curves.items():
         means[name] = float(np.mean(curve[-epochs:], dtype=np.float64))
     return means
@@ -228,7 +230,8 @@ def tail_means(record: Record, epochs: int) -> dict[str, float]:
 def tail_key(record: Record, share: float = 0.0) -> tuple[float, float]:
     """Order Records by their validation results, averaged over the last epochs.
 
-    The average reduces the noise of a small validation split.
+    The average reduces the noise of a small validation split. The results are those of the averaged
+    weights, where the problem's averaging says so.
 
     Args:
         record: A Record.
@@ -241,7 +244,8 @@ def tail_key(record: Record, share: float = 0.0) -> tuple[float, float]:
     # A curve begins with the value before training, which is no epoch.
     epochs = max((len(curve) - 1 for curve in record.curves.values()), default=0)
     means = tail_means(record, max(1, round(share * epochs)))
-    return validation_key(means, record.run and record.run.problem)
+    problem = record.run and record.run.problem
+    return validation_key(means, problem, monitor_prefix(problem))
 
 
 def best_level(records: Iterable[Record], share: float = 0.0) -> float | None:

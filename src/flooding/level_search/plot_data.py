@@ -19,7 +19,7 @@ from flooding.level_search.level_stats import reached_level
 from flooding.level_search.protocol import SearchableProblem
 from flooding.level_search.result import SearchResult
 from flooding.training.problem import Problem
-from flooding.training.record import Record
+from flooding.training.record import AVERAGE, Record, monitor_prefix
 from flooding.training.run import Run
 
 __all__ = [
@@ -79,6 +79,12 @@ class Measure(NamedTuple):
         """Whether it is a loss: then the axis may be logarithmic, and outliers are hidden."""
         return self.name.endswith("loss")
 
+    @property
+    def metric(self) -> str:
+        """Name of its value at the last epoch."""
+        name = self.name.removeprefix(AVERAGE)
+        return f"{AVERAGE}last.{name}" if name != self.name else f"last.{name}"
+
 
 def is_in_nats(problem: SearchableProblem) -> bool:
     """Tell whether the loss is a cross-entropy; the unit of a loss of the user's is unknown.
@@ -109,13 +115,18 @@ def measures_of(records: Sequence[Record], problem: SearchableProblem) -> list[M
     """
     unit = " (nats per example)" if is_in_nats(problem) else ""
     measures = [Measure("train_loss", f"Training loss{unit}")]
+    # The validation results by which the search judges.
+    prefix = monitor_prefix(problem)
+    network = " of the averaged weights" if prefix else ""
     if problem.score is not None:
         better = "higher" if problem.score.greater_is_better else "lower"
-        measures.append(Measure("val_score", f"Validation score ({better} is better)"))
+        label = f"Validation score{network} ({better} is better)"
+        measures.append(Measure(f"{prefix}val_score", label))
     elif any("last.val_accuracy" in record.metrics for record in records):
-        measures.append(Measure("val_accuracy", "Validation accuracy (%)", 100.0))
+        label = f"Validation accuracy{network} (%)"
+        measures.append(Measure(f"{prefix}val_accuracy", label, 100.0))
     if not all(_loss_stands_for_score(record) for record in records):
-        measures.append(Measure("val_loss", f"Validation loss{unit}"))
+        measures.append(Measure(f"{prefix}val_loss", f"Validation loss{network}{unit}"))
     return measures
 
 
@@ -303,7 +314,7 @@ def tail_value(record: Record, measure: Measure, stop_epoch: int | None = None) 
         The mean; without a curve, the last value.
     """
     if not has_curve(record, measure):
-        return measure.scale * record.metrics.get(f"last.{measure.name}", math.nan)
+        return measure.scale * record.metrics.get(measure.metric, math.nan)
     curve = curve_values(record, measure)
     if stop_epoch is not None:
         curve = curve[: stop_epoch + 1]

@@ -11,7 +11,7 @@ from flooding.level_search.protocol import Strategy
 from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.levels import Range
 from flooding.training.problem import Problem
-from flooding.training.record import Record, validation_key
+from flooding.training.record import Record, monitor_prefix, validation_key
 from flooding.training.run import Run
 
 __all__ = ["range_test"]
@@ -81,4 +81,4 @@ def _window_key(record: Record, window: slice, problem: Problem) -> tuple[float,
     means = {}
     for name, curve in record.curves.items():
         means[name] = float(np.asarray(curve, np.float64)[window].mean())
-    return validation_key(means, problem)
+    return validation_key(means, problem, monitor_prefix(problem))

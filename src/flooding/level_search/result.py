@@ -9,14 +9,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 from torch import Tensor
 
 from flooding.atomic import write_atomic
 from flooding.training.problem import Problem
-from flooding.training.record import Record
+from flooding.training.record import AVERAGE, Record, monitor_prefix
 from flooding.training.rng import preserve_rng_state
 from flooding.training.run import Run
 
@@ -30,6 +30,9 @@ TableRow: TypeAlias = dict[str, float | int | str | None]
 
 # Columns of a result's table, as far as they were measured.
 _COLUMNS = ("val_score", "val_accuracy", "val_loss", "train_accuracy", "train_loss", "flooded")
+
+# Networks of one training, by the names of their weights.
+_Network: TypeAlias = Literal["last", "best", "average", "best_average"]
 
 
 @dataclass(frozen=True)
@@ -155,18 +158,19 @@ class SearchResult:
         return folder
 
     @preserve_rng_state()
-    def model(self, epoch: Literal["last", "best"] = "last") -> nn.Module:
+    def model(self, at: _Network | None = None) -> nn.Module:
         """Give the model of the selected Run, trained in full unless the search has done so.
 
         Args:
-            epoch: Whose weights: "last", which the search judged, or "best", the epoch with the
-                best validation result.
+            at: Whose weights: "last"; "best", the epoch with the best validation result; with
+                averaging also "average", that of the last epoch, or "best_average". None is what
+                the search judged: "average" where its problem's averaging says so, else "last".
 
         Returns:
             A new module in evaluation mode, on ``device``.
 
         Raises:
-            ValueError: If ``epoch`` is neither, or the training code is the caller's own.
+            ValueError: If ``at`` is none of these, or the training code is the caller's own.
         """
         from flooding.training.loop import train  # strategies do not need the loop
 
@@ -174,8 +178,9 @@ class SearchResult:
             raise ValueError(
                 f"only a Problem's model can be trained here. Train your own at level {self.level}."
             )
-        if epoch not in {"last", "best"}:
-            raise ValueError(f"epoch must be last or best, got {epoch!r}. Try last.")
+        if at is None:
+            at = "average" if monitor_prefix(self.run.problem) else "last"
+        _check_network(at, self.run.problem)
         weights = self.weights
         if weights is None:
             # The last row of a training carries the weights.
@@ -183,8 +188,22 @@ class SearchResult:
             assert row.weights is not None
             weights = row.weights
         model = self.run.problem.build(self.run.seed).to(self.device)
-        model.load_state_dict(weights[epoch])
+        model.load_state_dict(weights[at])
         return model.eval()
+
+
+def _check_network(at: str, problem: Problem) -> None:
+    """Refuse the name of a network that a training of the problem does not have."""
+    if at not in get_args(_Network):
+        raise ValueError(
+            f"at must be last or best, or with averaging average or best_average, got {at!r}. "
+            "Try last."
+        )
+    if at.endswith("average") and problem.averaging is None:
+        raise ValueError(
+            f"{at} needs averaged weights, but the problem has no averaging. Give it one: "
+            "Problem(..., averaging=flooding.averaging.EMA())."
+        )
 
 
 def total_cost(records: Iterable[Record]) -> Cost:
@@ -224,6 +243,8 @@ def _table_row(record: Record) -> TableRow:
     for name in _COLUMNS:
         if f"last.{name}" in record.metrics:
             row[name] = record.metrics[f"last.{name}"]
+        if f"{AVERAGE}last.{name}" in record.metrics:
+            row[f"{AVERAGE}{name}"] = record.metrics[f"{AVERAGE}last.{name}"]
     return row
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flooding.levels import Controller, StepInfo, as_controller
 from flooding.training.problem import Problem
-from flooding.training.record import Record, validation_key
+from flooding.training.record import AVERAGE, Record, validation_key
 from flooding.training.run import Run
 
 __all__ = ["fake_record"]
@@ -51,6 +51,8 @@ def fake_record(run: Run, *, accuracy: bool = True, diverges: bool = False) -> R
         row = _fake_row(run.problem, epoch, level, rng.random())
         if diverges and epoch:
             row = _diverged(row)
+        if run.problem.averaging is not None:
+            row |= _average_of(row)
         rows.append(row | dict.fromkeys(extra_names, 1 - 2 * epoch / run.problem.max_epochs))
         # The controller gets accuracies even if the Record has none.
         if epoch:
@@ -94,6 +96,11 @@ def _fake_row(problem: Problem, epoch: int, level: float, noise: float) -> dict[
     return row
 
 
+def _average_of(row: dict[str, float]) -> dict[str, float]:
+    """Make up what the averaged weights measured: the same as the network."""
+    return {f"{AVERAGE}{name}": value for name, value in row.items() if name.startswith("val_")}
+
+
 def _diverged(row: dict[str, float]) -> dict[str, float]:
     """Make losses and scores NaN and accuracies high; the level stays."""
     result = dict.fromkeys(row, math.nan)
@@ -110,7 +117,10 @@ def _final_metrics(run: Run, rows: Sequence[dict[str, float]]) -> dict[str, floa
     for prefix, epoch in (("best", best), ("last", run.epochs)):
         metrics[f"{prefix}.epoch"] = float(epoch)
         for name, value in rows[epoch].items():
-            metrics[f"{prefix}.{name}"] = value
+            if name.startswith(AVERAGE):
+                metrics[f"{AVERAGE}{prefix}.{name.removeprefix(AVERAGE)}"] = value
+            else:
+                metrics[f"{prefix}.{name}"] = value
     return metrics
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flooding.data import Inputs, Split, map_tensors
+from flooding.functional import is_flooded
 from flooding.levels import lookup_levels
 from flooding.methods import objective
 from flooding.methods.objective import safe_divisor
@@ -27,6 +28,8 @@ __all__ = [
     "backward",
     "batch_indices",
     "count_targets",
+    "is_any_flooded",
+    "plan_batches",
     "raw_criterion",
     "raw_loss",
     "take_batch",
@@ -101,6 +104,35 @@ def count_targets(
         else:
             counts.append(float(len(index)))
     return counts
+
+
+def plan_batches(
+    run: Run, state: TrainingState, split: Split, epoch: int
+) -> tuple[list[BatchIndex], list[float]]:
+    """Give the index of each batch that is trained on, and its number of targets that count.
+
+    Args:
+        run: The Run.
+        state: Its state.
+        split: Its training split.
+        epoch: The epoch, from 1.
+
+    Returns:
+        Indices and numbers. A batch without a target that counts is left out.
+    """
+    every_index = batch_indices(run, split, epoch)
+    every_count = count_targets(run.problem, split, every_index, has_ignored=state.has_ignored)
+    indices, counts = [], []
+    for index, count in zip(every_index, every_count, strict=True):
+        if count:  # torch's mean of nothing is NaN
+            indices.append(index)
+            counts.append(count)
+    return indices, counts
+
+
+def is_any_flooded(batch: BatchResult) -> bool:
+    """Tell whether a loss of a batch lies below its level; waits for the device."""
+    return bool(is_flooded(batch.loss, batch.level).any())
 
 
 def take_copy(t: Tensor, index: BatchIndex) -> Tensor:

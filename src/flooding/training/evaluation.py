@@ -18,7 +18,7 @@ from flooding.torch_losses import Loss, is_class_loss
 from flooding.training.batch import Inputs, Outputs, count_targets, take_copy
 from flooding.training.checks import check_labels, explain_dtype_error, first_loss
 from flooding.training.problem import Problem
-from flooding.training.record import Record
+from flooding.training.record import AVERAGE, Record, monitor_prefix
 from flooding.training.run import Run
 from flooding.training.state import (
     TrainingState,
@@ -167,7 +167,7 @@ def epoch_info(problem: Problem, values: Mapping[str, float], val: Split) -> Ste
     """Collect what a controller sees at the end of an epoch.
 
     Args:
-        problem: The Problem.
+        problem: The Problem, whose averaging says which network's validation results count.
         values: What the epoch measured, by name.
         val: The validation split.
 
@@ -175,7 +175,8 @@ def epoch_info(problem: Problem, values: Mapping[str, float], val: Split) -> Ste
         Accuracies and losses, the number of validation examples that count, and the score of the
         Problem, the larger the better.
     """
-    score = values.get("val_score")
+    prefix = monitor_prefix(problem)
+    score = values.get(f"{prefix}val_score")
     if score is not None and problem.score is not None and not problem.score.greater_is_better:
         score = -score
     n_val = len(val)
@@ -183,8 +184,8 @@ def epoch_info(problem: Problem, values: Mapping[str, float], val: Split) -> Ste
         n_val = int(problem.target_mask(val.y).sum())
     return StepInfo(
         train_accuracy=values.get("train_accuracy"),
-        val_loss=values.get("val_loss"),
-        val_accuracy=values.get("val_accuracy"),
+        val_loss=values.get(f"{prefix}val_loss"),
+        val_accuracy=values.get(f"{prefix}val_accuracy"),
         n_val=n_val,
         val_score=score,
     )
@@ -292,7 +293,7 @@ def make_record(run: Run, state: TrainingState, splits: Splits) -> Record:
 
     Args:
         run: The Run.
-        state: Its final state; the best weights are in the model afterwards.
+        state: Its final state; the best weights are in the model, and in the average, afterwards.
         splits: The splits.
 
     Returns:
@@ -316,7 +317,13 @@ def make_record(run: Run, state: TrainingState, splits: Splits) -> Record:
     numbers |= _final_metrics("best", best, curves[best], values)
     arrays |= {f"best.{name}": view for name, view in views.items()}
 
-    # 3. The curves, NaN where an epoch measured nothing, and a hash of the weights.
+    # 3. The average's last and best weights.
+    if state.average is not None:
+        average_numbers, average_arrays = _test_average(problem, state, splits)
+        numbers |= average_numbers
+        arrays |= average_arrays
+
+    # 4. The curves, NaN where an epoch measured nothing, and a hash of the weights.
     names = sorted(set().union(*curves))
     columns = {}
     for name in names:
@@ -327,13 +334,38 @@ def make_record(run: Run, state: TrainingState, splits: Splits) -> Record:
     return Record(run, columns, arrays, numbers, sha256(*tensors), fingerprint)
 
 
+def _test_average(
+    problem: Problem, state: TrainingState, splits: Splits
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Measure the test split with the last and the best weights of the average."""
+    average, curves = state.average, state.curves
+    assert average is not None
+    last = len(curves) - 1
+    # Until the average begins it is the network itself.
+    weights = copy_weights(average.module) if average.has_begun else state.weights["last"]
+    state.weights["average"] = weights
+    state.weights.setdefault("best_average", weights)
+    ends = {"last": ("average", last), "best": ("best_average", state.best_average_epoch or last)}
+    numbers, arrays = {}, {}
+    for end, (name, epoch) in ends.items():
+        average.module.load_state_dict(state.weights[name])
+        values, views = _test(problem, average.module, splits)
+        row = {}
+        for key, value in curves[epoch].items():
+            if key.startswith(AVERAGE):
+                row[key.removeprefix(AVERAGE)] = value
+        numbers |= _final_metrics(f"{AVERAGE}{end}", epoch, row, values)
+        arrays |= {f"{AVERAGE}{end}.{key}": view for key, view in views.items()}
+    return numbers, arrays
+
+
 def _final_metrics(
     name: str, epoch: int, row: dict[str, float], test_values: dict[str, float]
 ) -> dict[str, float]:
     """Name an epoch's numbers ``best.*`` or ``last.*``, with those of the whole test split."""
     values = {"epoch": float(epoch)}
     for key, value in row.items():
-        if not key.startswith("test_"):
+        if not key.startswith(("test_", AVERAGE)):
             values[key] = value
     values |= test_values
     return {f"{name}.{key}": value for key, value in values.items()}

@@ -21,12 +21,14 @@ from flooding.data import Split, Splits
 from flooding.functional import is_flooded
 from flooding.levels import Controller, StepInfo
 from flooding.methods import flooded_fraction, objective
+from flooding.training.average import keep_best_average, measure_average, update_average
 from flooding.training.batch import (
     BatchIndex,
     BatchResult,
     backward,
     batch_indices,
-    count_targets,
+    is_any_flooded,
+    plan_batches,
     raw_criterion,
     raw_loss,
     take_batch,
@@ -86,8 +88,9 @@ class EpochResult:
         epoch: 0 before training, then 1 to the Run's epochs.
         values: Measured numbers by name, see :class:`flooding.Record`.
         record: The Record, on the last row of a Run only.
-        weights: State dicts by name, on the last row only: ``best``, ``last``, and
-            ``first_flooded`` if it was asked for and happened.
+        weights: State dicts by name, on the last row only: ``best``, ``last``, with averaging
+            ``average`` (the last) and ``best_average``, and ``first_flooded`` if it was asked for
+            and happened.
         losses: Raw losses of the epoch's steps, ``[steps]``, where the Run is plain and takes one
             pass a step.
         snapshot: Takes a snapshot to go on from after this epoch, for ``resume``. It refers to
@@ -232,7 +235,10 @@ def _run_epoch(
     with eval_weights(state):
         if epoch == 0:
             values = measure_start(problem, state, splits)
-        values |= measure_epoch(problem, state.model, splits, epoch)
+        network = measure_epoch(problem, state.model, splits, epoch)
+        values |= network
+        if state.average is not None:
+            values |= measure_average(run, state, splits, epoch, network)
         state.curves.append(values)
         if epoch:
             _end_epoch(run, state, values, epoch, splits.val)
@@ -255,6 +261,8 @@ def _end_epoch(
     if key > state.best:
         state.best, state.best_epoch = key, epoch
         state.weights["best"] = copy_weights(state.model)
+    if state.average is not None:
+        keep_best_average(run, state, values, epoch)
 
 
 @dataclass
@@ -292,7 +300,7 @@ def _train_epoch(
     problem, model, optimizer = run.problem, state.model, state.optimizer
     criterion = raw_criterion(run)
     is_constant = _is_constant(run)
-    indices, counts = _plan_batches(run, state, split, epoch)
+    indices, counts = plan_batches(run, state, split, epoch)
     log = _EpochLog()
     model.train()
     for index in indices:
@@ -311,7 +319,7 @@ def _train_epoch(
                 batch = compute()
 
         # 3. Keep the weights from before the first flooded step.
-        if keep_first_flooded and "first_flooded" not in state.weights and _is_any_flooded(batch):
+        if keep_first_flooded and "first_flooded" not in state.weights and is_any_flooded(batch):
             with eval_weights(state):
                 state.weights["first_flooded"] = copy_weights(model)
 
@@ -330,11 +338,12 @@ def _train_epoch(
         if is_logits(batch.output, y):
             log.outputs.append(batch.output.detach())
 
-        # 6. Update what follows the steps: the controller and the teacher.
+        # 6. Update what follows the steps: the controller, the teacher and the average.
         if state.controller is not None:
             state.controller = _controller(run).update(state.controller, StepInfo(batch.mean))
         if state.teacher is not None:
             state.teacher.update_parameters(model)
+        update_average(run, state, batch, epoch)
 
     # 7. Read the tensors.
     state.epochs_trained += 1
@@ -371,28 +380,9 @@ def _controller(run: Run) -> Controller:
     return cast(Controller, run.level)
 
 
-def _plan_batches(
-    run: Run, state: TrainingState, split: Split, epoch: int
-) -> tuple[list[BatchIndex], list[float]]:
-    """Give the index of each batch and its number of targets that count."""
-    every_index = batch_indices(run, split, epoch)
-    every_count = count_targets(run.problem, split, every_index, has_ignored=state.has_ignored)
-    indices, counts = [], []
-    for index, count in zip(every_index, every_count, strict=True):
-        if count:  # torch's mean of nothing is NaN
-            indices.append(index)
-            counts.append(count)
-    return indices, counts
-
-
 def _is_constant(run: Run) -> bool:
     """Tell whether every step compares its batch mean with one number."""
     return isinstance(run.level, float) and run.method.reduction == "mean"
-
-
-def _is_any_flooded(batch: BatchResult) -> bool:
-    """Tell whether a loss of the batch lies below its level; waits for the device."""
-    return bool(is_flooded(batch.loss, batch.level).any())
 
 
 def _flooded_share(batch: BatchResult, state: TrainingState) -> Tensor:

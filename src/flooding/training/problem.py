@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler
 
+from flooding.averaging import Averaging
 from flooding.criterion import check_reduction
 from flooding.data import Splits, map_tensors
 from flooding.methods.base import OptimizerFactory
@@ -106,6 +107,9 @@ class Problem:
         extra_metrics: A callable ``(model, problem, splits) -> {name: number}`` whose numbers
             become curves of their own, after every epoch and before the first (less often as a
             :class:`PeriodicMetric`). The model is in evaluation mode and must be left as it was.
+        averaging: A running average of the weights to keep beside the network and to measure like
+            it, such as :class:`flooding.averaging.EMA`; or None. The network trains as it would
+            without one, unless a controller watches the average.
         key: Name under which Records of a problem with code of your own are looked up, together
             with every part that can be hashed. Change it whenever that code changes.
 
@@ -137,6 +141,7 @@ class Problem:
     augment: Callable[..., object] | None = None
     score: Score | None = None
     extra_metrics: ExtraMetrics | None = None
+    averaging: Averaging | None = None
     key: str | None = None
 
     def __post_init__(self) -> None:
@@ -154,6 +159,8 @@ class Problem:
             raise ValueError(
                 f"max_grad_norm must be a positive norm, got {norm}. Leave it out for no clipping."
             )
+        if self.averaging is not None:
+            _check_averaging(self.averaging, self.max_epochs)
 
     @property
     def reported(self) -> Loss:
@@ -252,6 +259,15 @@ class Problem:
                 with torch.no_grad():
                     model(map_tensors(lambda t: t[: self.batch_size].clone(), split.x))
             return model.train()
+
+
+def _check_averaging(averaging: object, max_epochs: int) -> None:
+    if not isinstance(averaging, Averaging):
+        raise ValueError(
+            "averaging must be an Averaging, such as flooding.averaging.EMA(), or None, got "
+            f"{averaging!r}."
+        )
+    averaging.check_epochs(max_epochs)
 
 
 def _copy(model: nn.Module) -> nn.Module:

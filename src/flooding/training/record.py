@@ -16,7 +16,17 @@ from flooding import npz
 from flooding.training.problem import Problem
 from flooding.training.run import Run
 
-__all__ = ["Record", "level_order", "select_best", "selection_key", "validation_key"]
+__all__ = [
+    "AVERAGE",
+    "Record",
+    "level_order",
+    "monitor_prefix",
+    "select_best",
+    "selection_key",
+    "validation_key",
+]
+
+AVERAGE = "average."  # begins the names of what the averaged weights measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +38,14 @@ class Record:
         curves: Measured. One float32 value per epoch from 0 (before training) on; NaN where nothing
             was measured. ``train_loss`` and ``train_accuracy`` are means over the batches of the
             epoch as they were trained on, in training mode, without flooding; ``flooded`` is the
-            share of steps strictly below the level.
+            share of steps strictly below the level. ``average.val_loss`` and the like are those of
+            the averaged weights, where the Problem has an ``averaging``.
         arrays: Measured. ``best.reliability`` and ``last.reliability``: mean confidence, accuracy
             and count of 15 bins on the noisy test labels, ``[3, 15]``, and ``*.reliability_clean``;
             ``*.probe``: probabilities on the problem's ``probe_inputs``, ``[inputs, classes]``.
         metrics: Measured. Numbers named ``best.*`` (the epoch with the best validation score) and
-            ``last.*``.
+            ``last.*``; ``average.best.*`` and ``average.last.*`` for averaged weights, with a best
+            epoch of their own.
         weights_sha256: Measured. sha256 of the final weights and buffers.
         fingerprint: Measured. sha256 of the parameter shapes and the first batch loss.
         metadata: Time, host, versions and the number of validation examples; never compared.
@@ -116,9 +128,10 @@ class Record:
             raise ValueError("weights or fingerprint are no text")
         if not isinstance(about, dict):
             raise ValueError("metadata is no object")
-        # Only arrays have a dot in their name.
-        curves = {name: values for name, values in content.items() if "." not in name}
-        others = {name: values for name, values in content.items() if "." in name}
+        # Only arrays have a dot in their name, apart from the prefix of averaged weights.
+        array_names = {name for name in content if "." in name.removeprefix(AVERAGE)}
+        curves = {name: values for name, values in content.items() if name not in array_names}
+        others = {name: values for name, values in content.items() if name in array_names}
         return Record(run, curves, others, metrics, weights_sha256, fingerprint, about)
 
     @property
@@ -178,6 +191,19 @@ def validation_key(
     return selection_key(loss, sign * values[f"{prefix}val_score"])
 
 
+def monitor_prefix(problem: object) -> str:
+    """Give the prefix of the validation results that controllers see and searches judge by.
+
+    Args:
+        problem: A Problem, or what stands for one in a search; None has no averaging.
+
+    Returns:
+        "average." where the Problem's averaging says so, else nothing.
+    """
+    averaging = getattr(problem, "averaging", None)  # a strategy's own problem may have none
+    return AVERAGE if averaging is not None and averaging.monitor == "average" else ""
+
+
 def level_order(level: float | None) -> float:
     """Give a key that orders levels: no flooding comes before every number.
 
@@ -201,7 +227,8 @@ def select_best(records: Iterable[Record], at: Literal["best", "last"]) -> Recor
 
     Args:
         records: Records that differ in their level alone, at least one.
-        at: The epoch to judge: each Record's last, or its best (early stopping).
+        at: The epoch to judge: each Record's last, or its best (early stopping). That of the
+            averaged weights, where the Problem's averaging says so.
 
     Returns:
         One of the Records.
@@ -216,6 +243,6 @@ def select_best(records: Iterable[Record], at: Literal["best", "last"]) -> Recor
 
     def key(record: Record) -> tuple[float, float]:
         problem = None if record.run is None else record.run.problem
-        return validation_key(record.metrics, problem, f"{at}.")
+        return validation_key(record.metrics, problem, f"{monitor_prefix(problem)}{at}.")
 
     return max(ordered, key=key)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from flooding.averaging import WeightAverage
 from flooding.data import Split, Splits
 from flooding.levels import Controller, LevelSource, LevelTable, State
 from flooding.training.checks import (
@@ -62,6 +63,7 @@ class TrainingState:
         controller: State of the level's controller, or None.
         table: The level's table on the device, or None.
         teacher: The moving average whose loss is the level, or None.
+        average: The average of the weights, or None.
         needs_closure: Whether the optimiser recomputes the gradient within a step.
         schedule_free: The schedule-free optimiser, itself or inside SAM's, or None.
         has_ignored: Whether the loss ignores some training targets.
@@ -70,6 +72,8 @@ class TrainingState:
         curves: What each epoch measured, from epoch 0 on.
         best: Validation key of the best epoch.
         best_epoch: The best epoch.
+        best_average: Validation key of the average's best epoch.
+        best_average_epoch: The average's best epoch.
         weights: State dicts by name.
         losses: Raw losses of each epoch's steps, where the Run is plain.
         epochs_trained: Epochs that this Run has paid for.
@@ -85,6 +89,7 @@ class TrainingState:
     controller: State | None = None
     table: LevelTable | None = None
     teacher: AveragedModel | None = None
+    average: WeightAverage | None = None
     needs_closure: bool = False
     schedule_free: ScheduleFree | None = None
     has_ignored: bool = False
@@ -93,6 +98,8 @@ class TrainingState:
     curves: list[dict[str, float]] = field(default_factory=list)
     best: tuple[float, float] = (-math.inf, -math.inf)
     best_epoch: int = 0
+    best_average: tuple[float, float] = (-math.inf, -math.inf)
+    best_average_epoch: int = 0
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
     epochs_trained: int = 0
@@ -147,7 +154,10 @@ def start(run: Run, device: torch.device) -> tuple[Splits, TrainingState]:
     state.schedule_free = schedule_free
     state.has_ignored = has_ignored_targets(problem, splits.train)
 
-    # 5. Where the level comes from.
+    # 5. The average of the weights.
+    state.average = _start_average(problem, state)
+
+    # 6. Where the level comes from.
     if method.level_source == "teacher":
         state.teacher = method.make_teacher(model)
     level = run.level
@@ -160,6 +170,18 @@ def start(run: Run, device: torch.device) -> tuple[Splits, TrainingState]:
         state.table = level.to(device)
         state.table.check(splits.train.id)
     return splits, state
+
+
+def _start_average(problem: Problem, state: TrainingState) -> WeightAverage | None:
+    """Copy the model for the average of its weights, if there is to be one."""
+    if problem.averaging is None:
+        return None
+    if state.schedule_free is not None:
+        raise ValueError(
+            f"{type(state.schedule_free).__name__} evaluates an average of the weights already, "
+            "so averaging has nothing to average. Leave averaging out."
+        )
+    return WeightAverage(state.model, problem.averaging)
 
 
 def _to_device(splits: Splits, device: torch.device) -> Splits:
@@ -214,10 +236,12 @@ def take_snapshot(state: TrainingState, *, copied: bool = False) -> Snapshot:
         snapshot["lr_scheduler"] = state.lr_scheduler.state_dict()
     if state.teacher is not None:
         snapshot["teacher"] = state.teacher.state_dict()
+    if state.average is not None:
+        snapshot["average"] = state.average.state_dict()
     if copied:
         snapshot = copy.deepcopy(snapshot)
     # The next epoch replaces or extends the rest, but changes none of it.
-    return snapshot | {
+    snapshot |= {
         "first_loss": state.first_loss,
         "best_epoch": state.best_epoch,
         "trained": state.epochs_trained,
@@ -228,6 +252,10 @@ def take_snapshot(state: TrainingState, *, copied: bool = False) -> Snapshot:
         "losses": torch.stack(state.losses) if state.losses else None,
         "mark": model_fingerprint(state.model, state.first_loss),
     }
+    if state.average is not None:
+        snapshot["best_average"] = list(state.best_average)
+        snapshot["best_average_epoch"] = state.best_average_epoch
+    return snapshot
 
 
 def restore(run: Run, state: TrainingState, snapshot: Snapshot) -> None:
@@ -239,11 +267,17 @@ def restore(run: Run, state: TrainingState, snapshot: Snapshot) -> None:
         snapshot: A snapshot of the same Run, or of one that shares its beginning.
 
     Raises:
-        ValueError: If the snapshot is of another model, or lies beyond the end of the Run.
+        ValueError: If the snapshot is of another model, lacks the average of the weights, or lies
+            beyond the end of the Run.
     """
     if snapshot["mark"] != model_fingerprint(state.model, snapshot["first_loss"]):
         raise ValueError(
             "a checkpoint must have this model's parameter shapes, got others. Train afresh."
+        )
+    if state.average is not None and "average" not in snapshot:
+        raise ValueError(
+            "a checkpoint of a Run with averaging must hold the average, got one without. Train "
+            "afresh."
         )
     for name in ("model", "optimizer", "lr_scheduler", "teacher"):
         if snapshot[name] is not None:
@@ -259,6 +293,10 @@ def restore(run: Run, state: TrainingState, snapshot: Snapshot) -> None:
     state.best, state.weights = tuple(snapshot["best"]), dict(snapshot["weights"])
     state.first_loss, state.best_epoch = snapshot["first_loss"], snapshot["best_epoch"]
     state.epochs_trained, state.seconds = snapshot["trained"], snapshot["seconds"]
+    if state.average is not None:
+        state.average.load_state_dict(copy.deepcopy(snapshot["average"]))
+        state.best_average = tuple(snapshot["best_average"])
+        state.best_average_epoch = snapshot["best_average_epoch"]
     if len(state.curves) > run.epochs + 1:
         raise ValueError(
             f"a Run of {run.epochs} epochs cannot go on from epoch {len(state.curves) - 1}. Take "
