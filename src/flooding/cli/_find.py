@@ -131,7 +131,7 @@ def find(
         )
     problem = apply_score(problem, score)
     # Then search, and write the result.
-    with progress() as (on_start, on_row):
+    with progress():
         result = find_level(
             problem,
             seeds=seeds,
@@ -140,8 +140,6 @@ def find(
             ledger=ledger,
             overwrite=overwrite,
             workers=workers,
-            on_start=on_start,
-            on_row=on_row,
         )
     _print_result(result)
     if table is not None and table.target.classes is None and result.level is not None:
