@@ -363,7 +363,8 @@ def test_runs_of_other_tables_cost_more_than_one(level):
     first = torch.linspace(0.1, 0.2, 100)
     second = first.clone()
     second[50] = 0.11
-    runs = [Run(small(), level(levels), IFlood()) for levels in (first, second)]
+    problem = small()
+    runs = [Run(problem, level(levels), IFlood()) for levels in (first, second)]
     assert repr(runs[0]) == repr(runs[1])
     result = searched(records=tuple(fake_record(run) for run in runs))
     assert result.cost.trainings == 2.0

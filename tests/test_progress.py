@@ -201,6 +201,7 @@ def test_anything_else_is_refused(progress):
 
 @pytest.mark.parametrize("progress", [None, False])
 def test_nothing_into_a_pipe(monkeypatch, capfd, progress):
+    monkeypatch.setattr("flooding.training.progress_bars._SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setattr(progress_module, "_DELAY", 0.0)
     here([run_of(3)], progress=progress, on_row=lambda row: time.sleep(0.02))
     assert capfd.readouterr() == ("", "")
