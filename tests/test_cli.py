@@ -12,11 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from flooding import Run, cli
+from flooding import cli
 from flooding.entries import CONTROLLERS, DATASETS, METHODS, entry_names
 from flooding.training.ledger import Ledger
-from flooding.training.loop import EpochResult
-from small import small
 
 # Those whose data are not fetched.
 TASKS = [entry.name for entry in DATASETS if entry.summary != "fetched"]
@@ -368,20 +366,3 @@ def test_levels_per_class_and_of_the_excess(flooding, tmp_path):
     assert levels[2] == pytest.approx(
         0.3 + 0.1985, abs=1e-4
     )  # 0.1985: entropy of a label smoothed by 0.1, 2 classes
-
-
-def test_progress_estimates_what_is_left(monkeypatch, capsys):
-    from flooding.cli import _console
-
-    now = [0.0]
-    monkeypatch.setattr(_console.time, "monotonic", lambda: now[0])
-    run = Run(small(max_epochs=10))
-    with _console.progress() as (on_start, on_row):
-        on_start([run, run])
-        for epoch in [0, 0, 1, *range(2, 6)]:  # two begin; the first epoch comes late
-            now[0] += 11.0
-            on_row(EpochResult(run, epoch, {}))
-    captured = capsys.readouterr().err.splitlines()
-    assert captured[0] == "training 2 runs, 20 epochs"
-    assert captured[1] == "1 of 20 epochs, about 418 s left"  # 22 s for one epoch
-    assert captured[-1] == "5 of 20 epochs, about 198 s left"

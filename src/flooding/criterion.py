@@ -28,6 +28,7 @@ from flooding.methods.objective import (
     reduction_error,
     safe_divisor,
 )
+from flooding.text import brief
 from flooding.torch_losses import (
     BINARY,
     LossOptions,
@@ -203,7 +204,7 @@ class Flood(ControlledLevel, nn.Module):
         return self.n_flooded / self.n_seen
 
     def extra_repr(self) -> str:
-        """Show level and method; reads the level, so it waits for a GPU."""
+        """Show criterion, level and method; reads the level, so it waits for a GPU."""
         number = self._scalar.item()
         if self._table is not None:
             level = type(self._table).__name__
@@ -211,7 +212,11 @@ class Flood(ControlledLevel, nn.Module):
             level = "None"
         else:
             level = f"{number:.6g}"
-        return f"level={level}, method={self.method}"
+        text = f"level={level}, method={self.method}"
+        # torch shows a module by itself, but no function.
+        if isinstance(self.criterion, nn.Module):
+            return text
+        return f"criterion={brief(self.criterion)}, {text}"
 
     def reset(self) -> None:
         """Start the running counts ``n_flooded``, ``n_seen`` and ``n_nonfinite`` again from 0."""

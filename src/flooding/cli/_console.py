@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -60,62 +58,18 @@ def discard_output(stream: IO[str]) -> None:
 console = Terminal()
 errors = Terminal(stderr=True)
 
-_SECONDS_BETWEEN_LINES = 10
-
 
 @contextmanager
 def progress() -> Generator[Callbacks, None, None]:
     """Show the epochs done and estimate what is left: a bar, or lines where there is no terminal.
 
+    What trains inside reports to it, see :func:`flooding.training.progress.show_progress`. Only a
+    training loop that does not needs the callbacks.
+
     Yields:
         The two callbacks of a training.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from flooding.training.progress import show_progress
 
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    bar = Progress(*columns, console=errors, disable=not errors.is_terminal)
-    # The estimate counts from the first row: starting workers takes seconds that do not recur.
-    num_epochs = num_done = 0
-    first_row_time = last_line_time = math.inf
-
-    def on_start(runs: list[Run]) -> None:
-        nonlocal num_epochs
-        # A search asks several times; whatever is already in the ledger is not among the Runs.
-        if not runs:
-            return
-        epochs = sum(run.epochs for run in runs)
-        num_epochs += epochs
-        errors.print_line(f"training {len(runs)} runs, {epochs} epochs")
-        if bar.task_ids:
-            bar.update(bar.task_ids[0], total=num_epochs)
-        else:
-            bar.add_task("", total=num_epochs)
-
-    def on_row(row: EpochResult) -> None:
-        nonlocal num_done, first_row_time, last_line_time
-        now = time.monotonic()
-        first_row_time = min(first_row_time, now)
-        last_line_time = min(last_line_time, now)
-        num_done += row.epoch > 0  # epoch 0 is the measurement before training
-        if not bar.disable:
-            bar.update(bar.task_ids[0], completed=num_done)
-        elif num_done and now - last_line_time > _SECONDS_BETWEEN_LINES:
-            last_line_time = now
-            seconds_left = (now - first_row_time) / num_done * (num_epochs - num_done)
-            errors.print_line(f"{num_done} of {num_epochs} epochs, about {seconds_left:.0f} s left")
-
-    with bar:
-        yield on_start, on_row
+    with show_progress(True, console=errors, write=errors.print_line) as display:
+        yield display.on_start, display.on_row

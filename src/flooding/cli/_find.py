@@ -144,7 +144,7 @@ def find(
     if average is not None:
         problem = replace(problem, averaging=make_averaging(average))
     # Then search, and write the result.
-    with progress() as (on_start, on_row):
+    with progress():
         result = find_level(
             problem,
             seeds=seeds,
@@ -153,8 +153,6 @@ def find(
             ledger=ledger,
             overwrite=overwrite,
             workers=workers,
-            on_start=on_start,
-            on_row=on_row,
         )
     _print_result(result)
     if table is not None and table.target.classes is None and result.level is not None:

@@ -23,6 +23,7 @@ from flooding.cli._options import (
     option,
 )
 from flooding.entries import EXPERIMENTS, entry_names
+from flooding.text import format_duration
 
 if TYPE_CHECKING:
     from flooding.experiments import Experiment, Study
@@ -167,7 +168,7 @@ def _train_and_write(
             if runs:
                 seconds = estimate(runs, training.workers)
                 errors.print_line(
-                    f"about {_format_time(seconds)} for {len(runs)} trainings, "
+                    f"about {format_duration(seconds)} for {len(runs)} trainings, "
                     f"{seconds / len(runs):.1f} s each"
                 )
             on_start(runs)
@@ -212,11 +213,3 @@ def _write(report: Report, name: str, out: Path, *extra_files: Path) -> None:
     console.print()
     file_names = ", ".join(file.name for file in files)
     console.print_line(f"Page, tables and figures in {out.absolute()}: {file_names}")
-
-
-def _format_time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

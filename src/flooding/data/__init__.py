@@ -138,6 +138,10 @@ class Splits:
     test: Split | None = None
     posterior: Tensor | None = None
 
+    def __repr__(self) -> str:
+        sizes = [0 if split is None else len(split) for split in (self.train, self.val, self.test)]
+        return "<Splits of {}, {} and {} examples>".format(*sizes)
+
     @property
     def classes(self) -> int | None:
         """Number of classes, or None for real-valued targets.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from flooding.level_search.external import TrainFunction, as_run_all
+from flooding.level_search.external import ObjectiveAdapter, TrainFunction, as_run_all
 from flooding.level_search.level_stats import (
     flooded_records,
     loss_is_negative,
@@ -20,6 +21,7 @@ from flooding.level_search.level_stats import (
 from flooding.level_search.protocol import RunAll, Strategy
 from flooding.level_search.result import SearchResult
 from flooding.training.problem import Problem
+from flooding.training.progress import ProgressDisplay, show_progress
 from flooding.training.record import Record
 from flooding.training.run import Run
 
@@ -29,7 +31,12 @@ T = TypeVar("T")
 RunGenerator: TypeAlias = Generator[list[Run], list[Record], T]
 
 
-def search(strategy: Strategy, run_all: RunAll | TrainFunction | None = None) -> SearchResult:
+def search(
+    strategy: Strategy,
+    run_all: RunAll | TrainFunction | None = None,
+    *,
+    progress: bool | None = None,
+) -> SearchResult:
     """Drive a strategy on any training code.
 
     Args:
@@ -38,13 +45,15 @@ def search(strategy: Strategy, run_all: RunAll | TrainFunction | None = None) ->
             ``train(level, seed, epochs) -> score``, see
             :class:`flooding.level_search.external.ObjectiveAdapter`; None is
             :func:`flooding.run_all`.
+        progress: Whether to show a bar, see :func:`flooding.run_all`.
 
     Returns:
         The strategy's result, with all Records.
 
     Raises:
         ValueError: If ``strategy`` is a function that was not called, or a generator that has
-            begun, or ``run_all`` cannot be called as either of the two.
+            begun, ``run_all`` cannot be called as either of the two, or ``progress`` is neither
+            True, False nor None.
 
     Example:
         >>> from functools import partial
@@ -68,7 +77,9 @@ def search(strategy: Strategy, run_all: RunAll | TrainFunction | None = None) ->
             "a strategy can be driven once. Make a new one: search(grid(problem), ...)."
         )
     runner = _default_run_all if run_all is None else as_run_all(run_all)
-    return _complete(*run_generator(strategy, runner))
+    # More rounds may follow, so that only the epochs of those so far are known.
+    with show_progress(progress, is_open=True) as display:
+        return _complete(*run_generator(strategy, _with_progress(runner, display)))
 
 
 def run_generator(generator: RunGenerator[T], run_all: RunAll) -> tuple[T, list[Record]]:
@@ -164,6 +175,43 @@ def _default_run_all(runs: list[Run]) -> list[Record]:
             "Pass it: search(strategy, train)."
         )
     return run_all(runs)
+
+
+def _with_progress(run_all: RunAll, display: ProgressDisplay) -> RunAll:
+    """Let a runner report to a display, as this library's own does anyway."""
+    if not display.is_shown:
+        return run_all
+
+    def train(runs: list[Run]) -> list[Record]:
+        if isinstance(run_all, ObjectiveAdapter):
+            return _train_one_by_one(run_all, runs, display)
+        num_epochs = display.counter.num_epochs
+        records = list(run_all(runs))
+        # A runner of the caller's own reports nothing: its Runs are known when they are done.
+        if display.counter.num_epochs == num_epochs:
+            display.follow(runs, (), None)
+        return records
+
+    return train
+
+
+def _train_one_by_one(
+    run_all: ObjectiveAdapter, runs: list[Run], display: ProgressDisplay
+) -> list[Record]:
+    """Train Runs by a function of the caller's own, and count each when it is done."""
+    display.on_start(runs)
+    records = []
+    for run in runs:
+        display.counter.start_clock()
+        start = time.perf_counter()
+        [record] = run_all([run])
+        # A Record that came faster than it was trained was looked up.
+        if time.perf_counter() - start < record.metadata.get("seconds", 0.0):
+            display.counter.skip(run)
+        else:
+            display.update(run, run.epochs)
+        records.append(record)
+    return records
 
 
 def _complete(result: SearchResult, records: list[Record]) -> SearchResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from flooding.training.checks import check_targets
 from flooding.training.config import SESSION
 from flooding.training.loop import EpochResult
 from flooding.training.problem import Problem
+from flooding.training.progress import show_progress
 from flooding.training.rng import preserve_rng_state
 from flooding.training.run import Run
 from flooding.training.runner import run_all, run_key
@@ -45,6 +47,7 @@ def find_level(
     workers: int | None = None,
     on_start: Callable[[list[Run]], object] | None = None,
     on_row: Callable[[EpochResult], object] | None = None,
+    progress: bool | None = None,
 ) -> SearchResult:
     """Find the flood level of a problem for the price of a few trainings.
 
@@ -69,6 +72,9 @@ def find_level(
         workers: Worker processes; None is one per core, 0 trains in this process.
         on_start: Called with the Runs of each round that must be trained.
         on_row: Called with every row of the Runs that are trained.
+        progress: True shows a bar on standard error, or in a notebook, at once; False never. None
+            shows it when the search takes longer than two seconds, if standard error is a terminal
+            or this is a notebook. Runs that are looked up count as done.
 
     Returns:
         The level and everything behind it.
@@ -102,8 +108,15 @@ def find_level(
     _check_data(problem, seed_numbers[0])
     make_strategy = _with_seeds(strategy or partial(finder, budget=budget))
 
-    with _hashable(problem, seed_numbers[0], ledger) as (searched_problem, path):
-        keep_weights = _WeightsKeeper(on_row) if on_row is not None or budget == 1 else None
+    keep_weights = _WeightsKeeper(on_row) if on_row is not None or budget == 1 else None
+    # The finder spends its budget; what another strategy will train is not known.
+    num_planned = 0
+    if strategy is None and math.isfinite(budget):
+        num_planned = round(budget * len(seed_numbers) * problem.max_epochs)
+    with (
+        show_progress(progress, num_planned=num_planned),
+        _hashable(problem, seed_numbers[0], ledger) as (searched_problem, path),
+    ):
         runner = partial(
             run_all,
             ledger=path,

@@ -34,6 +34,7 @@ from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.level_search.sweep_plot import draw_sweeps, has_sweep
 from flooding.report.figures import PALETTE, legend_entries, level_colours, new_figure
 from flooding.report.stats import pluralize
+from flooding.text import printable
 from flooding.training.record import Record
 
 if TYPE_CHECKING:
@@ -152,12 +153,17 @@ def _layout(by_level: list[str], by_epoch: list[str]) -> list[list[str]]:
 
 def _title(result: SearchResult, num_diverged: int) -> str:
     if not result.records:
-        return f"{result.strategy}: no level was tried"
+        return f"{_literal(result.strategy)}: no level was tried"
     level = "no flooding" if result.level is None else f"flood level {result.level:.3g}"
     runs = pluralize(len(result.records), "Run")
     price = f"{runs} for the price of {result.cost.steps:.1f} trainings"
     suffix = f"; {num_diverged} diverged" if num_diverged else ""
-    return f"{result.strategy}: {level} ({price}{suffix})"
+    return f"{_literal(result.strategy)}: {level} ({price}{suffix})"
+
+
+def _literal(name: str) -> str:
+    """Write a name so that a figure shows it as it is, and reads no formula in it."""
+    return printable(name).replace("$", r"\$")
 
 
 def _level_colours(records: Sequence[Record]) -> ScalarMappable | None:
@@ -290,7 +296,7 @@ def _draw_selection(
     for estimate in result.estimates:
         level = estimate.level
         if estimate.name in _LIMITS and level is not None and math.isfinite(level):
-            flags.append((level, f"{estimate.name}: {level:.3g}"))
+            flags.append((level, f"{_literal(estimate.name)}: {level:.3g}"))
     # From the middle outwards and upwards, so that no text stands in the way of another's line.
     flags.sort(key=lambda flag: abs(flag[0] - middle))
     for row, (level, text) in enumerate(flags):
@@ -427,7 +433,7 @@ def _draw_estimate(
 ) -> None:
     level, low, high = estimate.level, estimate.low, estimate.high
     has_interval = low < high and (low, high) != (0.0, math.inf)  # the default says nothing
-    text = f"{estimate.name}: {'no flooding' if level is None else f'{level:.3g}'}"
+    text = f"{_literal(estimate.name)}: {'no flooding' if level is None else f'{level:.3g}'}"
     if has_interval:
         text += _interval_text(low, high)
     axes.text(0.0, row, text, transform=axes.get_yaxis_transform(), fontsize=10, va="center")

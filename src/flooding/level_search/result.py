@@ -15,6 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from flooding.atomic import write_atomic
+from flooding.levels.tables import PerClass, PerExample
+from flooding.text import join_parts
 from flooding.training.problem import Problem
 from flooding.training.record import AVERAGE, Record, monitor_prefix
 from flooding.training.rng import preserve_rng_state
@@ -98,6 +100,21 @@ class SearchResult:
     records: tuple[Record, ...] = field(default=(), repr=False)
     device: str = "cpu"
     weights: Mapping[str, dict[str, Tensor]] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        parts: dict[str, object] = {"level": self.level, "strategy": self.strategy}
+        if not isinstance(self.run.level, (float, Tensor, type(None))):
+            parts["run.level"] = self.run.level
+        cost = self.cost
+        parts |= {"trainings": round(cost.trainings, 2), "epochs": cost.epochs}
+        parts["warnings"] = len(self.warnings)
+        return f"SearchResult({join_parts(parts)})"
+
+    def _repr_html_(self) -> str:
+        """Show the result in a notebook: a table and the picture."""
+        from flooding.level_search.result_html import result_html  # only a notebook needs it
+
+        return result_html(self)
 
     @property
     def level(self) -> float | None:
@@ -222,7 +239,7 @@ def total_cost(records: Iterable[Record]) -> Cost:
         run = record.run
         assert run is not None
         max_epochs = run.problem.max_epochs
-        identity = (id(run.problem), run.seed, repr(run.level), repr(run.method))
+        identity = (id(run.problem), run.seed, _level_identity(run), repr(run.method))
         # A Run that a strategy trains further counts once, with its last length.
         longest[identity] = max(longest.get(identity, (0, 0)), (run.epochs, max_epochs))
         trained = record.metadata.get("epochs_trained", run.epochs)
@@ -231,6 +248,16 @@ def total_cost(records: Iterable[Record]) -> Cost:
         seconds += float(record.metadata.get("seconds", 0.0))
     trainings = sum(length / max_epochs for length, max_epochs in longest.values())
     return Cost(trainings, steps, epochs, seconds / 3600)
+
+
+def _level_identity(run: Run) -> str:
+    """Tell levels apart: a table as an object, all others by their value."""
+    # The repr of a table leaves most of its levels out, that of a tensor most of the digits.
+    if isinstance(run.level, Tensor):
+        return repr(float(run.level))
+    if isinstance(run.level, (PerClass, PerExample)):
+        return f"table {id(run.level)}"
+    return repr(run.level)
 
 
 def _table_row(record: Record) -> TableRow:

@@ -24,6 +24,8 @@ __all__ = [
     "target_entropy",
 ]
 
+_MAX_SHOWN = 8  # levels that a repr lists
+
 
 def _levels_tensor(levels: object) -> Tensor:
     """Convert what a user passes as levels to a 1-d float tensor of finite numbers."""
@@ -46,6 +48,14 @@ def _levels_tensor(levels: object) -> Tensor:
     return levels
 
 
+def _brief_levels(levels: Tensor) -> str:
+    """Show a few levels one by one, and of many the range."""
+    numbers = [f"{level:.4g}" for level in levels.tolist()]
+    if len(numbers) <= _MAX_SHOWN:
+        return f"[{', '.join(numbers)}]"
+    return f"{len(numbers)} levels, {levels.min():.4g} to {levels.max():.4g}"
+
+
 @dataclass(frozen=True, eq=False)
 class PerClass(LevelTable):
     """A level for each class, looked up by the target.
@@ -62,6 +72,9 @@ class PerClass(LevelTable):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", _levels_tensor(self.levels))
+
+    def __repr__(self) -> str:
+        return f"PerClass({_brief_levels(self.levels)})"
 
     # ruff: ignore[unused-method-argument]
     def lookup(self, target: Tensor, ids: Tensor | None = None) -> Tensor:
@@ -144,6 +157,9 @@ class PerExample(LevelTable):
             )
         object.__setattr__(self, "levels", levels[order])
         object.__setattr__(self, "ids", ids)
+
+    def __repr__(self) -> str:
+        return f"PerExample({_brief_levels(self.levels)})"
 
     def _find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Give the index of each id in the table, and whether the id is there."""

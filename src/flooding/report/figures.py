@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "level_colours",
     "new_figure",
     "save",
+    "to_png",
 ]
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers. Markers and dashes tell the
@@ -113,11 +115,24 @@ def save(figure: Figure, path: str | Path) -> Path:
         raise NotADirectoryError(
             f"path must lie in a folder, got {path} below a regular file. Name another."
         ) from None
-    with _style():
-        return write_atomic(
-            path,
-            lambda file: figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None}),
-        )
+    return write_atomic(path, to_png(figure))
+
+
+def to_png(figure: Figure, dpi: int = _DPI) -> bytes:
+    """Draw a figure as a PNG, without pyplot.
+
+    The same figure always gives the same bytes.
+
+    Args:
+        figure: The figure.
+        dpi: Dots per inch.
+
+    Returns:
+        The content of a PNG file.
+    """
+    with _style(), io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+        return file.getvalue()
 
 
 def draw_band(

@@ -8,9 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flooding.functional import flood
 from flooding.levels import Controller, StepInfo
 from flooding.levels.epoch_end import EpochEndCheck, EpochEndMixin
 from flooding.step.checks import check_level, check_level_tensor
+from flooding.text import join_parts
 
 __all__ = ["Decision", "StepState", "decide"]
 
@@ -77,6 +79,9 @@ class StepState(EpochEndMixin):
         device: Where the tensors lie.
     """
 
+    optimizer: torch.optim.Optimizer
+    objective: Callable[..., Tensor]
+    per_microbatch: bool
     state: dict[str, Tensor]
     _controller: Controller | None
     _level: float | Tensor | None
@@ -86,6 +91,17 @@ class StepState(EpochEndMixin):
         self._device = device
         self.state = {name: torch.tensor(value, device=device) for name, value in _START.items()}
         self.level = level
+
+    def __repr__(self) -> str:
+        parts: dict[str, object] = {"level": self._controller or self._level}
+        if self._controller:
+            parts["now"] = float(f"{self.level:.4g}")
+        # What most steps have alike says nothing.
+        if self.objective is not flood:
+            parts["objective"] = self.objective
+        if self.per_microbatch:
+            parts["per_microbatch"] = True
+        return f"FloodStep({type(self.optimizer).__name__}, {join_parts(parts)})"
 
     @property
     def level(self) -> float | Tensor | None:

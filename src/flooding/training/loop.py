@@ -102,7 +102,7 @@ class EpochResult:
     epoch: int
     values: dict[str, float]
     record: Record | None = None
-    weights: dict[str, dict[str, Tensor]] | None = None
+    weights: dict[str, dict[str, Tensor]] | None = field(default=None, repr=False)
     losses: Tensor | None = field(default=None, repr=False)
     snapshot: TakeSnapshot | None = field(default=None, repr=False)
 

@@ -21,8 +21,9 @@ from flooding.criterion import check_reduction
 from flooding.data import Splits, map_tensors
 from flooding.methods.base import OptimizerFactory
 from flooding.numerics import LOCK, without_contexts
+from flooding.text import join_parts
 from flooding.torch_losses import Loss, loss_options
-from flooding.training.config import UnhashableConfigError, to_config
+from flooding.training.config import UnhashableConfigError, changed_fields, to_config
 from flooding.training.rng import derive_seed, fork_rng
 
 __all__ = ["ExtraMetrics", "PeriodicMetric", "Problem", "Score", "TestCurve", "require_at_least"]
@@ -161,6 +162,11 @@ class Problem:
             )
         if self.averaging is not None:
             _check_averaging(self.averaging, self.max_epochs)
+
+    def __repr__(self) -> str:
+        # Parts that have their default say nothing.
+        parts = changed_fields(self) | {"max_epochs": self.max_epochs}
+        return f"Problem({join_parts(parts)})"
 
     @property
     def reported(self) -> Loss:

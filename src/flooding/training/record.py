@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flooding import npz
+from flooding.text import join_parts
 from flooding.training.problem import Problem
 from flooding.training.run import Run
 
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 AVERAGE = "average."  # begins the names of what the averaged weights measured
+
+# What tells one Record from another at a glance, as far as it was measured.
+_SHOWN_METRICS = ("epochs", "last.val_score", "last.val_accuracy", "last.val_loss")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,15 @@ class Record:
     weights_sha256: str
     fingerprint: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        seed = None if self.run is None else self.run.seed
+        level = None if self.level is None else _round(self.level)
+        parts: dict[str, object] = {"level": level, "seed": seed}
+        for name in _SHOWN_METRICS:
+            if name in self.metrics:
+                parts[name.removeprefix("last.")] = _round(self.metrics[name])
+        return f"Record({join_parts(parts)})"
 
     @property
     def level(self) -> float | None:
@@ -142,6 +155,11 @@ class Record:
         for name, values in sorted({**self.curves, **self.arrays}.items()):
             digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
+
+
+def _round(value: float) -> float:
+    """Round to four digits."""
+    return float(f"{value:.4g}")
 
 
 def selection_key(loss: float, accuracy: float | None = None) -> tuple[float, float]:

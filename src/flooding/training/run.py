@@ -14,6 +14,7 @@ from torch import Tensor
 from flooding.levels import Auto, Controller, Level, LevelSource, LevelTable
 from flooding.methods import Flooding, Method
 from flooding.methods.base import check_method
+from flooding.text import join_parts
 from flooding.training.checks import check_teacher_loss
 from flooding.training.config import Config, UnhashableConfigError, changed_fields, to_config
 from flooding.training.legacy import legacy_configs
@@ -70,6 +71,11 @@ class Run:
                 f"stop_epoch must lie in 1 to max_epochs, {self.problem.max_epochs}, "
                 f"got {self.stop_epoch}."
             )
+
+    def __repr__(self) -> str:
+        parts: dict[str, object] = {"level": self.level, "seed": self.seed}
+        parts |= changed_fields(self)
+        return f"Run({join_parts(parts)})"
 
     @property
     def epochs(self) -> int:

@@ -22,6 +22,7 @@ from flooding.training.ledger import Ledger, absolute_path, default_path
 from flooding.training.loop import NUMERICS_VERSION, EpochResult, fingerprint
 from flooding.training.pool import Pool
 from flooding.training.prefix import can_share, prefix_run
+from flooding.training.progress import show_progress
 from flooding.training.record import Record
 from flooding.training.rng import preserve_rng_state
 from flooding.training.run import Run
@@ -45,6 +46,7 @@ def run_all(
     threads: int = 1,
     on_start: Callable[[list[Run]], object] | None = None,
     on_row: Callable[[EpochResult], object] | None = None,
+    progress: bool | None = None,
 ) -> list[Record]:
     """Look Runs up in the ledger and train those that are not there, on all cores.
 
@@ -66,6 +68,9 @@ def run_all(
             are faster.
         on_start: Called once with the Runs that must be trained.
         on_row: Called with every row of the Runs that are trained.
+        progress: True shows a bar on standard error, or in a notebook, at once; False never. None
+            shows it when the call takes longer than two seconds, if standard error is a terminal or
+            this is a notebook. A call inside another one is counted on the bar of that one.
 
     Returns:
         Records in the order of the Runs.
@@ -95,36 +100,37 @@ def run_all(
     check_device(device)
     # Absolute, since a worker and a Run may change the working directory.
     path = None if ledger is False else str(absolute_path(ledger or default_path()))
+    with show_progress(progress) as display:
+        # Look up what was trained before.
+        keys = [run_key(run, device=device, threads=threads) for run in runs]
+        records: dict[int, Record] = {}
+        if path is not None and not overwrite:
+            records = _load_cached(path, runs, keys, device, threads)
+        if path is not None and runs:
+            _log_lookup(path, len(records), keys)
 
-    # Look up what was trained before.
-    keys = [run_key(run, device=device, threads=threads) for run in runs]
-    records: dict[int, Record] = {}
-    if path is not None and not overwrite:
-        records = _load_cached(path, runs, keys, device, threads)
-    if path is not None and runs:
-        _log_lookup(path, len(records), keys)
-
-    # Of equal Runs the first one is trained.
-    duplicates = _find_duplicates(runs, keys, records)
-    if on_start is not None:
-        on_start([runs[index] for index in duplicates])
-    if duplicates:
-        options = Job(
-            number=0,
-            run=runs[0],
-            key=None,
-            ledger=path,
-            overwrite=overwrite,
-            device=device,
-            threads=threads,
-            dtype=torch.get_default_dtype(),
-            settings=capture_settings(),
-            last_row_only=on_row is None,
-        )
-        with _open_ledger(path), _make_jobs(options, runs, keys, list(duplicates)) as jobs:
-            trained = _train(jobs, workers, on_row)
-        for index, equal in duplicates.items():
-            records |= {other: replace(trained[index], run=runs[other]) for other in equal}
+        # Of equal Runs the first one is trained.
+        duplicates = _find_duplicates(runs, keys, records)
+        if on_start is not None:
+            on_start([runs[index] for index in duplicates])
+        on_row = display.follow(runs, duplicates, on_row)
+        if duplicates:
+            options = Job(
+                number=0,
+                run=runs[0],
+                key=None,
+                ledger=path,
+                overwrite=overwrite,
+                device=device,
+                threads=threads,
+                dtype=torch.get_default_dtype(),
+                settings=capture_settings(),
+                last_row_only=on_row is None,
+            )
+            with _open_ledger(path), _make_jobs(options, runs, keys, list(duplicates)) as jobs:
+                trained = _train(jobs, workers, on_row)
+            for index, equal in duplicates.items():
+                records |= {other: replace(trained[index], run=runs[other]) for other in equal}
     return [records[index] for index in range(len(runs))]
 
 

@@ -25,6 +25,7 @@ from flooding.training.messages import (
     read_message,
     write_message,
 )
+from flooding.training.progress import disable as disable_progress
 
 __all__ = ["serve"]
 
@@ -43,6 +44,8 @@ def serve(parent_pid: int) -> None:
     """
     # Ctrl-C is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # And so is the screen.
+    disable_progress()
     jobs_in, rows_out = _redirect_streams()
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     listener = threading.Thread(target=_listen, args=(jobs_in, messages, parent_pid), daemon=True)
