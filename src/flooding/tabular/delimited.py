@@ -74,7 +74,7 @@ def read_delimited(
     layout = _find_layout(text, source)
     sentences = [*sentences, *layout.sentences]
     cells = _read_cells(layout, source, size_limit)
-    n_short = _count_short_rows(cells)
+    n_short = _count_short_rows(cells, layout)
     if n_short:
         sentences.append(
             f"{pluralize(n_short, 'row')} with fewer fields than the others end in missing cells."
@@ -441,6 +441,10 @@ def _read_cells(layout: _Layout, source: str, size_limit: int | None) -> np.ndar
     return cells.to_numpy(dtype=object)
 
 
-def _count_short_rows(cells: np.ndarray) -> int:
+def _count_short_rows(cells: np.ndarray, layout: _Layout) -> int:
     """Count the rows that have fewer fields than the first one."""
-    return sum(not isinstance(cell, str) for cell in cells[1:, -1])
+    # What pandas fills up looks like an empty cell.
+    if all(cells[1:, -1]):
+        return 0
+    rows = _split_lines(layout.text.splitlines(keepends=True), layout.separator)
+    return sum(0 < len(row) < cells.shape[1] for row in rows)

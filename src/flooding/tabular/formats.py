@@ -17,7 +17,7 @@ from flooding.tabular.delimited import build_table, decode
 from flooding.tabular.files import FileContent
 from flooding.tabular.libraries import import_engine, import_library
 from flooding.tabular.limits import MAX_COLUMNS, TableTooLargeError, check_cells, too_many
-from flooding.tabular.messages import join_names, quote, shorten, suggest
+from flooding.tabular.messages import join_names, pluralize, quote, shorten, suggest
 from flooding.tabular.raw_table import Cells, RawTable, cell_text, check_names, from_frame
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def _read_sheet(
     try:
         with pandas.ExcelFile(io.BytesIO(file.data), engine=_ENGINES[file.kind]) as book:
             sheets = list(map(str, book.sheet_names))
-            frame = book.parse(sheets[0], header=None, dtype=object, keep_default_na=False)
+            frame = pandas.read_excel(
+                book, sheet_name=sheets[0], header=None, dtype=object, keep_default_na=False
+            )
     except Exception as error:
         raise _unreadable(file, error) from error
     check_cells(frame.size, file.source, file.size_limit or frame.size)
@@ -79,7 +81,8 @@ def _read_sheet(
         raise ValueError(f"a table must hold rows, got the empty sheet of {file.source}.")
     texts, title = _cut_titles(texts)
     if title:
-        sentences.append(f"Left out {len(title)} lines above the table: {quote(title[0][:80])}.")
+        lines = pluralize(len(title), "line")
+        sentences.append(f"Left out {lines} above the table: {quote(title[0][:80])}.")
     return build_table(texts, file.source, target=target, header=header, sentences=sentences)
 
 

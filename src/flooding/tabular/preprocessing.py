@@ -93,7 +93,7 @@ class Preprocessing:
     formats: Mapping[str, ColumnFormat] = field(default_factory=dict)
     na: tuple[str, ...] | None = None
 
-    @property
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """Names of the columns that a table must have."""
         parts = {name for names in self.dates.values() for name in names.values()}

@@ -213,7 +213,8 @@ def table_problem(
         *_describe_loss(fitted_target),
     )
     # A new file may have the columns that are left out.
-    unused = [column for column in raw.names if column not in {name, *preprocessing.sources}]
+    used = {name, *preprocessing.sources}
+    unused = [column for column in raw.names if column not in used]
     preprocessing = replace(preprocessing, dropped_columns=tuple(unused))
     return TableProblem(problem, preprocessing, fitted_target, raw.header, assumptions)
 

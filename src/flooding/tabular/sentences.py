@@ -96,8 +96,9 @@ def describe_columns(preprocessing: Preprocessing, train: pd.DataFrame) -> Itera
         )
     silent = [name for name in categorical if not frequent[name]]
     if silent:
+        verb = "tells" if len(silent) == 1 else "tell"
         yield (
-            f"{len(silent)} of them tell nothing, since no value occurs twice; "
+            f"{len(silent)} of them {verb} nothing, since no value occurs twice; "
             f"numbers written oddly? {join_names(silent, _MAX_LOST)}."
         )
     yield from _describe_gaps(preprocessing, train, incomplete)
@@ -131,17 +132,18 @@ def _describe_dropped(preprocessing: Preprocessing, train: pd.DataFrame) -> Iter
         values = train[name]
         repeats = is_numeric(values) or is_date(values) or values.nunique(dropna=False) <= 1
         (constant if repeats else unique).append(name)
-    cells = pluralize(len(train), "training cell")
+    rows = pluralize(len(train), "training row")
     if constant:
+        pronoun, verb = ("it", "it differs") if len(constant) == 1 else ("them", "they differ")
         yield (
-            f"Left out {pluralize(len(constant), 'column')} that are constant in {cells}: "
-            f"{join_names(constant, _MAX_LOST)}. To use them, give rows in which they differ."
+            f"Left out as constant in {rows}: {join_names(constant, _MAX_LOST)}. "
+            f"To use {pronoun}, give rows in which {verb}."
         )
     if unique:
         examples = [f"{shorten(name)} (such as {_example(train[name])})" for name in unique]
         yield (
-            f"Left out {pluralize(len(unique), 'column')} of text that never repeats in {cells}: "
-            f"{join_names(examples, _MAX_LOST)}. To use them, write numbers or categories instead."
+            f"Left out as text that never repeats in {rows}: {join_names(examples, _MAX_LOST)}. "
+            "To use such text, write numbers or categories instead."
         )
 
 
