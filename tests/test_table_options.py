@@ -131,7 +131,7 @@ def test_a_table_from_a_pipe_of_a_shell(table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("n_rows", "epochs", "batch_size"), [(1000, 100, 100), (40_000, 50, 120), (400_000, 5, 1000)]
+    ("n_rows", "epochs", "batch_size"), [(1000, 100, 100), (40_000, 31, 100), (200_000, 6, 300)]
 )
 def test_large_tables_are_trained_for_fewer_epochs(tmp_path, n_rows, epochs, batch_size):
     lines = "".join(f"{i * 7919 % 1013},{i % 2}\n" for i in range(1000))

@@ -55,10 +55,10 @@ __all__ = ["TableProblem", "Target", "table_problem"]
 
 _MAX_EPOCHS = 100
 _MIN_EPOCHS = 3
-_ROWS_TO_VISIT = 1_200_000  # training rows in all epochs of one training
+_ROWS_TO_VISIT = 750_000  # training rows in all epochs of one training
 _BATCH_SIZE = 100
 _MAX_BATCH_SIZE = 1000
-_MAX_STEPS_PER_EPOCH = 200  # beyond which batches grow
+_MAX_STEPS_PER_EPOCH = 400  # beyond which batches grow
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ def table_problem(
         val_share: Share of rows to choose on, in (0, 1).
         test_share: Share of rows to report on, in [0, 1); 0 is no test split.
         split_seed: Seed of the division.
-        max_epochs: Epochs; None: 100, or fewer where the training rows are more than 12,000, so
-            that all epochs visit 1.2 million rows.
+        max_epochs: Epochs; None: 100, or fewer where the training rows are more than 7,500, so
+            that all epochs visit 750,000 rows; at least 3.
         batch_size: Rows in a batch; None: 100, or a fifth of the training rows where that is less,
-            or a 200th, up to 1,000, where that is more.
+            or a 400th, up to 1,000, where that is more.
         width: Units of each hidden layer.
         depth: Number of hidden layers.
         header: Whether the first row names the columns; None finds out.
