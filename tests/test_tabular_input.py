@@ -270,11 +270,8 @@ def test_numbers_that_are_far_from_those_of_training_are_refused(tmp_path):
     ("content", "message"),
     [
         (b"a,y\n1,x\x00\n", "NUL byte at position 7"),
-        (
-            "a,y\n1,x\n".encode("utf-16-le"),
-            "UTF-8 text, got .* NUL byte at position 1, as in UTF-16, .* Save it as CSV",
-        ),
-        ("a,y\n1,x\n".encode("utf-16"), "NUL byte"),
+        ("a,y\n1,x\n".encode("utf-16-le") + b"\0", "must be text in its encoding, got"),
+        (b"a,y\n1,x\n\0\0", "got .*: a NUL byte at position 8, as in archives .* Save it as CSV"),
         (b"a,y\n" + b"\x00" * 100, "NUL byte at position 4"),
         (b"a,y\n", "the header alone"),
         (b"a,y", "the header alone"),
@@ -302,14 +299,14 @@ def test_marks_and_line_ends_of_joined_files_are_read(tmp_path, caplog):
     assert caplog.text == ""
     joined = FRUIT.replace("fig,40", "\ufefffig,40", 3)
     assert read_table(written(tmp_path, "\ufeff" + joined)).to_dict("list") == expected
-    assert "3 byte order marks at the start of lines are left out: table.csv" in caplog.text
+    assert "Left out 3 byte order marks at the start of lines." in caplog.text
     assert read_table(written(tmp_path, "a,b\n1,x\ufeffy\n"))["b"].tolist() == [
         "x\ufeffy"
     ]  # not at the start
 
 
 def test_names_of_any_length_and_of_none(tmp_path):
-    rows = "".join(f"{i},{i * i % 7},{i % 2}\n" for i in range(40))
+    rows = "".join(f"{i % 19},{i * i % 7},{i % 2}\n" for i in range(40))
     long = "n" * 10_000
     table = table_problem(written(tmp_path, f"{long},b,y\n{rows}"), "y", width=2, depth=1)
     assert table.preprocessing.columns[0] == long
@@ -330,7 +327,7 @@ def test_names_of_any_length_and_of_none(tmp_path):
 def test_control_characters_in_names_are_not_printed(tmp_path, caplog):
     red, clear, bell = "\x1b[31m", "\x1b[2J", "\x07"
     rows = "".join(
-        f"{i},{'pq'[i % 2]}{clear},{'' if i % 5 else 'z'},{i % 7},{'uv'[i % 2]}{bell}\n"
+        f"{i % 29},{'pq'[i % 2]}{clear},{'' if i % 5 else 'z'},{i % 7},{'uv'[i % 2]}{bell}\n"
         for i in range(60)
     )
     path = written(tmp_path, f"a{red},b{red},gap{red},d\u202e,y{red}\n{rows}", f"t{bell}.csv")

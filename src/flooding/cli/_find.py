@@ -27,6 +27,18 @@ from flooding.cli._options import (
     option,
     parse_levels,
 )
+from flooding.cli._table_options import (
+    DecimalSign,
+    Drop,
+    Encoding,
+    Header,
+    Kind,
+    Na,
+    TableOptions,
+    Target,
+    Text,
+    Use,
+)
 from flooding.entries import STRATEGIES, TASKS, entry_names, join_names
 
 if TYPE_CHECKING:
@@ -47,7 +59,6 @@ What = Annotated[
         autocompletion=complete(TASKS),
     ),
 ]
-Kind: TypeAlias = Literal["classification", "regression"]
 ScoreName: TypeAlias = Literal["accuracy", "balanced-accuracy", "loss"]
 _DATA, _SEARCH, _OUTPUT = "Data", "Search", "Output"
 
@@ -59,12 +70,15 @@ def _takers(option_name: str) -> str:
 
 def find(
     what: What,
-    target: Annotated[
-        str | None, option("A table's column to predict: its name or position.", _DATA)
-    ] = None,
-    kind: Annotated[
-        Kind | None, option("What a table's target is [judged by its values].", _DATA)
-    ] = None,
+    target: Target = None,
+    kind: Kind = None,
+    drop: Drop = None,
+    use: Use = None,
+    text: Text = None,
+    na: Na = None,
+    encoding: Encoding = None,
+    header: Header = None,
+    decimal: DecimalSign = None,
     label_noise: Annotated[
         float | None, option("A task's share of flipped labels, 0 to below 1.", _DATA)
     ] = None,
@@ -132,7 +146,8 @@ def find(
     chosen = None if levels is None else parse_levels("levels", levels, allow_none=True)
     search = load_strategy(strategy, levels=chosen, budget=budget, trainings=trainings)
     data = drop_none(label_noise=label_noise)
-    problem, table = load_problem(what, target=target, kind=kind, data=data, epochs=epochs)
+    options = TableOptions(target, kind, drop, use, text, na, encoding, header, decimal)
+    problem, table = load_problem(what, data=data, options=options, epochs=epochs)
     if save is not None:
         _check_save(save, out, what, table)
     if strategy == "heuristic" and problem.splits(0).classes is None:

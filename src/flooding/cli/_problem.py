@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from flooding.cli._console import console
 from flooding.cli._options import Arguments
 from flooding.cli._parts import describe, required_parameters
+from flooding.cli._table_options import TableOptions
 from flooding.data import Splits
 from flooding.entries import (
     DATASETS,
@@ -38,6 +39,7 @@ from flooding.entries import (
 from flooding.metrics import balanced_accuracy
 from flooding.models import mlp
 from flooding.tabular import TableProblem, table_problem
+from flooding.tabular.files import TABLE_SUFFIXES, is_stream
 from flooding.tasks import get_task
 from flooding.training.problem import Problem, Score
 
@@ -50,7 +52,7 @@ __all__ = [
     "load_problem",
 ]
 
-_TABLE_SUFFIXES = {".csv", ".tsv", ".npz", ".gz", ".bz2", ".xz", ".txt"}
+_NO_OPTIONS = TableOptions()
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
@@ -61,18 +63,17 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 def load_problem(
     what: str,
     *,
-    target: str | None = None,
-    kind: str | None = None,
     data: Mapping[str, float],
+    options: TableOptions = _NO_OPTIONS,
     epochs: int | None = None,
 ) -> tuple[Problem, TableProblem | None]:
     """Make the Problem of a task, of a module or of a table.
 
     Args:
-        what: A name of :data:`flooding.entries.TASKS`, ``module:problem`` or a table's path.
-        target: A table's column to predict.
-        kind: What a table's target is: classification or regression.
+        what: A name of :data:`flooding.entries.TASKS`, ``module:problem``, a table's path, or ``-``
+            for a table from standard input.
         data: Arguments of a task's data.
+        options: The options of a table.
         epochs: Epochs, where not those of the Problem.
 
     Returns:
@@ -82,16 +83,15 @@ def load_problem(
         ValueError: If there is no such task, module or table, or an option belongs to another.
     """
     # Where the Problem comes from decides which options belong to it.
-    source = _source_of(what, has_target=target is not None)
-    for option, value in (("--target", target), ("--kind", kind)):
-        if value is not None and source != "table":
-            raise ValueError(
-                f"{option} belongs to a table, got {what}. Name a CSV, TSV or .npz file."
-            )
+    source = _source_of(what, has_target=options.target is not None)
+    if options.names() and source != "table":
+        raise ValueError(
+            f"{options.names()[0]} belongs to a table, got {what}. Name a CSV, TSV or .npz file."
+        )
     if data and source != "task":
         raise ValueError(f"{', '.join(data)} belongs to a built-in task, got {what}. Leave it out.")
     if source == "table":
-        table = _load_table(what, target, kind, epochs)
+        table = _load_table(what, options, epochs)
         return table.problem, table
     problem = _load_own(what) if source == "module" else get_task(what, **data)
     return (problem if epochs is None else replace(problem, max_epochs=epochs)), None
@@ -100,43 +100,42 @@ def load_problem(
 def _source_of(what: str, has_target: bool) -> Literal["task", "module", "table"]:
     """Tell where a Problem comes from."""
     path = Path(what)
+    if is_stream(path):
+        return "table"
     _, colon, name = what.rpartition(":")
     # A file may have a colon in its name: one that exists, or ends like a table, is a table.
-    if colon and not path.exists() and "/" not in name and Path(name).suffix not in _TABLE_SUFFIXES:
+    if colon and not path.exists() and "/" not in name and Path(name).suffix not in TABLE_SUFFIXES:
         return "module"
     # A file of a task's name is a table; a folder of that name is of no interest.
     if what in entry_names(TASKS) and not path.is_file():
         return "task"
     # Whoever names a column means a table, also one that is missing. Any other word is looked up
     # among the tasks, so that a misspelt one gets a suggestion.
-    is_table = path.exists() or path.suffix in _TABLE_SUFFIXES or has_target
+    is_table = path.exists() or path.suffix in TABLE_SUFFIXES or has_target
     return "table" if is_table else "task"
 
 
-def _load_table(
-    what: str, target: str | None, kind: str | None, epochs: int | None
-) -> TableProblem:
+def _load_table(what: str, options: TableOptions, epochs: int | None) -> TableProblem:
     """Make the Problem of a table, and print what was assumed."""
     if what.endswith(".py"):
         raise ValueError(
             f"a Python file needs the name of its Problem, got {what} alone. Try {what}:problem."
         )
     check_file(Path(what), "a table")
-    if target is None:
+    if options.target is None:
         raise ValueError(
             f"a table needs the column to predict, got {what} alone. "
             "Add --target NAME, or --target -1."
         )
-    settings: dict[str, int] = {} if epochs is None else {"max_epochs": epochs}
-    table = table_problem(what, target, kind=kind, **settings)  # type: ignore[arg-type]
-    console.print_line(f"Assumed of {what}:")
+    table = table_problem(what, options.target, max_epochs=epochs, **options.keywords())
+    console.print_line(f"Assumed of {'standard input' if what == '-' else what}:")
     for sentence in table.assumptions:
         console.print_line(f"  - {sentence}")
     return table
 
 
 def check_file(path: Path, kind: str) -> None:
-    """Refuse a file that is missing, a folder, and a pipe, of which nobody knows when it ends.
+    """Refuse a file that is missing, a folder, and a pipe that no shell opened for this command.
 
     Args:
         path: The file.
@@ -145,6 +144,8 @@ def check_file(path: Path, kind: str) -> None:
     Raises:
         ValueError: If it is not a file.
     """
+    if is_stream(path):
+        return
     if not path.exists():
         raise ValueError(f"{kind} must be a file, got {path}, which is missing. Check the path.")
     if path.is_dir():

@@ -22,6 +22,18 @@ from flooding.cli._options import (
     drop_none,
     option,
 )
+from flooding.cli._table_options import (
+    DecimalSign,
+    Drop,
+    Encoding,
+    Header,
+    Kind,
+    Na,
+    TableOptions,
+    Target,
+    Text,
+    Use,
+)
 from flooding.entries import EXPERIMENTS, entry_names
 from flooding.text import format_duration
 
@@ -107,9 +119,15 @@ def reproduce(
 
 def compare(
     what: What,
-    target: Annotated[
-        str | None, option("A table's column to predict: its name or position.", "Data")
-    ] = None,
+    target: Target = None,
+    kind: Kind = None,
+    drop: Drop = None,
+    use: Use = None,
+    text: Text = None,
+    na: Na = None,
+    encoding: Encoding = None,
+    header: Header = None,
+    decimal: DecimalSign = None,
     label_noise: Annotated[
         float | None, option("A task's share of flipped labels, 0 to below 1.", "Data")
     ] = None,
@@ -130,7 +148,8 @@ def compare(
     check_output_folder(out)
     check_ledger(ledger)
     data = drop_none(label_noise=label_noise)
-    problem, _ = load_problem(what, target=target, data=data, epochs=epochs)
+    options = TableOptions(target, kind, drop, use, text, na, encoding, header, decimal)
+    problem, _ = load_problem(what, data=data, options=options, epochs=epochs)
     classes = problem.splits(0).classes
     if classes is None:
         raise ValueError(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flooding.text import printable
 
-__all__ = ["join_names", "quote", "shorten", "suggest"]
+__all__ = ["count_cells", "join_names", "pluralize", "quote", "shorten", "suggest"]
 
 _MAX_CHARACTERS = 200
 _MAX_NAMES = 10
+_MAX_CELLS = 5
 
 
 def shorten(name: object) -> str:
@@ -42,19 +43,48 @@ def quote(name: object) -> str:
     return repr(text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…")
 
 
-def join_names(names: Iterable[object]) -> str:
-    """List at most 10 names, and count the others.
+def join_names(names: Iterable[object], limit: int = _MAX_NAMES) -> str:
+    """List some names, and count the others.
 
     Args:
         names: The names.
+        limit: How many of them to list.
 
     Returns:
         Such as ``a, b and 3 more``; empty for no names.
     """
     names = list(names)
-    rest = len(names) - _MAX_NAMES
+    rest = len(names) - limit
     suffix = f" and {rest:,} more" if rest > 0 else ""
-    return ", ".join(shorten(name) for name in names[:_MAX_NAMES]) + suffix
+    return ", ".join(shorten(name) for name in names[:limit]) + suffix
+
+
+def pluralize(count: int, noun: str) -> str:
+    """Count things.
+
+    Args:
+        count: How many.
+        noun: Their name in the singular; the plural ends in s.
+
+    Returns:
+        Such as ``1 cell`` or ``1,200 cells``.
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def count_cells(counts: Mapping[str, int]) -> str:
+    """List the most frequent of some cells, and how often each of them occurs.
+
+    Args:
+        counts: How often by the text of a cell.
+
+    Returns:
+        Such as ``'?' (12), 'oops' (1)``; at most 5 texts are listed.
+    """
+    order = sorted(counts, key=lambda cell: (-counts[cell], cell))
+    listing = [f"{quote(cell[:40])} ({counts[cell]:,})" for cell in order[:_MAX_CELLS]]
+    rest = len(order) - _MAX_CELLS
+    return ", ".join(listing) + (f" and {rest:,} others" if rest > 0 else "")
 
 
 def suggest(name: str, names: Iterable[object]) -> str:

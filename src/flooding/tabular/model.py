@@ -22,13 +22,14 @@ from flooding.data.compression import DAMAGED
 from flooding.model_files import is_free, read_model, write_model
 from flooding.models import mlp
 from flooding.tabular.messages import join_names, quote, shorten
+from flooding.tabular.new_rows import read_new_rows
 from flooding.tabular.preprocessing import (
     Preprocessing,
     dump_preprocessing,
     load_preprocessing,
 )
 from flooding.tabular.problem import TableProblem, Target
-from flooding.tabular.reading import import_library, read_table_and_header
+from flooding.tabular.reading import Source, import_library
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -259,7 +260,7 @@ def _get_names(stored: Mapping[str, object], key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
+def predict(folder: str | Path, path: Source) -> pd.DataFrame:
     """Predict the target for every row of a table with a saved model.
 
     Columns are matched by name. Further columns are ignored with a notice, the target's own without
@@ -267,8 +268,8 @@ def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
 
     Args:
         folder: A saved model.
-        path: A table with the columns of the training table, see
-            :func:`flooding.tabular.read_table`.
+        path: A table with the columns of the training table: a file, ``-`` for standard input, or
+            a DataFrame, see :func:`flooding.tabular.read_table`.
 
     Returns:
         A pandas DataFrame with a row per row of the table, in its order. For classes: ``class``
@@ -282,8 +283,7 @@ def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
     """
     pandas, model = import_library("pandas"), load_model(folder)
     preprocessing, target = model.preprocessing, model.target
-    text_columns = preprocessing.categorical_columns
-    table, _ = read_table_and_header(Path(path), None, model.header, set(text_columns))
+    table, raw = read_new_rows(path, preprocessing, header=model.header)
     x = preprocessing.transform(table)
     _warn_of_columns(table, model)
     _warn_of_categories(table, preprocessing)
@@ -295,7 +295,7 @@ def predict(folder: str | Path, path: str | Path) -> pd.DataFrame:
     if not is_finite.all():
         row = int(is_finite.int().argmin()) + 1
         raise ValueError(
-            f"every row must have a finite prediction, got none for row {row} of {shorten(path)}. "
+            f"every row must have a finite prediction, got none for row {row} of {raw.source}. "
             "Its numbers are too far from those of training; correct or drop it."
         )
     if target.classes is None:
@@ -312,6 +312,7 @@ def _warn_of_columns(table: pd.DataFrame, model: TableModel) -> None:
     """Warn of columns that training had not seen."""
     preprocessing = model.preprocessing
     seen = {model.target.name, *preprocessing.dropped_columns, *preprocessing.columns}
+    seen |= set(preprocessing.sources)
     unseen = [str(name) for name in table if str(name) not in seen]
     if unseen:
         log.warning(

@@ -6,11 +6,13 @@ those of scikit-learn and NumPy are refused.
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import math
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,8 +22,11 @@ from torch import Tensor
 
 from flooding import npz
 from flooding.data.compression import max_bytes
+from flooding.tabular.columns import ColumnFormat
+from flooding.tabular.dates import PARTS, date_part
 from flooding.tabular.messages import join_names, quote, suggest
-from flooding.tabular.reading import import_library, is_numeric, parse_number
+from flooding.tabular.numbers import is_plain
+from flooding.tabular.reading import import_library, is_date, is_numeric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +45,8 @@ _MAX_NUMBER = 1e30  # standardised values must still fit into float32
 _MAX_CATEGORIES = 30
 # A dtype is a plain value, but skops does not trust it by itself.
 _TRUSTED_TYPES = ["numpy.dtype"]
+# Formats that follow from whether a column holds numbers or categories.
+_DEFAULT_FORMATS = (ColumnFormat("number"), ColumnFormat("text"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +59,18 @@ class Preprocessing:
     them, and one for all rare values, if there are any in training. A value that training had not
     seen counts as rare; without an input for rare values all inputs of its column are 0.
 
+    Dates: each of year, month, day, weekday, hour, minute and elapsed days that varies in training
+    becomes a column such as ``date: month``; month, weekday and hour are categories.
+
     Args:
         numeric_columns: Names of the columns of numbers.
         categorical_columns: Names of the columns of text.
         dropped_columns: Names of columns that carry nothing: constant, or text that never repeats,
             on the training rows.
         transformer: Fitted to the columns of numbers, then those of categories, by position.
+        dates: Names of the columns that each column of dates became, by the part of the date.
+        formats: How the cells of each column of a file are read.
+        na: What is missing in a file beside the empty cell; None for the usual texts.
 
     Example:
         >>> import pandas
@@ -76,10 +89,19 @@ class Preprocessing:
     categorical_columns: tuple[str, ...]
     dropped_columns: tuple[str, ...]
     transformer: ColumnTransformer
+    dates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    formats: Mapping[str, ColumnFormat] = field(default_factory=dict)
+    na: tuple[str, ...] | None = None
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the columns that a table must have."""
+        parts = {name for names in self.dates.values() for name in names.values()}
+        return (*(name for name in self.columns if name not in parts), *self.dates)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that are used."""
+        """Names of the columns that are used, the parts of dates in place of dates."""
         return self.numeric_columns + self.categorical_columns
 
     @cached_property
@@ -113,6 +135,32 @@ class Preprocessing:
                     names.append(name)
         return tuple(names)
 
+    def expand_dates(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Add the parts of dates to a table, unless it has them.
+
+        Args:
+            table: Rows with at least the fitted columns.
+
+        Returns:
+            The table with a column for each part.
+
+        Raises:
+            ValueError: If a column of dates is missing or holds something else.
+        """
+        parts: dict[str, pd.Series] = {}
+        for source, names in self.dates.items():
+            if all(name in table for name in names.values()):
+                continue
+            if source not in table:
+                raise ValueError(_missing_column(source, table))
+            if not is_date(table[source]):
+                raise ValueError(
+                    f"column {quote(source)} must hold dates as in training. Give it as datetime64."
+                )
+            for part, name in names.items():
+                parts[name] = date_part(table[source], part)
+        return table.assign(**parts) if parts else table
+
     def transform(self, table: pd.DataFrame) -> Tensor:
         """Turn rows into inputs.
 
@@ -126,13 +174,11 @@ class Preprocessing:
             ValueError: If a column is missing, holds something else than in training, or a number
                 is infinite.
         """
+        table = self.expand_dates(table)
         columns = {str(name): values for name, values in table.items()}
         for name in self.columns:
             if name not in columns:
-                raise ValueError(
-                    "the table must have every column of the training table, "
-                    f"got no {suggest(name, columns)}"
-                )
+                raise ValueError(_missing_column(name, columns))
         for name in self.numeric_columns:
             check_numbers(columns[name])
         for name in self.categorical_columns:
@@ -155,11 +201,23 @@ class Preprocessing:
         return torch.from_numpy(x)
 
 
-def fit_preprocessing(table: pd.DataFrame) -> Preprocessing:
+def _missing_column(name: str, columns: Iterable[object]) -> str:
+    return (
+        f"the table must have every column of the training table, got no {suggest(name, columns)}"
+    )
+
+
+def fit_preprocessing(
+    table: pd.DataFrame,
+    formats: Mapping[str, ColumnFormat] | None = None,
+    na: Sequence[str] | None = None,
+) -> Preprocessing:
     """Fit a preprocessing to training rows.
 
     Args:
         table: Training rows as :func:`flooding.tabular.read_table` gives them, without the target.
+        formats: How the cells of its columns were read, for the files to come.
+        na: What was missing beside the empty cell; None for the usual texts.
 
     Returns:
         The fitted preprocessing.
@@ -168,29 +226,64 @@ def fit_preprocessing(table: pd.DataFrame) -> Preprocessing:
         ValueError: If no column varies, or a number is infinite.
     """
     numeric, categorical, dropped = [], [], []
-    for name, values in table.items():
+    dates: dict[str, dict[str, str]] = {}
+    columns: dict[str, pd.Series] = {}
+    for name, values in _split_dates(table, dates):
         if is_numeric(values):
             check_numbers(values)
         if not _varies(values):
-            dropped.append(str(name))
-        elif is_numeric(values):
-            numeric.append(str(name))
-        else:
-            categorical.append(str(name))
-    if not numeric and not categorical:
+            dropped.append(name)
+            continue
+        columns[name] = values
+        (numeric if is_numeric(values) else categorical).append(name)
+    # A date of which no part varies says nothing; nor does a part that does not vary.
+    for source, parts in list(dates.items()):
+        dates[source] = {part: name for part, name in parts.items() if name in columns}
+        dropped = [name for name in dropped if name not in parts.values()]
+        if not dates[source]:
+            del dates[source]
+            dropped.append(source)
+    if not columns:
         raise ValueError(
             "at least one column must vary on the training rows, "
             f"got {join_names(table) or 'none'}. Give columns that differ from row to row."
         )
     transformer = _make_transformer(len(numeric), len(categorical))
-    rows = _by_position(table, [*numeric, *categorical])
+    pandas = import_library("pandas")
+    rows = pandas.DataFrame({i: columns[n] for i, n in enumerate([*numeric, *categorical])})
     transformer.fit(rows)
     if numeric:
         imputer, scaler = transformer.named_transformers_["numbers"]
         # StandardScaler takes a column for constant where its variance is 0 in float64, as that of
         # values below 1e-160 is, or small beside its mean.
         scaler.scale_ = standard_deviation(imputer.transform(rows.iloc[:, : len(numeric)]))
-    return Preprocessing(tuple(numeric), tuple(categorical), tuple(dropped), transformer)
+    used = {**dict.fromkeys(columns), **dict.fromkeys(dates)}
+    return Preprocessing(
+        tuple(numeric),
+        tuple(categorical),
+        tuple(dropped),
+        transformer,
+        dates,
+        {name: form for name, form in (formats or {}).items() if name in used},
+        None if na is None else tuple(na),
+    )
+
+
+def _split_dates(
+    table: pd.DataFrame, dates: dict[str, dict[str, str]]
+) -> Iterator[tuple[str, pd.Series]]:
+    """Give the columns of a table, and for a date those of its parts, whose names are noted."""
+    names = {str(name) for name in table}
+    for name, values in table.items():
+        if not is_date(values):
+            yield str(name), values
+            continue
+        parts = dates[str(name)] = {}
+        for part in PARTS:
+            parts[part] = f"{name}: {part}"
+            while parts[part] in names:  # a column of the user's own
+                parts[part] += "'"
+            yield parts[part], date_part(values, part)
 
 
 def _varies(values: pd.Series) -> bool:
@@ -244,7 +337,7 @@ def check_numbers(values: pd.Series) -> None:
         ValueError: If it holds text, or a number is infinite or beyond 1e30.
     """
     if not is_numeric(values):
-        wrong = next(value for value in values.dropna() if parse_number(value) is None)
+        wrong = next(value for value in values.dropna() if not is_plain(str(value)))
         raise ValueError(
             f"column {quote(values.name)} must hold numbers as in training, got {quote(wrong)}. "
             "Correct that cell."
@@ -286,7 +379,14 @@ def dump_preprocessing(preprocessing: Preprocessing) -> bytes:
     import_library("skops")
     from skops.io import dumps
 
-    return dumps(preprocessing.transformer, compression=zipfile.ZIP_DEFLATED)
+    # Formats as one text: skops writes hundreds of bytes for every entry of a dictionary.
+    formats = {}
+    for name, column_format in preprocessing.formats.items():
+        if column_format not in _DEFAULT_FORMATS:
+            formats[name] = dataclasses.asdict(column_format)
+    reading = {"formats": formats, "dates": preprocessing.dates, "na": preprocessing.na}
+    content = {"transformer": preprocessing.transformer, "reading": json.dumps(reading)}
+    return dumps(content, compression=zipfile.ZIP_DEFLATED)
 
 
 def load_preprocessing(
@@ -326,15 +426,19 @@ def load_preprocessing(
 
     pandas = import_library("pandas")
     try:
-        transformer = loads(data, trusted=_TRUSTED_TYPES)
+        content = loads(data, trusted=_TRUSTED_TYPES)
+        transformer, reading = content, {"dates": {}, "formats": {}, "na": None}
+        if isinstance(content, dict):  # else a file of 0.2.0, in which there was no such choice
+            transformer, reading = content["transformer"], json.loads(content["reading"])
         if type(transformer) is not ColumnTransformer:
             raise ValueError(f"it holds a {type(transformer).__name__}")
         n_columns = len(numeric_columns) + len(categorical_columns)
         n_fitted: int = transformer.n_features_in_  # pyright: ignore[reportAttributeAccessIssue]
         if n_fitted != n_columns:
             raise ValueError(f"it is of {n_fitted} columns, not of {n_columns}")
+        dates, formats, na = _check_reading(reading, {*numeric_columns, *categorical_columns})
         preprocessing = Preprocessing(
-            numeric_columns, categorical_columns, dropped_columns, transformer
+            numeric_columns, categorical_columns, dropped_columns, transformer, dates, formats, na
         )
         row = {name: pandas.Series([math.nan]) for name in numeric_columns}
         for name in categorical_columns:
@@ -348,3 +452,26 @@ def load_preprocessing(
         # Attributes of any kind may be missing or wrong.
         raise ValueError(f"the preprocessing cannot be used: {error}") from error
     return preprocessing
+
+
+def _check_reading(
+    reading: Mapping[str, Mapping], columns: set[str]
+) -> tuple[dict[str, dict[str, str]], dict[str, ColumnFormat], tuple[str, ...] | None]:
+    """Check how columns are read, every value of which may be wrong."""
+    dates = {}
+    for source, parts in reading["dates"].items():
+        if not set(parts) <= set(PARTS) or not set(parts.values()) <= columns:
+            raise ValueError(f"the parts of the date {source!r:.80} are no columns")
+        dates[source] = dict(parts)
+    formats = {name: ColumnFormat(**values) for name, values in reading["formats"].items()}
+    for name, column_format in formats.items():
+        if column_format.kind not in {"number", "text", "date", "time", "boolean"}:
+            raise ValueError(f"column {name!r:.80} has the format {column_format.kind!r:.80}")
+        if column_format.decimal not in {None, ".", ","}:
+            raise ValueError(f"column {name!r:.80} has the decimal sign {column_format.decimal!r}")
+        if column_format.kind == "date" and not isinstance(column_format.date_format, str):
+            raise ValueError(f"column {name!r:.80} has no format of dates")
+    na = reading["na"]
+    if na is not None and not all(isinstance(marker, str) for marker in na):
+        raise ValueError("the markers of missing values are no texts")
+    return dates, formats, None if na is None else tuple(na)

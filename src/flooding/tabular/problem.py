@@ -8,41 +8,57 @@ alone, so that a saved model has one preprocessing.
 # ruff: file-ignore[docstring-extraneous-exception]
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flooding.data import Split, Splits, make_rng
+from flooding.data import Split, Splits
 from flooding.models import mlp
-from flooding.tabular.messages import join_names, quote, shorten, suggest
+from flooding.tabular.labels import Labels, make_labels
+from flooding.tabular.markers import Markers
+from flooding.tabular.messages import pluralize, quote, suggest
+from flooding.tabular.numbers import Decimal
 from flooding.tabular.preprocessing import (
     Preprocessing,
     check_numbers,
     fit_preprocessing,
     standard_deviation,
 )
+from flooding.tabular.raw_table import RawTable
 from flooding.tabular.reading import (
+    Source,
+    TypedTable,
+    find_names,
     import_library,
-    is_numeric,
     is_position,
-    parse_number,
-    read_table_and_header,
+    judge_columns,
+    judge_decimal,
+    read_raw,
 )
+from flooding.tabular.screening import describe_duplicates, describe_imbalance, find_row_ids
+from flooding.tabular.sentences import (
+    describe_columns,
+    describe_left_out,
+    describe_rows,
+    describe_split,
+    limit,
+)
+from flooding.tabular.splits import drop_small_classes, split_rows
 from flooding.training.problem import Problem
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["TableProblem", "Target", "table_problem"]
 
-_MAX_CLASSES = 20  # of whole numbers that nobody called classes
-_MIN_ROWS_PER_CLASS = 5
+_MAX_EPOCHS = 100
+_MIN_EPOCHS = 3
+_ROWS_TO_VISIT = 750_000  # training rows in all epochs of one training
+_BATCH_SIZE = 100
+_MAX_BATCH_SIZE = 1000
+_MAX_STEPS_PER_EPOCH = 400  # beyond which batches grow
 
 
 @dataclass(frozen=True)
@@ -83,105 +99,124 @@ class TableProblem:
 
 
 def table_problem(
-    path: str | Path,
+    path: Source,
     target: str | int,
     *,
     kind: Literal["classification", "regression"] | None = None,
     val_share: float = 0.2,
     test_share: float = 0.2,
     split_seed: int = 0,
-    max_epochs: int = 100,
+    max_epochs: int | None = None,
     batch_size: int | None = None,
     width: int = 256,
     depth: int = 3,
     header: bool | None = None,
+    drop: Collection[str] = (),
+    use: Collection[str] = (),
+    text: Collection[str] = (),
+    na: Collection[str] | None = None,
+    encoding: str | None = None,
+    decimal: Decimal | None = None,
 ) -> TableProblem:
     r"""Make a Problem from a table: a ReLU network, Adam at 0.001, and one division of the rows.
 
     A target of text means classification, and so do whole numbers with at most 20 distinct values
-    that have 5 rows each on average; anything else means regression. Classes are divided
-    separately: each gives ``round(rows * share)`` rows, but at least one, to validation and to
-    test. Rows without a target are dropped.
+    that have 5 rows each on average; anything else means regression. The classes are the strings of
+    the file. Classes are divided separately: each gives ``round(rows * share)`` rows, but at least
+    one, to validation and to test. Rows without a target are dropped, and so are those of classes
+    with too few rows, up to 5 % of all. Columns that number the rows are left out.
 
     Classification uses the cross-entropy; regression the squared error of the target standardised
     on the training rows, so that predicting their mean has a training loss of 1.
 
+    Sentences that say what was assumed name options as the command line has them: ``--use`` is
+    ``use=`` here.
+
     Args:
-        path: The file, see :func:`flooding.tabular.read_table`.
+        path: A file, ``-`` for standard input, or a DataFrame: see
+            :func:`flooding.tabular.read_table`.
         target: Name of the target's column, or its position; -1 is the last.
         kind: What to do instead of what the rule says.
         val_share: Share of rows to choose on, in (0, 1).
         test_share: Share of rows to report on, in [0, 1); 0 is no test split.
         split_seed: Seed of the division.
-        max_epochs: Epochs.
-        batch_size: Rows in a batch; None: 100, or a fifth of the training rows where that is less.
+        max_epochs: Epochs; None: 100, or fewer where the training rows are more than 7,500, so
+            that all epochs visit 750,000 rows; at least 3.
+        batch_size: Rows in a batch; None: 100, or a fifth of the training rows where that is less,
+            or a 400th, up to 1,000, where that is more.
         width: Units of each hidden layer.
         depth: Number of hidden layers.
         header: Whether the first row names the columns; None finds out.
+        drop: Names of columns to leave out.
+        use: Names of columns to use even though they number the rows.
+        text: Names of columns to leave as text even where they hold numbers.
+        na: What is missing beside the empty cell; None for the usual texts.
+        encoding: Of a text file; None finds out.
+        decimal: The decimal sign where a column leaves a doubt; None judges by the file.
 
     Returns:
         The Problem with its preprocessing and the sentences that say what was assumed.
 
     Raises:
-        ImportError: If pandas or scikit-learn is not installed.
+        ImportError: If pandas, scikit-learn, or the library of a kind of file is not installed.
         ValueError: If the file is no such table, the target is not in it, is all missing or does
             not vary, a class has too few rows to divide, no other column varies, or an argument is
             out of range.
 
     Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "fruit.csv")
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "fruit.csv")
         >>> _ = path.write_text("kind,grams\n" + "apple,150\nfig,40\n" * 10)
         >>> table = table_problem(path, "kind")
         >>> table.target.classes, table.problem.splits(seed=0).train.x.shape
         (('apple', 'fig'), torch.Size([12, 1]))
     """
     _check_arguments(kind, val_share, test_share)
-    path = Path(path)
-    table, header = read_table_and_header(path, target, header, ())
-    name = _find_column(table, target, path)
-    inputs = table.dropna(subset=[name])
-    values = inputs.pop(name)
-    if values.empty:
-        raise ValueError(
-            f"target must have values, got {quote(name)} with none in {len(table)} rows. "
-            "Choose another column."
-        )
+    raw = read_raw(path, target, header=header, encoding=encoding)
+    name = _find_column(raw, target)
+    na = None if na is None else tuple(na)
+    sign = judge_decimal(raw, decimal)
+    cells = raw.columns[raw.names.index(name)]
+    labels = make_labels(name, cells, kind=kind, na=na, decimal=sign)
+    if labels.classes is None:
+        check_numbers(import_library("pandas").Series(labels.y, name=name))
 
     # Divide the rows before anything is fitted to them.
-    y, classes, description = _make_labels(values, kind)
-    is_numeric_class = classes is not None and is_numeric(values)
-    parts = _split_rows(y, classes, val_share, test_share, split_seed, is_numeric_class)
-    preprocessing = fit_preprocessing(inputs.iloc[parts[0]])
-    x = preprocessing.transform(inputs)
-    fitted_target = _fit_target(name, classes, y[parts[0]])
-    labels = _encode_labels(y, fitted_target)
-
-    # A network of one logit a class, or of one number.
-    splits = [Split(x[rows], labels[rows]) for rows in map(torch.from_numpy, parts)]
-    n_outputs = len(classes or [name])
-    if batch_size is None:
-        batch_size = min(100, max(1, len(splits[0]) // 5))
-    problem = Problem(
-        data=Splits(splits[0], splits[1], splits[2] if test_share else None),
-        model=partial(mlp, x.shape[1], n_outputs, width=width, depth=depth),
-        optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True),
-        loss=nn.functional.cross_entropy if classes else nn.functional.mse_loss,
-        batch_size=batch_size,
+    labels, small_classes = drop_small_classes(labels, val_share, test_share)
+    parts = split_rows(labels, val_share, test_share, split_seed)
+    inputs = _read_inputs(raw, name, drop=drop, use=use, text=text, na=na, decimal=sign)
+    rows = inputs.frame.iloc[labels.rows]
+    train = rows.iloc[parts[0]]
+    preprocessing = fit_preprocessing(train, inputs.formats, na)
+    x = preprocessing.transform(rows)
+    fitted_target = _fit_target(name, labels, parts[0])
+    splits = _make_splits(x, _encode_labels(labels.y, fitted_target), parts)
+    problem = _make_problem(
+        splits,
+        fitted_target,
+        width=width,
+        depth=depth,
         max_epochs=max_epochs,
+        batch_size=batch_size,
     )
-
     assumptions = (
-        *_describe_rows(table, path, header, len(y)),
-        f"Target {quote(name)}: {description}.",
-        *_describe_columns(preprocessing),
-        _describe_split(parts, split_seed, classes),
-        f"Network: {x.shape[1]:,} inputs, {depth} x {width} ReLU units, "
-        f"{n_outputs} output{'s' * (n_outputs > 1)}; "
-        f"Adam at 0.001, batches of {batch_size}, {max_epochs} epochs.",
+        *describe_rows(raw),
+        f"Target {quote(name)}: {labels.description}.",
+        *labels.sentences,
+        *small_classes,
+        *describe_imbalance(labels.y, labels.classes),
+        *inputs.sentences,
+        *describe_columns(preprocessing, train),
+        describe_split(parts, split_seed, labels.classes),
+        *describe_duplicates(splits),
+        _describe_network(problem, splits[0], fitted_target, width, depth, max_epochs),
         *_describe_loss(fitted_target),
     )
-    return TableProblem(problem, preprocessing, fitted_target, header, assumptions)
+    # A new file may have the columns that are left out.
+    used = {name, *preprocessing.sources}
+    unused = [column for column in raw.names if column not in used]
+    preprocessing = replace(preprocessing, dropped_columns=tuple(unused))
+    return TableProblem(problem, preprocessing, fitted_target, raw.header, assumptions)
 
 
 def _check_arguments(kind: str | None, val_share: float, test_share: float) -> None:
@@ -194,87 +229,63 @@ def _check_arguments(kind: str | None, val_share: float, test_share: float) -> N
         raise ValueError(f"kind must be classification, regression or None, got {kind!r}.")
 
 
-def _find_column(table: pd.DataFrame, target: str | int, path: Path) -> str:
+def _find_column(raw: RawTable, target: str | int) -> str:
     """Find the target by its name, else by its position."""
     # A column may be named by a number, so the name goes before the position.
-    names = [str(name) for name in table]
-    if isinstance(target, str) and target in names:
+    if isinstance(target, str) and target in raw.names:
         return target
     if not is_position(target):
         raise ValueError(
-            f"target must be a column of {shorten(path.name)}, got {suggest(str(target), names)}"
+            f"target must be a column of {raw.source}, got {suggest(str(target), raw.names)}"
         )
-    if not -len(names) <= int(target) < len(names):
+    if not -len(raw.names) <= int(target) < len(raw.names):
         raise ValueError(
-            f"target must be one of {len(names)} columns of {shorten(path.name)}, got {target}. "
+            f"target must be one of {len(raw.names)} columns of {raw.source}, got {target}. "
             "-1 is the last."
         )
-    return names[int(target)]
+    return raw.names[int(target)]
 
 
-# Labels.
+# Inputs.
 
 
-def _make_labels(
-    values: pd.Series, kind: str | None
-) -> tuple[np.ndarray, tuple[str, ...] | None, str]:
-    """Make labels of a target without missing values.
-
-    Args:
-        values: Numbers or text.
-        kind: ``classification`` or ``regression``; None for what the values suggest.
-
-    Returns:
-        Class numbers and the names of the classes, or float64 targets and None; and a description
-        for the user.
-
-    Raises:
-        ValueError: If regression is asked of text, or a number is too large.
-    """
-    if not is_numeric(values):
-        if kind == "regression":
-            # Show one of the cells that keep the column from being numeric.
-            wrong = next(value for value in values if parse_number(value) is None)
-            raise ValueError(
-                f"regression needs a target of numbers, got {quote(wrong)} in "
-                f"{quote(values.name)}. Remove such rows."
-            )
-        reason = "you said so" if kind else "it is text"
-        return _make_classes(values.to_numpy(dtype=object), reason)
-
-    check_numbers(values)
-    # Few whole numbers, each of them often, look like the codes of classes.
-    distinct = values.unique()
-    is_few = len(distinct) <= min(_MAX_CLASSES, len(values) / _MIN_ROWS_PER_CLASS)
-    is_class = is_few and bool((distinct == np.floor(distinct)).all())
-    if kind == "regression" or (kind is None and not is_class):
-        reason = "you said so" if kind else f"it has {len(distinct):,} different numbers"
-        return values.to_numpy(np.float64), None, f"regression, since {reason}"
-    reason = "you said so" if kind else "it is a few whole numbers"
-    return _make_classes(values.to_numpy(np.float64), reason)
+def _read_inputs(
+    raw: RawTable,
+    target: str,
+    *,
+    drop: Collection[str],
+    use: Collection[str],
+    text: Collection[str],
+    na: Markers,
+    decimal: Decimal,
+) -> TypedTable:
+    """Read every column but the target, those to drop, and those that number the rows."""
+    dropped = find_names("drop", drop, raw)
+    text, use = find_names("text", text, raw), find_names("use", use, raw)
+    if target in dropped:
+        raise ValueError(f"drop must not name the target, got {quote(target)}. Leave it out.")
+    names = [name for name in raw.names if name not in {target, *dropped}]
+    table = judge_columns(raw, frozenset(names), text=text, na=na, decimal=decimal)
+    sentences = list(limit(table.sentences))
+    if dropped:
+        cells = pluralize(raw.num_rows, "cell")
+        listing = ", ".join(map(quote, dropped))
+        sentences.insert(0, f"Dropped as you said, of {cells} each: {listing}.")
+    row_ids = find_row_ids(table.frame, {*use, *text})
+    is_used = len(row_ids) == len(names)
+    sentences += describe_left_out(row_ids, raw.num_rows, is_used)
+    frame = table.frame if is_used else table.frame.drop(columns=list(row_ids))
+    return TypedTable(frame, table.formats, tuple(sentences))
 
 
-def _make_classes(values: np.ndarray, reason: str) -> tuple[np.ndarray, tuple[str, ...], str]:
-    """Number the distinct values in their order; name and count them."""
-    distinct, labels, counts = np.unique(values, return_inverse=True, return_counts=True)
-    names = tuple(_class_name(value) for value in distinct.tolist())
-    sizes = []
-    for class_name, count in zip(names, counts, strict=True):
-        sizes.append(f"{shorten(class_name)} ({count:,} rows)")
-    listing = join_names(sizes)
-    return labels, names, f"classification into {len(names)} classes, since {reason}: {listing}"
+# Targets.
 
 
-def _class_name(value: float | str) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # 1 and not 1.0
-    return str(value)
-
-
-def _fit_target(name: str, classes: tuple[str, ...] | None, y: np.ndarray) -> Target:
+def _fit_target(name: str, labels: Labels, train: np.ndarray) -> Target:
     """Fit the target to the labels of the training rows."""
-    if classes:
-        return Target(name, classes)
+    if labels.classes:
+        return Target(name, labels.classes)
+    y = labels.y[train]
     if y.min() == y.max():
         raise ValueError(
             f"target must vary on the training rows, got {quote(name)} = {y[0]:g} in all. "
@@ -290,141 +301,66 @@ def _encode_labels(y: np.ndarray, target: Target) -> Tensor:
     return torch.from_numpy((y - target.mean) / target.sd).float()[:, None]
 
 
-# Splits.
+# Problems.
 
 
-def _split_rows(
-    y: np.ndarray,
-    classes: tuple[str, ...] | None,
-    val_share: float,
-    test_share: float,
-    seed: int,
-    is_numeric_class: bool,
-) -> list[np.ndarray]:
-    """Divide rows at random into training, validation and, where it has a share, test.
-
-    Each class is divided apart: ``train_test_split(stratify=...)`` can leave a split without a rare
-    class.
-
-    Args:
-        y: Labels of the rows.
-        classes: Names of the classes, or None for numbers.
-        val_share: Share of validation rows.
-        test_share: Share of test rows.
-        seed: Seed of the division.
-        is_numeric_class: Whether the classes are numbers, which could be predicted as such.
-
-    Returns:
-        Row numbers of each split, in random order.
-
-    Raises:
-        ValueError: If there is one class alone, or a class has too few rows.
-    """
-    import_library("sklearn")
-    from sklearn.model_selection import train_test_split
-
-    if classes and len(classes) == 1:
-        raise ValueError(
-            f"target must have at least 2 classes, got {quote(classes[0])} in every row. "
-            "Choose another column."
-        )
-    generator = make_rng(seed)
-    random_state = np.random.RandomState(generator.bit_generator)
-    shares = [share for share in (val_share, test_share) if share]
-    parts: list[list[np.ndarray]] = [[] for _ in range(1 + len(shares))]
-    for label, name in enumerate(classes or [None]):
-        rows = np.arange(len(y)) if name is None else np.flatnonzero(y == label)
-        sizes = [max(1, round(len(rows) * share)) for share in shares]
-        # One row alone does not vary, and a rare class must be in every split.
-        if len(rows) - sum(sizes) < 2:
-            raise ValueError(_too_few_rows(len(rows), sizes, name, is_numeric_class))
-        # One generator for all classes: the division follows from the seed and the labels.
-        train, other_rows = train_test_split(rows, test_size=sum(sizes), random_state=random_state)
-        # Held-out rows come in random order, so their first part is a random sample too.
-        pieces = [train, *np.split(other_rows, np.cumsum(sizes[:-1]))]
-        for part, piece in zip(parts, pieces, strict=True):
-            part.append(piece)
-    # The classes must not follow one another.
-    return [generator.permutation(np.concatenate(part)) for part in parts]
+def _make_splits(x: Tensor, y: Tensor, parts: list[np.ndarray]) -> list[Split]:
+    return [Split(x[rows], y[rows]) for rows in map(torch.from_numpy, parts)]
 
 
-def _too_few_rows(n: int, sizes: list[int], name: str | None, is_numeric_class: bool) -> str:
-    if name is None:
-        subject, fix = "with a target", "Give more rows"
-    else:
-        subject = f"of class {quote(name)}"
-        fix = "Drop those rows or merge the class with another"
-    if is_numeric_class:
-        fix += ", or predict it as a number: kind='regression' (--kind regression)"
-    other_rows = " and ".join(map(str, sizes))
-    return (
-        f"2 training rows and 1 for every other split are needed at least, got {n} {subject}, "
-        f"of which {other_rows} would not be trained on. {fix}."
+def _make_problem(
+    splits: list[Split],
+    target: Target,
+    *,
+    width: int,
+    depth: int,
+    max_epochs: int | None,
+    batch_size: int | None,
+) -> Problem:
+    """Make a Problem: a network of one logit a class, or of one number."""
+    n_train = len(splits[0])
+    if batch_size is None:
+        batch_size = min(_BATCH_SIZE, max(1, n_train // 5))
+        batch_size = max(batch_size, min(_MAX_BATCH_SIZE, n_train // _MAX_STEPS_PER_EPOCH))
+    if max_epochs is None:
+        max_epochs = _choose_epochs(n_train)
+    n_outputs = len(target.classes or [target.name])
+    return Problem(
+        data=Splits(splits[0], splits[1], splits[2] if len(splits) > 2 else None),
+        model=partial(mlp, splits[0].x.shape[1], n_outputs, width=width, depth=depth),
+        optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True),
+        loss=nn.functional.cross_entropy if target.classes else nn.functional.mse_loss,
+        batch_size=batch_size,
+        max_epochs=max_epochs,
     )
 
 
-# What was assumed.
+def _choose_epochs(n_train: int) -> int:
+    return max(_MIN_EPOCHS, min(_MAX_EPOCHS, _ROWS_TO_VISIT // n_train))
 
 
-def _describe_rows(
-    table: pd.DataFrame, path: Path, header: bool | None, n_labels: int
-) -> Iterator[str]:
-    suffix = ", named c0, c1 and so on since there is no header" if header is False else ""
-    yield f"{shorten(path.name)}: {len(table):,} rows, {table.shape[1]:,} columns{suffix}."
-    if n_labels < len(table):
-        yield f"Dropped {len(table) - n_labels:,} rows without a target."
+def _describe_network(
+    problem: Problem,
+    train: Split,
+    target: Target,
+    width: int,
+    depth: int,
+    max_epochs: int | None,
+) -> str:
+    inputs, outputs = train.x.shape[1], len(target.classes or [target.name])
+    suffix = ""
+    if max_epochs is None and problem.max_epochs < _MAX_EPOCHS:
+        suffix = f", as many as suit {len(train):,} training rows: to change it, --epochs"
+    return (
+        f"Network: {pluralize(inputs, 'input')}, {depth} x {width} ReLU units, "
+        f"{pluralize(outputs, 'output')}; Adam at 0.001, batches of {problem.batch_size:,}, "
+        f"{pluralize(problem.max_epochs, 'epoch')}{suffix}."
+    )
 
 
-def _describe_columns(preprocessing: Preprocessing) -> Iterator[str]:
-    numeric, categorical = preprocessing.numeric_columns, preprocessing.categorical_columns
-    frequent, incomplete = preprocessing.frequent, set(preprocessing.incomplete)
-    if numeric:
-        names = join_names(numeric)
-        yield f"{len(numeric)} numeric columns, standardised on the training rows: {names}."
-    if categorical:
-        counts = []
-        for name in categorical:
-            counts.append(f"{shorten(name)} ({len(frequent[name])})")
-        names = join_names(counts)
-        yield (f"{len(categorical)} columns of categories, with how many are told apart: {names}.")
-    silent = [name for name in categorical if not frequent[name]]
-    if silent:
-        yield (
-            f"{len(silent)} of them tell nothing, since no value occurs twice; "
-            f"numbers written oddly? {join_names(silent)}."
-        )
-    gaps = [name for name in numeric if name in incomplete]
-    if gaps:
-        yield (
-            f"{len(gaps)} columns have missing values; the training median stands in for "
-            f"numbers: {join_names(gaps)}."
-        )
-    blanks = [name for name in categorical if name in incomplete]
-    if blanks:
-        yield (
-            f"{len(blanks)} columns of categories have missing values, which are a category of "
-            f"their own: {join_names(blanks)}."
-        )
-    dropped = preprocessing.dropped_columns
-    if dropped:
-        yield (
-            f"Dropped {len(dropped)} columns that are constant, or text that never repeats: "
-            f"{join_names(dropped)}."
-        )
-
-
-def _describe_loss(target: Target) -> Iterator[str]:
-    if target.classes is None:
-        yield (
-            f"Loss: squared error of the target in units of {target.sd:.6g} "
-            "(its training deviation)."
-        )
-
-
-def _describe_split(parts: list[np.ndarray], seed: int, classes: tuple[str, ...] | None) -> str:
-    names = ("training", "validation", "test")
-    sizes = []
-    for part, name in zip(parts, names, strict=False):  # there may be no test split
-        sizes.append(f"{len(part):,} {name}")
-    suffix = ", each class alike" if classes else ""
-    return f"Split by seed {seed}{suffix}: {', '.join(sizes)} rows."
+def _describe_loss(target: Target) -> list[str]:
+    if target.classes is not None:
+        return []
+    return [
+        f"Loss: squared error of the target in units of {target.sd:.6g} (its training deviation)."
+    ]
