@@ -1,16 +1,21 @@
-"""What the commands print on: two consoles, and the progress of trainings."""
+"""What the commands print on: two consoles, the progress of trainings, and JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from flooding.text import printable
@@ -19,7 +24,17 @@ if TYPE_CHECKING:
     from flooding.training.loop import EpochResult
     from flooding.training.run import Run
 
-__all__ = ["Callbacks", "console", "discard_output", "errors", "progress"]
+__all__ = [
+    "Callbacks",
+    "console",
+    "discard_output",
+    "errors",
+    "note",
+    "print_json",
+    "progress",
+    "set_output",
+    "write_output",
+]
 
 # Called with the Runs that are about to train, and with every epoch that they train.
 Callbacks: TypeAlias = "tuple[Callable[[list[Run]], None], Callable[[EpochResult], None]]"
@@ -30,14 +45,76 @@ class Terminal(Console):
 
     Args:
         stderr: Whether it writes to the standard error stream.
+        width: Columns; None is the width of the terminal.
     """
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, highlight=False, emoji=False, markup=False)
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, width=width, highlight=False, emoji=False, markup=False)
+        self.is_json = False  # with --json nothing but the JSON is printed
 
     def print_line(self, text: str, style: str | None = None, end: str = "\n") -> None:
         """Print one line, however long, so that a path in it can be copied."""
         self.print(printable(text), style=style, end=end, soft_wrap=True)
+
+    @contextmanager
+    def results(self) -> Generator[None, None, None]:
+        """Print what ``--quiet`` leaves; ``--json`` leaves nothing.
+
+        Yields:
+            Nothing.
+        """
+        is_quiet = self.quiet
+        self.quiet = self.is_json
+        try:
+            yield
+        finally:
+            self.quiet = is_quiet
+
+    def print_result(self, text: str, style: str | None = None, end: str = "\n") -> None:
+        """Print one line that ``--quiet`` leaves."""
+        with self.results():
+            self.print_line(text, style, end)
+
+    def print_table(self, table: Table) -> None:
+        """Print a table in which no number is cut, however narrow the terminal is.
+
+        Only columns of text are wrapped. A terminal that is too narrow gets a line for each cell,
+        with the title of its column. A file or a pipe gets the table, as wide as it is.
+        """
+        width = self._min_width(table)
+        if width > self.width:
+            for column in table.columns:
+                column.header = str(column.header).replace(" ", "\n")
+            width = self._min_width(table)
+        if width <= self.width:
+            self.print(table)
+        elif self.is_terminal:
+            self._print_cells(table)
+        elif not self.quiet:
+            wide = Terminal(width=width)
+            wide.file = self.file
+            wide.print(table)
+
+    def _min_width(self, table: Table) -> int:
+        """Measure how wide a table is where its columns of text are wrapped, and no others."""
+        for column in table.columns:
+            column.no_wrap = column.no_wrap or column.justify == "right"
+            if column.no_wrap:
+                texts = [str(text) for text in (column.header, *column.cells)]
+                column.min_width = max(cell_len(line) for line in "\n".join(texts).split("\n"))
+        return Measurement.get(self, self.options.update(width=100_000), table).minimum
+
+    def _print_cells(self, table: Table) -> None:
+        """Print a table cell by cell, a blank line after each row."""
+        if table.title:
+            self.print_line(" ".join(str(table.title).split()))
+        titles = [" ".join(str(column.header).split()) for column in table.columns]
+        rows = zip(*(column.cells for column in table.columns), strict=True)
+        for row in rows:
+            for title, cell in zip(titles, row, strict=True):
+                value = " ".join(str(cell).split())
+                self.print_line(f"{title}: {value}" if title else value)
+            self.print()
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Render text, also in the cell of a table; only its line breaks are obeyed."""
@@ -61,6 +138,64 @@ console = Terminal()
 errors = Terminal(stderr=True)
 
 _SECONDS_BETWEEN_LINES = 10
+_is_quiet = False  # whether progress and notes are left out
+
+
+def set_output(*, quiet: bool = False, json: bool = False) -> None:
+    """Set what is printed by the command that runs.
+
+    Args:
+        quiet: Whether to print results, warnings and errors alone.
+        json: Whether the result is printed as JSON, and nothing else on the standard output.
+    """
+    global _is_quiet
+    _is_quiet = quiet
+    console.quiet = quiet or json
+    console.is_json = json
+
+
+def note(text: str) -> None:
+    """Print a line for the user on the standard error stream, unless ``--quiet`` is set."""
+    if not _is_quiet:
+        errors.print_line(text)
+
+
+def print_json(result: Mapping[str, object]) -> None:
+    """Print a result as one JSON object, in which NaN and infinities are null.
+
+    Args:
+        result: Names and values; paths become text.
+    """
+    text = json.dumps(_as_json(result), indent=1, allow_nan=False)
+    write_output(f"{text}\n")
+
+
+def _as_json(value: object) -> object:
+    """Replace what JSON lacks."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def write_output(text: str) -> None:
+    """Write text to the standard output unchanged, as far as its reader wants it.
+
+    Args:
+        text: What to write.
+    """
+    # As bytes, so that no newline or character is translated.
+    sys.stdout.flush()
+    try:
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # as by `head`
+        discard_output(sys.stdout)
 
 
 @contextmanager
@@ -78,15 +213,16 @@ def progress() -> Generator[Callbacks, None, None]:
         TimeRemainingColumn,
     )
 
+    # The bar gives way before the numbers do.
     columns = (
         TextColumn("training"),
-        BarColumn(),
+        BarColumn(max(1, min(40, errors.width - 45))),
         MofNCompleteColumn(),
         TextColumn("epochs,"),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    bar = Progress(*columns, console=errors, disable=not errors.is_terminal)
+    bar = Progress(*columns, console=errors, disable=_is_quiet or not errors.is_terminal)
     # The estimate counts from the first row: starting workers takes seconds that do not recur.
     num_epochs = num_done = 0
     first_row_time = last_line_time = math.inf
@@ -98,7 +234,7 @@ def progress() -> Generator[Callbacks, None, None]:
             return
         epochs = sum(run.epochs for run in runs)
         num_epochs += epochs
-        errors.print_line(f"training {len(runs)} runs, {epochs} epochs")
+        note(f"training {len(runs)} runs, {epochs} epochs")
         if bar.task_ids:
             bar.update(bar.task_ids[0], total=num_epochs)
         else:
@@ -115,7 +251,7 @@ def progress() -> Generator[Callbacks, None, None]:
         elif num_done and now - last_line_time > _SECONDS_BETWEEN_LINES:
             last_line_time = now
             seconds_left = (now - first_row_time) / num_done * (num_epochs - num_done)
-            errors.print_line(f"{num_done} of {num_epochs} epochs, about {seconds_left:.0f} s left")
+            note(f"{num_done} of {num_epochs} epochs, about {seconds_left:.0f} s left")
 
     with bar:
         yield on_start, on_row

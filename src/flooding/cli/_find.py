@@ -1,10 +1,10 @@
-"""``flooding find``: which level; ``flooding predict``: use the model it saved."""
+"""``flooding find``: which level."""
 
 from __future__ import annotations
 
 import math
-import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -12,10 +12,13 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._console import console, discard_output, errors, progress
+from flooding.cli._console import console, errors, note, print_json, progress, set_output
 from flooding.cli._options import (
+    Force,
+    Json,
     Ledger,
     Overwrite,
+    Quiet,
     Workers,
     check_ledger,
     check_numbers,
@@ -25,13 +28,16 @@ from flooding.cli._options import (
     option,
     parse_levels,
 )
+from flooding.cli._outputs import check_saved_model, command_id, output_folder
+from flooding.cli._save import EpochName, SaveOptions, save_network
 from flooding.entries import STRATEGIES, TASKS, entry_names, join_names
 
 if TYPE_CHECKING:
     from flooding.level_search.result import SearchResult
     from flooding.tabular import TableProblem
+    from flooding.training.problem import Problem
 
-__all__ = ["What", "find", "predict"]
+__all__ = ["ScoreName", "What", "check_save", "find"]
 
 What = Annotated[
     str,
@@ -45,6 +51,12 @@ What = Annotated[
 Kind: TypeAlias = Literal["classification", "regression"]
 ScoreName: TypeAlias = Literal["accuracy", "balanced-accuracy", "loss"]
 _DATA, _SEARCH, _OUTPUT = "Data", "Search", "Output"
+_FOLDER = "flooding-find"
+_FILES = ("found.json", "table.csv", "curves.npz", "search.png")
+# Options that change nothing of a result, or say where it goes.
+_NOT_PART_OF_RESULT = ("out", "save", "force", "ledger", "overwrite", "workers", "json", "quiet")
+# Options of the saved network alone.
+_OF_MODEL = ("at", "refit")
 
 
 def _takers(option_name: str) -> str:
@@ -93,26 +105,45 @@ def find(
         option("What the search is judged by [accuracy for classes, else loss].", _SEARCH),
     ] = None,
     device: Annotated[str, option("cpu, cuda, cuda:1 or mps.", _SEARCH)] = "cpu",
-    out: Annotated[Path, option("Folder for table, curves and picture.", _OUTPUT)] = Path(
-        "flooding-find"
-    ),
+    out: Annotated[
+        Path | None,
+        option(
+            f"Folder for table, curves and picture [{_FOLDER}, or the next free {_FOLDER}-2 ...].",
+            _OUTPUT,
+            "--out",
+            "-o",
+        ),
+    ] = None,
     save: Annotated[
         Path | None,
         option("Tables: folder for the trained model and its preprocessing, for predict.", _OUTPUT),
     ] = None,
+    at: Annotated[
+        EpochName,
+        option("Whose network to save: the best validation epoch's, or the last.", _OUTPUT),
+    ] = "best",
+    refit: Annotated[
+        bool,
+        option("Train the saved network on the validation rows as well.", _OUTPUT, "--refit"),
+    ] = False,
+    force: Force = False,
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find the flood level of a task, a table, or a problem of your own."""
-    check_numbers(locals())
+    arguments = dict(locals())
+    check_numbers(arguments)
+    set_output(quiet=quiet, json=json)
     from flooding.cli._parts import load_strategy
     from flooding.cli._problem import apply_score, load_problem
     from flooding.level_search.find import find_level
     from flooding.training.runner import check_device
 
     # First refuse what would fail later, before anything is written or trained.
-    check_output_folder(out)
+    check_output_folder(out or Path(_FOLDER))
     if save is not None:
         check_output_folder(save.parent)
     check_ledger(ledger)
@@ -122,14 +153,20 @@ def find(
     search = load_strategy(strategy, levels=chosen, budget=budget, trainings=trainings)
     data = drop_none(label_noise=label_noise)
     problem, table = load_problem(what, target=target, kind=kind, data=data, epochs=epochs)
-    if save is not None:
-        _check_save(save, out, what, table)
     if strategy == "heuristic" and problem.splits(0).classes is None:
         raise ValueError(
             f"heuristic needs the accuracy of classes, but {what} has numbers. "
             "Choose another --strategy."
         )
     problem = apply_score(problem, score)
+    command = _command_id(arguments, problem)
+    model_origin = f"{command}, --at {at}{' --refit' if refit else ''}"
+    folder = output_folder(out, _FOLDER, _FILES, command, force=force)
+    if save is not None:
+        check_save(save, folder.path, what, table)
+        check_saved_model(save, model_origin, force=force)
+    elif refit or at != "best":
+        raise ValueError("--at and --refit are about a saved network. Add --save FOLDER.")
     # Then search, and write the result.
     with progress() as (on_start, on_row):
         result = find_level(
@@ -144,94 +181,53 @@ def find(
             on_row=on_row,
         )
     _print_result(result)
-    if table is not None and table.target.classes is None and result.level is not None:
-        # A squared loss scales with the square of the deviation that the target was divided by.
-        squared_error = result.level * table.target.sd**2
-        console.print_line(
-            "That is in the unit of the standardised target; "
-            f"for squared errors of {table.target.name} itself {squared_error:.4g}"
-        )
-    result.save(out)
+    if table is not None:
+        _print_squared_error(result, table)
+    folder.mark()
+    result.save(folder.path)
     console.print()
-    console.print_line(f"Table, curves and picture in {out.absolute()}")
+    console.print_line(f"Table, curves and picture in {folder.path.absolute()}")
+    summary = _to_json(result, table, folder.path)
     if save is not None and table is not None:
-        _save_model(result, replace(table, problem=problem), save, device)
+        saved = SaveOptions(save, at, refit, device, model_origin)
+        summary["model"] = save_network(result, replace(table, problem=problem), saved)
+    _print_checkpoints(ledger)
+    if json:
+        print_json(summary)
 
 
-def _check_save(save: Path, out: Path, what: str, table: TableProblem | None) -> None:
-    """Refuse a folder for the model that cannot be one."""
-    from flooding.tabular import check_folder
+def _command_id(arguments: Mapping[str, object], problem: Problem) -> str:
+    """Hash what decides the result of a search."""
+    others = (*_NOT_PART_OF_RESULT, *_OF_MODEL)
+    deciding = {name: value for name, value in arguments.items() if name not in others}
+    return command_id("find", deciding, problem)
 
+
+def check_save(save: Path, out: Path, what: str, table: TableProblem | None) -> None:
+    """Refuse a folder for the model that cannot be one.
+
+    Args:
+        save: The folder for the model.
+        out: The folder for the results.
+        what: What is trained.
+        table: Its table, if it is one.
+
+    Raises:
+        ValueError: If there is no table, or the folders are the same.
+    """
     if table is None:
         raise ValueError(
             f"save needs a table, got {what}. A model of your own is find_level(...).model() in "
             "Python."
         )
-    check_folder(save)
     if save.absolute() == out.absolute():
         raise ValueError(f"save and out must be different folders, got {save} twice. Change one.")
 
 
-def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that find --save wrote.")],
-    table: Annotated[Path, typer.Argument(help="A table with the same columns.")],
-    out: Annotated[
-        Path | None, option("CSV file to write.", _OUTPUT, show_default="printed")
-    ] = None,
-) -> None:
-    """Predict the target of new rows with a saved model."""
-    from flooding.atomic import write_atomic
-    from flooding.cli._problem import check_file
-    from flooding.tabular import predict as predict_table
-
-    check_file(table, "a table")
-    if out is not None:
-        _check_predictions_file(out, table)
-    predictions = predict_table(model, table)
-    # All rows are predicted before anything is written or printed.
-    text = predictions.to_csv(index=False)
-    if out is None:
-        _print_csv(text)
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, text)
-    console.print_line(f"{len(predictions)} rows in {out.absolute()}")
-
-
-def _check_predictions_file(out: Path, table: Path) -> None:
-    """Refuse a file that is none, or that predictions would replace the table with."""
-    check_output_folder(out.parent)
-    if out.is_dir():
-        raise ValueError(
-            f"out must be a file, got the folder {out}. Name a file: {out / 'predictions.csv'}."
-        )
-    # Writing replaces the file: that of the input would be lost, and a device cannot be.
-    if out.exists() and (not out.is_file() or out.samefile(table)):
-        got = f"the table {out}" if out.is_file() else f"the pipe or device {out}"
-        raise ValueError(
-            f"out must be a file of its own, got {got}. Leave --out out to print the predictions."
-        )
-
-
-def _print_csv(text: str) -> None:
-    """Print a CSV file: readable on a terminal, unchanged into a pipe, as far as it is read."""
-    if sys.stdout.isatty():
-        for line in text.splitlines():
-            console.print_line(line)
-        return
-    # As bytes, so that no newline or character is translated.
-    sys.stdout.flush()
-    try:
-        sys.stdout.buffer.write(text.encode())
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:  # as by `head`
-        discard_output(sys.stdout)
-
-
 def _print_result(result: SearchResult) -> None:
     """Print the trainings, the estimates, the level and its price."""
-    console.print(_trainings_table(result))
-    console.print(_estimates_table(result))
+    console.print_table(_trainings_table(result))
+    console.print_table(_estimates_table(result))
     for warning in result.warnings:
         errors.print_line(f"note: {warning}")
     cost = result.cost
@@ -245,7 +241,7 @@ def _print_result(result: SearchResult) -> None:
     )
     level = result.level
     answer = "train without flooding" if level is None else f"flood level {level:.4g}"
-    console.print_line(answer, style="bold", end="")
+    console.print_result(answer, style="bold", end="" if not console.quiet else "\n")
     console.print_line(f" ({result.strategy}; {price})")
     # A controller cannot be given as one number.
     if level is not None and isinstance(result.run.level, float):
@@ -287,30 +283,42 @@ def _cell(value: object, name: str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _save_model(result: SearchResult, table: TableProblem, folder: Path, device: str) -> None:
-    """Train in full at the level of the search, and save the model."""
-    from flooding.tabular import save_model
-    from flooding.training.loop import train
+def _print_squared_error(result: SearchResult, table: TableProblem) -> None:
+    """Give the level of a number in the unit of its own squared error."""
+    if table.target.classes is not None or result.level is None:
+        return
+    # A squared loss scales with the square of the deviation that the target was divided by.
+    squared_error = result.level * table.target.sd**2
+    console.print_line(
+        "That is in the unit of the standardised target; "
+        f"for squared errors of {table.target.name} itself {squared_error:.4g}"
+    )
 
-    row = None
-    with progress() as (on_start, on_row):
-        on_start([result.run])
-        for row in train(result.run, device=device):
-            on_row(row)
-    # The last row of a training has its weights and its Record.
-    assert row is not None
-    assert row.weights is not None
-    weights = {name: tensor.cpu() for name, tensor in row.weights["last"].items()}
-    save_model(folder, weights, table)
-    # There is no test loss where there is no test split.
-    metrics = row.record.metrics if row.record is not None else {}
-    for name in ("test_accuracy", "test_loss"):
-        if f"last.{name}" in metrics:
-            value = metrics[f"last.{name}"]
-            console.print_line(f"{name.replace('_', ' ')} of the saved model: {value:.4g}")
-    if table.target.classes is None and "last.test_loss" in metrics:
-        error = math.sqrt(metrics["last.test_loss"]) * table.target.sd
-        console.print_line(
-            f"that is a root mean squared error of {error:.4g} in the unit of {table.target.name}"
+
+def _print_checkpoints(ledger: Path | None) -> None:
+    """Say how much room the checkpoints take from which longer trainings could go on."""
+    from flooding.training.checkpoints import IDLE_LIMIT, Checkpoints
+    from flooding.training.ledger import absolute_path, default_path
+
+    path = default_path() if ledger is None else absolute_path(ledger)
+    checkpoints = Checkpoints(f"{path}.checkpoints")
+    size = checkpoints.size()
+    if size:
+        note(
+            f"checkpoints for longer trainings take {size / 2**20:.0f} MiB, at most "
+            f"{IDLE_LIMIT >> 20} MiB, in {checkpoints.folder}; they may be deleted"
         )
-    console.print_line(f"Model in {folder.absolute()}: flooding predict {folder} new.csv")
+
+
+def _to_json(result: SearchResult, table: TableProblem | None, folder: Path) -> dict[str, object]:
+    """Write a result with plain names and numbers."""
+    return {
+        "level": result.level,
+        "strategy": result.strategy,
+        "estimates": [asdict(estimate) for estimate in result.estimates],
+        "trainings": result.table,
+        "cost": asdict(result.cost),
+        "warnings": result.warnings,
+        "assumptions": [] if table is None else table.assumptions,
+        "folder": folder.absolute(),
+    }

@@ -17,8 +17,11 @@ from flooding.entries import Entry
 
 __all__ = [
     "Arguments",
+    "Force",
+    "Json",
     "Ledger",
     "Overwrite",
+    "Quiet",
     "Workers",
     "check_ledger",
     "check_numbers",
@@ -41,6 +44,14 @@ Ledger = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Train even what the ledger holds.")]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Worker processes.", show_default="one per core")
+]
+
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace the results of another command, and old files.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors alone.")
 ]
 
 _LARGEST = 1e30  # of a number with a fraction, so that sums of a few still fit into float32

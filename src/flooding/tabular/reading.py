@@ -25,6 +25,7 @@ import numpy as np
 
 from flooding import npz
 from flooding.data.compression import DAMAGED, LimitedReader, max_bytes
+from flooding.extras import install_command
 from flooding.tabular.messages import join_names, quote, shorten, suggest
 
 if TYPE_CHECKING:
@@ -159,9 +160,7 @@ def import_library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
-            f"tables need {name}. Install it: pip install 'flooding[tables]'"
-        ) from error
+        raise ImportError(f"tables need {name}. Install it: {install_command('tables')}") from error
 
 
 def is_numeric(values: pd.Series) -> bool:
