@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 import typer
 
@@ -25,13 +25,14 @@ from flooding.entries import EXPERIMENTS, entry_names
 
 if TYPE_CHECKING:
     from flooding.experiments import Experiment, Study
-    from flooding.level_search.protocol import RunAll
     from flooding.report.document import Report
     from flooding.training.archive import Source
     from flooding.training.record import Record
     from flooding.training.run import Run
 
 __all__ = ["Training", "estimated_training", "reproduce"]
+
+TrainAll: TypeAlias = "Callable[[list[Run]], list[Record]]"
 
 
 class Training(NamedTuple):
@@ -99,6 +100,11 @@ def reproduce(
 
     experiment = load_experiment(name)
     # Refuse what would fail later, before anything is trained.
+    if source is not None and not source.exists():
+        raise ValueError(
+            f"an archive must be a file of flooding reproduce, got {source}, which is missing. "
+            "Check the path."
+        )
     check_output_folder(out)
     if source is None or more:
         check_ledger(ledger)
@@ -116,7 +122,7 @@ def reproduce(
 
 
 @contextmanager
-def estimated_training(training: Training) -> Generator[RunAll, None, None]:
+def estimated_training(training: Training) -> Generator[TrainAll, None, None]:
     """Look Runs up or train them, and say before that how long it will take.
 
     Args:

@@ -173,8 +173,9 @@ def _find_plain(records: Iterable[Record], plain_run: Run) -> Record | None:
     problem = plain_run.problem
     for record in records:
         run = record.run
-        is_same = run is not None and _is_plain(run) and run.seed == plain_run.seed
-        if is_same and run.epochs == problem.max_epochs and run.problem.score == problem.score:
+        if run is None or not _is_plain(run) or run.seed != plain_run.seed:
+            continue
+        if run.epochs == problem.max_epochs and run.problem.score == problem.score:
             return record
     return None
 

@@ -349,7 +349,7 @@ def predict(
 
 def _read_inputs(
     path: Path, model: TableModel, keep: Sequence[str]
-) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
+) -> tuple[pd.DataFrame, Mapping[str, object]]:
     """Read a table, and the columns to keep as their text."""
     categorical = set(model.preprocessing.categorical_columns)
     table, header = read_table_and_header(path, None, model.header, categorical | set(keep))
