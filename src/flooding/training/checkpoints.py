@@ -13,7 +13,7 @@ import logging
 import math
 import pickle
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,10 +25,11 @@ from flooding.training.folders import make_private_folder
 from flooding.training.loop import EpochResult
 from flooding.training.state import Snapshot
 
-__all__ = ["INTERVAL", "CheckpointTimer", "Checkpoints", "state_digest"]
+__all__ = ["IDLE_LIMIT", "INTERVAL", "CheckpointTimer", "Checkpoints", "state_digest"]
 
 log = logging.getLogger("flooding")
 INTERVAL = 30.0  # seconds between two checkpoints of a Run, at least
+IDLE_LIMIT = 256 << 20  # bytes of checkpoints that no training waits for
 _MAX_SHARE = 0.02  # of the time, for writing them
 _HEADER = b"flooding checkpoint, schema 2\n"
 # Schema 1 and files without a header are from flooding 0.1.0, whose keys and states were others.
@@ -145,11 +146,23 @@ class Checkpoints:
                 _remove(Path(lock.lock_file))
                 lock.release()
 
-    def prune(self, limit: int = 4 << 30) -> None:
-        """Remove what a crash left, and the oldest checkpoints until the rest fits a limit.
+    def prune(
+        self,
+        limit: int = 4 << 30,
+        *,
+        idle_limit: int = IDLE_LIMIT,
+        finished: Collection[str] = (),
+    ) -> None:
+        """Remove what a crash left, and the oldest checkpoints until the rest fits the limits.
+
+        A checkpoint is idle if its Run has finished, or if it is older than an hour. Others may
+        belong to a process that still runs.
 
         Args:
-            limit: Bytes that the checkpoints may take.
+            limit: Bytes that all checkpoints may take.
+            idle_limit: Bytes that the idle ones may take.
+            finished: Names of Runs that have finished. A longer Run can go on from their
+                checkpoints, but nothing waits for it.
         """
         now = time.time()
         # Young files may belong to a process that still runs.
@@ -157,13 +170,20 @@ class Checkpoints:
             for _, _, path in self._list_by_age(pattern, before=now - age):
                 _remove(path)
         # Then the oldest checkpoints: their Runs are the least likely to go on.
-        files = self._list_by_age("*.pt")
-        total = sum(size for _, size, _ in files)
-        for _, size, path in files:
-            if total <= limit:
-                return
-            _remove(path)
-            total -= size
+        idle = []
+        for changed, size, path in self._list_by_age("*.pt"):
+            if changed < now - _HOUR or path.stem.rpartition("-")[0] in finished:
+                idle.append((size, path))
+        _remove_until(idle, idle_limit)
+        _remove_until([(size, path) for _, size, path in self._list_by_age("*.pt")], limit)
+
+    def size(self) -> int:
+        """Add up the bytes of all checkpoints.
+
+        Returns:
+            Their number; 0 where there is no folder.
+        """
+        return sum(size for _, size, _ in self._list_by_age("*.pt"))
 
     def count_old(self) -> int:
         """Count the checkpoints that flooding 0.1.0 wrote, which cannot be read.
@@ -269,6 +289,16 @@ def _read_header(path: Path) -> bytes:
             return file.read(len(_HEADER))
     except OSError:
         return b""
+
+
+def _remove_until(files: Sequence[tuple[int, Path]], limit: int) -> None:
+    """Remove files, given by size and path, from the first on until the rest fits a limit."""
+    total = sum(size for size, _ in files)
+    for size, path in files:
+        if total <= limit:
+            return
+        _remove(path)
+        total -= size
 
 
 def _remove(path: Path) -> None:
