@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,20 @@ from flooding.training.run import Run
 
 __all__ = ["EPOCHS", "Candidate", "FinalModel", "select_network"]
 
-EPOCHS = ("best", "last")
+
+class _Source(NamedTuple):
+    """Where the network of an epoch is found.
+
+    Args:
+        metrics: What the names of its metrics in a Record begin with.
+        weights: Name of its weights in the last row of a training.
+    """
+
+    metrics: str
+    weights: str
+
+
+EPOCHS = {"best": _Source("best", "best"), "last": _Source("last", "last")}
 """Epochs whose network can be kept: the best one on the validation rows, and the last one."""
 
 _OnStart = Callable[[list[Run]], object]
@@ -198,7 +212,7 @@ def _candidate(name: str, run: Run, record: Record, at: str) -> Candidate:
 def _metrics(record: Record | None, at: str) -> dict[str, float]:
     """Give the metrics of an epoch, without its name."""
     assert record is not None
-    prefix = f"{at}."
+    prefix = f"{EPOCHS[at].metrics}."
     values = {}
     for name, value in record.metrics.items():
         if name.startswith(prefix):
@@ -208,7 +222,7 @@ def _metrics(record: Record | None, at: str) -> dict[str, float]:
 
 def _weights(row: EpochResult, at: str) -> dict[str, Tensor]:
     assert row.weights is not None
-    return {name: tensor.cpu() for name, tensor in row.weights[at].items()}
+    return {name: tensor.cpu() for name, tensor in row.weights[EPOCHS[at].weights].items()}
 
 
 def _refit_run(run: Run, epochs: int) -> Run:
