@@ -521,11 +521,12 @@ def test_numbers_are_predicted_in_their_own_unit(tmp_path):
 
 def test_columns_are_matched_by_name(tmp_path, fruit, caplog):
     _, folder = fruit
-    plain = predict(folder, tmp_path / "table.csv")
+    plain = predict(folder, tmp_path / "table.csv", probabilities=True)
     frame = pd.read_csv(tmp_path / "table.csv")
     with caplog.at_level(logging.WARNING, "flooding"):
         frame[["colour", "grams"]].to_csv(tmp_path / "new.csv", index=False, sep=";")
-        pd.testing.assert_frame_equal(predict(folder, tmp_path / "new.csv"), plain)
+        again = predict(folder, tmp_path / "new.csv", probabilities=True)
+        pd.testing.assert_frame_equal(again, plain)
         assert caplog.text == ""
         frame.assign(constant=1.0).to_csv(tmp_path / "kept.csv", index=False)
         same = table_problem(tmp_path / "kept.csv", "kind", max_epochs=1, width=8, depth=1)
@@ -533,7 +534,8 @@ def test_columns_are_matched_by_name(tmp_path, fruit, caplog):
         predict(tmp_path / "kept", tmp_path / "kept.csv")
         assert caplog.text == ""  # the target and what training dropped are nothing new
         frame.assign(price=1.0, shop="here").to_csv(tmp_path / "new.tsv", index=False, sep="\t")
-        pd.testing.assert_frame_equal(predict(folder, tmp_path / "new.tsv"), plain)
+        again = predict(folder, tmp_path / "new.tsv", probabilities=True)
+        pd.testing.assert_frame_equal(again, plain)
     assert "2 columns that training had not seen are ignored: price, shop" in caplog.text
 
 

@@ -11,9 +11,10 @@ import hashlib
 import io
 import logging
 import math
+import os
 import pickle
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,7 +52,13 @@ class Checkpoints:
         self.folder = Path(folder)
 
     def save(
-        self, name: str, epoch: int, snapshot: Snapshot, *, delete_earlier: bool = True
+        self,
+        name: str,
+        epoch: int,
+        snapshot: Snapshot,
+        *,
+        delete_earlier: bool = True,
+        is_idle: bool = False,
     ) -> bool:
         """Write a checkpoint.
 
@@ -60,6 +67,8 @@ class Checkpoints:
             epoch: The epoch it was taken after.
             snapshot: A :attr:`flooding.training.loop.EpochResult.snapshot`.
             delete_earlier: Remove earlier ones of the same name.
+            is_idle: Whether its Run has finished, so that nothing waits for it: a longer Run may go
+                on from it, or never. Such a file is dated back, see :meth:`prune`.
 
         Returns:
             Whether it was written.
@@ -75,6 +84,10 @@ class Checkpoints:
                 "no checkpoint in %s (%s); the run goes on without one.", self.folder, error
             )
             return False
+        if is_idle:
+            changed = time.time() - _HOUR
+            with contextlib.suppress(OSError):
+                os.utime(path, (changed, changed))
         if delete_earlier:
             self.delete(name, below=epoch)
         return True
@@ -146,23 +159,13 @@ class Checkpoints:
                 _remove(Path(lock.lock_file))
                 lock.release()
 
-    def prune(
-        self,
-        limit: int = 4 << 30,
-        *,
-        idle_limit: int = IDLE_LIMIT,
-        finished: Collection[str] = (),
-    ) -> None:
+    def prune(self, limit: int = 4 << 30, *, idle_limit: int = IDLE_LIMIT) -> None:
         """Remove what a crash left, and the oldest checkpoints until the rest fits the limits.
-
-        A checkpoint is idle if its Run has finished, or if it is older than an hour. Others may
-        belong to a process that still runs.
 
         Args:
             limit: Bytes that all checkpoints may take.
-            idle_limit: Bytes that the idle ones may take.
-            finished: Names of Runs that have finished. A longer Run can go on from their
-                checkpoints, but nothing waits for it.
+            idle_limit: Bytes that those may take which are dated an hour back or more. Younger ones
+                may belong to a process that still runs.
         """
         now = time.time()
         # Young files may belong to a process that still runs.
@@ -170,12 +173,8 @@ class Checkpoints:
             for _, _, path in self._list_by_age(pattern, before=now - age):
                 _remove(path)
         # Then the oldest checkpoints: their Runs are the least likely to go on.
-        idle = []
-        for changed, size, path in self._list_by_age("*.pt"):
-            if changed < now - _HOUR or path.stem.rpartition("-")[0] in finished:
-                idle.append((size, path))
-        _remove_until(idle, idle_limit)
-        _remove_until([(size, path) for _, size, path in self._list_by_age("*.pt")], limit)
+        _remove_until(self._list_by_age("*.pt", before=now - _HOUR), idle_limit)
+        _remove_until(self._list_by_age("*.pt"), limit)
 
     def size(self) -> int:
         """Add up the bytes of all checkpoints.
@@ -291,10 +290,10 @@ def _read_header(path: Path) -> bytes:
         return b""
 
 
-def _remove_until(files: Sequence[tuple[int, Path]], limit: int) -> None:
-    """Remove files, given by size and path, from the first on until the rest fits a limit."""
-    total = sum(size for size, _ in files)
-    for size, path in files:
+def _remove_until(files: Sequence[tuple[float, int, Path]], limit: int) -> None:
+    """Remove files, given by age, size and path, from the first on until the rest fits a limit."""
+    total = sum(size for _, size, _ in files)
+    for _, size, path in files:
         if total <= limit:
             return
         _remove(path)

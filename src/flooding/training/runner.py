@@ -378,9 +378,8 @@ def _train(
         if row.record is not None:
             records[index] = row.record
     # What these Runs leave is of use to a longer Run alone, so it must not pile up.
-    finished = {job.name for job in jobs}
     for folder in {job.checkpoint_folder for job in jobs}:
-        Checkpoints(folder or "").prune(finished=finished)
+        Checkpoints(folder or "").prune()
     trained = sum(record.metadata["epochs_trained"] for record in records.values())
     epochs = sum(job.run.epochs for job in jobs)
     if trained < epochs:
