@@ -10,7 +10,9 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
 from flooding import Problem, Run
+from flooding.averaging import EMA
 from flooding.data import Split, Splits
+from flooding.levels import Auto, Heuristic, Plateau
 from flooding.metrics import balanced_accuracy
 from flooding.models import mlp
 from flooding.tabular import baselines
@@ -156,6 +158,87 @@ def test_a_refit_trains_on_both_splits_for_as_many_epochs(problem):
     assert final.is_refit
     assert final.test_metrics["test_loss"] == expected.record.metrics["last.test_loss"]
     assert final.epochs == final.choice.metrics["epoch"]
+
+
+@pytest.fixture(scope="module")
+def averaged(problem):
+    return replace(problem, averaging=EMA(0.5), max_epochs=4)
+
+
+@pytest.mark.parametrize(
+    ("at", "prefix"), [("average", "average.last."), ("best_average", "average.best.")]
+)
+def test_averaged_weights_are_compared_with_averaged_weights(averaged, at, prefix):
+    final = select_network(Run(averaged, 0.3), at=at)
+    plain, flooded = last_row(Run(averaged)), last_row(Run(averaged, 0.3))
+    suffix = ", averaged" if at == "average" else ", averaged, early stopping"
+    expected = {
+        "plain training": plain.record.metrics["last.val_loss"],
+        "plain training, early stopping": plain.record.metrics["best.val_loss"],
+        f"plain training{suffix}": plain.record.metrics[f"{prefix}val_loss"],
+        f"flooded, level 0.3{suffix}": flooded.record.metrics[f"{prefix}val_loss"],
+    }
+    assert {c.name: c.metrics["val_loss"] for c in final.candidates} == expected
+    row = flooded if final.choice.is_flooded else plain
+    for name, tensor in row.weights[at].items():
+        assert torch.equal(final.weights[name], tensor)
+    assert final.epochs == row.record.metrics[f"{prefix}epoch"]
+    if at == "average":
+        assert final.choice.is_flooded
+
+
+def test_a_refit_of_averaged_weights_keeps_their_average(averaged):
+    final = select_network(Run(averaged, 0.3), at="best_average", refit=True)
+    splits = averaged.splits(0)
+    both = Split(
+        torch.cat([splits.train.x, splits.val.x]), torch.cat([splits.train.y, splits.val.y])
+    )
+    again = replace(averaged, data=Splits(both, splits.val, splits.test))
+    expected = last_row(Run(again, final.choice.run.level, stop_epoch=final.epochs))
+    for name, tensor in expected.weights["average"].items():
+        assert torch.equal(final.weights[name], tensor)
+
+
+def test_plain_training_without_the_average_is_another_training(problem, averaged):
+    started = []
+    record = made(Run(replace(averaged, averaging=None)), 0.0)
+    select_network(Run(averaged, 0.3), records=[record], at="average", on_start=started.extend)
+    assert [run.level for run in started] == [None, 0.3]
+
+
+def test_what_the_search_has_trained_is_not_trained_again(problem):
+    started = []
+    run = Run(problem, Auto(epochs=8))
+    row = last_row(run)
+    for at in EPOCHS:
+        final = select_network(
+            run,
+            records=[row.record],
+            weights=row.weights,
+            compare_plain=False,
+            at=at,
+            on_start=started.extend,
+        )
+        assert len(final.candidates) == 1
+        assert final.choice.metrics["val_loss"] == row.record.metrics[f"{at}.val_loss"]
+        for name, tensor in row.weights[at].items():
+            assert torch.equal(final.weights[name], tensor)
+    assert started == []
+    with pytest.raises(ValueError, match="weights need the Record of their Run"):
+        select_network(run, weights=row.weights)
+
+
+@pytest.mark.parametrize(
+    "level", [Auto(epochs=8), Heuristic(0.3, until_loss=0.5), Plateau(0.5)], ids=repr
+)
+def test_a_level_that_follows_the_validation_rows_is_not_refitted(problem, level):
+    with pytest.raises(ValueError, match=f"got {type(level).__name__}. Leave refit out"):
+        select_network(Run(problem, level), refit=True)
+
+
+def test_an_average_needs_one(problem):
+    with pytest.raises(ValueError, match="best_average needs averaged weights"):
+        select_network(Run(problem), at="best_average")
 
 
 def test_another_epoch_is_refused(problem):
