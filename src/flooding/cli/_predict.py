@@ -79,7 +79,7 @@ def _check_predictions_file(out: Path, table: Path, *, force: bool) -> None:
     if not out.exists():
         return
     # Writing replaces the file: that of the input would be lost, and a device cannot be.
-    if not out.is_file() or out.samefile(table):
+    if not out.is_file() or (table.exists() and out.samefile(table)):
         got = f"the table {out}" if out.is_file() else f"the pipe or device {out}"
         raise ValueError(
             f"out must be a file of its own, got {got}. Leave --out out to print the predictions."
