@@ -105,7 +105,7 @@ def read_cells(*files: Path) -> list[Cell]:
             name, column = entry["framework"], entry["column"]
             row = _ROWS.index(name) if name in _ROWS else len(_ROWS)
             cells[row, name, COLUMNS.index(column)] = entry
-    return [cells[place] for place in sorted(cells)]
+    return [cells[key] for key in sorted(cells)]
 
 
 def draw(cells: list[Cell]) -> str:

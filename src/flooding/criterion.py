@@ -69,7 +69,7 @@ class Flood(nn.Module):
         level: Level in the unit of the loss: a finite number, a 0-d tensor, a table such as
             :class:`PerClass`, :class:`PerExample` or :class:`Excess`, or None for plain training.
             Numbers are stored in torch's default dtype.
-        method: What to make of loss and level.
+        method: What to make of loss and level; None is :class:`flooding.methods.Flooding`.
 
     Raises:
         TypeError: If the criterion is no loss, the level no level, or the method none that acts on
@@ -98,11 +98,12 @@ class Flood(nn.Module):
 
     def __init__(
         self,
-        criterion: Callable[..., Tensor],
+        criterion: nn.Module | Callable[..., Tensor],
         level: float | Tensor | LevelTable | None,
-        method: Method = Flooding(),
+        method: Method | None = None,
     ) -> None:
         super().__init__()
+        method = Flooding() if method is None else method
         # 1. Check what the loss, the method and the level must have in common.
         _check_criterion(criterion)
         _check_method(method)

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 __all__ = ["require_framework"]
 
 
 @contextmanager
-def require_framework(package: str, extra: str | None = None) -> Iterator[None]:
+def require_framework(package: str, extra: str | None = None) -> Generator[None]:
     """Import a framework in the ``with`` block; if it is missing, say how to install it.
 
     An error inside an installed framework, such as one of its own dependencies that is missing,
