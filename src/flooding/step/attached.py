@@ -41,11 +41,11 @@ def detach(flood_step: FloodStep) -> None:
     _ATTACHED.pop(id(flood_step), None)
 
 
-def others(flood_step: FloodStep) -> list[FloodStep]:
+def others(flood_step: FloodStep | None) -> list[FloodStep]:
     """List all others.
 
     Args:
-        flood_step: The one to leave out.
+        flood_step: The one to leave out; None is none.
 
     Returns:
         The other FloodSteps.
