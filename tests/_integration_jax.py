@@ -12,7 +12,6 @@ from functools import partial
 
 os.environ["JAX_ENABLE_X64"] = "1"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 import flax.serialization
 import jax

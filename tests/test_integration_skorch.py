@@ -459,7 +459,9 @@ def test_what_the_criterion_alone_gets_wrong():
 
 
 def test_trimmed_for_prediction():
-    fitted = net(max_epochs=1).fit(X, Y)
+    # Without its criterion skorch knows no logits any more.
+    options = {"criterion": nn.NLLLoss, "module__kind": "softmax", "max_epochs": 1}
+    fitted = net(**options).fit(X, Y)
     before = fitted.predict_proba(X)
     fitted.trim_for_prediction()
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict_proba(X), before)

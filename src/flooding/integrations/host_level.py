@@ -85,13 +85,13 @@ def check_metrics(controller: Controller, available: Collection[str], fix: str) 
 
     state = controller.init()
     try:
-        controller.update(state, StepInfo(**dict.fromkeys(available, 0.5)))
+        controller.update(state, StepInfo(None, **dict.fromkeys(available, 0.5)))
     except TypeError as error:
         rule = str(error).partition(". ")[0]  # without the advice for a loop of one's own
         raise TypeError(f"{rule}. {fix}") from error
     training_only = {name for name in available if name.startswith("train_")}
     try:
-        controller.update(state, StepInfo(**dict.fromkeys(training_only, 0.5)))
+        controller.update(state, StepInfo(None, **dict.fromkeys(training_only, 0.5)))
     except TypeError:
         return True
     return False

@@ -335,8 +335,8 @@ class FloodMixin(_Base):
             config: What :meth:`get_compile_config` gave.
         """
         # Keras leaves a model whose compile() is overridden uncompiled.
-        arguments = keras.saving.deserialize_keras_object(dict(config))
-        level = arguments.pop("flood_level", None)
+        arguments: dict[str, Any] = keras.saving.deserialize_keras_object(dict(config))
+        level: Any = arguments.pop("flood_level", None)
         host = HostController.from_config(level) if isinstance(level, Mapping) else None
         self.compile(**arguments, flood_level=level if host is None else host.controller)
         if host is not None:
@@ -349,9 +349,15 @@ class FloodMixin(_Base):
 class _FloodCallback(keras.callbacks.Callback):
     """See that the loss was flooded."""
 
+    @property
+    def level(self) -> ModelLevel:
+        """The level of the model; to ask for ``self.model`` brings its variables back first."""
+        model: Any = self.model
+        return model._flooding
+
     # ruff: ignore[unused-method-argument]
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        if not self.model._flooding.was_traced:
+        if not self.level.was_traced:
             raise RuntimeError(
                 "nothing was flooded: the model's own train_step() must call "
                 "self.compute_loss(x, y, y_pred, sample_weight, training=True), as Keras' own does."
@@ -363,16 +369,16 @@ class _ControllerCallback(_FloodCallback):
 
     # ruff: ignore[unused-method-argument]
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-        self.model._flooding.end_step()  # `model` brings the variables back first
+        self.level.end_step()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         super().on_epoch_end(epoch, logs)
-        flooding = self.model._flooding
+        level = self.level
         logs = dict(logs or {})
         if "val_loss" in logs:
             # The last pass was over the validation data, and `val_loss` has the penalties, too.
-            logs["val_loss"] = float(flooding.raw_loss.result())
-        flooding.end_epoch(logs)
+            logs["val_loss"] = float(level.raw_loss.result())
+        level.end_epoch(logs)
 
 
 @keras.saving.register_keras_serializable(package="flooding")

@@ -13,7 +13,6 @@ from flooding.integrations.host_level import HostController, is_controller, leve
 try:
     with require_framework("keras"):
         import keras
-        from keras import ops
 except ModuleNotFoundError as error:
     if error.name not in {"tensorflow", "torch", "jax"}:
         raise
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelLevel"]
 
 Tensor: TypeAlias = Any  # of the back end
+ops: Any = keras.ops  # its types name the tensors of every back end at once
 _KINDS = "a controller or None"
 
 

@@ -23,6 +23,7 @@ from flooding.integrations.host_level import is_controller, level_number
 with require_framework("jax"):
     import jax
     import jax.numpy as jnp
+    from jax.core import Tracer
 with require_framework("optax", extra="jax"):
     import optax
 
@@ -231,8 +232,8 @@ def multi_steps(
     inner = optax.with_extra_args_support(optimizer)
 
     def update_pair(
-        pair: _Accumulated, state: Tree, params: _Accumulated | None = None, **extra: Any
-    ) -> tuple[_Accumulated, Tree]:
+        pair: Tree, state: Tree, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, Tree]:
         inner_params = None if params is None else params.updates
         updates, state = inner.update(pair.updates, state, inner_params, value=pair.value, **extra)
         return _Accumulated(updates, jnp.zeros_like(pair.value)), state
@@ -241,9 +242,8 @@ def multi_steps(
         _init_pair(inner),
         update_pair,  # type: ignore[arg-type]
     )
-    accumulator = optax.MultiSteps(
-        pair_optimizer, every_k_schedule, accumulator_dtype=accumulator_dtype
-    )
+    every_k: Any = every_k_schedule
+    accumulator = optax.MultiSteps(pair_optimizer, every_k, accumulator_dtype=accumulator_dtype)
 
     def init(params: Tree) -> optax.MultiStepsState:
         return accumulator.init(_Accumulated(params, jnp.zeros((), float)))
@@ -254,24 +254,25 @@ def multi_steps(
         # In bfloat16 the mean of the losses would be rounded.
         loss = _check_value(value)
         loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
-        pair = None if params is None else _Accumulated(params, loss)
-        result, state = accumulator.update(_Accumulated(updates, loss), state, pair, **extra)
-        return result.updates, state
+        pair: Tree = _Accumulated(updates, loss)
+        params_pair: Tree = None if params is None else _Accumulated(params, loss)
+        pair, state = accumulator.update(pair, state, params_pair, **extra)
+        return pair.updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
 
 
-def _init_pair(inner: optax.GradientTransformation) -> Callable[[_Accumulated], Tree]:
+def _init_pair(inner: optax.GradientTransformation) -> optax.TransformInitFn:
     """Build the ``init`` that MultiSteps calls with the parameters and the place of the loss."""
 
-    def init_pair(params: _Accumulated) -> Tree:
+    def init_pair(params: Tree) -> Tree:
         return inner.init(params.updates)
 
     return init_pair
 
 
 # How the code of `init_pair` is recognised on the stack.
-_INIT_PAIR = _init_pair(optax.identity()).__code__
+_INIT_PAIR = _init_pair(optax.identity()).__code__  # type: ignore[attr-defined]
 
 
 def _check_optimizer(optimizer: object) -> None:
@@ -332,7 +333,7 @@ def _constant(level: Any) -> float | jax.Array:
             "torch code. Use a function of the step, or set the level: "
             "optax.tree_utils.tree_set(state, level=...)."
         )
-    if isinstance(level, jax.core.Tracer):
+    if isinstance(level, Tracer):
         if level.ndim:
             raise ValueError(f"the level must have no axes, got shape {level.shape}. Use vmap.")
         return level

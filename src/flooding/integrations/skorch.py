@@ -280,13 +280,17 @@ class _FloodLog(Callback):
     """Write what flooding did into the history, and show a controller the end of the epoch."""
 
     # ruff: ignore[unused-method-argument]
-    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
+    ) -> None:
         self._n_steps = 0 if net.flood_step_ is None else int(net.flood_step_.n_steps)
         self._flooded_losses: list[float] = []
         self._slopes: list[float] = []
 
     # ruff: ignore[unused-method-argument]
-    def on_batch_end(self, net: Any, *, training: bool = False, **kwargs: Any) -> None:
+    def on_batch_end(
+        self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any
+    ) -> None:
         flood_step = net.flood_step_
         if not training or flood_step is None:
             return
@@ -297,7 +301,9 @@ class _FloodLog(Callback):
             self._slopes.append(float(flood_step.slope))
 
     # ruff: ignore[unused-method-argument]
-    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, net: Any, dataset_train: Any = None, dataset_valid: Any = None, **kwargs: Any
+    ) -> None:
         flood_step = net.flood_step_
         if flood_step is None:
             return
