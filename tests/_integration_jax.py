@@ -29,7 +29,7 @@ import flooding.integrations.optax
 import hand_loop as hand
 from flooding.integrations.optax import flood, multi_steps
 from hand_loop import ACCUMULATE, LEVEL, MICRO, STEPS
-from subprocess_checks import run_cases, run_doctests, run_page
+from subprocess_checks import run_cases, run_doctests
 
 torch.set_num_threads(1)
 X, Y = (jnp.asarray(t.numpy()) for t in hand.data())
@@ -288,5 +288,4 @@ CASES = {
 
 if __name__ == "__main__":
     CASES["examples"] = partial(run_doctests, flooding.integrations.optax)
-    CASES["page"] = partial(run_page, "jax.md")
     print(json.dumps(run_cases(CASES)))

@@ -73,9 +73,8 @@ def test_flax(measured, case):
     assert measured[case] < 1e-10
 
 
-def test_the_page_and_the_examples_run(measured):
+def test_the_examples_run(measured):
     assert measured["examples"] >= 10
-    assert "flooded" in measured["page"]
 
 
 # The slope

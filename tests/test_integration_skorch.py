@@ -30,7 +30,7 @@ from flooding import Flood
 from flooding.integrations.skorch import FloodNetMixin
 from flooding.levels import Delayed, Heuristic, PerClass, Plateau, Warmup
 from hand_loop import ACCUMULATE, LEVEL, MICRO, STEPS
-from subprocess_checks import import_seconds, run_doctests, run_page
+from subprocess_checks import import_seconds, run_doctests
 
 ROW = "skorch"
 X, Y = (t.numpy() for t in hand.data())
@@ -467,12 +467,11 @@ def test_trimmed_for_prediction():
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict_proba(X), before)
 
 
-# The page, the examples, the import
+# The examples, the import
 
 
-def test_the_page_and_the_examples_run():
+def test_the_examples_run():
     assert run_doctests(flooding.integrations.skorch) >= 4
-    assert "flooded" in run_page("skorch.md")
 
 
 def test_the_import_costs_little_more_than_that_of_skorch():

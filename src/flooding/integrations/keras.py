@@ -337,8 +337,11 @@ class FloodMixin(_Base):
         # Keras leaves a model whose compile() is overridden uncompiled.
         arguments: dict[str, Any] = keras.saving.deserialize_keras_object(dict(config))
         level: Any = arguments.pop("flood_level", None)
-        host = HostController.from_config(level) if isinstance(level, Mapping) else None
-        self.compile(**arguments, flood_level=level if host is None else host.controller)
+        host = None
+        if isinstance(level, Mapping):
+            host = HostController.from_config(level)
+            level = host.controller
+        self.compile(**arguments, flood_level=level)
         if host is not None:
             assert self._flooding is not None
             self._flooding.assign_host(host)
@@ -377,7 +380,7 @@ class _ControllerCallback(_FloodCallback):
         logs = dict(logs or {})
         if "val_loss" in logs:
             # The last pass was over the validation data, and `val_loss` has the penalties, too.
-            logs["val_loss"] = float(level.raw_loss.result())
+            logs["val_loss"] = float(ops.convert_to_numpy(level.raw_loss.result()))
         level.end_epoch(logs)
 
 

@@ -289,7 +289,7 @@ class _FloodLog(Callback):
 
     # ruff: ignore[unused-method-argument]
     def on_batch_end(
-        self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any
+        self, net: Any, batch: Any = None, training: Any = False, **kwargs: Any
     ) -> None:
         flood_step = net.flood_step_
         if not training or flood_step is None:

@@ -1,6 +1,6 @@
 """What flooding adds to a training step inside Keras, optax and skorch, on the CPU.
 
-    python benchmarks/framework_overhead.py [--rounds 12] [--steps 5]
+    python benchmarks/adapters.py [--rounds 12] [--steps 5]
 
 Each framework trains in a process of its own. Its plain and its flooded training take turns, a few
 steps each, so that a drifting machine slows both; the figure is the ratio of the medians. The
