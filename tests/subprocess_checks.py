@@ -38,7 +38,10 @@ def launch(script: str, **environment: str) -> subprocess.Popen[str]:
 
 def results(process: subprocess.Popen[str]) -> dict:
     """Wait for a script and read the JSON object in its last line."""
-    output, errors = process.communicate(timeout=300)
+    try:
+        output, errors = process.communicate(timeout=900)
+    finally:
+        process.kill()
     assert process.returncode == 0, errors[-4000:]
     return json.loads(output.splitlines()[-1])
 

@@ -8,7 +8,7 @@ import torch
 from flooding.levels import PerClass, Warmup
 from flooding.methods import Flooding
 from framework_table import cell
-from subprocess_checks import launch, results
+from subprocess_checks import import_seconds, launch, results
 
 pytest.importorskip("optax", reason="optax is not installed: flooding[jax]")
 pytest.importorskip("flax", reason="flax is not installed: flooding[jax]")
@@ -304,3 +304,7 @@ def test_the_short_name_is_the_same_module():
 
     assert flooding.optax.flood is flood
     assert flooding.optax.FloodState is FloodState
+
+
+def test_the_import_costs_little_more_than_that_of_optax():
+    assert import_seconds("optax", "flooding.integrations.optax") < 0.05
