@@ -13,7 +13,7 @@ the level is 0, as in torch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, TypeAlias
 
 from flooding.functional import flood as flooded_loss
@@ -354,10 +354,17 @@ def _check_value(value: Any) -> jax.Array:
         )
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(f"value must be a real number, got {loss.dtype}. Give the raw loss.")
-    if axes := getattr(jax.typeof(loss), "vma", None):
+    if axes := _varying_axes(loss):
         names = ", ".join(sorted(map(str, axes)))
         raise ValueError(
             f"value must be the loss of the whole batch, but it differs along the axis {names}. "
             "Average loss and gradients first: jax.lax.pmean((loss, grads), axis_name)."
         )
     return loss
+
+
+def _varying_axes(value: jax.Array) -> Collection[object]:
+    """List the axes of a ``shard_map`` along which a value may differ between devices."""
+    kind = jax.typeof(value)
+    # Earlier versions of JAX call it `vma`.
+    return getattr(kind, "vma", None) or getattr(getattr(kind, "mat", None), "varying", ())
