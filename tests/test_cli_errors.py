@@ -425,12 +425,12 @@ def test_odd_names_of_files_columns_and_classes(flooding, tmp_path):
     assert (tmp_path / out / "found.json").exists()
     code, out_text, err = flooding("predict", "[bold]model", name, "--out", "p[v2].csv")
     assert out_text == f"60 rows in {tmp_path}/p[v2].csv\n"
-    code, out_text, _ = flooding("predict", "[bold]model", name)
+    code, out_text, _ = flooding("predict", "[bold]model", name, "--probabilities")
     assert ODD in out_text, "into a pipe the names are as they are"
 
 
 def test_predictions_on_a_terminal_are_printable(monkeypatch, capsys):
-    from flooding.cli._find import _print_csv
+    from flooding.cli._predict import _print_csv
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     _print_csv(f"class\n{ODD}\n")

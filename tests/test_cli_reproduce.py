@@ -175,7 +175,8 @@ def test_compare_on_ones_own_problem_that_cannot_describe_itself(tmp_path, monke
     page = (tmp_path / "out" / "compare.md").read_text()
     assert "AdaFlood" in page
     assert "dropout" not in page, "nobody knows where to put it in a network of the user's"
-    assert "flooding against plain" in result.stdout
+    assert "Best on the validation rows: " in result.stdout
+    assert "dropout is left out: the network is not made by flooding.models.mlp" in result.stderr
     assert not (tmp_path / "out" / "compare.npz").exists()
 
 

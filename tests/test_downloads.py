@@ -125,7 +125,7 @@ def test_several_readers_download_at_the_same_time(official):
 
 def test_without_pooch_the_extra_is_named(official, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(ImportError, match=r"flooding\[experiments\].*or download http"):
+    with pytest.raises(ImportError, match=r"pip install .*\[experiments\].*or download http"):
         read(NAME)
     (cache() / NAME).parent.mkdir(parents=True)
     (cache() / NAME).write_bytes(CONTENT)

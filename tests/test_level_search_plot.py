@@ -670,5 +670,5 @@ def test_nothing_global_is_used(monkeypatch):
 
 def test_missing_matplotlib_names_the_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install 'flooding\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install .*\[plot\]'"):
         plot_search(result_by_hand(None, 0.1, 0.2))

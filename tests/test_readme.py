@@ -74,4 +74,4 @@ def test_documented_searches_run(page, tmp_path, monkeypatch, capsys):
         if page == "README.md"
         else (tmp_path / "predictions.csv").read_text()
     )
-    assert re.search(r"^class,.*\n(yes|no),.*\n(yes|no),", answers, re.MULTILINE)
+    assert re.search(r"^income\n(yes|no)\n(yes|no)$", answers, re.MULTILINE)

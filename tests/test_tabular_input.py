@@ -366,9 +366,7 @@ def test_class_names_that_are_formulas_are_warned_about_and_kept(tmp_path, caplo
     ):
         save_model(tmp_path / "model", biased | {"3.bias": torch.tensor(bias)}, table)
         caplog.clear()
-        assert (
-            predict(tmp_path / "model", tmp_path / "table.csv")["class"].tolist() == [expected] * 40
-        )
+        assert predict(tmp_path / "model", tmp_path / "table.csv")["y"].tolist() == [expected] * 40
         assert bool(caplog.messages) == (expected == name)
     save_model(tmp_path / "model", biased | {"3.bias": torch.tensor([9.0, 0.0])}, table)
 

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flooding.extras import install_command
+
 __all__ = [
     "Losses",
     "filter_direction",
@@ -132,7 +134,7 @@ def hessian_eigenvalues(
         from scipy.sparse.linalg import LinearOperator, eigsh
     except ImportError as error:
         raise ImportError(
-            "eigenvalues need SciPy. Install it: pip install 'flooding[experiments]'"
+            f"eigenvalues need SciPy. Install it: {install_command('experiments')}"
         ) from error
     center = weights(model)
     size = len(center)

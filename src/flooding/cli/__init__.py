@@ -6,13 +6,18 @@ import contextlib
 import logging
 import os
 import sys
+from typing import Annotated
+
+from flooding import __version__
+from flooding.extras import install_command
 
 try:
     # Both are an extra, and this is where anybody misses them first.
     import rich  # noqa: F401
     import typer
 
-    from flooding.cli._console import errors
+    from flooding.cli._compare import compare
+    from flooding.cli._console import console, errors, note, set_output
     from flooding.cli._demo import demo
     from flooding.cli._errors import (
         finish_output,
@@ -21,16 +26,16 @@ try:
         report_error,
         show_warnings,
     )
-    from flooding.cli._find import find, predict
-    from flooding.cli._reproduce import compare, reproduce
+    from flooding.cli._find import find
+    from flooding.cli._predict import predict
+    from flooding.cli._reproduce import reproduce
     from flooding.cli._run import run
     from flooding.text import one_line
 except ModuleNotFoundError as error:  # pragma: no cover -- the command exists without them, too
     if error.name not in {"rich", "typer"}:
         raise
     sys.exit(
-        f"the command line needs typer and rich ({error}). "
-        "Install them: pip install 'flooding[cli]'"
+        f"the command line needs typer and rich ({error}). Install them: {install_command('cli')}"
     )
 except KeyboardInterrupt:  # pragma: no cover -- before anything that could print it
     sys.stderr.write(
@@ -40,12 +45,37 @@ except KeyboardInterrupt:  # pragma: no cover -- before anything that could prin
 
 __all__ = ["app", "main"]
 
+_TAGLINE = (
+    "A loss, a level, and many runs at once: keep the training loss near a small constant and "
+    "generalise better."
+)
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help=f"{__doc__}\n\nAn error is one line; FLOODING_TRACEBACK=1 in the environment adds its "
+    help=f"{_TAGLINE}\n\nAn error is one line; FLOODING_TRACEBACK=1 in the environment adds its "
     "traceback.",
 )
+
+
+def _print_version(is_wanted: bool) -> None:
+    """Print the version and end, where that is asked for."""
+    if is_wanted:
+        console.print_line(f"flooding {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (demo, find, predict, compare, reproduce, run):
     app.command()(command)
 
@@ -54,12 +84,15 @@ class _LineHandler(logging.Handler):
     """Prints each message of the log as one line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print_line(one_line(record.getMessage()))
+        # What --quiet leaves out is news, not warnings.
+        show = errors.print_line if record.levelno >= logging.WARNING else note
+        show(one_line(record.getMessage()))
 
 
 def main() -> None:
     """Run the command line; every error ends with one sentence and exit code 1, 2 or 130."""
     open_streams()
+    set_output()
     log = logging.getLogger("flooding")
     log.setLevel(logging.INFO)
     log.handlers = [_LineHandler()]

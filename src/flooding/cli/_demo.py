@@ -9,10 +9,12 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._console import console, progress
+from flooding.cli._console import console, print_json, progress, set_output
 from flooding.cli._options import (
+    Json,
     Ledger,
     Overwrite,
+    Quiet,
     Workers,
     check_ledger,
     check_numbers,
@@ -30,13 +32,18 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed, fewer epochs: about 20 s on two cores.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("flooding-demo"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the pictures, which are replaced.")
+    ] = Path("flooding-demo"),
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show what flooding does: the public demo's Sinusoid and real handwritten digits."""
     check_numbers(locals())
+    set_output(quiet=quiet, json=json)
     from flooding.cli import _demo_report as report
     from flooding.training.runner import run_all
 
@@ -54,18 +61,21 @@ def demo(
             on_row=on_row,
         )
     records_by_task = []
+    summaries = []
     for task in tasks:
         records_by_task.append(records[: len(task.runs)])
         records = records[len(task.runs) :]
-        _print_task(task, records_by_task[-1])
+        summaries.append(_print_task(task, records_by_task[-1]))
     files = report.draw(tasks, records_by_task, out)
     names = ", ".join(file.name for file in files)
     console.print()
     console.print_line(f"Pictures in {out.absolute()}: {names}")
+    if json:
+        print_json({"tasks": summaries, "files": [file.absolute() for file in files]})
 
 
-def _print_task(task: DemoTask, records: list[Record]) -> None:
-    """Print one table of the demo, and its result in words."""
+def _print_task(task: DemoTask, records: list[Record]) -> dict[str, object]:
+    """Print one table of the demo, and its result in words; give both for ``--json``."""
     from flooding.cli import _demo_report as report
 
     rows = report.summary(records)
@@ -83,9 +93,18 @@ def _print_task(task: DemoTask, records: list[Record]) -> None:
     for row, picks in rows.items():
         table.add_row(row, *report.cells(picks))
     console.print()
-    console.print(table)
-    console.print(report.verdict(rows))
+    with console.results():
+        console.print_table(table)
+    verdict = report.verdict(rows)
+    with console.results():
+        console.print(verdict)
     has_clean_labels = "last.test_accuracy_clean" in records[0].metrics
     labels = "noisy" if has_clean_labels else "clean (they carry no noise)"
     console.print(f"NLL and ECE on the test labels, {labels}.")
     console.print("Chosen on noisy validation labels; test data choose nothing.")
+    results = {}
+    for row, picks in rows.items():
+        names = [column.replace("\n", " ") for column in report.COLUMNS]
+        cells = [cell.replace("\n", " ") for cell in report.cells(picks)]
+        results[row] = dict(zip(["level", *names], cells, strict=True))
+    return {"title": title, "rows": results, "result": verdict}

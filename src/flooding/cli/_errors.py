@@ -47,6 +47,8 @@ def report_error(error: BaseException) -> int:
     # A console of typer's ends the program where its reader leaves, as `--help | head` does.
     if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
         return 0
+    if isinstance(error, BrokenPipeError) and _reader_left():
+        return 0
     if os.environ.get("FLOODING_TRACEBACK"):
         for line in "".join(traceback.format_exception(error)).splitlines():
             errors.print_line(line)
@@ -59,6 +61,16 @@ def report_error(error: BaseException) -> int:
         errors.print_line("error: ", style="red", end="")
         errors.print_line(message)
     return code
+
+
+def _reader_left() -> bool:
+    """Tell whether the reader of the output has left, as ``head`` does; then drop the rest."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output(sys.stdout)
+        return True
+    return False
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

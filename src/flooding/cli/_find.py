@@ -1,11 +1,10 @@
-"""``flooding find``: which level; ``flooding predict``: use the model it saved."""
+"""``flooding find``: which level."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -13,11 +12,14 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._console import console, discard_output, errors, progress
+from flooding.cli._console import console, errors, note, print_json, progress, set_output
 from flooding.cli._options import (
     AverageName,
+    Force,
+    Json,
     Ledger,
     Overwrite,
+    Quiet,
     Workers,
     check_ledger,
     check_numbers,
@@ -27,6 +29,8 @@ from flooding.cli._options import (
     option,
     parse_levels,
 )
+from flooding.cli._outputs import check_saved_model, command_id, output_folder
+from flooding.cli._save import NetworkName, SaveOptions, save_network, select_at
 from flooding.cli._table_options import (
     DecimalSign,
     Drop,
@@ -42,13 +46,11 @@ from flooding.cli._table_options import (
 from flooding.entries import STRATEGIES, TASKS, entry_names, join_names
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from flooding.level_search.result import SearchResult
     from flooding.tabular import TableProblem
-    from flooding.training.record import Record
+    from flooding.training.problem import Problem
 
-__all__ = ["What", "find", "predict"]
+__all__ = ["ScoreName", "What", "check_save", "find"]
 
 What = Annotated[
     str,
@@ -61,6 +63,12 @@ What = Annotated[
 ]
 ScoreName: TypeAlias = Literal["accuracy", "balanced-accuracy", "loss"]
 _DATA, _SEARCH, _OUTPUT = "Data", "Search", "Output"
+_FOLDER = "flooding-find"
+_FILES = ("found.json", "table.csv", "curves.npz", "search.png")
+# Options that change nothing of a result, or say where it goes.
+_NOT_PART_OF_RESULT = ("out", "save", "force", "ledger", "overwrite", "workers", "json", "quiet")
+# Options of the saved network alone.
+_OF_MODEL = ("at", "refit")
 
 
 def _takers(option_name: str) -> str:
@@ -118,26 +126,49 @@ def find(
         option("Judge by averaged weights: over the last steps, or all flooded ones.", _SEARCH),
     ] = None,
     device: Annotated[str, option("cpu, cuda, cuda:1 or mps.", _SEARCH)] = "cpu",
-    out: Annotated[Path, option("Folder for table, curves and picture.", _OUTPUT)] = Path(
-        "flooding-find"
-    ),
+    out: Annotated[
+        Path | None,
+        option(
+            f"Folder for table, curves and picture [{_FOLDER}, or the next free {_FOLDER}-2 ...].",
+            _OUTPUT,
+            "--out",
+            "-o",
+        ),
+    ] = None,
     save: Annotated[
         Path | None,
         option("Tables: folder for the trained model and its preprocessing, for predict.", _OUTPUT),
     ] = None,
+    at: Annotated[
+        NetworkName | None,
+        option(
+            "Whose network to save: that of the best validation epoch, or the last; average and "
+            "best-average with --average [best; best-average with --average].",
+            _OUTPUT,
+        ),
+    ] = None,
+    refit: Annotated[
+        bool,
+        option("Train the saved network on the validation rows as well.", _OUTPUT, "--refit"),
+    ] = False,
+    force: Force = False,
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find the flood level of a task, a table, or a problem of your own."""
-    check_numbers(locals())
+    arguments = dict(locals())
+    check_numbers(arguments)
+    set_output(quiet=quiet, json=json)
     from flooding.cli._parts import load_strategy, make_averaging
     from flooding.cli._problem import apply_score, load_problem
     from flooding.level_search.find import find_level
     from flooding.training.runner import check_device
 
     # First refuse what would fail later, before anything is written or trained.
-    check_output_folder(out)
+    check_output_folder(out or Path(_FOLDER))
     if save is not None:
         check_output_folder(save.parent)
     check_ledger(ledger)
@@ -148,8 +179,6 @@ def find(
     data = drop_none(label_noise=label_noise)
     options = TableOptions(target, kind, drop, use, text, na, encoding, header, decimal)
     problem, table = load_problem(what, data=data, options=options, epochs=epochs)
-    if save is not None:
-        _check_save(save, out, what, table)
     if strategy == "heuristic" and problem.splits(0).classes is None:
         raise ValueError(
             f"heuristic needs the accuracy of classes, but {what} has numbers. "
@@ -158,10 +187,27 @@ def find(
     problem = apply_score(problem, score)
     if average is not None:
         problem = replace(problem, averaging=make_averaging(average))
+    command = _command_id(arguments, problem)
+    network = select_at(at, problem)
+    model_origin = f"{command}, --at {network}{' --refit' if refit else ''}"
+    folder = output_folder(out, _FOLDER, _FILES, command, force=force)
+    if save is not None:
+        check_save(save, folder.path, what, table)
+        check_saved_model(save, model_origin, force=force)
+    elif refit or at is not None:
+        raise ValueError("--at and --refit are about a saved network. Add --save FOLDER.")
+    is_single = strategy == "auto" or budget == 1
+    if refit and (is_single or strategy == "heuristic"):
+        raise ValueError(
+            "refit needs a level that does not follow the validation rows, got that of "
+            f"{'--budget 1' if budget == 1 else strategy}. Leave --refit out, or search with "
+            "--budget 3."
+        )
     # Then search, and write the result.
     with progress():
         result = find_level(
             problem,
+            budget=1 if is_single else 3,  # with 1 the network of the training is kept
             seeds=seeds,
             device=device,
             strategy=search,
@@ -170,94 +216,53 @@ def find(
             workers=workers,
         )
     _print_result(result)
-    if table is not None and table.target.classes is None and result.level is not None:
-        # A squared loss scales with the square of the deviation that the target was divided by.
-        squared_error = result.level * table.target.sd**2
-        console.print_line(
-            "That is in the unit of the standardised target; "
-            f"for squared errors of {table.target.name} itself {squared_error:.4g}"
-        )
-    result.save(out)
+    if table is not None:
+        _print_squared_error(result, table)
+    folder.mark()
+    result.save(folder.path)
     console.print()
-    console.print_line(f"Table, curves and picture in {out.absolute()}")
+    console.print_line(f"Table, curves and picture in {folder.path.absolute()}")
+    summary = _to_json(result, table, folder.path)
     if save is not None and table is not None:
-        _save_model(result, replace(table, problem=problem), save, device)
+        saved = SaveOptions(save, network, refit, device, model_origin)
+        summary["model"] = save_network(result, replace(table, problem=problem), saved)
+    _print_checkpoints(ledger)
+    if json:
+        print_json(summary)
 
 
-def _check_save(save: Path, out: Path, what: str, table: TableProblem | None) -> None:
-    """Refuse a folder for the model that cannot be one."""
-    from flooding.tabular import check_folder
+def _command_id(arguments: Mapping[str, object], problem: Problem) -> str:
+    """Hash what decides the result of a search."""
+    others = (*_NOT_PART_OF_RESULT, *_OF_MODEL)
+    deciding = {name: value for name, value in arguments.items() if name not in others}
+    return command_id("find", deciding, problem)
 
+
+def check_save(save: Path, out: Path, what: str, table: TableProblem | None) -> None:
+    """Refuse a folder for the model that cannot be one.
+
+    Args:
+        save: The folder for the model.
+        out: The folder for the results.
+        what: What is trained.
+        table: Its table, if it is one.
+
+    Raises:
+        ValueError: If there is no table, or the folders are the same.
+    """
     if table is None:
         raise ValueError(
             f"save needs a table, got {what}. A model of your own is find_level(...).model() in "
             "Python."
         )
-    check_folder(save)
     if save.absolute() == out.absolute():
         raise ValueError(f"save and out must be different folders, got {save} twice. Change one.")
 
 
-def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that find --save wrote.")],
-    table: Annotated[Path, typer.Argument(help="A table with the same columns.")],
-    out: Annotated[
-        Path | None, option("CSV file to write.", _OUTPUT, show_default="printed")
-    ] = None,
-) -> None:
-    """Predict the target of new rows with a saved model."""
-    from flooding.atomic import write_atomic
-    from flooding.cli._problem import check_file
-    from flooding.tabular import predict as predict_table
-
-    check_file(table, "a table")
-    if out is not None:
-        _check_predictions_file(out, table)
-    predictions = predict_table(model, table)
-    # All rows are predicted before anything is written or printed.
-    text = predictions.to_csv(index=False)
-    if out is None:
-        _print_csv(text)
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, text)
-    console.print_line(f"{len(predictions)} rows in {out.absolute()}")
-
-
-def _check_predictions_file(out: Path, table: Path) -> None:
-    """Refuse a file that is none, or that predictions would replace the table with."""
-    check_output_folder(out.parent)
-    if out.is_dir():
-        raise ValueError(
-            f"out must be a file, got the folder {out}. Name a file: {out / 'predictions.csv'}."
-        )
-    # Writing replaces the file: that of the input would be lost, and a device cannot be.
-    if out.exists() and (not out.is_file() or out.samefile(table)):
-        got = f"the table {out}" if out.is_file() else f"the pipe or device {out}"
-        raise ValueError(
-            f"out must be a file of its own, got {got}. Leave --out out to print the predictions."
-        )
-
-
-def _print_csv(text: str) -> None:
-    """Print a CSV file: readable on a terminal, unchanged into a pipe, as far as it is read."""
-    if sys.stdout.isatty():
-        for line in text.splitlines():
-            console.print_line(line)
-        return
-    # As bytes, so that no newline or character is translated.
-    sys.stdout.flush()
-    try:
-        sys.stdout.buffer.write(text.encode())
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:  # as by `head`
-        discard_output(sys.stdout)
-
-
 def _print_result(result: SearchResult) -> None:
     """Print the trainings, the estimates, the level and its price."""
-    console.print(_trainings_table(result))
-    console.print(_estimates_table(result))
+    console.print_table(_trainings_table(result))
+    console.print_table(_estimates_table(result))
     for warning in result.warnings:
         errors.print_line(f"note: {warning}")
     cost = result.cost
@@ -271,7 +276,7 @@ def _print_result(result: SearchResult) -> None:
     )
     level = result.level
     answer = "train without flooding" if level is None else f"flood level {level:.4g}"
-    console.print_line(answer, style="bold", end="")
+    console.print_result(answer, style="bold", end="" if not console.quiet else "\n")
     console.print_line(f" ({result.strategy}; {price})")
     if level is not None and isinstance(result.run.level, float):
         console.print_line(f"Use it: criterion = flooding.Flood(criterion, {level:.4g})")
@@ -317,54 +322,42 @@ def _cell(value: object, name: str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _save_model(result: SearchResult, table: TableProblem, folder: Path, device: str) -> None:
-    """Save the model of the search, trained in full unless the search has done so."""
-    from flooding.tabular import save_model
-    from flooding.training.record import monitor_prefix
+def _print_squared_error(result: SearchResult, table: TableProblem) -> None:
+    """Give the level of a number in the unit of its own squared error."""
+    if table.target.classes is not None or result.level is None:
+        return
+    # A squared loss scales with the square of the deviation that the target was divided by.
+    squared_error = result.level * table.target.sd**2
+    console.print_line(
+        "That is in the unit of the standardised target; "
+        f"for squared errors of {table.target.name} itself {squared_error:.4g}"
+    )
 
-    # The network that the search judged.
-    prefix = monitor_prefix(result.run.problem)
-    judged = "average" if prefix else "last"
-    if result.weights is not None:
-        weights, metrics = result.weights[judged], _selected_record(result).metrics
-    else:
-        weights, metrics = _train_selected(result, judged, device)
-    save_model(folder, {name: tensor.cpu() for name, tensor in weights.items()}, table)
-    # There is no test loss where there is no test split.
-    for name in ("test_accuracy", "test_loss"):
-        if f"{prefix}last.{name}" in metrics:
-            value = metrics[f"{prefix}last.{name}"]
-            console.print_line(f"{name.replace('_', ' ')} of the saved model: {value:.4g}")
-    if table.target.classes is None and "last.test_loss" in metrics:
-        error = math.sqrt(metrics[f"{prefix}last.test_loss"]) * table.target.sd
-        console.print_line(
-            f"that is a root mean squared error of {error:.4g} in the unit of {table.target.name}"
+
+def _print_checkpoints(ledger: Path | None) -> None:
+    """Say how much room the checkpoints take from which longer trainings could go on."""
+    from flooding.training.checkpoints import IDLE_LIMIT, Checkpoints
+    from flooding.training.ledger import absolute_path, default_path
+
+    path = default_path() if ledger is None else absolute_path(ledger)
+    checkpoints = Checkpoints(f"{path}.checkpoints")
+    size = checkpoints.size()
+    if size:
+        note(
+            f"checkpoints for longer trainings take {size / 2**20:.0f} MiB, at most "
+            f"{IDLE_LIMIT >> 20} MiB, in {checkpoints.folder}; they may be deleted"
         )
-    console.print_line(f"Model in {folder.absolute()}: flooding predict {folder} new.csv")
 
 
-def _selected_record(result: SearchResult) -> Record:
-    """Give the Record of the selected Run, which the search trained."""
-    from flooding.level_search.plot_data import is_selected, run_of
-
-    for record in result.records:
-        if is_selected(record, result) and run_of(record).seed == result.run.seed:
-            return record
-    raise AssertionError("a Run whose weights were kept has a Record")
-
-
-def _train_selected(
-    result: SearchResult, judged: str, device: str
-) -> tuple[dict[str, Tensor], Mapping[str, float]]:
-    """Train in full at the level of the search; give the weights and the metrics."""
-    from flooding.training.loop import train
-
-    row = None
-    with progress() as (on_start, on_row):
-        on_start([result.run])
-        for row in train(result.run, device=device):
-            on_row(row)
-    # The last row of a training has its weights and its Record.
-    assert row is not None
-    assert row.weights is not None
-    return row.weights[judged], row.record.metrics if row.record is not None else {}
+def _to_json(result: SearchResult, table: TableProblem | None, folder: Path) -> dict[str, object]:
+    """Write a result with plain names and numbers."""
+    return {
+        "level": result.level,
+        "strategy": result.strategy,
+        "estimates": [asdict(estimate) for estimate in result.estimates],
+        "trainings": result.table,
+        "cost": asdict(result.cost),
+        "warnings": result.warnings,
+        "assumptions": [] if table is None else table.assumptions,
+        "folder": folder.absolute(),
+    }

@@ -18,8 +18,11 @@ from flooding.entries import Entry
 __all__ = [
     "Arguments",
     "AverageName",
+    "Force",
+    "Json",
     "Ledger",
     "Overwrite",
+    "Quiet",
     "Workers",
     "check_ledger",
     "check_numbers",
@@ -43,6 +46,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Train even what th
 AverageName: TypeAlias = Literal["ema", "mean"]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Worker processes.", show_default="one per core")
+]
+
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace the results of another command, and old files.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors alone.")
 ]
 
 _LARGEST = 1e30  # of a number with a fraction, so that sums of a few still fit into float32

@@ -1,38 +1,25 @@
-"""``flooding reproduce``: an experiment again, as tables and figures; ``compare``: all methods."""
+"""``flooding reproduce``: an experiment again, as tables and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 import typer
 
-from flooding.cli._console import console, errors, progress
-from flooding.cli._find import What
+from flooding.cli._console import console, note, print_json, progress, set_output
 from flooding.cli._options import (
+    Json,
     Ledger,
     Overwrite,
+    Quiet,
     Workers,
     check_ledger,
     check_numbers,
     check_output_folder,
     complete,
-    drop_none,
-    option,
-)
-from flooding.cli._table_options import (
-    DecimalSign,
-    Drop,
-    Encoding,
-    Header,
-    Kind,
-    Na,
-    TableOptions,
-    Target,
-    Text,
-    Use,
 )
 from flooding.entries import EXPERIMENTS, entry_names
 from flooding.text import format_duration
@@ -44,15 +31,18 @@ if TYPE_CHECKING:
     from flooding.training.record import Record
     from flooding.training.run import Run
 
-__all__ = ["compare", "reproduce"]
+__all__ = ["Training", "estimated_training", "reproduce"]
+
+TrainAll: TypeAlias = "Callable[[list[Run]], list[Record]]"
 
 
-class _Training(NamedTuple):
+class Training(NamedTuple):
     """Where the Runs of an experiment are looked up and trained."""
 
     ledger: Path | None
     overwrite: bool
     workers: int | None
+    device: str = "cpu"
 
 
 def reproduce(
@@ -80,18 +70,26 @@ def reproduce(
     more: Annotated[
         bool, typer.Option("--more", help="Train what the archive of --from lacks.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for page, tables, figures and archive.")] = Path(
-        "flooding-results"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for page, tables, figures and archive, which are replaced."
+        ),
+    ] = Path("flooding-results"),
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run an experiment again, or look it up, and write its tables and figures."""
     check_numbers(locals())
+    set_output(quiet=quiet, json=json)
     if list_:
         for entry in EXPERIMENTS:
-            console.print_line(f"{entry.name}: {entry.summary}")
+            console.print_result(f"{entry.name}: {entry.summary}")
+        if json:
+            print_json({"experiments": {entry.name: entry.summary for entry in EXPERIMENTS}})
         return
     if name is None:
         raise ValueError(
@@ -103,6 +101,11 @@ def reproduce(
 
     experiment = load_experiment(name)
     # Refuse what would fail later, before anything is trained.
+    if source is not None and not source.exists():
+        raise ValueError(
+            f"an archive must be a file of flooding reproduce, got {source}, which is missing. "
+            "Check the path."
+        )
     check_output_folder(out)
     if source is None or more:
         check_ledger(ledger)
@@ -111,82 +114,34 @@ def reproduce(
     chosen = None if seeds is None else range(seeds)
     if archive is not None and not more:
         chosen = archive.seeds if chosen is None else chosen
-        _write_from_archive(experiment, experiment.start(quick, chosen), archive, out)
+        result = _write_from_archive(experiment, experiment.start(quick, chosen), archive, out)
     else:
-        training = _Training(ledger, overwrite, workers)
-        _train_and_write(experiment, quick, chosen, training, out, archive)
+        training = Training(ledger, overwrite, workers)
+        result = _train_and_write(experiment, quick, chosen, training, out, archive)
+    if json:
+        print_json(result)
 
 
-def compare(
-    what: What,
-    target: Target = None,
-    kind: Kind = None,
-    drop: Drop = None,
-    use: Use = None,
-    text: Text = None,
-    na: Na = None,
-    encoding: Encoding = None,
-    header: Header = None,
-    decimal: DecimalSign = None,
-    label_noise: Annotated[
-        float | None, option("A task's share of flipped labels, 0 to below 1.", "Data")
-    ] = None,
-    epochs: Annotated[int | None, option("Epochs of a full training.", "Data")] = None,
-    seeds: Annotated[int, typer.Option(min=2, help="Number of seeds.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder for page, tables and archive.")] = Path(
-        "flooding-results"
-    ),
-    ledger: Ledger = None,
-    overwrite: Overwrite = False,
-    workers: Workers = None,
-) -> None:
-    """Compare twelve methods on your problem, each with up to four trainings for its settings."""
-    check_numbers(locals())
-    from flooding.cli._problem import load_problem
-    from flooding.experiments import bakeoff
+@contextmanager
+def estimated_training(training: Training) -> Generator[TrainAll, None, None]:
+    """Look Runs up or train them, and say before that how long it will take.
 
-    check_output_folder(out)
-    check_ledger(ledger)
-    data = drop_none(label_noise=label_noise)
-    options = TableOptions(target, kind, drop, use, text, na, encoding, header, decimal)
-    problem, _ = load_problem(what, data=data, options=options, epochs=epochs)
-    classes = problem.splits(0).classes
-    if classes is None:
-        raise ValueError(
-            f"compare needs classes, but the targets of {what} are numbers. Use flooding find."
-        )
+    Args:
+        training: Where they are looked up and trained.
 
-    # ruff: ignore[unused-function-argument]
-    def start(quick: bool, seeds: Sequence[int] | None) -> Study:
-        return bakeoff.compare({what: (problem, classes)}, seeds or ())
-
-    experiment = replace(bakeoff.EXPERIMENT, name="compare", start=start)
-    training = _Training(ledger, overwrite, workers)
-    _train_and_write(experiment, False, range(seeds), training, out)
-
-
-def _train_and_write(
-    experiment: Experiment,
-    quick: bool,
-    seeds: Sequence[int] | None,
-    training: _Training,
-    out: Path,
-    source: Source | None = None,
-) -> None:
-    """Train what an experiment asks, pack its Records, and report on what was packed."""
-    from flooding.level_search.driver import run_generator
-    from flooding.report.provenance import machine
-    from flooding.training.archive import Archive, pack, with_fallback
-    from flooding.training.config import is_hashable
+    Yields:
+        A function from Runs to their Records.
+    """
     from flooding.training.estimate import estimate
     from flooding.training.runner import run_all
 
     with progress() as (on_start, on_row):
 
         def estimate_and_start(runs: list[Run]) -> None:
-            if runs:
+            # The time on another device is not known from epochs on this processor.
+            if runs and training.device == "cpu":
                 seconds = estimate(runs, training.workers)
-                errors.print_line(
+                note(
                     f"about {format_duration(seconds)} for {len(runs)} trainings, "
                     f"{seconds / len(runs):.1f} s each"
                 )
@@ -195,40 +150,62 @@ def _train_and_write(
         def train(runs: list[Run]) -> list[Record]:
             return run_all(runs, **training._asdict(), on_start=estimate_and_start, on_row=on_row)
 
+        yield train
+
+
+def _train_and_write(
+    experiment: Experiment,
+    quick: bool,
+    seeds: Sequence[int] | None,
+    training: Training,
+    out: Path,
+    source: Source | None = None,
+) -> dict[str, object]:
+    """Train what an experiment asks, pack its Records, and report on what was packed."""
+    from flooding.level_search.driver import run_generator
+    from flooding.report.provenance import machine
+    from flooding.training.archive import Archive, pack, with_fallback
+    from flooding.training.config import is_hashable
+
+    with estimated_training(training) as train:
         # With an archive only what it lacks is trained.
         run_or_look_up = train if source is None else with_fallback(source, train)
         # A Run of the archive is not trained again, whatever the ledger says.
         report, records = run_generator(experiment.start(quick, seeds), run_or_look_up)
     # An archive names Runs by their configuration, which the user's own code does not have.
-    if all(is_hashable(record.run) for record in records if record.run is not None):
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{experiment.name}.npz"
-        pack(path, records, experiment.curves, machine(), experiment.is_exact)
-        # The page is drawn from the file, in which curves are rounded, not from the Records.
-        study = experiment.start(quick, seeds)
-        _write_from_archive(experiment, study, Archive(path), out, path)
-    else:
-        _write(report, experiment.name, out)
+    if not all(is_hashable(record.run) for record in records if record.run is not None):
+        return _write(report, experiment.name, out)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{experiment.name}.npz"
+    pack(path, records, experiment.curves, machine(), experiment.is_exact)
+    # The page is drawn from the file, in which curves are rounded, not from the Records.
+    study = experiment.start(quick, seeds)
+    return _write_from_archive(experiment, study, Archive(path), out, path)
 
 
 def _write_from_archive(
     experiment: Experiment, study: Study, source: Source, out: Path, *extra_files: Path
-) -> None:
+) -> dict[str, object]:
     """Report on an archive, so that the same file always gives the same page."""
     from flooding.level_search.driver import run_generator
 
     report, _ = run_generator(study, source)
-    _write(report, experiment.name, out, *extra_files)
+    return _write(report, experiment.name, out, *extra_files)
 
 
-def _write(report: Report, name: str, out: Path, *extra_files: Path) -> None:
-    """Write page, tables and figures, and print the findings."""
+def _write(report: Report, name: str, out: Path, *extra_files: Path) -> dict[str, object]:
+    """Write page, tables and figures, and print the findings; give both for ``--json``."""
     files = [*report.save(out, name), *extra_files]
     for heading, sentences in (("Not reproduced:", report.failures), ("Found:", report.findings)):
         if sentences:
-            console.print_line(heading)
+            console.print_result(heading)
         for sentence in sentences:
-            console.print_line(f"- {sentence}")
+            console.print_result(f"- {sentence}")
     console.print()
     file_names = ", ".join(file.name for file in files)
     console.print_line(f"Page, tables and figures in {out.absolute()}: {file_names}")
+    return {
+        "not_reproduced": report.failures,
+        "found": report.findings,
+        "files": [file.absolute() for file in files],
+    }

@@ -14,12 +14,15 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._console import console, errors, progress
+from flooding.cli._console import console, errors, print_json, progress, set_output
 from flooding.cli._options import (
     Arguments,
     AverageName,
+    Force,
+    Json,
     Ledger,
     Overwrite,
+    Quiet,
     check_ledger,
     check_numbers,
     check_output_folder,
@@ -28,6 +31,7 @@ from flooding.cli._options import (
     option,
     parse_levels,
 )
+from flooding.cli._outputs import check_new_files
 from flooding.entries import CONTROLLERS, DATASETS, METHODS, entry_names, join_names
 
 if TYPE_CHECKING:
@@ -54,6 +58,12 @@ Task = Annotated[
 ModelName: TypeAlias = Literal["mlp", "mlp-bn"]
 OptimizerName: TypeAlias = Literal["sgd", "adam", "adamw"]
 _DATA, _MODEL, _FLOODING, _TRAINING, _OUTPUT = "Data", "Model", "Flooding", "Training", "Output"
+# Files of --save, as safetensors or, where that is not installed, as checkpoints.
+_WEIGHT_FILES = tuple(
+    f"{name}{suffix}"
+    for name in ("first_flooded", "best", "last", "average", "best_average")
+    for suffix in (".safetensors", ".pt")
+)
 # Options that set an argument of another name.
 _ARGUMENTS = {
     "train_samples": "n_train",
@@ -186,13 +196,17 @@ def run(
     tag: Annotated[
         list[str] | None, option("key:value, or a bare word; repeatable (MLflow).", _OUTPUT)
     ] = None,
+    force: Force = False,
     ledger: Ledger = None,
     overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train one network on a built-in task, with or without flooding."""
     # Every option by its name: what is too many to list twice is picked from here.
     options: dict[str, object] = dict(locals())
     check_numbers(options)
+    set_output(quiet=quiet, json=json)
     from flooding import tracking
 
     if tag and mlflow is None:
@@ -206,6 +220,8 @@ def run(
         plan = replace(plan, level=_excess(plan, label_smoothing))
     # Refuse what would fail later, before anything is written.
     _check(plan, device, threads, [save, tensorboard])
+    if save is not None:
+        check_new_files(save, _WEIGHT_FILES, force=force)
     check_ledger(ledger)
     # AdaFlood trains auxiliary networks for its levels, so this comes after every check.
     if method == "adaflood":
@@ -226,6 +242,8 @@ def run(
         else:
             record = _train(plan, device, threads, save, trackers, ledger, overwrite)
     _print_record(record)
+    if json:
+        print_json({"metrics": record.metrics, "weights": save and save.absolute()})
 
 
 def _select(options: Mapping[str, object], *names: str) -> dict[str, Any]:
@@ -454,7 +472,8 @@ def _print_record(record: Record) -> None:
             for prefix in columns.values():
                 values.append(record.metrics.get(f"{prefix}{name}", math.nan))
             table.add_row(name.replace("_", " "), *map(_format, values))
-    console.print(table)
+    with console.results():
+        console.print_table(table)
 
 
 def _format(value: float) -> str:

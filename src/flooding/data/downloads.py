@@ -22,6 +22,7 @@ from typing import IO, cast
 from flooding.atomic import write_atomic
 from flooding.data.compression import DAMAGED, LimitedReader, max_bytes, open_compressed
 from flooding.data.registry import ARCHIVES, FILES
+from flooding.extras import install_command
 from flooding.text import printable
 
 __all__ = ["cache", "find", "read", "read_archive", "write_cached"]
@@ -226,7 +227,7 @@ def _download(name: str, address: str, local_name: str, verify: Callable[[bytes]
         from pooch import HTTPDownloader, Pooch
     except ImportError as error:
         raise ImportError(
-            f"downloading {name} needs pooch. Install it: pip install 'flooding[experiments]'; "
+            f"downloading {name} needs pooch. Install it: {install_command('experiments')}; "
             f"or {manual_fix}"
         ) from error
 

@@ -17,6 +17,7 @@ import zlib
 import numpy as np
 
 from flooding.data.compression import LimitedReader, max_bytes
+from flooding.extras import install_command
 
 __all__ = ["read_batch", "read_idx", "read_mat"]
 
@@ -84,7 +85,7 @@ def read_mat(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         from scipy.io import loadmat
     except ImportError as error:
         raise ImportError(
-            "SVHN needs SciPy. Install it: pip install 'flooding[experiments]'"
+            f"SVHN needs SciPy. Install it: {install_command('experiments')}"
         ) from error
     try:
         _check_unpacked_size(content)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from flooding.data import Split, Splits, downloads, flip_labels, make_rng
+from flooding.extras import install_command
 
 __all__ = [
     "digits",
@@ -52,7 +53,7 @@ def digits(label_noise: float = 0.2, n_train: int = 600, n_val: int = 300, *, se
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "digits needs scikit-learn. Install it: pip install 'flooding[experiments]'"
+            f"digits needs scikit-learn. Install it: {install_command('experiments')}"
         ) from error
     x, y = load_digits(return_X_y=True)
     return split_table(x, y, n_train, n_val, label_noise, seed=seed)

@@ -9,7 +9,7 @@ Test data choose nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -32,7 +32,18 @@ from flooding.training.problem import Problem
 from flooding.training.record import Record, validation_key
 from flooding.training.run import Run
 
-__all__ = ["BUDGET", "EXPERIMENT", "METHODS", "Setting", "compare", "problems", "start"]
+__all__ = [
+    "BUDGET",
+    "CURVES",
+    "EXPERIMENT",
+    "METHODS",
+    "Setting",
+    "compare",
+    "is_exact",
+    "problems",
+    "start",
+    "train_methods",
+]
 
 # What the finder reads, and what the late band is taken of.
 CURVES = ("train_loss", "val_loss", "val_accuracy", "flooded")
@@ -195,14 +206,37 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
     Returns:
         The report.
     """
+    results, records = yield from train_methods(by_name, seeds)
+    return make_report(results, records)
+
+
+def train_methods(
+    by_name: Mapping[str, tuple[Problem, int]],
+    seeds: Sequence[int],
+    methods: Sequence[str] = tuple(METHODS),
+) -> Generator[list[Run], list[Record], tuple[Results, list[Record]]]:
+    """Train methods on every problem, and pick the settings of each on the validation rows.
+
+    Args:
+        by_name: Problems and their numbers of classes.
+        seeds: Seeds.
+        methods: Names from :data:`METHODS`.
+
+    Yields:
+        The Runs.
+
+    Returns:
+        The picks, without methods that have no settings on a problem, and all Records.
+    """
     # All methods but flooding. The settings are made once for all seeds, so that the estimate of
     # the duration times each of them once.
     searches: list[tuple[str, str, int, list[Setting]]] = []
     for name, (problem, classes) in by_name.items():
         settings = {}
-        for method, competitor in METHODS.items():
-            if competitor.settings is not None:
-                settings[method] = competitor.settings(problem, classes)
+        for method in methods:
+            make_settings = METHODS[method].settings
+            if make_settings is not None:
+                settings[method] = make_settings(problem, classes)
         for seed in seeds:
             for method, own in settings.items():
                 if own:
@@ -212,29 +246,43 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
         runs += [setting.run(seed) for setting in settings]
     records = list((yield runs))
     # The Records come in the order of the searches, as many as each has settings.
-    picks, start = {}, 0
+    picks: dict[tuple[str, str, int], Pick] = {}
+    start = 0
     for method, name, seed, settings in searches:
         tried = records[start : start + len(settings)]
         picks[method, name, seed] = _pick(METHODS[method].at, settings, tried)
         start += len(settings)
-    # Flooding: the finder's level, and a full training at it.
+    flooded_methods = [method for method in methods if METHODS[method].settings is None]
+    if flooded_methods:
+        flooded_picks, flooded_records = yield from _search_levels(by_name, seeds, flooded_methods)
+        picks |= flooded_picks
+        records += flooded_records
+    compared = list(methods)
+    for method, name in product(methods, by_name):
+        if (method, name, seeds[0]) not in picks and method in compared:
+            # It has no settings on this problem, and so no mean over problems.
+            compared.remove(method)
+    return Results(picks, compared, list(by_name), list(seeds)), records
+
+
+def _search_levels(
+    by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int], methods: Sequence[str]
+) -> Generator[list[Run], list[Record], tuple[dict[tuple[str, str, int], Pick], list[Record]]]:
+    """Let the finder choose a level for each problem and seed, and train in full at it."""
     cases = list(product(by_name, seeds))
     finders = []
     for name, seed in cases:
         finders.append(finder(by_name[name][0], budget=BUDGET - 1, seeds=[seed]))
     answers = yield from run_concurrently(finders)
     flooded = yield [answer.run for answer in answers]
+    picks: dict[tuple[str, str, int], Pick] = {}
+    records: list[Record] = []
     for (name, seed), answer, record in zip(cases, answers, flooded, strict=True):
         records += [*answer.records, record]
         label = "none" if answer.level is None else f"b {answer.level:g}"
-        for method in ("flooding", "flooding + early stopping"):
+        for method in methods:
             picks[method, name, seed] = Pick(record, METHODS[method].at, label, (record,))
-    methods = list(METHODS)
-    for method, name in product(METHODS, by_name):
-        if (method, name, seeds[0]) not in picks and method in methods:
-            # It has no settings on this problem, and so no mean over problems.
-            methods.remove(method)
-    return make_report(Results(picks, methods, list(by_name), list(seeds)), records)
+    return picks, records
 
 
 def _pick(at: Epoch, settings: Sequence[Setting], records: Sequence[Record]) -> Pick:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flooding.extras import install_command
 from flooding.level_search.level_stats import (
     adjacent_levels,
     best_level,
@@ -82,7 +83,7 @@ def tpe(
     try:
         import optuna
     except ImportError as error:
-        raise ImportError("tpe needs Optuna. Install it: pip install 'flooding[optuna]'") from error
+        raise ImportError(f"tpe needs Optuna. Install it: {install_command('optuna')}") from error
     # The copy first: a path that cannot be written is reported before anything is trained.
     with _open_copy(storage) as copy:
         sampler_seed = derive_seed(seed, "tpe") % 2**32

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flooding.extras import install_command
 from flooding.methods.base import Method, OptimizerFactory
 from flooding.methods.flooding import Flooding
 
@@ -67,7 +68,9 @@ class SAM(Method):
         try:
             import pytorch_optimizer
         except ImportError as error:
-            raise ImportError("SAM needs pytorch-optimizer: pip install 'flooding[sam]'") from error
+            raise ImportError(
+                f"SAM needs pytorch-optimizer. Install it: {install_command('sam')}"
+            ) from error
         return pytorch_optimizer.SAM(
             parameters,
             base_optimizer=make_optimizer,  # type: ignore[arg-type]

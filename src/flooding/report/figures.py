@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flooding.atomic import write_atomic
+from flooding.extras import install_command
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -82,7 +83,7 @@ def _style() -> Generator[None]:
         import matplotlib
     except ImportError as error:
         raise ImportError(
-            "plots need matplotlib, which is missing. Run: pip install 'flooding[plot]'"
+            f"plots need matplotlib, which is missing. Run: {install_command('plot')}"
         ) from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

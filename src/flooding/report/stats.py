@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flooding.extras import install_command
+
 __all__ = [
     "Difference",
     "adjust",
@@ -353,6 +355,6 @@ def _stats():
         from scipy import stats
     except ImportError as error:
         raise ImportError(
-            "tests of differences need scipy. Run: pip install 'flooding[experiments]'"
+            f"tests of differences need scipy. Run: {install_command('experiments')}"
         ) from error
     return stats

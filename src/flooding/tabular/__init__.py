@@ -1,6 +1,13 @@
 """Tables: from somebody's file of rows and columns to a Problem, a saved model, and predictions."""
 
-from flooding.tabular.model import TableModel, check_folder, load_model, predict, save_model
+from flooding.tabular.model import (
+    TableModel,
+    check_folder,
+    load_model,
+    predict,
+    read_origin,
+    save_model,
+)
 from flooding.tabular.preprocessing import Preprocessing
 from flooding.tabular.problem import TableProblem, Target, table_problem
 from flooding.tabular.reading import read_table
@@ -13,6 +20,7 @@ __all__ = [
     "check_folder",
     "load_model",
     "predict",
+    "read_origin",
     "read_table",
     "save_model",
     "table_problem",

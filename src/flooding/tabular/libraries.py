@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from flooding.extras import install_command
+
 __all__ = ["import_engine", "import_library"]
 
 
@@ -23,9 +25,7 @@ def import_library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
-            f"tables need {name}. Install it: pip install 'flooding[tables]'"
-        ) from error
+        raise ImportError(f"tables need {name}. Install it: {install_command('tables')}") from error
 
 
 def import_engine(name: str, kind: str) -> ModuleType:

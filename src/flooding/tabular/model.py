@@ -9,7 +9,7 @@ import inspect
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,12 +29,12 @@ from flooding.tabular.preprocessing import (
     load_preprocessing,
 )
 from flooding.tabular.problem import TableProblem, Target
-from flooding.tabular.reading import Source, import_library
+from flooding.tabular.reading import Source, find_names, import_library
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["TableModel", "check_folder", "load_model", "predict", "save_model"]
+__all__ = ["TableModel", "check_folder", "load_model", "predict", "read_origin", "save_model"]
 
 log = logging.getLogger("flooding")
 
@@ -80,7 +80,13 @@ def check_folder(folder: str | Path) -> None:
         )
 
 
-def save_model(folder: str | Path, weights: Mapping[str, Tensor], table: TableProblem) -> None:
+def save_model(
+    folder: str | Path,
+    weights: Mapping[str, Tensor],
+    table: TableProblem,
+    *,
+    about: Mapping[str, object] | None = None,
+) -> None:
     """Save weights with all that predictions need.
 
     The folder holds ``model.json``, the weights (safetensors) and the fitted preprocessing (skops).
@@ -91,6 +97,8 @@ def save_model(folder: str | Path, weights: Mapping[str, Tensor], table: TablePr
         folder: Where to save; a model saved there before is replaced.
         weights: A state dict of the problem's network, such as ``row.weights["best"]``.
         table: The problem they were trained on.
+        about: How they came about, for a reader, as JSON can hold it; ``origin`` among it names
+            what trained them, see :func:`read_origin`.
 
     Raises:
         ImportError: If safetensors or skops is not installed.
@@ -119,6 +127,7 @@ def save_model(folder: str | Path, weights: Mapping[str, Tensor], table: TablePr
             "dropped": table.preprocessing.dropped_columns,
         },
         "header": table.header,
+        "about": dict(about or {}),
     }
     # safetensors wants tensors that share no memory.
     tensors = {
@@ -127,6 +136,25 @@ def save_model(folder: str | Path, weights: Mapping[str, Tensor], table: TablePr
     }
     files = {_WEIGHTS: save(tensors), _PREPROCESSING: dump_preprocessing(table.preprocessing)}
     write_model(folder, config, files)
+
+
+def read_origin(folder: str | Path) -> str | None:
+    """Read what trained a saved model, without loading it.
+
+    Args:
+        folder: Where it was saved.
+
+    Returns:
+        The ``origin`` that :func:`save_model` was given; None where there is none, or the model is
+        damaged or of another version.
+    """
+    try:
+        config, _ = read_model(Path(folder), _FORMAT, ())
+    except (*DAMAGED, ValueError):
+        return None
+    about = config.get("about")
+    origin = about.get("origin") if isinstance(about, dict) else None
+    return origin if isinstance(origin, str) else None
 
 
 def load_model(folder: str | Path) -> TableModel:
@@ -153,6 +181,9 @@ def load_model(folder: str | Path) -> TableModel:
         return _restore_model(config, load(files[_WEIGHTS]), files[_PREPROCESSING])
     except (*DAMAGED, SafetensorError) as error:
         reason = shorten(str(error).split("\n")[0][:500].rstrip("."))
+        if isinstance(error, FileNotFoundError):
+            missing = Path(error.filename).name if folder.exists() else "it"
+            reason = f"{shorten(missing)} is missing"
         raise ValueError(
             f"folder must hold a saved model, got {shorten(folder)}: {reason}. "
             "Give the folder that flooding find --save wrote."
@@ -260,7 +291,13 @@ def _get_names(stored: Mapping[str, object], key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def predict(folder: str | Path, path: Source) -> pd.DataFrame:
+def predict(
+    folder: str | Path,
+    path: Source,
+    *,
+    keep: Sequence[str] = (),
+    probabilities: bool = False,
+) -> pd.DataFrame:
     """Predict the target for every row of a table with a saved model.
 
     Columns are matched by name. Further columns are ignored with a notice, the target's own without
@@ -270,48 +307,68 @@ def predict(folder: str | Path, path: Source) -> pd.DataFrame:
         folder: A saved model.
         path: A table with the columns of the training table: a file, ``-`` for standard input, or
             a DataFrame, see :func:`flooding.tabular.read_table`.
+        keep: Names of columns of the table to repeat, as text and in this order, before the
+            predictions.
+        probabilities: Whether to add a column ``probability of NAME`` for each class.
 
     Returns:
-        A pandas DataFrame with a row per row of the table, in its order. For classes: ``class``
-        (its name, a string), then ``probability of NAME`` for each class. For a number: ``value``
-        in the target's unit.
+        A pandas DataFrame with a row per row of the table, in its order. The predictions are in a
+        column of the target's name: names of classes, or numbers in the target's unit. Where a
+        column of that name is kept, it is ``predicted NAME``.
 
     Raises:
         ImportError: If a library of the extra ``tables`` is not installed.
-        ValueError: If the model or the table cannot be read, or a column is missing or holds
-            something else than in training.
+        ValueError: If the model or the table cannot be read, a column is missing or holds something
+            else than in training, or probabilities of a number are asked for.
     """
     pandas, model = import_library("pandas"), load_model(folder)
-    preprocessing, target = model.preprocessing, model.target
-    table, raw = read_new_rows(path, preprocessing, header=model.header)
-    x = preprocessing.transform(table)
-    _warn_of_columns(table, model)
-    _warn_of_categories(table, preprocessing)
+    target = model.target
+    if probabilities and target.classes is None:
+        raise ValueError(
+            f"probabilities belong to classes, but {quote(target.name)} is a number. "
+            "Leave them out."
+        )
+    table, raw = read_new_rows(path, model.preprocessing, header=model.header)
+    # As the file has them, letter by letter.
+    texts = {name: raw.text(name) for name in find_names("keep", keep, raw)}
+    x = model.preprocessing.transform(table)
+    _warn_of_columns(table, model, keep)
+    _warn_of_categories(table, model.preprocessing)
 
+    output = _apply(model.network, x, raw.source)
+    name = target.name if target.name not in texts else f"predicted {target.name}"
+    columns: dict[str, object] = dict(texts)
+    if target.classes is None:
+        columns[name] = output[:, 0].numpy() * target.sd + target.mean
+    else:
+        classes = [target.classes[label] for label in output.argmax(1).tolist()]
+        _warn_of_formulas(classes)
+        columns[name] = classes
+    if probabilities and target.classes is not None:
+        for class_name, column in zip(target.classes, output.softmax(1).numpy().T, strict=True):
+            columns[f"probability of {class_name}"] = column
+    return pandas.DataFrame(columns)
+
+
+def _apply(network: nn.Module, x: Tensor, source: str) -> Tensor:
+    """Give the outputs of a network, float64 ``[rows, outputs]``, all of them finite."""
     with torch.inference_mode():
-        outputs = [model.network(rows) for rows in x.split(_PREDICTION_ROWS)]
+        outputs = [network(rows) for rows in x.split(_PREDICTION_ROWS)]
     output = torch.cat(outputs).double()
     is_finite = output.isfinite().all(1)
     if not is_finite.all():
         row = int(is_finite.int().argmin()) + 1
         raise ValueError(
-            f"every row must have a finite prediction, got none for row {row} of {raw.source}. "
+            f"every row must have a finite prediction, got none for row {row} of {source}. "
             "Its numbers are too far from those of training; correct or drop it."
         )
-    if target.classes is None:
-        return pandas.DataFrame({"value": output[:, 0].numpy() * target.sd + target.mean})
-    classes = [target.classes[label] for label in output.argmax(1).tolist()]
-    _warn_of_formulas(classes)
-    predictions: dict[str, object] = {"class": classes}
-    for name, probabilities in zip(target.classes, output.softmax(1).numpy().T, strict=True):
-        predictions[f"probability of {name}"] = probabilities
-    return pandas.DataFrame(predictions)
+    return output
 
 
-def _warn_of_columns(table: pd.DataFrame, model: TableModel) -> None:
+def _warn_of_columns(table: pd.DataFrame, model: TableModel, keep: Sequence[str]) -> None:
     """Warn of columns that training had not seen."""
     preprocessing = model.preprocessing
-    seen = {model.target.name, *preprocessing.dropped_columns, *preprocessing.columns}
+    seen = {model.target.name, *preprocessing.dropped_columns, *preprocessing.columns, *keep}
     seen |= set(preprocessing.sources)
     unseen = [str(name) for name in table if str(name) not in seen]
     if unseen:

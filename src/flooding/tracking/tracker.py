@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Literal, Protocol, TypeAlias
 
+from flooding.extras import install_command
 from flooding.training.loop import EpochResult
 from flooding.training.run import Run
 
@@ -185,7 +186,7 @@ def import_or_explain(extra: str, *modules: str) -> None:
         message = f"tracking needs {' and '.join(modules)}, got: {error}."
     # Outside the block: the traceback of the import would not help.
     if message is not None:
-        raise ImportError(f"{message} Run pip install 'flooding[{extra}]'.")
+        raise ImportError(f"{message} Run {install_command(extra)}.")
 
 
 @contextmanager

@@ -11,9 +11,10 @@ import hashlib
 import io
 import logging
 import math
+import os
 import pickle
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,10 +26,11 @@ from flooding.training.folders import make_private_folder
 from flooding.training.loop import EpochResult
 from flooding.training.state import Snapshot
 
-__all__ = ["INTERVAL", "CheckpointTimer", "Checkpoints", "state_digest"]
+__all__ = ["IDLE_LIMIT", "INTERVAL", "CheckpointTimer", "Checkpoints", "state_digest"]
 
 log = logging.getLogger("flooding")
 INTERVAL = 30.0  # seconds between two checkpoints of a Run, at least
+IDLE_LIMIT = 256 << 20  # bytes of checkpoints that no training waits for
 _MAX_SHARE = 0.02  # of the time, for writing them
 _HEADER = b"flooding checkpoint, schema 2\n"
 # Schema 1 and files without a header are from flooding 0.1.0, whose keys and states were others.
@@ -50,7 +52,13 @@ class Checkpoints:
         self.folder = Path(folder)
 
     def save(
-        self, name: str, epoch: int, snapshot: Snapshot, *, delete_earlier: bool = True
+        self,
+        name: str,
+        epoch: int,
+        snapshot: Snapshot,
+        *,
+        delete_earlier: bool = True,
+        is_idle: bool = False,
     ) -> bool:
         """Write a checkpoint.
 
@@ -59,6 +67,8 @@ class Checkpoints:
             epoch: The epoch it was taken after.
             snapshot: A :attr:`flooding.training.loop.EpochResult.snapshot`.
             delete_earlier: Remove earlier ones of the same name.
+            is_idle: Whether its Run has finished, so that nothing waits for it: a longer Run may go
+                on from it, or never. Such a file is dated back, see :meth:`prune`.
 
         Returns:
             Whether it was written.
@@ -74,6 +84,10 @@ class Checkpoints:
                 "no checkpoint in %s (%s); the run goes on without one.", self.folder, error
             )
             return False
+        if is_idle:
+            changed = time.time() - _HOUR
+            with contextlib.suppress(OSError):
+                os.utime(path, (changed, changed))
         if delete_earlier:
             self.delete(name, below=epoch)
         return True
@@ -145,11 +159,13 @@ class Checkpoints:
                 _remove(Path(lock.lock_file))
                 lock.release()
 
-    def prune(self, limit: int = 4 << 30) -> None:
-        """Remove what a crash left, and the oldest checkpoints until the rest fits a limit.
+    def prune(self, limit: int = 4 << 30, *, idle_limit: int = IDLE_LIMIT) -> None:
+        """Remove what a crash left, and the oldest checkpoints until the rest fits the limits.
 
         Args:
-            limit: Bytes that the checkpoints may take.
+            limit: Bytes that all checkpoints may take.
+            idle_limit: Bytes that those may take which are dated an hour back or more. Younger ones
+                may belong to a process that still runs.
         """
         now = time.time()
         # Young files may belong to a process that still runs.
@@ -157,13 +173,16 @@ class Checkpoints:
             for _, _, path in self._list_by_age(pattern, before=now - age):
                 _remove(path)
         # Then the oldest checkpoints: their Runs are the least likely to go on.
-        files = self._list_by_age("*.pt")
-        total = sum(size for _, size, _ in files)
-        for _, size, path in files:
-            if total <= limit:
-                return
-            _remove(path)
-            total -= size
+        _remove_until(self._list_by_age("*.pt", before=now - _HOUR), idle_limit)
+        _remove_until(self._list_by_age("*.pt"), limit)
+
+    def size(self) -> int:
+        """Add up the bytes of all checkpoints.
+
+        Returns:
+            Their number; 0 where there is no folder.
+        """
+        return sum(size for _, size, _ in self._list_by_age("*.pt"))
 
     def count_old(self) -> int:
         """Count the checkpoints that flooding 0.1.0 wrote, which cannot be read.
@@ -269,6 +288,16 @@ def _read_header(path: Path) -> bytes:
             return file.read(len(_HEADER))
     except OSError:
         return b""
+
+
+def _remove_until(files: Sequence[tuple[float, int, Path]], limit: int) -> None:
+    """Remove files, given by age, size and path, from the first on until the rest fits a limit."""
+    total = sum(size for _, size, _ in files)
+    for _, size, path in files:
+        if total <= limit:
+            return
+        _remove(path)
+        total -= size
 
 
 def _remove(path: Path) -> None:

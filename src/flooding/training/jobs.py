@@ -295,4 +295,4 @@ def _prune_checkpoints(checkpoints: Checkpoints, job: Job, row: EpochResult) -> 
     else:
         # This Run's Record counts the cost up to here; a longer Run counts only its own epochs.
         snapshot = {**row.snapshot(), "trained": 0, "seconds": 0.0}
-        checkpoints.save(job.name, row.epoch, snapshot)
+        checkpoints.save(job.name, row.epoch, snapshot, is_idle=True)

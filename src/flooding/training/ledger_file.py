@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 _SCHEMA = 1  # 0 is flooding 0.1.0
 _PATIENCE = 60.0  # seconds to wait for another process's write
-_SILENCE = 2.0  # seconds of waiting before the log says so
+_SILENCE = 0.5  # seconds of waiting before the log says so; a write takes milliseconds
 _NOT_WRITABLE = {
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_CANTOPEN,
@@ -47,7 +47,7 @@ _NOT_WRITABLE = {
     sqlite3.SQLITE_AUTH,
 }
 _FREE_SPACE = "Free some space there; the same call goes on from what it holds."
-_MAKE_WRITABLE = "Make the file and its folder writable, or name another ledger."
+_MAKE_WRITABLE = "Make the file and its folder writable, or name another: --ledger FILE."
 
 
 class LedgerFile:
@@ -178,7 +178,7 @@ class LedgerFile:
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         self._id = file_id(self.path)
-        self.connection = connect(self.path, timeout=1.0)
+        self.connection = connect(self.path, timeout=_SILENCE)
         try:
             self._wait(self._prepare)
         except BaseException:
@@ -239,7 +239,8 @@ class LedgerFile:
             if seconds > _SILENCE and not is_logged:
                 is_logged = True
                 log.warning(
-                    "%s has locked the ledger %s; waiting for it, at most %.0f s.",
+                    "%s has locked the ledger %s; waiting for it, at most %.0f s. "
+                    "End that process, or name another ledger: --ledger FILE.",
                     lock_holder(self.path),
                     self.path,
                     _PATIENCE,
@@ -271,8 +272,8 @@ def _user_error(path: Path, error: Exception | str) -> Exception:
     if code in LOCK_CODES:
         return OSError(
             f"the ledger {path} must be free within {_PATIENCE:.0f} s, but {lock_holder(path)} has "
-            f"locked it ({error}). End that process, or name another ledger; the same call goes on "
-            "from what this one holds."
+            f"locked it ({error}). End that process, or name another ledger: --ledger FILE. The "
+            "same call goes on from what this one holds."
         )
     # SQLite does not always say that the disk is full.
     is_full = code == sqlite3.SQLITE_FULL or number in {errno.ENOSPC, errno.EDQUOT}

@@ -377,6 +377,9 @@ def _train(
             on_row(row)
         if row.record is not None:
             records[index] = row.record
+    # What these Runs leave is of use to a longer Run alone, so it must not pile up.
+    for folder in {job.checkpoint_folder for job in jobs}:
+        Checkpoints(folder or "").prune()
     trained = sum(record.metadata["epochs_trained"] for record in records.values())
     epochs = sum(job.run.epochs for job in jobs)
     if trained < epochs:
