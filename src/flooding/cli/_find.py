@@ -95,7 +95,7 @@ def find(
     ] = None,
     average: Annotated[
         AverageName | None,
-        option("Judge by averaged weights: ema, of the last steps, or mean, of flooded ones.", _SEARCH),
+        option("Judge by averaged weights: ema, or mean from the first flooded step.", _SEARCH),
     ] = None,
     device: Annotated[str, option("cpu, cuda, cuda:1 or mps.", _SEARCH)] = "cpu",
     out: Annotated[Path, option("Folder for table, curves and picture.", _OUTPUT)] = Path(
