@@ -59,7 +59,8 @@ _FORMATS = (
     "%a %d %b %Y",
     "%A, %B %d, %Y",
 )
-_SAMPLE = 200  # cells on which every format is tried
+_SAMPLE = 200  # cells on which the likely formats are tried
+_FEW = 10  # cells on which every format is tried
 _WEEKDAYS = np.array(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"], dtype=object)
 
 #: The parts of a date, and whether each of them is a number; the others are categories.
@@ -119,6 +120,9 @@ def find_date_format(cells: Sequence[str], min_share: float) -> tuple[str | None
     # A day above 12 may be rare: then the sample does not decide, but all cells do.
     formats = []
     for date_format in _FORMATS:
+        # A few cells rule out most formats.
+        if not np.isfinite(_timestamps(sample[:_FEW], date_format)).any():
+            continue
         if np.isfinite(_timestamps(sample, date_format)).mean() >= min_share:
             formats.append(date_format)
     readings = {}
