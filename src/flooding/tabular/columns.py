@@ -120,7 +120,9 @@ def _number_text(cell: object) -> str:
     return str(cell)
 
 
-def file_decimal(columns: Iterable[Sequence[object]], separator: str | None) -> Decimal:
+def file_decimal(
+    columns: Iterable[Sequence[object] | np.ndarray], separator: str | None
+) -> Decimal:
     """Judge the decimal sign of a file by the columns that leave no doubt.
 
     Args:

@@ -148,8 +148,8 @@ def read_raw(
         ImportError: See :func:`read_table`.
         ValueError: See :func:`read_table`.
     """
-    pandas = import_library("pandas")
-    if isinstance(path, pandas.DataFrame):
+    import_library("pandas")
+    if not isinstance(path, (str, Path)):
         return from_frame(path)
     file = read_file(path)
     # Sentences name the file alone; errors so far have named its whole path.
