@@ -20,6 +20,7 @@ from framework_oracle import (
     EXAMPLES,
     LEVEL,
     MICRO,
+    STEPS,
     Oracle,
     data,
     distance,
@@ -27,6 +28,7 @@ from framework_oracle import (
     network,
     sgd,
     start_ranks,
+    stop_ranks,
 )
 from framework_table import EXACT, FLOAT32, cell
 
@@ -35,7 +37,7 @@ with warnings.catch_warnings():
     accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore:::accelerate", "ignore::UserWarning")
-WARMUP = Warmup(LEVEL, steps=60)
+WARMUP = Warmup(LEVEL, steps=30)
 PACKAGES = {"accelerate": "accelerate", "fabric": "lightning", "deepspeed": "deepspeed"}
 
 
@@ -49,8 +51,7 @@ def ranks(tmp_path_factory):
             started[framework] = (start_ranks("_accelerate_ranks.py", folder, framework), folder)
     yield started
     for processes, _ in started.values():
-        for process in processes:
-            process.kill()
+        stop_ranks(processes)
 
 
 def figures_of(ranks, framework):
@@ -115,7 +116,7 @@ def test_accumulation(oracle):
     with torch.no_grad():
         loss = F.cross_entropy(loop.model(x), y)
         cell("Accelerate", "evaluation plain", float(loop.flood_step(loss) - loss))
-    assert int(loop.flood_step.n_steps) == 80
+    assert int(loop.flood_step.n_steps) == STEPS
 
 
 def test_a_last_window_that_is_not_full():
@@ -149,10 +150,10 @@ def test_checkpoints_of_a_moving_level(tmp_path):
         for loop in (first, second):
             if is_registered:
                 loop.accelerator.register_for_checkpointing(loop.flood_step)
-        first.train(7)
+        first.train(4)
         first.accelerator.save_state(folder)
         second.accelerator.load_state(folder)
-        second.train(EPOCHS - 7)
+        second.train(EPOCHS - 4)
         errors.append(distance(second.model, expected.model))
     cell("Accelerate", "resume", errors[0], naive=errors[1])
 
@@ -220,10 +221,10 @@ def test_fabric(oracle):
     cell(row, "clipping", error, naive=distance(wrong(norm=0.2), clipped))
     expected = Oracle(WARMUP).model
     cell(row, "moving level", distance(fabric_loop(WARMUP)[0], expected))
-    _, state, flood_step = fabric_loop(WARMUP, epochs=range(7))
-    unsaved = fabric_loop(WARMUP, epochs=range(7, EPOCHS), state=state)[0]
+    _, state, flood_step = fabric_loop(WARMUP, epochs=range(4))
+    unsaved = fabric_loop(WARMUP, epochs=range(4, EPOCHS), state=state)[0]
     state["flood_step"] = flood_step.state_dict()
-    resumed = fabric_loop(WARMUP, epochs=range(7, EPOCHS), state=state)[0]
+    resumed = fabric_loop(WARMUP, epochs=range(4, EPOCHS), state=state)[0]
     cell(row, "resume", distance(resumed, expected), naive=distance(unsaved, expected))
 
 
