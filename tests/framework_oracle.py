@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from flooding.levels import Controller, StepInfo
 
-LEVEL, MICRO, ACCUMULATE, EPOCHS = 0.5, 8, 4, 10
+LEVEL, MICRO, ACCUMULATE, EPOCHS = 0.6, 8, 4, 10
 EXAMPLES = 128  # four steps of four micro-batches of eight in an epoch
 STEPS = 4 * EPOCHS
 
@@ -27,7 +27,7 @@ def data(n=EXAMPLES, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 5, generator=generator, dtype=torch.float64)
     y = (x.sum(1) > 0).long()
-    flip = torch.rand(n, generator=generator) < 0.2
+    flip = torch.rand(n, generator=generator, dtype=torch.float32) < 0.2
     return x.to(dtype), torch.where(flip, 1 - y, y)
 
 

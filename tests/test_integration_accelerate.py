@@ -42,6 +42,13 @@ PACKAGES = {"accelerate": "accelerate", "fabric": "lightning", "deepspeed": "dee
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _start_ranks(request):
+    """Start the ranks before the first test, if a selected test needs them."""
+    if any("two_ranks" in item.name for item in request.session.items):
+        request.getfixturevalue("ranks")
+
+
+@pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Two ranks of each framework, which train while the tests of this file run."""
     started = {}
@@ -237,7 +244,7 @@ def test_two_ranks_of_fabric(ranks):
 # DeepSpeed, which computes in float32.
 
 
-def test_deepspeed(ranks):
+def test_two_ranks_of_deepspeed(ranks):
     figures = figures_of(ranks, "deepspeed")
     row = "DeepSpeed ZeRO 0 to 2"
     cell(row, "one line", "`FloodStep(optimizer, 0.1)`, `loss = flood_step(loss)`")

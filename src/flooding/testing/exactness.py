@@ -161,11 +161,13 @@ def _problem(steps: int, accumulate: int) -> tuple[nn.Module, list[MicroBatch]]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4 * accumulate * 8, 5, generator=generator, dtype=torch.float64)
     y = (x.sum(1) > 0).long()
-    flip = torch.rand(len(y), generator=generator) < 0.2
+    flip = torch.rand(len(y), generator=generator, dtype=torch.float32) < 0.2
     y = torch.where(flip, 1 - y, y)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(5, 32), nn.Tanh(), nn.Linear(32, 2)).double()
+        # Drawn in float32, whatever the default dtype is.
+        first, last = (nn.Linear(*size, dtype=torch.float32) for size in ((5, 32), (32, 2)))
+        model = nn.Sequential(first, nn.Tanh(), last).double()
     epoch = list(zip(x.split(8), y.split(8), strict=True))
     repeats = -(-steps // 4)
     return model, (epoch * repeats)[: steps * accumulate]
