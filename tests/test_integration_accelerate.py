@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import warnings
 
@@ -185,6 +186,7 @@ def fabric_loop(level, criterion=None, norm=None, epochs=range(EPOCHS), state=No
     model, optimizer = fabric.setup(model, sgd(model.parameters()))
     flood_step = FloodStep(optimizer, level)
     if state is not None:
+        state = copy.deepcopy(state)  # an optimiser goes on in the tensors that it loads
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if "flood_step" in state:
