@@ -155,7 +155,7 @@ def deepspeed_(stage, is_naive, groups=1, clipping=0.0, level=LEVEL):
     trained = network(torch.float32)
     weights = {name: value.detach() for name, value in engine.module.state_dict().items()}
     trained.load_state_dict(weights)
-    assert int(flood_step.n_steps) == EPOCHS * 2
+    assert int(flood_step.n_steps) == EPOCHS * len(x) // (MICRO * ACCUMULATE)
     return trained
 
 
@@ -164,6 +164,8 @@ def deepspeed_figures():
     import deepspeed
 
     logging.disable(logging.WARNING)
+    # Nothing is to be compiled for a test.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo")
     order = rank_order(MICRO * ACCUMULATE)
     expected = Oracle(order=order, dtype=torch.float32)

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from flooding.levels import Controller, StepInfo
 
-LEVEL, MICRO, ACCUMULATE, EPOCHS = 0.5, 8, 4, 20
+LEVEL, MICRO, ACCUMULATE, EPOCHS = 0.6, 8, 4, 10
 EXAMPLES = 128  # four steps of four micro-batches of eight in an epoch
 STEPS = 4 * EPOCHS
 
@@ -27,14 +27,16 @@ def data(n=EXAMPLES, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 5, generator=generator, dtype=torch.float64)
     y = (x.sum(1) > 0).long()
-    flip = torch.rand(n, generator=generator) < 0.2
+    flip = torch.rand(n, generator=generator, dtype=torch.float32) < 0.2
     return x.to(dtype), torch.where(flip, 1 - y, y)
 
 
 def network(dtype=torch.float64):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return nn.Sequential(nn.Linear(5, 32), nn.Tanh(), nn.Linear(32, 2)).to(dtype)
+        # Drawn in float32, whatever the default dtype is.
+        first, last = (nn.Linear(*size, dtype=torch.float32) for size in ((5, 32), (32, 2)))
+        return nn.Sequential(first, nn.Tanh(), last).to(dtype)
 
 
 def sgd(parameters):
@@ -139,7 +141,7 @@ def start_ranks(script: str, folder: Path, *arguments: str) -> list[subprocess.P
     return processes
 
 
-def end_ranks(processes: list[subprocess.Popen], folder: Path, seconds=150) -> dict[str, float]:
+def end_ranks(processes: list[subprocess.Popen], folder: Path, seconds=500) -> dict[str, float]:
     """Wait for the ranks and read the figures that rank 0 has written."""
     deadline = time.monotonic() + seconds
     try:
@@ -147,6 +149,12 @@ def end_ranks(processes: list[subprocess.Popen], folder: Path, seconds=150) -> d
             process.wait(timeout=max(1, deadline - time.monotonic()))
             assert process.returncode == 0, (folder / f"rank{rank}.txt").read_text()[-3000:]
     finally:
-        for process in processes:
-            process.kill()
+        stop_ranks(processes)
     return json.loads((folder / "figures.json").read_text())
+
+
+def stop_ranks(processes: list[subprocess.Popen]) -> None:
+    """Kill what still runs."""
+    for process in processes:
+        process.kill()
+        process.wait()

@@ -90,7 +90,9 @@ def cell(
 
 
 def read_cells(*files: Path) -> list[Cell]:
-    """Read cells, in the order of the table; of two for one place the later one counts.
+    """Read cells, in the order of the table; of two for one place the later file's counts.
+
+    Of two numbers in one file the larger one counts.
 
     Args:
         *files: Files of JSON lines.
@@ -100,11 +102,17 @@ def read_cells(*files: Path) -> list[Cell]:
     """
     cells: dict[tuple[int, str, int], Cell] = {}
     for file in files:
+        of_file: dict[tuple[int, str, int], Cell] = {}
         for line in file.read_text().splitlines():
             entry = json.loads(line)
             name, column = entry["framework"], entry["column"]
             row = _ROWS.index(name) if name in _ROWS else len(_ROWS)
-            cells[row, name, COLUMNS.index(column)] = entry
+            key = row, name, COLUMNS.index(column)
+            earlier = of_file.get(key)
+            is_number = not isinstance(entry["value"], str)
+            if earlier is None or (is_number and entry["value"] >= earlier["value"]):
+                of_file[key] = entry
+        cells |= of_file
     return [cells[key] for key in sorted(cells)]
 
 

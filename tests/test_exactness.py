@@ -43,19 +43,19 @@ def watch_the_share(model, optimizer, micro_batches):
 
 
 def add_up(model, optimizer, micro_batches):
-    """Flip by the sum of the micro-batches' losses."""
+    """Flip by the sum of the losses of two micro-batches."""
     total = []
 
     def backward(loss, k):
         total.append(loss.item())
         (loss / k).backward()
         if len(total) == k:
-            if sum(total) < 1.6:
+            if sum(total) < 1.0:
                 for parameter in model.parameters():
                     parameter.grad.neg_()
             total.clear()
 
-    loop(backward, model, optimizer, micro_batches)
+    loop(backward, model, optimizer, micro_batches, 2)
 
 
 def each_example(model, optimizer, micro_batches):
@@ -106,9 +106,9 @@ def test_a_loop_that_floods_in_a_known_way_is_recognised(train, verdict):
 
 
 def test_the_sum_of_the_losses_is_recognised_where_it_crosses_the_level():
-    # At level 1.6 the sum of four losses of 0.4 decides.
+    # At level 1 the sum of two losses of 0.5 decides.
     with pytest.raises(AssertionError, match="Take their mean"):
-        check_exact(add_up, level=1.6)
+        check_exact(add_up, level=1.0, accumulate=2)
 
 
 def test_check_exact_says_what_to_do():
@@ -166,5 +166,5 @@ def test_a_level_that_tells_nothing_apart_is_refused():
 
 def test_the_random_state_is_left_alone():
     before = torch.get_rng_state()
-    measure_exactness(exact, steps=12)
+    measure_exactness(exact)
     assert torch.equal(torch.get_rng_state(), before)

@@ -152,6 +152,8 @@ _WAYS: dict[str, _Backward] = {
     "floods by the loss divided by the number of micro-batches": _flood_divided,
     "floods by the sum of the micro-batches' losses": _flood_sum,
 }
+# Those that differ where a step is one micro-batch.
+_WITHOUT_PARTS = (EXACT, "floods each example", "does not flood")
 
 
 def _problem(steps: int, accumulate: int) -> tuple[nn.Module, list[MicroBatch]]:
@@ -159,11 +161,13 @@ def _problem(steps: int, accumulate: int) -> tuple[nn.Module, list[MicroBatch]]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4 * accumulate * 8, 5, generator=generator, dtype=torch.float64)
     y = (x.sum(1) > 0).long()
-    flip = torch.rand(len(y), generator=generator) < 0.2
+    flip = torch.rand(len(y), generator=generator, dtype=torch.float32) < 0.2
     y = torch.where(flip, 1 - y, y)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(5, 32), nn.Tanh(), nn.Linear(32, 2)).double()
+        # Drawn in float32, whatever the default dtype is.
+        first, last = (nn.Linear(*size, dtype=torch.float32) for size in ((5, 32), (32, 2)))
+        model = nn.Sequential(first, nn.Tanh(), last).double()
     epoch = list(zip(x.split(8), y.split(8), strict=True))
     repeats = -(-steps // 4)
     return model, (epoch * repeats)[: steps * accumulate]
@@ -201,6 +205,14 @@ class _Reference:
                 nn.utils.clip_grad_norm_(model.parameters(), self.max_grad_norm)
             optimizer.step()
         return _weights(model)
+
+    def train_all(self, averages: bool) -> dict[str, Tensor]:
+        """Train in every known way."""
+        ways = _WAYS
+        if self.accumulate == 1:
+            # A micro-batch is the step, so several ways are the same.
+            ways = {name: backward for name, backward in ways.items() if name in _WITHOUT_PARTS}
+        return {name: self.train(backward, averages) for name, backward in ways.items()}
 
 
 def measure_exactness(
@@ -259,24 +271,20 @@ def measure_exactness(
         optimizer,
         max_grad_norm,
     ))
-    # 1. Every known way. With one micro-batch a step some are the same, and the first one counts.
-    ways = _WAYS
-    if accumulate == 1:
-        ways = {name: _WAYS[name] for name in list(_WAYS)[:4] if "micro-batch" not in name}
-    references = {name: reference.train(backward, True) for name, backward in ways.items()}
-    _check_distinct(references, level)
-
-    # 2. The loop itself.
     own = copy.deepcopy(model)
     train(own, optimizer(own.parameters()), micro_batches)
-    weights = _weights(own).double()
+    return _compare(_weights(own).double(), reference, tolerance)
 
-    # 3. The nearest way; if none fits, the same with gradients that are added up.
+
+def _compare(weights: Tensor, reference: _Reference, tolerance: float) -> Exactness:
+    """Find the way of flooding that ends with the same weights."""
+    references = reference.train_all(averages=True)
+    _check_distinct(references, reference.level)
     differences = _differences(weights, references)
     verdict = _nearest(differences, tolerance)
-    if verdict is None and accumulate > 1:
-        references = {name: reference.train(backward, False) for name, backward in ways.items()}
-        added_up = _differences(weights, references)
+    if verdict is None and reference.accumulate > 1:
+        # No way fits: the same with gradients that are added up.
+        added_up = _differences(weights, reference.train_all(averages=False))
         verdict = _nearest(added_up, tolerance)
         if verdict is not None:
             return Exactness(verdict, added_up, False, tolerance)
