@@ -20,7 +20,6 @@ import pytest
 import torch
 
 from framework_table import EXACT, FLOAT32, cell
-from test_docs import fences, run_block
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -652,22 +651,3 @@ def test_selecting_by_the_training_loss_is_warned_about(stops, tmp_path):
         warnings.simplefilter("always")
         trainer.train()
     assert not [w for w in caught if "loss of the training data" in str(w.message)]
-
-
-# The page.
-
-
-@pytest.mark.filterwarnings(IGNORES)
-def test_the_page_runs_and_its_numbers_hold(monkeypatch, tmp_path, capsys):
-    page = HERE.parent / "docs" / "frameworks" / "transformers.md"
-    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
-    names, checks = {"__name__": "__main__"}, 0
-    with torch.random.fork_rng():
-        for line, language, code in fences(page):
-            if language == "python":
-                checks += run_block(code, names, page.name, line)
-    assert checks == 2
-    assert page.read_text().count("<-- flooding") == 5 + 1  # and the sentence that names them
-    before, after = (logged(names[name], "eval_loss") for name in ("before", "after"))
-    assert after[-1] < before[-1] - 0.1
-    assert min(after) < min(before) + 0.02

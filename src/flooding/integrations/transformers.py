@@ -21,7 +21,6 @@ from flooding.integrations._trainer_checks import (
     check_metrics,
     check_optimizer_step,
     check_trainer,
-    inner_optimizer,
     warn_of_selection,
 )
 from flooding.levels import Controller, Level, PerClass
@@ -200,7 +199,7 @@ class _FloodCallback(TrainerCallback):
         # 1. What cannot be flooded is refused before the first step.
         check_flood_level(level)
         check_trainer(trainer, level)
-        optimizer = inner_optimizer(kwargs["optimizer"])
+        optimizer = kwargs["optimizer"]
         check_optimizer_step(trainer, optimizer)
         warn_of_selection(trainer)
         if isinstance(level, PerClass):
