@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flooding.criterion import Flood
 from flooding.levels import Controller, LevelTable, PerClass, StepInfo
 from flooding.step import FloodStep
 from flooding.step.attached import others
@@ -74,6 +73,8 @@ def check_trainer(trainer: FloodTrainerMixin, level: object) -> None:
         ValueError: If they do not.
     """
     from transformers.utils import is_sagemaker_mp_enabled
+
+    from flooding.criterion import Flood
 
     if str(getattr(trainer.args.optim, "value", trainer.args.optim)) in _IN_BACKWARD:
         raise ValueError(

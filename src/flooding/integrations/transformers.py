@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from flooding.integrations import require_framework
-from flooding.integrations._class_levels import ClassLevelLoss
 from flooding.integrations._trainer_checks import (
     check_flood_level,
     check_loss_scale,
@@ -32,6 +31,8 @@ with require_framework("transformers"):
 
 if TYPE_CHECKING:
     from transformers import TrainerState, TrainingArguments
+
+    from flooding.integrations._class_levels import ClassLevelLoss
 
     _Base = Trainer
 else:
@@ -203,6 +204,9 @@ class _FloodCallback(TrainerCallback):
         check_optimizer_step(trainer, optimizer)
         warn_of_selection(trainer)
         if isinstance(level, PerClass):
+            # Here, since most trainings do without, and an import takes its time.
+            from flooding.integrations._class_levels import ClassLevelLoss
+
             self.class_loss = ClassLevelLoss(level.to(args.device))
             trainer.compute_loss_func = self.class_loss
             return
