@@ -163,8 +163,8 @@ def make_trainer(kind, model, folder, *, language=False, samples=SAMPLES, option
     return kind(
         model=model,
         args=arguments(folder, **changes),
-        optimizers=(optimizer, None),
-        **{"train_dataset": texts, "eval_dataset": texts} | dict(options),
+        **{"train_dataset": texts, "eval_dataset": texts, "optimizers": (optimizer, None)}
+        | dict(options),
     )
 
 

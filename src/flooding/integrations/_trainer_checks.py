@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flooding.criterion import Flood
 from flooding.levels import Controller, LevelTable, PerClass, StepInfo
 from flooding.step import FloodStep
 from flooding.step.attached import others
 from flooding.step.checks import check_level
+from flooding.step.wrappers import inner_optimizer
 
 if TYPE_CHECKING:
     from flooding.integrations.transformers import FloodTrainerMixin
@@ -24,7 +24,6 @@ __all__ = [
     "check_metrics",
     "check_optimizer_step",
     "check_trainer",
-    "inner_optimizer",
     "warn_of_selection",
 ]
 
@@ -74,6 +73,8 @@ def check_trainer(trainer: FloodTrainerMixin, level: object) -> None:
         ValueError: If they do not.
     """
     from transformers.utils import is_sagemaker_mp_enabled
+
+    from flooding.criterion import Flood
 
     if str(getattr(trainer.args.optim, "value", trainer.args.optim)) in _IN_BACKWARD:
         raise ValueError(
@@ -130,26 +131,12 @@ def _check_classes(trainer: FloodTrainerMixin, num_levels: int) -> None:
         )
 
 
-def inner_optimizer(optimizer: Any) -> Any:
-    """Find the optimiser that steps inside the wrappers of Accelerate and DeepSpeed.
-
-    Args:
-        optimizer: The optimiser that the ``Trainer`` calls.
-
-    Returns:
-        The inner one.
-    """
-    while not getattr(type(optimizer).step, "hooked", False) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
-def check_optimizer_step(trainer: FloodTrainerMixin, optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer_step(trainer: FloodTrainerMixin, optimizer: object) -> None:
     """Check that nothing else steps or floods the parameters of a model.
 
     Args:
         trainer: The trainer, whose model is about to train.
-        optimizer: Its inner optimiser.
+        optimizer: The optimiser that it calls, with its wrappers.
 
     Raises:
         ValueError: If an optimiser in backward or another FloodStep does.
@@ -161,9 +148,10 @@ def check_optimizer_step(trainer: FloodTrainerMixin, optimizer: torch.optim.Opti
                 f"{name} has a post-accumulate-grad hook, as layer-wise optimisers (optim="
                 f"{str(trainer.args.optim)!r}) have. Use an optim without 'layerwise'."
             )
-    if any(flood_step.optimizer is optimizer for flood_step in others(None)):
+    inner = inner_optimizer(optimizer)
+    if any(flood_step.optimizer is inner for flood_step in others(None)):
         raise ValueError(
-            f"The optimiser, {type(optimizer).__name__}, has a FloodStep already, and flood_level "
+            f"The optimiser, {type(inner).__name__}, has a FloodStep already, and flood_level "
             "would flood its steps again. Remove one of the two: flood_step.remove()."
         )
 
@@ -257,7 +245,8 @@ def check_loss_scale(
     is_divided = loss != half and not math.isnan(loss)
     is_ignored = loss == half != 0
     flags: Any = torch.tensor([is_divided, is_ignored], device=losses.device).long()
-    any_divided, any_ignored = trainer.accelerator.reduce(flags, reduction="sum").tolist()
+    flags = trainer.accelerator.reduce(flags, reduction="sum")
+    any_divided, any_ignored = flags.tolist()
     if any_divided or not any_ignored:
         if any_divided and trainer.accelerator.num_processes == 1:
             _warn_of_count(trainer, model, inputs, num_items, loss, half)
@@ -324,11 +313,11 @@ def _warn_of_count(
     # loss. c is the number of items that the loss averages over.
     rest = 2 * half - loss
     own_count = (loss - rest) * float(num_items) / (mean - rest)
-    counted = float(count)
-    if abs(own_count - counted) > _COUNT_TOLERANCE * counted:
+    num_labels = float(count)
+    if abs(own_count - num_labels) > _COUNT_TOLERANCE * num_labels:
         warnings.warn(
-            f"Trainer counts {counted:.0f} labels in a micro-batch whose loss averages "
-            f"{own_count:.0f}, so its loss, also without flooding, is {own_count / counted:.2f} "
+            f"Trainer counts {num_labels:.0f} labels in a micro-batch whose loss averages "
+            f"{own_count:.0f}, so its loss, also without flooding, is {own_count / num_labels:.2f} "
             "times the mean. flood_level is compared with Trainer's loss.",
             stacklevel=4,
         )

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from flooding.integrations import require_framework
-from flooding.integrations._class_levels import ClassLevelLoss
 from flooding.integrations._trainer_checks import (
     check_flood_level,
     check_loss_scale,
     check_metrics,
     check_optimizer_step,
     check_trainer,
-    inner_optimizer,
     warn_of_selection,
 )
 from flooding.levels import Controller, Level, PerClass
@@ -33,6 +31,8 @@ with require_framework("transformers"):
 
 if TYPE_CHECKING:
     from transformers import TrainerState, TrainingArguments
+
+    from flooding.integrations._class_levels import ClassLevelLoss
 
     _Base = Trainer
 else:
@@ -200,10 +200,13 @@ class _FloodCallback(TrainerCallback):
         # 1. What cannot be flooded is refused before the first step.
         check_flood_level(level)
         check_trainer(trainer, level)
-        optimizer = inner_optimizer(kwargs["optimizer"])
+        optimizer = kwargs["optimizer"]
         check_optimizer_step(trainer, optimizer)
         warn_of_selection(trainer)
         if isinstance(level, PerClass):
+            # Here, since most trainings do without, and an import takes its time.
+            from flooding.integrations._class_levels import ClassLevelLoss
+
             self.class_loss = ClassLevelLoss(level.to(args.device))
             trainer.compute_loss_func = self.class_loss
             return
