@@ -34,6 +34,7 @@ from framework_oracle import (
     stop_ranks,
 )
 from framework_table import EXACT, cell
+from subprocess_checks import run_doctests
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -680,3 +681,10 @@ def test_without_lightning_the_error_says_how_to_install_it():
     code = "import sys\nsys.modules['lightning'] = None\nimport flooding.integrations.lightning"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert 'flooding needs lightning: pip install "flooding[lightning]"' in done.stderr
+
+
+def test_the_examples_of_the_adapter_run():
+    import flooding.integrations.lightning as adapter
+    from flooding import integrations
+
+    assert run_doctests(adapter, integrations) >= 4

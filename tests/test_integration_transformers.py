@@ -38,6 +38,7 @@ from flooding.levels import (
     Warmup,
     simulate,
 )
+from subprocess_checks import run_doctests
 from trainer_twin import (
     ACCUMULATE,
     CLASS_LEVEL,
@@ -652,3 +653,10 @@ def test_selecting_by_the_training_loss_is_warned_about(stops, tmp_path):
         warnings.simplefilter("always")
         trainer.train()
     assert not [w for w in caught if "loss of the training data" in str(w.message)]
+
+
+def test_the_examples_of_the_adapter_run():
+    import flooding.integrations.transformers as adapter
+    from flooding import integrations
+
+    assert run_doctests(adapter, integrations) >= 2
