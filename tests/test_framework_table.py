@@ -33,7 +33,7 @@ def test_a_cell_is_checked_and_written(tmp_path, monkeypatch):
     for value in (1e-16, 3e-16, 2e-16):
         cell("Mine", "clipping", value, naive=0.4)
     cell("Mine", "resume", "refused: it has none")
-    with pytest.raises(AssertionError, match="Mine, clipping: 1.0e-09 is above 1e-10"):
+    with pytest.raises(AssertionError, match=r"Mine, clipping: 1\.0e-09 is above 1e-10"):
         cell("Mine", "clipping", 1e-9)
     with pytest.raises(AssertionError, match="exact as well"):
         cell("Mine", "clipping", 0.0, naive=1e-9)
