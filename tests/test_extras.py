@@ -47,10 +47,12 @@ def test_a_clone_is_installed_from_its_folder(monkeypatch, clone):
 
 
 def test_without_metadata_the_index_is_named(monkeypatch):
-    def missing(name):
-        raise extras.PackageNotFoundError(name)
+    from importlib import metadata
 
-    monkeypatch.setattr(extras, "distribution", missing)
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", missing)
     assert install_command("cli") == "pip install 'flooding[cli]'"
 
 

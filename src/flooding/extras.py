@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 __all__ = ["install_command"]
 
@@ -35,6 +33,9 @@ def install_command(extra: str) -> str:
 
 def _direct_url() -> object:
     """Read where the package was installed from; None if that is an index, or unknown."""
+    # Slow to import, and needed by an error alone.
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         return json.loads(distribution("flooding").read_text("direct_url.json") or "null")
     except (PackageNotFoundError, OSError, ValueError):
@@ -45,6 +46,8 @@ def _requirement(extra: str, source: object) -> str:
     """Write the package with an extra as pip takes it."""
     if not isinstance(source, dict) or not isinstance(source.get("url"), str):
         return f"'flooding[{extra}]'"
+    from urllib.parse import unquote, urlparse
+
     url = source["url"]
     folder = source.get("dir_info")
     if isinstance(folder, dict):
