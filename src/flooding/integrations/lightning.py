@@ -284,7 +284,7 @@ class FloodCallback(Callback):
         if self._strategy is None or flood_step is None or trainer.global_step == self._logged_step:
             return
         self._logged_step = trainer.global_step
-        values = {
+        values: dict[str, float | Tensor] = {
             "flood/raw_loss": flood_step.raw_loss,
             "flood/flooded_loss": flood_step.flooded_loss,
             "flood/flooded_fraction": flood_step.flooded_fraction,
