@@ -6,10 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from flooding import cli
-from flooding.tabular import final_model
+from flooding.tabular import final_model, load_model
 from flooding.tabular.final_model import select_network
 
 FAST = ("--target", "y", "--epochs", "3", "--workers", "0")
@@ -63,15 +62,18 @@ def calls(monkeypatch):
     ids=" ".join,
 )
 def test_which_network_is_saved(flooding, tmp_path, calls, words, at):
-    code, _, err = flooding("find", "a.csv", *FAST, *words, "--save", "model", "--quiet")
+    grid = ("--strategy", "grid", "--levels", "0.3")
+    code, _, err = flooding("find", "a.csv", *FAST, *grid, *words, "--save", "model", "--quiet")
     assert code == 0, err
+    assert "epochs" not in err  # nothing of the progress
     [call] = calls
     assert call.at == at
-    saved = load_file(tmp_path / "model" / "weights.safetensors")
+    saved = load_model(tmp_path / "model").network.state_dict()
     for name, tensor in call.final.weights.items():
         assert torch.equal(saved[name], tensor)
     about = json.loads((tmp_path / "model" / "model.json").read_text())["about"]
     assert about["network"] == call.final.choice.name
+    assert "level 0.3" in call.final.candidates[-1].name
     assert ("averaged" in about["network"]) is at.endswith("average")
 
 
@@ -107,9 +109,3 @@ def test_what_cannot_be_saved_is_refused_before_training(flooding, tmp_path, wor
     assert code == 2
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
-
-
-def test_quiet_shows_no_progress(flooding):
-    words = ("find", "a.csv", *FAST, "--save", "model", "--force")
-    assert "training 1 runs" in flooding(*words)[2]
-    assert flooding(*words, "--overwrite", "--quiet")[2] == ""

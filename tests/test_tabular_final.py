@@ -229,7 +229,7 @@ def test_what_the_search_has_trained_is_not_trained_again(problem):
 
 
 @pytest.mark.parametrize(
-    "level", [Auto(epochs=8), Heuristic(0.3, until_loss=0.5), Plateau(0.5)], ids=repr
+    "level", [Auto(epochs=8), Heuristic(0.3, until_loss=0.5), Plateau(0.3)], ids=repr
 )
 def test_a_level_that_follows_the_validation_rows_is_not_refitted(problem, level):
     with pytest.raises(ValueError, match=f"got {type(level).__name__}. Leave refit out"):
