@@ -434,8 +434,8 @@ def test_what_was_assumed_is_said(tmp_path):
         "Left out as constant in 30 training rows: c. To use it, give rows in which it differs.",
         "Split by seed 0, each class alike: 30 training, 10 validation, 10 test rows.",
         "Warning: 5 of 20 validation and test rows equal a training row, target included, so "
-        "scores on them may be too good. If they are copies, remove them from the file first, such as by "
-        "drop_duplicates of pandas.",
+        "scores on them may be too good. If they are copies, remove them from the file first, "
+        "such as by drop_duplicates of pandas.",
         "Network: 6 inputs, 3 x 256 ReLU units, 2 outputs; Adam at 0.001, batches of 6, 7 epochs.",
     )
     numbers().to_csv(tmp_path / "b.csv", index=False, header=False)
