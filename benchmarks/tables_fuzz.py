@@ -564,7 +564,9 @@ def main() -> None:
             bad += 1
             print(f"table {index} ({table.file}):")
             for problem in table.problems:
-                print(f"    {problem}")
+                print(f"    {problem}", flush=True)
+        if (index + 1) % 100 == 0:
+            print(f"{index + 1} tables, {bad} with a fault so far", flush=True)
     seconds = time.perf_counter() - start
     print(
         f"{arguments.count} tables, {kinds.total()} columns of {len(kinds)} kinds, {seconds:.0f} s"

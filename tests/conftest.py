@@ -7,6 +7,9 @@ import hypothesis
 import pytest
 import torch
 
+# Keras takes tensorflow unless told otherwise, before it is imported.
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
 # No deadline: the machines are shared. The same examples in CI, so that what it says depends on the
 # change alone.
 hypothesis.settings.register_profile("shared", deadline=None, derandomize="CI" in os.environ)

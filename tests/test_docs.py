@@ -4,19 +4,22 @@ method has a card.
 Convention: an expression on a line of its own that ends in ``# -> text`` is evaluated, and its
 ``repr`` must be that text. A page's blocks run from top to bottom in one namespace.
 docs/accumulation.md is run by test_docs_accumulation.py, which also measures its loop; here only
-its links are checked.
+its links are checked. A page of docs/frameworks is skipped where a package that it imports is
+missing, and may raise the warnings of its framework.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import inspect
 import io
 import re
 import shlex
 import textwrap
 import tokenize
+import warnings
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 INDEX = ROOT / "docs" / "methods" / "README.md"
 CARDS = [page for page in PAGES if page.parent == INDEX.parent and page != INDEX]
 RUN_ELSEWHERE = {ROOT / "docs" / "accumulation.md"}
+FRAMEWORKS = ROOT / "docs" / "frameworks"
 SECTIONS = [
     "Formula",
     "How to use",
@@ -110,8 +114,34 @@ def _reader(tmp_path, monkeypatch):
         yield
 
 
+def imports(code: str) -> set[str]:
+    """Packages that a block imports."""
+    packages = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            packages.add(node.module or "")
+    return {name.partition(".")[0] for name in packages}
+
+
+@pytest.fixture
+def _frameworks(page):
+    """Skip a page whose framework is missing; leave frameworks their warnings."""
+    if page.parent != FRAMEWORKS:
+        yield
+        return
+    for _, language, code in fences(page):
+        for package in imports(code) if language == "python" else ():
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"{package} is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.usefixtures("_reader")
+@pytest.mark.usefixtures("_reader", "_frameworks")
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_ELSEWHERE], ids=_name)
 def test_every_block_runs_and_every_arrow_holds(page):
     names = {"__name__": "__main__"}  # a page is pasted

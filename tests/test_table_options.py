@@ -124,7 +124,7 @@ def test_a_table_from_a_pipe_of_a_shell(table, tmp_path):
         f"--ledger {tmp_path}/l.sqlite"
     )
     result = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
     assert "90 rows, 5 columns." in result.stdout

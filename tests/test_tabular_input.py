@@ -270,7 +270,7 @@ def test_numbers_that_are_far_from_those_of_training_are_refused(tmp_path):
     ("content", "message"),
     [
         (b"a,y\n1,x\x00\n", "NUL byte at position 7"),
-        ("a,y\n1,x\n".encode("utf-16-le") + b"\0", "must be text in its encoding, got"),
+        ("a,y\n1,x\n".encode("utf-16-le") + b"\0", "got .*: a NUL byte at position 1, as in"),
         (b"a,y\n1,x\n\0\0", "got .*: a NUL byte at position 8, as in archives .* Save it as CSV"),
         (b"a,y\n" + b"\x00" * 100, "NUL byte at position 4"),
         (b"a,y\n", "the header alone"),

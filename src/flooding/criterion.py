@@ -73,7 +73,7 @@ class Flood(ControlledLevel, nn.Module):
             :class:`flooding.levels.Auto`, or None for plain training. Numbers are stored in torch's
             default dtype. A controller sees the loss of every training batch; show it the end of an
             epoch by :meth:`on_epoch_end`.
-        method: What to make of loss and level.
+        method: What to make of loss and level; None is :class:`flooding.methods.Flooding`.
 
     Raises:
         TypeError: If the criterion is no loss, the level no level, or the method none that acts on
@@ -102,11 +102,12 @@ class Flood(ControlledLevel, nn.Module):
 
     def __init__(
         self,
-        criterion: Callable[..., Tensor],
+        criterion: nn.Module | Callable[..., Tensor],
         level: float | Tensor | LevelTable | Controller | None,
-        method: Method = Flooding(),
+        method: Method | None = None,
     ) -> None:
         super().__init__()
+        method = Flooding() if method is None else method
         # 1. Check what the loss, the method and the level must have in common.
         _check_criterion(criterion)
         _check_method(method)

@@ -123,7 +123,7 @@ def find(
     ] = None,
     average: Annotated[
         AverageName | None,
-        option("Judge by averaged weights: over the last steps, or all flooded ones.", _SEARCH),
+        option("Judge by averaged weights: ema, or mean from the first flooded step.", _SEARCH),
     ] = None,
     device: Annotated[str, option("cpu, cuda, cuda:1 or mps.", _SEARCH)] = "cpu",
     out: Annotated[

@@ -168,7 +168,7 @@ def run(
     average: Annotated[
         AverageName | None,
         option(
-            "Average the weights too: over the last 100 steps or so, or from the first flooded "
+            "Average the weights too: ema, over about 100 steps, or mean, from the first flooded "
             "step on [no average].",
             _TRAINING,
         ),

@@ -33,7 +33,7 @@ def has_sweep(records: Sequence[Record]) -> bool:
 
 
 def draw_sweeps(axes: Axes, records: Sequence[Record], measure: Measure, colour: str) -> None:
-    """Draw what was measured at each level of the sweep, and at the level that was held.
+    """Draw what was measured at each level, as it fell, and at the level that was held.
 
     Args:
         axes: Where to draw.
@@ -52,6 +52,11 @@ def draw_sweeps(axes: Axes, records: Sequence[Record], measure: Measure, colour:
         values = curve_values(record, measure)[epochs]
         is_known = np.isfinite(levels) & np.isfinite(values)
         levels, values = levels[is_known], values[is_known]
+        if not len(levels):
+            continue
+        # The level first rises, while the validation loss falls far below that of a guess.
+        top = int(levels.argmax())
+        levels, values = levels[top:], values[top:]
         window = round(_SMOOTHING * len(record.curves["level"])) // 2 * 2 + 1
         axes.plot(levels, values, ".", color=colour, ms=3, alpha=0.3, label=labels[0])
         axes.plot(levels, running_mean(values, window), color=colour, lw=2, label=labels[1])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
+from flooding.step import messages
+from flooding.step.checks import caller_stacklevel
+
 if TYPE_CHECKING:
     from flooding.step.flood_step import FloodStep
 
-__all__ = ["attach", "check_shared_parameters", "detach", "others"]
+__all__ = ["attach", "check_shared_parameters", "detach", "others", "replace_other"]
 
 _ATTACHED: dict[int, weakref.ref[FloodStep]] = {}
 
@@ -37,11 +41,11 @@ def detach(flood_step: FloodStep) -> None:
     _ATTACHED.pop(id(flood_step), None)
 
 
-def others(flood_step: FloodStep) -> list[FloodStep]:
+def others(flood_step: FloodStep | None) -> list[FloodStep]:
     """List all others.
 
     Args:
-        flood_step: The one to leave out.
+        flood_step: The one to leave out; None is none.
 
     Returns:
         The other FloodSteps.
@@ -70,3 +74,18 @@ def check_shared_parameters(flood_step: FloodStep, other: FloodStep) -> None:
             "whose FloodSteps watch losses of the same backward: their gradients would be "
             "flipped twice. Call one of the two."
         )
+
+
+def replace_other(flood_step: FloodStep) -> None:
+    """Take an older FloodStep off the same optimiser, with a warning.
+
+    Args:
+        flood_step: The newer one.
+    """
+    for other in others(flood_step):
+        if other.optimizer is flood_step.optimizer:
+            level = type(other._controller).__name__ if other._controller else other._level
+            text = messages.REPLACES.format(name=type(other.optimizer).__name__, level=level)
+            warnings.warn(text, stacklevel=caller_stacklevel())
+            other.remove()
+            other._is_replaced = True

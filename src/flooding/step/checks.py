@@ -10,6 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from flooding.levels import LevelTable
+from flooding.step.wrappers import is_torch_optimizer
+
 __all__ = [
     "caller_stacklevel",
     "check_level",
@@ -49,6 +52,12 @@ def check_level(level: object) -> float | Tensor | None:
             raise TypeError(f"level must be a real number, got a tensor of {level.dtype}.")
         check_level_tensor(level)
         return level
+    if isinstance(level, LevelTable):
+        raise TypeError(
+            f"level must be one number for a step, got {type(level).__name__}, a level for each "
+            "example, which only the criterion can apply. Flood each example there, which adds up "
+            "over micro-batches: Flood(criterion, table, IFlood()) with reduction='none'."
+        )
     if not isinstance(level, Real) or isinstance(level, bool):
         kind = level.__name__ if isinstance(level, type) else type(level).__name__
         raise TypeError(
@@ -78,7 +87,7 @@ def _check_below_infinity(number: float) -> None:
         raise ValueError(f"level must be finite or -inf, got {number}. Use None for no flooding.")
 
 
-def check_optimizer(optimizer: object, level: object) -> None:
+def check_optimizer(optimizer: object, level: object) -> torch.optim.Optimizer:
     """Check that the gradients of an optimiser's whole step can be multiplied before it steps.
 
     Gradients that are never there together are a ValueError.
@@ -87,13 +96,15 @@ def check_optimizer(optimizer: object, level: object) -> None:
         optimizer: The optimiser.
         level: The level, to recognise swapped arguments.
 
+    Returns:
+        The optimiser.
+
     Raises:
         TypeError: If it is no torch optimiser with step hooks.
     """
     if isinstance(level, torch.optim.Optimizer):
         raise TypeError("level is an optimiser. The order is FloodStep(optimizer, level).")
-    is_optimizer = isinstance(optimizer, torch.optim.Optimizer)
-    if not is_optimizer or not getattr(type(optimizer).step, "hooked", False):
+    if not is_torch_optimizer(optimizer):
         raise TypeError(
             "optimizer must be a torch.optim.Optimizer that calls step hooks, got "
             f"{type(optimizer).__name__}. Give the inner optimiser of a wrapper; engines that step "
@@ -102,6 +113,7 @@ def check_optimizer(optimizer: object, level: object) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             _check_parameter(parameter)
+    return optimizer
 
 
 def _check_parameter(parameter: Tensor) -> None:

@@ -12,18 +12,18 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from flooding.functional import flood
 from flooding.levels import Controller
 from flooding.step import messages
-from flooding.step.attached import attach, check_shared_parameters, detach, others
+from flooding.step.attached import attach, check_shared_parameters, detach, others, replace_other
 from flooding.step.checks import caller_stacklevel, check_optimizer, is_multi_pass, pass_methods
 from flooding.step.gradients import any_nonzero_gradient, multiply_gradients, to_float32
-from flooding.step.inspection import ForeignParameters
+from flooding.step.inspection import Inspection
 from flooding.step.losses import LossSums
+from flooding.step.ranks import check_losses, sum_over_ranks
 from flooding.step.state import Decision, StepState, decide
+from flooding.step.wrappers import inner_optimizer, partitioning_wrapper
 
 __all__ = ["FloodStep"]
 
@@ -72,7 +72,8 @@ class FloodStep(StepState):
     cannot be copied or pickled; save its :meth:`state_dict`.
 
     Args:
-        optimizer: The optimiser whose ``step()`` is flooded; the inner one of a wrapper.
+        optimizer: The optimiser whose ``step()`` is flooded. Inside the wrappers of Accelerate,
+            Lightning Fabric and DeepSpeed (ZeRO 0, 1 and 2) the inner one is found.
         level: Level in the unit of the loss: a real number, a tensor without axes (changes in place
             are followed), None for no flooding, or a controller with ``init()`` and
             ``update(state, info)``, updated after every step. A tensor that becomes NaN or ``inf``
@@ -88,7 +89,8 @@ class FloodStep(StepState):
         TypeError: If ``optimizer`` is no torch optimiser with step hooks, or ``level`` is none of
             the above.
         ValueError: If the level is NaN, ``inf`` or has axes, the gradients cannot be flipped as
-            one, or ``per_microbatch`` is asked for with an optimiser of several passes.
+            one (ZeRO 3, an optimiser in backward), or ``per_microbatch`` is asked for with an
+            optimiser of several passes.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -115,7 +117,8 @@ class FloodStep(StepState):
         per_microbatch: bool = False,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        check_optimizer(optimizer, level)
+        wrapper = partitioning_wrapper(optimizer)
+        optimizer = check_optimizer(inner_optimizer(optimizer), level)
         self.optimizer = optimizer
         parameters = self.parameters()
         super().__init__(level, parameters[0].device if parameters else torch.device("cpu"))
@@ -140,20 +143,21 @@ class FloodStep(StepState):
         self._steps = self._dropped = 0
         self._warnings: set[str] = set()
         self._is_replaced = False
-        self._replace_other()
+        replace_other(self)
         attach(self)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        self._foreign: ForeignParameters | None = None  # None before the first loss
-        self._is_inspecting = True
-        self._foreign_hook: RemovableHandle | None = None
-        self._wrappers: dict[str, Callable[..., object]] = {}
-        self._wrap("zero_grad", self._zero_grad)
+        self._inspection = Inspection(self)
+        self._wrapped: list[tuple[object, str, object]] = []
+        self._wrap(optimizer, "zero_grad", self._zero_grad)
         self._passes = pass_methods(optimizer)
         for name in self._passes:
-            self._wrap(name, partial(self._pass, name))
+            self._wrap(optimizer, name, partial(self._pass, name))
+        self._in_wrapper = False  # whether the wrapper of a partitioned optimiser is stepping
+        if wrapper is not None:
+            self._wrap(wrapper, "step", self._wrapper_step)
 
     @torch._disable_dynamo  # torch.compiler.disable would import the compiler now, in a second
     def __call__(self, loss: Tensor) -> Tensor:
@@ -194,8 +198,9 @@ class FloodStep(StepState):
                     "two FloodSteps watch this loss. Watch it by one of them."
                 )
         self._last_loss = weakref.ref(loss)
-        if self._foreign is None:
-            self._inspect(loss)
+        # With per_microbatch the loss itself is flooded, for every optimiser.
+        if not self.per_microbatch:
+            self._inspection.start(loss)
         # A copy, since loops write `loss /= k` in place.
         loss.register_hook(partial(self._record_loss, to_float32(loss, copy=True)))
         return loss
@@ -238,8 +243,7 @@ class FloodStep(StepState):
                 # Each change in place raises a version; reading it waits for no device.
                 self._versions = (parameter._version, parameter.grad._version)
                 break
-        if self._is_inspecting and self._foreign:
-            self._foreign.mark_gradients()
+        self._inspection.mark_gradients()
 
     def _drop_cleared(self) -> None:
         # When a backward starts: what has happened to the gradients since the last one ended?
@@ -274,14 +278,15 @@ class FloodStep(StepState):
         sums = self._losses.total()
         if self._first_pass is not None and self._decision is None:
             self._decision = self._first_pass  # a later pass takes the slope of the first
-        elif sums is None:
-            raise RuntimeError(messages.NO_LOSS)
         else:
+            if self._steps == 0:
+                check_losses(sums, self._device, self.group)
+            if sums is None:
+                raise RuntimeError(messages.NO_LOSS)
             for other in others(self) if self._steps < _INSPECTED_STEPS else ():
                 if not other._losses.is_empty and other._last_task == self._last_task:
                     check_shared_parameters(self, other)
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(sums, group=self.group)
+            sum_over_ranks(sums, self.group)
             product, factor, nan_losses = sums.unbind()
             self._decision = decide(product / factor, self.level, self.objective)
             loss = self._decision["raw_loss"]
@@ -301,12 +306,12 @@ class FloodStep(StepState):
         """Take flooding off: from now on the loop is the plain one, bit for bit."""
         for hook in self._hooks:
             hook.remove()
-        for name, wrapper in self._wrappers.items():
-            if vars(self.optimizer).get(name) is wrapper:
-                delattr(self.optimizer, name)
+        for owner, name, wrapped in self._wrapped:
+            if vars(owner).get(name) is wrapped:
+                delattr(owner, name)
         self._hooks = []
         detach(self)
-        self._end_inspection()
+        self._inspection.end()
         self.reset()
 
     def __enter__(self) -> FloodStep:
@@ -338,15 +343,15 @@ class FloodStep(StepState):
 
     # What the optimiser calls.
 
-    def _wrap(self, name: str, wrapper: Callable[..., object]) -> None:
-        method = getattr(self.optimizer, name)
+    def _wrap(self, owner: object, name: str, wrapper: Callable[..., object]) -> None:
+        method = getattr(owner, name)
 
         @wraps(method)
         def wrapped(*args: object, **kwargs: object) -> object:
             return wrapper(method, *args, **kwargs)
 
-        self._wrappers[name] = wrapped
-        vars(self.optimizer)[name] = wrapped
+        self._wrapped.append((owner, name, wrapped))
+        vars(owner)[name] = wrapped
 
     def _zero_grad(self, zero_grad: Callable[..., None], *args: object, **kwargs: object) -> None:
         # A step that a GradScaler skips calls no hook, so zero_grad is where its losses are
@@ -374,6 +379,20 @@ class FloodStep(StepState):
         else:
             self._decision, self._first_pass = None, decision
         return result
+
+    def _wrapper_step(self, step: Callable[..., object], *args: object, **kwargs: object) -> object:
+        # It calls the inner step() once for each part of the parameters, or not at all after an
+        # overflow: one decision for all parts, as for the passes of SAM.
+        self._first_pass, self._in_wrapper = None, True
+        try:
+            return step(*args, **kwargs)
+        finally:
+            self._in_wrapper = False
+            self._decision = self._first_pass
+            if self._decision is None:
+                self._drop()
+            else:
+                self._after_step(self.optimizer)
 
     def _before_step(
         self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -405,6 +424,8 @@ class FloodStep(StepState):
     def _flooded(self, closure: Callable[..., object], *args: object, **kwargs: object) -> object:
         self._decision = None
         returned = closure(*args, **kwargs)
+        if not self._hooks:  # taken off by the closure
+            return returned
         if self._decision is None:
             self.apply()
         # Once only: a step() that calls super().step() runs the hooks twice and wraps the closure
@@ -416,11 +437,13 @@ class FloodStep(StepState):
         decision, self._decision = self._decision, None
         if decision is None:
             return
-        self._first_pass = None
+        self._first_pass = decision if self._in_wrapper else None
+        if self._in_wrapper:
+            return
         self._steps += 1
         self._dropped = max(0, self._dropped - 1)
         if self._steps >= _INSPECTED_STEPS:
-            self._end_inspection()  # not where it warns: torch is going through its hooks there
+            self._inspection.end()
         self.count_step(decision, self._is_nonfinite, getattr(optimizer, "found_inf", None))
 
     # What would be silently wrong.
@@ -435,48 +458,3 @@ class FloodStep(StepState):
         self._dropped += 3
         if not self.per_microbatch and self._dropped >= 3 * _MAX_DROPPED:
             self._warn(messages.DROPPED)
-
-    def _replace_other(self) -> None:
-        for other in others(self):
-            if other.optimizer is self.optimizer:
-                level = type(other._controller).__name__ if other._controller else other._level
-                text = messages.REPLACES.format(name=type(self.optimizer).__name__, level=level)
-                warnings.warn(text, stacklevel=caller_stacklevel())
-                other.remove()
-                other._is_replaced = True
-
-    def _inspect(self, loss: Tensor) -> None:
-        # With per_microbatch the loss's own backward is flooded, for every optimiser.
-        if self.per_microbatch:
-            return
-        self._foreign = ForeignParameters(loss, self.parameters())
-        if self._foreign:
-            # A global hook: it must not keep this object alive.
-            hook = partial(_before_any_step, weakref.ref(self))
-            self._foreign_hook = register_optimizer_step_pre_hook(hook)
-
-    def _end_inspection(self) -> None:
-        self._is_inspecting = False
-        if self._foreign_hook is not None:
-            self._foreign_hook.remove()
-            self._foreign_hook = None
-
-    def _before_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if not self._is_inspecting or not self._foreign:
-            return
-        if any(flooded.optimizer is optimizer for flooded in (self, *others(self))):
-            return
-        count = self._foreign.count_updated(optimizer, self.parameters())
-        if count:
-            self._is_inspecting = False
-            name = type(optimizer).__name__
-            self._warn(messages.FOREIGN.format(count=count, name=name))
-
-
-@torch._disable_dynamo
-def _before_any_step(
-    reference: weakref.ref[FloodStep], optimizer: torch.optim.Optimizer, *_: object
-) -> None:
-    flood_step = reference()
-    if flood_step is not None:
-        flood_step._before_foreign_step(optimizer)

@@ -10,6 +10,7 @@ __all__ = [
     "REPLACED",
     "REPLACES",
     "SEVERAL_LOSSES",
+    "SOME_RANKS",
 ]
 
 NO_COPY = (
@@ -25,6 +26,11 @@ LOSS_AFTER_FLIP = (
     "apply() later, keep penalties unwatched, and drop a skipped step with optimizer.zero_grad()."
 )
 
+SOME_RANKS = (
+    "Every rank must watch a loss in every step, but {missing} of {ranks} ranks have none. "
+    "Pipeline parallelism, where only the last ranks have the loss, is not supported: train with "
+    "DDP or FSDP2."
+)
 SEVERAL_LOSSES = (
     "Several watched losses took part in one backward. Their mean, weighted by the factors of "
     "their gradients, is compared with the level, and not their sum. If they are terms of one "

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -39,6 +39,7 @@ __all__ = [
     "column_text",
     "file_decimal",
     "infer_format",
+    "is_number_array",
     "parse_column",
 ]
 
@@ -85,6 +86,18 @@ class ParsedColumn:
     sentences: tuple[str, ...] = ()
 
 
+def is_number_array(cells: object) -> TypeGuard[np.ndarray]:
+    """Say whether the cells of a column are an array of numbers.
+
+    Args:
+        cells: The cells.
+
+    Returns:
+        False for a list, and for an array of strings.
+    """
+    return isinstance(cells, np.ndarray) and cells.dtype != np.dtype(object)
+
+
 def column_text(cells: Iterable[object] | np.ndarray) -> list[str]:
     """Give the text of every cell; the empty string where there is none.
 
@@ -94,7 +107,7 @@ def column_text(cells: Iterable[object] | np.ndarray) -> list[str]:
     Returns:
         Strings without blanks at their ends; whole numbers without a fraction.
     """
-    if isinstance(cells, np.ndarray) and cells.dtype != object:
+    if is_number_array(cells):
         cells = cells.tolist()
     return [cell.strip() if isinstance(cell, str) else _number_text(cell) for cell in cells]
 
@@ -107,7 +120,9 @@ def _number_text(cell: object) -> str:
     return str(cell)
 
 
-def file_decimal(columns: Iterable[Sequence[object]], separator: str | None) -> Decimal:
+def file_decimal(
+    columns: Iterable[Sequence[object] | np.ndarray], separator: str | None
+) -> Decimal:
     """Judge the decimal sign of a file by the columns that leave no doubt.
 
     Args:
@@ -152,9 +167,8 @@ def parse_column(
         ValueError: If too many cells are of another kind.
     """
     pandas = import_library("pandas")
-    is_array = isinstance(cells, np.ndarray) and cells.dtype != object
-    if is_array and column_format.kind == "number":
-        return ParsedColumn(pandas.Series(np.asarray(cells, np.float64)), column_format)
+    if is_number_array(cells) and column_format.kind == "number":
+        return ParsedColumn(pandas.Series(cells.astype(np.float64)), column_format)
     texts = column_text(cells)
     if column_format.kind == "text":
         return _parse_text(texts, column_format, na)
@@ -164,7 +178,7 @@ def parse_column(
             return ParsedColumn(pandas.Series(plain), column_format)
     counts = Counter(texts)
     numbers, column_format, sentences = _read_cells(name, counts, column_format, na)
-    if is_array and not isinstance(cells[0], str):
+    if is_number_array(cells):
         sentences = []  # the cells are numbers already: nothing was rewritten
     values = np.array([numbers.get(text, math.nan) for text in texts], dtype=np.float64)
     if column_format.kind == "date":
@@ -312,8 +326,7 @@ def infer_format(
     if name in text:
         return ColumnFormat("text"), []
     # Only whole numbers beyond 2**53 are not what they seem in float64.
-    is_array = isinstance(cells, np.ndarray) and cells.dtype != object
-    if is_array and not (cells.dtype.kind in "iu" and _has_long_integer(cells)):
+    if is_number_array(cells) and not _has_long_integer(cells):
         return ColumnFormat("number"), []
     texts = column_text(cells)
     if decimal == "." and _are_ordinary(texts):
@@ -336,7 +349,9 @@ def infer_format(
 
 
 def _has_long_integer(cells: np.ndarray) -> bool:
-    return bool(cells.size) and max(abs(int(cells.min())), abs(int(cells.max()))) > _LARGEST_EXACT
+    if cells.dtype.kind not in "iu" or not cells.size:
+        return False
+    return max(abs(int(cells.min())), abs(int(cells.max()))) > _LARGEST_EXACT
 
 
 def _are_ordinary(texts: list[str]) -> bool:

@@ -59,7 +59,8 @@ _FORMATS = (
     "%a %d %b %Y",
     "%A, %B %d, %Y",
 )
-_SAMPLE = 200  # cells on which every format is tried
+_SAMPLE = 200  # cells on which the likely formats are tried
+_FEW = 10  # cells on which every format is tried
 _WEEKDAYS = np.array(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"], dtype=object)
 
 #: The parts of a date, and whether each of them is a number; the others are categories.
@@ -119,6 +120,9 @@ def find_date_format(cells: Sequence[str], min_share: float) -> tuple[str | None
     # A day above 12 may be rare: then the sample does not decide, but all cells do.
     formats = []
     for date_format in _FORMATS:
+        # A few cells rule out most formats.
+        if not np.isfinite(_timestamps(sample[:_FEW], date_format)).any():
+            continue
         if np.isfinite(_timestamps(sample, date_format)).mean() >= min_share:
             formats.append(date_format)
     readings = {}
@@ -165,13 +169,11 @@ def _timestamps(cells: Iterable[str], date_format: str) -> np.ndarray:
     dates, seconds = [], []
     for cell in cells:
         match = _DATE.fullmatch(cell)
-        time = 0.0
-        if match is not None and match["time"]:
-            time = parse_time(match["time"])
-        # A clock has 24 hours; more of them are no time of a date.
-        is_valid = match is not None and time is not None and time < 24
-        dates.append(match["date"] if is_valid else "")
-        seconds.append(3600 * time if is_valid else np.nan)
+        hours = math.nan
+        if match is not None:
+            hours = _clock_hours(match["time"])
+        dates.append("" if match is None or math.isnan(hours) else match["date"])
+        seconds.append(3600 * hours)
     days = pandas.to_datetime(
         pandas.Series(dates, dtype=str), format=date_format, errors="coerce", exact=True
     )
@@ -180,6 +182,12 @@ def _timestamps(cells: Iterable[str], date_format: str) -> np.ndarray:
     values = days.astype(np.int64) + np.array(seconds)
     values[np.isnat(days)] = np.nan
     return values
+
+
+def _clock_hours(time: str | None) -> float:
+    """Give the hours of a time of day, 0 without one, and NaN for what no clock shows."""
+    hours = parse_time(time) if time else 0.0
+    return hours if hours is not None and hours < 24 else math.nan
 
 
 def parse_dates(cells: Iterable[str], date_format: str) -> dict[str, float]:

@@ -446,5 +446,7 @@ def _count_short_rows(cells: np.ndarray, layout: _Layout) -> int:
     # What pandas fills up looks like an empty cell.
     if all(cells[1:, -1]):
         return 0
-    rows = _split_lines(layout.text.splitlines(keepends=True), layout.separator)
+    # Not splitlines(), which takes further characters for ends of lines.
+    lines = list(io.StringIO(layout.text, newline=""))
+    rows = _split_lines(lines, layout.separator)
     return sum(0 < len(row) < cells.shape[1] for row in rows)

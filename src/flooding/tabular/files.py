@@ -220,21 +220,21 @@ def _read_zip(data: bytes, source: str) -> tuple[bytes, str, str]:
     """Read the one file of a zip archive; give its content, its suffix and a sentence."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = []
+            entries = []
             for entry in archive.infolist():
                 path = PurePath(entry.filename)
                 is_hidden = path.name.startswith(".") or "__MACOSX" in path.parts
                 if not entry.is_dir() and not is_hidden:
-                    members.append(entry)
-            if len(members) != 1:
-                names = join_names([entry.filename for entry in members]) or "none"
+                    entries.append(entry)
+            if len(entries) != 1:
+                names = join_names([entry.filename for entry in entries]) or "none"
                 raise ValueError(f"it must hold one file, got {names}. Unpack the one you mean")
-            with archive.open(members[0]) as stream:
+            with archive.open(entries[0]) as stream:
                 content = LimitedReader(stream, max_bytes()).read()
     except DAMAGED as error:
         rule = "a table must be a file that can be read and unpacked"
         raise ValueError(f"{rule}, got {source}: {shorten(error)}.") from error
-    name = members[0].filename
+    name = entries[0].filename
     return content, PurePath(name).suffix.lower(), f"{source} holds {shorten(name)}."
 
 

@@ -54,10 +54,10 @@ def _read_sheet(
     if file.kind != "xls":
         _check_unpacked_size(file)
     try:
-        with pandas.ExcelFile(io.BytesIO(file.data), engine=_ENGINES[file.kind]) as book:
-            sheets = list(map(str, book.sheet_names))
+        with pandas.ExcelFile(io.BytesIO(file.data), engine=_ENGINES[file.kind]) as workbook:
+            sheets = list(map(str, workbook.sheet_names))
             frame = pandas.read_excel(
-                book, sheet_name=sheets[0], header=None, dtype=object, keep_default_na=False
+                workbook, sheet_name=sheets[0], header=None, dtype=object, keep_default_na=False
             )
     except Exception as error:
         raise _unreadable(file, error) from error

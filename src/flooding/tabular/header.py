@@ -93,7 +93,7 @@ def _names_are_numbers(first: Sequence[str], columns: Sequence[Sequence[str]]) -
     # Numbers that count the columns, above numbers that are written otherwise or do not count.
     for start in (0, 1):
         is_count = [c == str(start + i) for i, c in enumerate(first)]
-        names = [c for c, counted in zip(first, is_count, strict=True) if not counted]
+        names = [c for c, is_count_cell in zip(first, is_count, strict=True) if not is_count_cell]
         if sum(is_count) < 2 or any(map(_is_number, names)):
             continue
         has_fractions = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flooding.tabular.columns import choose_decimal, column_text, is_small
+from flooding.tabular.columns import choose_decimal, column_text, is_number_array, is_small
 from flooding.tabular.dates import find_date_format
 from flooding.tabular.markers import Markers, has_na_value, is_missing_number, is_missing_text
 from flooding.tabular.messages import count_cells, join_names, pluralize, quote, shorten
@@ -83,8 +83,8 @@ def make_labels(
         is_numeric = reading.is_numeric and not (kind and reading.strays)
         return _make_classes(name, replace(reading, is_numeric=is_numeric), reason, na)
     labels = np.array([reading.numbers.get(text, np.nan) for text in reading.texts])
-    if isinstance(cells, np.ndarray) and cells.dtype != object:
-        labels = np.asarray(cells, np.float64)
+    if is_number_array(cells):
+        labels = cells.astype(np.float64)
     rows = np.flatnonzero(~np.isnan(labels))
     if not rows.size:
         raise ValueError(_no_target(name, len(labels)))

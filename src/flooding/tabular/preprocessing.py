@@ -148,17 +148,18 @@ class Preprocessing:
             ValueError: If a column of dates is missing or holds something else.
         """
         parts: dict[str, pd.Series] = {}
+        columns = {str(name): values for name, values in table.items()} if self.dates else {}
         for source, names in self.dates.items():
-            if all(name in table for name in names.values()):
+            if all(name in columns for name in names.values()):
                 continue
-            if source not in table:
-                raise ValueError(_missing_column(source, table))
-            if not is_date(table[source]):
+            if source not in columns:
+                raise ValueError(_missing_column(source, columns))
+            if not is_date(columns[source]):
                 raise ValueError(
                     f"column {quote(source)} must hold dates as in training. Give it as datetime64."
                 )
             for part, name in names.items():
-                parts[name] = date_part(table[source], part)
+                parts[name] = date_part(columns[source], part)
         return table.assign(**parts) if parts else table
 
     def transform(self, table: pd.DataFrame) -> Tensor:

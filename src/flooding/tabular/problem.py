@@ -265,7 +265,7 @@ def _read_inputs(
     if target in dropped:
         raise ValueError(f"drop must not name the target, got {quote(target)}. Leave it out.")
     names = [name for name in raw.names if name not in {target, *dropped}]
-    table = judge_columns(raw, frozenset(names), text=text, na=na, decimal=decimal)
+    table = judge_columns(raw, names, text=text, na=na, decimal=decimal)
     sentences = list(limit(table.sentences))
     if dropped:
         cells = pluralize(raw.num_rows, "cell")

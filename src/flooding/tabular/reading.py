@@ -17,6 +17,7 @@ from flooding.tabular.columns import (
     column_text,
     file_decimal,
     infer_format,
+    is_number_array,
     parse_column,
 )
 from flooding.tabular.delimited import read_delimited
@@ -46,7 +47,6 @@ __all__ = [
     "read_table",
 ]
 
-_OBJECT = np.dtype(object)
 log = logging.getLogger("flooding")
 
 #: A file, ``-`` for standard input, or a pandas DataFrame.
@@ -148,8 +148,8 @@ def read_raw(
         ImportError: See :func:`read_table`.
         ValueError: See :func:`read_table`.
     """
-    pandas = import_library("pandas")
-    if isinstance(path, pandas.DataFrame):
+    import_library("pandas")
+    if not isinstance(path, (str, Path)):
         return from_frame(path)
     file = read_file(path)
     # Sentences name the file alone; errors so far have named its whole path.
@@ -182,7 +182,7 @@ def judge_decimal(raw: RawTable, decimal: Decimal | None) -> Decimal:
     """
     if decimal not in {None, ".", ","}:
         raise ValueError(f"decimal must be '.' or ',', got {decimal!r}.")
-    texts = [cells for cells in raw.columns if getattr(cells, "dtype", _OBJECT) == _OBJECT]
+    texts = [cells for cells in raw.columns if not is_number_array(cells)]
     return decimal or file_decimal(texts, raw.separator)
 
 
@@ -213,6 +213,7 @@ def judge_columns(
     pandas = import_library("pandas")
     sign = judge_decimal(raw, decimal)
     columns, formats, sentences = {}, {}, []
+    names = frozenset(names)
     for name, cells in zip(raw.names, raw.columns, strict=True):
         if name not in names:
             continue

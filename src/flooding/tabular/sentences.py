@@ -113,11 +113,12 @@ def _describe_gaps(
         (preprocessing.numeric_columns, "the training median stands in for them"),
         (preprocessing.categorical_columns, "which are a category of their own"),
     )
+    columns = {str(name): values for name, values in train.items()}
     for names, action in kinds:
         gaps = []
         for name in names:
-            if name in incomplete and name in train:
-                count = int(train[name].isna().sum())
+            if name in incomplete and name in columns:
+                count = int(columns[name].isna().to_numpy().sum())
                 gaps.append(f"{shorten(name)} ({pluralize(count, 'cell')})")
         if gaps:
             yield (f"Missing values in the training rows, {action}: {join_names(gaps, _MAX_LOST)}.")
@@ -125,11 +126,10 @@ def _describe_gaps(
 
 def _describe_dropped(preprocessing: Preprocessing, train: pd.DataFrame) -> Iterator[str]:
     """Say which columns are not used."""
+    columns = {str(name): values for name, values in train.items()}
     constant, unique = [], []
     for name in preprocessing.dropped_columns:
-        if name not in train:
-            continue
-        values = train[name]
+        values = columns[name]
         repeats = is_numeric(values) or is_date(values) or values.nunique(dropna=False) <= 1
         (constant if repeats else unique).append(name)
     rows = pluralize(len(train), "training row")
@@ -140,7 +140,7 @@ def _describe_dropped(preprocessing: Preprocessing, train: pd.DataFrame) -> Iter
             f"To use {pronoun}, give rows in which {verb}."
         )
     if unique:
-        examples = [f"{shorten(name)} (such as {_example(train[name])})" for name in unique]
+        examples = [f"{shorten(name)} (such as {_example(columns[name])})" for name in unique]
         yield (
             f"Left out as text that never repeats in {rows}: {join_names(examples, _MAX_LOST)}. "
             "To use such text, write numbers or categories instead."

@@ -1,0 +1,44 @@
+"""Adapters that flood inside the frameworks people train in, with one module for each framework.
+
+``import flooding`` imports none of them, and a module imports its framework alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+__all__ = ["require_framework"]
+
+
+@contextmanager
+def require_framework(package: str, extra: str | None = None) -> Generator[None]:
+    """Import a framework in the ``with`` block; if it is missing, say how to install it.
+
+    An error inside an installed framework, such as one of its own dependencies that is missing,
+    stays as it is.
+
+    Args:
+        package: Name by which the framework is imported.
+        extra: The extra of flooding that installs it; None if it has the package's name.
+
+    Raises:
+        ModuleNotFoundError: If the framework is not installed.
+
+    Example:
+        >>> with require_framework("math"):
+        ...     import math
+        >>> with require_framework("no_such_framework", extra="lightning"):
+        ...     import no_such_framework
+        Traceback (most recent call last):
+        ModuleNotFoundError: flooding needs no_such_framework: pip install "flooding[lightning]"
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise ModuleNotFoundError(
+            f'flooding needs {package}: pip install "flooding[{extra or package}]"',
+            name=error.name,
+        ) from error
