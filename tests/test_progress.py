@@ -297,6 +297,9 @@ def test_a_screen_that_goes_away_ends_no_training(caplog, screen, monkeypatch):
     def fail(text):
         raise OSError("the terminal hung up")
 
+    # A command line that ran before in this process would print the log on that terminal.
+    log = logging.getLogger("flooding")
+    monkeypatch.setattr(log, "handlers", [])
     with caplog.at_level(logging.DEBUG, "flooding"):
         with show_progress(True) as display:
             display.on_start([run_of(6)])
