@@ -312,7 +312,9 @@ def test_a_screen_that_goes_away_ends_no_training(caplog, screen, monkeypatch):
 # Calls inside calls
 
 
-def test_a_search_has_one_bar_of_all_its_epochs(screen, tmp_path):
+def test_a_search_has_one_bar_of_all_its_epochs(screen, tmp_path, monkeypatch):
+    # The search may take less time than passes between two drawings.
+    monkeypatch.setattr("flooding.training.progress._REFRESH_TIME", 0.002)
     options = {"ledger": tmp_path / "ledger.sqlite", "workers": 0, "progress": True}
     result = find_level(small(max_epochs=10), **options)
     epochs = sum(record.run.epochs for record in result.records)
