@@ -517,7 +517,9 @@ def test_options_of_a_saved_network_need_one(flooding, words):
 def test_checkpoints_are_bounded_and_their_size_is_printed(flooding, again, monkeypatch):
     from flooding.training import checkpoints
 
-    code, _, err = flooding("find", "a.csv", "--target", "y", "--epochs", 30, "--workers", 0)
+    halving = ("--strategy", "halving", "--levels", "none,0.3,0.6", "--seeds", 3)
+    words = ("find", "a.csv", "--target", "y", "--workers", 0, *halving)
+    code, _, err = flooding(*words, "--epochs", 30)
     assert code == 0
     [line] = [line for line in err.splitlines() if line.startswith("checkpoints for longer")]
     assert f"in {again}/l.sqlite.checkpoints; they may be deleted" in line
@@ -526,7 +528,7 @@ def test_checkpoints_are_bounded_and_their_size_is_printed(flooding, again, monk
     assert size > 0
     # With a lower limit the finished ones go, the oldest first, also those of this call.
     monkeypatch.setitem(checkpoints.Checkpoints.prune.__kwdefaults__, "idle_limit", size // 2)
-    code, *_ = flooding("find", "a.csv", "--target", "y", "--epochs", 31, "--workers", 0)
+    code, *_ = flooding(*words, "--epochs", 31)
     assert code == 0
     assert 0 < sum(path.stat().st_size for path in folder.glob("*.pt")) <= size // 2
 
