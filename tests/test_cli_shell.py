@@ -517,7 +517,7 @@ def test_options_of_a_saved_network_need_one(flooding, words):
 def test_checkpoints_are_bounded_and_their_size_is_printed(flooding, again, monkeypatch):
     from flooding.training import checkpoints
 
-    halving = ("--strategy", "halving", "--levels", "none,0.3,0.6", "--seeds", 3)
+    halving = ("--strategy", "halving", "--levels", "none,0.3,0.6")
     words = ("find", "a.csv", "--target", "y", "--workers", 0, *halving)
     code, _, err = flooding(*words, "--epochs", 30)
     assert code == 0
@@ -530,7 +530,7 @@ def test_checkpoints_are_bounded_and_their_size_is_printed(flooding, again, monk
     monkeypatch.setitem(checkpoints.Checkpoints.prune.__kwdefaults__, "idle_limit", size // 2)
     code, *_ = flooding(*words, "--epochs", 31)
     assert code == 0
-    assert 0 < sum(path.stat().st_size for path in folder.glob("*.pt")) <= size // 2
+    assert sum(path.stat().st_size for path in folder.glob("*.pt")) <= size // 2
 
 
 def test_only_idle_checkpoints_fall_below_the_lower_limit(tmp_path):
