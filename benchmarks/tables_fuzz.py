@@ -7,7 +7,9 @@ and a kind of file. It is read, made into a Problem, saved as a model and predic
 
     columns   every column is an input, or a sentence names it; and where cells were rewritten,
               missing by a marker or stray, a sentence names the column and counts the cells
-    values    numbers, dates and times are those that were written
+    values    numbers, dates and times are those that were written; where nothing but the decimal
+              sign of other columns decides, 1.234 may be 1234 with a sentence, and the option that
+              the sentence names gives 1.234
     labels    the classes, and those predicted, are the strings of the file
     tracebacks  nothing is raised but a ValueError of one line, where too many cells are stray
 
@@ -27,6 +29,7 @@ import json
 import logging
 import math
 import random
+import re
 import tempfile
 import time
 import traceback
@@ -40,6 +43,7 @@ import pandas as pd
 import torch
 
 from flooding.tabular import predict, save_model, table_problem
+from flooding.tabular.raw_table import RawTable
 from flooding.tabular.reading import judge_columns, read_raw
 
 MARKERS = ("NA", "n/a", "None", "-", "?", "null", "#N/A", "<NA>", "Unknown")
@@ -81,6 +85,7 @@ class Table:
         is_regression: Whether the target is a number.
         file: A key of :data:`FILES`.
         problems: What was wrong with how it was read.
+        doubts: How many columns are written as groups of thousands by chance.
     """
 
     columns: list[Column]
@@ -88,6 +93,7 @@ class Table:
     is_regression: bool
     file: str
     problems: list[str] = field(default_factory=list)
+    doubts: int = 0
 
 
 # Numbers, written in many ways.
@@ -290,6 +296,8 @@ _TEXT = {"words", "zip codes", "long codes", "countries", "row numbers", "shuffl
 _MAY_GO = {"row numbers", "shuffled ids", "long ids", "names", "constant"}
 # Which of them have a decimal comma, so that they doubt a file whose commas group thousands.
 _WITH_COMMA, _WITH_GROUPS = {"german", "decimal comma"}, {"thousands"}
+# Three decimals without a leading zero may be thousands as well.
+_IS_GROUP = re.compile(r"-?[1-9][0-9]{0,2}\.[0-9]{3}").fullmatch
 TARGETS = (
     ("neg", "pos"),
     ("007", "010"),
@@ -403,10 +411,21 @@ def _write_json(table: Table, folder: Path) -> Path:
     columns = [*table.columns, table.target]
     lines = []
     for cells in zip(*(c.cells for c in columns), strict=True):
-        row = {c.name: cell for c, cell in zip(columns, cells, strict=True)}
+        pairs = zip(columns, cells, strict=True)
+        row = {c.name: _typed(c, cell) if _has_types(table) else cell for c, cell in pairs}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     (folder / "table.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder / "table.jsonl"
+
+
+def _has_types(table: Table) -> bool:
+    """Say whether numbers are numbers of the file, where it can hold any, and not text."""
+    return len(table.columns) % 2 == 0
+
+
+def _typed(column: Column, cell: str) -> str | float:
+    is_number = column.kind == "plain" and cell not in {*MARKERS, *STRAYS}
+    return float(cell) if is_number else cell
 
 
 def _frame(table: Table) -> pd.DataFrame:
@@ -414,8 +433,15 @@ def _frame(table: Table) -> pd.DataFrame:
     return pd.DataFrame({c.name: pd.Series(c.cells, dtype=object) for c in columns})
 
 
+def _typed_frame(table: Table) -> pd.DataFrame:
+    frame = _frame(table)
+    for column in table.columns if _has_types(table) else ():
+        frame[column.name] = pd.Series([_typed(column, c) for c in column.cells], dtype=object)
+    return frame
+
+
 def _write_xlsx(table: Table, folder: Path) -> Path:
-    _frame(table).to_excel(folder / "table.xlsx", index=False)
+    _typed_frame(table).to_excel(folder / "table.xlsx", index=False)
     return folder / "table.xlsx"
 
 
@@ -431,7 +457,7 @@ def _write_feather(table: Table, folder: Path) -> Path:
 
 def _give_frame(table: Table, folder: Path) -> pd.DataFrame:
     del folder
-    return _frame(table)
+    return _typed_frame(table)
 
 
 FILES: dict[str, Callable[[Table, Path], Path | pd.DataFrame]] = {
@@ -453,6 +479,7 @@ FILES: dict[str, Callable[[Table, Path], Path | pd.DataFrame]] = {
     "feather": _write_feather,
     "DataFrame": _give_frame,
 }
+_TYPED = {"JSON lines", "xlsx", "DataFrame"}
 _ENGINES = {"xlsx": "openpyxl", "parquet": "pyarrow", "feather": "pyarrow"}
 
 
@@ -519,12 +546,31 @@ def _check_values(table: Table, path) -> None:
             values = (values.str.casefold() == "true").astype(float)
         if isinstance(column.values[0], str):
             is_same = values.fillna("").tolist() == column.cells
-        elif values.dtype == np.float64:
-            is_same = np.allclose(values, column.values, rtol=1e-12, equal_nan=True)
         else:
-            is_same = False
+            is_same = _are_close(values, column.values) or _is_decided(table, column, raw)
         if not is_same:
             table.problems.append(f"{column.name} holds {values.tolist()[:5]}")
+
+
+def _are_close(values: pd.Series, expected: list) -> bool:
+    return values.dtype == np.float64 and np.allclose(values, expected, rtol=1e-12, equal_nan=True)
+
+
+def _is_decided(table: Table, column: Column, raw: RawTable) -> bool:
+    """Say whether cells that could group thousands were read so, and said how to change that."""
+    cells = [cell for cell in column.cells if cell not in {*MARKERS, *STRAYS}]
+    has_comma = raw.separator == ";" or any(c.kind in _WITH_COMMA for c in table.columns)
+    is_typed = table.file in _TYPED and _has_types(table)
+    if column.kind != "plain" or is_typed or not has_comma or not all(map(_IS_GROUP, cells)):
+        return False
+    expected = [value * 1000 for value in column.values or ()]
+    judged = judge_columns(raw, [column.name])
+    fix = "--decimal '.'"
+    is_said = any(column.name in s and fix in s for s in judged.sentences)
+    other = judge_columns(raw, [column.name], decimal=".").frame[column.name]
+    table.doubts += 1
+    is_read = _are_close(judged.frame[column.name], expected)
+    return is_read and is_said and _are_close(other, column.values or [])
 
 
 def _check_predictions(table: Table, result, path, folder: Path) -> None:
@@ -549,7 +595,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("flooding").setLevel(logging.ERROR)
     start, kinds, files = time.perf_counter(), collections.Counter(), collections.Counter()
-    bad = tracebacks = 0
+    bad = tracebacks = doubts = 0
     for index in range(arguments.count):
         table = make_table(random.Random(f"{arguments.seed} {index}"))
         kinds.update(column.kind for column in table.columns)
@@ -560,6 +606,7 @@ def main() -> None:
             except Exception:  # noqa: BLE001 -- what must not happen is counted
                 tracebacks += 1
                 table.problems.append(traceback.format_exc())
+        doubts += table.doubts
         if table.problems:
             bad += 1
             print(f"table {index} ({table.file}):")
@@ -572,6 +619,7 @@ def main() -> None:
         f"{arguments.count} tables, {kinds.total()} columns of {len(kinds)} kinds, {seconds:.0f} s"
     )
     print(", ".join(f"{name} {count}" for name, count in sorted(files.items())))
+    print(f"{doubts} columns that the decimal sign of other columns decided, with a sentence")
     print(f"{bad} tables with a fault, {tracebacks} of them with a traceback")
 
 

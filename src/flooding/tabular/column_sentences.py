@@ -9,7 +9,7 @@ import numpy as np
 
 from flooding.tabular.markers import Markers, is_missing_number
 from flooding.tabular.messages import count_cells, pluralize, quote, shorten
-from flooding.tabular.numbers import Decimal, is_plain
+from flooding.tabular.numbers import Decimal, NumberText, is_plain
 
 __all__ = [
     "MAX_STRAY_SHARE",
@@ -61,7 +61,7 @@ def describe_cells(
     title = shorten(name)
     rewritten = {}
     for cell in numbers:
-        has_group = decimal == "," and "." in cell
+        has_group = decimal == "," and "." in cell and not isinstance(cell, NumberText)
         if kind != "number" or has_group or not is_plain(cell):
             rewritten[cell] = counts[cell]
     if rewritten:
@@ -103,7 +103,8 @@ def describe_decimal(name: str, numbers: Mapping[str, float], sign: Decimal) -> 
     Returns:
         A sentence.
     """
-    cell = next(c for c in numbers if "," in c or "." in c)
+    texts = [cell for cell in numbers if not isinstance(cell, NumberText)]
+    cell = next(cell for cell in texts if "," in cell or "." in cell)
     other = "." if sign == "," else ","
     return (
         f"{shorten(name)}: {quote(cell[:40])} is read as {numbers[cell]:.10g} with the decimal "

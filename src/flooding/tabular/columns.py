@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal as DecimalNumber
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard
 
 import numpy as np
@@ -27,7 +28,14 @@ from flooding.tabular.dates import find_date_format, parse_dates, parse_time
 from flooding.tabular.libraries import import_library
 from flooding.tabular.markers import Markers, has_na_value, is_missing_number, is_missing_text
 from flooding.tabular.messages import pluralize, quote
-from flooding.tabular.numbers import Decimal, compare_decimals, is_plain, parse_cells, parse_plain
+from flooding.tabular.numbers import (
+    Decimal,
+    NumberText,
+    compare_decimals,
+    is_plain,
+    parse_cells,
+    parse_plain,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +58,7 @@ _NUMERIC_SHARE = 0.8  # from which on a column that is not all numbers is meant 
 _MANY_NUMBERS = 30  # beyond what a column of categories tells apart
 _LARGEST_EXACT = 2**53  # whole numbers beyond it are rounded in float64
 _SAMPLE_ROWS = 1000
+_NUMBERS = (int, float, np.integer, np.floating, DecimalNumber)  # a bool is an int, but no number
 _PAIRS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"), ("off", "on"))
 _BOOLEANS = {word: value for pair in _PAIRS for value, word in enumerate(pair)}
 
@@ -105,14 +114,24 @@ def column_text(cells: Iterable[object] | np.ndarray) -> list[str]:
         cells: Strings, numbers, or None or NaN where one is missing.
 
     Returns:
-        Strings without blanks at their ends; whole numbers without a fraction.
+        Strings without blanks at their ends, numbers as :class:`NumberText`; whole numbers without
+        a fraction.
     """
     if is_number_array(cells):
         cells = cells.tolist()
-    return [cell.strip() if isinstance(cell, str) else _number_text(cell) for cell in cells]
+    return [cell.strip() if type(cell) is str else _number_text(cell) for cell in cells]
 
 
 def _number_text(cell: object) -> str:
+    if isinstance(cell, NumberText):
+        return cell
+    text = _plain_text(cell)
+    return NumberText(text) if isinstance(cell, _NUMBERS) and not isinstance(cell, bool) else text
+
+
+def _plain_text(cell: object) -> str:
+    if isinstance(cell, str):
+        return cell.strip()
     if cell is None or cell != cell:  # NaN differs from itself
         return ""
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < _LARGEST_EXACT:
@@ -135,7 +154,8 @@ def file_decimal(
     """
     needs_comma = separator == ";"
     for cells in columns:
-        distinct = {c.strip() for c in cells[:_SAMPLE_ROWS] if isinstance(c, str)}
+        # Numbers of the file itself say nothing about how its text is written.
+        distinct = {c.strip() for c in cells[:_SAMPLE_ROWS] if type(c) is str}
         present = [c for c in distinct if not is_missing_number(c, None)]
         point, comma, _ = compare_decimals(present)
         if point > 0 and point >= _NUMERIC_SHARE * _count_decimals(present):
@@ -189,7 +209,7 @@ def parse_column(
 
 def _parse_text(texts: list[str], column_format: ColumnFormat, na: Markers) -> ParsedColumn:
     pandas = import_library("pandas")
-    column = np.array(texts, dtype=object)
+    column = np.array(list(map(str, texts)), dtype=object)
     missing = {t for t in set(texts) if is_missing_text(t, na, column_format.has_na)}
     column[[text in missing for text in texts]] = math.nan
     return ParsedColumn(pandas.Series(column, dtype=str), column_format)
@@ -286,6 +306,7 @@ def choose_decimal(cells: Sequence[str], default: Decimal) -> tuple[Decimal, boo
     Returns:
         The sign, and whether the cells would be other numbers with the other sign.
     """
+    cells = [cell for cell in cells if not isinstance(cell, NumberText)]
     point_only = all(map(is_plain, cells))
     if point_only and (default == "." or not all(map(_is_group, cells))):
         return ".", False

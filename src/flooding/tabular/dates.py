@@ -170,7 +170,8 @@ def _timestamps(cells: Iterable[str], date_format: str) -> np.ndarray:
     for cell in cells:
         match = _DATE.fullmatch(cell)
         hours = math.nan
-        if match is not None:
+        # A date has a digit; pandas takes "now" and "today" for dates, too.
+        if match is not None and re.search(r"[0-9]", match["date"]):
             hours = _clock_hours(match["time"])
         dates.append("" if match is None or math.isnan(hours) else match["date"])
         seconds.append(3600 * hours)

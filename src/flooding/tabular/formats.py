@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from flooding.tabular.files import FileContent
 from flooding.tabular.libraries import import_engine, import_library
 from flooding.tabular.limits import MAX_COLUMNS, TableTooLargeError, check_cells, too_many
 from flooding.tabular.messages import join_names, pluralize, quote, shorten, suggest
+from flooding.tabular.numbers import NumberText
 from flooding.tabular.raw_table import Cells, RawTable, cell_text, check_names, from_frame
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ def _read_sheet(
             frame = pandas.read_excel(
                 workbook, sheet_name=sheets[0], header=None, dtype=object, keep_default_na=False
             )
+            # Empty cells are empty strings: NaN are the errors alone.
+            is_error = pandas.isna(frame).to_numpy()
+            errors = _sheet_errors(workbook, sheets[0], file.kind) if is_error.any() else []
     except Exception as error:
         raise _unreadable(file, error) from error
     check_cells(frame.size, file.source, file.size_limit or frame.size)
@@ -69,11 +74,7 @@ def _read_sheet(
             f"Read the first sheet, {quote(sheets[0])}, and not {others}. To read another one, "
             "move it to the front."
         )
-    is_missing = pandas.isna(frame).to_numpy()
-    cells = frame.to_numpy(dtype=object)
-    texts = np.empty(cells.shape, dtype=object)
-    for index, cell in np.ndenumerate(cells):
-        texts[index] = None if is_missing[index] else cell_text(cell)
+    texts = _sheet_texts(frame.to_numpy(dtype=object), is_error, errors)
     # Blank rows and columns around a table.
     is_filled = np.array([[bool(cell) for cell in row] for row in texts.tolist()], dtype=bool)
     texts = texts[is_filled.any(axis=1)] if is_filled.size else texts
@@ -84,6 +85,32 @@ def _read_sheet(
         lines = pluralize(len(title), "line")
         sentences.append(f"Left out {lines} above the table: {quote(title[0][:80])}.")
     return build_table(texts, file.source, target=target, header=header, sentences=sentences)
+
+
+def _sheet_errors(workbook: pd.ExcelFile, sheet: str, kind: str) -> list[str]:
+    """Give the errors of a sheet, such as #DIV/0!, row by row: pandas makes NaN of them."""
+    book: Any = workbook.book
+    if kind == "xlsx":
+        cells = itertools.chain.from_iterable(book[sheet].iter_rows())
+        return [str(cell.value) for cell in cells if cell.data_type == "e"]
+    if kind == "xls":
+        from xlrd import biffh  # pyright: ignore[reportMissingImports] -- optional
+
+        cells = itertools.chain.from_iterable(book.sheet_by_name(sheet).get_rows())
+        texts = biffh.error_text_from_code
+        return [texts[cell.value] for cell in cells if cell.ctype == biffh.XL_CELL_ERROR]
+    # In other sheets errors are text but for this one.
+    return []
+
+
+def _sheet_texts(cells: np.ndarray, is_error: np.ndarray, errors: list[str]) -> np.ndarray:
+    """Give the text of every cell of a sheet, errors included."""
+    texts = np.empty(cells.shape, dtype=object)
+    for index, cell in np.ndenumerate(cells):
+        texts[index] = "#N/A" if is_error[index] else cell_text(cell)
+    if len(errors) == is_error.sum():
+        texts[is_error] = errors
+    return texts
 
 
 def _cut_titles(texts: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -188,7 +215,7 @@ def _read_json(file: FileContent, target: str | int | None, header: bool | None)
     del target, header  # every cell has a name
     text, sentences = decode(file.data, file.source, None)
     # Numbers stay the strings that they are: float64 would change long ones.
-    decoder = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
+    decoder = json.JSONDecoder(parse_float=NumberText, parse_int=NumberText, parse_constant=str)
     try:
         values = _json_values(text, decoder)
     except (ValueError, RecursionError) as error:

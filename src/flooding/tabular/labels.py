@@ -3,6 +3,7 @@
 # The checks shared by the functions below raise what their docstrings promise.
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -89,7 +90,11 @@ def make_labels(
     if not rows.size:
         raise ValueError(_no_target(name, len(labels)))
     sentences = _describe_missing(reading, len(labels) - len(rows), na, is_class=False)
-    rewritten = {cell: reading.counts[cell] for cell in reading.numbers if not is_plain(cell)}
+    rewritten = {}
+    for cell, number in reading.numbers.items():
+        # With a decimal comma, 1.234 is another number than float() reads.
+        if not is_plain(cell) or not math.isclose(float(cell), number):
+            rewritten[cell] = reading.counts[cell]
     if rewritten:
         cell = next(iter(rewritten))
         sentences.append(
@@ -191,7 +196,7 @@ def _make_classes(name: str, reading: _Reading, reason: str, na: Markers) -> Lab
         is_class = {cell: cell in reading.numbers for cell in counts}
     else:
         is_class = {cell: not is_missing_text(cell, na, has_na) for cell in counts}
-    names = [cell for cell in counts if is_class[cell]]
+    names = [str(cell) for cell in counts if is_class[cell]]
     if not names:
         raise ValueError(_no_target(name, len(reading.texts)))
     if reading.is_numeric:
@@ -217,7 +222,12 @@ def _make_classes(name: str, reading: _Reading, reason: str, na: Markers) -> Lab
     listing = join_names(sizes)
     description = f"classification into {len(names)} classes, since {reason}: {listing}"
     return Labels(
-        rows, labels[rows], tuple(names), reading.is_numeric, description, tuple(sentences)
+        rows,
+        labels[rows],
+        tuple(names),
+        reading.is_numeric,
+        description,
+        tuple(sentences),
     )
 
 

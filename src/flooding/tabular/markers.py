@@ -11,15 +11,20 @@ __all__ = ["Markers", "has_na_value", "is_missing_number", "is_missing_text"]
 #: What a user says is missing, beside the empty cell; None for the usual texts.
 Markers: TypeAlias = "Collection[str] | None"
 
+# What a spreadsheet shows where a formula fails.
+_ERRORS = (
+    *("#N/A", "#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#SPILL!", "#CALC!"),
+    *("#FIELD!", "#BLOCKED!", "#CONNECT!", "#UNKNOWN!", "#GETTING_DATA"),
+)
 _TEXT = frozenset({
-    *("", "?", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "Null", "null"),
-    *("<NA>", "#N/A", "NaT"),
+    *("", "?", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "Null", "null", "<NA>", "NaT"),
+    *_ERRORS,
 })
 # Among numbers also what could be a category among texts; compared in lower case.
 _NUMBER = frozenset({
     *("", "?", "na", "n/a", "n.a.", "n. a.", "nan", "-nan", "+nan", "null", "none", "nil", "<na>"),
-    *("nat", "-", "--", "---", "\u2013", "\u2014", ".", "..", "...", "*", "#n/a", "#na", "#null!"),
-    *("#value!", "#div/0!", "#ref!", "#num!", "#name?", "1.#qnan", "1.#ind", "-1.#ind"),
+    *("nat", "-", "--", "---", "\u2013", "\u2014", ".", "..", "...", "*", "#na"),
+    *("1.#qnan", "1.#ind", "-1.#ind", *map(str.casefold, _ERRORS)),
     *("missing", "unknown", "not available", "undefined", "(null)", "(none)", "(blank)"),
 })
 

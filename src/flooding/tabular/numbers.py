@@ -11,6 +11,7 @@ import numpy as np
 
 __all__ = [
     "Decimal",
+    "NumberText",
     "compare_decimals",
     "is_plain",
     "parse_cell",
@@ -35,6 +36,19 @@ _CELL = re.compile(
     rf"\s*(?P<percent>[%\u2030]?)\s*(?P<after>{_CURRENCY}?)(?P<last>-?)\s*(?P<close>\))?",
     re.IGNORECASE,
 )
+
+
+class NumberText(str):
+    """The text of a cell that is a number in its file, such as one of JSON or of a spreadsheet.
+
+    Its decimal sign is a point, whatever the text in other cells uses.
+
+    Example:
+        >>> [parse_cell(cell, ",") for cell in ("1.234", NumberText("1.234"))]
+        [1234.0, 1.234]
+    """
+
+    __slots__ = ()
 
 
 def _body_pattern(decimal: Decimal) -> re.Pattern[str]:
@@ -100,7 +114,7 @@ def parse_cell(cell: str, decimal: Decimal = ".") -> float | None:
 
     Args:
         cell: Its text, without blanks at the ends.
-        decimal: The decimal sign.
+        decimal: The decimal sign; a :class:`NumberText` has a point whatever this is.
 
     Returns:
         The number, or None for other text.
@@ -111,6 +125,8 @@ def parse_cell(cell: str, decimal: Decimal = ".") -> float | None:
         >>> parse_cell("1.234,50 €", ",")
         1234.5
     """
+    if isinstance(cell, NumberText):
+        decimal = "."
     if is_plain(cell) and (decimal == "." or "." not in cell):
         return float(cell)
     match = _CELL.fullmatch(cell.translate(_MINUS))
@@ -163,8 +179,8 @@ def compare_decimals(cells: Iterable[str]) -> tuple[int, int, bool]:
     needs_point = needs_comma = 0
     is_ambiguous = False
     for cell in cells:
-        # Without either sign, nothing depends on it.
-        if "." not in cell and "," not in cell:
+        # Without either sign, nothing depends on it; and a number of the file has its own.
+        if isinstance(cell, NumberText) or ("." not in cell and "," not in cell):
             continue
         point, comma = parse_cell(cell, "."), parse_cell(cell, ",")
         needs_point += point is not None and comma is None

@@ -56,7 +56,7 @@ class RawTable:
         Returns:
             Strings without blanks at their ends; empty where there is no cell.
         """
-        return column_text(self.columns[self.names.index(name)])
+        return list(map(str, column_text(self.columns[self.names.index(name)])))
 
 
 def check_names(source: str, names: Iterable[str]) -> None:
