@@ -2,22 +2,31 @@
 
 # ruff does not see the errors that the private functions below raise.
 # ruff: file-ignore[docstring-extraneous-exception]
+# scikit-learn calls the inputs X.
+# ruff: file-ignore[invalid-argument-name]
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeGuard
 
 import numpy as np
 
-from flooding.tabular.libraries import import_library
+from flooding.integrations import require_framework
 from flooding.tabular.messages import quote
 from flooding.tabular.preprocessing import Preprocessing
 
-if TYPE_CHECKING:
+with require_framework("pandas", extra="tables"):
     import pandas as pd
 
-__all__ = ["ColumnKind", "fitted_kinds", "type_columns"]
+__all__ = [
+    "ColumnKind",
+    "array_to_table",
+    "check_target_is_known",
+    "fitted_kinds",
+    "is_frame",
+    "type_columns",
+]
 
 ColumnKind: TypeAlias = Literal["numbers", "text", "dates"]
 
@@ -42,6 +51,48 @@ _FIXES: dict[ColumnKind, str] = {
     "text": "Convert it: X[column].astype(str).",
     "dates": "Convert it: pandas.to_datetime.",
 }
+
+
+def is_frame(X: object) -> TypeGuard[pd.DataFrame]:
+    """Say whether inputs are a DataFrame of pandas.
+
+    Args:
+        X: The inputs.
+
+    Returns:
+        False for arrays, lists and the frames of other libraries.
+    """
+    return isinstance(X, pd.DataFrame)
+
+
+def array_to_table(array: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+    """Convert an array of numbers.
+
+    Args:
+        array: The rows, ``[rows, columns]``.
+        names: A name for each column.
+
+    Returns:
+        Columns of float64.
+    """
+    return pd.DataFrame(array.astype(np.float64), columns=pd.Index(names))
+
+
+def check_target_is_known(y: np.ndarray) -> None:
+    """Refuse a missing target; scikit-learn refuses NaN alone.
+
+    Args:
+        y: Target of each row.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    is_missing = pd.isna(y)
+    if is_missing.any():
+        index = int(is_missing.argmax())
+        raise ValueError(
+            f"y must have no missing values, got {y[index]!r} in row {index}. Drop such rows."
+        )
 
 
 def fitted_kinds(preprocessing: Preprocessing) -> dict[str, ColumnKind]:
@@ -97,14 +148,12 @@ def type_columns(
             continue
         values = frame.iloc[:, index].reset_index(drop=True)
         columns[name] = _type_column(name, values, None if kinds is None else kinds[name])
-    pandas = import_library("pandas")
-    return pandas.DataFrame(columns, index=pandas.RangeIndex(len(frame)))
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(frame)))
 
 
 def _type_column(name: str, values: pd.Series, expected: ColumnKind | None) -> pd.Series:
     """Convert one column."""
-    pandas = import_library("pandas")
-    inferred = pandas.api.types.infer_dtype(values, skipna=True)
+    inferred = pd.api.types.infer_dtype(values, skipna=True)
     if inferred == "complex":
         raise ValueError(f"Complex data not supported: column {quote(name)} of X.")
     if inferred not in _KINDS:
@@ -126,20 +175,18 @@ def _type_column(name: str, values: pd.Series, expected: ColumnKind | None) -> p
     if kind == "text":
         return _to_text(values)
     if inferred.startswith("timedelta"):
-        return pandas.to_timedelta(values).dt.total_seconds()
-    return pandas.Series(values.to_numpy(np.float64, na_value=math.nan))
+        return pd.to_timedelta(values).dt.total_seconds()
+    return pd.Series(values.to_numpy(np.float64, na_value=math.nan))
 
 
 def _to_dates(values: pd.Series) -> pd.Series:
-    pandas = import_library("pandas")
-    dates = pandas.to_datetime(values)
+    dates = pd.to_datetime(values)
     return dates if dates.dt.tz is None else dates.dt.tz_localize(None)
 
 
 def _to_text(values: pd.Series) -> pd.Series:
-    pandas = import_library("pandas")
     cells = values.astype(object).to_numpy()
     text = np.full(len(cells), math.nan, dtype=object)
-    for index in np.flatnonzero(~pandas.isna(values).to_numpy()):
+    for index in np.flatnonzero(~pd.isna(values).to_numpy()):
         text[index] = str(cells[index])
-    return pandas.Series(text, dtype=str)
+    return pd.Series(text, dtype=str)

@@ -96,8 +96,8 @@ class FloodingClassifier(ClassifierMixin, FloodingEstimator):
             ValueError: If a parameter is out of range, there are fewer than two classes, no class
                 has two rows, no column varies, or the training diverges.
         """
-        self.check_parameters()
-        table, labels = self.read_training_table(X, y, y_numeric=False)
+        settings = self._make_settings()
+        table, labels = self._read_training_table(X, y, y_numeric=False)
         check_classification_targets(labels)
         classes, class_numbers = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
@@ -105,7 +105,7 @@ class FloodingClassifier(ClassifierMixin, FloodingEstimator):
                 f"y must have at least 2 classes, got 1 class, {classes[0]!r}. Choose another "
                 "target."
             )
-        self.train(table, class_numbers.astype(np.int64), classes)
+        self._train(table, class_numbers.astype(np.int64), classes, settings)
         self.classes_ = classes
         return self
 
@@ -118,7 +118,7 @@ class FloodingClassifier(ClassifierMixin, FloodingEstimator):
         Returns:
             Labels, ``[rows]``; the first of equally likely ones.
         """
-        indices = self.compute_outputs(X).argmax(dim=1)
+        indices = self._compute_outputs(X).argmax(dim=1)
         return self.classes_[indices.numpy()]
 
     def predict_proba(self, X: object) -> np.ndarray:
@@ -130,7 +130,7 @@ class FloodingClassifier(ClassifierMixin, FloodingEstimator):
         Returns:
             Probabilities in float64, ``[rows, classes]``, in the order of ``classes_``.
         """
-        return self.compute_outputs(X).softmax(dim=1).numpy()
+        return self._compute_outputs(X).softmax(dim=1).numpy()
 
     def predict_log_proba(self, X: object) -> np.ndarray:
         """Predict the logarithm of the probability of each class.
@@ -141,7 +141,7 @@ class FloodingClassifier(ClassifierMixin, FloodingEstimator):
         Returns:
             Finite logarithms also where a probability is 0 in float64, ``[rows, classes]``.
         """
-        return self.compute_outputs(X).log_softmax(dim=1).numpy()
+        return self._compute_outputs(X).log_softmax(dim=1).numpy()
 
 
 class FloodingRegressor(RegressorMixin, FloodingEstimator):
@@ -207,9 +207,9 @@ class FloodingRegressor(RegressorMixin, FloodingEstimator):
             TypeError: If cells of a DataFrame are neither numbers, text nor dates.
             ValueError: If a parameter is out of range, no column varies, or the training diverges.
         """
-        self.check_parameters()
-        table, values = self.read_training_table(X, y, y_numeric=True)
-        self.train(table, values.astype(np.float64), None)
+        settings = self._make_settings()
+        table, values = self._read_training_table(X, y, y_numeric=True)
+        self._train(table, values.astype(np.float64), None, settings)
         return self
 
     def predict(self, X: object) -> np.ndarray:
@@ -221,5 +221,5 @@ class FloodingRegressor(RegressorMixin, FloodingEstimator):
         Returns:
             Numbers in float64 and the target's unit, ``[rows]``.
         """
-        outputs = self.compute_outputs(X)[:, 0].numpy()
+        outputs = self._compute_outputs(X)[:, 0].numpy()
         return outputs * self.target_.sd + self.target_.mean
