@@ -51,7 +51,7 @@ from flooding.tabular.sentences import (
 from flooding.tabular.splits import drop_small_classes, split_rows
 from flooding.training.problem import Problem
 
-__all__ = ["TableProblem", "Target", "table_problem"]
+__all__ = ["TableProblem", "Target", "make_problem", "table_problem"]
 
 _MAX_EPOCHS = 100
 _MIN_EPOCHS = 3
@@ -191,7 +191,7 @@ def table_problem(
     x = preprocessing.transform(rows)
     fitted_target = _fit_target(name, labels, parts[0])
     splits = _make_splits(x, _encode_labels(labels.y, fitted_target), parts)
-    problem = _make_problem(
+    problem = make_problem(
         splits,
         fitted_target,
         width=width,
@@ -308,7 +308,7 @@ def _make_splits(x: Tensor, y: Tensor, parts: list[np.ndarray]) -> list[Split]:
     return [Split(x[rows], y[rows]) for rows in map(torch.from_numpy, parts)]
 
 
-def _make_problem(
+def make_problem(
     splits: list[Split],
     target: Target,
     *,
@@ -317,7 +317,19 @@ def _make_problem(
     max_epochs: int | None,
     batch_size: int | None,
 ) -> Problem:
-    """Make a Problem: a network of one logit a class, or of one number."""
+    """Make a Problem: a network of one logit a class, or of one number.
+
+    Args:
+        splits: Training, validation and, if there is one, test rows.
+        target: What is predicted.
+        width: Units of each hidden layer.
+        depth: Number of hidden layers.
+        max_epochs: Epochs; None for what :func:`table_problem` says.
+        batch_size: Rows in a batch; None for what :func:`table_problem` says.
+
+    Returns:
+        The Problem, with Adam at 0.001.
+    """
     n_train = len(splits[0])
     if batch_size is None:
         batch_size = min(_BATCH_SIZE, max(1, n_train // 5))
