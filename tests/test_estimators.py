@@ -177,7 +177,8 @@ def test_early_stopping_keeps_the_network_of_the_best_validation_epoch(estimator
 
 @pytest.mark.parametrize("early_stopping", [True, False])
 def test_averaged_weights(early_stopping):
-    options = SEEDED | {"early_stopping": early_stopping}
+    # At a fixed level, as a controller would watch the average and train another network.
+    options = SEEDED | {"early_stopping": early_stopping, "level": 0.3}
     network = FloodingClassifier(**options).fit(X, Y)
     # An average that forgets everything is the network itself.
     same = FloodingClassifier(**options, averaging=EMA(0, warmup=False)).fit(X, Y)

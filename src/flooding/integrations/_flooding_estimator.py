@@ -5,6 +5,7 @@
 # ruff: file-ignore[invalid-argument-name]
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +130,13 @@ class FloodingEstimator(BaseEstimator):
         """Check the parameters and draw the seed."""
         from flooding.integrations._table_training import TrainingSettings
 
-        parameters = self.get_params(deep=False)
-        random_state = check_random_state(parameters.pop("random_state"))
-        seed = int(random_state.randint(np.iinfo(np.int32).max))
-        return TrainingSettings(**parameters, seed=seed)
+        random_state = check_random_state(self.random_state)
+        parameters: dict[str, Any] = {"seed": int(random_state.randint(np.iinfo(np.int32).max))}
+        # A subclass may have more parameters than these.
+        for field in dataclasses.fields(TrainingSettings):
+            if field.name != "seed":
+                parameters[field.name] = getattr(self, field.name)
+        return TrainingSettings(**parameters)
 
     def _train(
         self,
