@@ -98,7 +98,9 @@ def _sheet_errors(workbook: pd.ExcelFile, sheet: str, kind: str) -> list[str]:
 
         cells = itertools.chain.from_iterable(document.sheet_by_name(sheet).get_rows())
         texts = biffh.error_text_from_code
-        return [texts[cell.value] for cell in cells if cell.ctype == biffh.XL_CELL_ERROR]
+        return [
+            texts.get(cell.value, "#N/A") for cell in cells if cell.ctype == biffh.XL_CELL_ERROR
+        ]
     # In .ods all errors are text but for #N/A, which is what NaN becomes without a list.
     return []
 
