@@ -99,6 +99,14 @@ def test_text_and_numbers_in_one_column_each_have_their_sign():
     assert "2 cells" in table.sentences[0]
 
 
+def test_the_sentence_names_the_text_that_leaves_a_doubt():
+    cells = [*NUMBERS[:-1], "1.234"]
+    table = judge(typed_frame(cells))
+    assert table.frame["x"].tolist() == [*NUMBERS[:-1], 1234]
+    assert "'1.234' is read as 1234 with the decimal sign ','" in table.sentences[1]
+    assert judge(typed_frame(cells), decimal=".").frame["x"].tolist() == [*NUMBERS[:-1], 1.234]
+
+
 def test_numbers_of_a_typed_file_say_nothing_of_its_text():
     text = ["0,37", "1,25"] * 30
     numbers = [NumberText("1.5"), NumberText("2.25")] * 30
