@@ -306,7 +306,6 @@ def choose_decimal(cells: Sequence[str], default: Decimal) -> tuple[Decimal, boo
     Returns:
         The sign, and whether the cells would be other numbers with the other sign.
     """
-    cells = [cell for cell in cells if not isinstance(cell, NumberText)]
     point_only = all(map(is_plain, cells))
     if point_only and (default == "." or not all(map(_is_group, cells))):
         return ".", False

@@ -89,17 +89,19 @@ def _read_sheet(
 
 def _sheet_errors(workbook: pd.ExcelFile, sheet: str, kind: str) -> list[str]:
     """Give the errors of a sheet, such as #DIV/0!, row by row: pandas makes NaN of them."""
-    book: Any = workbook.book
+    document: Any = workbook.book
     if kind == "xlsx":
-        cells = itertools.chain.from_iterable(book[sheet].iter_rows())
+        cells = itertools.chain.from_iterable(document[sheet].iter_rows())
         return [str(cell.value) for cell in cells if cell.data_type == "e"]
     if kind == "xls":
         from xlrd import biffh  # pyright: ignore[reportMissingImports] -- optional
 
-        cells = itertools.chain.from_iterable(book.sheet_by_name(sheet).get_rows())
+        cells = itertools.chain.from_iterable(document.sheet_by_name(sheet).get_rows())
         texts = biffh.error_text_from_code
-        return [texts[cell.value] for cell in cells if cell.ctype == biffh.XL_CELL_ERROR]
-    # In other sheets errors are text but for this one.
+        return [
+            texts.get(cell.value, "#N/A") for cell in cells if cell.ctype == biffh.XL_CELL_ERROR
+        ]
+    # In .ods all errors are text but for #N/A, which is what NaN becomes without a list.
     return []
 
 

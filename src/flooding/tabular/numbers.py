@@ -179,8 +179,8 @@ def compare_decimals(cells: Iterable[str]) -> tuple[int, int, bool]:
     needs_point = needs_comma = 0
     is_ambiguous = False
     for cell in cells:
-        # Without either sign, nothing depends on it; and a number of the file has its own.
-        if isinstance(cell, NumberText) or ("." not in cell and "," not in cell):
+        # Without either sign, nothing depends on it.
+        if "." not in cell and "," not in cell:
             continue
         point, comma = parse_cell(cell, "."), parse_cell(cell, ",")
         needs_point += point is not None and comma is None
