@@ -650,7 +650,6 @@ class Two(Own):
         ),
         ((nn.MSELoss(), 0.1, "iflood"), "method must be a method such as .* got 'iflood'"),
         ((nn.MSELoss(), 0.1, IFlood), "got <class .*IFlood'>. Build it first"),
-        ((nn.MSELoss(), 0.1, None), "method must be .* got None"),
         ((nn.MSELoss(), 0.1, SAM()), "SAM needs more than the loss.* Use a Run"),
         ((nn.MSELoss(), 0.1, GradientPenalty(0.1)), "GradientPenalty needs more than the loss"),
     ],

@@ -102,6 +102,9 @@ class SearchResult:
     weights: Mapping[str, dict[str, Tensor]] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
+        # A result that somebody's strategy made wrongly must show itself in the error about it.
+        if not isinstance(self.run, Run):
+            return f"SearchResult({self.strategy!r}, run={self.run!r})"
         parts: dict[str, object] = {"level": self.level, "strategy": self.strategy}
         if not isinstance(self.run.level, (float, Tensor, type(None))):
             parts["run.level"] = self.run.level
