@@ -79,15 +79,15 @@ def run_doctests(*modules: ModuleType) -> int:
     return attempted
 
 
-def import_seconds(framework: str, adapter: str, variables: dict[str, str] | None = None) -> float:
-    """CPU time of an adapter's import after that of its framework, in a process of its own."""
-    # A pass of the garbage collector over the framework's objects is not the adapter's.
+def added_packages(
+    framework: str, adapter: str, variables: dict[str, str] | None = None
+) -> set[str]:
+    """Packages that an adapter's import loads besides its framework and the standard library."""
     code = (
-        f"import gc, time, {framework}\n"
-        f"gc.disable()\nstart = time.process_time()\nimport {adapter}\n"
-        "print(time.process_time() - start)"
+        f"import sys, {framework}\nbefore = set(sys.modules)\nimport {adapter}\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent / "src")} | (variables or {})
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return {name for name in done.stdout.split() if name not in sys.stdlib_module_names}
