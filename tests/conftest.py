@@ -9,6 +9,8 @@ import torch
 
 # Keras takes tensorflow unless told otherwise, before it is imported.
 os.environ.setdefault("KERAS_BACKEND", "torch")
+# Compiling takes most of the time of JAX's tests; what they compare is exact without it, too.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # No deadline: the machines are shared. The same examples in CI, so that what it says depends on the
 # change alone.
