@@ -130,7 +130,7 @@ def table():
 
 
 def replay(seeds):
-    """Print the replayed rule and its neighbours minus the exhaustive choice."""
+    """Print the replayed rule and adjacent settings minus the exhaustive choice."""
     arrays = [np.load(Path(__file__).parent / "levels" / f"seed{seed}.npz") for seed in seeds]
     # By cell: tasks, noises and seeds in one axis, then level, then epoch.
     names = ("val_loss", "val_right", "last_test_accuracy_clean")
@@ -147,7 +147,7 @@ def replay(seeds):
     print(f"| plain training | {format_interval(test[:, 0] - exhaustive)} |")
     for changes in NEIGHBOURS:
         levels = replayed_levels(Auto(epochs=500, **changes), loss, accuracy)
-        # The mean of a level and its neighbours: the luck of one training is not the rule's.
+        # The mean of a level and the adjacent ones: the luck of one training is not the rule's.
         padded = np.pad(test, ((0, 0), (2, 2)), mode="edge")
         smooth = np.mean([padded[:, i : i + len(LEVELS)] for i in range(5)], axis=0)
         reached = smooth[np.arange(len(test)), levels]

@@ -1,7 +1,9 @@
 """Every test starts with one thread: one and two give different bits."""
 
 import os
+import shlex
 import signal
+import sys
 
 import hypothesis
 import pytest
@@ -42,3 +44,21 @@ def time_limit():
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def flooding(tmp_path, monkeypatch, capsys):
+    """Run the command line in a folder of its own; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
+
+    from flooding import cli  # few tests need it
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", ["flooding", *shlex.split(line)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, " ".join(captured.out.split()), " ".join(captured.err.split())
+
+    return run

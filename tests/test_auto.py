@@ -3,8 +3,6 @@
 import gc
 import json
 import math
-import shlex
-import sys
 import warnings
 from functools import partial
 
@@ -15,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flooding import Flood, FloodStep, Run, cli, find_level, run_all
+from flooding import Flood, FloodStep, Run, find_level, run_all
 from flooding.level_search.auto import auto
 from flooding.level_search.finder import finder
 from flooding.level_search.sweep import sweep_of
@@ -467,22 +465,6 @@ def test_the_picture_is_validation_against_the_level(tmp_path):
     top = int(np.where(np.isfinite(level), level, -1).argmax())
     assert np.array_equal(dots.get_xdata(), level[top:])
     assert len(level[top:]) > 1
-
-
-@pytest.fixture
-def flooding(tmp_path, monkeypatch, capsys):
-    """Run the command line in a folder of its own; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
-
-    def run(line):
-        monkeypatch.setattr(sys, "argv", ["flooding", *shlex.split(line)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, " ".join(captured.out.split()), " ".join(captured.err.split())
-
-    return run
 
 
 def test_the_command_line_runs_it(flooding):

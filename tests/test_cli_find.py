@@ -4,12 +4,9 @@ input."""
 import csv
 import json
 import re
-import shlex
 import sys
 
 import pytest
-
-from flooding import cli
 
 MODULE = """
 from functools import partial
@@ -33,22 +30,6 @@ problem = Problem(partial(two_gaussians, n_test=50), partial(Net, 10, 2), max_ep
 def make():
     return problem
 """
-
-
-@pytest.fixture
-def flooding(tmp_path, monkeypatch, capsys):
-    """Run the command line in a folder of its own; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
-
-    def run(line):
-        monkeypatch.setattr(sys, "argv", ["flooding", *shlex.split(line)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, " ".join(captured.out.split()), " ".join(captured.err.split())
-
-    return run
 
 
 def table(path, rows=60, target=lambda i: "yes" if i % 2 else "no"):

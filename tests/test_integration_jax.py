@@ -203,7 +203,7 @@ def test_micro_batches_in_half_precision_are_summed_in_float32():
     params = jnp.ones(2, jnp.bfloat16)
     optimizer = multi_steps(flood(optax.sgd(1.0), 0.5), 2)
     state = optimizer.init(params)
-    for number in (1.0, 1.0078125):  # neighbours in bfloat16, so that their mean is no bfloat16
+    for number in (1.0, 1.0078125):  # adjacent in bfloat16, so that their mean is no bfloat16
         loss = jnp.asarray(number, jnp.bfloat16)
         updates, state = optimizer.update(params, state, params, value=loss)
     assert state.inner_opt_state.raw_loss == 1.00390625

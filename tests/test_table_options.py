@@ -1,33 +1,15 @@
 """What a user says of a table: in Python by keywords, on the command line by options."""
 
 import io
-import shlex
 import subprocess
 import sys
 
 import pytest
 
-from flooding import cli
 from flooding.cli._table_options import TableOptions
 from flooding.tabular import table_problem
 
 SHORT = "--epochs 1 --workers 0 --strategy grid --levels none"
-
-
-@pytest.fixture
-def flooding(tmp_path, monkeypatch, capsys):
-    """Run the command line in a folder of its own; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
-
-    def run(line):
-        monkeypatch.setattr(sys, "argv", ["flooding", *shlex.split(line)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, " ".join(captured.out.split()), " ".join(captured.err.split())
-
-    return run
 
 
 @pytest.fixture

@@ -246,7 +246,8 @@ class WeightAverage(AveragedModel):
         return int(self.n_averaged) > 0
 
     def _combine(self, averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
-        # The count that torch gives lies on the device, and reading it would wait; ours does not.
+        # The count that torch gives lies on the device, and reading it would wait for the device;
+        # this one does not.
         self.averaging.combine(averaged, current, int(self.n_averaged))
 
     def renew_batch_norm(self, inputs: Iterable[object]) -> None:

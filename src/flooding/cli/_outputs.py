@@ -30,7 +30,7 @@ def command_id(name: str, arguments: Mapping[str, object], problem: Problem) -> 
         name: The command.
         arguments: Its options, without those that say where to write or how to train.
         problem: What it trains. Its data are part of the hash, so that a changed table is another
-            command. Code of the user's own cannot be hashed, and is told by its name alone.
+            command. Code of the user's own cannot be hashed, and is recognised by its name alone.
 
     Returns:
         64 hexadecimal digits, the same for the same command given again.

@@ -319,7 +319,7 @@ class _FloodCallback(TrainerCallback):
         return step(share * k) / k
 
     def _link_state(self, state: TrainerState) -> None:
-        """Make sure that the checkpoints of this training get the state."""
+        """Add the state to the checkpoints of this training."""
         for callback in self.trainer.callback_handler.callbacks:
             # Trainer builds stateful callbacks anew where it restores them.
             if isinstance(callback, _FloodState):
