@@ -1,6 +1,7 @@
 """Every command ends with one line for an error, and nothing in a user's files acts on the
 terminal."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ import warnings
 
 import pytest
 
-from flooding import cli
-from flooding.cli import _console, _errors
+from flooding import Run, cli
+from flooding.cli import _console, _errors, _interrupts
+from flooding.training.loop import EpochResult
+from small import small
 
 TINY = [
     "--width",
@@ -606,11 +609,26 @@ def test_an_interrupt_at_any_moment(tmp_path, seconds):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err.splitlines()[-1] == _errors.INTERRUPTED
+    assert err.splitlines()[-1] == _interrupts.MESSAGE
     assert "Traceback" not in err
 
 
 def test_an_interrupt_that_a_library_made_an_error_of_is_one(monkeypatch, capsys):
-    monkeypatch.setattr(_errors, "_interrupts", 1)
+    monkeypatch.setattr(_interrupts, "_count", 1)
     assert _errors.report_error(ImportError("numpy failed to import")) == 130
-    assert capsys.readouterr().err == f"{_errors.INTERRUPTED}\n"
+    assert capsys.readouterr().err == f"{_interrupts.MESSAGE}\n"
+
+
+def test_an_interrupt_that_a_library_caught_ends_the_work_at_the_next_row(monkeypatch):
+    monkeypatch.setattr(_interrupts, "_count", 0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    row = EpochResult(Run(small(max_epochs=2), 0.1), 1, {}, None)
+    try:
+        with _interrupts.note_interrupts(), _console.progress() as (_, on_row):
+            on_row(row)
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                on_row(row)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -433,6 +433,8 @@ def _short(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
     # Starting workers takes longer than the trainings.
     monkeypatch.setattr(runner, "_split_by_place", lambda jobs, count, workers: ([], jobs))
+    # On a busy machine even these take longer than the time after which progress is shown.
+    monkeypatch.setattr("flooding.training.progress._DELAY", 3600.0)
 
 
 def test_a_block_without_a_blank_line_after_a_loop_cannot_be_pasted():

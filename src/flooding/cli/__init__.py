@@ -21,12 +21,12 @@ try:
     from flooding.cli._demo import demo
     from flooding.cli._errors import (
         finish_output,
-        note_interrupts,
         open_streams,
         report_error,
         show_warnings,
     )
     from flooding.cli._find import find
+    from flooding.cli._interrupts import note_interrupts
     from flooding.cli._predict import predict
     from flooding.cli._reproduce import reproduce
     from flooding.cli._run import run

@@ -207,7 +207,9 @@ def progress() -> Generator[Callbacks, None, None]:
     Yields:
         The two callbacks of a training.
     """
+    from flooding.cli._interrupts import raise_again  # imports this module
     from flooding.training.progress import show_progress
 
     with show_progress(not _is_quiet, console=errors, write=note) as display:
+        display.before_row = raise_again
         yield display.on_start, display.on_row

@@ -5,15 +5,11 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import linecache
 import os
 import re
-import signal
 import sys
 import sysconfig
-import threading
 import traceback
 import warnings
 from collections.abc import Generator
@@ -22,15 +18,14 @@ from pathlib import Path
 
 import typer
 
+from flooding.cli import _interrupts
 from flooding.cli._console import console, discard_output, errors
 from flooding.text import one_line, printable
 
-__all__ = ["finish_output", "note_interrupts", "open_streams", "report_error", "show_warnings"]
+__all__ = ["finish_output", "open_streams", "report_error", "show_warnings"]
 
-INTERRUPTED = "Interrupted. Finished runs are in the ledger: the same command goes on from there."
 _TRACEBACK_HINT = "With FLOODING_TRACEBACK=1 set, its traceback is printed, too."
 _PACKAGE = Path(__file__).parents[1]
-_interrupts = 0  # signals so far
 
 
 def report_error(error: BaseException) -> int:
@@ -53,8 +48,8 @@ def report_error(error: BaseException) -> int:
         for line in "".join(traceback.format_exception(error)).splitlines():
             errors.print_line(line)
     # A library that is interrupted while it is imported may raise an error of its own instead.
-    if isinstance(error, KeyboardInterrupt) or _interrupts:
-        errors.print_line(INTERRUPTED)
+    if isinstance(error, KeyboardInterrupt) or _interrupts.count():
+        errors.print_line(_interrupts.MESSAGE)
         return 130
     message, code = _explain(error)
     if message:
@@ -149,43 +144,6 @@ def _is_library(file: str) -> bool:
     if file.startswith("<") or {"site-packages", "dist-packages"} & {*path.parts}:
         return True
     return any(path.is_relative_to(folder) for folder in (_PACKAGE, sysconfig.get_path("stdlib")))
-
-
-@contextmanager
-def note_interrupts() -> Generator[None, None, None]:
-    """Count Ctrl-C while a command runs; the second one ends the program at once."""
-    global _interrupts
-    _interrupts = 0
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def count(*_: object) -> None:
-        global _interrupts
-        _interrupts += 1
-        if _interrupts > 1:
-            with contextlib.suppress(Exception):
-                errors.show_cursor()
-                os.write(2, f"{INTERRUPTED}\n".encode())
-            os._exit(130)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, count)
-    try:
-        yield
-    finally:
-        # After an interrupt the next one ends the program at once, also in the middle of its end.
-        if not _interrupts:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Registered last, so called first at the end of the interpreter.
-        atexit.unregister(_ignore_interrupts)
-        atexit.register(_ignore_interrupts)
-
-
-def _ignore_interrupts() -> None:
-    """Let Ctrl-C do nothing any more: the work is done or given up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -181,6 +181,8 @@ class ProgressDisplay:
     ) -> None:
         self.counter = counter
         self._painter, self._write = painter, write
+        # Called before each row; what it raises ends the work.
+        self.before_row: Callable[[], object] | None = None
         self._is_over = threading.Event()
         self._is_drawn = False
         self._thread: threading.Thread | None = None
@@ -205,6 +207,8 @@ class ProgressDisplay:
 
     def on_row(self, row: EpochResult) -> None:
         """Count the epochs of a row."""
+        if self.before_row is not None:
+            self.before_row()
         self.update(row.run, row.epoch)
 
     def follow(
