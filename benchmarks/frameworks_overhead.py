@@ -4,7 +4,7 @@
 
 Steps of the two trainings take turns in one process, so that a drifting machine slows both: two
 Trainers run in two threads, and each step waits for the other's. The figure is the median ratio of
-neighbouring steps, first on a small network, where the cost in microseconds shows, then on
+neighbouring steps, first on a small network, where the callback's own time shows, then on
 ResNet-20 with images of 32 x 32 pixels, forward, backward and step.
 """
 
@@ -102,7 +102,7 @@ def paired(build, x, y, steps):
 
 
 def report(name, flooded, plain):
-    """Print the median ratio and difference of neighbouring steps."""
+    """Print and give the median difference of neighbouring steps, and the median plain step."""
     pairs = list(zip(flooded, plain, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
     difference = statistics.median(a - b for a, b in pairs)
@@ -111,6 +111,7 @@ def report(name, flooded, plain):
         f"{name}: {1e3 * statistics.median(plain):.2f} ms a step without, ratio {ratio:.4f} "
         f"(quartiles {quartiles[0]:.4f} to {quartiles[2]:.4f}), {1e6 * difference:+.0f} us"
     )
+    return difference, statistics.median(plain)
 
 
 def main() -> None:
@@ -124,9 +125,12 @@ def main() -> None:
     y = torch.randint(10, (arguments.batch,))
     small = torch.randn(arguments.batch, 64)
     mlp = lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))  # noqa: E731
-    report("small network", *paired(mlp, small, y, 1000))
+    own_time, _ = report("small network", *paired(mlp, small, y, 1000))
     images = torch.randn(arguments.batch, 3, 32, 32)
-    report("ResNet-20", *paired(resnet_cifar, images, y, arguments.rounds))
+    _, step = report("ResNet-20", *paired(resnet_cifar, images, y, arguments.rounds))
+    print(
+        f"by itself {1e6 * own_time:.0f} us: {100 * own_time / step:.3f} % of a step of ResNet-20"
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from flooding.level_search.auto import auto
 from flooding.level_search.finder import finder
 from flooding.level_search.sweep import sweep_of
 from flooding.levels import Auto, StepInfo, Warmup, epoch_end, simulate
+from flooding.models import mlp
 from flooding.testing import check_controller, check_strategy
 from flooding.training import loop
 from flooding.training.loop import train
@@ -265,6 +266,16 @@ def test_a_training_that_learns_nothing_is_plain_training():
     result = find_level(still, budget=1, workers=0)
     assert result.level is None
     assert "chose no level: they are plain training" in result.warnings[0]
+
+
+def test_a_level_that_is_never_reached_floods_nothing():
+    # With dropout the training loss stays above the validation loss, and so above the level.
+    model = partial(mlp, 10, 2, width=30, depth=1, dropout=0.8)
+    noisy = small(model=model, optimizer=partial(torch.optim.Adam, lr=1e-2), max_epochs=40)
+    plain, auto_record = run_all([Run(noisy), Run(noisy, Auto())], ledger=False, workers=0)
+    assert 0 < auto_record.metrics["last.level"] < auto_record.curves["train_loss"][1:].min()
+    assert auto_record.curves["flooded"].max() == 0
+    assert auto_record.weights_sha256 == plain.weights_sha256
 
 
 @pytest.mark.parametrize(
