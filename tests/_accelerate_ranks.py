@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
 from flooding import Flood, FloodStep
+from flooding.levels import Warmup
 from framework_oracle import (
     ACCUMULATE,
     EPOCHS,
@@ -26,6 +28,9 @@ from framework_oracle import (
     rank_order,
     sgd,
 )
+
+# DeepSpeed's trainings that resume do so after so many epochs, in the middle of the warm-up.
+WARMUP, CHECKPOINT_EPOCHS = Warmup(LEVEL, steps=12), 4
 
 
 def ranks_apart(model):
@@ -123,7 +128,11 @@ def fabric_figures():
     return figures
 
 
-def deepspeed_(stage, is_naive, groups=1, clipping=0.0, level=LEVEL):
+def deepspeed_(stage, is_naive, groups=1, clipping=0.0, level=LEVEL, folder=None, resume=None):
+    """Train; with a folder, go on from its checkpoint after four epochs in a new engine.
+
+    ``resume`` tells whether the checkpoint holds the state of FloodStep, too.
+    """
     import deepspeed
 
     rank = torch.distributed.get_rank()
@@ -147,19 +156,34 @@ def deepspeed_(stage, is_naive, groups=1, clipping=0.0, level=LEVEL):
     )
     criterion = Flood(nn.CrossEntropyLoss(), level if is_naive else None)
     flood_step = FloodStep(optimizer, None if is_naive else level)
-    for i in range(EPOCHS * len(x) // MICRO):
+    epochs = EPOCHS
+    if resume is not None:
+        _, client_state = engine.load_checkpoint(folder)
+        epochs -= CHECKPOINT_EPOCHS
+        if resume:
+            flood_step.load_state_dict(client_state["flood_step"])
+    elif folder is not None:
+        epochs = CHECKPOINT_EPOCHS
+    for i in range(epochs * len(x) // MICRO):
         start = i * MICRO % len(x)
         loss = criterion(engine(x[start : start + MICRO]), y[start : start + MICRO])
         engine.backward(flood_step(loss))
         engine.step()
+    if folder is not None and resume is None:
+        engine.save_checkpoint(folder, client_state={"flood_step": flood_step.state_dict()})
     trained = network(torch.float32)
     weights = {name: value.detach() for name, value in engine.module.state_dict().items()}
     trained.load_state_dict(weights)
-    assert int(flood_step.n_steps) == EPOCHS * len(x) // (MICRO * ACCUMULATE)
+    if resume is not False:
+        steps = EPOCHS if folder is None or resume else CHECKPOINT_EPOCHS
+        assert int(flood_step.n_steps) == steps * len(x) // (MICRO * ACCUMULATE)
+    with torch.no_grad():
+        loss = criterion(trained(x), y)
+        trained.evaluation_error = abs(float(flood_step(loss) - loss))
     return trained
 
 
-def deepspeed_figures():
+def deepspeed_figures(folder):
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
@@ -173,13 +197,25 @@ def deepspeed_figures():
     clipped = Oracle(order=order, dtype=torch.float32, norm=0.2)
     figures = {}
     for stage in (0, 1, 2):
-        figures[f"stage {stage}"] = distance(deepspeed_(stage, False), expected.model)
+        model = deepspeed_(stage, False)
+        figures[f"stage {stage}"] = distance(model, expected.model)
+        figures[f"evaluation {stage}"] = model.evaluation_error
         figures[f"naive {stage}"] = distance(deepspeed_(stage, True), expected.model)
         control = deepspeed_(stage, False, level=None)
         figures[f"control {stage}"] = distance(control, plain.model)
     figures["two groups"] = distance(deepspeed_(1, False, groups=2), expected.model)
     figures["clipped"] = distance(deepspeed_(2, False, clipping=0.2), clipped.model)
     figures["naive clipped"] = distance(deepspeed_(2, True, clipping=0.2), clipped.model)
+    moving = Oracle(WARMUP, order=order, dtype=torch.float32)
+    assert moving.n_flooded > 0
+    figures["moving"] = distance(deepspeed_(2, False, level=WARMUP), moving.model)
+    for stage in (0, 2):  # 1 differs from 2 in what its gradients are, not in what is saved
+        options = {"level": WARMUP, "folder": os.path.join(folder, f"stage{stage}")}
+        deepspeed_(stage, False, **options)
+        resumed = deepspeed_(stage, False, **options, resume=True)
+        figures[f"resumed {stage}"] = distance(resumed, moving.model)
+    resumed = deepspeed_(2, False, **options, resume=False)
+    figures["naive resumed"] = distance(resumed, moving.model)
     try:
         deepspeed_(3, False)
     except ValueError as error:
@@ -189,8 +225,12 @@ def deepspeed_figures():
 
 def main(folder, framework):
     torch.set_num_threads(1)
-    kinds = {"accelerate": accelerate_figures, "fabric": fabric_figures}
-    figures = kinds.get(framework, deepspeed_figures)()
+    kinds = {
+        "accelerate": accelerate_figures,
+        "fabric": fabric_figures,
+        "deepspeed": partial(deepspeed_figures, folder),
+    }
+    figures = kinds[framework]()
     if torch.distributed.get_rank() == 0:
         Path(folder, "figures.json").write_text(json.dumps(figures))
     torch.distributed.barrier()

@@ -262,6 +262,12 @@ def test_two_ranks_of_deepspeed(ranks):
     assert figures["two groups"] <= FLOAT32
     error, wrong = figures["clipped"], figures["naive clipped"]
     cell(row, "clipping", error, naive=wrong, tolerance=FLOAT32)
+    for stage in (0, 1, 2):
+        cell(row, "evaluation plain", figures[f"evaluation {stage}"], tolerance=FLOAT32)
+    cell(row, "moving level", figures["moving"], tolerance=FLOAT32)
+    for stage in (0, 2):
+        resumed, wrong = figures[f"resumed {stage}"], figures["naive resumed"]
+        cell(row, "resume", resumed, naive=wrong, tolerance=FLOAT32)
     assert figures["stage 3"] == 1
 
 
