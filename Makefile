@@ -5,7 +5,7 @@ BIN := .venv/bin
 # For the small CPU build: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
-.PHONY: demo test check coverage fix clean
+.PHONY: demo test check coverage fix docs site browser check-site clean
 
 demo: .venv/demo.stamp
 	$(BIN)/flooding demo
@@ -24,6 +24,22 @@ check: .venv/dev.stamp
 coverage: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov
 
+# Builds the site and serves it at http://127.0.0.1:8000.
+docs: site
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
+
+# No broken link, no public name without documentation. The variable turns off an advertisement.
+site: .venv/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Debian's chromium for the tests of pages; they are skipped without it. Needs root.
+browser:
+	apt-get update && apt-get install -y chromium
+
+# Every page of the site in that browser: console, requests, narrow window, accessibility.
+check-site: site
+	$(BIN)/python docs/check_site.py
+
 fix: .venv/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -39,4 +55,4 @@ fix: .venv/dev.stamp
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv site .pytest_cache .ruff_cache .hypothesis .coverage*

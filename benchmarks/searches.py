@@ -453,7 +453,7 @@ def verify(share):
 
 def write(text, name):
     """Put tables between the page's markers of a set."""
-    page = HERE.parents[1] / "docs" / "choosing-a-level.md"
+    page = HERE.parents[1] / "docs" / "searches.md"
     begin, end = f"<!-- searches-{name}:begin -->", f"<!-- searches-{name}:end -->"
     head, _, rest = page.read_text().partition(begin)
     page.write_text(f"{head}{begin}\n{text.strip()}\n{end}{rest.partition(end)[2]}")
@@ -467,7 +467,7 @@ def main():
     parser.add_argument("--strategies", nargs="+")
     parser.add_argument("--share", type=float, default=0.01)
     parser.add_argument(
-        "--write", action="store_true", help="put the table into docs/choosing-a-level.md"
+        "--write", action="store_true", help="put the table into docs/searches.md"
     )
     arguments = parser.parse_args()
     if arguments.command == "run":

@@ -80,7 +80,7 @@ def test_methods_controllers_and_experiments_are_documented():
     assert {*entries.entry_names(entries.METHODS)} | moving <= cards
     page = (ROOT / "docs" / "results" / "README.md").read_text()
     assert all(f"`flooding reproduce {name}" in page for name in names_with_a_page())
-    page = (ROOT / "docs" / "choosing-a-level.md").read_text()
+    page = (ROOT / "docs" / "searches.md").read_text()
     for name in entries.entry_names(entries.STRATEGIES):
         assert name in page.replace("_", "-"), name
 

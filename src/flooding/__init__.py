@@ -48,7 +48,7 @@ __all__ = [
     "soft_flood",
     "train",
 ]
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> object:

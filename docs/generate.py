@@ -1,6 +1,7 @@
-"""Write the generated parts of README.md: ``python docs/readme.py``.
+"""Write the generated parts of the pages: ``python docs/generate.py [PART ...]``.
 
-The demo is run, or looked up in the ledger.
+A part stands between two comments of its name. Without names every part is written; "demo" runs
+the demo, or looks it up in the ledger.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -18,7 +20,14 @@ from flooding import entries
 from flooding.cli import app
 from flooding.cli._run import run
 
-ROOT = Path(__file__).parents[1]
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path.insert(0, str(HERE / "parts"))
+
+import advice
+import exactness
+import gallery
+import rule_of_thumb
 
 
 def options() -> str:
@@ -66,27 +75,24 @@ def demo() -> str:
     command = [sys.executable, "-m", "flooding", "demo"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in ("synth_loss", "boundary"):
-        shutil.copy(ROOT / "flooding-demo" / f"{name}.png", ROOT / "docs" / "images")
+        shutil.copy(ROOT / "flooding-demo" / f"{name}.png", HERE / "images")
     lines = done.stdout.split("\nPictures in")[0].splitlines()
     tables = "\n".join(line.rstrip() for line in lines)
     return f"```\n{tables.strip()}\n```"
 
 
-def advice() -> str:
-    """Give what the bake-off says in plain words, and what the paper's table says cell by cell."""
-    pages = ROOT / "docs" / "results"
-    page = (pages / "bakeoff.md").read_text()
-    [summary] = re.findall(r"^- When to use flooding: (.*)$", page, re.MULTILINE)
-    pattern = r"^- (Flooding minus (?:plain|early stopping): most .*)$"
-    sentences = re.findall(pattern, page, re.MULTILINE)
-    table = (pages / "ishida2020.md").read_text()
-    pattern = r"^- Clean labels, (.*?: flooding wins \d+ and loses \d+ of .*?\))"
-    cells = "; ".join(re.findall(pattern, table, re.MULTILINE))
-    link = "[the paper's synthetic table](docs/results/ishida2020.md)"
-    sentences.append(f"Cell by cell, in {link}: {cells}.")
-    lines = [summary[0].upper() + summary[1:], ""]
-    lines += [f"- {sentence}" for sentence in sentences]
-    return "\n".join(lines)
+# Page and part: what writes it.
+PARTS: dict[tuple[str, str], Callable[[], str]] = {
+    ("README.md", "advice"): advice.short,
+    ("docs/when-to-use-it.md", "advice"): advice.short,
+    ("docs/when-to-use-it.md", "evidence"): advice.evidence,
+    ("docs/choosing-a-level.md", "rule-of-thumb"): rule_of_thumb.table,
+    ("docs/exactness.md", "exactness"): exactness.table,
+    ("docs/command-line.md", "names"): names,
+    ("docs/command-line.md", "options"): options,
+    ("docs/demo.md", "demo"): demo,
+    ("examples/README.md", "examples"): gallery.table,
+}
 
 
 def put(text: str, name: str, part: str) -> str:
@@ -96,13 +102,12 @@ def put(text: str, name: str, part: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    page = ROOT / "README.md"
-    text = page.read_text()
-    parts = {"names": names(), "options": options(), "advice": advice(), "demo": demo()}
-    for name, part in parts.items():
-        text = put(text, name, part)
-    page.write_text(text)
+    """Rewrite the pages."""
+    chosen = sys.argv[1:] or [name for _, name in PARTS]
+    for (page, name), write in PARTS.items():
+        if name in chosen:
+            path = ROOT / page
+            path.write_text(put(path.read_text(), name, write()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""The generated parts of the pages are those of code and data, and documented searches run."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flooding import cli
+from flooding.cli import _run
+from flooding.entries import DATASETS, entry_names
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def generate():
+    """The generator, docs/generate.py, with its parts."""
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path[:] = before
+
+
+def test_every_part_is_up_to_date(generate):
+    for (page, name), write in generate.PARTS.items():
+        if name == "demo":  # it trains for minutes
+            continue
+        text = (ROOT / page).read_text()
+        part = f"<!-- {name}:begin -->\n{write()}\n<!-- {name}:end -->"
+        assert part in text, f"{page}, {name}: run python docs/generate.py {name}"
+
+
+def test_every_marked_part_has_a_writer(generate):
+    others = {"searches-synthetic", "searches-real", "auto-level", "table"}  # benchmarks/*.py
+    pages = [ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        names = re.findall(r"<!-- ([\w-]+):begin -->", page.read_text())
+        place = page.relative_to(ROOT).as_posix()
+        assert {(place, name) for name in {*names} - others} == {
+            key for key in generate.PARTS if key[0] == place
+        }
+
+
+def test_the_table_of_options_is_that_of_the_command_line(generate):
+    table = generate.options()
+    assert "`--label-noise` | 0.1; digits 0.2; fetched 0 to 0.2 |" in table
+    assert "`--ledger` | the user's state folder |" in table
+    assert table.count("\n") > 30
+
+
+def test_every_built_in_task_is_named():
+    text = _run.Task.__metadata__[0].help
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    for name in entry_names(DATASETS):
+        assert re.search(rf"\b{name}\b", text)
+        assert f"`{name}`" in page
+
+
+def test_only_the_marked_part_is_replaced(generate):
+    assert (
+        generate.put("a<!-- x:begin -->\nold\n<!-- x:end -->b", "x", r"n\ew")
+        == "a<!-- x:begin -->\nn\\ew\n<!-- x:end -->b"
+    )
+
+
+def test_the_words_of_the_advice_follow_the_numbers(generate):
+    advice = generate.advice
+    methods = advice.read_methods()
+    page = "- Flooding minus plain: most on Spiral, 5 % +1.5 [+0.1, +2.9]; and so on\n"
+
+    def said(plain, stopping, rival):
+        flooding = replace(methods["flooding"], against_plain=plain, against_stopping=stopping)
+        return advice.sentences(methods | {"flooding": flooding}, {"SAM": rival}, page)
+
+    unsure = said(advice.Gain(2.1, 0.2), advice.Gain(-1.4, 0.4), advice.Gain(1.2, 0.9))
+    assert "gained +1.5 points on Spiral with 5 % label noise" in unsure[0]
+    assert "+2.1 on average, not significant." in unsure[0]
+    assert "it is as good (flooding minus it: −1.4 points, not significant)" in unsure[1]
+    assert "none of 1 differs significantly" in unsure[2]
+    sure = said(advice.Gain(2.1, 0.01), advice.Gain(-1.4, 0.01), advice.Gain(-1.2, 0.01))
+    assert "+2.1 on average." in sure[0]
+    assert "it is better (flooding minus it: −1.4 points)" in sure[1]
+    assert "significantly better: SAM" in sure[2]
+    worse = said(advice.Gain(2.1, 0.01), advice.Gain(1.4, 0.01), advice.Gain(1.2, 0.01))
+    assert "it is worse (flooding minus it: +1.4 points)" in worse[1]
+    assert "significantly worse: SAM" in worse[2]
+
+
+def test_the_rule_of_thumb_counts_problems_where_flooding_helps(generate):
+    row = generate.rule_of_thumb.Row
+    text = generate.rule_of_thumb.table([
+        row("a", 0.1, (0.4, 0.6), 3, 2.0),
+        row("b", 0.1, (0.1, 0.3), 2, 0.9),
+    ])
+    assert "Start at **0.5 times the lowest validation loss**" in text
+    assert "| 10 % | a | 0.50 ± 0.14 | 0.40 to 0.60 | 2 of 3 | +2.0 |" in text
+    assert "| 10 % | b | 0.20 ± 0.14 | 0.10 to 0.30 | 2 of 2 | +0.9 |" in text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md", "docs/tables.md"])
+def test_documented_searches_run(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
+    rows = [f"{7 * i % 11 + 2 * (i % 2)},{['yes', 'no'][i % 2]}" for i in range(60)]
+    (tmp_path / "table.csv").write_text("\n".join(["size,income", *rows]))
+    (tmp_path / "new.csv").write_text("size\n3\n9\n")
+    lines = re.findall(r"^flooding (?:find|predict) .*", (ROOT / page).read_text(), re.MULTILINE)
+    assert len(lines) >= 2
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        monkeypatch.setattr(
+            sys, "argv", words + ["--epochs", "2", "--workers", "0"] * (words[1] == "find")
+        )
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code, f"{line}: {capsys.readouterr().err}"
+    answers = capsys.readouterr().out
+    if "--out predictions.csv" in lines[-1]:
+        answers = (tmp_path / "predictions.csv").read_text()
+    assert re.search(r"^income\n(yes|no)\n(yes|no)$", answers, re.MULTILINE)
