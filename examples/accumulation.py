@@ -27,7 +27,7 @@ def fit(is_pasted, steps=300):
         step_loss = 0.0
         for rows in order.chunk(PARTS):
             loss = functional.cross_entropy(model(train.x[rows]), train.y[rows])
-            step_loss += float(loss) / PARTS
+            step_loss += float(loss.detach()) / PARTS
             loss = flood(loss, LEVEL) if is_pasted else flood_step(loss)
             (loss / PARTS).backward()
         optimizer.step()
@@ -40,7 +40,8 @@ figure, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
 for name, is_pasted, color in (("pasted line", True, "tab:red"), ("FloodStep", False, "tab:blue")):
     losses = fit(is_pasted)
     ax.plot(losses, color=color, label=name)
-    print(f"{name}: mean loss of the last 50 steps {sum(losses[-50:]) / 50:.3f}, level {LEVEL}")
+    late = torch.tensor(losses[-200:])
+    print(f"{name}: loss of the last 200 steps {late.mean():.3f} ± {late.std():.3f}, level {LEVEL}")
 ax.axhline(LEVEL, color="gray", linestyle=":", label="level")
 ax.set(xlabel="step", ylabel="loss of the step, nats", ylim=(0, 0.8))
 ax.legend()

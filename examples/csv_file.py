@@ -28,7 +28,7 @@ def flooding(*words):
     subprocess.run([sys.executable, "-m", "flooding", *words], check=True)
 
 
-flooding(*"find table.csv --target income --save model --epochs 40 --force".split())
+flooding(*"find table.csv --target income --save model --epochs 40 --workers 0 --force".split())
 flooding("predict", "model", "new.csv")
 # The picture of the search, beside its table and curves.
 Path("flooding-find/search.png").replace("csv_file.png")

@@ -6,7 +6,6 @@ numbers makes the decision the same on both ranks. On several GPUs the code is t
 
 import tempfile
 
-import matplotlib.pyplot as plt
 import torch
 import torch.distributed as dist
 from torch.nn import functional
@@ -36,13 +35,15 @@ def fit(rank, folder):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         slopes.append(float(flood_step.slope))
     torch.save((losses, slopes), f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
 def main():
+    import matplotlib.pyplot as plt  # here, since every rank imports this file
+
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(fit, (folder,), nprocs=RANKS)
         ranks = [torch.load(f"{folder}/rank{rank}.pt") for rank in range(RANKS)]

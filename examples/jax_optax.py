@@ -59,7 +59,7 @@ def fit(level, epochs=60, batch=100):
 
 
 curves = {}
-for level in (None, 0.2):
+for level in (None, 0.4):
     state, curves[level] = fit(level)
     test_loss = curves[level][-1]
     print(
@@ -72,7 +72,7 @@ for level in (None, 0.2):
 import matplotlib.pyplot as plt
 
 figure, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
-for level, color in ((None, "tab:red"), (0.2, "tab:blue")):
+for level, color in ((None, "tab:red"), (0.4, "tab:blue")):
     name = "plain" if level is None else f"level {level}"
     ax.plot(np.array(curves[level]), color=color, label=name)
 ax.set(xlabel="epoch", ylabel="test loss, nats")

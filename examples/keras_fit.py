@@ -37,7 +37,7 @@ def build(level):
 
 # 3. Training. `flood_level=None` is plain training, bit for bit.
 histories = {}
-for level in (None, 0.2):
+for level in (None, 0.4):
     model = build(level)
     history = model.fit(x[train], noisy[train], batch_size=100, epochs=60, verbose=0).history
     histories[level] = history
@@ -53,7 +53,7 @@ for level in (None, 0.2):
 import matplotlib.pyplot as plt
 
 figure, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
-for level, color in ((None, "tab:red"), (0.2, "tab:blue")):
+for level, color in ((None, "tab:red"), (0.4, "tab:blue")):
     history = histories[level]
     name = "plain" if level is None else f"level {level}"
     ax.semilogy(history.get("raw_loss", history["loss"]), color=color, label=name)

@@ -8,7 +8,7 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 
-from flooding import Problem, Run, search
+from flooding import Problem, Run, run_all, search
 from flooding.data.synthetic import two_gaussians
 from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.models import mlp
@@ -38,8 +38,9 @@ problem = Problem(
     model=partial(mlp, 10, 2, width=50, depth=2),
     max_epochs=150,
 )
-result = search(bisection(problem))
-print(f"level {result.level}, {result.cost.trainings:.0f} trainings")
+# workers=0 trains in this process: these trainings take less time than starting workers.
+result = search(bisection(problem), partial(run_all, workers=0))
+print(f"level {result.level:.2f}, {result.cost.trainings:.0f} trainings")
 
 figure, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
 levels = [record.level or 0.0 for record in result.records]

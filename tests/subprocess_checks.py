@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
+from example_scripts import whole_example
+
 TESTS = Path(__file__).parent
 
 
@@ -65,7 +67,8 @@ def run_page(name: str) -> str:
     folder = tempfile.TemporaryDirectory()  # for what a page saves
     with folder as path, contextlib.chdir(path), contextlib.redirect_stdout(printed):
         for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-            exec(compile(block, name, "exec"), names)
+            # The script of examples/ that begins with the block, if there is one.
+            exec(compile(whole_example(block)[0], name, "exec"), names)
     return printed.getvalue()
 
 

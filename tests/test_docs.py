@@ -27,10 +27,15 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from example_scripts import whole_example
 from flooding import adaflood, averaging, cli, criterion, levels, methods
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 INDEX = ROOT / "docs" / "methods" / "README.md"
 CARDS = [page for page in PAGES if page.parent == INDEX.parent and page != INDEX]
 RUN_ELSEWHERE = {ROOT / "docs" / "accumulation.md"}
@@ -145,14 +150,18 @@ def _frameworks(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_ELSEWHERE], ids=_name)
 def test_every_block_runs_and_every_arrow_holds(page):
     names = {"__name__": "__main__"}  # a page is pasted
-    checks = 0
+    checks, pictures = 0, []
     for line, language, code in fences(page):
         # Any other spelling would be coloured alike and never run.
         assert language == "python" or not language.lower().startswith("py"), (
             f"line {line}: write ```python"
         )
         if language == "python":
+            # A block with which a script of examples/ begins: the whole script, which also draws.
+            code, picture = whole_example(code)
+            pictures += [picture] if picture else []
             checks += run_block(code, names, _name(page), line) + code.count("assert ")
+    assert all(Path(picture).stat().st_size > 1000 for picture in pictures)
     assert checks or page not in CARDS, "a card needs a claim that can fail: an assert, or an arrow"
 
 
@@ -174,6 +183,7 @@ def test_links_between_pages_resolve(page):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{target} is not there"
+        assert ROOT in file.parents, f"{target} is not in the repository"
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             slugs = [

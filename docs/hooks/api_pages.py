@@ -109,7 +109,8 @@ def _section(module: Module, homes: dict[tuple[str, str], str]) -> list[str]:
             own.append(name)
         else:
             elsewhere.append(f"[`{name}`][{home}.{name}]")
-    lines = [f"## {module.name}", "", module.summary, ""]
+    is_first = module.name.count(".") < 2
+    lines = ["## Names" if is_first else f"## {module.name}", "", module.summary, ""]
     for name in own:
         lines += [f"::: {module.name}.{name}", ""]
     if elsewhere:

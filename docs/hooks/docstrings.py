@@ -12,7 +12,9 @@ __all__ = ["Docstrings", "comment_of"]
 
 
 def comment_of(lines: list[str], first: int, last: int) -> str:
-    """Read the comment of a constant: above it, or at the end of its line.
+    """Read the comment of a constant: at the end of its line, or above it.
+
+    A comment above several constants of one line each is that of all of them.
 
     Args:
         lines: Of the file.
@@ -22,15 +24,17 @@ def comment_of(lines: list[str], first: int, last: int) -> str:
     Returns:
         The comment's text, empty where there is none.
     """
-    above = []
-    for line in reversed(lines[: first - 1]):
-        if not line.startswith("#"):
-            break
-        above.insert(0, line.lstrip("# "))
-    if above:
-        return " ".join(above)
     match = re.search(r"  # (.*)$", lines[last - 1])
-    return match[1] if match else ""
+    if match and not match[1].startswith("noqa"):
+        return match[1]
+    index = first - 2
+    while index >= 0 and re.match(r"\w+(: [^=]+)? = .*[^(\[{]$", lines[index]):
+        index -= 1
+    above = []
+    while index >= 0 and lines[index].startswith("#"):
+        above.insert(0, lines[index].lstrip("# "))
+        index -= 1
+    return " ".join(above)
 
 
 def _plain(text: str) -> str:

@@ -1,10 +1,10 @@
-"""Figures and tables in a page: a figure links to its full size, a wide table scrolls by itself."""
+"""What the build changes in a finished page: figures lead to their full size, search has a name."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["on_page_content"]
+__all__ = ["on_page_content", "on_post_page"]
 
 _IMAGE = re.compile(r'(<a [^>]*>\s*)?<img ([^>]*?)src="([^"]+)"([^>]*)>')
 
@@ -20,3 +20,9 @@ def _link(match: re.Match[str]) -> str:
 def on_page_content(html: str, **_: object) -> str:
     """Link every figure to its file."""
     return _IMAGE.sub(_link, html)
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """Name the search dialog for screen readers; the theme leaves it without a name."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')

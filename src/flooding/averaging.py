@@ -23,6 +23,7 @@ from torch.optim.swa_utils import (
 
 __all__ = ["EMA", "Averaging", "Mean", "Monitor", "WeightAverage"]
 
+# Which network decides: the one of the last epoch, or the average.
 Monitor: TypeAlias = Literal["average", "network"]
 
 

@@ -108,6 +108,7 @@ CONTROLLERS = (
     Entry("range", "flooding.levels:Range", "falls over the whole training"),
 )
 _SEARCH = "flooding.level_search"
+# Functions of strategies; flooding.level_search.protocol defines what they are.
 STRATEGIES = (
     StrategyEntry(
         "finder", f"{_SEARCH}.finder:finder", "race levels for about 3 trainings", ("budget",)
@@ -133,10 +134,10 @@ STRATEGIES = (
         "tpe", f"{_SEARCH}.tpe:tpe", "Optuna's tree-structured Parzen estimator", ("trainings",)
     ),
 )
-# What `flooding run` trains on; files are fetched at the first use.
 _SYNTHETIC, _TABLES, _IMAGES = (
     f"flooding.data.{name}" for name in ("synthetic", "tables", "images")
 )
+# What `flooding run` trains on; files are fetched at the first use.
 DATASETS = (
     DatasetEntry("two-gaussians", f"{_SYNTHETIC}:two_gaussians", "synthetic"),
     DatasetEntry("sinusoid", f"{_SYNTHETIC}:sinusoid", "synthetic", 2),
@@ -164,6 +165,7 @@ TASKS = (
     Entry("twonorm", "flooding.tasks:TWONORM", "a synthetic table, 20 inputs"),
 )
 _STUDIES = "flooding.experiments"
+# Published experiments that `flooding reproduce` repeats.
 EXPERIMENTS = (
     Entry(
         "ishida2020",

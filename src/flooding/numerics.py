@@ -33,6 +33,7 @@ __all__ = [
     "without_contexts",
 ]
 
+# Held while torch's global settings are changed.
 LOCK = threading.RLock()
 
 
@@ -74,6 +75,7 @@ _HOOKS = (
 )
 
 
+# A value of one of the settings.
 Setting: TypeAlias = bool | int | str | list[int]
 
 

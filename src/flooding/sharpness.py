@@ -34,6 +34,7 @@ __all__ = [
     "weights",
 ]
 
+# Gives the losses of the batches of a data set, anew at each call.
 Losses: TypeAlias = Callable[[], Iterable[Tensor]]
 
 

@@ -41,7 +41,8 @@ __all__ = [
     "sgd",
 ]
 
-# Fused optimisers take one pass over the parameters: a third of a step's time on the networks here.
+# Optimisers in the settings of the experiments. Fused ones take one pass over the parameters, a
+# third of a step's time on the networks here.
 adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
 adamw = partial(torch.optim.AdamW, lr=1e-3, fused=True)
 sgd = partial(torch.optim.SGD, lr=1e-2, momentum=0.9, fused=True)

@@ -65,6 +65,7 @@ for _function, _names in _PARAMETERS.items():
 # Losses of class indices: their mean divides by the class weights of the examples that are not
 # ignored.
 CLASSES = tuple(function for function, names in _PARAMETERS.items() if "ignore_index" in names)
+# Losses of probabilities and of logits of two classes.
 BINARY = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 
 # Losses of torch that take an output for each class.
@@ -89,6 +90,7 @@ _ELEMENTWISE_LOSSES: dict[type[nn.Module], Loss] = {
     nn.HingeEmbeddingLoss: F.hinge_embedding_loss,
     nn.KLDivLoss: F.kl_div,
 }
+# Losses that act on each element.
 ELEMENTWISE = tuple(_ELEMENTWISE_LOSSES.values())
 
 

@@ -15,6 +15,7 @@ from typing import IO, Protocol
 
 __all__ = ["DAMAGED", "MAX_BYTES", "LimitedReader", "max_bytes", "open_compressed"]
 
+# Bytes to which a compressed file may unpack, unless FLOODING_MAX_BYTES says otherwise.
 MAX_BYTES = 1 << 30
 
 #: What readers of compressed files, archives and arrays raise for damaged ones.

@@ -337,6 +337,7 @@ def _read_batch_set(name: str) -> Images:
     return Images(x, y, test_x, test_y)
 
 
+# Loaders of the sets of images, by name.
 SETS: dict[str, Callable[[str], Images]] = {
     "mnist": _read_idx_set,
     "fashion-mnist": _read_idx_set,

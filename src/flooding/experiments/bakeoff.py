@@ -159,6 +159,7 @@ class _Competitor(NamedTuple):
     at: Epoch = "last"
 
 
+# The methods that are compared: their settings by name.
 METHODS = {
     "plain": _Competitor(_plain),
     "early stopping": _Competitor(_plain, "best"),
@@ -299,4 +300,5 @@ def is_exact(run: Run) -> bool:
     return type(run.method) is Flooding
 
 
+# What `flooding reproduce bakeoff` runs.
 EXPERIMENT = Experiment("bakeoff", start, CURVES, is_exact=is_exact)

@@ -29,6 +29,7 @@ from flooding.training.problem import Problem, TestCurve
 __all__ = ["CURVES", "EXPERIMENT", "FACTORS", "WEIGHT_DECAY", "Condition"]
 __all__ += ["combinations", "decayed", "plan", "start", "study"]
 
+# Curves that the archive keeps.
 CURVES = ("flooded", "test_accuracy", "test_accuracy_clean", "test_loss", "test_loss_clean")
 CURVES += ("train_loss",)
 # Fixed beforehand, not selected.
@@ -151,4 +152,5 @@ _READING = (
     "of their table, those of all rows together over tables."
 )
 
+# What `flooding reproduce double_descent` runs.
 EXPERIMENT = Experiment("double_descent", start, CURVES)

@@ -83,4 +83,5 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     return study({"cifar10": conditions}, title, about, seeds)
 
 
+# What `flooding reproduce double_descent_cifar10` runs.
 EXPERIMENT = Experiment("double_descent_cifar10", start, CURVES)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CURVES", "GridFigure", "compare_levels"]
 
+# Curves that the archives keep.
 CURVES = ("flooded", "train_loss", "val_accuracy", "val_loss")
 GridFigure: TypeAlias = "Callable[[Sequence[LevelGrid]], Figure]"
 """Draws a figure of the grids."""

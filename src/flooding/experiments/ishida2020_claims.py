@@ -171,6 +171,7 @@ def _growing_confidence(pairs: PairedRecords) -> Outcome:
 _DECADES = "decades, without minus with flooding"
 _FLATTER = "Flooding ends flatter"
 _BAND = "Flooding holds the training loss in a band: most epochs of the second half within 10 % of"
+# Each explanation of the paper as statements that could fail.
 EXPLANATIONS = [
     Explanation(
         f"{_FLATTER} (largest Hessian eigenvalue)",

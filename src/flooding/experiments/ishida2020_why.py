@@ -55,6 +55,7 @@ LEVELS = (
 )
 NOISE = 0.1
 _MEASURED = ("sharpness", "trace", "gradient_norm", "moved", "memorised", "val_over_confidence")
+# Curves that the archive keeps.
 CURVES = ("flooded", "train_loss", "train_accuracy", "val_loss", *_MEASURED)
 _PROBES = 10
 
@@ -283,4 +284,5 @@ def _figures(results: Sequence[PairedRecords], max_epochs: int) -> dict:
     }
 
 
+# What `flooding reproduce ishida2020_why` runs.
 EXPERIMENT = Experiment("ishida2020_why", start, CURVES)

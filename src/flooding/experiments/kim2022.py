@@ -41,6 +41,7 @@ from flooding.training.run import Run
 __all__ = ["BACKWARD", "CURVES", "EXPERIMENT", "FORWARD", "Plan", "is_exact", "load", "plan"]
 __all__ += ["setting", "start", "study"]
 
+# Levels of the forward and of the backward search, and the curves that the archive keeps.
 FORWARD = tuple(round(0.02 * n, 2) for n in range(19))
 BACKWARD = FORWARD[1:15]
 CURVES = ("flooded", "level", "test_accuracy", "test_loss", "train_accuracy", "train_loss")
@@ -427,4 +428,5 @@ class _PolicyArchive(Archive):
         return seeds.index(run.level.seed)
 
 
+# What `flooding reproduce kim2022` runs.
 EXPERIMENT = Experiment("kim2022", start, CURVES, is_exact=is_exact, load=load)

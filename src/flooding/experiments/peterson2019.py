@@ -321,4 +321,5 @@ def _draw(grid: LevelGrid, advice: _Advice) -> Figure:
     return accuracy_and_nll(panel, advice.irreducible_loss, advised)
 
 
+# What `flooding reproduce peterson2019` runs.
 EXPERIMENT = Experiment("peterson2019", start, CURVES)

@@ -18,6 +18,7 @@ from flooding.training.run import Run
 
 __all__ = ["RunAll", "SearchableProblem", "Strategy", "make_run", "make_runs"]
 
+# A generator that yields Runs, receives Records and returns a result; and what trains Runs.
 Strategy: TypeAlias = Generator[list[Run], list[Record], SearchResult]
 RunAll: TypeAlias = Callable[[list[Run]], Sequence[Record]]
 

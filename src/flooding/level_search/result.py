@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cost", "LevelEstimate", "SearchResult", "TableRow", "total_cost"]
 
+# A row of the table of a search: cells by column.
 TableRow: TypeAlias = dict[str, float | int | str | None]
 
 # Columns of a result's table, as far as they were measured.

@@ -35,6 +35,7 @@ __all__ = [
     "simulate",
 ]
 
+# The state of a controller: tensors by name.
 State: TypeAlias = dict[str, Tensor]
 
 
@@ -127,6 +128,7 @@ class LevelTable(ABC):
         """
 
 
+# Whatever can be a level: a number, a tensor, a controller, a table of levels, or none.
 Level: TypeAlias = float | Tensor | Controller | LevelTable | None
 
 

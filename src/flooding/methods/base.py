@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 __all__ = ["Method", "OptimizerFactory", "Reduction", "check_method", "floodable"]
 
+# How the loss of a batch is reduced before a method; and what builds an optimiser.
 Reduction: TypeAlias = Literal["mean", "none"]
 OptimizerFactory: TypeAlias = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 

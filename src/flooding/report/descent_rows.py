@@ -19,6 +19,7 @@ from flooding.training.record import Record
 __all__ = ["FACTORS", "MEASURES", "Condition", "DescentRow", "Group", "Measure", "Section"]
 __all__ += ["count_lasting", "count_without_rise", "measured_curve", "second_descents"]
 
+# What the conditions of the digits combine.
 FACTORS = ("augmentation", "rate decay", "weight decay")
 
 
@@ -61,6 +62,7 @@ class Measure(NamedTuple):
     digits: int
 
 
+# What the curves measure.
 MEASURES = (Measure("loss", "test_loss", "nats", 3), Measure("error", "test_accuracy", "%", 1))
 
 

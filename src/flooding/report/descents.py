@@ -17,6 +17,7 @@ import numpy as np
 
 __all__ = ["CRITERION", "Descents", "Point", "find_descents"]
 
+# The criterion of a second descent, for the reader.
 CRITERION = (
     "Criterion, on the raw curve c of each training, with c(0) its first point and d a twentieth "
     "of its whole fall c(0) − min c. First minimum m1: the lowest value before the curve has risen "

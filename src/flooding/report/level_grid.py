@@ -43,6 +43,7 @@ class Comparison(NamedTuple):
 
 
 _LATE_AGAINST_STOPPED = "flooding's last epoch against plain early stopping"
+# The comparisons of flooding with plain training.
 COMPARISONS = (
     Comparison("flooding", "plain", "last", "last epoch"),
     Comparison("flooding, stopped", "plain, stopped", "stopped", "early stopping on both sides"),

@@ -327,6 +327,7 @@ def _array_cells(name: str, column: np.ndarray, source: str) -> Cells:
     return column.astype(np.int64) if column.dtype.kind == "b" else column
 
 
+# Readers of formats, by the ending of the file.
 READERS: dict[str, Reader] = {
     "npz": _read_archive,
     "json": _read_json,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["MAX_COLUMNS", "TableTooLargeError", "check_cells", "too_many"]
 
+# Columns that a table may have.
 MAX_COLUMNS = 300_000
 
 

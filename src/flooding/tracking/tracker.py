@@ -25,6 +25,7 @@ __all__ = [
     "warnings_ignored",
 ]
 
+# How a tracked Run ended.
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 
 _OWN_PARAMETERS = ("level", "method", "seed", "epochs")

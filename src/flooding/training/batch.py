@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 Outputs: TypeAlias = Any  # whatever the model gives and the loss takes
+# The rows of a batch.
 BatchIndex: TypeAlias = slice | Tensor
 
 

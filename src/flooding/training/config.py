@@ -36,6 +36,7 @@ __all__ = [
     "to_config",
 ]
 
+# What a key is made of: numbers, text, and sequences and mappings of them.
 Config: TypeAlias = "bool | int | float | str | Sequence[Config] | Mapping[str, Config] | None"
 
 SESSION = "session "  # begins the key of a problem that is looked up in one process only

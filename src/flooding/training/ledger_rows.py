@@ -47,8 +47,10 @@ _CREATE_STARTS = """CREATE TABLE IF NOT EXISTS starts (
     trajectory TEXT NOT NULL, epochs INTEGER NOT NULL, at REAL NOT NULL, pid INTEGER NOT NULL
 )"""
 
+# Statements that create the tables.
 CREATE_TABLES = (_CREATE_RECORDS, _CREATE_STARTS)
 COLUMNS = ("trajectory", "epochs", "finals", "curves", "circumstances")  # of flooding 0.1.0
+# Reads the Records.
 SELECT = f"SELECT {', '.join(COLUMNS)}, digest FROM records"
 INSERT = "INSERT OR {} INTO records VALUES (?, ?, ?, ?, ?, ?)"  # IGNORE or REPLACE
 # Finds also a key that is no longer text, and an epoch that is NULL.

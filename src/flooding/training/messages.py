@@ -31,6 +31,7 @@ class EpochMessage(NamedTuple):
     record: Record | None
 
 
+# What a worker sends: its news, or what it failed with.
 Message: TypeAlias = list[EpochMessage | ForkReady] | BaseException
 
 

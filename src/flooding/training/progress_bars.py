@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lines", "NotebookBar", "Painter", "Status", "TerminalBar", "Write", "make_painter"]
 
+# Writes text to where the bar is shown.
 Write: TypeAlias = Callable[[str], object]
 
 _SECONDS_BETWEEN_LINES = 10

@@ -19,6 +19,7 @@ __all__ = [
     "lock_holder",
 ]
 
+# Codes of a file that another process has locked.
 LOCK_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 SIDE_FILES = ("-wal", "-shm")  # what SQLite writes beside a file, by the end of the name
 _DAMAGE_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}

@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 Snapshot: TypeAlias = dict[str, Any]  # of types that torch.load(weights_only=True) reads
+# A schedule of the learning rate of torch.
 Scheduler: TypeAlias = (
     torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau
 )
