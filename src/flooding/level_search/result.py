@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from flooding.atomic import write_atomic
+from flooding.level_search.decision import Decision
 from flooding.levels.tables import PerClass, PerExample
 from flooding.text import join_parts
 from flooding.training.problem import Problem
@@ -91,6 +92,7 @@ class SearchResult:
         device: Where :meth:`model` trains.
         weights: State dicts "last" and "best" of ``run``, where the search itself trained it in
             this process; :meth:`model` then trains nothing.
+        decision: What the strategy compared to select the level; None where it compared no levels.
     """
 
     strategy: str
@@ -100,6 +102,7 @@ class SearchResult:
     records: tuple[Record, ...] = field(default=(), repr=False)
     device: str = "cpu"
     weights: Mapping[str, dict[str, Tensor]] | None = field(default=None, repr=False)
+    decision: Decision | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         # A result that somebody's strategy made wrongly must show itself in the error about it.
