@@ -13,9 +13,9 @@ class Candidate:
 
     Args:
         level: The level; None is plain training.
-        score: Its own validation result, averaged over epochs and seeds: the larger the better. It
-            is the negative of a score of which less is better, and of the loss where there is
-            neither a score nor an accuracy.
+        score: Its own validation score or accuracy, averaged over epochs and seeds: the larger the
+            better, so that a score of which less is better has the other sign. 0 where there is
+            neither, and the loss decides.
         loss: Its own validation loss, averaged in the same way.
         compared_score: What was compared: the score, or its mean with the neighbours.
         compared_loss: What decides between equal scores.

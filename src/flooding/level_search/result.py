@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
+    from flooding.level_search.search_page import SearchAbout
+    from flooding.report.page import ReportPage
+
 __all__ = ["Cost", "LevelEstimate", "SearchResult", "TableRow", "total_cost"]
 
 TableRow: TypeAlias = dict[str, float | int | str | None]
@@ -179,6 +182,26 @@ class SearchResult:
 
         save_figure(self.plot(), folder / "search.png")
         return folder
+
+    def report(
+        self, path: str | Path | None = None, about: SearchAbout | None = None
+    ) -> ReportPage:
+        """Make the report page: the answer, why this level, every curve, and how to repeat it.
+
+        Args:
+            path: A file that ends in ``.html`` to write it to, or None. An older report page there
+                is replaced.
+            about: What the result does not know of itself, such as the name of the data.
+
+        Returns:
+            The page, which a notebook shows; its ``save(path)`` writes it.
+        """
+        from flooding.level_search.search_page import SearchAbout, search_page  # needs Jinja2
+
+        page = search_page(self, about or SearchAbout())
+        if path is not None:
+            page.save(path)
+        return page
 
     @preserve_rng_state()
     def model(self, at: _Network | None = None) -> nn.Module:
