@@ -25,6 +25,18 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """A headless chromium, see browser.py; a test that needs it is skipped where it is missing."""
+    import browser as chromium
+
+    reason = chromium.missing()
+    if reason:
+        pytest.skip(reason)
+    with chromium.launch() as started:
+        yield started
+
+
 @pytest.fixture
 def time_limit():
     """Fail a test that hangs, as a fault in the messages between processes does.

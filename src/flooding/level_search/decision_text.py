@@ -119,7 +119,7 @@ def explain_selection(result: SearchResult, measures: Sequence[Measure]) -> list
         how.append("with its neighbours (weights 1/4, 1/2, 1/4)")
     sentences = [
         f"Each level was judged by its {unit.name} {_join(how)}.",
-        f"{_name(best).capitalize()} was best: {unit.text(unit.compared(best))}.",
+        f"{_name(best, capital=True)} was best: {unit.text(unit.compared(best))}.",
     ]
     if decision.is_smoothed:
         luckier = [c for c in decision.candidates if unit.gain(c, best) > 0]
@@ -179,8 +179,9 @@ def describe_candidates(
     return texts
 
 
-def _name(candidate: Candidate) -> str:
-    return "no flooding" if candidate.level is None else f"level {candidate.level:.4g}"
+def _name(candidate: Candidate, *, capital: bool = False) -> str:
+    name = "no flooding" if candidate.level is None else f"level {candidate.level:.4g}"
+    return name.capitalize() if capital else name
 
 
 def _join(parts: Sequence[str]) -> str:

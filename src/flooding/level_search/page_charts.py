@@ -26,12 +26,11 @@ from flooding.level_search.plot_data import (
 )
 from flooding.level_search.result import SearchResult
 from flooding.level_search.sweep_plot import sweep_points
-from flooding.report.chart import Axis, Band, Chart, Line, Mark, Rule, axis_of, points_of
-from flooding.report.plots import pool_bins
+from flooding.report.chart import Band, Chart, Line, Mark, Rule, axis_of
+from flooding.report.page_charts import Curve, chart_name, curve_chart, reliability_chart
 from flooding.report.stats import pluralize
-from flooding.training.record import Record
 
-__all__ = ["curve_charts", "level_charts", "reliability_chart"]
+__all__ = ["calibration_chart", "curve_charts", "level_charts"]
 
 _LIMITS = ("cap", "label entropy", "balanced classes")  # estimates that bound the level
 _MANY = 60  # Runs beyond which a curve is the mean of the seeds of a level
@@ -104,7 +103,7 @@ def _decision_chart(
         margin=0.04,
     )
     chart = Chart(
-        f"level-{measure.name.replace('_', '-').replace('.', '-')}",
+        chart_name("level", measure.name),
         f"{noun.capitalize()} of each level",
         _describe(result, decision, decides),
         x,
@@ -224,7 +223,7 @@ def _sweep_chart(
         lines.append(Line(points, groups.chosen, "Mean of neighbouring epochs", "mean"))
     rules = _rules(result, [mark.x for mark in marks])
     return Chart(
-        f"sweep-{measure.name.replace('_', '-').replace('.', '-')}",
+        chart_name("sweep", measure.name),
         f"{unit.name.capitalize()} while the level fell",
         "One training lowers its level from epoch to epoch, and then holds the best one.",
         axis_of(_unit_label(result), [m.x for m in marks], margin=0.04),
@@ -253,68 +252,45 @@ def curve_charts(result: SearchResult, groups: Groups) -> list[Chart]:
 
 def _curve_chart(result: SearchResult, groups: Groups, measure: Measure) -> Chart:
     records = [record for record in result.records if has_curve(record, measure)]
-    curves: list[tuple[Record, str, np.ndarray]] = []
+    curves = []
     for record in records:
-        label = f"{groups.shown[groups.of_record(record) or 0].name}, seed {run_of(record).seed}"
-        curves.append((record, label.capitalize(), curve_values(record, measure)))
+        group = groups.of_record(record)
+        name = groups.shown[group or 0].name
+        label = f"{name[0].upper()}{name[1:]}, seed {run_of(record).seed}"
+        look = "mean" if is_selected(record, result) else "curve"
+        curves.append(Curve(group, label, curve_values(record, measure), look))
     text = "A line for each training, coloured by its level; the chosen one is thick."
     if len(curves) > _MANY:
-        curves = _mean_curves(curves, groups)
+        curves = _mean_curves(curves)
         text = "Means of the seeds of each level; the chosen one is thick."
-    last = max(len(values) for _, _, values in curves) - 1
-    is_train_loss = measure.name == "train_loss"
-    log = is_train_loss and all(np.nanmin(values) > 0 for _, _, values in curves)
-    lines = []
     # The chosen one last, above the others.
-    curves.sort(key=lambda curve: is_selected(curve[0], result))
-    for record, label, values in curves:
-        look = "mean" if is_selected(record, result) else "curve"
-        lines.append(Line(points_of(values), groups.of_record(record), label, look))
+    curves.sort(key=lambda curve: curve.look == "mean")
+    is_training = measure.name == "train_loss"
     rules = []
-    if is_train_loss and result.level is not None:
+    if is_training and result.level is not None:
         rules.append(Rule(result.level, "chosen level", "choice", is_vertical=False))
-    name = measure.label.partition(" (")[0]
-    return Chart(
-        f"curve-{measure.name.replace('_', '-').replace('.', '-')}",
-        f"{name} by epoch",
-        text,
-        Axis("Epoch", 0.0, float(last)),
-        _curve_axis(measure, [values for _, _, values in curves], log=log),
-        lines,
-        rules=rules,
-        legend=[("choice-level", "chosen level")] if rules else (),
+    legend = [("choice-level", "chosen level")] if rules else []
+    name = chart_name("curve", measure.name)
+    return curve_chart(
+        name, measure.label, text, curves, is_training=is_training, rules=rules, legend=legend
     )
 
 
-def _mean_curves(
-    curves: Sequence[tuple[Record, str, np.ndarray]], groups: Groups
-) -> list[tuple[Record, str, np.ndarray]]:
+def _mean_curves(curves: Sequence[Curve]) -> list[Curve]:
     """Average the curves of equal length of each level."""
-    by_group: dict[tuple[int | None, int], list[tuple[Record, str, np.ndarray]]] = {}
+    by_group: dict[tuple[int | None, int], list[Curve]] = {}
     for curve in curves:
-        by_group.setdefault((groups.of_record(curve[0]), len(curve[2])), []).append(curve)
+        by_group.setdefault((curve.group, len(curve.values)), []).append(curve)
     means = []
     for members in by_group.values():
-        record, label, _ = members[0]
-        name = f"{label.partition(', seed')[0]}, mean of {pluralize(len(members), 'seed')}"
-        means.append((record, name, np.mean([values for _, _, values in members], axis=0)))
+        label = f"{members[0].label.partition(', seed')[0]}, mean of {len(members)}"
+        mean = np.mean([curve.values for curve in members], axis=0)
+        means.append(members[0]._replace(label=label, values=mean))
     return means
 
 
-def _curve_axis(measure: Measure, curves: Sequence[np.ndarray], *, log: bool) -> Axis:
-    """Fit the axis to what matters: the first epochs may leave it, and so may a loss near 0."""
-    start = 0 if measure.name == "train_loss" else max(map(len, curves)) // 20
-    values = np.concatenate([curve[start:] for curve in curves])
-    values = values[np.isfinite(values)]
-    if log and len(values):
-        values = values[values > 1e-5 * values.max()]
-    elif measure.is_loss and len(values):
-        values = values[values <= 100 * np.median(np.abs(values))]
-    return axis_of(measure.label, values.tolist(), log=log, margin=0.04)
-
-
-def reliability_chart(result: SearchResult, groups: Groups) -> Chart | None:
-    """Draw accuracy against confidence on the test split, without flooding and at the choice.
+def calibration_chart(result: SearchResult, groups: Groups) -> Chart | None:
+    """Draw the reliability of plain training and of the choice, each after its longest training.
 
     Args:
         result: The result of a search.
@@ -323,35 +299,13 @@ def reliability_chart(result: SearchResult, groups: Groups) -> Chart | None:
     Returns:
         A chart; None where no classifier was tested.
     """
-    lines = [Line([(0.0, 0.0), (1.0, 1.0)], None, "Perfectly calibrated", "dashed")]
-    marks, texts = [], []
+    sides = []
     for group in dict.fromkeys((groups.named(PLAIN), groups.chosen)):
-        records = [r for r in result.records if groups.of_record(r) == group]
-        records = [r for r in records if "last.reliability" in r.arrays]
+        records = [record for record in result.records if groups.of_record(record) == group]
         if group is None or not records:
             continue
         longest = max(map(num_epochs, records))
-        records = [r for r in records if num_epochs(r) == longest]
-        confidence, accuracy, count = pool_bins(records)
         name = groups.shown[group].name
-        ece = float(np.mean([r.metrics.get("last.test_ece", math.nan) for r in records]))
-        after = f"after {pluralize(longest, 'epoch')}"
-        texts.append(f"{name}, {after}: calibration error {ece:.3f}")
-        full = count > 0
-        points = list(zip(confidence[full].tolist(), accuracy[full].tolist(), strict=True))
-        lines.append(Line(points, group, f"{name.capitalize()}, {after}", "mean"))
-        for (x, y), n in zip(points, count[full].tolist(), strict=True):
-            label = f"{name.capitalize()}: confidence {x:.3g}, accuracy {y:.3g}, {n:.0f} examples"
-            marks.append(Mark(x, y, group, label, "ring"))
-    if not marks:
-        return None
-    return Chart(
-        "reliability",
-        "Reliability on the test split",
-        f"On the dashed line, confidence is right. {'; '.join(texts)}.".replace("  ", " "),
-        Axis("Confidence (highest probability)", 0.0, 1.0),
-        Axis("Accuracy", 0.0, 1.0),
-        lines,
-        marks,
-        legend=[("dashed", "perfectly calibrated")],
-    )
+        title = f"{name[0].upper()}{name[1:]}, after {pluralize(longest, 'epoch')}"
+        sides.append((group, title, [r for r in records if num_epochs(r) == longest]))
+    return reliability_chart("reliability", sides)

@@ -10,7 +10,7 @@ import torch
 
 from flooding import __version__
 from flooding.level_search.decision_text import answer, explain_selection, unit_of
-from flooding.level_search.page_charts import curve_charts, level_charts, reliability_chart
+from flooding.level_search.page_charts import calibration_chart, curve_charts, level_charts
 from flooding.level_search.page_groups import Groups, make_groups
 from flooding.level_search.plot_data import Measure, measures_of
 from flooding.level_search.result import SearchResult
@@ -192,7 +192,7 @@ def _training_section(result: SearchResult, groups: Groups) -> Section | None:
         return None
     blocks: list[Block] = []
     charts = curve_charts(result, groups)
-    diagram = reliability_chart(result, groups)
+    diagram = calibration_chart(result, groups)
     if diagram is not None:
         charts.append(diagram)
     if charts:

@@ -17,7 +17,7 @@
       node.setAttribute("aria-pressed", String(node.dataset.pick === picked));
     }
     const known = picked === null ? null : groups[Number(picked)];
-    const sentences = known ? [known.name + ".", ...known.details] : [hint];
+    const sentences = known ? [known.name[0].toUpperCase() + known.name.slice(1) + ".", ...known.details] : [hint];
     if (detail) {
       detail.replaceChildren(...sentences.map((text) => {
         const paragraph = document.createElement("p");
