@@ -9,7 +9,7 @@ import numpy as np
 
 from flooding.cli import _demo_report as demo
 from flooding.cli._report import command_line
-from flooding.report.chart import Chart, Rule
+from flooding.report.chart import Chart
 from flooding.report.document import Table
 from flooding.report.document_page import data_table, small_png
 from flooding.report.page import (
@@ -65,7 +65,8 @@ def demo_page(
     levels = sorted({record.level or 0.0 for some in records for record in some})
     index_of = {level: index for index, level in enumerate(levels)}
     names = [f"level {level:g}" if level else "no flooding" for level in levels]
-    shares = [level / levels[-1] if level else None for level in levels]
+    # By rank, since levels of different tasks may be close to each other.
+    shares = [rank / (len(levels) - 1) if level else None for rank, level in enumerate(levels)]
     sections = [
         _task_section(number, task, some, summary, index_of)
         for number, (task, some, summary) in enumerate(zip(tasks, records, summaries, strict=True))
@@ -75,6 +76,7 @@ def demo_page(
         pictures.append(Picture(small_png((folder / f"{name}.png").read_bytes()), caption))
     sections.append(Section("boundary", "The boundary", pictures))
     everything = [record for some in records for record in some]
+    sections.append(Section("how", "How it was done", [Sentences(_ABOUT)]))
     repeat: list[Block] = [
         Sentences([describe_provenance(everything)], is_paragraph=True),
         Code("Repeat it; finished runs are looked up", command_line()),
@@ -83,7 +85,6 @@ def demo_page(
     asked = {
         "Tasks": "; ".join(task.title for task in tasks),
         "Seeds": ", ".join(map(str, tasks[0].seeds)),
-        "How": " ".join(_ABOUT),
     }
     answer = _answer(tasks[-1], records[-1])
     return Page(
@@ -148,7 +149,6 @@ def _curves(
         text = f"level {level:g}" if level else "no flooding"
         text = f"{text.capitalize()}, seed {run_of(record).seed}"
         curves.append(Curve(index_of[level], text, np.asarray(record.curves[name], np.float64)))
-    rules: list[Rule] = []
     text = "A line for each training, coloured by its flood level."
     is_training = name == "train_loss"
     return curve_chart(
@@ -157,5 +157,4 @@ def _curves(
         text,
         curves,
         is_training=is_training,
-        rules=rules,
     )
