@@ -51,10 +51,12 @@ def grid(
     levels = check_levels(levels)
     records = yield make_runs(problem, levels, seeds)
     # Levels judged at the best epochs are not compared by one number each.
-    decision = compare_levels(records) if at == "last" else None
-    best = _median_best_level(records, len(seeds))
-    if decision is not None:
+    decision = None
+    if at == "last":
+        decision = compare_levels(records)
         best = decision.selected.level
+    else:
+        best = _median_best_level(records, len(seeds))
     ends = interval_ends(levels)
     low, high = adjacent_levels(list(ends.values()), ends[best])
     selected = effective_level(best, records)
