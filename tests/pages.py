@@ -14,8 +14,8 @@ from flooding.level_search.finder import finder
 from flooding.testing import fake_record
 from small import small
 
-LOADS = r"//[a-z]|url\(|@import|fetch|XMLHttp|eval|localStorage"
-VOID = {"meta", "link", "img", "br", "path", "circle", "rect", "hr", "input"}
+LOADS = r"//[a-z]|url\([^#]|@import|fetch|XMLHttp|eval|localStorage"
+VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Node:

@@ -41,12 +41,12 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Give the share of the axis, from 0 to 1, at which a value lies, clipped to its ends."""
+        """Give the share of the axis at which a value lies: 0 to 1, or beyond its ends."""
         low, high = self.low, self.high
         if self.log:
             low, high = math.log(low), math.log(high)
             value = math.log(value) if value > 0 else low
-        return min(max((value - low) / (high - low), 0.0), 1.0)
+        return (value - low) / (high - low)
 
     def contains(self, value: float) -> bool:
         """Tell whether a value lies between the ends."""
