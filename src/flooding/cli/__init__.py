@@ -28,6 +28,7 @@ try:
     from flooding.cli._find import find
     from flooding.cli._interrupts import note_interrupts
     from flooding.cli._predict import predict
+    from flooding.cli._report import mark_bare_report
     from flooding.cli._reproduce import reproduce
     from flooding.cli._run import run
     from flooding.text import one_line
@@ -99,7 +100,7 @@ def main() -> None:
     with note_interrupts(), show_warnings():
         try:
             try:
-                code = _execute(sys.argv[1:])
+                code = _execute(mark_bare_report(sys.argv[1:]))
                 finish_output()
             except BaseException as error:  # noqa: BLE001 -- else the user sees a traceback
                 code = report_error(error)

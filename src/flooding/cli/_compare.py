@@ -28,6 +28,14 @@ from flooding.cli._options import (
     option,
 )
 from flooding.cli._outputs import OutputFolder, check_saved_model, command_id, output_folder
+from flooding.cli._report import (
+    REPORT_NAME,
+    Report,
+    check_report,
+    command_line,
+    report_path,
+    write_report,
+)
 from flooding.cli._reproduce import Training, estimated_training
 from flooding.cli._table_options import (
     DecimalSign,
@@ -55,9 +63,11 @@ __all__ = ["compare"]
 # Package and extra that a method needs besides the library.
 _NEEDS = {"SAM": ("pytorch_optimizer", "sam")}
 _FOLDER = "flooding-compare"
-_FILES = ("compare.md", "compare-ranking.csv", "compare-ranking.png", "compare.npz")
+_FILES = ("compare.md", "compare-ranking.csv", "compare-ranking.png", "compare.npz", REPORT_NAME)
 # Options that change nothing of a result, or say where it goes.
-_NOT_PART_OF_RESULT = ("out", "save", "force", "ledger", "overwrite", "workers", "json", "quiet")
+_NOT_PART_OF_RESULT = (
+    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "json", "quiet"),
+)
 
 
 def compare(
@@ -101,6 +111,7 @@ def compare(
         Path | None,
         option("Tables: folder for the network of the winner's first seed, for predict.", "Output"),
     ] = None,
+    report: Report = None,
     force: Force = False,
     ledger: Ledger = None,
     overwrite: Overwrite = False,
@@ -119,6 +130,7 @@ def compare(
     check_output_folder(out or Path(_FOLDER))
     if save is not None:
         check_output_folder(save.parent)
+    check_report(report)
     check_ledger(ledger)
     check_device(device)
     names = _select_methods(methods)
@@ -142,6 +154,8 @@ def compare(
     ranking, records = _rank(what, problem, names, seeds, training, _measured_score(score))
     _print_ranking(ranking)
     files = _write(ranking, records, folder)
+    if page := report_path(report, folder.path):
+        files.append(_write_page(ranking, records, what, table, page))
     saved = None
     if save is not None and table is not None:
         saved = _save_winner(ranking.winner, table, save, device, command)
@@ -252,6 +266,23 @@ def _write(ranking: Ranking, records: Sequence[Record], folder: OutputFolder) ->
     names = ", ".join(file.name for file in files)
     console.print_line(f"Page, table and picture in {folder.path.absolute()}: {names}")
     return files
+
+
+def _write_page(
+    ranking: Ranking,
+    records: Sequence[Record],
+    what: str,
+    table: TableProblem | None,
+    path: Path,
+) -> Path:
+    """Write the report page."""
+    from flooding.report.ranking_page import ranking_page
+
+    asked = {"Compared on": what, "Seeds": str(ranking.num_seeds), "Ranked by": ranking.score.title}
+    asked |= {} if table is None else {"Target": table.target.name}
+    assumptions = () if table is None else table.assumptions
+    page = ranking_page(ranking, records, asked, assumptions, command_line())
+    return write_report(page, path)
 
 
 def _save_winner(

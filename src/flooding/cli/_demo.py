@@ -20,6 +20,7 @@ from flooding.cli._options import (
     check_numbers,
     check_output_folder,
 )
+from flooding.cli._report import Report, check_report, report_path, write_report
 
 if TYPE_CHECKING:
     from flooding.cli._demo_report import Task as DemoTask
@@ -35,6 +36,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the pictures, which are replaced.")
     ] = Path("flooding-demo"),
+    report: Report = None,
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
@@ -44,12 +46,13 @@ def demo(
     """Show what flooding does: the public demo's Sinusoid and real handwritten digits."""
     check_numbers(locals())
     set_output(quiet=quiet, json=json)
-    from flooding.cli import _demo_report as report
+    from flooding.cli import _demo_report as demo_report
     from flooding.training.runner import run_all
 
     check_output_folder(out)
+    check_report(report)
     check_ledger(ledger)
-    tasks = report.plan(quick)
+    tasks = demo_report.plan(quick)
     runs = [run for task in tasks for run in task.runs]
     with progress() as (on_start, on_row):
         records = run_all(
@@ -66,10 +69,15 @@ def demo(
         records_by_task.append(records[: len(task.runs)])
         records = records[len(task.runs) :]
         summaries.append(_print_task(task, records_by_task[-1]))
-    files = report.draw(tasks, records_by_task, out)
+    files = demo_report.draw(tasks, records_by_task, out)
     names = ", ".join(file.name for file in files)
     console.print()
     console.print_line(f"Pictures in {out.absolute()}: {names}")
+    if path := report_path(report, out):
+        from flooding.cli._demo_page import demo_page
+
+        page = demo_page(tasks, records_by_task, summaries, out)
+        files.append(write_report(page, path))
     if json:
         print_json({"tasks": summaries, "files": [file.absolute() for file in files]})
 

@@ -30,6 +30,14 @@ from flooding.cli._options import (
     parse_levels,
 )
 from flooding.cli._outputs import check_saved_model, command_id, output_folder
+from flooding.cli._report import (
+    REPORT_NAME,
+    Report,
+    check_report,
+    command_line,
+    report_path,
+    write_report,
+)
 from flooding.cli._save import NetworkName, SaveOptions, save_network, select_at
 from flooding.cli._table_options import (
     DecimalSign,
@@ -64,9 +72,11 @@ What = Annotated[
 ScoreName: TypeAlias = Literal["accuracy", "balanced-accuracy", "loss"]
 _DATA, _SEARCH, _OUTPUT = "Data", "Search", "Output"
 _FOLDER = "flooding-find"
-_FILES = ("found.json", "table.csv", "curves.npz", "search.png")
+_FILES = ("found.json", "table.csv", "curves.npz", "search.png", REPORT_NAME)
 # Options that change nothing of a result, or say where it goes.
-_NOT_PART_OF_RESULT = ("out", "save", "force", "ledger", "overwrite", "workers", "json", "quiet")
+_NOT_PART_OF_RESULT = (
+    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "json", "quiet"),
+)
 # Options of the saved network alone.
 _OF_MODEL = ("at", "refit")
 
@@ -151,6 +161,7 @@ def find(
         bool,
         option("Train the saved network on the validation rows as well.", _OUTPUT, "--refit"),
     ] = False,
+    report: Report = None,
     force: Force = False,
     ledger: Ledger = None,
     overwrite: Overwrite = False,
@@ -171,6 +182,7 @@ def find(
     check_output_folder(out or Path(_FOLDER))
     if save is not None:
         check_output_folder(save.parent)
+    check_report(report)
     check_ledger(ledger)
     check_device(device)
     # The options of the search, before the data, which may take long to read.
@@ -223,12 +235,24 @@ def find(
     console.print()
     console.print_line(f"Table, curves and picture in {folder.path.absolute()}")
     summary = _to_json(result, table, folder.path)
+    if page := report_path(report, folder.path):
+        summary["report"] = _write_report(result, what, table, page)
     if save is not None and table is not None:
         saved = SaveOptions(save, network, refit, device, model_origin)
         summary["model"] = save_network(result, replace(table, problem=problem), saved)
     _print_checkpoints(ledger)
     if json:
         print_json(summary)
+
+
+def _write_report(result: SearchResult, what: str, table: TableProblem | None, path: Path) -> Path:
+    """Write the page of the search."""
+    from flooding.level_search.search_page import SearchAbout, search_page
+
+    asked = {} if table is None else {"Target": table.target.name}
+    assumptions = () if table is None else table.assumptions
+    about = SearchAbout(what, asked, assumptions, command_line())
+    return write_report(search_page(result, about), path)
 
 
 def _command_id(arguments: Mapping[str, object], problem: Problem) -> str:

@@ -21,12 +21,13 @@ from flooding.cli._options import (
     check_output_folder,
     complete,
 )
+from flooding.cli._report import Report, check_report, command_line, report_path, write_report
 from flooding.entries import EXPERIMENTS, entry_names
 from flooding.text import format_duration
 
 if TYPE_CHECKING:
     from flooding.experiments import Experiment, Study
-    from flooding.report.document import Report
+    from flooding.report.document import Report as Document
     from flooding.training.archive import Source
     from flooding.training.record import Record
     from flooding.training.run import Run
@@ -43,6 +44,13 @@ class Training(NamedTuple):
     overwrite: bool
     workers: int | None
     device: str = "cpu"
+
+
+class Output(NamedTuple):
+    """Where page, tables and figures are written, and the report page if one is asked for."""
+
+    folder: Path
+    page: Path | None = None
 
 
 def reproduce(
@@ -76,6 +84,7 @@ def reproduce(
             "--out", "-o", help="Folder for page, tables, figures and archive, which are replaced."
         ),
     ] = Path("flooding-results"),
+    report: Report = None,
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
@@ -100,6 +109,7 @@ def reproduce(
     from flooding.cli._parts import load_experiment
 
     experiment = load_experiment(name)
+    output = Output(out, report_path(report, out, f"{experiment.name}.html"))
     # Refuse what would fail later, before anything is trained.
     if source is not None and not source.exists():
         raise ValueError(
@@ -107,6 +117,7 @@ def reproduce(
             "Check the path."
         )
     check_output_folder(out)
+    check_report(report)
     if source is None or more:
         check_ledger(ledger)
     # An archive alone is reported on as it is; with --more it saves trainings, as a ledger does.
@@ -114,10 +125,10 @@ def reproduce(
     chosen = None if seeds is None else range(seeds)
     if archive is not None and not more:
         chosen = archive.seeds if chosen is None else chosen
-        result = _write_from_archive(experiment, experiment.start(quick, chosen), archive, out)
+        result = _write_from_archive(experiment, experiment.start(quick, chosen), archive, output)
     else:
         training = Training(ledger, overwrite, workers)
-        result = _train_and_write(experiment, quick, chosen, training, out, archive)
+        result = _train_and_write(experiment, quick, chosen, training, output, archive)
     if json:
         print_json(result)
 
@@ -158,7 +169,7 @@ def _train_and_write(
     quick: bool,
     seeds: Sequence[int] | None,
     training: Training,
-    out: Path,
+    out: Output,
     source: Source | None = None,
 ) -> dict[str, object]:
     """Train what an experiment asks, pack its Records, and report on what was packed."""
@@ -175,8 +186,8 @@ def _train_and_write(
     # An archive names Runs by their configuration, which the user's own code does not have.
     if not all(is_hashable(record.run) for record in records if record.run is not None):
         return _write(report, experiment.name, out)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{experiment.name}.npz"
+    out.folder.mkdir(parents=True, exist_ok=True)
+    path = out.folder / f"{experiment.name}.npz"
     pack(path, records, experiment.curves, machine(), experiment.is_exact)
     # The page is drawn from the file, in which curves are rounded, not from the Records.
     study = experiment.start(quick, seeds)
@@ -184,7 +195,7 @@ def _train_and_write(
 
 
 def _write_from_archive(
-    experiment: Experiment, study: Study, source: Source, out: Path, *extra_files: Path
+    experiment: Experiment, study: Study, source: Source, out: Output, *extra_files: Path
 ) -> dict[str, object]:
     """Report on an archive, so that the same file always gives the same page."""
     from flooding.level_search.driver import run_generator
@@ -193,9 +204,9 @@ def _write_from_archive(
     return _write(report, experiment.name, out, *extra_files)
 
 
-def _write(report: Report, name: str, out: Path, *extra_files: Path) -> dict[str, object]:
+def _write(report: Document, name: str, out: Output, *extra_files: Path) -> dict[str, object]:
     """Write page, tables and figures, and print the findings; give both for ``--json``."""
-    files = [*report.save(out, name), *extra_files]
+    files = [*report.save(out.folder, name), *extra_files]
     for heading, sentences in (("Not reproduced:", report.failures), ("Found:", report.findings)):
         if sentences:
             console.print_result(heading)
@@ -203,9 +214,20 @@ def _write(report: Report, name: str, out: Path, *extra_files: Path) -> dict[str
             console.print_result(f"- {sentence}")
     console.print()
     file_names = ", ".join(file.name for file in files)
-    console.print_line(f"Page, tables and figures in {out.absolute()}: {file_names}")
+    console.print_line(f"Page, tables and figures in {out.folder.absolute()}: {file_names}")
+    if out.page is not None:
+        files.append(_write_page(report, name, out.folder, out.page))
     return {
         "not_reproduced": report.failures,
         "found": report.findings,
         "files": [file.absolute() for file in files],
     }
+
+
+def _write_page(report: Document, name: str, folder: Path, path: Path) -> Path:
+    """Write the report page from the figures in the folder."""
+    from flooding.report.document_page import document_page
+
+    pictures = {figure: folder / f"{name}-{figure}.png" for figure in report.figures}
+    page = document_page(report, pictures, {"Experiment": name}, command_line())
+    return write_report(page, path)

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from flooding.level_search.level_stats import (
     adjacent_levels,
-    best_level,
     check_levels,
+    compare_levels,
     effective_level,
     end_of_range_warning,
     interval_ends,
@@ -80,7 +80,8 @@ def backward(
         started[level, seed] = has_started(record)
 
     # Select the best level; one that flooded no seed is plain training.
-    best = best_level(level_records, share)
+    decision = compare_levels(level_records, share)
+    best = decision.selected.level
     num_started = sum(started[best, seed] for seed in seeds)
     selected = effective_level(best, level_records) if num_started else None
     # How many of its Runs flooded, and between which neighbours does the level lie?
@@ -97,7 +98,7 @@ def backward(
     )
     run = make_run(problem, controllers[selected], seed=seeds[0])
     estimate = LevelEstimate("backward", selected, low, high, note)
-    return SearchResult("backward", run, (estimate,), warnings)
+    return SearchResult("backward", run, (estimate,), warnings, decision=decision)
 
 
 def has_started(record: Record) -> bool:

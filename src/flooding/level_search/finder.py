@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flooding.level_search.auto import auto
+from flooding.level_search.decision import Candidate, Decision
 from flooding.level_search.level_stats import lowest_after_start, reached_level, tail_means
 from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
 from flooding.level_search.result import LevelEstimate, SearchResult
@@ -25,7 +26,8 @@ class _Selection:
     """What the race decides: index 0 is plain training, the others are the levels reached."""
 
     best: int
-    scores: np.ndarray  # [candidates, 2]: smoothed score, minus smoothed loss
+    own_scores: np.ndarray  # [candidates, 2]: score, minus loss
+    scores: np.ndarray  # the same, averaged with the neighbours
     equals: list[int]  # candidates that the data cannot tell from the best one
     standard_error: float  # of the best validation accuracy; 0 where it is unknown
 
@@ -114,12 +116,12 @@ def finder(
     groups = [records[i : i + len(seeds)] for i in range(0, len(records), len(seeds))]
 
     # 4. Select a level, and say how sure the selection is.
-    race_estimate, warnings = _judge_race(
+    race_estimate, warnings, decision = _judge_race(
         levels, groups, plain_records, floor, stop_epoch, problem.max_epochs
     )
     estimates = (race_estimate, _irreducible_loss(floor, cap), cap_estimate)
     run = make_run(problem, race_estimate.level, seed=seeds[0])
-    return SearchResult("finder", run, estimates, warnings)
+    return SearchResult("finder", run, estimates, warnings, decision=decision)
 
 
 def _judge_race(
@@ -129,7 +131,7 @@ def _judge_race(
     floor: float,
     stop_epoch: int,
     max_epochs: int,
-) -> tuple[LevelEstimate, tuple[str, ...]]:
+) -> tuple[LevelEstimate, tuple[str, ...], Decision]:
     """Select the best level of the race; ``groups`` has the Records of each level."""
     # A level that no seed came down to was not tried.
     reached_levels: list[float] = []
@@ -148,7 +150,8 @@ def _judge_race(
     # Is the best one better than plain training by more than chance?
     tail_epochs = max(1, round(_TAIL * stop_epoch))
     selection = _select(candidates, tail_epochs)
-    level = [None, *reached_levels][selection.best]
+    decision = _describe_selection(selection, [None, *reached_levels], tail_epochs)
+    level = decision.selected.level
     if level is not None and selection.standard_error and 0 in selection.equals:
         warnings += (
             "plain training lies within chance of it: more seeds, or more validation data, "
@@ -161,7 +164,22 @@ def _judge_race(
     equal_levels = [numbers[index] for index in selection.equals]
     note = _race_note(selection, tail_epochs, stop_epoch, max_epochs)
     estimate = LevelEstimate("race", level, min(equal_levels), max(equal_levels), note)
-    return estimate, warnings
+    return estimate, warnings, decision
+
+
+def _describe_selection(
+    selection: _Selection, levels: Sequence[float | None], tail_epochs: int
+) -> Decision:
+    """Say what was compared, level by level."""
+    candidates = []
+    for index, level in enumerate(levels):
+        score, minus_loss = selection.own_scores[index].tolist()
+        compared_score, minus_compared_loss = selection.scores[index].tolist()
+        is_equal = index in selection.equals
+        candidates.append(
+            Candidate(level, score, -minus_loss, compared_score, -minus_compared_loss, is_equal)
+        )
+    return Decision(tuple(candidates), selection.best, tail_epochs, True, selection.standard_error)
 
 
 def _irreducible_loss(floor: float, cap: float) -> LevelEstimate:
@@ -263,7 +281,8 @@ def _mean_lowest(records: Sequence[Record], name: str) -> float:
 
 def _select(candidates: Sequence[Sequence[Record]], tail_epochs: int) -> _Selection:
     """Select the best candidate; of equal ones the first."""
-    scores = _smooth(np.array([_mean_key(group, tail_epochs) for group in candidates]))
+    own_scores = np.array([_mean_key(group, tail_epochs) for group in candidates])
+    scores = _smooth(own_scores)
     # Score first, then loss, then the smaller level.
     best = max(range(len(scores)), key=lambda i: (*scores[i], -i))
     # Candidates within one standard error of the best are equal to it.
@@ -273,7 +292,7 @@ def _select(candidates: Sequence[Sequence[Record]], tail_epochs: int) -> _Select
     else:
         # Nothing is known of the noise: as far as the neighbours.
         equals = list(range(max(0, best - 1), min(len(scores), best + 2)))
-    return _Selection(best, scores, equals, error)
+    return _Selection(best, own_scores, scores, equals, error)
 
 
 def _mean_key(records: Sequence[Record], tail_epochs: int) -> tuple[float, float]:

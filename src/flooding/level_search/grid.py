@@ -7,8 +7,8 @@ from typing import Literal
 
 from flooding.level_search.level_stats import (
     adjacent_levels,
-    best_level,
     check_levels,
+    compare_levels,
     effective_level,
     end_of_range_warning,
     interval_ends,
@@ -50,13 +50,20 @@ def grid(
     """
     levels = check_levels(levels)
     records = yield make_runs(problem, levels, seeds)
-    best = best_level(records) if at == "last" else _median_best_level(records, len(seeds))
+    # Levels judged at the best epochs are not compared by one number each.
+    decision = None
+    if at == "last":
+        decision = compare_levels(records)
+        best = decision.selected.level
+    else:
+        best = _median_best_level(records, len(seeds))
     ends = interval_ends(levels)
     low, high = adjacent_levels(list(ends.values()), ends[best])
     selected = effective_level(best, records)
     run = make_run(problem, selected, seed=seeds[0])
     estimate = LevelEstimate("grid", selected, low, high)
-    return SearchResult("grid", run, (estimate,), end_of_range_warning(selected, levels))
+    warnings = end_of_range_warning(selected, levels)
+    return SearchResult("grid", run, (estimate,), warnings, decision=decision)
 
 
 def _median_best_level(records: Sequence[Record], num_seeds: int) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from flooding.level_search.level_stats import (
     best_level,
     check_levels,
+    compare_levels,
     effective_level,
     end_of_range_warning,
     interval_ends,
@@ -69,11 +70,13 @@ def halving(
             break
         remaining = _best_levels(records, max(1, len(remaining) // eta), share)
         rung_share *= eta
-    selected = effective_level(best_level(records, share), records)
+    decision = compare_levels(records, share)
+    selected = effective_level(decision.selected.level, records)
     ends = interval_ends(levels)
     estimate = LevelEstimate("halving", selected, ends[remaining[0]], ends[remaining[-1]])
     run = make_run(problem, selected, seed=seeds[0])
-    return SearchResult("halving", run, (estimate,), end_of_range_warning(selected, levels))
+    warnings = end_of_range_warning(selected, levels)
+    return SearchResult("halving", run, (estimate,), warnings, decision=decision)
 
 
 def _best_levels(records: Sequence[Record], count: int, share: float) -> tuple[float | None, ...]:

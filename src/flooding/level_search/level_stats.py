@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from flooding.level_search.decision import Candidate, Decision
 from flooding.training.record import AVERAGE, Record, level_order, monitor_prefix, validation_key
 
 __all__ = [
     "adjacent_levels",
     "best_level",
     "check_levels",
+    "compare_levels",
     "effective_level",
     "end_of_range_warning",
     "flooded_records",
@@ -260,10 +262,31 @@ def best_level(records: Iterable[Record], share: float = 0.0) -> float | None:
     Returns:
         A level; None is plain training.
     """
+    return compare_levels(records, share).selected.level
+
+
+def compare_levels(records: Iterable[Record], share: float = 0.0) -> Decision:
+    """Compare levels by their validation results, averaged over seeds; see :func:`best_level`.
+
+    Args:
+        records: Records of constant levels.
+        share: Share of the last epochs to average, see :func:`tail_key`.
+
+    Returns:
+        The levels and their results, with the best of them.
+    """
     keys: dict[float | None, list[tuple[float, float]]] = {}
+    num_epochs = 0
     for record in records:
         keys.setdefault(record.level, []).append(tail_key(record, share))
+        num_epochs = max([num_epochs, *(len(curve) - 1 for curve in record.curves.values())])
     # `max` takes the first of equal levels, so the order decides.
     levels = sorted(keys, key=level_order)
-    means = {level: tuple(np.mean(keys[level], axis=0)) for level in levels}
-    return max(levels, key=lambda level: means[level])
+    means = {level: tuple(np.mean(keys[level], axis=0).tolist()) for level in levels}
+    best = max(levels, key=lambda level: means[level])
+    candidates = []
+    for level in levels:
+        score, minus_loss = means[level]
+        is_equal = means[level] == means[best]
+        candidates.append(Candidate(level, score, -minus_loss, score, -minus_loss, is_equal))
+    return Decision(tuple(candidates), levels.index(best), max(1, round(share * num_epochs)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from flooding.level_search.decision_plot import draw_decision, judged_measures
 from flooding.level_search.plot_data import (
     DIVERGED,
     Measure,
@@ -87,6 +88,7 @@ def plot_search(result: SearchResult) -> Figure:
     records, problem = result.records, result.run.problem
     label = f"Flood level ({'nats' if is_in_nats(problem) else 'unit of the loss'})"
     train_loss, *measures = measures_of(records, problem)
+    measures = judged_measures(result, measures)
     diverged = diverged_records(records, measures)
 
     # Which panels have something to show?
@@ -109,6 +111,7 @@ def plot_search(result: SearchResult) -> Figure:
                 draw_sweeps(axes, records, measure, _SELECTED)
             else:
                 _draw_levels(axes, records, measure, diverged, colours)
+                draw_decision(axes, result, measure, decides=measure is measures[0])
             _draw_selection(axes, result, limits, with_text=name in rows[0])
             axes.set(xlabel=label, ylabel=measure.label, xlim=limits)
         for measure in by_epoch:
@@ -119,7 +122,7 @@ def plot_search(result: SearchResult) -> Figure:
         # The bottom row: estimates on the left, the legend on the right.
         title = None
         if by_level and by_epoch and not is_swept:
-            title = "Left: mean of each Run's last quarter"
+            title = f"Left: mean of each Run's {_tail_text(measures[0])}"
         num_names = _draw_legend(panels, title)
         bottom = max(0.5 + _ROW_HEIGHT * len(result.estimates), 0.5 + 0.24 * num_names, 1.0)
         _set_heights(figure, panels["key"], [3.3] * (len(rows) - 1) + [bottom])
@@ -127,6 +130,13 @@ def plot_search(result: SearchResult) -> Figure:
         panels["strip"].set_ylim(bottom / _ROW_HEIGHT - 1, -0.5)
         figure.suptitle(_title(result, sum(diverged)))
     return figure
+
+
+def _tail_text(measure: Measure) -> str:
+    """Name the epochs that are averaged."""
+    if measure.tail_epochs is None:
+        return "last quarter"
+    return f"last {pluralize(measure.tail_epochs, 'epoch')}"
 
 
 def _level_panel(measure: Measure) -> str:

@@ -1,8 +1,8 @@
 """What the figure of a search shows: measures, positions on the level axis, and mark heights.
 
-A Run is judged by the mean of the last quarter of its epochs, which reduces the noise of a small
-validation split. Plain Runs have level None, or a level 0 that flooded no step; a level 0 that
-flooded some is a level as any other.
+A Run is shown by the mean of the epochs that the strategy judged it by, or of its last quarter,
+which reduces the noise of a small validation split. Plain Runs have level None, or a level 0 that
+flooded no step; a level 0 that flooded some is a level as any other.
 """
 
 from __future__ import annotations
@@ -68,11 +68,13 @@ class Measure(NamedTuple):
         name: Its name in a Record.
         label: The label of its axis.
         scale: Factor from the Record's unit to the label's.
+        tail_epochs: Number of epochs, the last of a Run, that are averaged; None is a quarter.
     """
 
     name: str
     label: str
     scale: float = 1.0
+    tail_epochs: int | None = None
 
     @property
     def is_loss(self) -> bool:
@@ -303,7 +305,7 @@ def curve_values(record: Record, measure: Measure) -> np.ndarray:
 
 
 def tail_value(record: Record, measure: Measure, stop_epoch: int | None = None) -> float:
-    """Average the last quarter of a Record's epochs.
+    """Average the last epochs of a Record: those of the measure, or a quarter.
 
     Args:
         record: A Record.
@@ -318,7 +320,7 @@ def tail_value(record: Record, measure: Measure, stop_epoch: int | None = None) 
     curve = curve_values(record, measure)
     if stop_epoch is not None:
         curve = curve[: stop_epoch + 1]
-    epochs = max(1, round(_TAIL * (len(curve) - 1)))
+    epochs = measure.tail_epochs or max(1, round(_TAIL * (len(curve) - 1)))
     return float(curve[-epochs:].mean())
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from flooding.atomic import write_atomic
+from flooding.level_search.decision import Decision
 from flooding.levels.tables import PerClass, PerExample
 from flooding.text import join_parts
 from flooding.training.problem import Problem
@@ -25,6 +26,9 @@ from flooding.training.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
+
+    from flooding.level_search.search_page import SearchAbout
+    from flooding.report.page import ReportPage
 
 __all__ = ["Cost", "LevelEstimate", "SearchResult", "TableRow", "total_cost"]
 
@@ -92,6 +96,7 @@ class SearchResult:
         device: Where :meth:`model` trains.
         weights: State dicts "last" and "best" of ``run``, where the search itself trained it in
             this process; :meth:`model` then trains nothing.
+        decision: What the strategy compared to select the level; None where it compared no levels.
     """
 
     strategy: str
@@ -101,6 +106,7 @@ class SearchResult:
     records: tuple[Record, ...] = field(default=(), repr=False)
     device: str = "cpu"
     weights: Mapping[str, dict[str, Tensor]] | None = field(default=None, repr=False)
+    decision: Decision | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         # A result that somebody's strategy made wrongly must show itself in the error about it.
@@ -177,6 +183,26 @@ class SearchResult:
 
         save_figure(self.plot(), folder / "search.png")
         return folder
+
+    def report(
+        self, path: str | Path | None = None, about: SearchAbout | None = None
+    ) -> ReportPage:
+        """Make the report page: the answer, why this level, every curve, and how to repeat it.
+
+        Args:
+            path: A file that ends in ``.html`` to write it to, or None. An older report page there
+                is replaced.
+            about: What the result does not know of itself, such as the name of the data.
+
+        Returns:
+            The page, which a notebook shows; its ``save(path)`` writes it.
+        """
+        from flooding.level_search.search_page import SearchAbout, search_page  # needs Jinja2
+
+        page = search_page(self, about or SearchAbout())
+        if path is not None:
+            page.save(path)
+        return page
 
     @preserve_rng_state()
     def model(self, at: _Network | None = None) -> nn.Module:

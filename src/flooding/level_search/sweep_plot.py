@@ -15,7 +15,7 @@ from flooding.training.record import Record
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_sweeps", "has_sweep"]
+__all__ = ["draw_sweeps", "has_sweep", "sweep_points"]
 
 _SMOOTHING = 0.04  # share of a Record's epochs over which a curve is averaged
 
@@ -43,21 +43,10 @@ def draw_sweeps(axes: Axes, records: Sequence[Record], measure: Measure, colour:
     """
     labels = ["each epoch of the sweep", "mean of its neighbours", "held level, its last quarter"]
     for record in records:
-        sweep = sweep_of(record)
-        if sweep is None:
+        points = sweep_points(record, measure)
+        if points is None:
             continue
-        # Epoch t was trained at the level that the curve holds for it; epoch 1 had none.
-        epochs = slice(1, sweep.epochs + 1)
-        levels = np.asarray(record.curves["level"][epochs], np.float64)
-        values = curve_values(record, measure)[epochs]
-        is_known = np.isfinite(levels) & np.isfinite(values)
-        levels, values = levels[is_known], values[is_known]
-        if not len(levels):
-            continue
-        # The level first rises, while the validation loss falls far below that of a guess.
-        top = int(levels.argmax())
-        levels, values = levels[top:], values[top:]
-        window = round(_SMOOTHING * len(record.curves["level"])) // 2 * 2 + 1
+        levels, values, window = points
         axes.plot(levels, values, ".", color=colour, ms=3, alpha=0.3, label=labels[0])
         axes.plot(levels, running_mean(values, window), color=colour, lw=2, label=labels[1])
         level, value = record.metrics["last.level"], tail_value(record, measure)
@@ -65,3 +54,30 @@ def draw_sweeps(axes: Axes, records: Sequence[Record], measure: Measure, colour:
             axes.plot([level], [value], "o", color=colour, ms=9, label=labels[2])
         # One name in the legend for all seeds.
         labels = ["_", "_", "_"]
+
+
+def sweep_points(record: Record, measure: Measure) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """Give what was measured at each level of a sweep, from its highest level on.
+
+    Args:
+        record: A Record of a search.
+        measure: What was measured.
+
+    Returns:
+        Levels, values, and the number of epochs to average; None where there is no sweep.
+    """
+    sweep = sweep_of(record)
+    if sweep is None:
+        return None
+    # Epoch t was trained at the level that the curve holds for it; epoch 1 had none.
+    epochs = slice(1, sweep.epochs + 1)
+    levels = np.asarray(record.curves["level"][epochs], np.float64)
+    values = curve_values(record, measure)[epochs]
+    is_known = np.isfinite(levels) & np.isfinite(values)
+    levels, values = levels[is_known], values[is_known]
+    if not len(levels):
+        return None
+    # The level first rises, while the validation loss falls far below that of a guess.
+    top = int(levels.argmax())
+    window = round(_SMOOTHING * len(record.curves["level"])) // 2 * 2 + 1
+    return levels[top:], values[top:], window

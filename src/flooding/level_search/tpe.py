@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flooding.extras import install_command
 from flooding.level_search.level_stats import (
     adjacent_levels,
-    best_level,
+    compare_levels,
     effective_level,
     end_of_range_warning,
     tail_key,
@@ -101,7 +101,8 @@ def tpe(
                 if copy is not None:
                     _add_trial(copy, finished)
             records += batch_records
-    best = best_level(records, share)
+    decision = compare_levels(records, share)
+    best = decision.selected.level
     assert best is not None  # every Run has a level
     levels = sorted(record.level for record in records if record.level is not None)
     selected = effective_level(best, records)
@@ -109,7 +110,7 @@ def tpe(
     estimate = LevelEstimate("TPE", selected, *nearest)
     warnings = end_of_range_warning(selected, levels, "tried")
     run = make_run(problem, selected, seed=seed)
-    return SearchResult("TPE", run, (estimate,), warnings)
+    return SearchResult("TPE", run, (estimate,), warnings, decision=decision)
 
 
 def _objective(record: Record, share: float) -> float:

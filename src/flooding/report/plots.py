@@ -37,6 +37,7 @@ __all__ = [
     "concept",
     "decision_boundary",
     "loss_curves",
+    "pool_bins",
     "reliability",
     "save",
     "scatter",
@@ -147,7 +148,7 @@ def reliability(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
         diagram, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         diagram.plot([0, 1], [0, 1], color="0.5", ls=":", label="perfectly calibrated")
         for side, group, records in zip((0, 1), GROUPS, (plain, flooded), strict=True):
-            confidence, accuracy, count = _pool_bins(records)
+            confidence, accuracy, count = pool_bins(records)
             name, marker = GROUPS[group]
             errors = format_metric(records, "test_ece", digits=3)
             label = f"{name}: ECE {errors}, {pluralize(len(records), 'seed')}"
@@ -212,8 +213,18 @@ def _array(record: Record, name: str, shape: tuple[int, int]) -> np.ndarray:
     return array
 
 
-def _pool_bins(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Confidence, accuracy and count of each bin over all Records; NaN in empty bins."""
+def pool_bins(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pool the bins of several Records, after their last epoch.
+
+    Args:
+        records: Records of a classifier.
+
+    Returns:
+        Confidence, accuracy and count of each bin, ``[bins]``; NaN in empty bins.
+
+    Raises:
+        ValueError: If a Record has no bins.
+    """
     if any("last.reliability" not in record.arrays for record in records):
         raise ValueError(
             "every Record must hold 'last.reliability', got one without. Only classifiers have it."

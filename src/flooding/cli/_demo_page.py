@@ -1,0 +1,160 @@
+"""The report page of ``flooding demo``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flooding.cli import _demo_report as demo
+from flooding.cli._report import command_line
+from flooding.report.chart import Chart
+from flooding.report.document import Table
+from flooding.report.document_page import data_table, small_png
+from flooding.report.page import (
+    Block,
+    Charts,
+    Code,
+    Page,
+    Picture,
+    ReportPage,
+    Section,
+    Sentences,
+    level_groups,
+)
+from flooding.report.page_charts import Curve, chart_name, curve_chart, reliability_chart
+from flooding.report.provenance import describe_provenance
+from flooding.report.record_metrics import run_of
+from flooding.training.record import Record
+
+__all__ = ["demo_page"]
+
+_CURVES = {
+    "train_loss": "Training loss (nats per example)",
+    "val_loss": "Validation loss (nats per example)",
+}
+_PICTURES = {
+    "boundary": "Where the networks draw the boundary on Sinusoid, without and with flooding."
+}
+_ABOUT = (
+    "The two settings of the method's public demo on Sinusoid, and real handwritten digits. Each "
+    "is trained without flooding and at several flood levels.",
+    "A level is chosen on the validation labels, which are noisy, as yours are. The test split "
+    "chooses nothing.",
+)
+
+
+def demo_page(
+    tasks: Sequence[demo.Task],
+    records: Sequence[Sequence[Record]],
+    summaries: Sequence[Mapping[str, object]],
+    folder: Path,
+) -> ReportPage:
+    """Make the page of the demo.
+
+    Args:
+        tasks: The tasks.
+        records: The Records of each.
+        summaries: Title, rows and result of each, as printed.
+        folder: Where the pictures are.
+
+    Returns:
+        The page.
+    """
+    levels = sorted({record.level or 0.0 for some in records for record in some})
+    index_of = {level: index for index, level in enumerate(levels)}
+    names = [f"level {level:g}" if level else "no flooding" for level in levels]
+    # By rank, since levels of different tasks may be close to each other.
+    shares = [rank / (len(levels) - 1) if level else None for rank, level in enumerate(levels)]
+    sections = [
+        _task_section(number, task, some, summary, index_of)
+        for number, (task, some, summary) in enumerate(zip(tasks, records, summaries, strict=True))
+    ]
+    pictures: list[Block] = []
+    for name, caption in _PICTURES.items():
+        pictures.append(Picture(small_png((folder / f"{name}.png").read_bytes()), caption))
+    sections.append(Section("boundary", "The boundary", pictures))
+    everything = [record for some in records for record in some]
+    sections.append(Section("how", "How it was done", [Sentences(_ABOUT)]))
+    repeat: list[Block] = [
+        Sentences([describe_provenance(everything)], is_paragraph=True),
+        Code("Repeat it; finished runs are looked up", command_line()),
+    ]
+    sections.append(Section("repeat", "Cost, versions, and how to repeat it", repeat))
+    asked = {
+        "Tasks": "; ".join(task.title for task in tasks),
+        "Seeds": ", ".join(map(str, tasks[0].seeds)),
+    }
+    answer = _answer(tasks[-1], records[-1])
+    return Page(
+        "What flooding does", answer, asked, (), sections, level_groups(names, shares)
+    ).render()
+
+
+def _answer(task: demo.Task, records: Sequence[Record]) -> str:
+    """Say what happened on the real data."""
+    rows = demo.summary(records)
+    means = {}
+    for name in ("plain training", "plain + early stopping", "flooding"):
+        means[name] = float(np.mean(demo.accuracy(rows[name])))
+    return (
+        f"{task.title}: flooding reaches {means['flooding']:.1f} % test accuracy, plain training "
+        f"{means['plain training']:.1f} %, and plain early stopping "
+        f"{means['plain + early stopping']:.1f} %."
+    )
+
+
+def _task_section(
+    number: int,
+    task: demo.Task,
+    records: Sequence[Record],
+    summary: Mapping[str, object],
+    index_of: Mapping[float, int],
+) -> Section:
+    """Show the table, the sentences, the curves and the reliability of a task."""
+    rows = summary["rows"]
+    assert isinstance(rows, dict)
+    table = Table.from_dicts(
+        f"task-{number}", str(summary["title"]), [{"": name, **row} for name, row in rows.items()]
+    )
+    table = Table(table.name, table.title, ["Row", *table.columns[1:]], table.rows)
+    picks = demo.summary(records)
+    sides = []
+    for name, row in (("Plain training", "plain training"), ("Flooding", "flooding")):
+        chosen = [record for record, _ in picks[row]]
+        sides.append((index_of[chosen[0].level or 0.0], name, chosen))
+    charts = [_curves(number, name, label, records, index_of) for name, label in _CURVES.items()]
+    diagram = reliability_chart(f"reliability-{number}", sides)
+    if diagram is not None:
+        charts.append(diagram)
+    blocks: list[Block] = [
+        Sentences(str(summary["result"]).split("\n")),
+        data_table(table),
+        Charts(charts),
+    ]
+    return Section(f"task-{number}-title", task.title, blocks, is_selector=number == 0)
+
+
+def _curves(
+    number: int,
+    name: str,
+    label: str,
+    records: Sequence[Record],
+    index_of: Mapping[float, int],
+) -> Chart:
+    curves = []
+    for record in records:
+        level = record.level or 0.0
+        text = f"level {level:g}" if level else "no flooding"
+        text = f"{text.capitalize()}, seed {run_of(record).seed}"
+        curves.append(Curve(index_of[level], text, np.asarray(record.curves[name], np.float64)))
+    text = "A line for each training, coloured by its flood level."
+    is_training = name == "train_loss"
+    return curve_chart(
+        chart_name("curve", name, str(number)),
+        label,
+        text,
+        curves,
+        is_training=is_training,
+    )

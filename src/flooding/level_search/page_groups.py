@@ -1,0 +1,117 @@
+"""The groups of a search's page: trainings of one level share a colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flooding.level_search.decision_text import describe_candidates
+from flooding.level_search.plot_data import Measure, is_plain, level_position, run_of
+from flooding.level_search.result import SearchResult
+from flooding.report.page import Group, level_groups
+from flooding.text import brief
+from flooding.training.record import Record
+
+__all__ = ["PLAIN", "Groups", "make_groups"]
+
+PLAIN = "no flooding"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of a page.
+
+    Args:
+        shown: The groups, plain training first, then from low to high levels.
+        chosen: Index of the one that was selected; None where nothing was trained at that level.
+    """
+
+    shown: Sequence[Group]
+    chosen: int | None
+
+    def named(self, name: str) -> int | None:
+        """Find a group by its name."""
+        for index, group in enumerate(self.shown):
+            if group.name == name:
+                return index
+        return None
+
+    def of_record(self, record: Record) -> int | None:
+        """Find the group of a training."""
+        return self.named(_name(record))
+
+    def of_level(self, level: float | None) -> int | None:
+        """Find the group of a level."""
+        return self.named(_level_name(level))
+
+
+def _level_name(level: float | None) -> str:
+    return PLAIN if level is None else f"level {level:.4g}"
+
+
+def group_level(record: Record) -> float | None:
+    """Give the level that a training is grouped by; None for plain training, and where it moves."""
+    if is_plain(record):
+        return None
+    position = level_position(record)
+    if position is None:
+        # A controller that waits, and then holds one level.
+        level = getattr(run_of(record).level, "level", None)
+        position = level if isinstance(level, float) else None
+    return position
+
+
+def _name(record: Record) -> str:
+    level = group_level(record)
+    if level is None and not is_plain(record):
+        return f"moving level, {brief(run_of(record).level)}"
+    return _level_name(level)
+
+
+def make_groups(result: SearchResult, measures: Sequence[Measure]) -> Groups:
+    """Group the trainings of a search by their level.
+
+    Args:
+        result: The result.
+        measures: What was measured on the validation split.
+
+    Returns:
+        The groups.
+    """
+    levels: dict[str, float | None] = {}
+    for record in result.records:
+        levels[_name(record)] = group_level(record)
+    known = [level for level in levels.values() if level is not None]
+
+    def order(name: str) -> tuple[bool, float, str]:
+        level = levels[name]
+        return (name != PLAIN, float("inf") if level is None else level, name)
+
+    names = sorted(levels, key=order)
+    shares: list[float | None] = []
+    for name in names:
+        level = levels[name]
+        if name == PLAIN:
+            shares.append(None)
+        elif level is None:
+            shares.append(1.0)
+        else:
+            width = max(known) - min(known)
+            shares.append((level - min(known)) / width if width else 0.5)
+    sentences = describe_candidates(result, measures)
+    details = [sentences.get(levels[name], ()) if _has_level(name) else () for name in names]
+    groups = Groups(level_groups(names, shares, details), None)
+    return Groups(groups.shown, groups.named(_chosen_name(result)))
+
+
+def _has_level(name: str) -> bool:
+    return not name.startswith("moving level")
+
+
+def _chosen_name(result: SearchResult) -> str:
+    """Name the group of the Run to use."""
+    run = result.run
+    if isinstance(run.level, float) or run.level is None:
+        return _level_name(run.level)
+    level = getattr(run.level, "level", None)
+    return _level_name(level) if isinstance(level, float) else f"moving level, {brief(run.level)}"
