@@ -15,9 +15,8 @@ import pytest
 import hostile
 from flooding import Run, find_level, run_all, train
 from flooding.training.jobs import Job
-from flooding.training.messages import PickledError, unpickle_message
+from flooding.training.messages import PickledError, batched, unpickle_message
 from flooding.training.pool import _QUOTE_LENGTH, Pool, _quote
-from flooding.training.worker import _batched
 from small import normed, small
 
 pytestmark = pytest.mark.usefixtures("time_limit")
@@ -240,7 +239,7 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
 def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
     monkeypatch.setattr("flooding.training.worker._HEARTBEAT", 0.02)
     rows = train(Run(hostile.acting(partial(hostile.sleep, 0.1)), 0.1))
-    bundles = list(_batched(rows, last_row_only=True))
+    bundles = list(batched(rows, last_row_only=True))
     assert bundles[0] == []
     assert [len(bundle) for bundle in bundles if bundle] == [1]
 
