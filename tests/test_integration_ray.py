@@ -1,15 +1,15 @@
 """Ray: Runs on two nodes of one machine are those of the pool, whatever dies."""
 
 import contextlib
+import json
 import logging
 import os
-import subprocess
+import pickle
 import sys
 import threading
-import time
 from functools import partial
-from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 
@@ -20,14 +20,21 @@ from ray.cluster_utils import Cluster
 from flooding import Run, find_level, run_all
 from flooding.integrations import _ray_jobs
 from flooding.integrations import ray as flooding_ray
+from flooding.integrations._checkpoint_storage import check_storage
+from flooding.integrations._ray_pickle import dumps
+from flooding.integrations._ray_task import Started, TaskOptions, do_job, versions
+from flooding.integrations.ray import _make_resources
 from flooding.levels import Plateau, Warmup
 from flooding.methods import IFlood
 from flooding.testing import check_runner
-from flooding.training import job_queue
+from flooding.training import checkpoints, job_queue
+from flooding.training.jobs import Job
 from flooding.training.ledger import Ledger
+from flooding.training.messages import unpickle_message
+from flooding.training.runner import run_key
 from small import Dying, normed, small
+from subprocess_checks import added_packages
 
-TESTS = Path(__file__).parent
 # Ray leaves sockets and its log thread to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
 
@@ -217,65 +224,149 @@ def test_a_full_object_store_is_named(monkeypatch):
         on_ray([Run(small())], ledger=False)
 
 
-DRIVER = """
-import sys
-from functools import partial
-import ray
-from flooding import Run
-from flooding.integrations.ray import run_all
-from test_integration_ray import driver_runs
-def began(runs):
-    print("began", flush=True)
-run_all(driver_runs(), address=sys.argv[1], ledger=sys.argv[2], on_start=began)
-"""
+@pytest.mark.usefixtures("cluster")
+def test_a_call_that_is_cut_off_goes_on_from_the_ledger(tmp_path):
+    runs = [Run(small(max_epochs=60), 0.3, seed=seed) for seed in range(6)]
+    path, done = tmp_path / "ledger.sqlite", []
 
+    def interrupt(row):
+        done.extend([row] if row.record is not None else [])
+        if len(done) == 2:
+            raise KeyboardInterrupt
 
-def driver_runs():
-    return [Run(small(max_epochs=200), 0.3, seed=seed) for seed in range(6)]
-
-
-def test_a_killed_driver_goes_on_from_the_ledger(cluster, tmp_path):
-    path = tmp_path / "ledger.sqlite"
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, cluster.address, str(path)],
-        env=os.environ | {"PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert driver.stdout.readline() == "began\n"
-        while count_records(path) < 2:
-            assert driver.poll() is None
-            time.sleep(0.05)
-    finally:
-        driver.kill()
-        driver.wait()
-    kept = count_records(path)
-    assert 2 <= kept < 6
+    with pytest.raises(KeyboardInterrupt):
+        on_ray(runs, ledger=path, on_row=interrupt)
+    assert count_records(path) == 2
     started = []
-    records = on_ray(driver_runs(), ledger=path, on_start=started.extend)
-    assert len(started) == 6 - kept
-    assert hashes(records) == hashes(run_all(driver_runs(), ledger=False, workers=0))
+    records = on_ray(runs, ledger=path, on_start=started.extend)
+    assert len(started) == 4
+    assert hashes(records) == hashes(run_all(runs, ledger=False, workers=0))
+
+
+# Checkpoints: the task's own code, in this process
+
+
+def job_items(job, storage, **changes):
+    """Do a job as a task of Ray would."""
+    options = TaskOptions(storage, versions(), [], os.getcwd(), 0.0)._replace(**changes)
+    problems = []
+    content = dumps(job, problems)
+    return do_job(options, content, None, *map(dumps, problems))
+
+
+@pytest.mark.parametrize("place", ["folder", "memory://checkpoints"])
+def test_a_run_goes_on_from_the_checkpoint_in_the_storage(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoints, "_MAX_SHARE", 1e9)
+    storage = check_storage(str(tmp_path / place) if place == "folder" else place)
+    run = Run(small(max_epochs=8), 0.3)
+    job = Job(0, run, run_key(run), None)
+    items = job_items(job, storage)
+    assert isinstance(next(items), Started)
+    for _ in range(6):
+        next(items)
+    items.close()  # as if its machine were gone
+    found, find = [], checkpoints.Checkpoints.find
+    monkeypatch.setattr(
+        checkpoints.Checkpoints, "find", lambda *args: found.append(find(*args)) or found[-1]
+    )
+    rows = [row for item in job_items(job, storage) if isinstance(item, list) for row in item]
+    record = rows[-1].record
+    assert len(found[0]["curves"]) > 4
+    [undisturbed] = run_all([run], ledger=False, workers=0)
+    assert record.content_hash == undisturbed.content_hash
+    # A Run that is done leaves nothing behind.
+    file_system, path = fsspec.core.url_to_fs(storage)
+    assert file_system.ls(path) == []
+
+
+def test_a_machine_with_another_torch_is_refused():
+    job = Job(0, Run(small()), None, None)
+    *_, last = job_items(job, None, versions={**versions(), "torch": "0.1"})
+    with pytest.raises(ValueError, match=r"the same torch, got 0\.1 where the call was made"):
+        raise unpickle_message(pickle.dumps(last))
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"address": "ray://there:10001"}, "ray job submit"),
+        ({"num_gpus": -1.0}, "num_gpus must be finite and at least 0"),
+        ({"num_cpus": 0.0}, "must need some resource"),
+        ({"storage": "nowhere://x"}, "storage must be a folder or a URI"),
+    ],
+    ids=["the client", "a negative number", "nothing", "an unknown protocol"],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        on_ray([Run(small())], **arguments)
+
+
+def test_a_run_on_a_gpu_needs_one(monkeypatch):
+    assert _make_resources(1, None, None, "cuda:0").by_name() == {"CPU": 1, "GPU": 1}
+    assert _make_resources(1, 0.25, {"tpu": 2}, "cuda").by_name() == {
+        "CPU": 1,
+        "GPU": 0.25,
+        "tpu": 2,
+    }
+    assert _make_resources(1, None, None, "cpu").by_name() == {"CPU": 1}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_without_room_is_said(caplog, monkeypatch):
+    monkeypatch.setattr(_ray_jobs, "_PATIENCE", 0.2)
+
+    class Stop(logging.Handler):
+        def emit(self, record):
+            if "no run has begun" in record.getMessage():
+                raise InterruptedError(record.getMessage())
+
+    handler = Stop()
+    logging.getLogger("flooding").addHandler(handler)
+    try:
+        with pytest.raises(InterruptedError, match=r"'GPU': 1\.0\} of a node, and the cluster has"):
+            on_ray([Run(small())], ledger=False, num_gpus=1)
+    finally:
+        logging.getLogger("flooding").removeHandler(handler)
+    assert "the cluster has not got that now" in caplog.text
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_command_line_searches_on_the_cluster(flooding):
+    command = "find two-gaussians --epochs 3 --strategy grid --levels none,0.5 --json --ray"
+    code, there, _ = flooding(f"{command} auto --out there")
+    assert code == 0
+    code, here, _ = flooding(f"{command.removesuffix('--ray')} --workers 0 --overwrite --out here")
+    assert json.loads(there)["level"] == json.loads(here)["level"]
+    code, _, error = flooding(f"{command} local --workers 2")
+    assert code == 2
+    assert "--workers are processes of this machine" in error
+
+
+def test_importing_flooding_imports_no_ray():
+    assert "ray" not in added_packages("torch", "flooding")
+
+
+# The last test: one of the two nodes is gone after it.
 
 
 def test_a_run_whose_node_dies_begins_again_elsewhere(cluster, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="flooding")
-    node = cluster.add_node(num_cpus=1, resources={"mortal": 1}, object_store_memory=80 << 20)
-    cluster.wait_for_nodes()
-    killed = []
+    node = cluster.list_all_nodes()[1]
+    begun = set()
 
     def kill(row):
-        if row.epoch == 3 and not killed:
+        begun.add(row.run.seed)
+        # Both nodes are at work then.
+        if len(begun) == 2 and node in cluster.list_all_nodes():
             cluster.remove_node(node, allow_graceful=False)
-            killed.append(node)
-            cluster.add_node(num_cpus=1, resources={"mortal": 1}, object_store_memory=80 << 20)
 
-    problem = small(max_epochs=300)
-    # A prefix and its forks: their checkpoints go down with the node.
-    runs = [Run(problem, level) for level in (0.1, 0.3, 0.4)]
-    records = on_ray(runs, ledger=tmp_path / "l.sqlite", resources={"mortal": 1}, on_row=kill)
-    assert killed
+    problem = small(max_epochs=150)
+    runs = [Run(problem, level, seed=seed) for seed in (0, 1) for level in (0.1, 0.3, 0.4)]
+    records = on_ray(runs, ledger=tmp_path / "ledger.sqlite", on_row=kill)
+    assert node not in cluster.list_all_nodes()
     assert "begins again" in caplog.text
     assert hashes(records) == hashes(run_all(runs, ledger=False, workers=0))

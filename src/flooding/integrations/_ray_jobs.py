@@ -26,6 +26,7 @@ from flooding.training.ledger import Ledger
 from flooding.training.loop import EpochResult
 from flooding.training.messages import PickledError, unpickle_message
 from flooding.training.problem import Problem
+from flooding.training.runner import Rows
 
 with require_framework("ray"):
     import ray
@@ -109,7 +110,7 @@ class TaskDriver:
         self._checkpoints: dict[int, ray.ObjectRef] = {}  # of forks, by number
         self._processors: set[str] = set()
 
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[int, EpochResult]]:
+    def __call__(self, jobs: Sequence[Job]) -> Rows:
         """Do jobs and the forks of each.
 
         Args:

@@ -152,7 +152,7 @@ def _make_resources(
     """Check what each Run needs."""
     if num_gpus is None:
         num_gpus = 1.0 if str(device).startswith("cuda") else 0.0
-    needs = Resources(num_cpus, num_gpus, dict(resources or {}))
+    needs = Resources(float(num_cpus), float(num_gpus), dict(resources or {}))
     for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if not 0 <= amount < float("inf"):
             raise ValueError(f"{name} must be finite and at least 0, got {amount}. Try 1.")

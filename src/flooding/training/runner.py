@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,13 +29,14 @@ from flooding.training.run import Run
 from flooding.training.scratch import scratch_folder
 from flooding.training.watchdog import Watchdog
 
-__all__ = ["Execute", "available_cpus", "check_device", "run_all", "run_key", "run_with"]
+__all__ = ["Execute", "Rows", "available_cpus", "check_device", "run_all", "run_key", "run_with"]
 
 log = logging.getLogger("flooding")
 _MAX_WORKERS = 64
 
 # What does jobs, and gives the number of each Run with its rows.
-Execute: TypeAlias = Callable[[list[Job]], Iterator[tuple[int, EpochResult]]]
+Rows: TypeAlias = Generator[tuple[int, EpochResult], None, None]
+Execute: TypeAlias = Callable[[list[Job]], Rows]
 
 
 @preserve_rng_state()
@@ -412,11 +413,13 @@ def _train(
 ) -> dict[int, Record]:
     """Train Runs and give their Records, by the index of each."""
     records: dict[int, Record] = {}
-    for index, row in execute(_group_by_prefix(jobs, num_workers)):
-        if on_row is not None:
-            on_row(row)
-        if row.record is not None:
-            records[index] = row.record
+    # Closed at once where the caller leaves early: whatever trains must end then.
+    with closing(execute(_group_by_prefix(jobs, num_workers))) as rows:
+        for index, row in rows:
+            if on_row is not None:
+                on_row(row)
+            if row.record is not None:
+                records[index] = row.record
     # What these Runs leave is of use to a longer Run alone, so it must not pile up.
     for folder in {job.checkpoint_folder for job in jobs}:
         Checkpoints(folder or "").prune()
@@ -427,7 +430,7 @@ def _train(
     return records
 
 
-def _execute(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, EpochResult]]:
+def _execute(jobs: list[Job], workers: int | None) -> Rows:
     """Do jobs in worker processes where they can go there, else in this one."""
     runs = [run for job in jobs for run in _runs(job)]
     remote, local = _split_by_place(jobs, len(runs), workers)
@@ -477,7 +480,7 @@ def _runs(job: Job) -> list[Run]:
     return [job.run, *(fork.run for fork in job.forks)]
 
 
-def _execute_here(jobs: list[Job]) -> Iterator[tuple[int, EpochResult]]:
+def _execute_here(jobs: list[Job]) -> Rows:
     """Do jobs one after another in this process."""
     watchdog = Watchdog()
     with watchdog.in_background():
