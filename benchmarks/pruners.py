@@ -1,13 +1,13 @@
 """What pruners of Optuna and Ray Tune cost a search over the level.
 
-    python benchmarks/pruners.py [--seeds 6] [--tune-seeds 3] [--draw-only]
+    python benchmarks/pruners.py [--seeds 6] [--tune-seeds 2] [--draw-only]
 
-Each search tries the same 16 levels on handwritten digits with label noise, in a random order that
-depends on the seed, and is judged by the validation loss of the last epoch. All levels are trained
-to the end first, so that it is known how each pruned trial would have ended: the study, or the
-Tuner, then reads the curves. A pruned trial would have won if it ends below every trial that the
-search kept. The lines go into ``pruners.jsonl``; the tables on the pages of Optuna and Ray Tune are
-drawn from them.
+Each search tries 16 levels on handwritten digits or on Sinusoid, with label noise, in a random
+order that depends on the seed, and is judged by the validation loss of the last epoch. All levels
+are trained to the end first, so that it is known how each pruned trial would have ended: the study,
+or the Tuner, then reads the curves. A pruned trial would have won if it ends below every trial that
+the search kept. The lines go into ``pruners.jsonl``; the tables on the pages of Optuna and Ray Tune
+are drawn from them.
 
 "counted from the first flooded epoch" means that a trial reports its first value after the first
 epoch in which a step was flooded, as step 0, and is never asked about before.
@@ -16,6 +16,7 @@ epoch in which a step was flooded, as step 0, and is never asked about before.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import random
@@ -29,6 +30,7 @@ from typing import NamedTuple
 import torch
 
 from flooding import Problem, Run, run_all
+from flooding.data.synthetic import sinusoid
 from flooding.data.tables import digits
 from flooding.models import mlp
 
@@ -39,10 +41,8 @@ PAGES = {
     "Ray Tune": ROOT / "docs" / "frameworks" / "ray-tune.md",
 }
 EPOCHS = 40
-LEVELS = [round(0.075 * n, 3) for n in range(1, 17)]
+NUM_LEVELS = 16
 SINCE = "counted from the first flooded epoch"
-
-Line = dict[str, object]
 
 
 class Curve(NamedTuple):
@@ -57,27 +57,41 @@ class Curve(NamedTuple):
         return list(enumerate(losses))
 
 
-def problem() -> Problem:
-    """Give the digits with a fifth of the labels wrong."""
-    return Problem(
+Curves = dict[float, Curve]  # by level
+Line = dict[str, object]
+
+
+def problems() -> dict[str, tuple[Problem, list[float]]]:
+    """Give each problem and the levels to try: up to half of a guess's loss, and almost to it."""
+    digits_problem = Problem(
         partial(digits, n_train=300, n_val=300, label_noise=0.2),
         partial(mlp, 64, 10, width=100, depth=1),
         optimizer=partial(torch.optim.Adam, lr=1e-2),
         batch_size=100,
         max_epochs=EPOCHS,
     )
+    sinusoid_problem = Problem(
+        partial(sinusoid, n_train=100, n_val=100, n_test=100, label_noise=0.1),
+        partial(mlp, 2, 2, width=100, depth=2),
+        optimizer=partial(torch.optim.Adam, lr=1e-2),
+        batch_size=25,
+        max_epochs=EPOCHS,
+    )
+    return {
+        "digits": (digits_problem, [round(0.075 * n, 3) for n in range(1, NUM_LEVELS + 1)]),
+        "Sinusoid": (sinusoid_problem, [round(0.04 * n, 2) for n in range(1, NUM_LEVELS + 1)]),
+    }
 
 
-def train_all(seeds: int) -> tuple[list[dict[float, Curve]], float]:
+def train_all(problem: Problem, levels: list[float], seeds: int) -> tuple[list[Curves], float]:
     """Train every level with every seed.
 
     Returns:
-        The curves by level for each seed, and the trainings that were paid with shared prefixes,
-        per seed.
+        The curves by level for each seed, and the trainings that were paid with shared first
+        steps, per seed.
     """
-    task = problem()
-    runs = [Run(task, level, seed=seed) for seed in range(seeds) for level in LEVELS]
-    curves: list[dict[float, Curve]] = [{} for _ in range(seeds)]
+    runs = [Run(problem, level, seed=seed) for seed in range(seeds) for level in levels]
+    curves: list[Curves] = [{} for _ in range(seeds)]
     epochs_trained = 0
     for run, record in zip(runs, run_all(runs, ledger=False), strict=True):
         epochs_trained += record.metadata["epochs_trained"]
@@ -88,7 +102,7 @@ def train_all(seeds: int) -> tuple[list[dict[float, Curve]], float]:
     return curves, epochs_trained / EPOCHS / seeds
 
 
-def judge(curves: dict[float, Curve], reported: dict[float, int], pruned: set[float]) -> Line:
+def judge(curves: Curves, reported: dict[float, int], pruned: set[float]) -> Line:
     """Compare a search with what its pruned trials would have given.
 
     Args:
@@ -110,6 +124,9 @@ def judge(curves: dict[float, Curve], reported: dict[float, int], pruned: set[fl
 # Optuna
 
 
+Search = Callable[[Curves, Callable[[], object], bool, int], Line]
+
+
 def optuna_pruners() -> dict[str, Callable[[], object]]:
     """Name the pruners."""
     from optuna import pruners
@@ -124,7 +141,7 @@ def optuna_pruners() -> dict[str, Callable[[], object]]:
 
 
 def optuna_search(
-    curves: dict[float, Curve], make_pruner: Callable[[], object], since: bool, seed: int
+    curves: Curves, make_pruner: Callable[[], object], since: bool, seed: int
 ) -> Line:
     """Let a study with a pruner read the curves."""
     import optuna
@@ -132,7 +149,7 @@ def optuna_search(
     reported: dict[float, int] = {}
 
     def objective(trial: optuna.Trial) -> float:
-        level = trial.suggest_categorical("level", LEVELS)
+        level = trial.suggest_categorical("level", list(curves))
         curve = curves[level]
         start = curve.first_flooded - 1 if since else 0
         for step, value in curve.reports(since):
@@ -146,7 +163,7 @@ def optuna_search(
     study = optuna.create_study(
         sampler=optuna.samplers.RandomSampler(seed=seed), pruner=make_pruner()
     )
-    order = random.Random(seed).sample(LEVELS, len(LEVELS))
+    order = random.Random(seed).sample(list(curves), len(curves))
     for level in order:
         study.enqueue_trial({"level": level})
     study.optimize(objective, n_trials=len(order))
@@ -176,7 +193,7 @@ def tune_schedulers() -> dict[str, Callable[[], object]]:
 
 
 def tune_search(
-    curves: dict[float, Curve], make_scheduler: Callable[[], object], since: bool, seed: int
+    curves: Curves, make_scheduler: Callable[[], object], since: bool, seed: int
 ) -> Line:
     """Let a Tuner with a scheduler read the curves, two trials at a time."""
     from ray import tune
@@ -185,7 +202,7 @@ def tune_search(
         for _, value in curves[config["level"]].reports(since):
             tune.report({"val_loss": value})
 
-    order = random.Random(seed).sample(LEVELS, len(LEVELS))
+    order = random.Random(seed).sample(list(curves), len(curves))
     with tempfile.TemporaryDirectory() as folder:
         tuner = tune.Tuner(
             tune.with_resources(replay, {"cpu": 1}),
@@ -216,29 +233,33 @@ def draw(lines: list[Line], tool: str) -> str:
     for line in lines:
         if line["tool"] == tool:
             rows.setdefault((str(line["pruner"]), bool(line["since"])), []).append(line)
-    [shared] = {line["shared_trainings"] for line in lines}
-    number = len(next(iter(rows.values())))
+    searches = next(iter(rows.values()))
+    names = [str(line["problem"]) for line in searches]
+    on = ", ".join(f"{names.count(name)} on {name}" for name in dict.fromkeys(names))
     text = [
-        f"| {number} searches of {len(LEVELS)} levels | Trials pruned | Of them would have won "
-        "| Searches that pruned the best level | Trainings paid a search |",
+        f"| {len(searches)} searches of {NUM_LEVELS} levels ({on}) | Trials pruned "
+        "| Of them would have won | Searches that pruned the best level | Trainings a search |",
         "|---|---|---|---|---|",
     ]
-    for (pruner, since), searches in rows.items():
-        sums = {
-            name: sum(float(str(line[name])) for line in searches)
-            for name in ("trials", "pruned", "would_have_won", "trainings")
-        }
-        lost = sum(bool(line["lost_the_best"]) for line in searches)
+    for (pruner, since), row in rows.items():
         text.append(
             f"| {pruner}{', ' + SINCE if since else ''} "
-            f"| {sums['pruned']:.0f} of {sums['trials']:.0f} | {sums['would_have_won']:.0f} "
-            f"| {lost} of {len(searches)} | {sums['trainings'] / len(searches):.1f} |"
+            f"| {_sum(row, 'pruned'):.0f} of {_sum(row, 'trials'):.0f} "
+            f"| {_sum(row, 'would_have_won'):.0f} | {_sum(row, 'lost_the_best'):.0f} of {len(row)} "
+            f"| {_sum(row, 'trainings') / len(row):.1f} |"
         )
+    shared = _sum(searches, "shared_trainings") / len(searches)
     text.append(
-        "| no pruning, `flooding.run_all` shares first steps | 0 | 0 | 0 "
-        f"| {float(str(shared)):.1f} |"
+        f"| no pruning, but `flooding.run_all`, which shares first steps | 0 | 0 | 0 "
+        f"| {shared:.1f} |"
     )
     return "\n".join(text)
+
+
+def _sum(lines: list[Line], name: str) -> float:
+    return sum(
+        float(str(line[name])) if name != "lost_the_best" else bool(line[name]) for line in lines
+    )
 
 
 def write_pages(lines: list[Line]) -> None:
@@ -259,26 +280,30 @@ def measure(seeds: int, tune_seeds: int) -> list[Line]:
     import ray
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    curves, shared = train_all(seeds)
     lines: list[Line] = []
+    all_curves = {}
+    for name, (problem, levels) in problems().items():
+        all_curves[name] = train_all(problem, levels, seeds)
 
-    def note(tool: str, pruner: str, since: bool, seed: int, line: Line) -> None:
-        about = {"tool": tool, "pruner": pruner, "since": since, "seed": seed}
-        lines.append(about | line | {"shared_trainings": round(shared, 2)})
-        print(lines[-1], flush=True)
+    def search(tool: str, run: Search, makers: dict[str, Callable[[], object]], seeds: int) -> None:
+        for since, (pruner, make) in itertools.product((False, True), makers.items()):
+            for name, (curves, shared) in all_curves.items():
+                for seed in range(seeds):
+                    about = {"tool": tool, "pruner": pruner, "since": since}
+                    about |= {"problem": name, "seed": seed, "shared_trainings": round(shared, 2)}
+                    lines.append(about | run(curves[seed], make, since, seed))
+                    print(lines[-1], flush=True)
 
-    for since in (False, True):
-        for name, make in optuna_pruners().items():
-            for seed in range(seeds):
-                line = optuna_search(curves[seed], make, since, seed)
-                note("Optuna", name, since, seed, line)
-    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    search("Optuna", optuna_search, optuna_pruners(), seeds)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
     try:
-        for since in (False, True):
-            for name, make in tune_schedulers().items():
-                for seed in range(tune_seeds):
-                    line = tune_search(curves[seed], make, since, seed)
-                    note("Ray Tune", name, since, seed, line)
+        search("Ray Tune", tune_search, tune_schedulers(), tune_seeds)
     finally:
         ray.shutdown()
     return lines
@@ -288,7 +313,7 @@ def main() -> None:
     """Measure, store the lines and draw the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--tune-seeds", type=int, default=3)
+    parser.add_argument("--tune-seeds", type=int, default=2)
     parser.add_argument("--draw-only", action="store_true", help="draw the stored lines again")
     options = parser.parse_args()
     if options.draw_only:
