@@ -15,9 +15,8 @@ import pytest
 import hostile
 from flooding import Run, find_level, run_all, train
 from flooding.training.jobs import Job
-from flooding.training.messages import PickledError, unpickle_message
+from flooding.training.messages import PickledError, batched, unpickle_message
 from flooding.training.pool import _QUOTE_LENGTH, Pool, _quote
-from flooding.training.worker import _batched
 from small import normed, small
 
 pytestmark = pytest.mark.usefixtures("time_limit")
@@ -89,7 +88,7 @@ def test_code_that_forks_reads_and_prints_trains_as_any_other(action, workers):
 
 
 def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys, monkeypatch):
-    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 2)
+    monkeypatch.setattr("flooding.training.job_queue._MAX_DEATHS", 2)
     with pytest.raises(
         RuntimeError, match=r"(?s)died 2 times.*exit code 9.*the reason is known\nand told"
     ):
@@ -111,7 +110,7 @@ def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys,
     ids=["killed", "terminated", "segmentation fault", "left"],
 )
 def test_the_error_says_how_a_worker_died(action, cause, workers, monkeypatch):
-    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 1)
+    monkeypatch.setattr("flooding.training.job_queue._MAX_DEATHS", 1)
     with pytest.raises(RuntimeError, match=cause):
         train_in(workers, hostile.acting(action))
 
@@ -189,7 +188,7 @@ def wait_until(condition, seconds=30):
 def test_a_child_of_a_worker_that_died_ends_with_it_and_holds_nobody_up(
     workers, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 1)
+    monkeypatch.setattr("flooding.training.job_queue._MAX_DEATHS", 1)
     path = tmp_path / "pid"
     with pytest.raises(RuntimeError, match="exit code 7"):
         train_in(workers, hostile.acting(partial(hostile.leave_a_child_and_die, str(path))))
@@ -238,9 +237,9 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
 
 
 def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
-    monkeypatch.setattr("flooding.training.worker._HEARTBEAT", 0.02)
+    monkeypatch.setattr("flooding.training.messages._HEARTBEAT", 0.02)
     rows = train(Run(hostile.acting(partial(hostile.sleep, 0.1)), 0.1))
-    bundles = list(_batched(rows, last_row_only=True))
+    bundles = list(batched(rows, last_row_only=True))
     assert bundles[0] == []
     assert [len(bundle) for bundle in bundles if bundle] == [1]
 

@@ -241,7 +241,7 @@ def test_a_killed_worker_is_replaced_and_its_run_done(path):
 def test_a_run_is_given_up_only_if_its_workers_die_without_getting_further(
     gets_further, path, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("flooding.training.pool._MAX_DEATHS", 2)
+    monkeypatch.setattr("flooding.training.job_queue._MAX_DEATHS", 2)
     deaths = tmp_path / "deaths"
     # The second one can never count its deaths, and dies at the same step each time.
     model = partial(Dying, str(deaths) if gets_further else "/dev/null", 3)

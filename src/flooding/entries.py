@@ -22,6 +22,7 @@ __all__ = [
     "DATASETS",
     "EXPERIMENTS",
     "METHODS",
+    "PLACES",
     "STRATEGIES",
     "TASKS",
     "DatasetEntry",
@@ -164,6 +165,8 @@ TASKS = (
     Entry("fashion-mnist-5k", "flooding.tasks:FASHION_MNIST_5K", "5,000 images of clothes"),
     Entry("twonorm", "flooding.tasks:TWONORM", "a synthetic table, 20 inputs"),
 )
+# Where Runs can be trained besides this machine; functions such as ``flooding.run_all``.
+PLACES = (Entry("ray", "flooding.integrations.ray:run_all", "a Ray cluster"),)
 _STUDIES = "flooding.experiments"
 # Published experiments that `flooding reproduce` repeats.
 EXPERIMENTS = (

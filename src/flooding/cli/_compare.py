@@ -20,6 +20,7 @@ from flooding.cli._options import (
     Ledger,
     Overwrite,
     Quiet,
+    Ray,
     Workers,
     check_ledger,
     check_numbers,
@@ -66,7 +67,7 @@ _FOLDER = "flooding-compare"
 _FILES = ("compare.md", "compare-ranking.csv", "compare-ranking.png", "compare.npz", REPORT_NAME)
 # Options that change nothing of a result, or say where it goes.
 _NOT_PART_OF_RESULT = (
-    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "json", "quiet"),
+    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "ray", "json", "quiet"),
 )
 
 
@@ -116,6 +117,7 @@ def compare(
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
+    ray: Ray = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -123,6 +125,7 @@ def compare(
     arguments = dict(locals())
     check_numbers(arguments)
     set_output(quiet=quiet, json=json)
+    from flooding.cli._parts import load_place
     from flooding.cli._problem import apply_score, load_problem
     from flooding.training.runner import check_device
 
@@ -132,7 +135,9 @@ def compare(
         check_output_folder(save.parent)
     check_report(report)
     check_ledger(ledger)
-    check_device(device)
+    on = load_place(ray, workers)
+    if on is None:
+        check_device(device)
     names = _select_methods(methods)
     data = drop_none(label_noise=label_noise)
     options = TableOptions(target, kind, drop, use, text, na, encoding, header, decimal)
@@ -150,7 +155,7 @@ def compare(
         check_save(save, folder.path, what, table)
         check_saved_model(save, command, force=force)
     # Then train, and write the result.
-    training = Training(ledger, overwrite, workers, device)
+    training = Training(ledger, overwrite, workers, device, on)
     ranking, records = _rank(what, problem, names, seeds, training, _measured_score(score))
     _print_ranking(ranking)
     files = _write(ranking, records, folder)

@@ -20,6 +20,7 @@ from flooding.cli._options import (
     Ledger,
     Overwrite,
     Quiet,
+    Ray,
     Workers,
     check_ledger,
     check_numbers,
@@ -75,7 +76,7 @@ _FOLDER = "flooding-find"
 _FILES = ("found.json", "table.csv", "curves.npz", "search.png", REPORT_NAME)
 # Options that change nothing of a result, or say where it goes.
 _NOT_PART_OF_RESULT = (
-    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "json", "quiet"),
+    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "ray", "json", "quiet"),
 )
 # Options of the saved network alone.
 _OF_MODEL = ("at", "refit")
@@ -166,6 +167,7 @@ def find(
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
+    ray: Ray = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -173,7 +175,7 @@ def find(
     arguments = dict(locals())
     check_numbers(arguments)
     set_output(quiet=quiet, json=json)
-    from flooding.cli._parts import load_strategy, make_averaging
+    from flooding.cli._parts import load_place, load_strategy, make_averaging
     from flooding.cli._problem import apply_score, load_problem
     from flooding.level_search.find import find_level
     from flooding.training.runner import check_device
@@ -184,7 +186,9 @@ def find(
         check_output_folder(save.parent)
     check_report(report)
     check_ledger(ledger)
-    check_device(device)
+    on = load_place(ray, workers)
+    if on is None:
+        check_device(device)
     # The options of the search, before the data, which may take long to read.
     chosen = None if levels is None else parse_levels("levels", levels, allow_none=True)
     search = load_strategy(strategy, levels=chosen, budget=budget, trainings=trainings)
@@ -226,6 +230,7 @@ def find(
             ledger=ledger,
             overwrite=overwrite,
             workers=workers,
+            on=on,
         )
     _print_result(result)
     if table is not None:

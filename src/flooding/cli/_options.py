@@ -23,6 +23,7 @@ __all__ = [
     "Ledger",
     "Overwrite",
     "Quiet",
+    "Ray",
     "Workers",
     "check_ledger",
     "check_numbers",
@@ -46,6 +47,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Train even what th
 AverageName: TypeAlias = Literal["ema", "mean"]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Worker processes.", show_default="one per core")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="Train on a Ray cluster: auto, local or host:port.", metavar="ADDRESS"),
 ]
 
 Force = Annotated[

@@ -16,6 +16,7 @@ from flooding.entries import (
     CONTROLLERS,
     EXPERIMENTS,
     METHODS,
+    PLACES,
     STRATEGIES,
     check_name,
     entry_names,
@@ -28,10 +29,12 @@ from flooding.experiments import Experiment
 from flooding.level_search.protocol import Strategy
 from flooding.levels import Controller
 from flooding.methods import Method
+from flooding.training.record import Record
 
 __all__ = [
     "describe",
     "load_experiment",
+    "load_place",
     "load_strategy",
     "make_averaging",
     "make_controller",
@@ -40,6 +43,30 @@ __all__ = [
 ]
 
 _UNTIL_LOSS = 1e-4  # of the code of Kim et al. 2022
+
+
+def load_place(ray: str | None, workers: int | None) -> Callable[..., list[Record]] | None:
+    """Give what trains Runs on a cluster.
+
+    Args:
+        ray: The option's value: ``auto``, ``local`` or an address; None is this machine.
+        workers: Worker processes of this machine, which a cluster has no use for.
+
+    Returns:
+        A function such as :func:`flooding.run_all`; None is this machine.
+
+    Raises:
+        ValueError: If both are named.
+    """
+    if ray is None:
+        return None
+    if workers is not None:
+        raise ValueError(
+            f"--workers are processes of this machine, got {workers} beside --ray {ray}. "
+            "Leave one of them out."
+        )
+    run_all = cast(Callable[..., list[Record]], find_entry("place", "ray", PLACES).load())
+    return partial(run_all, address=ray)
 
 
 def make_averaging(name: str | None) -> Averaging | None:

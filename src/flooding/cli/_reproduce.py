@@ -15,6 +15,7 @@ from flooding.cli._options import (
     Ledger,
     Overwrite,
     Quiet,
+    Ray,
     Workers,
     check_ledger,
     check_numbers,
@@ -44,6 +45,7 @@ class Training(NamedTuple):
     overwrite: bool
     workers: int | None
     device: str = "cpu"
+    on: Callable[..., list[Record]] | None = None
 
 
 class Output(NamedTuple):
@@ -88,6 +90,7 @@ def reproduce(
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
+    ray: Ray = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -106,7 +109,7 @@ def reproduce(
         )
     if more and source is None:
         raise ValueError("--more adds to an archive. Name it: --from NAME.npz.")
-    from flooding.cli._parts import load_experiment
+    from flooding.cli._parts import load_experiment, load_place
 
     experiment = load_experiment(name)
     output = Output(out, report_path(report, out, f"{experiment.name}.html"))
@@ -120,6 +123,7 @@ def reproduce(
     check_report(report)
     if source is None or more:
         check_ledger(ledger)
+    on = load_place(ray, workers)
     # An archive alone is reported on as it is; with --more it saves trainings, as a ledger does.
     archive = None if source is None else experiment.load(source)
     chosen = None if seeds is None else range(seeds)
@@ -127,7 +131,7 @@ def reproduce(
         chosen = archive.seeds if chosen is None else chosen
         result = _write_from_archive(experiment, experiment.start(quick, chosen), archive, output)
     else:
-        training = Training(ledger, overwrite, workers)
+        training = Training(ledger, overwrite, workers, on=on)
         result = _train_and_write(experiment, quick, chosen, training, output, archive)
     if json:
         print_json(result)
@@ -143,14 +147,15 @@ def estimated_training(training: Training) -> Generator[TrainAll, None, None]:
     Yields:
         A function from Runs to their Records.
     """
+    from flooding.level_search.find import make_runner
     from flooding.training.estimate import estimate
-    from flooding.training.runner import run_all
 
+    run_all = make_runner(training.on, training.workers)
     with progress() as (on_start, on_row):
 
         def estimate_and_start(runs: list[Run]) -> None:
-            # The time on another device is not known from epochs on this processor.
-            if runs and training.device == "cpu":
+            # The time on another device or machine is not known from epochs on this processor.
+            if runs and training.device == "cpu" and training.on is None:
                 seconds = estimate(runs, training.workers)
                 note(
                     f"about {format_duration(seconds)} for {len(runs)} trainings, "
@@ -159,7 +164,14 @@ def estimated_training(training: Training) -> Generator[TrainAll, None, None]:
             on_start(runs)
 
         def train(runs: list[Run]) -> list[Record]:
-            return run_all(runs, **training._asdict(), on_start=estimate_and_start, on_row=on_row)
+            return run_all(
+                runs,
+                ledger=training.ledger,
+                overwrite=training.overwrite,
+                device=training.device,
+                on_start=estimate_and_start,
+                on_row=on_row,
+            )
 
         yield train
 

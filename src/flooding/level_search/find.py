@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from flooding.data import Split, map_tensors
+from flooding.entries import PLACES, find_entry
 from flooding.level_search.advisor import advise
 from flooding.level_search.driver import search
 from flooding.level_search.finder import finder
@@ -26,12 +28,13 @@ from flooding.training.config import SESSION
 from flooding.training.loop import EpochResult
 from flooding.training.problem import Problem
 from flooding.training.progress import show_progress
+from flooding.training.record import Record
 from flooding.training.rng import preserve_rng_state
 from flooding.training.run import Run
 from flooding.training.runner import run_all, run_key
 from flooding.training.scratch import scratch_folder
 
-__all__ = ["find_level"]
+__all__ = ["find_level", "make_runner"]
 
 
 @preserve_rng_state()
@@ -45,6 +48,7 @@ def find_level(
     ledger: str | Path | None = None,
     overwrite: bool = False,
     workers: int | None = None,
+    on: Literal["ray"] | Callable[..., list[Record]] | None = None,
     on_start: Callable[[list[Run]], object] | None = None,
     on_row: Callable[[EpochResult], object] | None = None,
     progress: bool | None = None,
@@ -70,6 +74,9 @@ def find_level(
         ledger: SQLite file of Records; None is the default file.
         overwrite: Train even what the ledger holds.
         workers: Worker processes; None is one per core, 0 trains in this process.
+        on: Where else to train: "ray" is a Ray cluster, see
+            :func:`flooding.integrations.ray.run_all`; or that function with arguments of its own,
+            ``partial(flooding.integrations.ray.run_all, num_gpus=0.5)``. None is this machine.
         on_start: Called with the Runs of each round that must be trained.
         on_row: Called with every row of the Runs that are trained.
         progress: True shows a bar on standard error, or in a notebook, at once; False never. None
@@ -106,6 +113,7 @@ def find_level(
     # Levels are in the unit of the loss that is trained.
     problem = replace(problem, eval_loss=None)
     _check_data(problem, seed_numbers[0])
+    train = make_runner(on, workers)
     make_strategy = _with_seeds(strategy or partial(finder, budget=budget))
 
     keep_weights = _WeightsKeeper(on_row) if on_row is not None or budget == 1 else None
@@ -118,10 +126,9 @@ def find_level(
         _hashable(problem, seed_numbers[0], ledger) as (searched_problem, path),
     ):
         runner = partial(
-            run_all,
+            train,
             ledger=path,
             overwrite=overwrite,
-            workers=workers,
             device=device,
             on_start=on_start,
             on_row=keep_weights,
@@ -134,6 +141,34 @@ def find_level(
     run = replace(result.run, problem=problem)
     estimates = result.estimates + _label_limits(problem, seed_numbers[0], result)
     return replace(result, run=run, estimates=estimates, device=device)
+
+
+def make_runner(
+    on: str | Callable[..., list[Record]] | None, workers: int | None
+) -> Callable[..., list[Record]]:
+    """Give the function that trains Runs in a place.
+
+    Args:
+        on: The place, see :func:`find_level`.
+        workers: Worker processes of this machine.
+
+    Returns:
+        A function such as :func:`flooding.run_all`.
+
+    Raises:
+        ValueError: If there is no such place, or it has no worker processes of this machine.
+    """
+    if on is None:
+        return partial(run_all, workers=workers)
+    if workers is not None:
+        raise ValueError(
+            f"workers are processes of this machine, got workers={workers} and on={on!r}. "
+            "Leave one of them out."
+        )
+    if isinstance(on, str):
+        # Imported by name, since an integration may import everything.
+        return find_entry("on", on, PLACES).load()
+    return on
 
 
 class _WeightsKeeper:

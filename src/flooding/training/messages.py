@@ -1,4 +1,4 @@
-"""Messages between a pool and its workers: pickles on a pipe, each with its length before it."""
+"""Messages of workers: lists of rows. On a pipe each is a pickle with its length before it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,31 @@ import contextlib
 import os
 import pickle
 import struct
+import time
 import traceback
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from flooding.training.jobs import ForkReady
+from flooding.training.loop import EpochResult
 from flooding.training.record import Record
 
 __all__ = [
     "EpochMessage",
     "Message",
     "PickledError",
+    "batched",
     "picklable_error",
     "read_message",
     "unpickle_message",
     "write_message",
 ]
+
+_HEARTBEAT = 5.0  # seconds between two signs of life of a Run whose rows nobody wants
+_BATCH_TIME = (
+    0.1  # seconds for which rows are collected, so that sending them costs next to nothing
+)
 
 
 class EpochMessage(NamedTuple):
@@ -33,6 +43,48 @@ class EpochMessage(NamedTuple):
 
 # What a worker sends: its news, or what it failed with.
 Message: TypeAlias = list[EpochMessage | ForkReady] | BaseException
+
+
+def batched(
+    rows: Iterator[EpochResult] | Iterator[ForkReady],
+    last_row_only: bool,
+    interval: float = _BATCH_TIME,
+) -> Iterator[list[EpochMessage | ForkReady]]:
+    """Collect rows in lists, and leave out what the parent does not need.
+
+    The last row of a Run and a fork that is ready go at once.
+
+    Args:
+        rows: What a job gives.
+        last_row_only: Whether the parent needs only the row that has the Record.
+        interval: Seconds for which rows are collected.
+
+    Yields:
+        Lists to send; an empty one is a sign of life.
+    """
+    batch: list[EpochMessage | ForkReady] = []
+    last_sent = time.monotonic()
+    for row in rows:
+        is_urgent = isinstance(row, ForkReady) or row.record is not None
+        seconds = time.monotonic() - last_sent
+        if is_urgent or not last_row_only:
+            batch.append(_to_message(row))
+            is_due = is_urgent or seconds > interval
+        else:
+            is_due = seconds > _HEARTBEAT
+        if is_due:
+            yield batch
+            batch, last_sent = [], time.monotonic()
+
+
+def _to_message(row: EpochResult | ForkReady) -> EpochMessage | ForkReady:
+    """Leave out what the parent has, or cannot use: the Run, weights and snapshots."""
+    if isinstance(row, ForkReady):
+        return row
+    record = row.record
+    if record is not None:
+        record = replace(record, run=None)
+    return EpochMessage(row.epoch, row.values, record)
 
 
 class PickledError(NamedTuple):

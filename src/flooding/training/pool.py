@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import atexit
 import codecs
-import collections
 import contextlib
 import json
-import math
 import os
 import pickle
 import queue
@@ -15,24 +13,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
-from flooding.training.jobs import ForkReady, Job
+from flooding.training.job_queue import JobQueue
+from flooding.training.jobs import Job
 from flooding.training.loop import EpochResult
 from flooding.training.messages import (
-    EpochMessage,
     Message,
     read_message,
     unpickle_message,
     write_message,
 )
-from flooding.training.watchdog import Watchdog
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "lend_pool"]
 
-_MAX_DEATHS = 5  # in a row, without getting any further than before
 _OUTPUT_LENGTH = 1 << 16  # characters of a worker's output that are remembered
 _QUOTE_LENGTH = 2000  # and those that an error quotes
 
@@ -73,7 +69,7 @@ class Pool:
         raises a RuntimeError.
         """
         limit = min(workers, sum(len(job.forks) or 1 for job in jobs))
-        call = _Call(list(reversed(jobs)), limit)
+        call = JobQueue(list(reversed(jobs)), limit)
         # All at once, since a worker takes two seconds to start.
         while len(self._workers) < limit:
             self._workers.append(_WorkerProcess(self._messages))
@@ -100,7 +96,7 @@ class Pool:
                 worker.end()
                 self._workers.remove(worker)
 
-    def _receive(self, call: _Call) -> tuple[_WorkerProcess, Message | None]:
+    def _receive(self, call: JobQueue[_WorkerProcess]) -> tuple[_WorkerProcess, Message | None]:
         """Wait for a message from a worker of a call; None is its death."""
         while True:
             try:
@@ -115,13 +111,13 @@ class Pool:
                     call.watchdog.report()
                 return worker, message
 
-    def _dispatch(self, call: _Call) -> None:
+    def _dispatch(self, call: JobQueue[_WorkerProcess]) -> None:
         """Give the jobs that wait to workers that have nothing to do."""
         for worker in list(self._workers):
             if call.waiting and worker not in call.busy and len(call.busy) < call.limit:
                 self._assign(call, worker, call.waiting.pop())
 
-    def _assign(self, call: _Call, worker: _WorkerProcess, job: Job) -> None:
+    def _assign(self, call: JobQueue[_WorkerProcess], worker: _WorkerProcess, job: Job) -> None:
         """Give a job to a worker; to a new one if it has died, perhaps long ago."""
         if worker.is_gone:
             worker = self._replace(worker)
@@ -141,60 +137,6 @@ class Pool:
             worker.end()
         self._workers = []
         atexit.unregister(self.close)
-
-
-@dataclass
-class _Call:
-    """The state of one call of :meth:`Pool.run`."""
-
-    waiting: list[Job]  # the next one last
-    limit: int  # of workers at a time
-    busy: dict[_WorkerProcess, Job] = field(default_factory=dict)
-    watchdog: Watchdog = field(default_factory=Watchdog)
-    deaths: collections.Counter[str] = field(default_factory=collections.Counter)
-    progress: dict[str, float] = field(default_factory=dict)  # how far each job ever got
-
-    def process(
-        self, worker: _WorkerProcess, item: EpochMessage | ForkReady
-    ) -> Iterator[tuple[int, EpochResult]]:
-        """Take one item of a worker's message; give the row that it holds."""
-        job = self.busy[worker]
-        self._note_progress(job, item)
-        if isinstance(item, ForkReady):
-            # The Run that left the prefix is a job of its own now.
-            self.waiting += [fork for fork in job.forks if fork.number == item.number]
-            forks = tuple(fork for fork in job.forks if fork.number != item.number)
-            self.busy[worker] = job._replace(forks=forks)
-            is_done = not forks
-        else:
-            self.watchdog.feed(worker, item.epoch)
-            yield job.number, EpochResult(job.run, item.epoch, item.values, item.record)
-            is_done = item.record is not None
-        if is_done:
-            self.end_job(worker)
-
-    def _note_progress(self, job: Job, item: EpochMessage | ForkReady) -> None:
-        """Forget a job's deaths when it gets further than ever before."""
-        reached = -len(job.forks) if isinstance(item, ForkReady) else item.epoch
-        if reached > self.progress.get(job.name, -math.inf):
-            self.progress[job.name] = reached
-            self.deaths[job.name] = 0
-
-    def note_death(self, worker: _WorkerProcess) -> None:
-        """Count the death of a busy worker; give up a job that kills its workers."""
-        job = self.busy[worker]
-        self.deaths[job.name] += 1
-        if self.deaths[job.name] == _MAX_DEATHS:
-            raise RuntimeError(
-                f"a worker died {_MAX_DEATHS} times on the run with level {job.run.level} and seed "
-                f"{job.run.seed}: {worker.exit_reason()}"
-            )
-        self.watchdog.stop(worker)
-
-    def end_job(self, worker: _WorkerProcess) -> None:
-        """Let a worker have nothing to do."""
-        self.busy.pop(worker)
-        self.watchdog.stop(worker)
 
 
 class _WorkerProcess:
@@ -323,3 +265,44 @@ def _quote(output: str) -> str:
 def _search_path() -> list[str]:
     """Give the module search path, with the working directory spelled out."""
     return [entry or os.getcwd() for entry in sys.path]
+
+
+_IDLE_POOLS: list[Pool] = []
+_LOCK = threading.Lock()
+
+
+def _forget_pools() -> None:
+    """Leave the workers to the parent, in a process that was forked from it."""
+    for pool in _IDLE_POOLS:
+        atexit.unregister(pool.close)
+    _IDLE_POOLS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pools)
+
+
+@contextmanager
+def lend_pool(*, warm: bool) -> Generator[Pool, None, None]:
+    """Lend a pool to one caller at a time.
+
+    Importing torch takes a worker two seconds, so one pool is kept warm. Code of a user's own may
+    change between two calls, in a notebook say, so it gets new workers each time.
+
+    Args:
+        warm: Whether a pool that trained before may be used, and this one kept.
+
+    Yields:
+        A pool nobody else uses.
+    """
+    with _LOCK:
+        pool = _IDLE_POOLS.pop() if warm and _IDLE_POOLS else Pool()
+    try:
+        yield pool
+    finally:
+        with _LOCK:
+            keep = warm and not _IDLE_POOLS
+            if keep:
+                _IDLE_POOLS.append(pool)
+        if not keep:
+            pool.close()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -20,7 +20,7 @@ from flooding.training.config import Config, has_user_key, is_hashable
 from flooding.training.jobs import Job, is_picklable, run_job, run_shared_prefix
 from flooding.training.ledger import Ledger, absolute_path, default_path
 from flooding.training.loop import NUMERICS_VERSION, EpochResult, fingerprint
-from flooding.training.pool import Pool
+from flooding.training.pool import lend_pool
 from flooding.training.prefix import can_share, prefix_run
 from flooding.training.progress import show_progress
 from flooding.training.record import Record
@@ -29,10 +29,14 @@ from flooding.training.run import Run
 from flooding.training.scratch import scratch_folder
 from flooding.training.watchdog import Watchdog
 
-__all__ = ["available_cpus", "check_device", "run_all", "run_key"]
+__all__ = ["Execute", "Rows", "available_cpus", "check_device", "run_all", "run_key", "run_with"]
 
 log = logging.getLogger("flooding")
 _MAX_WORKERS = 64
+
+# What does jobs, and gives the number of each Run with its rows.
+Rows: TypeAlias = Generator[tuple[int, EpochResult], None, None]
+Execute: TypeAlias = Callable[[list[Job]], Rows]
 
 
 @preserve_rng_state()
@@ -98,6 +102,41 @@ def run_all(
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
     check_device(device)
+    return run_with(
+        partial(_execute, workers=workers),
+        runs,
+        num_workers=available_cpus() if workers is None else workers,
+        ledger=ledger,
+        overwrite=overwrite,
+        device=device,
+        threads=threads,
+        on_start=on_start,
+        on_row=on_row,
+        progress=progress,
+    )
+
+
+def run_with(
+    execute: Execute,
+    runs: list[Run],
+    *,
+    num_workers: int,
+    ledger: str | Path | Literal[False] | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+    threads: int = 1,
+    on_start: Callable[[list[Run]], object] | None = None,
+    on_row: Callable[[EpochResult], object] | None = None,
+    progress: bool | None = None,
+) -> list[Record]:
+    """Look Runs up in the ledger, and have the others trained wherever jobs can be executed.
+
+    ``execute`` does each job and the forks of each in any order, ``num_workers`` at a time. The
+    other arguments are those of :func:`run_all`; the device need not exist in this process.
+
+    Returns:
+        Records in the order of the Runs.
+    """
     # Absolute, since a worker and a Run may change the working directory.
     path = None if ledger is False else str(absolute_path(ledger or default_path()))
     with show_progress(progress) as display:
@@ -128,7 +167,7 @@ def run_all(
                 last_row_only=on_row is None,
             )
             with _open_ledger(path), _make_jobs(options, runs, keys, list(duplicates)) as jobs:
-                trained = _train(jobs, workers, on_row)
+                trained = _train(jobs, execute, num_workers, on_row)
             for index, equal in duplicates.items():
                 records |= {other: replace(trained[index], run=runs[other]) for other in equal}
     return [records[index] for index in range(len(runs))]
@@ -367,16 +406,20 @@ def _make_prefix(forks: list[Job]) -> Job:
 
 
 def _train(
-    jobs: list[Job], workers: int | None, on_row: Callable[[EpochResult], object] | None
+    jobs: list[Job],
+    execute: Execute,
+    num_workers: int,
+    on_row: Callable[[EpochResult], object] | None,
 ) -> dict[int, Record]:
     """Train Runs and give their Records, by the index of each."""
     records: dict[int, Record] = {}
-    count = available_cpus() if workers is None else workers
-    for index, row in _execute(_group_by_prefix(jobs, count), workers):
-        if on_row is not None:
-            on_row(row)
-        if row.record is not None:
-            records[index] = row.record
+    # Closed at once where the caller leaves early: whatever trains must end then.
+    with closing(execute(_group_by_prefix(jobs, num_workers))) as rows:
+        for index, row in rows:
+            if on_row is not None:
+                on_row(row)
+            if row.record is not None:
+                records[index] = row.record
     # What these Runs leave is of use to a longer Run alone, so it must not pile up.
     for folder in {job.checkpoint_folder for job in jobs}:
         Checkpoints(folder or "").prune()
@@ -387,7 +430,7 @@ def _train(
     return records
 
 
-def _execute(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, EpochResult]]:
+def _execute(jobs: list[Job], workers: int | None) -> Rows:
     """Do jobs in worker processes where they can go there, else in this one."""
     runs = [run for job in jobs for run in _runs(job)]
     remote, local = _split_by_place(jobs, len(runs), workers)
@@ -396,7 +439,7 @@ def _execute(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, EpochR
         limit = min(workers or available_cpus(), _MAX_WORKERS)
         # The generator is closed before the pool is given back: whatever its workers still do must
         # have ended by then.
-        with _pool(warm=has_library_code) as pool, closing(pool.run(remote, limit)) as results:
+        with lend_pool(warm=has_library_code) as pool, closing(pool.run(remote, limit)) as results:
             for index, result in results:
                 if isinstance(result, BaseException):
                     raise result
@@ -437,7 +480,7 @@ def _runs(job: Job) -> list[Run]:
     return [job.run, *(fork.run for fork in job.forks)]
 
 
-def _execute_here(jobs: list[Job]) -> Iterator[tuple[int, EpochResult]]:
+def _execute_here(jobs: list[Job]) -> Rows:
     """Do jobs one after another in this process."""
     watchdog = Watchdog()
     with watchdog.in_background():
@@ -454,44 +497,3 @@ def _execute_here(jobs: list[Job]) -> Iterator[tuple[int, EpochResult]]:
                     watchdog.feed("here", row.epoch)
                     yield each.number, row
                     watchdog.feed("here")  # the caller's own code may have taken long
-
-
-# Pools
-
-
-_IDLE_POOLS: list[Pool] = []
-_LOCK = threading.Lock()
-
-
-def _forget_pools() -> None:
-    """Leave the workers to the parent, in a process that was forked from it."""
-    for pool in _IDLE_POOLS:
-        atexit.unregister(pool.close)
-    _IDLE_POOLS.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pools)
-
-
-@contextmanager
-def _pool(*, warm: bool) -> Generator[Pool, None, None]:
-    """Lend a pool to one caller at a time.
-
-    Importing torch takes a worker two seconds, so one pool is kept warm. Code of a user's own may
-    change between two calls, in a notebook say, so it gets new workers each time.
-
-    Yields:
-        A pool nobody else uses.
-    """
-    with _LOCK:
-        pool = _IDLE_POOLS.pop() if warm and _IDLE_POOLS else Pool()
-    try:
-        yield pool
-    finally:
-        with _LOCK:
-            keep = warm and not _IDLE_POOLS
-            if keep:
-                _IDLE_POOLS.append(pool)
-        if not keep:
-            pool.close()

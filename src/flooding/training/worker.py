@@ -11,16 +11,12 @@ import select
 import signal
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
-from flooding.training.jobs import ForkReady, run_job, run_shared_prefix
-from flooding.training.loop import EpochResult
+from flooding.training.jobs import run_job, run_shared_prefix
 from flooding.training.messages import (
-    EpochMessage,
+    batched,
     picklable_error,
     read_message,
     write_message,
@@ -29,10 +25,6 @@ from flooding.training.progress import disable as disable_progress
 
 __all__ = ["serve"]
 
-_HEARTBEAT = 5.0  # seconds between two signs of life of a Run whose rows nobody wants
-_BATCH_TIME = (
-    0.1  # seconds for which rows are collected, so that sending them costs next to nothing
-)
 _ORPHAN_CHECK = 1.0  # seconds between two looks whether the parent is there
 
 
@@ -67,7 +59,7 @@ def serve(parent_pid: int) -> None:
             job = pickle.loads(pickled_job)
             torch.set_default_dtype(job.dtype)
             rows = run_shared_prefix(job) if job.forks else run_job(job)
-            for batch in _batched(rows, job.last_row_only):
+            for batch in batched(rows, job.last_row_only):
                 send(batch)
         except BaseException as error:  # ruff: ignore[blind-except] -- the parent raises it
             send(picklable_error(error))
@@ -115,38 +107,3 @@ def _exit_group() -> None:
     if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(0)
-
-
-def _batched(
-    rows: Iterator[EpochResult] | Iterator[ForkReady], last_row_only: bool
-) -> Iterator[list[EpochMessage | ForkReady]]:
-    """Collect rows in lists, and leave out what the parent does not need.
-
-    The last row of a Run and a fork that is ready go at once.
-
-    Yields:
-        Lists to send; an empty one is a sign of life.
-    """
-    batch: list[EpochMessage | ForkReady] = []
-    last_sent = time.monotonic()
-    for row in rows:
-        is_urgent = isinstance(row, ForkReady) or row.record is not None
-        seconds = time.monotonic() - last_sent
-        if is_urgent or not last_row_only:
-            batch.append(_to_message(row))
-            is_due = is_urgent or seconds > _BATCH_TIME
-        else:
-            is_due = seconds > _HEARTBEAT
-        if is_due:
-            yield batch
-            batch, last_sent = [], time.monotonic()
-
-
-def _to_message(row: EpochResult | ForkReady) -> EpochMessage | ForkReady:
-    """Leave out what the parent has, or cannot use: the Run, weights and snapshots."""
-    if isinstance(row, ForkReady):
-        return row
-    record = row.record
-    if record is not None:
-        record = replace(record, run=None)
-    return EpochMessage(row.epoch, row.values, record)
