@@ -26,6 +26,7 @@ __all__ = [
 class EpochMessage(NamedTuple):
     """A row of a Run, without what the parent has already."""
 
+    number: int  # of the Run's job
     epoch: int
     values: dict[str, float]
     record: Record | None

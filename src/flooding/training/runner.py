@@ -10,13 +10,21 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
 from flooding.numerics import capture_settings, environment, has_global_hooks
 from flooding.training.checkpoints import Checkpoints
 from flooding.training.config import Config, has_user_key, is_hashable
+from flooding.training.fleet_jobs import (
+    FleetOption,
+    check_fleet_option,
+    may_join,
+    plan_fleets,
+    refusal,
+    run_fleet,
+)
 from flooding.training.jobs import Job, is_picklable, run_job, run_shared_prefix
 from flooding.training.ledger import Ledger, absolute_path, default_path
 from flooding.training.loop import NUMERICS_VERSION, EpochResult, fingerprint
@@ -32,6 +40,7 @@ from flooding.training.watchdog import Watchdog
 __all__ = ["available_cpus", "check_device", "run_all", "run_key"]
 
 log = logging.getLogger("flooding")
+Kernel: TypeAlias = Literal["single", "fleet"]
 _MAX_WORKERS = 64
 
 
@@ -44,6 +53,7 @@ def run_all(
     workers: int | None = None,
     device: str = "cpu",
     threads: int = 1,
+    fleet: FleetOption = False,
     on_start: Callable[[list[Run]], object] | None = None,
     on_row: Callable[[EpochResult], object] | None = None,
     progress: bool | None = None,
@@ -66,6 +76,11 @@ def run_all(
         device: Where to train.
         threads: torch threads to train with; more than 1 trains in this process, since processes
             are faster.
+        fleet: Whether to train Runs that differ in seed, level and optimiser alone as one set of
+            tensors, see :class:`flooding.training.fleet.Fleet`; a number is the largest size of a
+            fleet. "auto" measures a few steps and does so where it is faster, and takes a Record
+            of either kind. The bits are not those of single Runs, so a fleet's Records are looked
+            up with ``fleet`` alone. What cannot go in a fleet trains one by one.
         on_start: Called once with the Runs that must be trained.
         on_row: Called with every row of the Runs that are trained.
         progress: True shows a bar on standard error, or in a notebook, at once; False never. None
@@ -98,14 +113,21 @@ def run_all(
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
     check_device(device)
+    check_fleet_option(fleet)
     # Absolute, since a worker and a Run may change the working directory.
     path = None if ledger is False else str(absolute_path(ledger or default_path()))
     with show_progress(progress) as display:
         # Look up what was trained before.
-        keys = [run_key(run, device=device, threads=threads) for run in runs]
+        kernels: list[Kernel] = ["single"] * len(runs)
+        if fleet is not False:
+            kernels = ["fleet" if may_join(run) else "single" for run in runs]
+        keys = _keys(runs, kernels, device, threads)
         records: dict[int, Record] = {}
         if path is not None and not overwrite:
             records = _load_cached(path, runs, keys, device, threads)
+            if fleet == "auto":
+                singles = _keys(runs, ["single"] * len(runs), device, threads)
+                records = _load_cached(path, runs, singles, device, threads) | records
         if path is not None and runs:
             _log_lookup(path, len(records), keys)
 
@@ -128,7 +150,7 @@ def run_all(
                 last_row_only=on_row is None,
             )
             with _open_ledger(path), _make_jobs(options, runs, keys, list(duplicates)) as jobs:
-                trained = _train(jobs, workers, on_row)
+                trained = _train(jobs, workers, on_row, fleet)
             for index, equal in duplicates.items():
                 records |= {other: replace(trained[index], run=runs[other]) for other in equal}
     return [records[index] for index in range(len(runs))]
@@ -161,13 +183,16 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def run_key(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
+def run_key(
+    run: Run, *, device: str = "cpu", threads: int = 1, kernel: Kernel = "single"
+) -> str | None:
     """Give the key of a Run on a device, under which the ledger stores its Record.
 
     Args:
         run: The Run.
         device: Where it trains.
         threads: torch threads it trains with.
+        kernel: "single", or "fleet" for a Run that trains in one: its bits are others.
 
     Returns:
         64 hexadecimal digits, or None if a part of the Run cannot be hashed.
@@ -175,10 +200,18 @@ def run_key(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
     # Global hooks may change anything, and nobody can name them.
     if has_global_hooks():
         return None
-    return run.key(**_key_metadata(device, threads))
+    return run.key(**_key_metadata(device, threads, kernel))
 
 
-def _key_metadata(device: str, threads: int) -> dict[str, Config]:
+def _keys(runs: list[Run], kernels: list[Kernel], device: str, threads: int) -> list[str | None]:
+    """Give the keys of several Runs, each under its kernel."""
+    keys = []
+    for run, kernel in zip(runs, kernels, strict=True):
+        keys.append(run_key(run, device=device, threads=threads, kernel=kernel))
+    return keys
+
+
+def _key_metadata(device: str, threads: int, kernel: Kernel = "single") -> dict[str, Config]:
     """Describe what changes the bits of every Run; torch's default settings are left out."""
     metadata: dict[str, Config] = {
         "engine": NUMERICS_VERSION,
@@ -186,7 +219,7 @@ def _key_metadata(device: str, threads: int) -> dict[str, Config]:
         "device": str(device),
         "dtype": str(torch.get_default_dtype()),
         "threads": threads,
-        "kernel": "single",
+        "kernel": kernel,
     }
     settings: dict[str, Config] = {**capture_settings()}
     if settings:
@@ -367,12 +400,16 @@ def _make_prefix(forks: list[Job]) -> Job:
 
 
 def _train(
-    jobs: list[Job], workers: int | None, on_row: Callable[[EpochResult], object] | None
+    jobs: list[Job],
+    workers: int | None,
+    on_row: Callable[[EpochResult], object] | None,
+    fleet: FleetOption = False,
 ) -> dict[int, Record]:
     """Train Runs and give their Records, by the index of each."""
     records: dict[int, Record] = {}
     count = available_cpus() if workers is None else workers
-    for index, row in _execute(_group_by_prefix(jobs, count), workers):
+    fleets, alone = _split_off_fleets(jobs, fleet, count)
+    for index, row in _execute(fleets + _group_by_prefix(alone, count), workers):
         if on_row is not None:
             on_row(row)
         if row.record is not None:
@@ -385,6 +422,26 @@ def _train(
     if trained < epochs:
         log.debug("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
     return records
+
+
+def _split_off_fleets(
+    jobs: list[Job], fleet: FleetOption, workers: int
+) -> tuple[list[Job], list[Job]]:
+    """Put the jobs that may and should train together into fleets; the others keep their own."""
+    if fleet is False:
+        return [], jobs
+    joining = [job for job in jobs if may_join(job.run)]
+    others = [job for job in jobs if not may_join(job.run)]
+    if others:
+        log.warning("%d runs train one by one: %s", len(others), refusal(others[0].run))
+    # One process fills a GPU, and several would share its memory.
+    is_cpu = all(job.device == "cpu" and job.threads == 1 for job in joining)
+    fleets, alone = plan_fleets(joining, fleet, max(workers, 1) if is_cpu else 1)
+    for job in alone:
+        # Alone it is another computation, with a key of its own.
+        key = run_key(job.run, device=job.device, threads=job.threads)
+        others.append(job._replace(key=key))
+    return fleets, others
 
 
 def _execute(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, EpochResult]]:
@@ -418,7 +475,7 @@ def _split_by_place(
     for job in jobs:
         picklable = all(is_picklable(run) for run in _runs(job))
         if not picklable:
-            unpicklable += len(job.forks) or 1
+            unpicklable += len(job.members) or len(job.forks) or 1
         if picklable and job.threads == 1:
             remote.append(job)
         else:
@@ -434,6 +491,8 @@ def _split_by_place(
 
 def _runs(job: Job) -> list[Run]:
     """List the Runs that a job trains: its own, and those that share it as their prefix."""
+    if job.members:
+        return [member.run for member in job.members]
     return [job.run, *(fork.run for fork in job.forks)]
 
 
@@ -443,6 +502,12 @@ def _execute_here(jobs: list[Job]) -> Iterator[tuple[int, EpochResult]]:
     with watchdog.in_background():
         for job in jobs:
             watchdog.start("here", job.run)
+            if job.members:
+                for number, row in run_fleet(job):
+                    watchdog.feed("here", row.epoch)
+                    yield number, row
+                    watchdog.feed("here")
+                continue
             # First the whole prefix, then each of its forks in the order in which they left it.
             alone = [job]
             if job.forks:

@@ -17,7 +17,8 @@ from dataclasses import replace
 
 import torch
 
-from flooding.training.jobs import ForkReady, run_job, run_shared_prefix
+from flooding.training.fleet_jobs import run_fleet
+from flooding.training.jobs import ForkReady, Job, run_job, run_shared_prefix
 from flooding.training.loop import EpochResult
 from flooding.training.messages import (
     EpochMessage,
@@ -66,11 +67,19 @@ def serve(parent_pid: int) -> None:
             os.chdir(folder)
             job = pickle.loads(pickled_job)
             torch.set_default_dtype(job.dtype)
-            rows = run_shared_prefix(job) if job.forks else run_job(job)
-            for batch in _batched(rows, job.last_row_only):
+            for batch in _batched(_run(job), job.last_row_only):
                 send(batch)
         except BaseException as error:  # ruff: ignore[blind-except] -- the parent raises it
             send(picklable_error(error))
+
+
+def _run(job: Job) -> Iterator[tuple[int, EpochResult]] | Iterator[ForkReady]:
+    """Do a job: a prefix, a fleet, or one Run."""
+    if job.forks:
+        return run_shared_prefix(job)
+    if job.members:
+        return run_fleet(job)
+    return ((job.number, row) for row in run_job(job))
 
 
 def _listen(jobs_in: int, messages: queue.SimpleQueue[bytes], parent_pid: int) -> None:
@@ -118,7 +127,7 @@ def _exit_group() -> None:
 
 
 def _batched(
-    rows: Iterator[EpochResult] | Iterator[ForkReady], last_row_only: bool
+    rows: Iterator[tuple[int, EpochResult]] | Iterator[ForkReady], last_row_only: bool
 ) -> Iterator[list[EpochMessage | ForkReady]]:
     """Collect rows in lists, and leave out what the parent does not need.
 
@@ -130,7 +139,7 @@ def _batched(
     batch: list[EpochMessage | ForkReady] = []
     last_sent = time.monotonic()
     for row in rows:
-        is_urgent = isinstance(row, ForkReady) or row.record is not None
+        is_urgent = isinstance(row, ForkReady) or row[1].record is not None
         seconds = time.monotonic() - last_sent
         if is_urgent or not last_row_only:
             batch.append(_to_message(row))
@@ -142,11 +151,12 @@ def _batched(
             batch, last_sent = [], time.monotonic()
 
 
-def _to_message(row: EpochResult | ForkReady) -> EpochMessage | ForkReady:
+def _to_message(row: tuple[int, EpochResult] | ForkReady) -> EpochMessage | ForkReady:
     """Leave out what the parent has, or cannot use: the Run, weights and snapshots."""
     if isinstance(row, ForkReady):
         return row
-    record = row.record
+    number, result = row
+    record = result.record
     if record is not None:
         record = replace(record, run=None)
-    return EpochMessage(row.epoch, row.values, record)
+    return EpochMessage(number, result.epoch, result.values, record)
