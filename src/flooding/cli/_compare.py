@@ -15,6 +15,7 @@ from rich.table import Table
 from flooding.cli._console import console, note, print_json, progress, set_output
 from flooding.cli._find import ScoreName, What, check_save
 from flooding.cli._options import (
+    Fleet,
     Force,
     Json,
     Ledger,
@@ -25,6 +26,7 @@ from flooding.cli._options import (
     check_numbers,
     check_output_folder,
     drop_none,
+    fleet_option,
     option,
 )
 from flooding.cli._outputs import OutputFolder, check_saved_model, command_id, output_folder
@@ -57,7 +59,9 @@ _NEEDS = {"SAM": ("pytorch_optimizer", "sam")}
 _FOLDER = "flooding-compare"
 _FILES = ("compare.md", "compare-ranking.csv", "compare-ranking.png", "compare.npz")
 # Options that change nothing of a result, or say where it goes.
-_NOT_PART_OF_RESULT = ("out", "save", "force", "ledger", "overwrite", "workers", "json", "quiet")
+_NOT_PART_OF_RESULT = (
+    *("out", "save", "force", "ledger", "overwrite", "workers", "fleet", "json", "quiet"),
+)
 
 
 def compare(
@@ -105,6 +109,7 @@ def compare(
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
+    fleet: Fleet = "off",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -138,7 +143,7 @@ def compare(
         check_save(save, folder.path, what, table)
         check_saved_model(save, command, force=force)
     # Then train, and write the result.
-    training = Training(ledger, overwrite, workers, device)
+    training = Training(ledger, overwrite, workers, device, fleet_option(fleet))
     ranking, records = _rank(what, problem, names, seeds, training, _measured_score(score))
     _print_ranking(ranking)
     files = _write(ranking, records, folder)

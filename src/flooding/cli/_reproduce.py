@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
 import typer
 
 from flooding.cli._console import console, note, print_json, progress, set_output
 from flooding.cli._options import (
+    Fleet,
     Json,
     Ledger,
     Overwrite,
@@ -20,6 +21,7 @@ from flooding.cli._options import (
     check_numbers,
     check_output_folder,
     complete,
+    fleet_option,
 )
 from flooding.entries import EXPERIMENTS, entry_names
 from flooding.text import format_duration
@@ -43,6 +45,7 @@ class Training(NamedTuple):
     overwrite: bool
     workers: int | None
     device: str = "cpu"
+    fleet: bool | Literal["auto"] = False
 
 
 def reproduce(
@@ -79,6 +82,7 @@ def reproduce(
     ledger: Ledger = None,
     overwrite: Overwrite = False,
     workers: Workers = None,
+    fleet: Fleet = "off",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -116,7 +120,7 @@ def reproduce(
         chosen = archive.seeds if chosen is None else chosen
         result = _write_from_archive(experiment, experiment.start(quick, chosen), archive, out)
     else:
-        training = Training(ledger, overwrite, workers)
+        training = Training(ledger, overwrite, workers, fleet=fleet_option(fleet))
         result = _train_and_write(experiment, quick, chosen, training, out, archive)
     if json:
         print_json(result)
@@ -138,8 +142,8 @@ def estimated_training(training: Training) -> Generator[TrainAll, None, None]:
     with progress() as (on_start, on_row):
 
         def estimate_and_start(runs: list[Run]) -> None:
-            # The time on another device is not known from epochs on this processor.
-            if runs and training.device == "cpu":
+            # The time on another device, or in a fleet, is not known from epochs of one run here.
+            if runs and training.device == "cpu" and training.fleet is False:
                 seconds = estimate(runs, training.workers)
                 note(
                     f"about {format_duration(seconds)} for {len(runs)} trainings, "
