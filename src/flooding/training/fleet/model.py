@@ -135,7 +135,13 @@ class StackedModel:
         def forward(weights: Tensors, buffers: Tensors, inputs: Inputs) -> Any:
             return functional_call(template, (weights, buffers), (inputs,))
 
-        return vmap(forward, randomness="different")(parameters, self.buffers, x)
+        # The fast path of attention has no rule for vmap.
+        mha, before = torch.backends.mha, torch.backends.mha.get_fastpath_enabled()
+        mha.set_fastpath_enabled(False)
+        try:
+            return vmap(forward, randomness="different")(parameters, self.buffers, x)
+        finally:
+            mha.set_fastpath_enabled(before)
 
     def state_dict(self, row: int, parameters: Tensors | None = None) -> Tensors:
         """Copy the state dict of one run.
