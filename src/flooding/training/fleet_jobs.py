@@ -101,7 +101,7 @@ def _fleet_size(group: Sequence[Job], fleet: FleetOption, workers: int) -> int |
     if fleet == "auto":
         is_faster = result.speedup > _MIN_SPEEDUP
         log.info(
-            "a step takes %.3g ms in a fleet and %.3g ms alone: %d runs train %s",
+            "an epoch of a run takes %.3g ms in a fleet and %.3g ms alone: %d runs train %s",
             1e3 * result.fleet,
             1e3 * result.single,
             len(group),

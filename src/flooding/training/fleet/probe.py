@@ -1,29 +1,39 @@
-"""What a fleet would cost: seconds a step beside single Runs, and memory a Run."""
+"""What a fleet would cost: seconds an epoch beside single Runs, and memory a Run."""
 
 from __future__ import annotations
 
 import os
+import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from flooding.training.batch import backward, batch_indices, raw_criterion, take_batch
-from flooding.training.fleet.optimizer import clip_gradients
+from flooding.data import Split, Splits
+from flooding.training.fleet.loop import Fleet
 from flooding.training.fleet.state import FleetState, start_fleet, try_out
-from flooding.training.fleet.step import StackedStep
 from flooding.training.isolation import GlobalState, isolated
+from flooding.training.loop import train
 from flooding.training.rng import preserve_rng_state
 from flooding.training.run import Run
-from flooding.training.state import start
 
 __all__ = ["Probe", "available_memory", "probe"]
 
-_SECONDS = 0.25  # of measurement of each kind, at most
-_STEPS = 12  # likewise
+_SECONDS = 0.3  # of measurement of each kind, at most
+_EPOCHS = 40  # likewise
+_BATCHES = 8  # of a shortened epoch
 _SIZE = 12  # Runs of the fleet that is measured
+
+
+class _Options(TypedDict):
+    """Options of a training, alone and in a fleet."""
+
+    device: str
+    threads: int
+    settings: Mapping[str, object] | None
 
 
 @dataclass(frozen=True)
@@ -31,8 +41,8 @@ class Probe:
     """What was measured of a fleet.
 
     Args:
-        single: Seconds of a step of one Run that trains alone.
-        fleet: Seconds of a step of a fleet, divided by its Runs.
+        single: Seconds of an epoch of one Run that trains alone.
+        fleet: Seconds of an epoch of a fleet, divided by its Runs.
         memory: Bytes that one Run takes in a fleet.
     """
 
@@ -42,7 +52,7 @@ class Probe:
 
     @property
     def speedup(self) -> float:
-        """How many times as many steps a second a fleet takes."""
+        """How many times as many epochs a second a fleet takes."""
         return self.single / self.fleet
 
 
@@ -54,14 +64,14 @@ def probe(
     settings: Mapping[str, object] | None = None,
     is_timed: bool = True,
 ) -> Probe:
-    """Build a small fleet, and take a few steps of it and of a single Run.
+    """Build a small fleet, and time a few epochs of it and of a single Run.
 
     Args:
         runs: Runs that may train together; the first few are built.
         device: Where they would train.
         threads: torch threads to train with.
         settings: Torch's settings to train under.
-        is_timed: Whether to time steps; else both times are 1.
+        is_timed: Whether to time epochs; else both times are 1.
 
     Returns:
         Times and memory.
@@ -77,68 +87,57 @@ def probe(
         fleet = start_fleet(list(enumerate(runs)), place, None, time.time())
         try_out(fleet)
         memory = _measure_memory(fleet)
-        if not is_timed:
-            return Probe(1.0, 1.0, memory)
-        fleet_step = _fleet_step(fleet)
-        single_step = _single_step(runs[0], place)
-        times = _time_both(single_step, fleet_step, place)
-    return Probe(times[0], times[1] / len(runs), memory)
+    times = (1.0, 1.0)
+    if is_timed and runs[0].problem.max_epochs > 1:
+        times = _time_both(runs, {"device": device, "threads": threads, "settings": settings})
+    return Probe(*times, memory)
 
 
-def _fleet_step(fleet: FleetState) -> Callable[[], None]:
-    """Give a function that takes one step of all Runs."""
-    problem = fleet.members[0].run.problem
-    step = StackedStep(fleet.members[0].run, fleet.model)
-    size = problem.batch_size
-    split = fleet.splits["train"]
+def _shorten(runs: Sequence[Run]) -> list[Run]:
+    """Give Runs of the same steps in shorter epochs, in which measuring keeps its proportion."""
+    problem = runs[0].problem
+    splits = {run.seed: problem.splits(run.seed) for run in runs}
+    examples = len(splits[runs[0].seed].train)
+    share = min(1.0, _BATCHES * problem.batch_size / examples)
+    if share == 1:
+        return [replace(run, stop_epoch=None) for run in runs]
 
-    def take_step() -> None:
-        x, y = split.batch(slice(0, size))
-        fleet.optimizer.zero_grad()
-        result = step.backward(x, y, fleet.levels.current)
-        if problem.max_grad_norm is not None:
-            clip_gradients(fleet.model.trained, problem.max_grad_norm)
-        fleet.optimizer.step()
-        fleet.levels.end_step(result.mean)
+    def take(split: Split) -> Split:
+        return split.take(slice(max(2, round(share * len(split)))))
 
-    return take_step
-
-
-def _single_step(run: Run, device: torch.device) -> Callable[[], None]:
-    """Give a function that takes one step of one Run."""
-    splits, state = start(run, device)
-    criterion = raw_criterion(run)
-    index = batch_indices(run, splits.train, 1)[0]
-    state.model.train()
-
-    def take_step() -> None:
-        x, y = take_batch(run.problem, splits.train, index)
-        backward(run, state, criterion, x, y, None)
-        state.optimizer.step()
-
-    return take_step
+    parts = {}
+    for seed, whole in splits.items():
+        train_split = whole.train.take(slice(_BATCHES * problem.batch_size))
+        parts[seed] = Splits(train_split, take(whole.val), None)
+    short = replace(problem, data=lambda *, seed: parts[seed], test_curve=None)
+    return [
+        replace(run, problem=replace(short, optimizer=run.problem.optimizer), stop_epoch=None)
+        for run in runs
+    ]
 
 
-def _time_both(
-    first: Callable[[], None], second: Callable[[], None], device: torch.device
-) -> tuple[float, float]:
-    """Time two kinds of steps in turns: the shortest of each."""
-    shortest = [float("inf"), float("inf")]
-    spent = [0.0, 0.0]
-    for turn in range(_STEPS):
-        for kind, step in enumerate((first, second)):
-            # The first turn warms up. A slow step is timed once.
-            if turn > 1 and spent[kind] > _SECONDS:
+def _time_both(runs: Sequence[Run], options: _Options) -> tuple[float, float]:
+    """Time epochs of one Run, and of a fleet for each of its Runs, in turns: the median of each."""
+    # On a busy processor the time of this thread alone tells which is faster.
+    is_one_thread = options["device"] == "cpu" and options["threads"] == 1
+    clock = time.thread_time if is_one_thread else time.perf_counter
+    runs = _shorten(runs)
+    single = train(runs[0], with_record=False, **options)
+    fleet = Fleet(runs, **options).train()
+    spent: tuple[list[float], list[float]] = ([], [])
+    for turn in range(min(runs[0].epochs, _EPOCHS)):
+        for kind, (rows, count) in enumerate(((single, 1), (fleet, len(runs)))):
+            # Epoch 0 is measured but not trained, and epoch 1 warms up.
+            if turn > 2 and sum(spent[kind]) > _SECONDS:
                 continue
-            begin = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - begin
-            spent[kind] += seconds
-            if turn:
-                shortest[kind] = min(shortest[kind], seconds)
-    return shortest[0], shortest[1]
+            begin = clock()
+            for _ in range(count):
+                next(rows)
+            if turn > 1 or runs[0].epochs < 4:
+                spent[kind].append(clock() - begin)
+    single.close()
+    fleet.close()
+    return statistics.median(spent[0]), statistics.median(spent[1]) / len(runs)
 
 
 def _measure_memory(fleet: FleetState) -> int:
