@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -170,47 +172,63 @@ def run_fleet(job: Job) -> Iterator[tuple[int, EpochResult]]:
             else:
                 yield from ((member.number, row) for row in row_of_record(member, record))
         if remaining:
-            yield from _train(remaining, ledger, set())
+            yield from _train(remaining, ledger)
 
 
-def _train(
-    members: Sequence[Job], ledger: Ledger | None, yielded: set[tuple[int, int]]
+def _train(members: Sequence[Job], ledger: Ledger | None) -> Iterator[tuple[int, EpochResult]]:
+    """Train Runs together; where memory runs out, in halves one after the other."""
+    waiting = [list(members)]
+    finished: set[int] = set()
+    yielded: set[tuple[int, int]] = set()
+    has_warned = False
+    while waiting:
+        part = waiting.pop()
+        try:
+            for number, row in _train_together(part, ledger):
+                if row.record is not None:
+                    finished.add(number)
+                # A half trains its first epochs again; nobody needs their rows twice.
+                elif (number, row.epoch) in yielded:
+                    continue
+                yielded.add((number, row.epoch))
+                yield number, row
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if len(part) < 2 or not _is_out_of_memory(error):
+                raise
+        # Outside of the block, where the error holds no tensors any more.
+        if not has_warned:
+            log.warning("memory ran out for a fleet of %d runs: it goes on in halves", len(part))
+            has_warned = True
+        rest = [member for member in part if member.number not in finished]
+        half = (len(rest) + 1) // 2
+        waiting += [half_of_rest for half_of_rest in (rest[half:], rest[:half]) if half_of_rest]
+
+
+def _train_together(
+    members: Sequence[Job], ledger: Ledger | None
 ) -> Iterator[tuple[int, EpochResult]]:
-    """Train Runs together; where memory runs out, in two halves one after the other."""
+    """Train one fleet, and store its Records."""
     first = members[0]
-    finished = set()
-    try:
-        fleet = Fleet(
-            [member.run for member in members],
-            device=first.device,
-            threads=first.threads,
-            settings=first.settings,
-        )
-        numbers = {id(member.run): member for member in members}
-        if ledger is not None:
-            for member in members:
-                if member.key is not None:
-                    ledger.start(member.name, member.run.epochs)
-        for row in fleet.train():
-            member = numbers[id(row.run)]
-            if row.record is not None:
-                finished.add(member.number)
-                if ledger is not None and member.key is not None:
-                    ledger.add(member.name, row.record, replace=member.overwrite)
-            # After a fleet was halved its epochs are trained again; nobody needs them twice.
-            if (member.number, row.epoch) not in yielded or row.record is not None:
-                yielded.add((member.number, row.epoch))
-                yield member.number, row
-        return
-    except (RuntimeError, MemoryError) as error:
-        if len(members) < 2 or not _is_out_of_memory(error):
-            raise
-    rest = [member for member in members if member.number not in finished]
-    half = max(1, len(rest) // 2)
-    log.warning("memory ran out for a fleet of %d runs: it goes on in halves", len(members))
-    for part in (rest[:half], rest[half:]):
-        if part:
-            yield from _train(part, ledger, yielded)
+    # Copies, since a caller may ask for the same object twice.
+    runs = [copy.copy(member.run) for member in members]
+    fleet = Fleet(
+        runs,
+        device=first.device,
+        threads=first.threads,
+        settings=first.settings,
+    )
+    member_of = {id(run): member for run, member in zip(runs, members, strict=True)}
+    if ledger is not None:
+        for member in members:
+            if member.key is not None:
+                ledger.start(member.name, member.run.epochs)
+    for row in fleet.train():
+        member = member_of[id(row.run)]
+        if row.record is not None and ledger is not None and member.key is not None:
+            # Stored before the row is yielded: a parent that is killed then loses nothing.
+            ledger.add(member.name, row.record, replace=member.overwrite)
+        yield member.number, replace(row, run=member.run)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
