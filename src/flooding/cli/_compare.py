@@ -15,6 +15,7 @@ from rich.table import Table
 from flooding.cli._console import console, note, print_json, progress, set_output
 from flooding.cli._find import ScoreName, What, check_save
 from flooding.cli._options import (
+    Fleet,
     Force,
     Json,
     Ledger,
@@ -26,6 +27,7 @@ from flooding.cli._options import (
     check_numbers,
     check_output_folder,
     drop_none,
+    fleet_option,
     option,
 )
 from flooding.cli._outputs import OutputFolder, check_saved_model, command_id, output_folder
@@ -67,7 +69,8 @@ _FOLDER = "flooding-compare"
 _FILES = ("compare.md", "compare-ranking.csv", "compare-ranking.png", "compare.npz", REPORT_NAME)
 # Options that change nothing of a result, or say where it goes.
 _NOT_PART_OF_RESULT = (
-    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "ray", "json", "quiet"),
+    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "ray", "fleet"),
+    *("json", "quiet"),
 )
 
 
@@ -118,6 +121,7 @@ def compare(
     overwrite: Overwrite = False,
     workers: Workers = None,
     ray: Ray = None,
+    fleet: Fleet = "off",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -155,7 +159,7 @@ def compare(
         check_save(save, folder.path, what, table)
         check_saved_model(save, command, force=force)
     # Then train, and write the result.
-    training = Training(ledger, overwrite, workers, device, on)
+    training = Training(ledger, overwrite, workers, device, on, fleet_option(fleet))
     ranking, records = _rank(what, problem, names, seeds, training, _measured_score(score))
     _print_ranking(ranking)
     files = _write(ranking, records, folder)

@@ -18,6 +18,8 @@ from flooding.entries import Entry
 __all__ = [
     "Arguments",
     "AverageName",
+    "Fleet",
+    "FleetName",
     "Force",
     "Json",
     "Ledger",
@@ -30,6 +32,7 @@ __all__ = [
     "check_output_folder",
     "complete",
     "drop_none",
+    "fleet_option",
     "option",
     "parse_levels",
 ]
@@ -51,6 +54,15 @@ Workers = Annotated[
 Ray = Annotated[
     str | None,
     typer.Option(help="Train on a Ray cluster: auto, local or host:port.", metavar="ADDRESS"),
+]
+FleetName: TypeAlias = Literal["off", "auto", "on"]
+Fleet = Annotated[
+    FleetName,
+    typer.Option(
+        "--fleet",
+        help="Train many runs as one set of tensors: on, or auto, where that is faster. Results "
+        "agree with single runs within rounding, and are looked up apart from theirs.",
+    ),
 ]
 
 Force = Annotated[
@@ -122,6 +134,11 @@ def complete(entries: Sequence[Entry]) -> Callable[[str], list[tuple[str, str]]]
         return [(e.name, e.summary) for e in entries if e.name.startswith(incomplete)]
 
     return names_and_summaries
+
+
+def fleet_option(name: FleetName) -> bool | Literal["auto"]:
+    """Turn the value of ``--fleet`` into that of ``run_all(fleet=)``."""
+    return name if name == "auto" else name == "on"
 
 
 def drop_none(**options: T | None) -> dict[str, T]:

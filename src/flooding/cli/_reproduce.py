@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
 import typer
 
 from flooding.cli._console import console, note, print_json, progress, set_output
 from flooding.cli._options import (
+    Fleet,
     Json,
     Ledger,
     Overwrite,
@@ -21,6 +22,7 @@ from flooding.cli._options import (
     check_numbers,
     check_output_folder,
     complete,
+    fleet_option,
 )
 from flooding.cli._report import Report, check_report, command_line, report_path, write_report
 from flooding.entries import EXPERIMENTS, entry_names
@@ -46,6 +48,7 @@ class Training(NamedTuple):
     workers: int | None
     device: str = "cpu"
     on: Callable[..., list[Record]] | None = None
+    fleet: bool | Literal["auto"] = False
 
 
 class Output(NamedTuple):
@@ -91,6 +94,7 @@ def reproduce(
     overwrite: Overwrite = False,
     workers: Workers = None,
     ray: Ray = None,
+    fleet: Fleet = "off",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -131,7 +135,7 @@ def reproduce(
         chosen = archive.seeds if chosen is None else chosen
         result = _write_from_archive(experiment, experiment.start(quick, chosen), archive, output)
     else:
-        training = Training(ledger, overwrite, workers, on=on)
+        training = Training(ledger, overwrite, workers, on=on, fleet=fleet_option(fleet))
         result = _train_and_write(experiment, quick, chosen, training, output, archive)
     if json:
         print_json(result)
@@ -154,8 +158,9 @@ def estimated_training(training: Training) -> Generator[TrainAll, None, None]:
     with progress() as (on_start, on_row):
 
         def estimate_and_start(runs: list[Run]) -> None:
-            # The time on another device or machine is not known from epochs on this processor.
-            if runs and training.device == "cpu" and training.on is None:
+            # The time elsewhere, or in a fleet, is not known from epochs of one run here.
+            is_alone_here = training.on is None and training.fleet is False
+            if runs and training.device == "cpu" and is_alone_here:
                 seconds = estimate(runs, training.workers)
                 note(
                     f"about {format_duration(seconds)} for {len(runs)} trainings, "
@@ -169,6 +174,7 @@ def estimated_training(training: Training) -> Generator[TrainAll, None, None]:
                 ledger=training.ledger,
                 overwrite=training.overwrite,
                 device=training.device,
+                fleet=training.fleet,
                 on_start=estimate_and_start,
                 on_row=on_row,
             )

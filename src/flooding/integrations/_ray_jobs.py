@@ -251,7 +251,8 @@ class TaskDriver:
                     with contextlib.suppress(StopIteration):
                         self._checkpoints[row.number] = next(task.stream)
                 for number, result in queue.process(task, row):
-                    self._store(job, result, ledger)
+                    member = next((m for m in job.members if m.number == number), job)
+                    self._store(member, result, ledger)
                     yield number, result
 
     def _store(self, job: Job, result: EpochResult, ledger: Ledger | None) -> None:

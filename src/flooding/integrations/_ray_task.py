@@ -15,7 +15,8 @@ import torch
 from flooding.integrations._checkpoint_storage import CheckpointStorage
 from flooding.integrations._ray_pickle import loads
 from flooding.numerics import environment
-from flooding.training.jobs import ForkReady, Job, run_job, run_shared_prefix
+from flooding.training.fleet_jobs import execute_job
+from flooding.training.jobs import ForkReady, Job
 from flooding.training.loop import NUMERICS_VERSION
 from flooding.training.messages import EpochMessage, PickledError, batched, picklable_error
 from flooding.training.problem import Problem
@@ -119,9 +120,8 @@ def _do_job(
             storage = CheckpointStorage(options.storage, folder, names)
             if not job.overwrite:
                 storage.download()
-        rows = run_shared_prefix(job) if job.forks else run_job(job)
         forks = {fork.number: fork for fork in job.forks}
-        for batch in batched(rows, job.last_row_only, options.interval):
+        for batch in batched(execute_job(job), job.last_row_only, options.interval):
             if storage is not None:
                 storage.upload()
             yield batch
@@ -152,7 +152,9 @@ def _prepare_process(options: TaskOptions) -> None:
 def _move(job: Job, folder: Path) -> Job:
     """Keep a job's checkpoints in a folder of this machine, and its Record for the driver."""
     forks = tuple(_move(fork, folder) for fork in job.forks)
-    return job._replace(ledger=None, checkpoint_folder=str(folder), forks=forks)
+    members = tuple(_move(member, folder) for member in job.members)
+    moved = job._replace(ledger=None, checkpoint_folder=str(folder))
+    return moved._replace(forks=forks, members=members)
 
 
 def _read_checkpoint(folder: Path, fork: Job) -> CheckpointFile | None:

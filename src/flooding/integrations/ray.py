@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from flooding.integrations import require_framework
+from flooding.training.fleet_jobs import FleetOption
 from flooding.training.ledger import absolute_path, default_path
 from flooding.training.loop import EpochResult
 from flooding.training.record import Record
@@ -42,6 +43,7 @@ def run_all(
     ledger: str | Path | Literal[False] | None = None,
     overwrite: bool = False,
     device: str = "cpu",
+    fleet: FleetOption = False,
     on_start: Callable[[list[Run]], object] | None = None,
     on_row: Callable[[EpochResult], object] | None = None,
     progress: bool | None = None,
@@ -71,6 +73,9 @@ def run_all(
             all.
         overwrite: Train even what the ledger holds, and replace it there.
         device: Where to train, on the machine that a Run is placed on.
+        fleet: Whether Runs train as one set of tensors, a fleet for each task, see
+            :func:`flooding.run_all`. What fits, and with "auto" what is faster, is measured on this
+            machine.
         on_start: Called once with the Runs that must be trained.
         on_row: Called with every row of the Runs that are trained.
         progress: Whether to show a bar, see :func:`flooding.run_all`.
@@ -105,6 +110,7 @@ def run_all(
         ledger=ledger,
         overwrite=overwrite,
         device=device,
+        fleet=fleet,
         on_start=on_start,
         on_row=on_row,
         progress=progress,

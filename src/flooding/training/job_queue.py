@@ -71,8 +71,14 @@ class JobQueue(Generic[W]):
             is_done = not forks
         else:
             self.watchdog.feed(worker, item.epoch)
-            yield job.number, EpochResult(job.run, item.epoch, item.values, item.record)
+            # Of a fleet every row names its Run; those that have ended need no new worker.
+            member = next((m for m in job.members if m.number == item.number), job)
+            yield member.number, EpochResult(member.run, item.epoch, item.values, item.record)
             is_done = item.record is not None
+            if is_done and job.members:
+                members = tuple(m for m in job.members if m.number != item.number)
+                self.busy[worker] = job._replace(members=members)
+                is_done = not members
         if is_done:
             self.end_job(worker)
 

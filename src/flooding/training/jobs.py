@@ -20,7 +20,15 @@ from flooding.training.record import Record
 from flooding.training.run import Run
 from flooding.training.state import Snapshot
 
-__all__ = ["ForkReady", "Job", "is_picklable", "run_job", "run_shared_prefix"]
+__all__ = [
+    "ForkReady",
+    "Job",
+    "find_record",
+    "is_picklable",
+    "row_of_record",
+    "run_job",
+    "run_shared_prefix",
+]
 
 
 class Job(NamedTuple):
@@ -40,6 +48,7 @@ class Job(NamedTuple):
         checkpoint_folder: Folder of the checkpoints; None to read and write none.
         last_row_only: Whether the caller needs only the row that has the Record.
         forks: Jobs of the Runs that share this one as their prefix. A prefix has no Record.
+        members: Jobs of the Runs that train together as a fleet, this one's own among them.
     """
 
     number: int
@@ -55,6 +64,7 @@ class Job(NamedTuple):
     checkpoint_folder: str | None = None
     last_row_only: bool = False
     forks: tuple[Job, ...] = ()
+    members: tuple[Job, ...] = ()
 
     @property
     def name(self) -> str:
@@ -114,8 +124,8 @@ def run_job(job: Job) -> Iterator[EpochResult]:
     with contextlib.closing(Ledger(job.ledger)) as ledger, _locked(job):
         # `run_all` looked the Run up before it made this job. Another process may have trained it
         # since then, for example while this one waited for the lock.
-        record = _find_record(job, ledger)
-        rows = _train_and_store(job, ledger) if record is None else _row_of_record(job, record)
+        record = find_record(job, ledger)
+        rows = _train_and_store(job, ledger) if record is None else row_of_record(job, record)
         last_row = None
         for row in rows:
             if row.record is None:
@@ -201,7 +211,7 @@ def _is_beyond_prefix(fork: Job, checkpoints: Checkpoints) -> bool:
     if fork.ledger is None or fork.key is None:
         return False
     with contextlib.closing(Ledger(fork.ledger)) as ledger:
-        return _find_record(fork, ledger) is not None
+        return find_record(fork, ledger) is not None
 
 
 def _train_and_store(job: Job, ledger: Ledger | None) -> Iterator[EpochResult]:
@@ -262,8 +272,16 @@ def _locked(job: Job) -> AbstractContextManager[None]:
     return Checkpoints(job.checkpoint_folder).locked(job.name)
 
 
-def _find_record(job: Job, ledger: Ledger) -> Record | None:
-    """Look a Run up in the ledger; None means that it must be trained."""
+def find_record(job: Job, ledger: Ledger) -> Record | None:
+    """Look a Run up in the ledger.
+
+    Args:
+        job: The Run.
+        ledger: The ledger.
+
+    Returns:
+        Its Record; None means that it must be trained.
+    """
     # An overwritten Record must be new, and the ledger holds no weights.
     if job.overwrite or job.keep_first_flooded:
         return None
@@ -275,8 +293,16 @@ def _find_record(job: Job, ledger: Ledger) -> Record | None:
     return record if is_same_code else None
 
 
-def _row_of_record(job: Job, record: Record) -> Iterator[EpochResult]:
-    """Yield the last row of a Run that another process trained, and prune its checkpoints."""
+def row_of_record(job: Job, record: Record) -> Iterator[EpochResult]:
+    """Give the last row of a Run that another process trained, and prune its checkpoints.
+
+    Args:
+        job: The Run.
+        record: Its Record.
+
+    Yields:
+        The row.
+    """
     row = EpochResult(job.run, job.run.epochs, {}, record)
     # A prefix may have written a checkpoint for this Run in the meantime.
     if job.checkpoint_folder is not None:

@@ -58,7 +58,15 @@ from flooding.training.state import (
     take_snapshot,
 )
 
-__all__ = ["NUMERICS_VERSION", "EpochResult", "TakeSnapshot", "fingerprint", "mean_level", "train"]
+__all__ = [
+    "NUMERICS_VERSION",
+    "EpochResult",
+    "TakeSnapshot",
+    "fingerprint",
+    "mean_level",
+    "record_versions",
+    "train",
+]
 
 # Raised whenever the same Run gives other bits; a golden Record in the tests watches over it.
 NUMERICS_VERSION = 2
@@ -207,7 +215,7 @@ def _train_run(
         "val_examples": len(splits.val),
         "pid": os.getpid(),
     }
-    record = replace(record, metadata={**metadata, **_versions()})
+    record = replace(record, metadata={**metadata, **record_versions()})
     yield EpochResult(run, epoch, values, record, state.weights, losses, snapshot)
 
 
@@ -429,7 +437,7 @@ def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) 
 
 
 @functools.cache
-def _versions() -> dict[str, str | int]:
+def record_versions() -> dict[str, str | int]:
     """Give the versions and the machine that a Record names."""
     return {
         "engine": NUMERICS_VERSION,

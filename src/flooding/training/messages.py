@@ -36,6 +36,7 @@ _BATCH_TIME = (
 class EpochMessage(NamedTuple):
     """A row of a Run, without what the parent has already."""
 
+    number: int  # of the Run's job
     epoch: int
     values: dict[str, float]
     record: Record | None
@@ -46,7 +47,7 @@ Message: TypeAlias = list[EpochMessage | ForkReady] | BaseException
 
 
 def batched(
-    rows: Iterator[EpochResult] | Iterator[ForkReady],
+    rows: Iterator[tuple[int, EpochResult]] | Iterator[ForkReady],
     last_row_only: bool,
     interval: float = _BATCH_TIME,
 ) -> Iterator[list[EpochMessage | ForkReady]]:
@@ -65,7 +66,7 @@ def batched(
     batch: list[EpochMessage | ForkReady] = []
     last_sent = time.monotonic()
     for row in rows:
-        is_urgent = isinstance(row, ForkReady) or row.record is not None
+        is_urgent = isinstance(row, ForkReady) or row[1].record is not None
         seconds = time.monotonic() - last_sent
         if is_urgent or not last_row_only:
             batch.append(_to_message(row))
@@ -77,14 +78,15 @@ def batched(
             batch, last_sent = [], time.monotonic()
 
 
-def _to_message(row: EpochResult | ForkReady) -> EpochMessage | ForkReady:
+def _to_message(row: tuple[int, EpochResult] | ForkReady) -> EpochMessage | ForkReady:
     """Leave out what the parent has, or cannot use: the Run, weights and snapshots."""
     if isinstance(row, ForkReady):
         return row
-    record = row.record
+    number, result = row
+    record = result.record
     if record is not None:
         record = replace(record, run=None)
-    return EpochMessage(row.epoch, row.values, record)
+    return EpochMessage(number, result.epoch, result.values, record)
 
 
 class PickledError(NamedTuple):

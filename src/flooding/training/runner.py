@@ -14,12 +14,21 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from flooding.numerics import capture_settings, environment, has_global_hooks
+from flooding.numerics import capture_settings
 from flooding.training.checkpoints import Checkpoints
-from flooding.training.config import Config, has_user_key, is_hashable
+from flooding.training.config import is_hashable
+from flooding.training.fleet_jobs import (
+    FleetOption,
+    check_fleet_option,
+    may_join,
+    plan_fleets,
+    refusal,
+    run_fleet,
+)
 from flooding.training.jobs import Job, is_picklable, run_job, run_shared_prefix
 from flooding.training.ledger import Ledger, absolute_path, default_path
-from flooding.training.loop import NUMERICS_VERSION, EpochResult, fingerprint
+from flooding.training.lookup import Kernel, load_cached, log_lookup, run_key, run_keys
+from flooding.training.loop import EpochResult
 from flooding.training.pool import lend_pool
 from flooding.training.prefix import can_share, prefix_run
 from flooding.training.progress import show_progress
@@ -48,6 +57,7 @@ def run_all(
     workers: int | None = None,
     device: str = "cpu",
     threads: int = 1,
+    fleet: FleetOption = False,
     on_start: Callable[[list[Run]], object] | None = None,
     on_row: Callable[[EpochResult], object] | None = None,
     progress: bool | None = None,
@@ -70,6 +80,11 @@ def run_all(
         device: Where to train.
         threads: torch threads to train with; more than 1 trains in this process, since processes
             are faster.
+        fleet: Whether to train Runs that differ in seed, level and optimiser alone as one set of
+            tensors, see :class:`flooding.training.fleet.Fleet`; a number is the largest size of a
+            fleet. "auto" measures a few steps and does so where it is faster, and takes a Record
+            of either kind. The bits are not those of single Runs, so a fleet's Records are looked
+            up with ``fleet`` alone. What cannot go in a fleet trains one by one.
         on_start: Called once with the Runs that must be trained.
         on_row: Called with every row of the Runs that are trained.
         progress: True shows a bar on standard error, or in a notebook, at once; False never. None
@@ -110,6 +125,7 @@ def run_all(
         overwrite=overwrite,
         device=device,
         threads=threads,
+        fleet=fleet,
         on_start=on_start,
         on_row=on_row,
         progress=progress,
@@ -125,6 +141,7 @@ def run_with(
     overwrite: bool = False,
     device: str = "cpu",
     threads: int = 1,
+    fleet: FleetOption = False,
     on_start: Callable[[list[Run]], object] | None = None,
     on_row: Callable[[EpochResult], object] | None = None,
     progress: bool | None = None,
@@ -137,16 +154,24 @@ def run_with(
     Returns:
         Records in the order of the Runs.
     """
+    check_fleet_option(fleet)
     # Absolute, since a worker and a Run may change the working directory.
     path = None if ledger is False else str(absolute_path(ledger or default_path()))
     with show_progress(progress) as display:
         # Look up what was trained before.
-        keys = [run_key(run, device=device, threads=threads) for run in runs]
+        kernels: list[Kernel] = ["single"] * len(runs)
+        if fleet is not False:
+            kernels = ["fleet" if may_join(run) else "single" for run in runs]
+        keys = run_keys(runs, kernels, device, threads)
         records: dict[int, Record] = {}
         if path is not None and not overwrite:
-            records = _load_cached(path, runs, keys, device, threads)
+            records = load_cached(path, runs, keys, kernels, device, threads)
+            if fleet == "auto":
+                alone: list[Kernel] = ["single"] * len(runs)
+                single_keys = run_keys(runs, alone, device, threads)
+                records = load_cached(path, runs, single_keys, alone, device, threads) | records
         if path is not None and runs:
-            _log_lookup(path, len(records), keys)
+            log_lookup(path, len(records), keys)
 
         # Of equal Runs the first one is trained.
         duplicates = _find_duplicates(runs, keys, records)
@@ -167,7 +192,7 @@ def run_with(
                 last_row_only=on_row is None,
             )
             with _open_ledger(path), _make_jobs(options, runs, keys, list(duplicates)) as jobs:
-                trained = _train(jobs, execute, num_workers, on_row)
+                trained = _train(jobs, execute, num_workers, on_row, fleet)
             for index, equal in duplicates.items():
                 records |= {other: replace(trained[index], run=runs[other]) for other in equal}
     return [records[index] for index in range(len(runs))]
@@ -198,104 +223,6 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def run_key(run: Run, *, device: str = "cpu", threads: int = 1) -> str | None:
-    """Give the key of a Run on a device, under which the ledger stores its Record.
-
-    Args:
-        run: The Run.
-        device: Where it trains.
-        threads: torch threads it trains with.
-
-    Returns:
-        64 hexadecimal digits, or None if a part of the Run cannot be hashed.
-    """
-    # Global hooks may change anything, and nobody can name them.
-    if has_global_hooks():
-        return None
-    return run.key(**_key_metadata(device, threads))
-
-
-def _key_metadata(device: str, threads: int) -> dict[str, Config]:
-    """Describe what changes the bits of every Run; torch's default settings are left out."""
-    metadata: dict[str, Config] = {
-        "engine": NUMERICS_VERSION,
-        "torch": torch.__version__,
-        "device": str(device),
-        "dtype": str(torch.get_default_dtype()),
-        "threads": threads,
-        "kernel": "single",
-    }
-    settings: dict[str, Config] = {**capture_settings()}
-    if settings:
-        metadata["settings"] = settings
-    if variables := environment():
-        metadata["environment"] = {**variables}
-    return metadata
-
-
-# Looking up
-
-
-def _load_cached(
-    path: str, runs: list[Run], keys: list[str | None], device: str, threads: int
-) -> dict[int, Record]:
-    """Look Runs up in the ledger, by the index of each; also under the keys of flooding 0.1.0."""
-    records: dict[int, Record] = {}
-    metadata = _key_metadata(device, threads)
-    with closing(Ledger(path)) as ledger:
-        for index, (run, key) in enumerate(zip(runs, keys, strict=True)):
-            if key is None:
-                continue
-            record = ledger.find(run, key)
-            if record is None:
-                record = _find_legacy(ledger, run, metadata)
-            if record is not None:
-                records[index] = record
-    for record in records.values():
-        _check_fingerprint(record, path, device, threads)
-    return records
-
-
-def _find_legacy(ledger: Ledger, run: Run, metadata: dict[str, Config]) -> Record | None:
-    for key in run.legacy_keys(**metadata):
-        record = ledger.find(run, key)
-        if record is not None:
-            return record
-    return None
-
-
-def _check_fingerprint(record: Record, path: str, device: str, threads: int) -> None:
-    """Refuse a Record under a user's key that comes from other code: the key does not hash it."""
-    run = record.run
-    if run is None or not has_user_key(run.problem):
-        return
-    if record.fingerprint != fingerprint(run, device, threads):
-        raise ValueError(
-            "a Record must have this problem's parameter shapes and first batch loss, but the one "
-            f"in {path} has others: the problem changed. Change its key too."
-        )
-
-
-def _log_lookup(path: str, count: int, keys: list[str | None]) -> None:
-    """Log how many Runs were in the ledger, and why some can never be."""
-    log.info("%d of %d runs from the ledger %s", count, len(keys), path)
-    if None not in keys:
-        return
-    if has_global_hooks():
-        log.warning(
-            "with global hooks of torch.nn or torch.optim every run is trained anew. "
-            "Remove them to look runs up."
-        )
-    else:
-        log.warning(
-            "a problem without a key is trained anew each time. "
-            "Give the Problem a key='...' to look it up."
-        )
-
-
-# Jobs
 
 
 def _find_duplicates(
@@ -410,11 +337,13 @@ def _train(
     execute: Execute,
     num_workers: int,
     on_row: Callable[[EpochResult], object] | None,
+    fleet: FleetOption = False,
 ) -> dict[int, Record]:
     """Train Runs and give their Records, by the index of each."""
     records: dict[int, Record] = {}
+    fleets, alone = _split_off_fleets(jobs, fleet, num_workers)
     # Closed at once where the caller leaves early: whatever trains must end then.
-    with closing(execute(_group_by_prefix(jobs, num_workers))) as rows:
+    with closing(execute(fleets + _group_by_prefix(alone, num_workers))) as rows:
         for index, row in rows:
             if on_row is not None:
                 on_row(row)
@@ -428,6 +357,26 @@ def _train(
     if trained < epochs:
         log.debug("%.0f %% of the steps were shared or done before", 100 - 100 * trained / epochs)
     return records
+
+
+def _split_off_fleets(
+    jobs: list[Job], fleet: FleetOption, workers: int
+) -> tuple[list[Job], list[Job]]:
+    """Put the jobs that may and should train together into fleets; the others keep their own."""
+    if fleet is False:
+        return [], jobs
+    joining = [job for job in jobs if may_join(job.run)]
+    others = [job for job in jobs if not may_join(job.run)]
+    if others:
+        log.warning("%d runs train one by one: %s", len(others), refusal(others[0].run))
+    # One process fills a GPU, and several would share its memory.
+    is_cpu = all(job.device == "cpu" and job.threads == 1 for job in joining)
+    fleets, alone = plan_fleets(joining, fleet, max(workers, 1) if is_cpu else 1)
+    for job in alone:
+        # Alone it is another computation, with a key of its own.
+        key = run_key(job.run, device=job.device, threads=job.threads)
+        others.append(job._replace(key=key))
+    return fleets, others
 
 
 def _execute(jobs: list[Job], workers: int | None) -> Rows:
@@ -461,7 +410,7 @@ def _split_by_place(
     for job in jobs:
         picklable = all(is_picklable(run) for run in _runs(job))
         if not picklable:
-            unpicklable += len(job.forks) or 1
+            unpicklable += len(job.members) or len(job.forks) or 1
         if picklable and job.threads == 1:
             remote.append(job)
         else:
@@ -477,6 +426,8 @@ def _split_by_place(
 
 def _runs(job: Job) -> list[Run]:
     """List the Runs that a job trains: its own, and those that share it as their prefix."""
+    if job.members:
+        return [member.run for member in job.members]
     return [job.run, *(fork.run for fork in job.forks)]
 
 
@@ -486,6 +437,12 @@ def _execute_here(jobs: list[Job]) -> Rows:
     with watchdog.in_background():
         for job in jobs:
             watchdog.start("here", job.run)
+            if job.members:
+                for number, row in run_fleet(job):
+                    watchdog.feed("here", row.epoch)
+                    yield number, row
+                    watchdog.feed("here")
+                continue
             # First the whole prefix, then each of its forks in the order in which they left it.
             alone = [job]
             if job.forks:

@@ -14,7 +14,7 @@ import threading
 
 import torch
 
-from flooding.training.jobs import run_job, run_shared_prefix
+from flooding.training.fleet_jobs import execute_job
 from flooding.training.messages import (
     batched,
     picklable_error,
@@ -58,8 +58,7 @@ def serve(parent_pid: int) -> None:
             os.chdir(folder)
             job = pickle.loads(pickled_job)
             torch.set_default_dtype(job.dtype)
-            rows = run_shared_prefix(job) if job.forks else run_job(job)
-            for batch in batched(rows, job.last_row_only):
+            for batch in batched(execute_job(job), job.last_row_only):
                 send(batch)
         except BaseException as error:  # ruff: ignore[blind-except] -- the parent raises it
             send(picklable_error(error))

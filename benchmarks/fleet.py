@@ -1,0 +1,216 @@
+"""Fleets beside the worker pool: run-steps a second, and growth to 10,000 Runs.
+
+    python benchmarks/fleet.py speed [--rounds 3] [--epochs 200]
+    python benchmarks/fleet.py growth [--counts 10 1000 10000]
+
+``speed`` trains networks of three sizes on Two Gaussians, full batches of 100, Adam: by the worker
+pool, by fleets, and by what the rule of ``fleet="auto"`` picks, in turns. Every Run has a seed of
+its own, so that the pool has no first steps to share; ``--levels`` trains several levels of few
+seeds instead, where it has. A run-step is one optimiser step of one Run. Time is that of the whole
+call of ``run_all``: data, training, evaluation after every epoch, Records; the workers are warm.
+
+``growth`` trains many tiny Runs and gives time and memory for each. A picture goes to
+docs/scaling/fleet.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from flooding import Problem, Run, run_all
+from flooding.data.synthetic import two_gaussians
+from flooding.models import mlp
+from flooding.report.provenance import machine
+
+SIZES = {"2x50": (50, 2, 48), "3x100": (100, 3, 48), "5x500": (500, 5, 8)}  # width, depth, Runs
+MUST = {"2x50": 3.0, "3x100": 1.5, "5x500": 0.95}
+PICTURE = Path(__file__).parents[1] / "docs" / "scaling" / "fleet.png"
+
+
+def problem(width, depth, epochs, n_test=1000):
+    """Two Gaussians, full batches of 100."""
+    return Problem(
+        partial(two_gaussians, n_test=n_test, label_noise=0.1),
+        partial(mlp, 10, 2, width=width, depth=depth),
+        partial(torch.optim.Adam, lr=1e-3),
+        max_epochs=epochs,
+    )
+
+
+def plan(shared, count, by_levels):
+    """Give Runs that differ in their seed, or mostly in their level."""
+    if not by_levels:
+        return [Run(shared, (None, 0.1, 0.2)[i % 3], seed=i) for i in range(count)]
+    return [Run(shared, round(0.02 * (i // 2), 2), seed=i % 2) for i in range(count)]
+
+
+def seconds(runs, workers, fleet):
+    """Time one call."""
+    begin = time.perf_counter()
+    run_all(runs, ledger=False, workers=workers, fleet=fleet, progress=False)
+    return time.perf_counter() - begin
+
+
+class Picks(logging.Handler):
+    """Remembers what the rule picked."""
+
+    def emit(self, record):
+        """Keep the answer of the latest measurement."""
+        if "in a fleet and" in record.msg:
+            self.last = "fleet" if record.args[-1] == "in fleets" else "pool"
+
+
+def speed(given):
+    """Print the table of run-steps a second."""
+    picks = Picks()
+    logging.getLogger("flooding").addHandler(picks)
+    logging.getLogger("flooding").setLevel(logging.INFO)
+    print(f"{machine()}; {given.workers} workers; load {load()} before")
+    for name in given.sizes:
+        width, depth, count = SIZES[name]
+        epochs = max(2, given.epochs // (10 if name == "5x500" else 1))
+        runs = plan(problem(width, depth, epochs), count, given.levels)
+        # Warm workers, and every seed's data.
+        short = plan(problem(width, depth, 2), count, given.levels)
+        for fleet in (False, True):
+            seconds(short, given.workers, fleet)
+        times = {False: [], True: [], "auto": []}
+        picked = []
+        for _ in range(given.rounds):
+            for fleet, spent in times.items():
+                spent.append(seconds(runs, given.workers, fleet))
+            picked.append(picks.last)
+        rates = {f: [count * epochs / t for t in spent] for f, spent in times.items()}
+        medians = {f: statistics.median(rate) for f, rate in rates.items()}
+        # A ratio of each round: what disturbs the machine then disturbs both.
+        ratio, auto = (
+            [a / b for a, b in zip(rates[kind], rates[False], strict=True)]
+            for kind in (True, "auto")
+        )
+        print(
+            f"{name}, {count} runs of {epochs} epochs: pool {medians[False]:.0f}, fleet "
+            f"{medians[True]:.0f}, auto {medians['auto']:.0f} run-steps a second; fleet over pool "
+            f"{statistics.median(ratio):.2f} [{min(ratio):.2f}, {max(ratio):.2f}], auto over pool "
+            f"{statistics.median(auto):.2f} [{min(auto):.2f}, {max(auto):.2f}], must be at least "
+            f"{MUST[name]}; the rule picked {', '.join(picked)}; load {load()}",
+            flush=True,
+        )
+
+
+def load():
+    """Give the machine's load of the last minute."""
+    return f"{os.getloadavg()[0]:.1f}"
+
+
+# ---------------------------------------------------------------- growth
+
+
+def grow(kind, count, workers):
+    """Train tiny Runs in this process and its workers; print seconds and memory as JSON."""
+    import psutil
+
+    shared = problem(8, 1, 5, n_test=50)
+    runs = [Run(shared, 0.02 * (i % 25), seed=i // 25) for i in range(count)]
+    seconds(runs[:4], workers, kind == "fleet")  # starts the workers
+    process = psutil.Process()
+    peak, stop = [0], [False]
+
+    def watch():
+        while not stop[0]:
+            family = [process, *process.children(recursive=True)]
+            total = 0
+            for member in family:
+                try:
+                    total += member.memory_info().rss
+                except psutil.Error:
+                    continue
+            peak[0] = max(peak[0], total)
+            time.sleep(0.05)
+
+    import threading
+
+    family = [process, *process.children(recursive=True)]
+    base = sum(member.memory_info().rss for member in family)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    spent = seconds(runs, workers, kind == "fleet")
+    stop[0] = True
+    thread.join()
+    print(json.dumps({"seconds": spent, "bytes": max(0, peak[0] - base)}))
+
+
+def growth(given):
+    """Print the table of time and memory a Run, and draw it."""
+    table = {}
+    print(f"{machine()}; {given.workers} workers; load {load()} before")
+    for count in given.counts:
+        for kind in ("pool", "fleet"):
+            command = [sys.executable, __file__, "grow", "--kind", kind, "--count", str(count)]
+            command += ["--workers", str(given.workers)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            result = json.loads(output.splitlines()[-1])
+            table[kind, count] = result
+            print(
+                f"{kind}, {count} runs: {1e3 * result['seconds'] / count:.2f} ms and "
+                f"{result['bytes'] / 1e3 / count:.1f} kB a run, "
+                f"{result['bytes'] / 1e6:.0f} MB above the start; load {load()}",
+                flush=True,
+            )
+    if len(given.counts) > 1:
+        draw(table, given.counts)
+
+
+def draw(table, counts):
+    """Draw time and memory a Run against the number of Runs."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axis, name, factor, label in (
+        (axes[0], "seconds", 1e3, "ms a run"),
+        (axes[1], "bytes", 1e-3, "kB a run"),
+    ):
+        for kind in ("pool", "fleet"):
+            values = [factor * table[kind, count][name] / count for count in counts]
+            axis.loglog(counts, values, marker="o", label=kind)
+        axis.set_xlabel("runs")
+        axis.set_ylabel(label)
+        axis.legend()
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=100)
+    print("drawn", PICTURE.name)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("speed", "growth", "grow"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--levels", action="store_true", help="many levels of two seeds")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--counts", type=int, nargs="+", default=[10, 1000, 10_000])
+    parser.add_argument("--kind", choices=("pool", "fleet"))
+    parser.add_argument("--count", type=int)
+    given = parser.parse_args()
+    if given.what == "grow":
+        grow(given.kind, given.count, given.workers)
+    else:
+        {"speed": speed, "growth": growth}[given.what](given)
+
+
+if __name__ == "__main__":
+    main()

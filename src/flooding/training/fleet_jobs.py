@@ -1,0 +1,269 @@
+"""Jobs of fleets: which Runs train together, and a worker's training of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import torch
+
+from flooding.training.fleet import Fleet, FleetError, group_key, refusal
+from flooding.training.fleet.probe import Probe, available_memory, probe
+from flooding.training.jobs import (
+    ForkReady,
+    Job,
+    find_record,
+    row_of_record,
+    run_job,
+    run_shared_prefix,
+)
+from flooding.training.ledger import Ledger
+from flooding.training.loop import EpochResult
+from flooding.training.run import Run
+
+__all__ = [
+    "FleetOption",
+    "check_fleet_option",
+    "execute_job",
+    "may_join",
+    "plan_fleets",
+    "refusal",
+    "run_fleet",
+]
+
+log = logging.getLogger("flooding")
+FleetOption: TypeAlias = bool | int | Literal["auto"]
+_MAX_SIZE = 256  # Runs of a fleet: from there on more of them are hardly faster
+_MEMORY_SHARE = 0.5  # of what is free
+_MIN_SPEEDUP = 1.1  # below that single Runs are taken, which share their first steps
+
+
+def check_fleet_option(fleet: FleetOption) -> None:
+    """Refuse what is no option for fleets.
+
+    Args:
+        fleet: The option.
+
+    Raises:
+        ValueError: If it is neither a bool, a number of at least 2 nor "auto".
+    """
+    if fleet == "auto" or isinstance(fleet, bool):
+        return
+    if not isinstance(fleet, int) or fleet < 2:
+        raise ValueError(
+            f"fleet must be True, False, 'auto' or a largest number of Runs of at least 2, got "
+            f"{fleet!r}."
+        )
+
+
+def may_join(run: Run) -> bool:
+    """Tell whether nothing speaks against a Run's training in a fleet, before it is built.
+
+    Args:
+        run: The Run.
+
+    Returns:
+        Whether it may.
+    """
+    return refusal(run) is None
+
+
+def plan_fleets(
+    jobs: Sequence[Job], fleet: FleetOption, workers: int
+) -> tuple[list[Job], list[Job]]:
+    """Put jobs into fleets.
+
+    Args:
+        jobs: Jobs of Runs that may join a fleet, each with the key of a fleet's Record.
+        fleet: Whether fleets are wanted, a largest size, or "auto" for where they are faster.
+        workers: How many processes train at a time.
+
+    Returns:
+        Jobs of fleets, and the jobs that are to train one by one.
+    """
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(group_key(job.run), []).append(job)
+    fleets, alone = [], []
+    for group in groups.values():
+        size = _fleet_size(group, fleet, workers)
+        if size is None:
+            alone += group
+        else:
+            fleets += [_make_fleet(part) for part in _divide(group, size)]
+    return fleets, alone
+
+
+def _fleet_size(group: Sequence[Job], fleet: FleetOption, workers: int) -> int | None:
+    """Choose how many Runs of a group train together; None trains them one by one."""
+    first, runs = group[0], [job.run for job in group]
+    if fleet == "auto" and len(group) < 2:
+        return None
+    try:
+        result = probe(
+            runs,
+            device=first.device,
+            threads=first.threads,
+            settings=first.settings,
+            is_timed=fleet == "auto",
+        )
+    except FleetError as error:
+        log.warning("%d runs train one by one: %s", len(group), error)
+        return None
+    if fleet == "auto":
+        is_faster = result.speedup > _MIN_SPEEDUP
+        log.info(
+            "an epoch of a run takes %.3g ms in a fleet and %.3g ms alone: %d runs train %s",
+            1e3 * result.fleet,
+            1e3 * result.single,
+            len(group),
+            "in fleets" if is_faster else "one by one",
+        )
+        if not is_faster:
+            return None
+    largest = _MAX_SIZE if isinstance(fleet, bool) or fleet == "auto" else fleet
+    largest = min(largest, _fitting(result, first.device, workers))
+    # As many fleets as fill the workers equally.
+    count = math.ceil(len(group) / largest)
+    count = math.ceil(count / workers) * workers
+    return math.ceil(len(group) / min(count, len(group)))
+
+
+def _fitting(result: Probe, device: str, workers: int) -> int:
+    """Give the number of Runs that fit into the memory of one worker."""
+    available = available_memory(device)
+    if available is None:
+        return _MAX_SIZE
+    share = _MEMORY_SHARE * available / max(workers, 1)
+    fitting = max(1, int(share / max(result.memory, 1)))
+    if fitting < _MAX_SIZE:
+        log.info(
+            "a run takes about %.3g MB in a fleet, so %d train together",
+            result.memory / 1e6,
+            fitting,
+        )
+    return fitting
+
+
+def _divide(group: Sequence[Job], size: int) -> list[list[Job]]:
+    """Divide a group; Runs of one seed stay together, since they share their data."""
+    ordered = sorted(group, key=lambda job: job.run.seed)
+    return [list(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+
+
+def _make_fleet(members: Sequence[Job]) -> Job:
+    return members[0]._replace(members=tuple(members))
+
+
+# ---------------------------------------------------------------- in a worker
+
+
+def execute_job(job: Job) -> Iterator[tuple[int, EpochResult]] | Iterator[ForkReady]:
+    """Do a job of any kind: a prefix, a fleet, or one Run.
+
+    Args:
+        job: The job.
+
+    Returns:
+        Forks that are ready, or the number of a Run with each row of its training.
+    """
+    if job.forks:
+        return run_shared_prefix(job)
+    if job.members:
+        return run_fleet(job)
+    return ((job.number, row) for row in run_job(job))
+
+
+def run_fleet(job: Job) -> Iterator[tuple[int, EpochResult]]:
+    """Look the Runs of a fleet up, train those that are not there, and store their Records.
+
+    Args:
+        job: The fleet.
+
+    Yields:
+        The number of a Run and a row of its training.
+    """
+    with contextlib.ExitStack() as stack:
+        ledger = None
+        if job.ledger is not None:
+            ledger = stack.enter_context(contextlib.closing(Ledger(job.ledger)))
+        remaining = []
+        for member in job.members:
+            # Another process may have trained it since it was looked up.
+            record = None
+            if ledger is not None and member.key is not None:
+                record = find_record(member, ledger)
+            if record is None:
+                remaining.append(member)
+            else:
+                yield from ((member.number, row) for row in row_of_record(member, record))
+        if remaining:
+            yield from _train(remaining, ledger)
+
+
+def _train(members: Sequence[Job], ledger: Ledger | None) -> Iterator[tuple[int, EpochResult]]:
+    """Train Runs together; where memory runs out, in halves one after the other."""
+    waiting = [list(members)]
+    finished: set[int] = set()
+    yielded: set[tuple[int, int]] = set()
+    has_warned = False
+    while waiting:
+        part = waiting.pop()
+        try:
+            for number, row in _train_together(part, ledger):
+                if row.record is not None:
+                    finished.add(number)
+                # A half trains its first epochs again; nobody needs their rows twice.
+                elif (number, row.epoch) in yielded:
+                    continue
+                yielded.add((number, row.epoch))
+                yield number, row
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if len(part) < 2 or not _is_out_of_memory(error):
+                raise
+        # Outside of the block, where the error holds no tensors any more.
+        if not has_warned:
+            log.warning("memory ran out for a fleet of %d runs: it goes on in halves", len(part))
+            has_warned = True
+        rest = [member for member in part if member.number not in finished]
+        half = (len(rest) + 1) // 2
+        waiting += [half_of_rest for half_of_rest in (rest[half:], rest[:half]) if half_of_rest]
+
+
+def _train_together(
+    members: Sequence[Job], ledger: Ledger | None
+) -> Iterator[tuple[int, EpochResult]]:
+    """Train one fleet, and store its Records."""
+    first = members[0]
+    # Copies, since a caller may ask for the same object twice.
+    runs = [copy.copy(member.run) for member in members]
+    fleet = Fleet(
+        runs,
+        device=first.device,
+        threads=first.threads,
+        settings=first.settings,
+    )
+    member_of = {id(run): member for run, member in zip(runs, members, strict=True)}
+    if ledger is not None:
+        for member in members:
+            if member.key is not None:
+                ledger.start(member.name, member.run.epochs)
+    for row in fleet.train():
+        member = member_of[id(row.run)]
+        if row.record is not None and ledger is not None and member.key is not None:
+            # Stored before the row is yielded: a parent that is killed then loses nothing.
+            ledger.add(member.name, row.record, replace=member.overwrite)
+        yield member.number, replace(row, run=member.run)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # On the CPU torch raises a plain RuntimeError.
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -1,0 +1,352 @@
+"""A fleet trains each of its Runs as the single loop does, to 1e-10 in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from flooding import Run, train
+from flooding.averaging import EMA, Mean
+from flooding.data import Split, Splits
+from flooding.levels import Auto, Delayed, Heuristic, Plateau, Range, Warmup
+from flooding.methods import IFlood, SoftAD
+from flooding.models import mlp
+from flooding.training.fleet import Fleet
+from small import small
+
+TOLERANCE = 1e-10
+plateau = partial(Plateau, high=1.0)
+# Both loops compute these in float32: sums in another order may differ in their last bit.
+FLOAT32 = 1e-6
+FLOAT32_NAMES = {"train_loss", "level", "flooded"}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def images(seed):
+    """Small images of two classes, different for each seed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def split(n):
+        x = torch.randn(n, 2, 5, 5, generator=generator, dtype=torch.float64)
+        return Split(x, (x.mean((1, 2, 3)) > 0).long())
+
+    return Splits(split(21), split(12), split(9))
+
+
+def points(seed, n_inputs=10):
+    """Two classes of points, different for each seed, with clean labels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def split(n):
+        x = torch.randn(n, n_inputs, generator=generator, dtype=torch.float64)
+        clean = (x[:, 0] + x[:, 1] > 0).long()
+        flips = torch.rand(n, generator=generator) < 0.1
+        return Split(x, clean ^ flips.long(), clean)
+
+    return Splits(split(26), split(18), split(20))
+
+
+def lines(seed):
+    """A line with noise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def split(n):
+        x = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+        noise = 0.1 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+        return Split(x, x.sum(1, keepdim=True) + noise)
+
+    return Splits(split(26), split(18), split(20))
+
+
+def small_data(seed):
+    return points(seed)
+
+
+def problem(**changes):
+    """Points, 26 in batches of 10: the last one holds 6."""
+    return small(**{"data": small_data, "batch_size": 10, "max_epochs": 4} | changes)
+
+
+class Attention(nn.Module):
+    """Words as an embedding and a layer of attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x):
+        hidden = self.embedding(x)
+        return self.last(self.attention(hidden, hidden, hidden)[0].mean(1))
+
+
+def words(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def split(n):
+        x = torch.randint(7, (n, 5), generator=generator)
+        return Split(x, (x.sum(1) > 15).long())
+
+    return Splits(split(20), split(10), split(10))
+
+
+def conv():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(4, 2)
+    )
+
+
+def batch_norm():
+    return mlp(10, 2, width=6, depth=2, batch_norm=True)
+
+
+def rows_of(runs, **options):
+    """The rows of a fleet, a list for each Run."""
+    rows = {id(run): [] for run in runs}
+    for row in Fleet(runs, **options).train():
+        rows[id(row.run)].append(row)
+    return [rows[id(run)] for run in runs]
+
+
+def assert_close(values, expected, tolerance=TOLERANCE):
+    assert values.keys() == expected.keys()
+    for name, value in values.items():
+        is_float32 = "accuracy" in name or name.rpartition(".")[2] in FLOAT32_NAMES
+        limit = FLOAT32 if is_float32 else tolerance
+        assert value == pytest.approx(expected[name], rel=0, abs=limit, nan_ok=True), name
+
+
+def assert_equal_weights(weights, expected, tolerance=TOLERANCE):
+    assert weights.keys() == expected.keys()
+    for kind in weights:
+        for name, tensor in weights[kind].items():
+            torch.testing.assert_close(
+                tensor, expected[kind][name], rtol=0, atol=tolerance, msg=f"{kind} {name}"
+            )
+
+
+def assert_agrees(runs, tolerance=TOLERANCE):
+    """Every epoch's numbers, the best and last weights and the final metrics are the twin's."""
+    for run, rows in zip(runs, rows_of(runs), strict=True):
+        twin = list(train(run))
+        assert len(rows) == len(twin)
+        for row, expected in zip(rows, twin, strict=True):
+            assert row.epoch == expected.epoch
+            assert_close(row.values, expected.values, tolerance)
+            assert (row.losses is None) == (expected.losses is None)
+            if row.losses is not None:
+                torch.testing.assert_close(row.losses, expected.losses, rtol=0, atol=tolerance)
+        assert_equal_weights(rows[-1].weights, twin[-1].weights, tolerance)
+        record, single = rows[-1].record, twin[-1].record
+        assert record.metrics["best.epoch"] == single.metrics["best.epoch"]
+        shares = {n for n in record.metrics if "ece" in n or "over_confidence" in n}
+        assert_close(
+            {n: v for n, v in record.metrics.items() if n not in shares},
+            {n: v for n, v in single.metrics.items() if n not in shares},
+            tolerance,
+        )
+
+
+def grid(problem, levels=(None, 0.3, 0.65), seeds=(0, 1)):
+    return [Run(problem, level, seed=seed) for seed in seeds for level in levels]
+
+
+MODELS = {
+    "linear": problem(),
+    "full batch": problem(batch_size=26),
+    "conv": problem(data=lambda seed: images(seed), model=conv),
+    "batch norm": problem(model=batch_norm, batch_size=13),
+    "attention": problem(data=lambda seed: words(seed), model=Attention),
+    "regression": problem(
+        data=lambda seed: lines(seed),
+        model=partial(nn.Linear, 3, 1),
+        loss=nn.functional.mse_loss,
+        score=None,
+    ),
+    "one data set": problem(data=points(3)),
+    "frozen layer": problem(model=lambda: frozen()),
+    "tied weights": problem(model=lambda: Tied()),
+    "label smoothing": problem(
+        loss=partial(nn.functional.cross_entropy, label_smoothing=0.1),
+        eval_loss=nn.functional.cross_entropy,
+    ),
+    "class weights": problem(loss=nn.CrossEntropyLoss(weight=torch.tensor([0.5, 2.0]).double())),
+}
+
+
+def frozen():
+    model = mlp(10, 2, width=6, depth=2)
+    model[1].requires_grad_(requires_grad=False)
+    return model
+
+
+class Tied(nn.Module):
+    """The same weight twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(10, 10)
+        self.second = nn.Linear(10, 10)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(10, 2)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_kind_of_model_and_data_agrees(name):
+    assert_agrees(grid(MODELS[name]))
+
+
+@pytest.mark.parametrize(
+    "level",
+    [
+        Warmup(0.6, steps=5),
+        Range(0.7, 0.3, steps=9),
+        plateau(0.5, patience=1),
+        Delayed(0.6, until_loss=0.69),
+        Heuristic(0.5, until_accuracy=0.5),
+        Auto(),
+        torch.tensor(0.6),
+    ],
+    ids=lambda level: type(level).__name__,
+)
+def test_each_kind_of_level_agrees(level):
+    runs = [*grid(problem(), (level, None, 0.6)), Run(problem(), plateau(0.65, low=0.1), seed=2)]
+    shared = runs[0].problem
+    assert_agrees([replace(run, problem=shared) for run in runs])
+
+
+@pytest.mark.parametrize("method", [IFlood(), SoftAD()], ids=lambda m: type(m).__name__)
+def test_other_methods_agree(method):
+    shared = problem()
+    assert_agrees([Run(shared, level, method, seed) for level in (None, 0.5) for seed in (0, 1)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_grad_norm": 0.2},
+        {"lr_scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=2)},
+        {"lr_scheduler": partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0)},
+        {"averaging": EMA(0.9)},
+        {"averaging": Mean()},
+        {"averaging": Mean(start_epoch=2)},
+        {"score": None, "eval_batch_size": 7},
+    ],
+    ids=["clip", "StepLR", "ReduceLROnPlateau", "EMA", "Mean", "Mean from 2", "small passes"],
+)
+def test_each_part_of_a_problem_agrees(changes):
+    shared = problem(**changes)
+    assert_agrees(grid(shared, (None, 0.62, plateau(0.6, patience=1))))
+
+
+def test_runs_may_differ_in_the_numbers_of_their_optimiser():
+    shared = problem()
+    optimizers = [partial(torch.optim.Adam, lr=lr) for lr in (0.01, 0.03)]
+    optimizers.append(partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+    problems = [replace(shared, optimizer=optimizer) for optimizer in optimizers]
+    # Not in order, so that the fleet has to sort them.
+    runs = [Run(p, level, seed=s) for s in (0, 1) for level in (None, 0.5) for p in problems]
+    assert_agrees(runs)
+
+
+def test_runs_that_end_leave_and_the_others_go_on():
+    shared = problem()
+    runs = [
+        Run(shared, 0.5, seed=0, stop_epoch=2),
+        Run(shared, 0.5, seed=1),
+        Run(shared, plateau(0.6), seed=1, stop_epoch=3),
+        Run(shared, plateau(0.6), seed=2),
+    ]
+    assert_agrees(runs)
+
+
+def test_a_caller_ends_a_run():
+    shared = problem()
+    runs = grid(shared, (None, 0.5), (0,))
+    rows = Fleet(runs).train()
+    ended, last = [], {}
+    row = next(rows)
+    while True:
+        stop = row.run is runs[0] and row.epoch == 2 and row.record is None
+        if row.record is not None:
+            ended.append((runs.index(row.run), row.epoch))
+            last[runs.index(row.run)] = row
+        try:
+            row = rows.send(True) if stop else next(rows)
+        except StopIteration:
+            break
+    assert ended == [(0, 2), (1, 4)]
+    twin = list(train(replace(runs[0], stop_epoch=2)))[-1]
+    assert_equal_weights(last[0].weights, twin.weights)
+
+
+@pytest.mark.parametrize("averaging", [None, EMA(0.9)], ids=["alone", "averaged"])
+def test_a_run_forks_and_goes_on_alone(averaging):
+    schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=2)
+    shared = problem(averaging=averaging, lr_scheduler=schedule)
+    runs = grid(shared, (None, 0.6, plateau(0.6)), (0,))
+    fleet = Fleet(runs)
+    snapshots = {}
+    for row in fleet.train():
+        if row.epoch == 2:
+            snapshots[runs.index(row.run)] = row.snapshot(copied=True)
+            assert fleet[runs.index(row.run)].model.training
+    for index, run in enumerate(runs):
+        rest = list(train(run, resume=snapshots[index]))
+        twin = list(train(run))
+        assert_close(rest[-1].values, twin[-1].values)
+        assert_equal_weights(rest[-1].weights, twin[-1].weights)
+    with pytest.raises(IndexError, match="has left"):
+        fleet[0]
+
+
+def test_a_fleet_goes_on_from_snapshots_of_single_runs():
+    shared = problem(averaging=EMA(0.9))
+    runs = grid(shared, (None, 0.6, plateau(0.6)))
+    snapshots = []
+    for run in runs:
+        for row in train(run):
+            if row.epoch == 2:
+                snapshots.append(row.snapshot(copied=True))
+    for run, rows in zip(runs, rows_of(runs, resume=snapshots), strict=True):
+        twin = list(train(run))
+        assert [row.epoch for row in rows] == [row.epoch for row in twin]
+        assert_close(rows[-1].values, twin[-1].values)
+        assert_equal_weights(rows[-1].weights, twin[-1].weights)
+
+
+def test_dropout_draws_other_numbers_in_each_run():
+    shared = problem(model=partial(mlp, 10, 2, width=64, depth=1, dropout=0.5))
+    runs = [Run(shared, seed=0) for _ in range(2)]
+    last = [rows[-1].weights["last"] for rows in rows_of(runs)]
+    # The two have the same data and initial weights.
+    assert not torch.equal(last[0]["1.weight"], last[1]["1.weight"])
+
+
+def test_a_fleet_repeats_itself_and_leaves_the_callers_generator_alone():
+    model = partial(mlp, 10, 2, width=6, depth=2, batch_norm=True, dropout=0.2)
+    shared = problem(model=model, batch_size=13, max_epochs=2)
+    runs = grid(shared, (None, 0.5), (0, 1))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first = rows_of(runs)
+    assert torch.equal(torch.rand(2), expected)
+    torch.rand(5)
+    second = rows_of(runs)
+    for a, b in zip(first, second, strict=True):
+        assert a[-1].record.content_hash == b[-1].record.content_hash
