@@ -14,16 +14,8 @@ from flooding.level_search.page_charts import calibration_chart, curve_charts, l
 from flooding.level_search.page_groups import Groups, make_groups
 from flooding.level_search.plot_data import Measure, measures_of
 from flooding.level_search.result import SearchResult
-from flooding.report.page import (
-    Block,
-    Charts,
-    Code,
-    DataTable,
-    Page,
-    ReportPage,
-    Section,
-    Sentences,
-)
+from flooding.report.page import Block, Charts, Code, DataTable, Page, Section, Sentences
+from flooding.report.page_file import ReportPage
 from flooding.report.provenance import describe_provenance
 from flooding.report.stats import pluralize
 from flooding.text import brief, format_duration

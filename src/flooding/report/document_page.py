@@ -8,17 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flooding.report.document import Report, Table
-from flooding.report.page import (
-    Block,
-    Cell,
-    Code,
-    DataTable,
-    Page,
-    Picture,
-    ReportPage,
-    Section,
-    Sentences,
-)
+from flooding.report.page import Block, Cell, Code, DataTable, Page, Picture, Section, Sentences
+from flooding.report.page_file import ReportPage
 from flooding.report.stats import pluralize
 
 __all__ = ["data_table", "document_page", "small_png"]
