@@ -52,6 +52,11 @@ class ScoreUnit:
         """Write a value with its unit."""
         return f"{value:.4g}{self.suffix}"
 
+    def difference_text(self, value: float) -> str:
+        """Write a difference of two values with its unit."""
+        suffix = " points" if self.suffix == " %" else self.suffix
+        return f"{value:.3g}{suffix}"
+
 
 def unit_of(measure: Measure, result: SearchResult) -> ScoreUnit:
     """Tell in what unit the deciding score is shown.
@@ -131,7 +136,7 @@ def explain_selection(result: SearchResult, measures: Sequence[Measure]) -> list
                 "luck; a good level has good neighbours."
             )
     if decision.standard_error:
-        error = unit.text(abs(unit.scale) * decision.standard_error)
+        error = unit.difference_text(abs(unit.scale) * decision.standard_error)
         equal = [_name(c) for c in decision.candidates if c.is_equal and c is not best]
         if equal:
             sentences.append(
@@ -168,13 +173,11 @@ def describe_candidates(
         if candidate is best:
             sentences.append("It was chosen.")
         else:
-            gap = abs(unit.compared(best) - unit.compared(candidate))
+            gap = unit.difference_text(abs(unit.compared(best) - unit.compared(candidate)))
             verdict = "Not chosen"
             if candidate.is_equal and decision.standard_error:
                 verdict = "As good within chance, but not the best"
-            sentences.append(
-                f"{verdict}: it is {unit.text(gap)} behind {_name(best)} in what was compared."
-            )
+            sentences.append(f"{verdict}: it is {gap} behind {_name(best)} in what was compared.")
         texts[candidate.level] = sentences
     return texts
 

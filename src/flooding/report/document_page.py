@@ -121,5 +121,7 @@ def small_png(png: bytes) -> bytes:
         if picture.width > _WIDTH:
             height = round(picture.height * _WIDTH / picture.width)
             picture = picture.resize((_WIDTH, height), Image.Resampling.LANCZOS)
-        picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        # The method keeps colours of thin lines, which cover few pixels.
+        method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+        picture.quantize(_COLOURS, method, dither=dither).save(file, "PNG", optimize=True)
         return file.getvalue()

@@ -29,6 +29,8 @@ __all__ = [
     "Sentences",
 ]
 
+_LONG = 30  # characters of a text that is wrapped
+
 Cell: TypeAlias = "float | int | str | None"
 
 
@@ -81,6 +83,10 @@ class DataTable:
         """Tell whether a column holds numbers, which stand on the right."""
         cells = [row[column] for row in self.rows]
         return any(isinstance(cell, (int, float)) for cell in cells)
+
+    def is_long(self, column: int) -> bool:
+        """Tell whether a column holds sentences, which need room on a phone."""
+        return any(len(self.text_of(row, column)) > _LONG for row in range(len(self.rows)))
 
     def text_of(self, row: int, column: int) -> str:
         """Write a cell."""
