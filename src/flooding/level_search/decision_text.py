@@ -13,7 +13,7 @@ from flooding.level_search.result import SearchResult
 from flooding.report.stats import pluralize
 from flooding.text import brief
 
-__all__ = ["ScoreUnit", "answer", "describe_candidates", "explain_selection", "unit_of"]
+__all__ = ["ScoreUnit", "answer", "describe_candidates", "explain_selection", "has_loss", "unit_of"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ScoreUnit:
 
     def text(self, value: float) -> str:
         """Write a value with its unit."""
-        return f"{value:.4g}{self.suffix}"
+        return f"{value + 0.0:.4g}{self.suffix}"  # adding 0 takes the sign off a negative 0
 
     def difference_text(self, value: float) -> str:
         """Write a difference of two values with its unit."""
@@ -97,6 +97,11 @@ def answer(result: SearchResult) -> str:
     if result.level is None:
         return f"Train with {brief(level)}, which moves the level by itself."
     return f"Train with {brief(level)}, which moves the level; here it ended at {result.level:.4g}."
+
+
+def has_loss(measures: Sequence[Measure]) -> bool:
+    """Tell whether a validation loss was measured apart from the score."""
+    return any(measure.is_loss for measure in measures)
 
 
 def explain_selection(result: SearchResult, measures: Sequence[Measure]) -> list[str]:
@@ -169,7 +174,9 @@ def describe_candidates(
         own = f"{unit.name.capitalize()} {unit.text(unit.own(candidate))}"
         if decision.is_smoothed:
             own += f", with its neighbours {unit.text(unit.compared(candidate))}"
-        sentences = [f"{own}. Validation loss {candidate.loss:.4g}."]
+        sentences = [f"{own}."]
+        if has_loss(measures) and not unit.is_loss:
+            sentences = [f"{own}. Validation loss {candidate.loss:.4g}."]
         if candidate is best:
             sentences.append("It was chosen.")
         else:

@@ -97,7 +97,8 @@ class DataTable:
             return "–"
         if isinstance(cell, float) and math.isinf(cell):
             return "no limit"
-        return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+        # Adding 0 takes the sign off a negative 0.
+        return f"{cell + 0.0:.4g}" if isinstance(cell, float) else str(cell)
 
     def key_of(self, row: int, column: int) -> str:
         """Write what a cell is sorted by; nothing comes last."""
