@@ -195,10 +195,10 @@ def test_a_bad_file_is_refused_before_anything_is_trained(flooding, tmp_path, li
 
 
 def test_a_missing_library_is_an_error_with_the_command_that_installs_it(monkeypatch):
-    from flooding.report import page as page_module
+    from flooding.report import page_file
 
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    page_module._environment.cache_clear()
+    page_file._environment.cache_clear()
     with pytest.raises(ImportError, match=r"Jinja2, which is missing.*pip install"):
         Page("t", "a", {}, (), [Section("s", "S", [Sentences(["x"])])]).render()
-    page_module._environment.cache_clear()
+    page_file._environment.cache_clear()

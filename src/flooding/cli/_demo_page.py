@@ -12,18 +12,10 @@ from flooding.cli._report import command_line
 from flooding.report.chart import Chart
 from flooding.report.document import Table
 from flooding.report.document_page import data_table, small_png
-from flooding.report.page import (
-    Block,
-    Charts,
-    Code,
-    Page,
-    Picture,
-    ReportPage,
-    Section,
-    Sentences,
-    level_groups,
-)
+from flooding.report.groups import level_groups
+from flooding.report.page import Block, Charts, Code, Page, Picture, Section, Sentences
 from flooding.report.page_charts import Curve, chart_name, curve_chart, reliability_chart
+from flooding.report.page_file import ReportPage
 from flooding.report.provenance import describe_provenance
 from flooding.report.record_metrics import run_of
 from flooding.training.record import Record

@@ -17,7 +17,7 @@ from flooding.cli._options import check_output_folder
 from flooding.text import printable
 
 if TYPE_CHECKING:
-    from flooding.report.page import ReportPage
+    from flooding.report.page_file import ReportPage
 
 __all__ = [
     "REPORT_NAME",
@@ -96,7 +96,7 @@ def check_report(report: str | None) -> None:
     """
     if report is None:
         return
-    from flooding.report.page import check_page_file, check_template_library
+    from flooding.report.page_file import check_page_file, check_template_library
 
     check_template_library()
     if report:

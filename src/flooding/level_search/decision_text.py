@@ -13,7 +13,7 @@ from flooding.level_search.result import SearchResult
 from flooding.report.stats import pluralize
 from flooding.text import brief
 
-__all__ = ["ScoreUnit", "answer", "describe_candidates", "explain_selection", "unit_of"]
+__all__ = ["ScoreUnit", "answer", "describe_candidates", "explain_selection", "has_loss", "unit_of"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,12 @@ class ScoreUnit:
 
     def text(self, value: float) -> str:
         """Write a value with its unit."""
-        return f"{value:.4g}{self.suffix}"
+        return f"{value + 0.0:.4g}{self.suffix}"  # adding 0 takes the sign off a negative 0
+
+    def difference_text(self, value: float) -> str:
+        """Write a difference of two values with its unit."""
+        suffix = " points" if self.suffix == " %" else self.suffix
+        return f"{value:.3g}{suffix}"
 
 
 def unit_of(measure: Measure, result: SearchResult) -> ScoreUnit:
@@ -94,6 +99,11 @@ def answer(result: SearchResult) -> str:
     return f"Train with {brief(level)}, which moves the level; here it ended at {result.level:.4g}."
 
 
+def has_loss(measures: Sequence[Measure]) -> bool:
+    """Tell whether a validation loss was measured apart from the score."""
+    return any(measure.is_loss for measure in measures)
+
+
 def explain_selection(result: SearchResult, measures: Sequence[Measure]) -> list[str]:
     """Say why a level was selected, and why others were not.
 
@@ -131,7 +141,7 @@ def explain_selection(result: SearchResult, measures: Sequence[Measure]) -> list
                 "luck; a good level has good neighbours."
             )
     if decision.standard_error:
-        error = unit.text(abs(unit.scale) * decision.standard_error)
+        error = unit.difference_text(abs(unit.scale) * decision.standard_error)
         equal = [_name(c) for c in decision.candidates if c.is_equal and c is not best]
         if equal:
             sentences.append(
@@ -164,17 +174,17 @@ def describe_candidates(
         own = f"{unit.name.capitalize()} {unit.text(unit.own(candidate))}"
         if decision.is_smoothed:
             own += f", with its neighbours {unit.text(unit.compared(candidate))}"
-        sentences = [f"{own}. Validation loss {candidate.loss:.4g}."]
+        sentences = [f"{own}."]
+        if has_loss(measures) and not unit.is_loss:
+            sentences = [f"{own}. Validation loss {candidate.loss:.4g}."]
         if candidate is best:
             sentences.append("It was chosen.")
         else:
-            gap = abs(unit.compared(best) - unit.compared(candidate))
+            gap = unit.difference_text(abs(unit.compared(best) - unit.compared(candidate)))
             verdict = "Not chosen"
             if candidate.is_equal and decision.standard_error:
                 verdict = "As good within chance, but not the best"
-            sentences.append(
-                f"{verdict}: it is {unit.text(gap)} behind {_name(best)} in what was compared."
-            )
+            sentences.append(f"{verdict}: it is {gap} behind {_name(best)} in what was compared.")
         texts[candidate.level] = sentences
     return texts
 

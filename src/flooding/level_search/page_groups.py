@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flooding.level_search.decision_text import describe_candidates
+from flooding.level_search.level_stats import reached_level
 from flooding.level_search.plot_data import Measure, is_plain, level_position, run_of
 from flooding.level_search.result import SearchResult
-from flooding.report.page import Group, level_groups
+from flooding.report.groups import Group, level_groups
 from flooding.text import brief
 from flooding.training.record import Record
 
@@ -99,9 +100,21 @@ def make_groups(result: SearchResult, measures: Sequence[Measure]) -> Groups:
             width = max(known) - min(known)
             shares.append((level - min(known)) / width if width else 0.5)
     sentences = describe_candidates(result, measures)
-    details = [sentences.get(levels[name], ()) if _has_level(name) else () for name in names]
+    details = []
+    for name in names:
+        known = sentences.get(levels[name]) if _has_level(name) else None
+        details.append(known or _not_compared(result, name))
     groups = Groups(level_groups(names, shares, details), None)
     return Groups(groups.shown, groups.named(_chosen_name(result)))
+
+
+def _not_compared(result: SearchResult, name: str) -> Sequence[str]:
+    """Say why a level has no verdict."""
+    if result.decision is None:
+        return ()
+    if any(reached_level(record) for record in result.records if _name(record) == name):
+        return ("It was left out before the last comparison.",)
+    return ("It was not compared: no training came down to this level.",)
 
 
 def _has_level(name: str) -> bool:

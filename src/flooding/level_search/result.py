@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flooding.level_search.search_page import SearchAbout
-    from flooding.report.page import ReportPage
+    from flooding.report.page_file import ReportPage
 
 __all__ = ["Cost", "LevelEstimate", "SearchResult", "TableRow", "total_cost"]
 

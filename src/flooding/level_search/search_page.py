@@ -9,21 +9,13 @@ from dataclasses import dataclass, field
 import torch
 
 from flooding import __version__
-from flooding.level_search.decision_text import answer, explain_selection, unit_of
+from flooding.level_search.decision_text import answer, explain_selection, has_loss, unit_of
 from flooding.level_search.page_charts import calibration_chart, curve_charts, level_charts
 from flooding.level_search.page_groups import Groups, make_groups
 from flooding.level_search.plot_data import Measure, measures_of
 from flooding.level_search.result import SearchResult
-from flooding.report.page import (
-    Block,
-    Charts,
-    Code,
-    DataTable,
-    Page,
-    ReportPage,
-    Section,
-    Sentences,
-)
+from flooding.report.page import Block, Charts, Code, DataTable, Page, Section, Sentences
+from flooding.report.page_file import ReportPage
 from flooding.report.provenance import describe_provenance
 from flooding.report.stats import pluralize
 from flooding.text import brief, format_duration
@@ -157,7 +149,8 @@ def _candidates_table(
     columns = ["Level", "Rank", f"{main.label}, its own"]
     if decision.is_smoothed:
         columns.append("with its neighbours")
-    if not main.is_loss:
+    shows_loss = has_loss(measures) and not main.is_loss
+    if shows_loss:
         columns.append("Validation loss")
     columns.append("Verdict")
     rows, row_groups, texts = [], [], {}
@@ -166,7 +159,7 @@ def _candidates_table(
         row = [candidate.level, rank, unit.own(candidate)]
         if decision.is_smoothed:
             row.append(unit.compared(candidate))
-        if not main.is_loss:
+        if shows_loss:
             row.append(candidate.loss)
         verdict = "chosen" if index == decision.best else "worse"
         if index != decision.best and candidate.is_equal:
@@ -206,12 +199,14 @@ def _trainings_table(result: SearchResult, groups: Groups) -> DataTable:
     table = result.table
     names = list(dict.fromkeys(name for row in table for name in row))
     rows, texts = [], {}
+    row_groups = [groups.of_record(record) for record in result.records]
     for index, row in enumerate(table):
         rows.append([row.get(name) for name in names])
-        if row["level"] is None:
-            texts[index, 0] = "no flooding"
+        # A controller is named as its group is.
+        group = row_groups[index]
+        if not isinstance(row["level"], float) and group is not None:
+            texts[index, 0] = groups.shown[group].name
     columns = [name.replace("_", " ").capitalize() for name in names]
-    row_groups = [groups.of_record(record) for record in result.records]
     note = "Results of the last epoch. “Flooded” is the share of steps below the level."
     return DataTable(
         "runs",

@@ -245,9 +245,8 @@ def ticks(axis: Axis) -> list[tuple[float, str]]:
         >>> [text for _, text in ticks(Axis("", 0.02, 3.0, log=True))]
         ['0.1', '1']
     """
-    if axis.log:
-        values = _log_ticks(axis)
-    else:
+    values = _log_ticks(axis) if axis.log else []
+    if len(values) < 2:
         step = _round_step((axis.high - axis.low) / _MAX_TICKS)
         first, last = math.ceil(axis.low / step), math.floor(axis.high / step)
         values = [step * n for n in range(first, last + 1)]
@@ -263,15 +262,13 @@ def _round_step(least: float) -> float:
 
 
 def _log_ticks(axis: Axis) -> list[float]:
-    """Give powers of ten, or 1, 2 and 5 times them where few are on the axis."""
+    """Give powers of ten, or 1, 2 and 5 times them where few are on the axis; perhaps none."""
     first, last = math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high))
     powers = [10.0**n for n in range(first, last + 1)]
     values = [value for value in powers if axis.contains(value)]
     if len(values) < 2:
         values = [f * p for p in powers for f in (1, 2, 5) if axis.contains(f * p)]
-    if len(values) < 2:
-        values = [axis.low, axis.high]
-    return values[:: math.ceil(len(values) / (_MAX_TICKS + 1))]
+    return values[:: max(1, math.ceil(len(values) / (_MAX_TICKS + 1)))]
 
 
 def _number(value: float) -> str:

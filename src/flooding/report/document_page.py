@@ -8,17 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flooding.report.document import Report, Table
-from flooding.report.page import (
-    Block,
-    Cell,
-    Code,
-    DataTable,
-    Page,
-    Picture,
-    ReportPage,
-    Section,
-    Sentences,
-)
+from flooding.report.page import Block, Cell, Code, DataTable, Page, Picture, Section, Sentences
+from flooding.report.page_file import ReportPage
 from flooding.report.stats import pluralize
 
 __all__ = ["data_table", "document_page", "small_png"]
@@ -130,5 +121,7 @@ def small_png(png: bytes) -> bytes:
         if picture.width > _WIDTH:
             height = round(picture.height * _WIDTH / picture.width)
             picture = picture.resize((_WIDTH, height), Image.Resampling.LANCZOS)
-        picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        # The method keeps colours of thin lines, which cover few pixels.
+        method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+        picture.quantize(_COLOURS, method, dither=dither).save(file, "PNG", optimize=True)
         return file.getvalue()

@@ -10,18 +10,11 @@ import numpy as np
 from flooding.report.chart import Chart, Line, Mark, axis_of
 from flooding.report.document import Table
 from flooding.report.document_page import data_table
+from flooding.report.groups import level_groups
 from flooding.report.method_ranking import Ranking
-from flooding.report.page import (
-    Block,
-    Charts,
-    Code,
-    Page,
-    ReportPage,
-    Section,
-    Sentences,
-    level_groups,
-)
+from flooding.report.page import Block, Charts, Code, Page, Section, Sentences
 from flooding.report.page_charts import Curve, curve_chart, reliability_chart
+from flooding.report.page_file import ReportPage
 from flooding.training.record import Record
 
 __all__ = ["ranking_page"]
