@@ -239,7 +239,7 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
 def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
     monkeypatch.setattr("flooding.training.messages._HEARTBEAT", 0.02)
     rows = train(Run(hostile.acting(partial(hostile.sleep, 0.1)), 0.1))
-    bundles = list(batched(rows, last_row_only=True))
+    bundles = list(batched(((0, row) for row in rows), last_row_only=True))
     assert bundles[0] == []
     assert [len(bundle) for bundle in bundles if bundle] == [1]
 
