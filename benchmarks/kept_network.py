@@ -1,12 +1,12 @@
 """Twelve tables: the network that ``find --save`` keeps, beside what needs no search.
 
-    python benchmarks/kept_network.py run --ledger kept.jsonl   # trains what the file lacks
-    python benchmarks/kept_network.py page --ledger kept.jsonl  # writes docs/results/tables.md
+    python benchmarks/kept_network.py run   # trains what kept_network.jsonl lacks
+    python benchmarks/kept_network.py page  # writes docs/results/tables.md
 
 The rivals have the same rows: plain training with early stopping, logistic or ridge regression,
 gradient boosting and scikit-learn's MLP with early stopping, each with its default settings. The
 tables are scikit-learn's, those of ``$FLOODING_DATA/tables`` and made-up ones with known noise.
-Each result is a line of the file, so that an interrupted run continues.
+Each result is a line of ``kept_network.jsonl``, so that an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ def results_of(name: str, seed: int, ledger: str | None, epochs: int) -> dict[st
     test = problem.splits(0).test
     if test is not None and test.y.is_floating_point():
         variance = float(test.y.double().var(unbiased=False))
-    return {"table": name, "seed": seed, "variance": variance, "methods": numbers}
+    line = {"table": name, "seed": seed, "variance": variance, "methods": numbers}
+    return {**line, "machine": machine()}
 
 
 def sklearn_mlp(table: TableProblem, seed: int) -> dict[str, float]:
@@ -319,6 +320,7 @@ def page(path: Path) -> Report:
     loss_rows = list(rows_by_table(lines, nll, 3))
     time_rows = list(rows_by_table(lines, seconds, 1))
     note = "For numbers the squared error in units of the training variance."
+    machines = sorted({line["machine"] for line in lines.values()})
     report_tables = [
         comparison_table,
         Table("points", f"Accuracy in %, or 100 R², on the test rows; {n}", columns, points_rows),
@@ -343,7 +345,7 @@ def page(path: Path) -> Report:
         about,
         findings=findings,
         tables=report_tables,
-        provenance=f"{len(lines)} tables and seeds; {machine()}.",
+        provenance=f"{len(lines)} tables and seeds; {'; '.join(machines)}.",
     )
 
 
@@ -351,14 +353,14 @@ def main() -> None:
     """Run, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("action", choices=["run", "page"])
-    parser.add_argument("--ledger", type=Path, default=Path("kept_network.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--epochs", type=int, default=100, help="100, as find has by default")
     arguments = parser.parse_args()
     if arguments.action == "run":
-        run(arguments.ledger, arguments.seconds, arguments.epochs)
+        run(arguments.results, arguments.seconds, arguments.epochs)
         return
-    report = page(arguments.ledger)
+    report = page(arguments.results)
     (PAGE / "tables.md").write_text(report.markdown("tables"))
     print("\n".join(report.findings))
 

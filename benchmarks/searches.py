@@ -466,9 +466,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--strategies", nargs="+")
     parser.add_argument("--share", type=float, default=0.01)
-    parser.add_argument(
-        "--write", action="store_true", help="put the table into docs/searches.md"
-    )
+    parser.add_argument("--write", action="store_true", help="put the table into docs/searches.md")
     arguments = parser.parse_args()
     if arguments.command == "run":
         run(arguments.set, arguments.seeds, arguments.strategies)

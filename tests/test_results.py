@@ -13,7 +13,11 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 SOURCES = {"ishida2020": ROOT / "benchmarks" / "levels"}  # the others lie beside their page
 NEEDS = {"peterson2019": "cifar10h/cifar10h-probs.npy"}  # a file that a page is drawn from besides
-NAMES = sorted(path.stem for path in RESULTS.glob("*.md") if path.stem != "README")
+# The page of a benchmark, which has lines of JSON for an archive.
+BENCHMARK_PAGE = "tables"
+NAMES = sorted(
+    path.stem for path in RESULTS.glob("*.md") if path.stem not in {"README", BENCHMARK_PAGE}
+)
 
 
 def regenerated(name):
@@ -38,6 +42,14 @@ def test_the_page_is_what_its_archive_gives(name):
     assert {path.name for path in RESULTS.glob(f"{name}-*.png")} == {
         f"{name}-{n}.png" for n in report.figures
     }
+
+
+def test_the_page_of_the_tables_is_what_its_lines_give(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import kept_network
+
+    report = kept_network.page(ROOT / "benchmarks" / "kept_network.jsonl")
+    assert (RESULTS / f"{BENCHMARK_PAGE}.md").read_text() == report.markdown(BENCHMARK_PAGE)
 
 
 def test_archives_are_small():
