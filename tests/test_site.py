@@ -135,6 +135,7 @@ def test_a_link_of_a_page_elsewhere_and_a_broken_one():
 def test_the_navigation_has_a_page_once_it_is_there(tmp_path):
     expand = hook("extra_pages")._expand
     assert expand({"Scaling": "scaling/"}, tmp_path) == []
+    assert expand({"a": ["scaling/"]}, tmp_path) == []
     (tmp_path / "scaling").mkdir()
     for name in ("fleet.md", "README.md", "cluster.md"):
         (tmp_path / "scaling" / name).write_text("# x\n")
