@@ -161,10 +161,21 @@ def address(site):
 
 
 @pytest.mark.parametrize(
-    "page", ["", "choosing-a-level/", "api/flooding.criterion/", "examples/", "results/ishida2020/"]
+    "page",
+    [
+        "",
+        "choosing-a-level/",
+        "api/flooding.criterion/",
+        "examples/",
+        "exactness/",
+        "results/ishida2020/",
+    ],
 )
 def test_a_page_loads_cleanly_fits_a_phone_and_can_be_used_by_all(browser, address, page):
-    with visit(browser, f"{address}/{page}", dark=page == "examples/") as seen:
+    is_dark = page in ("examples/", "exactness/")
+    with visit(browser, f"{address}/{page}", dark=is_dark) as seen:
+        # The theme sets its colours a moment after the page is there.
+        seen.page.wait_for_selector(f"[data-md-color-scheme={'slate' if is_dark else 'default'}]")
         assert serious_faults(seen.page) == []
         seen.page.set_viewport_size({"width": 360, "height": 800})
         assert overflow(seen.page) == 0
