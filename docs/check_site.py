@@ -39,6 +39,11 @@ def faults(browser, address: str, picture: Path | None = None) -> list[str]:
         if picture:
             seen.page.screenshot(path=picture)
         found += serious_faults(seen.page)
+        # Dark colours, which the theme sets a moment after the reader's preference changes.
+        seen.page.emulate_media(color_scheme="dark")
+        seen.page.reload()
+        seen.page.wait_for_selector("[data-md-color-scheme=slate]")
+        found += [f"dark: {fault}" for fault in serious_faults(seen.page)]
         seen.page.set_viewport_size({"width": NARROW, "height": 800})
         wider = overflow(seen.page)
         if wider:

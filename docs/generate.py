@@ -55,19 +55,20 @@ def options() -> str:
 
 
 def names() -> str:
-    """Write what can be named on the command line, a paragraph for each kind."""
+    """Write what can be named on the command line, a table for each kind."""
     kinds = {
-        "Methods (`run --method`, or `module:Method` of your own)": entries.METHODS,
-        "Schedules (`run --schedule`, or `module:Controller`)": entries.CONTROLLERS,
-        "Strategies (`find --strategy`, or `module:function`)": entries.STRATEGIES,
-        "Tasks (`find`, `compare`, or `module:problem`)": entries.TASKS,
-        "Data (`run`; fetched once or found in the folder `$FLOODING_DATA`)": entries.DATASETS,
+        "Methods": ("`run --method`, or `module:Method` of your own", entries.METHODS),
+        "Schedules": ("`run --schedule`, or `module:Controller`", entries.CONTROLLERS),
+        "Strategies": ("`find --strategy`, or `module:function`", entries.STRATEGIES),
+        "Tasks": ("`find`, `compare`, or `module:problem`", entries.TASKS),
+        "Data": ("`run`; fetched once or found in the folder `$FLOODING_DATA`", entries.DATASETS),
     }
     lines = []
-    for title, offered in kinds.items():
-        items = [f"`{entry.name}`: {entry.summary}" for entry in offered]
-        lines.append(f"- **{title}.** {'; '.join(items)}.")
-    return "\n".join(lines)
+    for title, (use, offered) in kinds.items():
+        lines += [f"**{title}**: {use}.", "", "| Name | What it is |", "|---|---|"]
+        lines += [f"| `{entry.name}` | {entry.summary} |" for entry in offered]
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def demo() -> str:

@@ -38,7 +38,7 @@ def loss_of(params, x, y):
 
 
 # 3. Training. `level=None` is plain training, bit for bit.
-def fit(level, epochs=60, batch=100):
+def fit(level, epochs=150, batch=100):
     optimizer = flood(optax.adam(1e-2), level)
     params = start()
     state = optimizer.init(params)
@@ -55,12 +55,12 @@ def fit(level, epochs=60, batch=100):
             rows = train[i : i + batch]
             params, state = step(params, state, x[rows], noisy[rows])
         test_losses.append(loss_of(params, x[test], y[test]))
-    return state, test_losses
+    return params, state, test_losses
 
 
 curves = {}
 for level in (None, 0.4):
-    state, curves[level] = fit(level)
+    params, state, curves[level] = fit(level)
     test_loss = curves[level][-1]
     print(
         f"level {level}: raw loss {state.raw_loss:.2f}, flooded loss {state.flooded_loss:.2f}, "

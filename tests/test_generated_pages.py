@@ -74,22 +74,41 @@ def test_the_words_of_the_advice_follow_the_numbers(generate):
     methods = advice.read_methods()
     page = "- Flooding minus plain: most on Spiral, 5 % +1.5 [+0.1, +2.9]; and so on\n"
 
-    def said(plain, stopping, rival):
-        flooding = replace(methods["flooding"], against_plain=plain, against_stopping=stopping)
-        return advice.sentences(methods | {"flooding": flooding}, {"SAM": rival}, page)
+    def said(plain, stopping):
+        gains = {"plain": advice.Gain(*plain), "early stopping": advice.Gain(*stopping)}
+        return advice.sentences(methods, gains, page)
 
-    unsure = said(advice.Gain(2.1, 0.2), advice.Gain(-1.4, 0.4), advice.Gain(1.2, 0.9))
-    assert "gained +1.5 points on Spiral with 5 % label noise" in unsure[0]
-    assert "+2.1 on average, not significant." in unsure[0]
-    assert "it is as good (flooding minus it: −1.4 points, not significant)" in unsure[1]
-    assert "none of 1 differs significantly" in unsure[2]
-    sure = said(advice.Gain(2.1, 0.01), advice.Gain(-1.4, 0.01), advice.Gain(-1.2, 0.01))
-    assert "+2.1 on average." in sure[0]
-    assert "it is better (flooding minus it: −1.4 points)" in sure[1]
-    assert "significantly better: SAM" in sure[2]
-    worse = said(advice.Gain(2.1, 0.01), advice.Gain(1.4, 0.01), advice.Gain(1.2, 0.01))
-    assert "it is worse (flooding minus it: +1.4 points)" in worse[1]
-    assert "significantly worse: SAM" in worse[2]
+    unsure = said((2.1, False), (-1.4, False))
+    assert "try flooding.** It gained +2.1 points" in unsure[0]
+    assert "on average, not significant, and +1.5 on Spiral with 5 % label noise." in unsure[0]
+    assert "and is as good (flooding minus it: −1.4 points, not significant)." in unsure[1]
+    sure = said((2.1, True), (-1.4, True))
+    assert "use flooding.**" in sure[0]
+    assert "on average, and +1.5" in sure[0]
+    assert "and is better (flooding minus it: −1.4 points)." in sure[1]
+    assert "and is worse (flooding minus it: +1.4 points)." in said((2.1, True), (1.4, True))[1]
+    assert "try flooding.**" in said((-2.1, True), (-1.4, True))[0]
+    order = {
+        "flooding": replace(methods["flooding"], rank=2.5),
+        "SAM": replace(methods["SAM"], rank=1),
+    }
+    text = advice.sentences(
+        order | {"plain": methods["plain"]},
+        {"plain": advice.Gain(0, False), "early stopping": advice.Gain(0, False)},
+        page,
+    )[2]
+    assert "SAM has the best mean rank of 3 methods, and flooding is number 2." in text
+
+
+def test_the_gains_are_read_from_the_page(generate):
+    read = generate.advice.read_gains
+    gain = generate.advice.Gain
+    page = (
+        "- flooding against plain: is not shown to differ: +2.1 [+0.4, +3.9] points, p 0.187.\n"
+        "- Planned: flooding against early stopping: LOSES: -1.4 [-2.8, -0.1] points, p 0.023.\n"
+        "- flooding + early stopping against plain: wins: +3.2 [+1.2, +5.1] points, p 0.041.\n"
+    )
+    assert read(page) == {"plain": gain(2.1, False), "early stopping": gain(-1.4, True)}
 
 
 def test_the_rule_of_thumb_counts_problems_where_flooding_helps(generate):

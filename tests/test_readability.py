@@ -12,6 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+# Pages that `flooding reproduce` writes hold every test that was made, from the first line on. The
+# pages that lead to them are plain.
+WRITTEN_BY_EXPERIMENTS = [
+    page for page in PAGES if page.parent.name == "results" and page.stem != "README"
+]
 MAX_LINES = 120
 MAX_WORDS_OF_A_PARAGRAPH = 60
 # What fits on a screen: headings, text and tables, without code.
@@ -60,7 +65,11 @@ def test_the_readme_is_short_and_plain():
     assert p_values == 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page not in WRITTEN_BY_EXPERIMENTS],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_the_first_screen_of_a_page_is_plain(page):
     _, longest, p_values = measure(first_screen(plain_text(page.read_text())))
     assert longest < MAX_WORDS_OF_A_PARAGRAPH
@@ -71,7 +80,7 @@ def test_the_numbers_are_those_of_a_page_counted_by_hand():
     page = (
         "# Two words\n\nOne two\nthree.\n\n```text\nnot counted p < 0.1\n```\n\n- [four](five.md)\n"
     )
-    assert measure(plain_text(page + "- p 0.03, p = 0.5 and p .5\n")) == (15, 8, 3)
+    assert measure(plain_text(page + "- p 0.03, p = 0.5 and p .5\n")) == (17, 9, 3)
     assert measure(plain_text("| a table | p < 0.001 |\n")) == (8, 0, 1)
     assert measure("tip 0.5, step 1.0, map < 3") == (7, 7, 0)
 

@@ -135,6 +135,7 @@ def test_a_link_of_a_page_elsewhere_and_a_broken_one():
 def test_the_navigation_has_a_page_once_it_is_there(tmp_path):
     expand = hook("extra_pages")._expand
     assert expand({"Scaling": "scaling/"}, tmp_path) == []
+    assert expand({"a": ["scaling/"]}, tmp_path) == []
     (tmp_path / "scaling").mkdir()
     for name in ("fleet.md", "README.md", "cluster.md"):
         (tmp_path / "scaling" / name).write_text("# x\n")
@@ -160,10 +161,21 @@ def address(site):
 
 
 @pytest.mark.parametrize(
-    "page", ["", "choosing-a-level/", "api/flooding.criterion/", "examples/", "results/ishida2020/"]
+    "page",
+    [
+        "",
+        "choosing-a-level/",
+        "api/flooding.criterion/",
+        "examples/",
+        "exactness/",
+        "results/ishida2020/",
+    ],
 )
 def test_a_page_loads_cleanly_fits_a_phone_and_can_be_used_by_all(browser, address, page):
-    with visit(browser, f"{address}/{page}", dark=page == "examples/") as seen:
+    is_dark = page in ("examples/", "exactness/")
+    with visit(browser, f"{address}/{page}", dark=is_dark) as seen:
+        # The theme sets its colours a moment after the page is there.
+        seen.page.wait_for_selector(f"[data-md-color-scheme={'slate' if is_dark else 'default'}]")
         assert serious_faults(seen.page) == []
         seen.page.set_viewport_size({"width": 360, "height": 800})
         assert overflow(seen.page) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["on_page_content", "on_post_page"]
+__all__ = ["on_page_content", "on_post_page", "on_post_template"]
 
 _IMAGE = re.compile(r'(<a [^>]*>\s*)?<img ([^>]*?)src="([^"]+)"([^>]*)>')
 
@@ -22,7 +22,17 @@ def on_page_content(html: str, **_: object) -> str:
     return _IMAGE.sub(_link, html)
 
 
-def on_post_page(output: str, **_: object) -> str:
+def _name_the_search(html: str) -> str:
     """Name the search dialog for screen readers; the theme leaves it without a name."""
     dialog = 'data-md-component="search" role="dialog"'
-    return output.replace(dialog, f'{dialog} aria-label="Search"')
+    return html.replace(dialog, f'{dialog} aria-label="Search"')
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """Change a page."""
+    return _name_the_search(output)
+
+
+def on_post_template(output_content: str, **_: object) -> str:
+    """Change a page of the theme, such as that of a wrong address."""
+    return _name_the_search(output_content)
