@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from flooding import Run
 from flooding.level_search.driver import search
 from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
@@ -16,6 +17,7 @@ from flooding.level_search.search_page import SearchAbout, search_page
 from flooding.report.chart import Axis, axis_of, ticks
 from flooding.report.document import Report, Table
 from flooding.report.document_page import data_table, document_page
+from flooding.report.page_charts import Side, reliability_chart
 from flooding.testing import fake_record
 from pages import check_is_alone, check_structure, elements, parse, rows_of, searched
 from small import small
@@ -346,6 +348,8 @@ def test_names_of_a_report_are_escaped_too(name):
         (Axis("", 0.0, 150.0), ["0", "50", "100", "150"]),
         (Axis("", 1e-6, 3.0, log=True), ["1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]),
         (Axis("", 0.11, 0.7, log=True), ["0.2", "0.5"]),
+        (Axis("", 0.43, 0.69, log=True), ["0.45", "0.5", "0.55", "0.6", "0.65"]),
+        (Axis("", 0.9, 3.1, is_whole=True), ["1", "2", "3"]),
     ],
 )
 def test_ticks_are_round(axis, texts):
@@ -381,3 +385,18 @@ def test_the_finder_has_no_decision_without_a_race():
     )
     assert found.decision is None
     parse(search_page(found).html)
+
+
+def test_bins_are_those_of_the_epoch_that_is_judged():
+    record = fake_record(Run(small(max_epochs=5)))
+    arrays = {}
+    for at, confidence, accuracy in (("last", 0.9, 0.5), ("best", 0.7, 0.7)):
+        bins = np.zeros((3, 15), np.float32)
+        bins[:, 10] = confidence, accuracy, 50
+        arrays[f"{at}.reliability"] = bins
+    metrics = {**record.metrics, "last.test_ece": 0.4, "best.test_ece": 0.0}
+    record = replace(record, arrays=arrays, metrics=metrics)
+    chart = reliability_chart("r", [Side(0, "Late", [record]), Side(1, "Early", [record], "best")])
+    assert np.allclose([(mark.x, mark.y) for mark in chart.marks], [(0.9, 0.5), (0.7, 0.7)])
+    assert "Late: calibration error 0.400. Early: calibration error 0.000." in chart.description
+    assert reliability_chart("r", [Side(0, "Late", [fake_record(Run(small()))])]) is None

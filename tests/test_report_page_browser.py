@@ -35,9 +35,7 @@ def page(browser, address):
         assert seen.outside == []
 
 
-@pytest.mark.parametrize(
-    ("width", "dark"), [(1280, False), (1280, True), (360, False), (360, True)]
-)
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
 def test_it_loads_fits_and_has_no_serious_fault(browser, address, width, dark):
     with visit(browser, address, width=width, dark=dark) as seen:
         assert overflow(seen.page) == 0

@@ -151,7 +151,14 @@ def test_compare_writes_a_page(flooding, tmp_path):
     means = [np.mean(row["validation"]) for row in ranking]
     assert np.allclose([float(row[2]) for row in rows], means, atol=0.051)
     [answer] = root.find("p", **{"class": "answer"})
-    assert answer.text == json.loads(out)["sentence"]
+    winner = ranking[0]
+    best = f"{winner['method'].capitalize()} is best on the validation rows: accuracy"
+    assert answer.text.startswith(f"{best} {np.mean(winner['validation']):.1f} %")
+    assert " ".join(json.loads(out)["sentence"].split()) in root.text
+    # A method is shown at the epoch that it is judged at.
+    [diagram] = [f for f in root.find("figure") if f.text.startswith("Reliability")]
+    at = "best" if winner["method"] == "early stopping" else "last"
+    assert f"{winner['method'].capitalize()}, first seed, {at} epoch" in diagram.text
 
 
 @pytest.mark.usefixtures("own")

@@ -14,7 +14,7 @@ from flooding.report.document import Table
 from flooding.report.document_page import data_table, small_png
 from flooding.report.groups import level_groups
 from flooding.report.page import Block, Charts, Code, Page, Picture, Section, Sentences
-from flooding.report.page_charts import Curve, chart_name, curve_chart, reliability_chart
+from flooding.report.page_charts import Curve, Side, chart_name, curve_chart, reliability_chart
 from flooding.report.page_file import ReportPage
 from flooding.report.provenance import describe_provenance
 from flooding.report.record_metrics import run_of
@@ -115,7 +115,7 @@ def _task_section(
     sides = []
     for name, row in (("Plain training", "plain training"), ("Flooding", "flooding")):
         chosen = [record for record, _ in picks[row]]
-        sides.append((index_of[chosen[0].level or 0.0], name, chosen))
+        sides.append(Side(index_of[chosen[0].level or 0.0], name, chosen))
     charts = [_curves(number, name, label, records, index_of) for name, label in _CURVES.items()]
     diagram = reliability_chart(f"reliability-{number}", sides)
     if diagram is not None:

@@ -27,7 +27,7 @@ from flooding.level_search.plot_data import (
 from flooding.level_search.result import SearchResult
 from flooding.level_search.sweep_plot import sweep_points
 from flooding.report.chart import Band, Chart, Line, Mark, Rule, axis_of
-from flooding.report.page_charts import Curve, chart_name, curve_chart, reliability_chart
+from flooding.report.page_charts import Curve, Side, chart_name, curve_chart, reliability_chart
 from flooding.report.stats import pluralize
 
 __all__ = ["calibration_chart", "curve_charts", "level_charts"]
@@ -307,5 +307,5 @@ def calibration_chart(result: SearchResult, groups: Groups) -> Chart | None:
         longest = max(map(num_epochs, records))
         name = groups.shown[group].name
         title = f"{name[0].upper()}{name[1:]}, after {pluralize(longest, 'epoch')}"
-        sides.append((group, title, [r for r in records if num_epochs(r) == longest]))
+        sides.append(Side(group, title, [r for r in records if num_epochs(r) == longest]))
     return reliability_chart("reliability", sides)

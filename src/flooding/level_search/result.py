@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from flooding.level_search.search_page import SearchAbout
-    from flooding.report.page_file import ReportPage
+    from flooding.level_search.search_page import ReportPage, SearchAbout
 
 __all__ = ["Cost", "LevelEstimate", "SearchResult", "TableRow", "total_cost"]
 

@@ -21,7 +21,7 @@ from flooding.report.stats import pluralize
 from flooding.text import brief, format_duration
 from flooding.training.problem import Problem
 
-__all__ = ["SearchAbout", "search_page"]
+__all__ = ["ReportPage", "SearchAbout", "search_page"]
 
 
 @dataclass(frozen=True)

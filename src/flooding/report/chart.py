@@ -33,12 +33,14 @@ class Axis:
         low: Value at the left or lower end.
         high: Value at the other end, above ``low``.
         log: Whether it is logarithmic; both ends are then positive.
+        is_whole: Whether only whole numbers have ticks.
     """
 
     label: str
     low: float
     high: float
     log: bool = False
+    is_whole: bool = False
 
     def place(self, value: float) -> float:
         """Give the share of the axis at which a value lies: 0 to 1, or beyond its ends."""
@@ -202,7 +204,12 @@ class Chart:
 
 
 def axis_of(
-    label: str, values: Iterable[float], *, log: bool = False, margin: float = 0.05
+    label: str,
+    values: Iterable[float],
+    *,
+    log: bool = False,
+    margin: float = 0.05,
+    is_whole: bool = False,
 ) -> Axis:
     """Make an axis that holds values.
 
@@ -212,6 +219,7 @@ def axis_of(
             not count.
         log: Whether it is logarithmic.
         margin: Share of the axis that is left free at each end.
+        is_whole: Whether only whole numbers have ticks.
 
     Returns:
         The axis, from 0 to 1 without any value.
@@ -227,7 +235,7 @@ def axis_of(
     low, high = low - margin * width, high + margin * width
     if log:
         low, high = math.exp(low), math.exp(high)
-    return Axis(label, low, high, log)
+    return Axis(label, low, high, log, is_whole)
 
 
 def ticks(axis: Axis) -> list[tuple[float, str]]:
@@ -248,6 +256,7 @@ def ticks(axis: Axis) -> list[tuple[float, str]]:
     values = _log_ticks(axis) if axis.log else []
     if len(values) < 2:
         step = _round_step((axis.high - axis.low) / _MAX_TICKS)
+        step = max(step, 1.0) if axis.is_whole else step
         first, last = math.ceil(axis.low / step), math.floor(axis.high / step)
         values = [step * n for n in range(first, last + 1)]
     # Rounding, so that 0.30000000000000004 is written as 0.3, and a 0 has no sign.

@@ -9,10 +9,11 @@ import numpy as np
 
 from flooding.report.chart import Axis, Chart, Line, Mark, Rule, axis_of, points_of
 from flooding.report.plots import pool_bins
+from flooding.report.record_metrics import Epoch
 from flooding.report.stats import format_mean_sd, pluralize
 from flooding.training.record import Record
 
-__all__ = ["Curve", "chart_name", "curve_chart", "reliability_chart"]
+__all__ = ["Curve", "Side", "chart_name", "curve_chart", "reliability_chart"]
 
 _DIVERGED = 100.0  # a loss this many times the median would hide all others
 _NEAR_0 = 1e-5  # share of the highest loss that a logarithmic axis reaches down to
@@ -77,7 +78,7 @@ def curve_chart(
         name,
         f"{label.partition(' (')[0]} by epoch",
         text,
-        Axis("Epoch", 0.0, float(last)),
+        Axis("Epoch", 0.0, float(last), is_whole=True),
         _curve_axis(label, curves, is_loss=is_loss, is_training=is_training, log=log),
         lines,
         rules=rules,
@@ -100,26 +101,41 @@ def _curve_axis(
     return axis_of(label, values.tolist(), log=log, margin=0.04)
 
 
-def reliability_chart(
-    name: str, sides: Sequence[tuple[int | None, str, Sequence[Record]]]
-) -> Chart | None:
-    """Draw accuracy against confidence on the test split, after the last epoch.
+class Side(NamedTuple):
+    """What a reliability diagram compares.
+
+    Args:
+        group: Index of its group on the page.
+        title: What it is.
+        records: Its Records, of which those of classifiers are drawn.
+        at: The epoch that is judged: the last, or the best on the validation split.
+    """
+
+    group: int | None
+    title: str
+    records: Sequence[Record]
+    at: Epoch = "last"
+
+
+def reliability_chart(name: str, sides: Sequence[Side]) -> Chart | None:
+    """Draw accuracy against confidence on the test split.
 
     Args:
         name: Identifier of the chart.
-        sides: Group, name and Records of each side; Records of a classifier alone are drawn.
+        sides: What is compared.
 
     Returns:
         The chart; None where no classifier was tested.
     """
     lines = [Line([(0.0, 0.0), (1.0, 1.0)], None, "Perfectly calibrated", "dashed")]
     marks, texts = [], []
-    for group, title, records in sides:
-        tested = [record for record in records if "last.reliability" in record.arrays]
+    for group, title, records, at in sides:
+        tested = [record for record in records if f"{at}.reliability" in record.arrays]
         if not tested:
             continue
-        confidence, accuracy, count = pool_bins(tested)
-        errors = [r.metrics["last.test_ece"] for r in tested if "last.test_ece" in r.metrics]
+        confidence, accuracy, count = pool_bins(tested, at)
+        metric = f"{at}.test_ece"
+        errors = [record.metrics[metric] for record in tested if metric in record.metrics]
         seeds = f" over {pluralize(len(tested), 'seed')}" if len(tested) > 1 else ""
         texts.append(f"{title}: calibration error {format_mean_sd(errors, 3)}{seeds}.")
         full = count > 0

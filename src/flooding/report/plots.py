@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flooding.data import Split, Splits
 from flooding.report.figures import PALETTE, legend_below, new_figure, save
-from flooding.report.record_metrics import format_metric
+from flooding.report.record_metrics import Epoch, format_metric
 from flooding.report.stats import pluralize
 from flooding.report.training_curves import (
     GROUPS,
@@ -213,11 +213,14 @@ def _array(record: Record, name: str, shape: tuple[int, int]) -> np.ndarray:
     return array
 
 
-def pool_bins(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pool the bins of several Records, after their last epoch.
+def pool_bins(
+    records: Sequence[Record], at: Epoch = "last"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pool the bins of several Records.
 
     Args:
         records: Records of a classifier.
+        at: The epoch: the last, or the best on the validation split.
 
     Returns:
         Confidence, accuracy and count of each bin, ``[bins]``; NaN in empty bins.
@@ -225,11 +228,12 @@ def pool_bins(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.nda
     Raises:
         ValueError: If a Record has no bins.
     """
-    if any("last.reliability" not in record.arrays for record in records):
+    name = f"{at}.reliability"
+    if any(name not in record.arrays for record in records):
         raise ValueError(
-            "every Record must hold 'last.reliability', got one without. Only classifiers have it."
+            f"every Record must hold {name!r}, got one without. Only classifiers have it."
         )
-    bins = np.stack([record.arrays["last.reliability"] for record in records]).astype(np.float64)
+    bins = np.stack([record.arrays[name] for record in records]).astype(np.float64)
     # Confidence and accuracy are weighted by the counts.
     count = bins[:, 2].sum(0)
     sums = np.where(bins[:, 2:] > 0, bins[:, :2] * bins[:, 2:], 0.0).sum(0)

@@ -11,9 +11,9 @@ from flooding.report.chart import Chart, Line, Mark, axis_of
 from flooding.report.document import Table
 from flooding.report.document_page import data_table
 from flooding.report.groups import level_groups
-from flooding.report.method_ranking import Ranking
+from flooding.report.method_ranking import RankedMethod, Ranking
 from flooding.report.page import Block, Charts, Code, Page, Section, Sentences
-from flooding.report.page_charts import Curve, curve_chart, reliability_chart
+from flooding.report.page_charts import Curve, Side, curve_chart, reliability_chart
 from flooding.report.page_file import ReportPage
 from flooding.training.record import Record
 
@@ -50,7 +50,7 @@ def ranking_page(
     groups = level_groups(names, shares, details)
     table = Table.from_dicts("ranking", ranking.title, cells)
     ranked = data_table(table, range(len(names)), heads=1)
-    order: list[Block] = [Charts([_rank_chart(ranking)]), ranked]
+    order: list[Block] = [Sentences([ranking.sentence]), Charts([_rank_chart(ranking)]), ranked]
     sections = [Section("ranking", "Why this order", order, is_selector=True)]
     charts = _pick_charts(ranking)
     if charts:
@@ -63,7 +63,21 @@ def ranking_page(
         Code("Repeat it; finished runs are looked up", command),
     ]
     sections.append(Section("repeat", "Cost, versions, and how to repeat it", repeat))
-    return Page(report.title, ranking.sentence, asked, (), sections, groups, "method", 0).render()
+    return Page(report.title, _answer(ranking), asked, (), sections, groups, "method", 0).render()
+
+
+def _answer(ranking: Ranking) -> str:
+    """Say which method is best, and how far from plain training."""
+    winner, score = ranking.winner, ranking.score
+    title, _, unit = score.title.partition(" %")
+    suffix = " %" if ranking.score.title.endswith("%") else unit
+
+    def mean(row: RankedMethod) -> str:
+        return f"{np.mean(row.validation):.{score.digits}f}{suffix}"
+
+    text = f"{winner.name.capitalize()} is best on the validation rows: {title} {mean(winner)}"
+    plain = [row for row in ranking.rows if row.name == "plain" and row is not winner]
+    return f"{text}, plain training {mean(plain[0])}." if plain else f"{text}."
 
 
 def _rank_chart(ranking: Ranking) -> Chart:
@@ -88,7 +102,7 @@ def _rank_chart(ranking: Ranking) -> Chart:
         "rank",
         title,
         "Validation results decide the order; test results chose nothing.",
-        axis_of("Rank on the validation rows", [mark.x for mark in marks]),
+        axis_of("Rank on the validation rows", [mark.x for mark in marks], is_whole=True),
         axis_of(score.title.capitalize(), [mark.y for mark in marks]),
         [Line(line, None, "validation, mean", "decision")],
         marks,
@@ -128,6 +142,7 @@ def _pick_charts(ranking: Ranking) -> list[Chart]:
     sides = []
     for index, row in enumerate(ranking.rows):
         if index == 0 or row.name == "plain":
-            sides.append((index, f"{row.name.capitalize()}, first seed", [row.pick.record]))
+            title = f"{row.name.capitalize()}, first seed, {row.pick.at} epoch"
+            sides.append(Side(index, title, [row.pick.record], row.pick.at))
     diagram = reliability_chart("reliability", sides)
     return charts if diagram is None else [*charts, diagram]
