@@ -5,6 +5,7 @@ The demo is run, or looked up in the ledger.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -72,21 +73,19 @@ def demo() -> str:
     return f"```\n{tables.strip()}\n```"
 
 
-def advice() -> str:
-    """Give what the bake-off says in plain words, and what the paper's table says cell by cell."""
-    pages = ROOT / "docs" / "results"
-    page = (pages / "bakeoff.md").read_text()
-    [summary] = re.findall(r"^- When to use flooding: (.*)$", page, re.MULTILINE)
-    pattern = r"^- (Flooding minus (?:plain|early stopping): most .*)$"
-    sentences = re.findall(pattern, page, re.MULTILINE)
-    table = (pages / "ishida2020.md").read_text()
-    pattern = r"^- Clean labels, (.*?: flooding wins \d+ and loses \d+ of .*?\))"
-    cells = "; ".join(re.findall(pattern, table, re.MULTILINE))
-    link = "[the paper's synthetic table](docs/results/ishida2020.md)"
-    sentences.append(f"Cell by cell, in {link}: {cells}.")
-    lines = [summary[0].upper() + summary[1:], ""]
-    lines += [f"- {sentence}" for sentence in sentences]
-    return "\n".join(lines)
+def advice(folder: Path = ROOT) -> str:
+    """Give what the bake-off says in plain words, with a link to the tests behind it.
+
+    Args:
+        folder: Folder of the page that it is for.
+
+    Returns:
+        One paragraph.
+    """
+    page = ROOT / "docs" / "results" / "bakeoff.md"
+    [summary] = re.findall(r"^- When to use flooding: (.*)$", page.read_text(), re.MULTILINE)
+    link = Path(os.path.relpath(page, folder)).as_posix()
+    return f"{summary} [The tests behind this]({link}#found)."
 
 
 def put(text: str, name: str, part: str) -> str:

@@ -41,7 +41,16 @@ def test_every_built_in_task_is_named():
 def test_when_to_use_it_is_what_the_bake_off_says():
     text = readme().advice()
     assert text in (ROOT / "README.md").read_text(), "run: python docs/readme.py"
-    assert text.startswith("If the last epoch's network is kept, flooding is ")
+    prose, _, link = text.partition(" [The tests behind this](")
+    assert link == "docs/results/bakeoff.md#found)."
+    assert len(re.findall(r"\d+(?:\.\d+)?", prose)) <= 5, "a reader keeps no more in mind"
+    # Words of statistics belong to the page behind the link.
+    assert not re.search(r"\bp\b|Holm|interval|nats|[\[±]", prose)
+
+
+def test_the_advice_links_from_any_folder():
+    text = readme().advice(ROOT / "docs" / "methods")
+    assert text.endswith("[The tests behind this](../results/bakeoff.md#found).")
 
 
 def test_only_the_marked_part_is_replaced():
