@@ -13,7 +13,7 @@ from flooding import Run, run_all
 from flooding.averaging import EMA
 from flooding.experiments import bakeoff
 from flooding.level_search.driver import run_generator
-from flooding.methods import SAM, Flooding, GradientPenalty, Hinge, IFlood, SoftAD
+from flooding.methods import SAM, Flooding, GradientPenalty, Hinge, IFlood, RelaxLoss, SoftAD
 from flooding.models import mlp
 from flooding.report.method_comparison import late_band
 from flooding.report.rank_figures import equal_groups
@@ -95,6 +95,9 @@ def test_every_method_has_the_same_budget():
 def test_later_methods_are_what_their_names_say():
     _, _, asked = told(lambda run: (0.7 + 0.1 * (run.level is not None), 0.7), ("a",), (0,))
     later = [run for run in asked[0] if bakeoff.is_later(run)]
+    relaxed = [run for run in later if isinstance(run.method, RelaxLoss)]
+    assert [run.level for run in relaxed] == [0.035, 0.104, 0.208, 0.347]
+    later = [run for run in later if run not in relaxed]
     kinds = [(type(run.level).__name__, run.problem.averaging is not None) for run in later]
     assert sorted(kinds) == [
         *(("Auto", False), ("Auto", True)),
@@ -146,9 +149,9 @@ def test_what_an_archive_lacks_is_said_and_nothing_else_changes(tmp_path):
     part, _ = run_generator(bakeoff.compare(names, seeds), bakeoff.EXPERIMENT.load(path))
     assert list(rows(part, "overall")) == list(bakeoff.STANDARD)
     assert f"Not trained: {', '.join(bakeoff.LATER)}." in part.about
-    # auto, auto + average, plain + average, the finder's three and its level, two hinges: 9
-    # trainings of 36 s for each of four cases.
-    assert "about 0.4 CPU hours (9 trainings for each problem and seed)" in part.about
+    # auto, auto + average, plain + average, the finder's three and its level, two hinges, four of
+    # RelaxLoss: 13 trainings of 36 s for each of four cases.
+    assert "about 0.5 CPU hours (13 trainings for each problem and seed)" in part.about
     for name in ("plain", "flooding"):
         assert rows(part, "accuracy")["a"][name] == rows(full, "accuracy")["a"][name]
     assert f"{len({run_id(record.run) for record in old})} trainings" in part.provenance
@@ -313,7 +316,7 @@ def test_plain_training_is_a_fifth_setting_where_that_is_asked():
     assert off["label smoothing"]["accuracy %"] == "75.0"
     assert rows(report, "accuracy")["a"]["label smoothing"] == "65.0 ± 21.2"
     assert off["SAM"]["plain chosen"] == "0 of 4", "a setting that is as good stays"
-    assert set(off) == set(bakeoff.STANDARD) - WITHOUT
+    assert set(off) == {*bakeoff.STANDARD, "RelaxLoss"} - WITHOUT
     assert rows(report, "pairs")["a"]["flooding − plain"].startswith("+0.0")
 
 

@@ -29,7 +29,16 @@ from flooding.level_search.driver import run_concurrently
 from flooding.level_search.finder import finder
 from flooding.level_search.result import SearchResult
 from flooding.levels import Auto
-from flooding.methods import SAM, Flooding, GradientPenalty, Hinge, IFlood, Method, SoftAD
+from flooding.methods import (
+    SAM,
+    Flooding,
+    GradientPenalty,
+    Hinge,
+    IFlood,
+    Method,
+    RelaxLoss,
+    SoftAD,
+)
 from flooding.models import mlp
 from flooding.report.method_comparison import make_report
 from flooding.report.method_results import BUDGET, Pick, Results
@@ -149,6 +158,14 @@ def _iflood(problem: Problem, classes: int) -> list[Setting]:
     return settings
 
 
+def _relaxloss(problem: Problem, classes: int) -> list[Setting]:
+    settings = []
+    for share in (0.05, 0.15, 0.3, 0.5):
+        level = _level(share, classes)
+        settings.append(Setting(f"b {level:g}", problem, level, RelaxLoss()))
+    return settings
+
+
 def _softad(problem: Problem, classes: int) -> list[Setting]:
     settings = []
     for level in (_level(0.05, classes), _level(0.3, classes)):
@@ -208,6 +225,7 @@ METHODS = {
     "early stopping + average": _Competitor(_plain, "best", is_averaged=True),
     "hinge": _Competitor(None, method=Hinge()),
     "hinge + average": _Competitor(None, is_averaged=True, method=Hinge()),
+    "RelaxLoss": _Competitor(_relaxloss),
 }
 # The methods that every archive has, and those that came later.
 STANDARD = tuple(METHODS)[:12]
@@ -216,7 +234,7 @@ LATER = tuple(METHODS)[12:]
 
 def is_later(run: Run) -> bool:
     """Tell whether a Run belongs to one of :data:`LATER`, so that an archive may lack it."""
-    is_new_method = isinstance(run.method, Hinge)
+    is_new_method = isinstance(run.method, (Hinge, RelaxLoss))
     return isinstance(run.level, Auto) or run.problem.averaging is not None or is_new_method
 
 

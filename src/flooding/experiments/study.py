@@ -6,6 +6,8 @@ A study asks for Runs and receives their Records in the same order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import compress
 from typing import TypeVar
 
 from flooding.level_search.protocol import Strategy
@@ -44,14 +46,28 @@ def all_runs(cells: Sequence[Cell]) -> list[Run]:
 def level_grids(
     cells: Sequence[CellT], records: Sequence[Record], *, candidates_only: bool = True
 ) -> list[LevelGrid[CellT]]:
-    """Deal Records, in the order of :func:`all_runs`, to the cells that asked for them."""
+    """Deal Records, in the order of :func:`all_runs`, to the cells that asked for them.
+
+    Args:
+        cells: The cells.
+        records: Their Records. A level that an archive lacks in any seed is left out of its cell.
+        candidates_only: See :class:`flooding.report.level_grid.LevelGrid`.
+
+    Returns:
+        A grid for each cell.
+    """
     grids, start = [], 0
     # The Records of a cell follow each other, seeds first.
     for cell in cells:
         size = len(cell.seeds) * len(cell.levels)
         rows = chunk(records[start : start + size], len(cell.levels))
-        grids.append(LevelGrid(cell, rows, candidates_only=candidates_only))
         start += size
+        by_level = list(zip(*rows, strict=True))
+        trained = [not any(map(is_missing, level_records)) for level_records in by_level]
+        if not all(trained):
+            cell = replace(cell, levels=tuple(compress(cell.levels, trained)))
+            rows = [list(compress(row, trained)) for row in rows]
+        grids.append(LevelGrid(cell, rows, candidates_only=candidates_only))
     return grids
 
 

@@ -176,9 +176,9 @@ def is_missing(record: Record) -> bool:
         record: A Record.
 
     Returns:
-        Whether it has no metric.
+        Whether it has neither metrics nor curves.
     """
-    return not record.metrics
+    return not record.metrics and not record.curves
 
 
 def pack(
