@@ -66,7 +66,7 @@ def plan(quick: bool = False) -> list[Task]:
         The public demo: github.com/takashiishida/flooding, ``run_demo_synth.py``.
     """
     seeds = (0,) if quick else (0, 1, 2)
-    levels = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+    levels = (0.0, 0.4, 0.6, 0.8, 1.0)
     digits = demo_digits(40 if quick else 60)
     sinusoid = "Sinusoid, 10 % label noise"
     return [

@@ -337,9 +337,9 @@ def train_methods(
             if competitor.settings is None and competitor.is_averaged == is_averaged:
                 chosen.append(method)
         if chosen:
-            found = yield from _train_at_found_levels(by_name, seeds, chosen)
-            picks |= found[0]
-            records += found[1]
+            more_picks, more_records = yield from _train_at_found_levels(by_name, seeds, chosen)
+            picks |= more_picks
+            records += more_records
     compared = []
     for method in methods:
         # Without a pick in every case it has no mean over problems.

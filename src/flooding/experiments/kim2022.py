@@ -197,7 +197,7 @@ def study(plan: Plan) -> Study:
     policies = []
     if agents:
         policies = yield from run_concurrently(agents)
-    results = _deal(plan, records, policies)
+    results = _build_results(plan, records, policies)
     for policy in policies:
         records += policy.records
     claims = source_claims(results)
@@ -213,7 +213,9 @@ def study(plan: Plan) -> Study:
     )
 
 
-def _deal(plan: Plan, records: Sequence[Record], policies: Sequence[SearchResult]) -> Results:
+def _build_results(
+    plan: Plan, records: Sequence[Record], policies: Sequence[SearchResult]
+) -> Results:
     """Deal the Records to the ways and levels; what an archive lacks is left out."""
     size, rest = len(plan.runs), len(plan.runs) + len(plan.later_runs)
     by_level = chunk(records[:size], len(plan.seeds))
@@ -223,9 +225,11 @@ def _deal(plan: Plan, records: Sequence[Record], policies: Sequence[SearchResult
     # A later level counts if every seed was trained.
     later = chunk(records[size:rest], len(plan.seeds))
     n = len(plan.later_forward)
-    forward |= _trained(plan.later_forward, later[:n])
-    backward |= _trained(plan.later_backward, later[n : n + len(plan.later_backward)])
-    text_heuristic = _trained([0.0] if plan.controls else (), later[-1:] if plan.controls else ())
+    forward |= _complete_levels(plan.later_forward, later[:n])
+    backward |= _complete_levels(plan.later_backward, later[n : n + len(plan.later_backward)])
+    text_heuristic = _complete_levels(
+        [0.0] if plan.controls else (), later[-1:] if plan.controls else ()
+    )
     # Levels drawn at random, by the levels and the seed.
     control: dict[tuple[float, ...], dict[int, list[Record]]] = {NARROW: {}, WIDE: {}}
     for record in records[rest:]:
@@ -248,7 +252,7 @@ def _deal(plan: Plan, records: Sequence[Record], policies: Sequence[SearchResult
     )
 
 
-def _trained(
+def _complete_levels(
     levels: Sequence[float], by_level: Sequence[list[Record]]
 ) -> dict[float, list[Record]]:
     """Give the Records of those levels that every seed was trained at."""

@@ -63,7 +63,7 @@ def _on_backward(results: Results) -> list[Claim]:
         against_forward = paired(backward.accuracy, forward.accuracy)
         against_same = paired(backward.accuracy, same.accuracy)
     points, detail = "points of noisy test accuracy", f" ({begun} backward runs began to flood)"
-    worse = "Backward flooding is worse than forward flooding, each at its chosen level"
+    claim = "Backward flooding is worse than forward flooding, each at its chosen level"
     own = (
         f"{len(results.backward)} levels up to {max(results.backward):g} against "
         f"{len(results.forward) - 1} up to {max(results.forward):g}"
@@ -72,8 +72,8 @@ def _on_backward(results: Results) -> list[Claim]:
     how = {"digits": 2, "detail": detail}
     return [
         Claim(text, against_plain, points, 1, **how),
-        Claim(f"{worse} ({own})", against_forward, points, -1, **how),
-        Claim(f"{worse} (the same {len(levels)} levels)", against_same, points, -1, **how),
+        Claim(f"{claim} ({own})", against_forward, points, -1, **how),
+        Claim(f"{claim} (the same {len(levels)} levels)", against_same, points, -1, **how),
     ]
 
 
