@@ -7,16 +7,18 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from flooding import Run, run_all
+from flooding.averaging import EMA
 from flooding.experiments import bakeoff
 from flooding.level_search.driver import run_generator
-from flooding.methods import SAM, GradientPenalty, IFlood, SoftAD
+from flooding.methods import SAM, Flooding, GradientPenalty, Hinge, IFlood, RelaxLoss, SoftAD
 from flooding.models import mlp
 from flooding.report.method_comparison import late_band
 from flooding.report.rank_figures import equal_groups
 from flooding.testing import fake_record
-from flooding.training.archive import Archive, pack
+from flooding.training.archive import Archive, pack, run_id
 from small import small
 
 NETWORK = partial(mlp, 10, 2, width=16, depth=2)
@@ -41,6 +43,9 @@ def answer(runs, worth):
                 f"{at}.test_{name}_clean": 0.25
                 for name in ("nll", "brier", "ece", "over_confidence")
             }
+        if run.problem.averaging is not None:
+            curves |= {f"average.{name}": curves[name] for name in ("val_accuracy", "val_loss")}
+            finals |= {f"average.{name}": value for name, value in finals.items()}
         records.append(replace(made, curves=curves, metrics=finals))
     return records
 
@@ -63,7 +68,9 @@ def rows(report, name):
 
 def test_every_method_has_the_same_budget():
     _, _, asked = told(lambda run: (0.7, 0.7), names=("a",), seeds=(0,))
-    first, *_, last = asked
+    first = [run for run in asked[0] if not bakeoff.is_later(run)]
+    rounds = [runs for runs in asked[1:] if not any(map(bakeoff.is_later, runs))]
+    [last] = [run for run in asked[-1] if run.problem.averaging and type(run.method) is Flooding]
     kinds = {
         "SAM": lambda r: isinstance(r.method, SAM),
         "gradient penalty": lambda r: isinstance(r.method, GradientPenalty),
@@ -80,16 +87,86 @@ def test_every_method_has_the_same_budget():
     assert len(first) == 4 * len(kinds) + 2, (
         "plain training and early stopping have nothing to choose"
     )
-    assert len(last) == 1
-    race = [run for round_ in asked[1:-1] for run in round_]
+    assert last.epochs == PROBLEM.max_epochs
+    race = [run for round_ in rounds for run in round_]
     assert sum(run.epochs for run in race) <= (bakeoff.BUDGET - 1) * PROBLEM.max_epochs * 1.1
+
+
+def test_later_methods_are_what_their_names_say():
+    _, _, asked = told(lambda run: (0.7 + 0.1 * (run.level is not None), 0.7), ("a",), (0,))
+    later = [run for run in asked[0] if bakeoff.is_later(run)]
+    relaxed = [run for run in later if isinstance(run.method, RelaxLoss)]
+    assert [run.level for run in relaxed] == [0.035, 0.104, 0.208, 0.347]
+    later = [run for run in later if run not in relaxed]
+    kinds = [(type(run.level).__name__, run.problem.averaging is not None) for run in later]
+    assert sorted(kinds) == [
+        *(("Auto", False), ("Auto", True)),
+        *(("NoneType", True), ("NoneType", True)),
+    ]
+    at_level = [run for runs in asked for run in runs if run.epochs == 20 and run.level]
+    hinged = [run for run in at_level if isinstance(run.method, Hinge)]
+    # One at the level that the finder found for the network, one at that for its average.
+    assert [run.problem.averaging for run in hinged] == [None, EMA()]
+    flooded = [run for run in asked[-1] if type(run.method) is Flooding]
+    assert [run.level for run in flooded] == [hinged[1].level]
+    assert all(run.problem.averaging == EMA() for run in asked[-1])
+    assert set(bakeoff.STANDARD) | set(bakeoff.LATER) == set(bakeoff.METHODS)
+
+
+def test_averages_are_judged_by_the_average():
+    def worth(run):
+        return 0.7, 0.6
+
+    def with_better_averages(runs):
+        records = answer(runs, worth)
+        better = []
+        for record in records:
+            metrics = dict(record.metrics)
+            for name in metrics:
+                if name.startswith("average.") and name.endswith("test_accuracy_clean"):
+                    metrics[name] = 0.9
+            better.append(replace(record, metrics=metrics))
+        return better
+
+    study = bakeoff.compare({"a": (PROBLEM, 2), "b": (PROBLEM, 2)}, (0, 1))
+    report, _ = run_generator(study, with_better_averages)
+    cells = rows(report, "accuracy")["a"]
+    averaged = {name for name in bakeoff.METHODS if name.endswith("average")}
+    assert {name for name, cell in cells.items() if cell == "90.0 ± 0.0"} == averaged
+    assert rows(report, "overall")["plain + average"]["gap"] == "–"
+
+
+def test_what_an_archive_lacks_is_said_and_nothing_else_changes(tmp_path):
+    def worth(run):
+        return 0.7, 0.7 + 0.01 * (run.level is None) + 0.001 * run.seed
+
+    names, seeds = {"a": (PROBLEM, 2), "b": (replace(PROBLEM, batch_size=13), 2)}, (0, 1)
+    full, records = run_generator(bakeoff.compare(names, seeds), lambda runs: answer(runs, worth))
+    assert "Not trained" not in full.about
+    old = [record for record in records if not bakeoff.is_later(record.run)]
+    old = [replace(record, metadata={"seconds": 36.0}) for record in old]
+    path = pack(tmp_path / "a.npz", old, bakeoff.CURVES, "here", bakeoff.is_exact)
+    part, _ = run_generator(bakeoff.compare(names, seeds), bakeoff.EXPERIMENT.load(path))
+    assert list(rows(part, "overall")) == list(bakeoff.STANDARD)
+    assert f"Not trained: {', '.join(bakeoff.LATER)}." in part.about
+    # auto, auto + average, plain + average, the finder's three and its level, two hinges, four of
+    # RelaxLoss: 13 trainings of 36 s for each of four cases.
+    assert "about 0.5 CPU hours (13 trainings for each problem and seed)" in part.about
+    for name in ("plain", "flooding"):
+        assert rows(part, "accuracy")["a"][name] == rows(full, "accuracy")["a"][name]
+    assert f"{len({run_id(record.run) for record in old})} trainings" in part.provenance
+    # What every archive must have is still an error.
+    fewer = [record for record in old if getattr(record.run.method, "rho", None) != 0.1]
+    fewer = pack(tmp_path / "b.npz", fewer, bakeoff.CURVES, "here", bakeoff.is_exact)
+    with pytest.raises(ValueError, match="lacks 4 of"):
+        run_generator(bakeoff.compare(names, seeds), bakeoff.EXPERIMENT.load(fewer))
 
 
 def test_settings_are_what_their_names_say():
     runs = {
-        name: [s.run(0) for s in make(PROBLEM, 2)]
-        for name, (make, _) in bakeoff.METHODS.items()
-        if make
+        name: [s.run(0) for s in competitor.settings(PROBLEM, 2)]
+        for name, competitor in bakeoff.METHODS.items()
+        if competitor.settings
     }
     assert {r.problem.optimizer.func for r in runs["weight decay"]} == {torch.optim.AdamW}, (
         "decoupled"
@@ -121,56 +198,111 @@ def test_validation_chooses_the_setting_and_test_results_do_not():
     assert rows(report, "settings")["a"]["dropout"] == "0.1; 0.1", "the first of equals"
 
 
-def test_what_beats_flooding_comes_first():
-    def worth(run):
-        good = hasattr(run.level, "resolve")
-        draw = 0.001 * (run.seed + len(str(run.level)) % 2)
-        return 0.7, 0.7 + 0.1 * good + draw
-
-    report, _, _ = told(worth, names=("a", "b", "c", "d"))
-    against = [s for s in report.failures if s.startswith("flooding against AdaFlood: LOSES")]
-    assert len(against) == 1
-    assert "over 4 problems" in against[0]
-    assert not any("against plain" in s for s in report.failures)
-    assert rows(report, "overall")["AdaFlood"]["rank"] == "1.0"
+@pytest.fixture
+def few_methods(monkeypatch):
+    """Compare the methods alone that the planned tests and the advice speak of."""
+    names = ("plain", "early stopping", "label smoothing", "flooding", "flooding + early stopping")
+    monkeypatch.setattr(bakeoff, "METHODS", {name: bakeoff.METHODS[name] for name in names})
+    monkeypatch.setattr(bakeoff, "LATER", ())
 
 
-def test_the_advice_follows_from_the_numbers():
-    def worth(run, flooded, smoothed):
-        draw = 0.001 * (
-            (7 * run.seed + run.problem.batch_size * len(repr((run.level, run.method)))) % 11
-        )
-        better = flooded * (run.level not in {None, 0} and type(run.method).__name__ == "Flooding")
-        return 0.7 + better / 10, 0.7 + better + smoothed * (
-            run.problem.eval_loss is not None
-        ) + draw * (better == 0)
+def by_problem(worth, n=8):
+    """Report on ``n`` problems whose test accuracy is ``worth(method, index of the problem)``.
 
-    def advice(flooded, smoothed=0.0):
-        names = {f"problem {n}": replace(PROBLEM, batch_size=12 + n) for n in range(4)}
-        many = {name: (problem, 2) for name, problem in names.items()}
-        report, _ = run_generator(
-            bakeoff.compare(many, (0, 1)),
-            lambda runs: answer(runs, partial(worth, flooded=flooded, smoothed=smoothed)),
-        )
-        return next(s for s in report.findings if s.startswith("When to use flooding"))
+    The validation accuracy prefers levels above 0.
+    """
+    names = {f"problem {k}": (replace(PROBLEM, batch_size=12 + k), 2) for k in range(n)}
 
-    wins = advice(0.1)
-    assert "flooding is better than plain training (flooding minus it: +" in wins
-    assert "is worse (flooding minus it: +" in wins, "plain early stopping is"
-    assert "on top of early stopping adds to it" in wins
-    assert "and none is shown to be better" in wins
-    assert "trainings, some with dearer steps, weight decay, dropout, label smoothing" in wins
-    assert "Mean ranks by accuracy: flooding 1.5, flooding + early stopping 1.5, " in wins
-    assert (
-        "n = 4 problems, 2 seeds each, intervals are 95 % and not corrected, p is after Holm over "
-        "10" in wins
+    def judge(run):
+        is_flooded = run.level not in {None, 0} and type(run.method) is Flooding
+        index = run.problem.batch_size - 12
+        method = "flooding" if is_flooded else "other"
+        if run.problem.eval_loss is not None:
+            method = "smoothed"
+        if run.level is None and type(run.method) is Flooding and method == "other":
+            method = "plain"
+        return 0.7 + 0.1 * is_flooded, worth(method, index) + 0.001 * run.seed
+
+    def stopped_apart(runs):
+        records = answer(runs, judge)
+        apart = []
+        for record in records:
+            metrics = dict(record.metrics)
+            index = record.run.problem.batch_size - 12
+            if record.run.level is None and record.run.problem.eval_loss is None:
+                stopped = worth("stopped", index) + 0.001 * record.run.seed
+                metrics["best.test_accuracy_clean"] = stopped
+            apart.append(replace(record, metrics=metrics))
+        return apart
+
+    return run_generator(bakeoff.compare(names, (0, 1)), stopped_apart)[0]
+
+
+def uneven(size, k):
+    """A difference that varies a little from problem to problem."""
+    return size * (1 + k / 10)
+
+
+@pytest.mark.usefixtures("few_methods")
+def test_the_two_planned_tests_are_wilcoxons_with_holm_over_the_two():
+    worths = {"flooding": 0.7, "plain": 0.6, "stopped": 0.7, "smoothed": 0.9}
+
+    def worth(method, k):
+        return worths[method] + (-1) ** k * uneven(0.01, k) * (method == "stopped")
+
+    report = by_problem(worth)
+    planned = rows(report, "planned")
+    assert list(planned) == ["flooding − plain", "flooding − early stopping"]
+    plain, stopped = planned.values()
+    assert (plain["verdict"], plain["better, worse, equal"]) == ("better", "8, 0, 0")
+    assert (stopped["verdict"], stopped["better, worse, equal"]) == ("not shown", "4, 4, 0")
+    # All eight differences of one sign: 2 of 2^8 signs, times 2 for Holm's first of two.
+    assert plain["p (Wilcoxon)"] == f"{2 * 2 / 2**8:.3f}"
+    flooding, others = 0.7, [0.7 + (-1) ** k * uneven(0.01, k) for k in range(8)]
+    p = stats.wilcoxon([flooding - other for other in others]).pvalue
+    assert stopped["p (Wilcoxon)"] == f"{p:.3f}"
+    assert any(
+        s.startswith("Planned: flooding against plain: wins: +10.0") for s in report.findings
     )
-    loses = advice(0.0, smoothed=0.2)
-    assert "flooding is not shown to differ from plain training" in loses
-    assert (
-        "none is shown to be worse than flooding's last epoch and label smoothing is shown to be "
-        "better" in loses
-    )
+    # Others are compared without a verdict and without p.
+    [exploratory] = [s for s in report.findings if s.startswith("Exploratory, flooding minus")]
+    assert "label smoothing -20.0 [-20.0, -20.0]" in exploratory
+    assert "plain" not in exploratory
+    assert " p " not in exploratory
+    assert not report.failures
+
+
+@pytest.mark.usefixtures("few_methods")
+def test_a_planned_test_that_flooding_loses_comes_first():
+    report = by_problem(lambda method, k: 0.6 + uneven(0.1, k) * (method == "stopped"))
+    [loss] = report.failures
+    assert loss.startswith("Planned: flooding against early stopping: LOSES: -")
+    assert "(Wilcoxon)" in loss
+    assert "(t)" in loss
+
+
+def advice(worth):
+    report = by_problem(worth)
+    return next(s for s in report.findings if s.startswith("When to use flooding"))
+
+
+@pytest.mark.usefixtures("few_methods")
+def test_the_advice_follows_from_the_planned_tests():
+    wins = advice(lambda method, k: 0.6 + uneven(0.1, k) * (method == "flooding"))
+    assert "last epoch, use flooding: it gains 13.5 points over plain training." in wins
+    assert "data, flooding is still 13.5 points better, for four trainings." in wins
+    assert "Flooding on top of early stopping gains 13.5 points more." in wins
+    assert "mean differences in test accuracy over 8 problems." in wins
+    loses = advice(lambda method, k: 0.9 - uneven(0.1, k) * (method == "flooding"))
+    assert "last epoch, do not flood: it costs 13.5 points." in loses
+    assert "use plain early stopping: it costs one training instead of four and is 13.5 " in loses
+    assert "Flooding on top of early stopping costs 13.5 points." in loses
+    equal = advice(lambda method, k: 0.6 + (-1) ** k * 0.01 * (k + 1) * (method == "flooding"))
+    assert "flooding is not shown to differ from plain training (-0.5 points)" in equal
+    assert "instead of four and is as good (+0.5 points, not significant)" in equal
+    assert "Flooding on top of early stopping adds nothing that shows." in equal
+    best = advice(lambda method, k: 0.6 + 0.1 * (method == "smoothed"))
+    assert "Try label smoothing, too: of all methods tried it has the best mean rank." in best
 
 
 def test_plain_training_is_a_fifth_setting_where_that_is_asked():
@@ -184,7 +316,7 @@ def test_plain_training_is_a_fifth_setting_where_that_is_asked():
     assert off["label smoothing"]["accuracy %"] == "75.0"
     assert rows(report, "accuracy")["a"]["label smoothing"] == "65.0 ± 21.2"
     assert off["SAM"]["plain chosen"] == "0 of 4", "a setting that is as good stays"
-    assert set(off) == set(bakeoff.METHODS) - WITHOUT
+    assert set(off) == {*bakeoff.STANDARD, "RelaxLoss"} - WITHOUT
     assert rows(report, "pairs")["a"]["flooding − plain"].startswith("+0.0")
 
 
@@ -227,11 +359,13 @@ def test_flooding_is_judged_by_a_full_training_at_the_finders_level():
     report, records, asked = told(
         lambda run: (0.7 + 0.1 * (run.level == 0.3), 0.8), names=("a",), seeds=(0,)
     )
-    last = asked[-1][0]
+    # The last Runs are those of the average, before them those of the network.
+    rounds = [runs for runs in asked if all(run.problem.averaging is None for run in runs)]
+    last = rounds[-1][0]
     assert last.epochs == PROBLEM.max_epochs
     expected = "none" if last.level is None else f"b {last.level:g}"
     assert rows(report, "settings")["a"]["flooding"] == expected
-    assert records[-1].run is last
+    assert records[-2].run is asked[-1][0]
 
 
 def test_the_band_and_the_held_loss_are_those_of_the_late_epochs():
@@ -249,7 +383,12 @@ def test_groups_join_what_does_not_differ():
     assert equal_groups([1.0, 5.0], 1.0) == []
 
 
-def test_for_real_and_again_from_its_archive(tmp_path):
+def test_for_real_and_again_from_its_archive(tmp_path, monkeypatch):
+    # One method of each kind is enough.
+    names = ("plain", "early stopping", "label smoothing", "flooding", "flooding + early stopping")
+    names += ("auto level + average", "flooding + average", "hinge + average")
+    monkeypatch.setattr(bakeoff, "METHODS", {name: bakeoff.METHODS[name] for name in names})
+    monkeypatch.setattr(bakeoff, "LATER", [name for name in names if name in bakeoff.LATER])
     small_one = {"one": (replace(PROBLEM, max_epochs=6), 2)}
     ask = partial(run_all, ledger=False, workers=0)
     report, records = run_generator(bakeoff.compare(small_one, [0, 1]), ask)

@@ -234,6 +234,7 @@ METHOD_OPTIONS = {
     "iflood": ["--level", "0.3"],
     "softad": ["--level", "0.3", "--sigma", "0.5"],
     "hinge": ["--level", "0.3"],
+    "relaxloss": ["--level", "0.6"],
     "wavebound": ["--epsilon", "0.01", "--decay", "0.9"],
     "sam": ["--rho", "0.1"],
     "gradient-penalty": ["--penalty", "0.1"],

@@ -10,6 +10,7 @@ from flooding import Run, run_all
 from flooding.cli import _demo_report as demo
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
+from flooding.levels import Auto
 from flooding.tasks import grid_2d
 from flooding.training.problem import TestCurve
 from flooding.training.record import Record
@@ -91,31 +92,54 @@ def test_cells_are_mean_and_deviation_over_seeds_in_percent():
 @pytest.mark.parametrize(
     ("plain", "flooded", "said"),
     [
-        (
-            [0.8, 0.7],
-            [0.9, 0.9],
-            "Against plain training, flooding's last epoch wins by 15.0 ± 7.1 points.",
-        ),
-        ([0.9], [0.8], "Against plain training, flooding's last epoch LOSES by 10.0 points."),
-        (
-            [0.9, 0.8],
-            [0.8, 0.9],
-            "Against plain training, flooding's last epoch ties (0.0 ± 14.1 points).",
-        ),
+        # Student's t of 20 and 22 points: 12.706 * 1.414 / sqrt(2) to either side.
+        ([0.7, 0.71], [0.9, 0.93], "wins: +21.0 [+8.3, +33.7] points."),
+        ([0.9, 0.93], [0.7, 0.71], "LOSES: -21.0 [-33.7, -8.3] points."),
+        # A mean that its interval puts on both sides of 0 shows nothing.
+        ([0.8, 0.7], [0.9, 0.9], "is not shown to differ: +15.0 [-48.5, +78.5] points."),
+        ([0.9], [0.8], "is not tested, by one pair: -10.0 points."),
+        ([0.9, 0.8], [0.9, 0.8], "ties in every pair: +0.0 [+0.0, +0.0] points."),
     ],
 )
-def test_the_verdict_says_who_won(plain, flooded, said):
+def test_the_verdict_follows_the_interval(plain, flooded, said):
     records = [record(0.0, n, (0.5, 1), (0.5, 1), value) for n, value in enumerate(plain)]
     records += [record(0.1, n, (0.5, 1), (0.5, 1), value) for n, value in enumerate(flooded)]
-    assert said in demo.verdict(demo.summary(records))
+    text = demo.verdict(demo.summary(records))
+    assert f"Against plain training, flooding's last epoch {said}" in text
+    assert "auto level" not in text, "it was not trained"
+
+
+def auto_record(seed, level, test):
+    """A Record of a level that found itself: it ends at ``level``, at the test accuracy."""
+    made = record(0.0, seed, (0.99, 0.1), (0.99, 0.1), test)
+    metrics = dict(made.metrics) | {"last.level": level}
+    return replace(made, run=Run(PROBLEM, Auto(), seed=seed), metrics=metrics)
+
+
+def test_the_level_that_finds_itself_has_its_own_rows_and_is_in_no_other():
+    rows = demo.summary([*RECORDS, auto_record(0, 0.123, 0.9)])
+    assert {title: pick.level for title, [(pick, _)] in rows.items()} == {
+        "plain training": 0.0,
+        "plain + early stopping": 0.0,
+        "flooding": 0.2,
+        "flooding + early stopping": 0.1,
+        "chosen, 0 included": 0.2,
+        demo.AUTO: 0.123,
+        "auto + early stopping": 0.123,
+    }
+    assert demo.cells(rows[demo.AUTO])[0] == "0.12"
+    both = demo.summary([*RECORDS, *(auto_record(0, level, 0.9) for level in (0.121, 0.124))])
+    assert demo.cells(both[demo.AUTO])[0] == "0.12", "equal texts stand once"
+    text = demo.verdict(rows)
+    assert "the auto level's last epoch is not tested, by one pair: +40.0 points." in text
 
 
 def test_the_plan_is_the_public_demos_and_the_digits():
     sgd, adam, digits = demo.plan()
     assert (sgd.levels, adam.levels) == ((0.0, 0.26, 0.27, 0.28), (0.0, 0.24, 0.25, 0.26))
-    assert len(digits.levels) == 7
-    assert (digits.levels[0], digits.levels[-1]) == (0.0, 1.2)
-    assert [len(task.runs) for task in (sgd, adam, digits)] == [12, 12, 21]
+    assert len(digits.levels) == 5
+    assert (digits.levels[0], digits.levels[-1]) == (0.0, 1.0)
+    assert [len(task.runs) for task in (sgd, adam, digits)] == [15, 15, 18]
     for task in (sgd, adam):
         splits = task.problem.splits(0)
         assert [len(s) for s in (splits.train, splits.val, splits.test)] == [100, 100, 20_000]

@@ -20,6 +20,8 @@ from flooding.experiments import double_descent, double_descent_cifar10
 from flooding.experiments.double_descent import Condition, plan
 from flooding.level_search.driver import run_generator
 from flooding.models import mlp
+from flooding.report import descent_rows
+from flooding.report.descent_rows import FACTORS
 from flooding.report.descents import find_descents
 from flooding.training.archive import Archive, pack
 from flooding.training.config import to_config
@@ -406,41 +408,69 @@ def test_sentences_follow_from_the_counts(monkeypatch):
     )
     # Equal differences in all seeds: p = 0.
     assert "its curve ends lower than plain training's in 2 and higher in 0 of them" in text
-    assert report.failures == [
-        "“No double descent with weight decay” (the reproduction) does not hold by the criterion, "
-        "which no single row "
-        "shows at 5 %: flooding brings a second descent of the test loss in 1 of 1 rows with "
-        "weight decay whose level "
-        "was reached (Digits + weight decay at 0.2), "
-        "lasting in 2 of 2 trainings with flooding, 0 of 2 without. All rows with weight decay: 2 "
-        "of 2 trainings with "
-        "flooding, 0 of 2 without, each of which counts once for every level it is compared with. "
-        "The table has p row "
-        "by row."
-    ]
+    # The reproduction's own condition has all three factors: others are told apart from it.
+    assert report.failures == []
+    assert (
+        "“No double descent with weight decay” (the reproduction) is not judged in its own "
+        "condition (augmentation, rate decay and weight decay): no level was reached (n = 0). "
+        "Other conditions: in 1 of 1 rows with weight decay (Digits + weight decay at 0.2; lasting "
+        "in 2 of 2 trainings with flooding, 0 of 2 without), and in 1 of 1 without it."
+    ) in text
 
 
 def test_rows_with_weight_decay_that_show_nothing_are_counted_too(monkeypatch):
-    both = [(title, (0.0, 0.2, 0.4), 2, ("weight decay",)) for title in ("Digits", "Others")]
+    both = [(title, (0.0, 0.2, 0.4), 2, FACTORS) for title in ("Digits", "Others")]
+    both.append(("Third", (0.0, 0.2, 0.4), 2, ("weight decay",)))
 
     def one(condition, run):
-        shows = run.level == 0.4 and condition.title == "Others"
+        shows = run.level == 0.4 and condition.title != "Digits"
         return record(run, DESCENDS if shows else RISES, flooded=0.5 * (run.level > 0))
 
     report = reported(monkeypatch, conditions(GROUPS | {"digits": both}), one)
     (said,) = [
-        text
-        for text in report.failures
-        if "(the reproduction) does not hold by the criterion" in text
+        text for text in report.failures if "(the reproduction) does not hold in its" in text
     ]
-    assert (
-        "in 1 of 4 rows with weight decay whose level was reached (Others at 0.4), lasting in 2 "
-        "of 2 " in said
-    )
-    assert (
-        "All rows with weight decay: 2 of 8 trainings with flooding, 0 of 8 without, each of "
-        "which counts" in said
-    )
+    assert "in 1 of 4 rows whose level was reached, lasting in 2 of 2 trainings with flo" in said
+    assert "Other conditions: in 1 of 2 rows with weight decay (Third at 0.4; lasting in 2" in said
+
+
+@pytest.mark.parametrize(
+    ("shown", "verdict"),
+    [({"A", "B"}, "does not hold: rows in"), ({"B"}, "holds here: rows in"), ((), "holds here: r")],
+    ids=["at both", "at high noise alone", "nowhere"],
+)
+def test_label_noise_need_not_be_high(monkeypatch, shown, verdict):
+    both = [("A", (0.0, 0.2), 2, ()), ("B", (0.0, 0.2), 2, ())]
+    groups = conditions(GROUPS | {"synthetic": both})
+    low, high = groups["synthetic"]
+    groups["synthetic"] = [replace(low, noise=0.01), replace(high, noise=0.1)]
+
+    def one(condition, run):
+        shows = run.level and condition.title in shown
+        return record(run, DESCENDS if shows else RISES, flooded=0.5 * (run.level > 0))
+
+    report = reported(monkeypatch, groups, one)
+    [said] = [s for s in [*report.failures, *report.findings] if "label noise must be high" in s]
+    assert verdict in said
+    assert f"1 %: {int('A' in shown)} of 1; 10 %: {int('B' in shown)} of 1." in said
+    assert (said in report.failures) == ("A" in shown)
+
+
+def test_a_level_above_the_cap_is_no_candidate(monkeypatch):
+    def capped(condition, run):
+        made = record(run, DESCENDS if run.level else RISES, flooded=0.5)
+        # Plain training is as low as 0.3 with seed 0 and 0.1 with seed 1.
+        losses = np.full(len(made.curves["train_loss"]), 0.3 if run.seed == 0 else 0.1, np.float32)
+        return replace(made, curves={**made.curves, "val_loss": losses})
+
+    many = GROUPS | {"synthetic": [("Cell", (0.0, 0.2, 0.4), 2, ())]}
+    report = reported(monkeypatch, conditions(many), capped)
+    assert cell(report, "synthetic-loss", 1, "reached") == "1 of 2; 1 above the cap"
+    assert cell(report, "synthetic-loss", 2, "reached") == "0 of 2; 2 above the cap"
+    assert cell(report, "synthetic-loss", 2, "second descent").startswith("not a candidate")
+    text = " ".join([*report.failures, *report.findings])
+    assert "at level 0.4 not a candidate (above the lowest loss of plain training)" in text
+    assert "tested rows (0 not tested, 1 not a candidate)" in text
 
 
 def test_when_flooding_can_begin_is_told_and_late_is_a_failure(monkeypatch):
@@ -475,7 +505,7 @@ def test_when_flooding_can_begin_is_told_and_late_is_a_failure(monkeypatch):
 def test_a_verdict_on_weight_decay_has_the_p_of_its_table(monkeypatch):
     # Nine seeds: 2 / 2^9 = 0.0039 for each row that shows it; times 16 rows it is 0.06, times 8 it
     # were 0.03.
-    plan_ = [(f"Digits {i}", (0.0, 0.2), 9, ("weight decay",) if i < 8 else ()) for i in range(16)]
+    plan_ = [(f"Digits {i}", (0.0, 0.2), 9, FACTORS if i < 8 else ()) for i in range(16)]
     groups = conditions(GROUPS | {"digits": plan_})
     for place, condition in enumerate(groups["digits"]):
         groups["digits"][place] = replace(
@@ -490,17 +520,17 @@ def test_a_verdict_on_weight_decay_has_the_p_of_its_table(monkeypatch):
     )
     assert cell(report, "digits-loss", 1, "p (lasting)") == "0.062"
     assert any(
-        "does not hold by the criterion, which no single row shows at 5 %" in text
+        "weight decay) by the criterion, which no single row shows at 5 %: flooding" in text
         for text in report.failures
     )
 
 
 def test_enough_seeds_can_show_it_with_weight_decay(monkeypatch):
-    many = GROUPS | {"digits": [("Digits + weight decay", (0.0, 0.2), 6, ("weight decay",))]}
+    many = GROUPS | {"digits": [("Digits + weight decay", (0.0, 0.2), 6, FACTORS)]}
     report = reported(monkeypatch, conditions(many), mixed)
     told = (
-        "(the reproduction) does not hold: flooding brings a second descent of the test loss in 1 "
-        "of 1 rows"
+        "(the reproduction) does not hold in its own condition (augmentation, rate decay and "
+        "weight decay): flooding brings a second descent of the test loss in 1 of 1 row whose level"
     )
     assert any(told in text for text in report.failures), "2 / 2^6"
 
@@ -578,14 +608,12 @@ def test_claims_are_judged_by_rows_whose_level_was_reached(monkeypatch):
         "flooding, 0 of 4 without."
     )
     assert len(report.failures) == 3
-    told = (
-        "(the reproduction) is not judged, since weight decay makes no difference: flooding "
-        "brings a second descent of "
-    )
-    told += (
-        "the test loss in 0 of 1 rows with weight decay whose level was reached, and in 0 of 1 "
-        "without it."
-    )
+    told = "(the reproduction) is not judged in its own condition"
+    rest = "Other conditions: in 0 of 1 rows with weight decay, and in 0 of 1 without it."
+    assert any(told in text and rest in text for text in report.findings)
+    own = {"digits": [("Digits", (0.0, 0.2), 2, ()), ("All", (0.0, 0.2), 2, FACTORS)]}
+    report = reported(monkeypatch, conditions(GROUPS | own), nowhere)
+    told = "(the reproduction) is not judged, since no condition has one, in its own condition"
     assert any(told in text for text in report.findings)
 
     def otherwise(condition, run):
@@ -595,9 +623,13 @@ def test_claims_are_judged_by_rows_whose_level_was_reached(monkeypatch):
         )
         return record(run, turn, flooded=0.5 * (0 < run.level < 0.5))
 
-    report = reported(monkeypatch, conditions(GROUPS), otherwise)
-    assert any("(the reproduction) holds here: flooding" in text for text in report.findings)
-    assert any("and in 1 of 1 without it." in text for text in report.findings)
+    report = reported(monkeypatch, conditions(GROUPS | own), otherwise)
+    told = "(the reproduction) holds here in its own condition (augmentation, rate decay and weight"
+    [said] = [text for text in report.findings if told in text]
+    assert (
+        "in 0 of 1 row whose level was reached; lasting descents in 0 of 2 trainings with" in said
+    )
+    assert "and in 1 of 1 without it." in said
     assert report.failures[0].endswith(
         "0 of 4 seeds with flooding, 0 of 4 without, no rise in 1 with, 1 without; never reached: "
         "0.5."
@@ -713,7 +745,8 @@ def test_the_plan_is_what_was_asked():
 def test_images_have_the_same_eight_ways():
     conditions_ = double_descent_cifar10.plan()
     assert [c.factors for c in conditions_] == [c.factors for c in plan()["digits"]]
-    assert sum(len(c.runs) for c in conditions_) == 8 * 3 * 3
+    # The three levels of each condition, and one more with augmentation.
+    assert sum(len(c.runs) for c in conditions_) == 8 * 3 * 3 + 4 * 3
     for c in conditions_:
         (group,) = c.problem.optimizer([torch.zeros(1, requires_grad=True)]).param_groups
         assert group["weight_decay"] == (
@@ -722,7 +755,7 @@ def test_images_have_the_same_eight_ways():
         augmented = "augmentation" in c.factors
         assert augmented == (c.problem.augment is crop_and_flip)
         assert (c.problem.max_epochs, c.levels[1:]) == (
-            (100, (1.0, 1.2)) if augmented else (60, (0.3, 0.8))
+            (100, (0.9, 1.0, 1.2)) if augmented else (60, (0.3, 0.8))
         )
         assert ("rate decay" in c.factors) == (c.problem.lr_scheduler is not None)
         assert (c.levels[0], c.seeds, c.problem.test_curve) == (0.0, (0, 1, 2), TestCurve(2000, 1))
@@ -775,6 +808,8 @@ def test_quick_is_trained_and_drawn(monkeypatch, tmp_path):
         replace(c, problem=replace(c.problem, max_epochs=3)) for c in groups["digits"]
     ]
     monkeypatch.setattr(double_descent, "plan", lambda quick: groups)
+    # So short a training has learnt nothing, and any level lies above its losses.
+    monkeypatch.setattr(descent_rows, "_cap", lambda *_: np.inf)
     running = double_descent.start(quick=True)
     runs = next(running)
     assert len(runs) == 3 * 2 * 2 + 2 * 2 * 4

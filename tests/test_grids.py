@@ -112,6 +112,57 @@ def test_levels_that_were_never_reached_read_not_tested():
     assert [row["reached"] for row in rows(report(), "levels")] == ["–", *["3 of 3"] * 5] * 2
 
 
+def capped(caps, **how):
+    """Tell of a world in which plain training's lowest validation loss is a number by seed."""
+
+    def answer_with_caps(runs):
+        told = answer(runs, **how)
+        made = []
+        for r in told:
+            curve = np.full(r.run.epochs + 1, 2.0, np.float32)
+            # The state before training does not count, and no level's own loss does.
+            curve[0] = 0.0
+            curve[4] = caps[r.run.seed] if not r.run.level else 0.0
+            made.append(replace(r, curves={**r.curves, "val_loss": curve}))
+        return made
+
+    return run_generator(start(), answer_with_caps)[0]
+
+
+def test_a_level_above_the_cap_of_its_own_plain_run_is_no_candidate():
+    def likes(level, seed):
+        return level
+
+    told = capped([0.3, 0.1, 0.4], val=likes)
+    assert rows(told, "last")[0]["levels"] == "0.2, 0.1, 0.4", "a level at the cap is one"
+    assert [row["candidate"] for row in rows(told, "levels")[:6]] == [
+        *("–", "3 of 3", "3 of 3", "3 of 3"),
+        *("2 of 3", "1 of 3"),
+    ]
+    none = capped([0.05, 0.05, 0.09], val=likes)
+    assert [row["candidate"] for row in rows(none, "levels")[3:6]] == [
+        "0 of 3: not a candidate"
+    ] * 3
+    assert any(s.endswith("; not a candidate: 0.1, 0.2, 0.4.") for s in none.findings)
+
+
+def test_without_candidates_nothing_is_lost_and_nothing_is_tested():
+    loses = {"test": lambda level, seed: 0.9 - level + 0.001 * seed}
+    told = capped([0.01, 0.019, 0.2], **loses)
+    sentences = [*told.failures, *told.findings]
+    assert (
+        "A: cannot be tested in 10 epochs: in 2 of 3 seeds every level lies above the lowest "
+        in ("".join(s for s in sentences if s.startswith("A: ")))
+    )
+    assert "0.01 to 0.20" in "".join(s for s in sentences if s.startswith("A: "))
+    assert "A, last epoch: cannot be tested in 10 epochs." in told.failures
+    assert not any("LOSES" in s for s in sentences)
+    assert rows(told, "last")[0]["flooding"] == "cannot be tested in 10 epochs"
+    assert rows(told, "last")[0]["difference"] == "–"
+    two = capped([0.01, 0.2, 0.3], **loses)
+    assert rows(two, "last")[0]["difference"].endswith(", n = 2"), "two seeds can be compared"
+
+
 def test_a_level_that_a_seed_did_not_reach_is_no_candidate_there():
     def some(runs):  # 0.4 alone is reached, by seeds 1 and 2
         told = answer(runs, val=lambda level, seed: 0.9 - level)

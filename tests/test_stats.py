@@ -1,5 +1,6 @@
 """Differences and their certainty agree with scipy and with the papers' own examples."""
 
+import itertools
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from flooding.report.stats import (
     holm,
     mcnemar,
     paired,
+    wilcoxon,
 )
 
 PS = st.lists(st.floats(0, 1), min_size=1, max_size=12)
@@ -41,6 +43,32 @@ def test_only_pairs_that_differ_count():
     assert mcnemar([True, False], [True, False]) == 1
     with pytest.raises(ValueError, match="as many on both sides"):
         mcnemar([True], [])
+
+
+@pytest.mark.parametrize(
+    "gains", [[1.0, 2.0, -0.5, 3.0, 0.1], [1.0, 0.0, 2.0, -2.0, 4.0, 0.0], [0.0, 1.0]]
+)
+def test_wilcoxons_p_is_the_share_of_signs_as_extreme(gains):
+    # By its definition: ranks of the sizes, ties share, and a difference of 0 counts half each way.
+    sizes = np.abs(gains)
+    ranks = [(sizes < s).sum() + ((sizes == s).sum() + 1) / 2 for s in sizes]
+    ranks = np.array(ranks)
+
+    def distance(signs):
+        return abs(float(np.dot(signs, ranks)))
+
+    observed = distance(np.sign(gains))
+    nonzero = [[-1, 1] if gain else [0] for gain in gains]
+    all_signs = list(itertools.product(*nonzero))
+    expected = np.mean([distance(signs) >= observed - 1e-9 for signs in all_signs])
+    assert wilcoxon(gains, [0.0] * len(gains)) == pytest.approx(expected)
+
+
+def test_wilcoxon_needs_pairs_that_differ():
+    assert wilcoxon([1.0, 2.0], [1.0, 2.0]) == 1
+    assert math.isnan(wilcoxon([1.0], [2.0]))
+    with pytest.raises(ValueError, match="as many on both sides"):
+        wilcoxon([1.0], [])
 
 
 def test_one_pair_has_no_spread_and_equal_pairs_do_not_differ():

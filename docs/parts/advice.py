@@ -96,11 +96,8 @@ def _find_largest(page: str) -> tuple[str, str]:
 
 
 def _describe_rank(methods: Mapping[str, Method]) -> str:
-    order = sorted(methods, key=lambda name: methods[name].rank)
-    place = order.index("flooding") + 1
-    return (
-        f"{order[0]} has the best mean rank of {len(order)} methods, and flooding is number {place}"
-    )
+    best = min(methods, key=lambda name: methods[name].rank)
+    return f"{best} has the best mean rank of {len(methods)} methods"
 
 
 def sentences(methods: Mapping[str, Method], gains: Mapping[str, Gain], page: str) -> list[str]:
@@ -122,11 +119,9 @@ def sentences(methods: Mapping[str, Method], gains: Mapping[str, Gain], page: st
     if stopping.is_significant:
         words = "is better" if stopping.points < 0 else "is worse"
     unsure = "" if stopping.is_significant else ", not significant"
-    nll = [_cents(methods[key].nll) for key in ("plain", "flooding")]
     return [
         f"- **You keep the last epoch, and labels are noisy: {answer}.** It gained {plain} points "
-        f"over plain training on average{doubt}, and {points} on {name}. The test NLL fell from "
-        f"{nll[0]} to {nll[1]} nats.",
+        f"over plain training on average{doubt}, and {points} on {name}.",
         "- **You can keep the best validation epoch: use early stopping.** It costs one training "
         f"instead of four and {words} (flooding minus it: {stopping} points{unsure}).",
         f"- **You look for the best regulariser: measure.** Here {_describe_rank(methods)}. "

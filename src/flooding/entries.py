@@ -95,6 +95,7 @@ METHODS = (
     Entry("softad", "flooding.methods:SoftAD", "flood each example smoothly"),
     Entry("hinge", "flooding.methods:Hinge", "stop at the level, without ascent"),
     Entry("wavebound", "flooding.methods:WaveBound", "flood at the loss of a moving average"),
+    Entry("relaxloss", "flooding.methods:RelaxLoss", "flood and flatten targets in turn"),
     Entry("sam", "flooding.methods:SAM", "sharpness-aware minimisation"),
     Entry("gradient-penalty", "flooding.methods:GradientPenalty", "penalise the gradient norm"),
 )

@@ -179,10 +179,10 @@ def _slug(method: str) -> str:
 
 def _select_methods(text: str | None) -> list[str]:
     """Read the methods to compare, without those whose package is not installed."""
-    from flooding.experiments.bakeoff import METHODS
+    from flooding.experiments.bakeoff import STANDARD
 
-    by_slug = {_slug(method): method for method in METHODS}
-    names = list(METHODS)
+    by_slug = {_slug(method): method for method in STANDARD}
+    names = list(STANDARD)
     if text is not None:
         slugs = [_slug(part.strip()) for part in text.split(",")]
         for slug in slugs:

@@ -110,6 +110,10 @@ def _print_task(task: DemoTask, records: list[Record]) -> dict[str, object]:
     labels = "noisy" if has_clean_labels else "clean (they carry no noise)"
     console.print(f"NLL and ECE on the test labels, {labels}.")
     console.print("Chosen on noisy validation labels; test data choose nothing.")
+    if num_seeds > 1:
+        console.print(
+            f"Brackets: 95 % intervals of the mean difference, n = {num_seeds}, not corrected."
+        )
     results = {}
     for row, picks in rows.items():
         names = [column.replace("\n", " ") for column in report.COLUMNS]

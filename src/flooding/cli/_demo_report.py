@@ -6,25 +6,40 @@ nothing.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from flooding.data import synthetic
+from flooding.levels import Auto
 from flooding.report import figures, plots
-from flooding.report.level_grid import Cell as Task
+from flooding.report.level_grid import Cell
 from flooding.report.record_metrics import Epoch, run_of
-from flooding.report.stats import format_mean_sd
+from flooding.report.stats import describe_difference, format_mean_sd, paired
 from flooding.tasks import adam, demo_digits, demo_sinusoid, grid_2d, sgd
 from flooding.training.record import Record, select_best
+from flooding.training.run import Run
 
 __all__ = ["COLUMNS", "Picks", "Task", "draw", "plan", "summary", "verdict"]
 
 Picks: TypeAlias = list[tuple[Record, Epoch]]
 """One Record a seed, and the epoch it is judged at."""
+
+AUTO = "auto level, one training"
+
+
+@dataclass(frozen=True)
+class Task(Cell):
+    """A problem, its levels and seeds: every level is trained, and one level that finds itself."""
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every level with every seed, then the level that finds itself with every seed."""
+        return super().runs + [Run(self.problem, Auto(), seed=seed) for seed in self.seeds]
+
 
 # Title of each column and its metric; accuracies are printed in percent.
 COLUMNS = {
@@ -51,7 +66,7 @@ def plan(quick: bool = False) -> list[Task]:
         The public demo: github.com/takashiishida/flooding, ``run_demo_synth.py``.
     """
     seeds = (0,) if quick else (0, 1, 2)
-    levels = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+    levels = (0.0, 0.4, 0.6, 0.8, 1.0)
     digits = demo_digits(40 if quick else 60)
     sinusoid = "Sinusoid, 10 % label noise"
     return [
@@ -67,6 +82,8 @@ def summary(records: Sequence[Record]) -> dict[str, Picks]:
     for seed in sorted({run_of(record).seed for record in records}):
         # The loss is never below 0, so that the level 0 is plain training.
         of_seed = [record for record in records if run_of(record).seed == seed]
+        auto = [record for record in of_seed if isinstance(run_of(record).level, Auto)]
+        of_seed = [record for record in of_seed if record not in auto]
         plain = [record for record in of_seed if not record.level]
         flooded = [record for record in of_seed if record.level]
         candidates_by_row: list[tuple[str, list[Record], Epoch]] = [
@@ -75,16 +92,20 @@ def summary(records: Sequence[Record]) -> dict[str, Picks]:
             ("flooding", flooded, "last"),
             ("flooding + early stopping", flooded, "best"),
             ("chosen, 0 included", of_seed, "last"),
+            (AUTO, auto, "last"),
+            ("auto + early stopping", auto, "best"),
         ]
         for title, candidates, at in candidates_by_row:
+            if not candidates:
+                continue
             rows.setdefault(title, []).append((select_best(candidates, at), at))
     return rows
 
 
 def cells(picks: Picks) -> list[str]:
     """Write one row of the table: the level, then mean and standard deviation of every column."""
-    levels = sorted({record.level or 0.0 for record, _ in picks})
-    texts = ["\n".join(f"{level:.2f}" for level in levels)]
+    levels = sorted({f"{record.level or 0.0:.2f}" for record, _ in picks})
+    texts = ["\n".join(levels)]
     has_clean = all(f"{at}.test_accuracy_clean" in record.metrics for record, at in picks)
     for name in COLUMNS.values():
         if name == "test_accuracy_clean":
@@ -120,28 +141,34 @@ def accuracy(picks: Picks) -> list[float]:
 
 
 def verdict(rows: dict[str, Picks]) -> str:
-    """Say in words who won in test accuracy on clean labels, also when it is not flooding."""
+    """Say in words who won in test accuracy on clean labels, also when it is not flooding.
+
+    Args:
+        rows: See :func:`summary`.
+
+    Returns:
+        A line for each comparison: that flooding wins or loses where the 95 % interval of the
+        difference does not cover 0, else that it is not shown to differ.
+    """
     plain, flooded = rows["plain training"], rows["flooding"]
     stopped, both = rows["plain + early stopping"], rows["flooding + early stopping"]
     last = "flooding's last epoch"
-    return (
-        f"Against plain training, {last} {_describe_gain(flooded, plain)}.\n"
-        f"Against plain early stopping, {last} {_describe_gain(flooded, stopped)}.\n"
-        f"With early stopping on both sides, flooding {_describe_gain(both, stopped)}."
-    )
+    lines = [
+        f"Against plain training, {last} {_describe_gain(flooded, plain)}.",
+        f"Against plain early stopping, {last} {_describe_gain(flooded, stopped)}.",
+        f"With early stopping on both sides, flooding {_describe_gain(both, stopped)}.",
+    ]
+    if AUTO in rows:
+        auto = _describe_gain(rows[AUTO], plain)
+        lines.append(f"Against plain training, the auto level's last epoch {auto}.")
+    return "\n".join(lines)
 
 
 def _describe_gain(a: Picks, b: Picks) -> str:
-    gains = [x - y for x, y in zip(accuracy(a), accuracy(b), strict=True)]
-    mean = statistics.fmean(gains)
-    deviation = ""
-    if len(gains) > 1:
-        deviation = f" ± {statistics.stdev(gains):.1f}"
-    size = f"{abs(mean):.1f}{deviation} points"
-    if abs(mean) < 0.05:
-        return f"ties ({size})"
-    verb = "wins" if mean > 0 else "LOSES"
-    return f"{verb} by {size}"
+    """Compare two rows by the rule of every report here."""
+    gain = paired(accuracy(a), accuracy(b))
+    # As the intervals are not corrected, neither is p: below 5 % the interval does not cover 0.
+    return f"{describe_difference(gain, gain.p)} points"
 
 
 def draw(tasks: Sequence[Task], records: Sequence[Sequence[Record]], folder: Path) -> list[Path]:

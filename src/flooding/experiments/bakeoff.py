@@ -2,8 +2,11 @@
 
 Every method has four trainings: four settings, fixed beforehand, of which one is selected for each
 problem and seed by the validation result of the last epoch. Flooding spends three trainings on the
-finder and one on its level. Plain training and early stopping have nothing to select and spend one.
-Test data choose nothing.
+finder and one on its level. Plain training, early stopping and the level that is chosen within a
+training have nothing to select and spend one. Test data choose nothing.
+
+Some rows of :data:`METHODS` came later: :data:`LATER`. An archive may lack them, and the page then
+says so.
 """
 
 from __future__ import annotations
@@ -13,33 +16,50 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from flooding.adaflood import AdaFlood
+from flooding.averaging import EMA
 from flooding.experiments import Experiment, Study, study
 from flooding.experiments.synthetic_cells import cells, synthetic_cell
 from flooding.level_search.driver import run_concurrently
 from flooding.level_search.finder import finder
-from flooding.methods import SAM, Flooding, GradientPenalty, IFlood, Method, SoftAD
+from flooding.level_search.result import SearchResult
+from flooding.levels import Auto
+from flooding.methods import (
+    SAM,
+    Flooding,
+    GradientPenalty,
+    Hinge,
+    IFlood,
+    Method,
+    RelaxLoss,
+    SoftAD,
+)
 from flooding.models import mlp
-from flooding.report.method_comparison import BUDGET, Pick, Results, make_report
+from flooding.report.method_comparison import make_report
+from flooding.report.method_results import BUDGET, Pick, Results
 from flooding.report.record_metrics import Epoch
 from flooding.tasks import adamw, real
+from flooding.training.archive import Archive, is_missing
 from flooding.training.problem import Problem
-from flooding.training.record import Record, validation_key
+from flooding.training.record import AVERAGE, Record
 from flooding.training.run import Run
 
 __all__ = [
     "BUDGET",
     "CURVES",
     "EXPERIMENT",
+    "LATER",
     "METHODS",
+    "STANDARD",
     "Setting",
     "compare",
     "is_exact",
+    "is_later",
     "problems",
     "start",
     "train_methods",
@@ -47,6 +67,7 @@ __all__ = [
 
 # What the finder reads, and what the late band is taken of.
 CURVES = ("train_loss", "val_loss", "val_accuracy", "flooded")
+CURVES += (f"{AVERAGE}val_loss", f"{AVERAGE}val_accuracy")
 REAL = ("digits", "spambase", "letter", "higgs7k")
 
 
@@ -57,7 +78,7 @@ class Setting:
     # The hyper-parameter, for a reader.
     label: str
     problem: Problem
-    level: float | AdaFlood | None = None
+    level: float | AdaFlood | Auto | None = None
     method: Method = field(default_factory=Flooding)
 
     def run(self, seed: int) -> Run:
@@ -70,6 +91,10 @@ class Setting:
 
 def _plain(problem: Problem, _: int) -> list[Setting]:
     return [Setting("", problem)]
+
+
+def _auto(problem: Problem, _: int) -> list[Setting]:
+    return [Setting("", problem, Auto().with_epochs(problem.max_epochs))]
 
 
 def _weight_decay(problem: Problem, _: int) -> list[Setting]:
@@ -133,6 +158,14 @@ def _iflood(problem: Problem, classes: int) -> list[Setting]:
     return settings
 
 
+def _relaxloss(problem: Problem, classes: int) -> list[Setting]:
+    settings = []
+    for share in (0.05, 0.15, 0.3, 0.5):
+        level = _level(share, classes)
+        settings.append(Setting(f"b {level:g}", problem, level, RelaxLoss()))
+    return settings
+
+
 def _softad(problem: Problem, classes: int) -> list[Setting]:
     settings = []
     for level in (_level(0.05, classes), _level(0.3, classes)):
@@ -152,11 +185,24 @@ def _adaflood(problem: Problem, _: int) -> list[Setting]:
 
 
 class _Competitor(NamedTuple):
-    """A method: its settings, and the epoch its selected training is judged at."""
+    """A method: its settings, and the network that its selected training is judged by."""
 
     # None where the level is the finder's.
     settings: Callable[[Problem, int], list[Setting]] | None
     at: Epoch = "last"
+    # Whether the average of the weights is judged, by the choice of a setting or a level, too.
+    is_averaged: bool = False
+    # At the finder's level.
+    method: Method = Flooding()
+
+    def adapt(self, problem: Problem) -> Problem:
+        """Give a Problem the average, where it is judged."""
+        return replace(problem, averaging=EMA()) if self.is_averaged else problem
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its metrics begin with."""
+        return AVERAGE if self.is_averaged else ""
 
 
 # The methods that are compared: their settings by name.
@@ -173,7 +219,24 @@ METHODS = {
     "iFlood": _Competitor(_iflood),
     "SoftAD": _Competitor(_softad),
     "AdaFlood": _Competitor(_adaflood),
+    "auto level": _Competitor(_auto),
+    "auto level + average": _Competitor(_auto, is_averaged=True),
+    "flooding + average": _Competitor(None, is_averaged=True),
+    "plain + average": _Competitor(_plain, is_averaged=True),
+    "early stopping + average": _Competitor(_plain, "best", is_averaged=True),
+    "hinge": _Competitor(None, method=Hinge()),
+    "hinge + average": _Competitor(None, is_averaged=True, method=Hinge()),
+    "RelaxLoss": _Competitor(_relaxloss),
 }
+# The methods that every archive has, and those that came later.
+STANDARD = tuple(METHODS)[:12]
+LATER = tuple(METHODS)[12:]
+
+
+def is_later(run: Run) -> bool:
+    """Tell whether a Run belongs to one of :data:`LATER`, so that an archive may lack it."""
+    is_new_method = isinstance(run.method, (Hinge, RelaxLoss))
+    return isinstance(run.level, Auto) or run.problem.averaging is not None or is_new_method
 
 
 def problems(quick: bool = False) -> dict[str, tuple[Problem, int]]:
@@ -208,36 +271,97 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
         The report.
     """
     results, records = yield from train_methods(by_name, seeds)
-    return make_report(results, records)
+    missing = [method for method in LATER if method not in results.methods]
+    return make_report(results, records, _describe_missing(missing, results))
+
+
+def _describe_missing(missing: Sequence[str], results: Results) -> str:
+    """Say which of the later methods were not trained, and what that would cost."""
+    if not missing:
+        return ""
+    trainings = 0
+    finders = set()
+    for method in missing:
+        competitor = METHODS[method]
+        # Plain training and early stopping are one training, judged at two epochs.
+        if competitor.settings is _plain and competitor.at == "best":
+            continue
+        if competitor.settings is not None:
+            problem, classes = results.of("plain")[0].record.run.problem, 2  # type: ignore[union-attr]
+            trainings += len(competitor.settings(problem, classes))
+            continue
+        trainings += 1
+        # Methods at the finder's level share the search.
+        if competitor.is_averaged and competitor.is_averaged not in finders:
+            finders.add(competitor.is_averaged)
+            trainings += BUDGET - 1
+    seconds = [float(pick.record.metadata.get("seconds", 0.0)) for pick in results.of("plain")]
+    hours = trainings * sum(seconds) / 3600
+    return (
+        f"Not trained: {', '.join(missing)}. By the duration of plain training they would take "
+        f"about {hours:.1f} CPU hours ({trainings} trainings for each problem and seed)."
+    )
+
+
+_Picks: TypeAlias = "dict[tuple[str, str, int], Pick]"
 
 
 def train_methods(
     by_name: Mapping[str, tuple[Problem, int]],
     seeds: Sequence[int],
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] | None = None,
 ) -> Generator[list[Run], list[Record], tuple[Results, list[Record]]]:
     """Train methods on every problem, and pick the settings of each on the validation rows.
 
     Args:
         by_name: Problems and their numbers of classes.
         seeds: Seeds.
-        methods: Names from :data:`METHODS`.
+        methods: Names from :data:`METHODS`; None is all of them.
 
     Yields:
         The Runs.
 
     Returns:
-        The picks, without methods that have no settings on a problem, and all Records.
+        The picks, without methods that have no settings on a problem or that an archive lacks, and
+        all Records.
     """
-    # All methods but flooding. The settings are made once for all seeds, so that the estimate of
-    # the duration times each of them once.
+    if methods is None:
+        methods = tuple(METHODS)
+    # All methods but those at the finder's level.
+    chosen = [method for method in methods if METHODS[method].settings is not None]
+    picks, records = yield from _train_settings(by_name, seeds, chosen)
+    # The network's level, and the average's.
+    for is_averaged in (False, True):
+        chosen = []
+        for method in methods:
+            competitor = METHODS[method]
+            if competitor.settings is None and competitor.is_averaged == is_averaged:
+                chosen.append(method)
+        if chosen:
+            more_picks, more_records = yield from _train_at_found_levels(by_name, seeds, chosen)
+            picks |= more_picks
+            records += more_records
+    compared = []
+    for method in methods:
+        # Without a pick in every case it has no mean over problems.
+        if all((method, *case) in picks for case in product(by_name, seeds)):
+            compared.append(method)
+    return Results(picks, compared, list(by_name), list(seeds)), records
+
+
+def _train_settings(
+    by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int], methods: Sequence[str]
+) -> Generator[list[Run], list[Record], tuple[_Picks, list[Record]]]:
+    """Train every setting of every method, and pick one for each problem and seed."""
+    # The settings are made once for all seeds, so that the estimate of the duration times each of
+    # them once.
     searches: list[tuple[str, str, int, list[Setting]]] = []
     for name, (problem, classes) in by_name.items():
         settings = {}
         for method in methods:
-            make_settings = METHODS[method].settings
-            if make_settings is not None:
-                settings[method] = make_settings(problem, classes)
+            competitor = METHODS[method]
+            assert competitor.settings is not None
+            settings[method] = competitor.settings(competitor.adapt(problem), classes)
         for seed in seeds:
             for method, own in settings.items():
                 if own:
@@ -247,52 +371,56 @@ def train_methods(
         runs += [setting.run(seed) for setting in settings]
     records = list((yield runs))
     # The Records come in the order of the searches, as many as each has settings.
-    picks: dict[tuple[str, str, int], Pick] = {}
+    picks: _Picks = {}
     start = 0
     for method, name, seed, settings in searches:
         tried = records[start : start + len(settings)]
-        picks[method, name, seed] = _pick(METHODS[method].at, settings, tried)
         start += len(settings)
-    flooded_methods = [method for method in methods if METHODS[method].settings is None]
-    if flooded_methods:
-        flooded_picks, flooded_records = yield from _search_levels(by_name, seeds, flooded_methods)
-        picks |= flooded_picks
-        records += flooded_records
-    compared = list(methods)
-    for method, name in product(methods, by_name):
-        if (method, name, seeds[0]) not in picks and method in compared:
-            # It has no settings on this problem, and so no mean over problems.
-            compared.remove(method)
-    return Results(picks, compared, list(by_name), list(seeds)), records
-
-
-def _search_levels(
-    by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int], methods: Sequence[str]
-) -> Generator[list[Run], list[Record], tuple[dict[tuple[str, str, int], Pick], list[Record]]]:
-    """Let the finder choose a level for each problem and seed, and train in full at it."""
-    cases = list(product(by_name, seeds))
-    finders = []
-    for name, seed in cases:
-        finders.append(finder(by_name[name][0], budget=BUDGET - 1, seeds=[seed]))
-    answers = yield from run_concurrently(finders)
-    flooded = yield [answer.run for answer in answers]
-    picks: dict[tuple[str, str, int], Pick] = {}
-    records: list[Record] = []
-    for (name, seed), answer, record in zip(cases, answers, flooded, strict=True):
-        records += [*answer.records, record]
-        label = "none" if answer.level is None else f"b {answer.level:g}"
-        for method in methods:
-            picks[method, name, seed] = Pick(record, METHODS[method].at, label, (record,))
+        if not any(is_missing(record) for record in tried):
+            picks[method, name, seed] = _pick(METHODS[method], settings, tried)
     return picks, records
 
 
-def _pick(at: Epoch, settings: Sequence[Setting], records: Sequence[Record]) -> Pick:
+def _train_at_found_levels(
+    by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int], methods: Sequence[str]
+) -> Generator[list[Run], list[Record], tuple[_Picks, list[Record]]]:
+    """Let the finder choose a level for each problem and seed, and train in full at it."""
+    # All are judged by the network, or all by its average, and so is the finder.
+    competitors = [METHODS[method] for method in methods]
+    cases = list(product(by_name, seeds))
+    finders = []
+    for name, seed in cases:
+        problem = competitors[0].adapt(by_name[name][0])
+        search = finder(problem, budget=BUDGET - 1, seeds=[seed])
+        finders.append(study.until_missing(search))
+    answers: list[SearchResult] = yield from run_concurrently(finders)
+    # Methods that judge one training at two epochs share it.
+    unique = list(dict.fromkeys(competitor.method for competitor in competitors))
+    runs = []
+    for answer in answers:
+        runs += [replace(answer.run, method=method) for method in unique]
+    trained = study.chunk((yield runs), len(unique))
+    picks: _Picks = {}
+    records: list[Record] = []
+    for case, answer, row in zip(cases, answers, trained, strict=True):
+        records += [*answer.records, *row]
+        label = "none" if answer.level is None else f"b {answer.level:g}"
+        for method, competitor in zip(methods, competitors, strict=True):
+            record = row[unique.index(competitor.method)]
+            if study.is_complete(answer) and not is_missing(record):
+                pick = Pick(record, competitor.at, label, (record,), competitor.prefix)
+                picks[method, *case] = pick
+    return picks, records
+
+
+def _pick(competitor: _Competitor, settings: Sequence[Setting], records: Sequence[Record]) -> Pick:
     """Pick a setting by its validation result; the first of equals."""
-    keys = []
+    picks = []
     for setting, record in zip(settings, records, strict=True):
-        keys.append(validation_key(record.metrics, setting.problem, f"{at}."))
-    best = keys.index(max(keys))
-    return Pick(records[best], at, settings[best].label, tuple(records))
+        at, prefix = competitor.at, competitor.prefix
+        picks.append(Pick(record, at, setting.label, tuple(records), prefix))
+    keys = [pick.key for pick in picks]
+    return picks[keys.index(max(keys))]
 
 
 def is_exact(run: Run) -> bool:
@@ -301,4 +429,6 @@ def is_exact(run: Run) -> bool:
 
 
 # What `flooding reproduce bakeoff` runs.
-EXPERIMENT = Experiment("bakeoff", start, CURVES, is_exact=is_exact)
+EXPERIMENT = Experiment(
+    "bakeoff", start, CURVES, is_exact=is_exact, load=partial(Archive, may_lack=is_later)
+)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
+import numpy as np
 from torch.optim.lr_scheduler import MultiStepLR
 
 from flooding.experiments import Experiment, Study
@@ -21,17 +22,19 @@ from flooding.experiments.synthetic_cells import NOISES, TASKS, SyntheticCell, s
 from flooding.report.descent_report import make_report
 from flooding.report.descent_rows import FACTORS, Condition, Group
 from flooding.report.descents import CRITERION
-from flooding.report.record_metrics import MIN_FLOODED_SHARE, format_levels
+from flooding.report.record_metrics import MIN_FLOODED_SHARE, format_levels, run_of
 from flooding.report.stats import pluralize
 from flooding.tasks import adamw, real
+from flooding.training.archive import is_missing
 from flooding.training.problem import Problem, TestCurve
+from flooding.training.record import Record
 
 __all__ = ["CURVES", "EXPERIMENT", "FACTORS", "WEIGHT_DECAY", "Condition"]
 __all__ += ["combinations", "decayed", "plan", "start", "study"]
 
 # Curves that the archive keeps.
 CURVES = ("flooded", "test_accuracy", "test_accuracy_clean", "test_loss", "test_loss_clean")
-CURVES += ("train_loss",)
+CURVES += ("train_loss", "val_loss")
 # Fixed beforehand, not selected.
 SYNTHETIC_LEVELS = (0.0, 0.05, 0.15, 0.3)
 DIGITS_LEVELS = (0.0, 0.2, 0.5, 0.8)
@@ -40,8 +43,9 @@ DIGITS_LEVELS = (0.0, 0.2, 0.5, 0.8)
 # at 0.44 with augmentation and rate decay: at least the levels 0.5 and 0.8 are reached in every
 # combination. At 1.0 only 0.8 would be.
 WEIGHT_DECAY = 0.5
-# Number of test examples.
+# Number of test examples, and share of wrong labels among the others.
 _DIGITS_TEST = 897
+_DIGITS_NOISE = 0.2
 _TITLES = {"synthetic": "Synthetic tasks", "digits": "Digits", "cifar10": "CIFAR-10"}
 
 
@@ -73,7 +77,7 @@ def combinations() -> list[tuple[str, ...]]:
 def _synthetic(cell: SyntheticCell) -> Condition:
     """Add a test curve to a cell."""
     problem = replace(cell.problem, test_curve=TestCurve(1000, every=2))
-    return Condition(cell.title, problem, cell.levels, cell.seeds)
+    return Condition(cell.title, problem, cell.levels, cell.seeds, noise=cell.noise)
 
 
 def _digits(factors: tuple[str, ...], seeds: tuple[int, ...], max_epochs: int) -> Condition:
@@ -82,7 +86,9 @@ def _digits(factors: tuple[str, ...], seeds: tuple[int, ...], max_epochs: int) -
     problem = replace(problem, test_curve=TestCurve(_DIGITS_TEST, every=1))
     problem = decayed(problem, factors, WEIGHT_DECAY)
     title = " + ".join(["Digits", *factors])
-    return Condition(title, problem, DIGITS_LEVELS, seeds, factors)
+    # The test labels are clean.
+    noise = {"noise": _DIGITS_NOISE, "is_test_noisy": False}
+    return Condition(title, problem, DIGITS_LEVELS, seeds, factors, **noise)
 
 
 def decayed(problem: Problem, factors: Sequence[str], weight_decay: float) -> Problem:
@@ -123,7 +129,29 @@ def study(
         results.append(Group(name, _TITLES[name], part))
     n = pluralize(len(conditions[0].seeds), "seed")
     fixed = "Levels were fixed beforehand, and test data choose nothing."
-    return make_report(results, records, title, f"{about} {n}. {fixed}\n\n{CRITERION} {_READING}")
+    about = f"{about} {n}. {fixed}{_describe_missing(conditions, records)}"
+    return make_report(results, records, title, f"{about}\n\n{CRITERION} {_READING}")
+
+
+def _describe_missing(conditions: Sequence[Condition], records: Sequence[Record]) -> str:
+    """Say which levels an archive lacks, and what they would cost by those that it has."""
+    missing = []
+    seconds = 0.0
+    for condition in conditions:
+        size = len(condition.seeds) * len(condition.levels)
+        own, records = records[:size], records[size:]
+        lacking = [record for record in own if is_missing(record)]
+        trained = [record for record in own if not is_missing(record)]
+        each = np.mean([float(record.metadata.get("seconds", 0.0)) for record in trained])
+        seconds += float(each) * len(lacking)
+        missing += [run_of(record).level for record in lacking]
+    if not missing:
+        return ""
+    levels = format_levels(sorted(set(missing)))
+    return (
+        f" Not trained: {len(missing)} trainings at level {levels}, by the others about "
+        f"{seconds / 3600:.1f} CPU hours."
+    )
 
 
 def _describe(groups: Mapping[str, Sequence[Condition]]) -> str:
@@ -146,7 +174,10 @@ _READING = (
     "seeds and in more of them than without flooding; p (lasting) is McNemar's exact one.\n\n"
     "Rows are over the seeds in which the level was reached, in at least "
     f"{100 * MIN_FLOODED_SHARE:g} % of all steps, and compared with plain training of the same "
-    "seeds; a level that no seed reached is not tested. Figures are mean ± standard deviation over "
+    "seeds; a level that no seed reached is not tested. A level above the cap is not a candidate: "
+    "the cap is the lowest validation loss of the seed's own plain training, as far as it is known "
+    "(at its best and last epoch), or, where the test labels are as noisy as the training labels "
+    "and it is lower, the lowest test loss. Figures are mean ± standard deviation over "
     "seeds; recovery and m2 − m1 over those with a second descent; differences are paired by seed, "
     "with the 95 % interval of Student's t; all p are after Holm's correction over the tested rows "
     "of their table, those of all rows together over tables."

@@ -20,16 +20,20 @@ from flooding.models import small_cnn
 from flooding.report.descent_rows import Condition
 from flooding.report.record_metrics import format_levels
 from flooding.tasks import adam
+from flooding.training.archive import Archive
 from flooding.training.problem import Problem, TestCurve
+from flooding.training.run import Run
 
-__all__ = ["AUGMENTED_LEVELS", "EXPERIMENT", "LEVELS", "WEIGHT_DECAY", "plan", "start"]
+__all__ = ["AUGMENTED_LEVELS", "EXPERIMENT", "LEVELS", "WEIGHT_DECAY", "is_later", "plan", "start"]
 
 # Nats. Fixed by the training loss of one plain run of each condition, on a seed that is not used.
 # Levels without augmentation; they are reached after 11 to 25 of 60 epochs.
 LEVELS = (0.0, 0.3, 0.8)
-# With augmentation; reached after 20 to 54 of 100 epochs. With weight decay as well, the loss stays
-# above 0.8.
-AUGMENTED_LEVELS = (0.0, 1.0, 1.2)
+# With augmentation; reached after 20 to 54 of 100 epochs. With weight decay as well, the loss ends
+# at 0.81 to 0.85. The level 1.2 turned out to lie above the lowest test loss of every plain run,
+# so that it is not a candidate; 0.9 came later, and an archive may lack it.
+AUGMENTED_LEVELS = (0.0, 0.9, 1.0, 1.2)
+LATER_LEVEL = 0.9
 EPOCHS, AUGMENTED_EPOCHS = 60, 100
 # Decoupled, times the learning rate; the same as for the digits.
 WEIGHT_DECAY = 0.5
@@ -57,7 +61,7 @@ def plan(quick: bool = False) -> list[Condition]:
             levels = AUGMENTED_LEVELS
         problem = decayed(problem, factors, WEIGHT_DECAY)
         title = " + ".join(["CIFAR-10", *factors])
-        conditions.append(Condition(title, problem, levels, seeds, factors))
+        conditions.append(Condition(title, problem, levels, seeds, factors, noise=0.0))
     return conditions
 
 
@@ -77,11 +81,19 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
         "bump of an epoch or two in a curve that falls all the same: where the table of epochs has "
         "M right after m1. Levels are those that one plain run of each condition reached, on a "
         "seed that is not used: after 11 to 25 of 60 epochs, with augmentation after 20 to 54 of "
-        "100 (of the whole protocol)."
+        "100 (of the whole protocol). With augmentation 1.2 turned out to lie above the lowest "
+        f"test loss of every plain run; {LATER_LEVEL:g} was put in its place later."
     )
     title = "A second descent on CIFAR-10, reduced"
     return study({"cifar10": conditions}, title, about, seeds)
 
 
+def is_later(run: Run) -> bool:
+    """Tell whether a Run came later, so that an archive may lack it."""
+    return run.level == LATER_LEVEL
+
+
 # What `flooding reproduce double_descent_cifar10` runs.
-EXPERIMENT = Experiment("double_descent_cifar10", start, CURVES)
+EXPERIMENT = Experiment(
+    "double_descent_cifar10", start, CURVES, load=partial(Archive, may_lack=is_later)
+)

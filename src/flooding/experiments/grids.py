@@ -84,7 +84,7 @@ def compare_levels(
     caption = (
         "Test accuracy and NLL at the last epoch against the flood level: mean and standard "
         "deviation over seeds. Dashed: plain training with early stopping. Open marks: levels that "
-        "were never reached."
+        "were never reached, or are not a candidate in any seed."
     )
     drawings = {"levels": (caption, partial(level_comparison.draw_levels, grids))}
     for name, (text, draw) in (figures or {}).items():

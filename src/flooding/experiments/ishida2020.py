@@ -50,8 +50,9 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     if seeds is not None:
         plan = [replace(cell, seeds=tuple(seeds)) for cell in plan]
     records = yield study.all_runs(plan)
-    # Every level counts, as in the paper, whether it was reached or not.
-    grids = study.level_grids(plan, records, reached_only=False)
+    # Every level counts, as in the paper, whether it was reached, and whether it lies above the cap
+    # of the seed's plain training or not.
+    grids = study.level_grids(plan, records, candidates_only=False)
     return _report(grids, records)
 
 

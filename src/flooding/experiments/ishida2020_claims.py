@@ -20,13 +20,15 @@ from flooding.report.record_metrics import metric_values
 from flooding.report.stats import format_mean_sd
 from flooding.training.record import Record
 
-__all__ = ["EXPLANATIONS", "LINE", "STEPS", "Explanation", "late_flooded_percent"]
-__all__ += ["explanation_claims", "select_reached"]
+__all__ = ["EXPLANATIONS", "LINE", "SETTLED", "STEPS", "Explanation", "explanation_claims"]
+__all__ += ["late_flooded_percent", "select_reached"]
 
 # Steps along a filter-normalised direction.
 STEPS = tuple(round(0.1 * step, 2) for step in range(-10, 11))
 # Metrics of the training loss at each step.
 LINE = tuple(f"last.line_{index}" for index in range(len(STEPS)))
+# Epochs after the first flooded step from which on a drift is measured: the loss is at its level.
+SETTLED = 25
 Outcome: TypeAlias = tuple[Sequence[float], str]
 """The differences of a test, and a note."""
 
@@ -74,6 +76,37 @@ def _curvature(pairs: PairedRecords, name: str) -> Outcome:
     plain = np.maximum(metric_values(pairs.plain, name), 1e-12)
     flooded = np.maximum(metric_values(pairs.flooded, name), 1e-12)
     return list(np.log10(plain) - np.log10(flooded)), _medians(pairs, name)
+
+
+def _drift(pairs: PairedRecords, name: str) -> Outcome:
+    """Compare common logarithms, shortly after flooding starts minus at the end."""
+    falls, factors = [], []
+    for record in pairs.flooded:
+        fall = _fall(record, name)
+        if math.isfinite(fall):
+            falls.append(fall)
+            factors.append(10**-fall)
+    note = ""
+    if factors:
+        fallen = stats.format_count([fall > 0 for fall in falls])
+        note = f"median {np.median(factors):.2f} times the early one, lower in {fallen} seeds"
+    return falls, note
+
+
+def _fall(record: Record, name: str) -> float:
+    """Give by how many decades a metric falls; NaN where it was not measured twice."""
+    curve = record.curves[name].astype(float)
+    is_flooded = record.curves["flooded"][1:] > 0
+    if not is_flooded.any():
+        return math.nan
+    # The first entry is the state before training.
+    settled = int(is_flooded.argmax()) + 1 + SETTLED
+    epochs = np.flatnonzero(np.isfinite(curve))
+    epochs = epochs[epochs >= settled]
+    if len(epochs) < 2:
+        return math.nan
+    first, last = np.maximum(curve[epochs[[0, -1]]], 1e-12)
+    return float(np.log10(first) - np.log10(last))
 
 
 def _rise(pairs: PairedRecords) -> Outcome:
@@ -169,6 +202,8 @@ def _growing_confidence(pairs: PairedRecords) -> Outcome:
 
 
 _DECADES = "decades, without minus with flooding"
+_FALL = "decades, early minus last"
+_DRIFT = "At the level the weights drift to flatter places"
 _FLATTER = "Flooding ends flatter"
 _BAND = "Flooding holds the training loss in a band: most epochs of the second half within 10 % of"
 # Each explanation of the paper as statements that could fail.
@@ -204,6 +239,16 @@ EXPLANATIONS = [
         "At the level the weights walk at random (exponent within 0.5 of 1)",
         "to spare",
         _random_walk,
+    ),
+    Explanation(
+        f"{_DRIFT}: the largest Hessian eigenvalue falls",
+        _FALL,
+        partial(_drift, name="sharpness"),
+    ),
+    Explanation(
+        f"{_DRIFT}: the gradient norm falls",
+        _FALL,
+        partial(_drift, name="gradient_norm"),
     ),
     Explanation(
         "Flooding still memorises: most flipped labels are fitted", "% above one half", _memory

@@ -8,48 +8,61 @@ Levels are selected by validation accuracy on noisy labels; test data choose not
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from flooding.data import synthetic
 from flooding.experiments import Experiment, Study, kim2022_results
-from flooding.experiments.kim2022_results import LONGER, Results, Segment
-from flooding.experiments.study import chunk
-from flooding.level_search.backward import has_started
+from flooding.experiments.kim2022_claims import source_claims
+from flooding.experiments.kim2022_policy import (
+    NARROW,
+    WIDE,
+    PolicyArchive,
+    is_agent,
+    random_run,
+)
+from flooding.experiments.kim2022_results import Results
+from flooding.experiments.study import chunk, is_complete, until_missing
 from flooding.level_search.driver import run_concurrently
 from flooding.level_search.policy_gradient import Policy, policy_gradient
+from flooding.level_search.result import SearchResult
 from flooding.levels import Delayed, Heuristic
 from flooding.levels.base import Level
 from flooding.models import mlp
-from flooding.report.claims import Claim, judge, split_by_verdict
+from flooding.report.claims import judge, split_by_verdict
 from flooding.report.document import Report
 from flooding.report.provenance import describe_provenance
-from flooding.report.record_metrics import metric_values, run_of
-from flooding.report.stats import Difference, format_count, format_mean_sd, paired, paired_or_none
+from flooding.report.record_metrics import run_of
+from flooding.report.stats import format_mean_sd
 from flooding.tasks import adam
-from flooding.training.archive import Archive, run_id
+from flooding.training.archive import is_missing
 from flooding.training.problem import Problem, TestCurve
 from flooding.training.record import Record
-from flooding.training.rng import derive_seed
 from flooding.training.run import Run
 
-__all__ = ["BACKWARD", "CURVES", "EXPERIMENT", "FORWARD", "Plan", "is_exact", "load", "plan"]
-__all__ += ["setting", "start", "study"]
+__all__ = ["BACKWARD", "CURVES", "EXPERIMENT", "FORWARD", "Plan", "is_exact", "is_later", "load"]
+__all__ += ["plan", "setting", "start", "study"]
 
 # Levels of the forward and of the backward search, and the curves that the archive keeps.
 FORWARD = tuple(round(0.02 * n, 2) for n in range(19))
 BACKWARD = FORWARD[1:15]
+# What came later, since the accuracy was still at its top at the end of both ranges. An archive may
+# lack it.
+LATER_FORWARD = tuple(round(0.02 * n, 2) for n in range(19, 26))
+LATER_BACKWARD = tuple(round(0.02 * n, 2) for n in range(15, 19))
 CURVES = ("flooded", "level", "test_accuracy", "test_loss", "train_accuracy", "train_loss")
 CURVES += ("test_accuracy_clean", "test_loss_clean")
 # The policy gradient reads these.
 CURVES += ("val_accuracy", "val_loss")
 # Loss of an epoch's last batch at which the source's code begins to flood.
 _BATCH_LOSS = 1e-4
+# The source's text: from zero training error on, from a level of 0.
+_TEXT_HEURISTIC = Heuristic(level=0.0, until_accuracy=1.0, low=0.0)
 # Points between the source's figures and ours from which on we say so.
 _MAX_DISTANCE = 1.5
 
@@ -81,6 +94,10 @@ class Plan:
         seeds: Seeds.
         policies: How many of the seeds, the first, the policy gradient is tried on.
         trainings: Trainings of each policy gradient.
+        later_forward: More constant levels, which an archive may lack.
+        later_backward: More levels at which flooding begins late; the same.
+        controls: Trainings with levels drawn at random, for each agent; the same. With them come an
+            agent with levels up to 0.5, and the heuristic with the constants of the source's text.
     """
 
     problem: Problem = field(default_factory=setting)
@@ -91,11 +108,19 @@ class Plan:
     seeds: tuple[int, ...] = tuple(range(10))
     policies: int = 3
     trainings: int = 20
+    later_forward: tuple[float, ...] = LATER_FORWARD
+    later_backward: tuple[float, ...] = LATER_BACKWARD
+    controls: int = 5
+
+    @property
+    def longer(self) -> Problem:
+        """The Problem with the epochs of the heuristic."""
+        return replace(self.problem, max_epochs=self.heuristic_epochs)
 
     @property
     def runs(self) -> list[Run]:
         """Forward, backward, no flooding for as long as the heuristic, heuristic; seeds last."""
-        longer = replace(self.problem, max_epochs=self.heuristic_epochs)
+        longer = self.longer
         ways: list[tuple[Problem, Level]] = []
         for level in self.forward:
             # Forward from 0 is plain training.
@@ -104,6 +129,32 @@ class Plan:
             ways.append((self.problem, Delayed(level, self.until_loss)))
         ways.append((longer, None))
         ways.append((longer, Heuristic(until_loss=self.until_loss)))
+        return self._with_seeds(ways)
+
+    @property
+    def later_runs(self) -> list[Run]:
+        """What an archive may lack: levels forward and backward, the text's heuristic; seeds last.
+
+        The levels drawn at random are :attr:`random_runs`.
+        """
+        ways: list[tuple[Problem, Level]] = [(self.problem, level) for level in self.later_forward]
+        for level in self.later_backward:
+            ways.append((self.problem, Delayed(level, self.until_loss)))
+        if self.controls:
+            ways.append((self.longer, _TEXT_HEURISTIC))
+        return self._with_seeds(ways)
+
+    @property
+    def random_runs(self) -> list[Run]:
+        """Levels drawn at random: from the source's levels and the wide ones, then seeds."""
+        runs = []
+        for levels, seed, number in product(
+            (NARROW, WIDE), self.policy_seeds, range(self.controls)
+        ):
+            runs.append(random_run(self.problem, levels, seed, number))
+        return runs
+
+    def _with_seeds(self, ways: Sequence[tuple[Problem, Level]]) -> list[Run]:
         runs = []
         for problem, level in ways:
             runs += [Run(problem, level, seed=seed) for seed in self.seeds]
@@ -120,7 +171,8 @@ def plan(quick: bool = False) -> Plan:
     if not quick:
         return Plan()
     # Flooding begins at a batch loss of 0.02, since 60 epochs would not reach 1e-4.
-    return Plan(setting(60), (0.0, 0.1, 0.2, 0.3), (0.1, 0.2, 0.3), 0.02, 120, (0, 1), policies=0)
+    short = Plan(setting(60), (0.0, 0.1, 0.2, 0.3), (0.1, 0.2, 0.3), 0.02, 120, (0, 1), policies=0)
+    return replace(short, later_forward=(), later_backward=(), controls=0)
 
 
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
@@ -133,32 +185,116 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
 
 def study(plan: Plan) -> Study:
     """Train a plan, the policy gradient's Runs last, and report on it."""
-    records = list((yield plan.runs))
+    asked = plan.runs + plan.later_runs + plan.random_runs
+    records = list((yield asked))
     # An agent asks for its next training when it has seen the last.
-    policies = []
+    agents = []
     if plan.policy_seeds:
-        agents = []
-        for seed in plan.policy_seeds:
-            agents.append(policy_gradient(plan.problem, trainings=plan.trainings, seed=seed))
+        for levels, seed in product(
+            (NARROW, WIDE) if plan.controls else (NARROW,), plan.policy_seeds
+        ):
+            search = policy_gradient(plan.problem, levels, trainings=plan.trainings, seed=seed)
+            agents.append(until_missing(search))
+    policies = []
+    if agents:
         policies = yield from run_concurrently(agents)
-    # Deal the Records to the ways and levels.
-    by_level = chunk(records, len(plan.seeds))
-    n = len(plan.forward)
-    forward = dict(zip(plan.forward, by_level[:n], strict=True))
-    backward = dict(zip(plan.backward, by_level[n:-2], strict=True))
-    results = Results(forward, backward, by_level[-2], by_level[-1], policies)
+    results = _build_results(plan, records, policies)
     for policy in policies:
         records += policy.records
-    claims = _claims(results)
+    claims = source_claims(results)
     failures, findings = split_by_verdict(judge(claims))
     return Report(
         "Searches for the flood level: the published reproduction (kim2022)",
-        _describe(plan, len(claims)),
+        f"{_describe(plan, len(claims))}{_describe_missing(plan, results, records)}",
         failures + _mismatches(results),
         findings,
-        [kim2022_results.published_table(results), kim2022_results.levels_table(results)],
+        kim2022_results.make_tables(results),
         kim2022_results.draw_figures(results),
         describe_provenance(records),
+    )
+
+
+def _build_results(
+    plan: Plan, records: Sequence[Record], policies: Sequence[SearchResult]
+) -> Results:
+    """Deal the Records to the ways and levels; what an archive lacks is left out."""
+    size, rest = len(plan.runs), len(plan.runs) + len(plan.later_runs)
+    by_level = chunk(records[:size], len(plan.seeds))
+    n = len(plan.forward)
+    forward = dict(zip(plan.forward, by_level[:n], strict=True))
+    backward = dict(zip(plan.backward, by_level[n:-2], strict=True))
+    # A later level counts if every seed was trained.
+    later = chunk(records[size:rest], len(plan.seeds))
+    n = len(plan.later_forward)
+    forward |= _complete_levels(plan.later_forward, later[:n])
+    backward |= _complete_levels(plan.later_backward, later[n : n + len(plan.later_backward)])
+    text_heuristic = _complete_levels(
+        [0.0] if plan.controls else (), later[-1:] if plan.controls else ()
+    )
+    # Levels drawn at random, by the levels and the seed.
+    control: dict[tuple[float, ...], dict[int, list[Record]]] = {NARROW: {}, WIDE: {}}
+    for record in records[rest:]:
+        if not is_missing(record):
+            policy = run_of(record).level
+            assert isinstance(policy, Policy)
+            by_seed = control[NARROW if max(policy.levels) == max(NARROW) else WIDE]
+            by_seed.setdefault(run_of(record).seed, []).append(record)
+    n = len(plan.policy_seeds)
+    return Results(
+        forward,
+        backward,
+        by_level[-2],
+        by_level[-1],
+        [policy for policy in policies[:n] if is_complete(policy)],
+        text_heuristic.get(0.0, ()),
+        [policy for policy in policies[n:] if is_complete(policy)],
+        control[NARROW],
+        control[WIDE],
+    )
+
+
+def _complete_levels(
+    levels: Sequence[float], by_level: Sequence[list[Record]]
+) -> dict[float, list[Record]]:
+    """Give the Records of those levels that every seed was trained at."""
+    trained = {}
+    for level, records in zip(levels, by_level, strict=True):
+        if not any(is_missing(record) for record in records):
+            trained[level] = records
+    return trained
+
+
+def _describe_missing(plan: Plan, results: Results, records: Sequence[Record]) -> str:
+    """Say what was not trained, and what it would cost by the trainings that were."""
+    names, epochs = [], 0
+    full = len(plan.seeds) * plan.problem.max_epochs
+    for way, levels, search in (
+        ("forward", plan.later_forward, results.forward),
+        ("backward", plan.later_backward, results.backward),
+    ):
+        missing = [level for level in levels if level not in search]
+        if missing:
+            names.append(f"{way} at {missing[0]:g} to {missing[-1]:g}")
+            epochs += len(missing) * full
+    if plan.controls and not results.text_heuristic:
+        names.append("the heuristic with the constants of the source's text")
+        epochs += len(plan.seeds) * plan.heuristic_epochs
+    each = len(plan.policy_seeds) * plan.problem.max_epochs
+    if plan.controls and plan.policy_seeds and not results.wide_policies:
+        names.append(f"an agent with levels up to {max(WIDE):g}")
+        epochs += plan.trainings * each
+    for control, kind in ((results.control, "its"), (results.wide_control, "the wide")):
+        if plan.controls and plan.policy_seeds and not control:
+            names.append(f"a policy that draws from {kind} levels at random")
+            epochs += plan.controls * each
+    if not names:
+        return ""
+    trained = [record for record in records if not is_missing(record)]
+    seconds = sum(float(record.metadata.get("seconds", 0.0)) for record in trained)
+    rate = seconds / sum(run_of(record).epochs for record in trained)
+    return (
+        f" Not trained: {'; '.join(names)}. By the trainings here it would take about "
+        f"{epochs * rate / 3600:.1f} CPU hours."
     )
 
 
@@ -172,7 +308,7 @@ def _describe(plan: Plan, claims: int) -> str:
         agents = (
             "Policy gradient: an agent picks each epoch's level from 0 to 0.10 and learns from "
             f"validation accuracy, over {plan.trainings} trainings; {len(plan.policy_seeds)} "
-            "seeds; judged by its last training, and in no claim."
+            "seeds; judged by its last training, and by whether its reward grows."
         )
     return (
         "Two Gaussians in 10 dimensions, 10 % of the labels flipped, 1,000 training, 100 "
@@ -212,155 +348,6 @@ def _mismatches(results: Results) -> list[str]:
     return sentences
 
 
-# The source's claims.
-
-
-def _claims(results: Results) -> list[Claim]:
-    """List the source's claims, in its order."""
-    begun = format_count(kim2022_results.starts(results.all_backward))
-    late = f" ({begun} backward runs began to flood)"
-    metrics = {
-        "training accuracy": "train_accuracy",
-        "test accuracy on noisy labels": "test_accuracy",
-        "test accuracy on clean labels": "test_accuracy_clean",
-    }
-    claims = []
-    for title, name in metrics.items():
-        text = f"Backward flooding lowers {title} against forward at the same level"
-        gain = _backward_minus_forward(results, name)
-        claims.append(Claim(text, gain, "points, backward minus forward", -1, detail=late))
-    return [*claims, _enters_below(results), *_on_the_heuristic(results), _on_stopping(results)]
-
-
-def _backward_minus_forward(results: Results, name: str) -> Difference | None:
-    """Compare a metric in percent by seed, averaged over the levels at which backward flooded."""
-    pairs = []
-    for index in range(len(results.plain)):
-        values = []
-        for level, records in results.backward.items():
-            # A run that never began to flood is plain training.
-            if has_started(records[index]):
-                pair = (records[index], results.forward[level][index])
-                values.append(metric_values(pair, name, 100.0))
-        if values:
-            pairs.append(np.mean(values, axis=0).tolist())
-    return paired_or_none(pairs)
-
-
-def _enters_below(results: Results) -> Claim:
-    """Claim that forward flooding stays above its level."""
-    forward = kim2022_results.forward_segments(results.forward)
-    before, after = kim2022_results.backward_segments(results.backward)
-    reached = sum(len(segments) for segments in forward)
-    total = (len(results.forward) - 1) * len(results.plain)
-    text = "The forward search never enters below its level"
-    unit = "% of steps below the level from the epoch on that reaches it"
-    detail = f" ({reached} of {total} runs reached their level)"
-    if not reached:
-        return Claim(text, None, unit, 0, detail=detail)
-    # What forward flooding does, then, for comparison, what backward flooding does.
-    shares, lowest = _seed_means(forward)
-    over = "lowest epoch mean of the training loss over the level"
-    detail += f"; {over}: {format_mean_sd(lowest, 2)}"
-    if any(after):
-        shares_after, lowest_after = _seed_means(after)
-        _, before_means = _seed_means(before)
-        lowest_before = format_mean_sd(before_means, 2)
-        detail += (
-            f"; backward: {lowest_before} before flooding begins and "
-            f"{format_mean_sd(lowest_after, 2)} from there on, with "
-            f"{format_mean_sd(shares_after)} % of steps below"
-        )
-    return Claim(text, paired(shares, [0.0] * len(shares)), unit, 0, detail=detail)
-
-
-def _seed_means(by_seed: Sequence[Sequence[Segment]]) -> tuple[list[float], list[float]]:
-    """Average percentage below and lowest loss over levels, in each seed that has any."""
-    shares, lowest = [], []
-    for segments in by_seed:
-        if segments:
-            means = np.mean(segments, axis=0)
-            shares.append(100 * float(means[0]))
-            lowest.append(float(means[1]))
-    return shares, lowest
-
-
-def _on_the_heuristic(results: Results) -> list[Claim]:
-    """Claim that the heuristic is better than nothing, worse than forward, and cheaper."""
-    rows, begun = results.rows, kim2022_results.starts(results.heuristic)
-    heuristic, longer, forward = rows["heuristic"], rows[LONGER], rows["forward"]
-    # Where it never began to flood there is no heuristic to judge.
-    against_plain = against_forward = cheaper = None
-    if any(begun):
-        against_plain = paired(heuristic.accuracy, longer.accuracy)
-        against_forward = paired(heuristic.accuracy, forward.accuracy)
-        cheaper = paired(heuristic.seconds, forward.seconds)
-    detail = f" ({format_count(begun)} heuristic runs began to flood)"
-    points, seconds = "points of noisy test accuracy", "CPU seconds a seed"
-    cost = heuristic.epochs[0] / results.max_epochs
-    forward_cost = forward.epochs[0] / results.max_epochs
-    costs = f"({cost:g} trainings a seed against {forward_cost:g})"
-    texts = (
-        "The heuristic is better than no flooding for as long",
-        "The heuristic is worse than the exhaustive forward search",
-        f"The heuristic is cheaper than the forward search {costs}",
-    )
-    return [
-        Claim(texts[0], against_plain, points, 1, detail=detail),
-        Claim(texts[1], against_forward, points, -1, detail=detail),
-        Claim(texts[2], cheaper, seconds, -1, detail=detail),
-    ]
-
-
-def _on_stopping(results: Results) -> Claim:
-    """Claim that early stopping beats every flooded final model."""
-    # It is compared with the one that leaves most doubt: if that one is beaten, all are.
-    rows = results.rows
-    rivals: dict[str, Sequence[Record]] = {}
-    for level, records in results.forward.items():
-        if level > 0:
-            rivals[f"forward at {level:g}"] = records
-    for level, records in results.backward.items():
-        rivals[f"backward at {level:g}"] = records
-    for name in ("forward", "backward"):
-        rivals[f"{name}, level chosen"] = rows[name].records
-    rivals["heuristic"] = results.heuristic
-    # Only rivals that were flooded in some seed count.
-    stopped, gains = rows["no flooding, stopped"].accuracy, {}
-    for name, records in rivals.items():
-        gain = _stopped_minus_flooded(stopped, results.plain, records)
-        if gain is not None:
-            gains[name] = gain
-    hardest = max(gains, key=lambda name: _doubt(gains[name]))
-    text = "Plain early stopping beats every flooded final model, here the hardest of"
-    text = f"{text} {len(gains)} ({hardest})"
-    return Claim(text, gains[hardest], "points of noisy test accuracy", 1, rivals=len(gains))
-
-
-def _stopped_minus_flooded(
-    stopped: Sequence[float], plain: Sequence[Record], records: Sequence[Record]
-) -> Difference | None:
-    """Compare accuracies in percent by seed, in the seeds that were flooded."""
-    seeds = [run_of(record).seed for record in plain]
-    by_seed = dict(zip(seeds, stopped, strict=True))
-    pairs = []
-    for record in kim2022_results.started_records(records):
-        accuracy = 100.0 * record.metrics["last.test_accuracy"]
-        pairs.append((by_seed[run_of(record).seed], accuracy))
-    return paired_or_none(pairs)
-
-
-def _doubt(gain: Difference) -> tuple[float, float]:
-    """Give the one-sided p that a gain is not above 0, then the size of the loss."""
-    p = gain.p / 2
-    if math.isnan(gain.p):
-        # A single pair has no p: its sign decides.
-        p = float(gain.mean <= 0)
-    elif gain.mean <= 0:
-        p = 1 - gain.p / 2
-    return p, -gain.mean
-
-
 # The archive.
 
 
@@ -369,63 +356,22 @@ def is_exact(run: Run) -> bool:
     return isinstance(run.level, Policy)
 
 
-def load(path: str | Path) -> Archive:
+def is_later(run: Run) -> bool:
+    """Tell whether a Run came later, so that an archive may lack it."""
+    level = run.level
+    if isinstance(level, Policy):
+        return not is_agent(run) or max(level.levels) > max(NARROW)
+    if isinstance(level, Heuristic):
+        return level == _TEXT_HEURISTIC
+    if isinstance(level, Delayed):
+        return level.level in LATER_BACKWARD
+    return level in LATER_FORWARD
+
+
+def load(path: str | Path) -> PolicyArchive:
     """Read an archive of this experiment, also on another processor than it was trained on."""
-    return _PolicyArchive(path, plan())
-
-
-class _PolicyArchive(Archive):
-    """An archive that looks up an agent's trainings by their number.
-
-    They are the last in the file: the first training of each seed, the second of each, and so on.
-    They cannot be looked up by their Runs. These hold the agent's weights, whose last bits differ
-    between processors with other vector units.
-    """
-
-    def __init__(self, path: str | Path, plan: Plan) -> None:
-        super().__init__(path)
-        # The first training of an agent has no learned weights, and is found by its Run.
-        firsts = {}
-        for seed in plan.policy_seeds:
-            name = run_id(next(policy_gradient(plan.problem, seed=seed))[0])
-            if name in self.indices:
-                firsts[seed] = self.indices[name]
-        # The later ones follow in turn.
-        n = plan.trainings
-        self._rows: dict[int, range] = {}
-        for seed, first in firsts.items():
-            self._rows[seed] = range(first, len(self), len(firsts))
-            if len(self._rows[seed]) != n:
-                raise ValueError(
-                    f"{path} must end with {n} trainings of each agent. Write it again."
-                )
-
-    def __call__(self, runs: Sequence[Run]) -> list[Record]:
-        """Look Runs up."""
-        if not all(self._is_agent(run) for run in runs):
-            return super().__call__(runs)
-        records = []
-        for run in runs:
-            row = self._rows[run.seed][self._number(run)]
-            records.append(self.record_at(row, run))
-        return records
-
-    def __contains__(self, run: Run) -> bool:
-        if isinstance(run.level, Policy):
-            return self._is_agent(run)
-        return super().__contains__(run)
-
-    def _is_agent(self, run: Run) -> bool:
-        return isinstance(run.level, Policy) and run.seed in self._rows
-
-    def _number(self, run: Run) -> int:
-        """Tell which of its trainings an agent asks for; the last one draws no levels at random."""
-        assert isinstance(run.level, Policy)
-        last = len(self._rows[run.seed]) - 1
-        if run.level.greedy:
-            return last
-        seeds = [derive_seed(run.seed, "policy", number) for number in range(last)]
-        return seeds.index(run.level.seed)
+    full = plan()
+    return PolicyArchive(path, full.problem, full.policy_seeds, full.trainings, is_later)
 
 
 # What `flooding reproduce kim2022` runs.

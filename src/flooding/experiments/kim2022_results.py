@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from flooding.experiments.kim2022_policy import draw_learning, learning_curve, learning_table
 from flooding.level_search.backward import has_started
 from flooding.level_search.result import SearchResult
 from flooding.levels import Delayed
@@ -148,6 +149,12 @@ class Results:
     longer: Sequence[Record]
     heuristic: Sequence[Record]
     policies: Sequence[SearchResult]
+    # What an archive may lack: the heuristic with the constants of the source's text, agents with
+    # levels up to 0.5, and by seed the trainings with levels drawn at random, for either agent.
+    text_heuristic: Sequence[Record] = ()
+    wide_policies: Sequence[SearchResult] = ()
+    control: Mapping[int, Sequence[Record]] = field(default_factory=dict)
+    wide_control: Mapping[int, Sequence[Record]] = field(default_factory=dict)
 
     @property
     def plain(self) -> Sequence[Record]:
@@ -174,8 +181,14 @@ class Results:
             "backward": WayRow.of_search(self.backward, "last"),
             "heuristic": WayRow.of_records(self.heuristic, "last"),
         }
+        if self.text_heuristic:
+            name = "heuristic, the text's constants"
+            rows[name] = WayRow.of_records(self.text_heuristic, "last")
         if self.policies:
             rows["policy gradient"] = WayRow.of_policies(self.policies, self.plain)
+        if self.wide_policies:
+            name = "policy gradient, levels up to 0.5"
+            rows[name] = WayRow.of_policies(self.wide_policies, self.plain)
         rows["no flooding, stopped"] = WayRow.of_records(self.plain, "best")
         rows["forward, stopped"] = WayRow.of_search(self.forward, "best")
         return rows
@@ -227,6 +240,19 @@ def backward_segments(search: Search) -> tuple[list[list[Segment]], list[list[Se
 
 
 # Tables.
+
+
+def make_tables(results: Results) -> list[Table]:
+    """Tabulate the ways, the levels and, where there are agents, how they learn."""
+    tables = [published_table(results), levels_table(results)]
+    curves = {}
+    if results.policies:
+        curves["levels up to 0.1"] = learning_curve(results.policies)
+    if results.wide_policies:
+        curves["levels up to 0.5"] = learning_curve(results.wide_policies)
+    if curves:
+        tables.append(learning_table(curves))
+    return tables
 
 
 def published_table(results: Results) -> Table:
@@ -375,4 +401,14 @@ def draw_figures(results: Results) -> dict[str, tuple[str, Callable[[], Figure]]
         count = f"{len(flooded)} of {len(results.heuristic)} runs, those that began to flood"
         caption = f"The heuristic's level and losses, {count}. Epochs count from there."
         figures["heuristic"] = (caption, partial(search_figures.controlled_training, flooded))
+    caption = (
+        "The policy gradient: mean validation accuracy, its reward, and mean level of each of its "
+        "trainings. The last one takes the most probable levels."
+    )
+    if results.policies:
+        draw = partial(draw_learning, results.policies, results.control)
+        figures["policy"] = (caption, draw)
+    if results.wide_policies:
+        draw = partial(draw_learning, results.wide_policies, results.wide_control)
+        figures["policy-wide"] = (f"{caption} Levels up to 0.5.", draw)
     return figures

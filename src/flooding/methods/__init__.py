@@ -6,6 +6,7 @@ from flooding.methods.gradient_penalty import GradientPenalty
 from flooding.methods.hinge import Hinge
 from flooding.methods.iflood import IFlood
 from flooding.methods.objective import flooded_fraction, objective
+from flooding.methods.relaxloss import RelaxLoss
 from flooding.methods.sam import SAM
 from flooding.methods.softad import SoftAD
 from flooding.methods.wavebound import EMATeacher, WaveBound
@@ -18,6 +19,7 @@ __all__ = [
     "Hinge",
     "IFlood",
     "Method",
+    "RelaxLoss",
     "SoftAD",
     "WaveBound",
     "flooded_fraction",

@@ -19,7 +19,7 @@ OptimizerFactory: TypeAlias = Callable[[Iterable[Tensor]], torch.optim.Optimizer
 # What a class promises about the way these three act together. A subclass that replaces one of
 # them has to promise it again.
 _PROMISES = ("shares_prefix", "has_slope")
-_HOOKS = ("__call__", "penalty", "wrap_optimizer")
+_HOOKS = ("__call__", "objective_from_outputs", "penalty", "wrap_optimizer")
 
 
 class Method:
@@ -124,6 +124,26 @@ class Method:
         """
         return None
 
+    # ruff: ignore[unused-method-argument]
+    def objective_from_outputs(
+        self, outputs: Tensor, targets: Tensor, loss: Tensor, level: float | Tensor, epoch: int
+    ) -> Tensor | None:
+        """Compute the objective of a step from more than its loss; None unless overridden.
+
+        Only a training loop asks for it; elsewhere ``__call__`` is the method.
+
+        Args:
+            outputs: Outputs of the model.
+            targets: Targets.
+            loss: Raw loss as ``reduction`` says, with its graph.
+            level: Level in the unit of ``loss``: a number, or a tensor that broadcasts against it.
+            epoch: The epoch, from 1.
+
+        Returns:
+            The objective, 0-d; None where it is that of ``__call__``.
+        """
+        return None
+
     def make_teacher(self, model: nn.Module) -> AveragedModel:
         """Build the model whose loss is the level, where ``level_source`` is "teacher".
 
@@ -161,6 +181,7 @@ class Method:
             self.needs_closure
             or self.level_source != "run"
             or cls.penalty is not Method.penalty
+            or cls.objective_from_outputs is not Method.objective_from_outputs
             or cls.wrap_optimizer is not Method.wrap_optimizer
         )
 

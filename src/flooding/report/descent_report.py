@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["make_report"]
 
 _UNTESTED = "not tested (level never reached)"
+_ABOVE_CAP = "not a candidate (above the lowest loss of plain training)"
+# The setting in which the reproduction saw no second descent.
+_SOURCE_FACTORS = set(FACTORS)
 
 
 def make_report(
@@ -95,7 +98,11 @@ def _cells(
     # Plain training has no level that it could reach.
     if row.level:
         cells["reached"] = f"{n} of {len(row.condition.seeds)}"
+        if row.num_above_cap:
+            cells["reached"] += f"; {row.num_above_cap} above the cap"
         cells["flooded (%)"] = format_mean_sd(row.flooded_percent)
+    if n == 0 and row.num_above_cap:
+        return cells | {"flooded (%)": dash, "second descent": _ABOVE_CAP}
     if n == 0:
         return cells | {"flooded (%)": "0.0", "second descent": _UNTESTED}
     # Numbers of seeds first, then how far the curves rise and fall.
@@ -153,6 +160,7 @@ def _sentences(groups: Sequence[Group], sections: Sequence[Section]) -> Sentence
     for group in groups:
         sentences.add(*_describe_start(group))
     sentences.add(*_judge_weight_decay(losses))
+    sentences.add(*_judge_label_noise(losses))
     # Then what was found, in loss and error.
     gains = [_lasting_by_seed(section.tested) for section in sections]
     for section, gain, p in zip(sections, gains, stats.adjust(gains), strict=True):
@@ -168,6 +176,7 @@ def _conditions_without_descent(section: Section) -> list[str]:
         condition = grid.cell
         counts: list[str] = []
         unreached: list[float] = []
+        too_high: list[float] = []
         brings_descent = False
         for row in section.rows:
             if row.condition is not condition or row.level == 0:
@@ -175,6 +184,8 @@ def _conditions_without_descent(section: Section) -> list[str]:
             if row.is_tested:
                 counts.append(f"level {row.level:g}: {_describe_lasting(row)}")
                 brings_descent |= row.brings_descent
+            elif row.num_above_cap:
+                too_high.append(row.level)
             else:
                 unreached.append(row.level)
         # Where no level was reached, nothing was tested.
@@ -182,6 +193,8 @@ def _conditions_without_descent(section: Section) -> list[str]:
             continue
         if unreached:
             counts.append(f"never reached: {format_levels(unreached)}")
+        if too_high:
+            counts.append(f"not a candidate: {format_levels(too_high)}")
         sentences.append(
             f"{condition.title}: flooding brings no second descent of the test loss at any level "
             f"that was reached. Lasting descents: {'; '.join(counts)}."
@@ -220,42 +233,86 @@ def _describe_start(group: Group) -> tuple[bool, str]:
 
 def _judge_weight_decay(losses: Sequence[Section]) -> tuple[bool, str]:
     """Judge the reproduction's statement; say whether it holds here, or is not judged."""
+    # Its own condition decides; other conditions with weight decay are told apart from it.
     claim = "“No double descent with weight decay” (the reproduction)"
-    decayed: list[DescentRow] = []
-    others: list[DescentRow] = []
-    significant = False
+    own: list[tuple[DescentRow, float]] = []
+    other: list[tuple[DescentRow, float]] = []
+    undecayed: list[DescentRow] = []
     for section in losses:
         # Groups without factors, the synthetic tasks, have nothing to compare weight decay with.
         if not section.group.has_factors:
             continue
         for row, p in zip(section.rows, section.p_lasting, strict=True):
-            if row.is_tested and "weight decay" in row.condition.factors:
-                decayed.append(row)
-                significant |= row.brings_descent and p < 0.05
-            elif row.is_tested:
-                others.append(row)
-    if not decayed:
+            if not row.is_tested:
+                continue
+            if set(row.condition.factors) == _SOURCE_FACTORS:
+                own.append((row, p))
+            elif "weight decay" in row.condition.factors:
+                other.append((row, p))
+            else:
+                undecayed.append(row)
+    if not own and not other:
         return True, f"{claim} is not judged: with weight decay no level was reached (n = 0)."
-    shown = [row for row in decayed if row.brings_descent]
+    without = sum(row.brings_descent for row in undecayed)
+    shown = [row for row, _ in own if row.brings_descent]
+    condition = "in its own condition (augmentation, rate decay and weight decay)"
     brings = "flooding brings a second descent of the test loss in"
-    count = f"{len(shown)} of {len(decayed)} rows with weight decay whose level was reached"
-    # No second descent says something only where there are some without weight decay.
+    rest = _describe_other_rows(other, without, len(undecayed))
+    if not own:
+        return True, f"{claim} is not judged {condition}: no level was reached (n = 0). {rest}"
+    count = f"{len(shown)} of {stats.pluralize(len(own), 'row')} whose level was reached"
+    every = _count_trainings([row for row, _ in own])
     if not shown:
-        without = sum(row.brings_descent for row in others)
-        verdict = "is not judged, since weight decay makes no difference"
-        if without:
-            verdict = "holds here"
-        rest = f"and in {without} of {len(others)} without it"
-        return True, f"{claim} {verdict}: {brings} {count}, {rest}."
-    places = [f"{row.condition.title} at {row.level:g}" for row in shown]
-    where = "; ".join(places)
+        # No second descent says something only where there are some in other conditions.
+        verdict = "holds here"
+        if not without and not any(row.brings_descent for row, _ in other):
+            verdict = "is not judged, since no condition has one,"
+        lasting = f"lasting descents in {every}"
+        return True, f"{claim} {verdict} {condition}: {brings} {count}; {lasting}. {rest}"
     doubt = ""
-    if not significant:
+    if not any(row.brings_descent and p < 0.05 for row, p in own):
         doubt = " by the criterion, which no single row shows at 5 %"
     return False, (
-        f"{claim} does not hold{doubt}: {brings} {count} ({where}), lasting in "
-        f"{_count_trainings(shown)}. All rows with weight decay: {_count_trainings(decayed)}, each "
-        "of which counts once for every level it is compared with. The table has p row by row."
+        f"{claim} does not hold {condition}{doubt}: {brings} {count}, lasting in "
+        f"{_count_trainings(shown)}. {rest}"
+    )
+
+
+def _describe_other_rows(
+    rows: Sequence[tuple[DescentRow, float]], without: int, num_undecayed: int
+) -> str:
+    """Count second descents in the other conditions, with weight decay and without."""
+    shown = [row for row, _ in rows if row.brings_descent]
+    where = ""
+    if shown:
+        places = [f"{row.condition.title} at {row.level:g}" for row in shown]
+        where = f" ({'; '.join(places)}; lasting in {_count_trainings(shown)})"
+    return (
+        f"Other conditions: in {len(shown)} of {len(rows)} rows with weight decay{where}, and in "
+        f"{without} of {num_undecayed} without it. The table has p row by row."
+    )
+
+
+def _judge_label_noise(losses: Sequence[Section]) -> tuple[bool, str]:
+    """Judge the statement that the label noise must be high."""
+    claim = "“The label noise must be high for a second descent”"
+    by_noise: dict[float, list[DescentRow]] = {}
+    for section in losses:
+        for row in section.tested:
+            if row.condition.noise is not None:
+                by_noise.setdefault(row.condition.noise, []).append(row)
+    counts, low = [], 0
+    for noise, rows in sorted(by_noise.items()):
+        shown = sum(row.brings_descent for row in rows)
+        counts.append(f"{100 * noise:g} %: {shown} of {len(rows)}")
+        # Up to a twentieth of the labels is not high.
+        low += shown * (noise <= 0.05)
+    if not low and (len(by_noise) < 2 or min(by_noise) > 0.05):
+        return True, f"{claim} is not judged: the conditions do not differ in that."
+    verdict = "does not hold" if low else "holds here"
+    return not low, (
+        f"{claim} {verdict}: rows in which flooding brings one, of the test loss, by the share of "
+        f"wrong labels: {'; '.join(counts)}."
     )
 
 
@@ -287,10 +344,12 @@ def _describe_section(section: Section, gain: Difference | None, p: float) -> st
     """Count the rows in which flooding brings a second descent, and compare the ends."""
     tested, n = section.tested, section.group.num_seeds
     # Count the rows in one pass over all of them.
-    untested = brings = significant = lower = higher = 0
+    untested = too_high = brings = significant = lower = higher = 0
     ps = zip(section.rows, section.p_lasting, section.p_end, strict=True)
     for row, p_lasting, p_end in ps:
-        untested += row.level > 0 and not row.is_tested
+        is_left_out = row.level > 0 and not row.is_tested
+        too_high += is_left_out and row.num_above_cap > 0
+        untested += is_left_out and not row.num_above_cap
         if row.is_tested and row.brings_descent:
             brings += 1
             significant += p_lasting < 0.05
@@ -298,6 +357,9 @@ def _describe_section(section: Section, gain: Difference | None, p: float) -> st
         if end is not None and p_end < 0.05:
             lower += end.mean < 0
             higher += end.mean > 0
+    left_out = f"{untested} not tested"
+    if too_high:
+        left_out += f", {too_high} not a candidate"
     test = f"by the numbers of lasting descents in {significant} of them at 5 %"
     # The p of McNemar's test where all seeds differ one way.
     least_p = 2 * 0.5**n
@@ -312,7 +374,7 @@ def _describe_section(section: Section, gain: Difference | None, p: float) -> st
         )
     return (
         f"{section.group.title}, test {section.measure.name}: flooding brings a second descent in "
-        f"{brings} of {len(tested)} tested rows ({untested} not tested), {test}; its curve ends "
+        f"{brings} of {len(tested)} tested rows ({left_out}), {test}; its curve ends "
         f"lower than plain training's in {lower} and higher in {higher} of them at 5 % (Holm, "
         f"n = {n} seeds or as many as reached the level).{overall}"
     )
@@ -353,7 +415,8 @@ def _count_at(level: float, rows: Sequence[DescentRow]) -> str:
             curves += row.flooded
             plain += row.plain
     if not curves:
-        return f"at level {level:g} {_UNTESTED}"
+        is_too_high = any(row.num_above_cap for row in rows if row.level == level)
+        return f"at level {level:g} {_ABOVE_CAP if is_too_high else _UNTESTED}"
     second = second_descents(curves)
     second_plain = len(second_descents(plain))
     text = (

@@ -11,7 +11,7 @@ import numpy as np
 
 from flooding.report.descents import Descents, find_descents
 from flooding.report.level_grid import Cell, LevelGrid
-from flooding.report.record_metrics import is_reached
+from flooding.report.record_metrics import is_reached, level_cap
 from flooding.report.stats import Difference, adjust, holm, mcnemar, paired, paired_or_none
 from flooding.training.archive import to_half
 from flooding.training.record import Record
@@ -29,9 +29,14 @@ class Condition(Cell):
 
     Args:
         factors: Which of :data:`FACTORS` it has.
+        noise: Share of wrong labels among the training examples; None where it is unknown.
+        is_test_noisy: Whether the test labels that the model is also judged by have that noise, so
+            that its test loss says as much of the level as its validation loss.
     """
 
     factors: tuple[str, ...] = ()
+    noise: float | None = None
+    is_test_noisy: bool = True
 
 
 class Group(NamedTuple):
@@ -125,12 +130,14 @@ class DescentRow:
     """A condition at a level, by one measure: the curves of the seeds that reached the level.
 
     ``flooded`` and ``plain`` are the same seeds, with and without flooding. Until the level is
-    reached both take the same steps, so leaving seeds out selects nothing by its outcome. The row
-    of level 0 has all seeds, and both are the same trainings.
+    reached both take the same steps, so leaving seeds out selects nothing by its outcome; nor does
+    leaving out those in which the level lies above the cap of plain training, of which there are
+    ``num_above_cap``. The row of level 0 has all seeds, and both are the same trainings.
     """
 
     condition: Condition
     level: float
+    num_above_cap: int = 0
     seeds: list[int] = field(default_factory=list)
     flooded_percent: list[float] = field(default_factory=list)
     flooded: list[Descents] = field(default_factory=list)
@@ -201,10 +208,23 @@ def _make_row(grid: LevelGrid[Condition], level: float, measure: Measure) -> Des
     row = DescentRow(grid.cell, level)
     pairs = zip(grid.cell.seeds, grid.at(level), grid.at(0.0), strict=True)
     for seed, record, plain in pairs:
+        # Above the cap it is not a candidate.
+        if level > _cap(grid.cell, plain):
+            row.num_above_cap += 1
         # Plain training has no level to reach.
-        if level == 0 or is_reached(record):
+        elif level == 0 or is_reached(record):
             row.seeds.append(seed)
             row.flooded_percent.append(_flooded_percent(record))
             row.flooded.append(_descents(record, measure))
             row.plain.append(_descents(plain, measure))
     return row
+
+
+def _cap(condition: Condition, plain: Record) -> float:
+    """Give the cap of the level: the lowest validation loss of plain training."""
+    cap = level_cap(plain)
+    # Older archives have no curve of the validation loss, but one of the test loss.
+    if "val_loss" in plain.curves or not condition.is_test_noisy:
+        return cap
+    # With the noisy labels, where the test labels have noise.
+    return float(np.nanmin([cap, np.nanmin(plain.curves["test_loss"][1:])]))

@@ -47,7 +47,9 @@ def describe_selection(num_seeds: int) -> str:
         "For each seed the level is chosen by validation accuracy, ties to the lower "
         "validation loss, then to the smaller level; flooding chooses among the levels above 0 "
         f"that were reached, in at least {100 * MIN_FLOODED_SHARE:g} % of the steps up to "
-        "the epoch that is tested: others are plain training. Test data choose nothing. Mean ± "
+        "the epoch that is tested: others are plain training. A level above the cap, the lowest "
+        "validation loss of the seed's own plain training, is not a candidate: it is never chosen, "
+        "and never counts as a loss. Test data choose nothing. Mean ± "
         f"standard deviation over {stats.pluralize(num_seeds, 'seed')}; differences paired by "
         "seed, with "
         "the 95 % interval of Student's t and p after Holm's correction over the cells. Stopped: "
@@ -77,10 +79,12 @@ def comparison_table(grids: Sequence[LevelGrid], comparison: Comparison) -> Tabl
     gains = [grid.gain(row, against) for grid in grids]
     lines = []
     for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
-        # A level that was never reached says nothing about flooding.
-        if gain is None:
-            plain = stats.format_mean_sd(grid.values(against, "test_accuracy", 100.0))
-            lines.append([grid.cell.title, plain, _untested(row, against), *["–"] * 4])
+        # A level that was never reached, or lies above the cap, says nothing about flooding.
+        if gain is None or _cannot_be_tested(grid, comparison):
+            plain = "–"
+            if not against.startswith("flooding"):
+                plain = stats.format_mean_sd(grid.values(against, "test_accuracy", 100.0))
+            lines.append([grid.cell.title, plain, _untested(grid, row, against), *["–"] * 4])
             continue
         # Both sides are those seeds that have a pick in both rows.
         a, b = zip(*grid.pairs(row, against), strict=True)
@@ -102,10 +106,28 @@ def comparison_table(grids: Sequence[LevelGrid], comparison: Comparison) -> Tabl
     return Table(name, title, columns, lines, note)
 
 
-def _untested(row: str, against: str = "plain") -> str:
+def _cannot_be_tested(grid: LevelGrid, comparison: Comparison) -> bool:
+    """Tell whether a comparison needs a flooded row of a grid without candidates."""
+    rows = (comparison.row, comparison.against)
+    return grid.cannot_be_tested and any(row.startswith("flooding") for row in rows)
+
+
+def _describe_caps(grid: LevelGrid) -> str:
+    """Say in how many seeds every level lies above the cap."""
+    lacking = [grid.lacks_candidates(index) for index in range(len(grid.records))]
+    lowest, highest = min(grid.caps), max(grid.caps)
+    return (
+        f"in {stats.format_count(lacking)} seeds every level lies above the lowest validation loss "
+        f"of plain training, which is {lowest:.2f} to {highest:.2f}"
+    )
+
+
+def _untested(grid: LevelGrid, row: str, against: str = "plain") -> str:
     """Say why two rows are not compared."""
     if (row, against) == ("finder", "plain"):
         return "not tested: the finder chose no flooding"
+    if grid.cannot_be_tested:
+        return f"cannot be tested in {grid.cell.problem.max_epochs} epochs"
     if row_epoch(row) == "best":
         return "not tested: no level was reached before the best epoch"
     return "not tested: no level was reached"
@@ -133,7 +155,7 @@ def losses_table(grids: Sequence[LevelGrid]) -> Table:
                 flooded = format_flooded(picks, row_epoch(row))
                 line.append(f"{flooded}, n = {len(picks)}")
             else:
-                line.append(_untested(row))
+                line.append(_untested(grid, row))
         lines.append(line)
     title = f"Test NLL (nats) and ECE, n = {len(grids[0].cell.seeds)}"
     note = "Flooding: over the seeds in which a level was reached before the epoch that is tested."
@@ -156,6 +178,7 @@ def levels_table(grids: Sequence[LevelGrid]) -> Table:
             row = {
                 "data": grid.cell.title,
                 "level": f"{level:g}" if level else "plain",
+                "candidate": _candidate_cell(grid, level),
                 "training loss": format_metric(records, "train_loss", digits=3),
                 "last epoch": format_metric(records, "test_accuracy", 100.0),
             }
@@ -164,7 +187,20 @@ def levels_table(grids: Sequence[LevelGrid]) -> Table:
             row |= _flooded_cells(records, level, "best", ", stopped")
             rows.append(row)
     title = f"Test accuracy in % at each level, n = {len(grids[0].cell.seeds)}"
-    return Table.from_dicts("levels", title, rows)
+    note = (
+        "Candidate: seeds in which the level does not lie above the lowest validation loss of "
+        "plain training."
+    )
+    return Table.from_dicts("levels", title, rows, note)
+
+
+def _candidate_cell(grid: LevelGrid, level: float) -> str:
+    """Write in how many seeds a level does not lie above the cap."""
+    if not level:
+        return "–"
+    count = grid.count_below_cap(level)
+    text = f"{count} of {len(grid.records)}"
+    return text if count else f"{text}: not a candidate"
 
 
 def _flooded_cells(
@@ -202,15 +238,15 @@ def sentences(grids: Sequence[LevelGrid], comparisons: Sequence[Comparison]) -> 
         gains = [grid.gain(row, against) for grid in grids]
         for grid, gain, p in zip(grids, gains, stats.adjust(gains), strict=True):
             start = f"{grid.cell.title}, {title}: "
-            if gain is None:
-                result.add(name == "finder", f"{start}{_untested(row, against)}.")
+            if gain is None or _cannot_be_tested(grid, comparison):
+                result.add(name == "finder", f"{start}{_untested(grid, row, against)}.")
                 continue
             who = "the finder" if row == "finder" else "flooding"
             sentence = f"{start}{who} {stats.describe_difference(gain, p)} points, n = {gain.n}"
             others = len(grid.records) - gain.n
             if others:
                 seeds = stats.pluralize(others, "seed")
-                sentence += f" ({seeds} {_untested(row, against)})"
+                sentence += f" ({seeds} {_untested(grid, row, against)})"
             # A claim of the paper must be shown; otherwise flooding must not be shown to lose.
             if name in _CLAIMED:
                 holds = p < 0.05 and gain.mean > 0
@@ -222,12 +258,17 @@ def sentences(grids: Sequence[LevelGrid], comparisons: Sequence[Comparison]) -> 
 
 def _judge_levels(grid: LevelGrid) -> tuple[bool, str]:
     """Say whether plain training falls below the levels before half of the epochs."""
+    if grid.cannot_be_tested:
+        return False, f"{grid.cell.title}: {_untested(grid, 'flooding')}: {_describe_caps(grid)}."
     levels = grid.cell.levels
     fractions = fraction_until_below(grid.at(0.0), levels[-1])
     unreached = [level for level in levels[1:] if not grid.count_reached(level)]
     suffix = ""
     if unreached:
         suffix = f"; never reached: {format_levels(unreached)}"
+    too_high = [level for level in levels[1:] if not grid.count_below_cap(level)]
+    if too_high:
+        suffix += f"; not a candidate: {format_levels(too_high)}"
     start = f"{grid.cell.title}: plain training is"
     if is_early(fractions):
         when = f"after {format_percent_range(fractions)} of the epochs"
@@ -256,7 +297,8 @@ def draw_levels(grids: Sequence[LevelGrid]) -> Figure:
         levels = grid.cell.levels
         is_tested = []
         for level in levels:
-            is_tested.append(level == 0 or grid.count_reached(level) > 0)
+            is_candidate = grid.count_reached(level) > 0 and grid.count_below_cap(level) > 0
+            is_tested.append(level == 0 or is_candidate)
         accuracy = grid.curve("test_accuracy", 100.0)
         nll = grid.curve("test_nll")
         panels.append(LevelPanel(grid.cell.title, levels, accuracy, nll, is_tested))

@@ -36,7 +36,7 @@ class LevelPanel(NamedTuple):
         levels: Levels in nats.
         accuracy: Test accuracy in percent.
         nll: Test NLL in nats, where it is drawn.
-        is_tested: Whether each level was reached; None for all of them.
+        is_tested: Whether each level was reached and is a candidate; empty draws no marks.
         picked: Levels that validation picked, one a seed.
         ceiling: Best possible accuracy in percent.
     """
@@ -79,7 +79,7 @@ def accuracy_grid(panels: Sequence[LevelPanel], columns: int) -> Figure:
 
 
 def accuracy_over_nll(panels: Sequence[LevelPanel]) -> Figure:
-    """Draw accuracy above NLL, a column for each problem; open marks are levels never reached.
+    """Draw accuracy above NLL, a column for each problem; open marks are levels not tested.
 
     Args:
         panels: The problems.
@@ -142,7 +142,7 @@ def _draw_curve(
     """Draw a metric at the last epoch, and that of plain training with early stopping."""
     blue = PALETTE["flooded"]
     draw_band(axes, x, curve.values, color=blue, label="last epoch", marker=marker)
-    # Marks: open where the level was never reached, so that nothing was flooded.
+    # Marks: open where the level was never reached, or lies above the cap.
     means = curve.values.mean(0)
     for index, is_full in enumerate(is_tested):
         face = blue if is_full else "white"

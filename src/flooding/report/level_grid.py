@@ -9,7 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from flooding.report.level_figures import LevelCurve
-from flooding.report.record_metrics import Epoch, is_reached, metric_values
+from flooding.report.record_metrics import Epoch, is_reached, level_cap, metric_values
 from flooding.report.stats import Difference, format_mean_sd, paired
 from flooding.training.problem import Problem
 from flooding.training.record import Record, select_best
@@ -92,14 +92,40 @@ class LevelGrid(Generic[CellT]):
         cell: The cell.
         records: Records by seed, then by level.
         finder: The training that the finder chose for each seed, where it was asked.
-        reached_only: Whether flooding is picked only among the levels that were reached. Where
-            none was, the seed has no pick.
+        candidates_only: Whether flooding is picked only among the levels that were reached and
+            that do not lie above the cap of the seed's own plain training, see
+            :func:`flooding.report.record_metrics.level_cap`. Where there is none, the seed has no
+            pick.
     """
 
     cell: CellT
     records: list[list[Record]]
     finder: Sequence[Record] = ()
-    reached_only: bool = True
+    candidates_only: bool = True
+
+    @property
+    def caps(self) -> list[float]:
+        """Cap of the level in each seed; NaN where no validation loss was measured."""
+        return [level_cap(records[0]) for records in self.records]
+
+    def is_below_cap(self, index: int, level: float) -> bool:
+        """Tell whether a level does not lie above the cap of a seed, or there is no cap."""
+        return not level > self.caps[index]
+
+    def count_below_cap(self, level: float) -> int:
+        """Count the seeds in which a level does not lie above the cap."""
+        return sum(self.is_below_cap(index, level) for index in range(len(self.records)))
+
+    def lacks_candidates(self, index: int) -> bool:
+        """Tell whether every level above 0 lies above the cap of a seed."""
+        levels = [level for level in self.cell.levels if level > 0]
+        return not any(self.is_below_cap(index, level) for level in levels)
+
+    @property
+    def cannot_be_tested(self) -> bool:
+        """Whether fewer than two seeds have a level that does not lie above their cap."""
+        lacking = sum(self.lacks_candidates(index) for index in range(len(self.records)))
+        return lacking > 0 and len(self.records) - lacking < 2
 
     def at(self, level: float) -> list[Record]:
         """Give the Records at a level, one a seed."""
@@ -118,7 +144,7 @@ class LevelGrid(Generic[CellT]):
             index: Index of the seed.
 
         Returns:
-            A Record; None where no level above 0 was reached before the row's epoch.
+            A Record; None where no candidate above 0 was reached before the row's epoch.
         """
         if row == "finder":
             return self.finder[index]
@@ -127,8 +153,13 @@ class LevelGrid(Generic[CellT]):
         plain, *candidates = self.records[index]
         if row.startswith("plain"):
             candidates = [plain]
-        elif self.reached_only:
-            candidates = [record for record in candidates if is_reached(record, at)]
+        elif self.candidates_only:
+            levels = self.cell.levels[1:]
+            candidates = [
+                record
+                for level, record in zip(levels, candidates, strict=True)
+                if self.is_below_cap(index, level) and is_reached(record, at)
+            ]
         if not candidates:
             return None
         return select_best(candidates, at)

@@ -13,7 +13,7 @@ import numpy as np
 from flooding.report import stats
 from flooding.report.document import Report, Table
 from flooding.report.figures import PALETTE, new_figure
-from flooding.report.method_comparison import BUDGET, Pick, Results
+from flooding.report.method_results import BUDGET, Pick, Results
 from flooding.report.provenance import describe_provenance
 from flooding.report.stats import format_mean_sd, format_p, pluralize
 from flooding.training.record import Record, validation_key

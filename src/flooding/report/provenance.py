@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from flooding.training.archive import run_id
+from flooding.training.archive import is_missing, run_id
 from flooding.training.config import UnhashableConfigError
 from flooding.training.record import Record
 
@@ -21,13 +21,13 @@ def describe_provenance(records: Sequence[Record]) -> str:
     """Say on what, and for how long, Records were trained.
 
     Args:
-        records: The Records, at least one.
+        records: The Records, at least one. Those that an archive lacks do not count.
 
     Returns:
         A sentence.
     """
     # A Record that several strategies asked for was trained once.
-    unique = {_identity(record): record for record in records}
+    unique = {_identity(record): record for record in records if not is_missing(record)}
     seconds, machines = 0.0, set()
     for record in unique.values():
         seconds += float(record.metadata.get("seconds", 0.0))

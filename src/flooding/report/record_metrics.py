@@ -1,6 +1,7 @@
-"""Metrics of several Records: listed, written, and whether a level was reached at all.
+"""Metrics of several Records: listed, written, and whether a level could be tested at all.
 
-A level that the training never reached says nothing about flooding: it is reported as not tested.
+A level that the training never reached says nothing about flooding: it is reported as not tested. A
+level above the cap, the lowest validation loss of plain training, is not a candidate.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "fraction_until_below",
     "is_early",
     "is_reached",
+    "level_cap",
     "metric_values",
     "run_of",
 ]
@@ -33,6 +35,7 @@ __all__ = [
 Epoch: TypeAlias = Literal["best", "last"]
 """The epoch a training is judged at: the last, or the best on validation (early stopping)."""
 
+_EPOCHS: tuple[Epoch, ...] = ("best", "last")
 # Share of flooded steps from which on a level counts as reached; fixed beforehand.
 MIN_FLOODED_SHARE = 0.01
 
@@ -83,6 +86,29 @@ def format_flooded(records: Iterable[Record], at: Epoch = "last") -> str:
 def is_reached(record: Record, at: Epoch = "last") -> bool:
     """Tell whether the training loss reached the level, by more than a stray batch."""
     return flooded_percent(record, at) >= 100 * MIN_FLOODED_SHARE
+
+
+def level_cap(plain: Record) -> float:
+    """Give the cap of the level: the lowest validation loss of plain training.
+
+    Flooding holds the training loss at the level. Plain training, stopped at its best, generalises
+    at a loss as low as the cap. A level above the cap is not a candidate: what it loses says
+    nothing about flooding.
+
+    Args:
+        plain: A Record of plain training.
+
+    Returns:
+        The cap in nats. Without a curve of the validation loss it is the lower one of the best and
+        the last epoch's, which is never below the cap; NaN where neither was measured.
+    """
+    if "val_loss" in plain.curves:
+        # The first entry is the state before training.
+        losses = plain.curves["val_loss"][1:]
+    else:
+        losses = np.array([plain.metrics.get(f"{at}.val_loss", math.nan) for at in _EPOCHS])
+    losses = losses[np.isfinite(losses)]
+    return float(losses.min()) if len(losses) else math.nan
 
 
 def fraction_until_below(plain: Sequence[Record], level: float) -> list[float]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-__all__ = ["Search", "controlled_training", "hide_rise", "search_curves", "smooth_curve"]
+__all__ = ["Search", "controlled_training", "hide_rise", "learning_curves", "search_curves"]
+__all__ += ["smooth_curve"]
 __all__ += ["training_accuracies"]
 
 Search: TypeAlias = Mapping[float, Sequence[Record]]
@@ -133,6 +134,38 @@ def controlled_training(records: Sequence[Record]) -> Figure:
             axes.set_ylabel(curve.label)
         panels[-1].set_xlabel("Epochs since flooding began")
         legend_below(figure, panels, 3)
+    return figure
+
+
+def learning_curves(
+    rewards: np.ndarray, levels: np.ndarray, seeds: Sequence[int], control: Sequence[float] = ()
+) -> Figure:
+    """Draw what agents gain and which levels they draw, against the number of their training.
+
+    Args:
+        rewards: Mean validation accuracy of each training in percent, ``[agents, trainings]``.
+        levels: Mean level of each training in nats, ``[agents, trainings]``.
+        seeds: Seeds of the agents.
+        control: Rewards of trainings whose levels were drawn at random.
+
+    Returns:
+        A figure of two panels.
+    """
+    numbers = np.arange(1, rewards.shape[1] + 1)
+    with new_figure(8.0, 3.6) as figure:
+        upper, lower = figure.subplots(1, 2)
+        for values, axes in ((rewards, upper), (levels, lower)):
+            for seed, line, mark in zip(seeds, values, "os^Dv<>ph*"[: len(seeds)], strict=True):
+                axes.plot(numbers, line, marker=mark, ms=4, lw=1, label=f"agent, seed {seed}")
+            axes.plot(numbers, values.mean(0), color="black", lw=2, label="mean of agents")
+            axes.set_xlabel("Training of the agent")
+        if control:
+            mean = float(np.mean(control))
+            upper.axhline(mean, color="0.5", ls="--", label="levels drawn at random")
+        upper.set_ylabel("Mean validation accuracy (%)")
+        lower.set_ylabel("Mean level (nats)")
+        lower.set_ylim(bottom=0)
+        legend_below(figure, [upper, lower], 4)
     return figure
 
 

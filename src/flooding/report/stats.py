@@ -25,6 +25,7 @@ __all__ = [
     "paired",
     "paired_or_none",
     "pluralize",
+    "wilcoxon",
 ]
 
 
@@ -210,6 +211,38 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     if only_a + only_b == 0:
         return 1.0
     return float(_stats().binomtest(only_a, only_a + only_b).pvalue)
+
+
+def wilcoxon(a: Sequence[float], b: Sequence[float]) -> float:
+    """Compare two lists of results, pair by pair, by the ranks of their differences.
+
+    Args:
+        a: Results, one for each problem.
+        b: Results of the same problems.
+
+    Returns:
+        Two-sided p of Wilcoxon's signed-rank test, exact for up to 13 pairs. The rank of a
+        difference of 0 is split evenly. 1 where no pair differs, NaN for fewer than two pairs.
+
+    Raises:
+        ValueError: If the lists differ in length.
+
+    References:
+        Demšar, *Statistical comparisons of classifiers over multiple data sets*, JMLR 2006, section
+        3.1.3.
+
+    Example:
+        >>> wilcoxon([3.0, 4.0, 5.0, 7.0, 6.0], [2.0, 2.0, 2.0, 2.0, 2.0])
+        0.0625
+    """
+    if len(a) != len(b):
+        raise ValueError(f"pairs must be as many on both sides, got {len(a)} and {len(b)}.")
+    differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    if len(differences) < 2:
+        return math.nan
+    if not differences.any():
+        return 1.0
+    return float(_stats().wilcoxon(differences, zero_method="zsplit").pvalue)
 
 
 def average_ranks(results: Mapping[str, Sequence[float]]) -> dict[str, float]:

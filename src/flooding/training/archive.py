@@ -25,7 +25,7 @@ from flooding.training.legacy import legacy_run_configs
 from flooding.training.record import Record
 from flooding.training.run import Run
 
-__all__ = ["Archive", "Source", "pack", "run_id", "to_half", "with_fallback"]
+__all__ = ["Archive", "Source", "is_missing", "pack", "run_id", "to_half", "with_fallback"]
 
 _LARGEST = float(np.finfo(np.float16).max)
 _NO_CURVE = np.empty(0, np.float32)
@@ -63,6 +63,8 @@ class Archive:
 
     Args:
         path: A file that :func:`pack` wrote.
+        may_lack: Tells which Runs the file need not have: their Records are empty, see
+            :func:`is_missing`. None lets it lack none.
 
     Attributes:
         path: The file.
@@ -73,8 +75,9 @@ class Archive:
         ValueError: If the file is no archive, or damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, may_lack: Callable[[Run], bool] | None = None) -> None:
         self.path = Path(path)
+        self._may_lack = may_lack
         try:
             arrays = npz.read(self.path)
             _check(arrays)
@@ -120,19 +123,26 @@ class Archive:
             Their Records, with the curves that were kept.
 
         Raises:
-            ValueError: If one of them is not in the file.
+            ValueError: If one of them is not in the file, and must be.
         """
-        # All of them first, so that the error can say how many are missing.
         indices = [self._index(run) for run in runs]
+        # All that must be there first, so that the error can say how many are missing.
+        missing = 0
+        for run, index in zip(runs, indices, strict=True):
+            is_optional = self._may_lack is not None and self._may_lack(run)
+            missing += index is None and not is_optional
+        if missing:
+            raise ValueError(
+                f"{self.path} lacks {missing} of {len(runs)} runs: it was written by other code, "
+                "or only a part of the experiment was trained. Add --more, which trains them, or "
+                "run it without --from."
+            )
         records = []
         for run, index in zip(runs, indices, strict=True):
             if index is None:
-                raise ValueError(
-                    f"{self.path} lacks {indices.count(None)} of {len(runs)} runs: it was written "
-                    "by other code, or only a part of the experiment was trained. Add --more, "
-                    "which trains them, or run it without --from."
-                )
-            records.append(self.record_at(index, run))
+                records.append(Record(run, {}, {}, {}, "", "", {}))
+            else:
+                records.append(self.record_at(index, run))
         return records
 
     def record_at(self, index: int, run: Run) -> Record:
@@ -157,6 +167,18 @@ class Archive:
                 curves[name.partition("/")[0]] = values[first:end].astype(np.float32)
         metadata = {"seconds": float(self._seconds[index]), "on": self._machines[index]}
         return Record(run, curves, {}, metrics, "", "", metadata)
+
+
+def is_missing(record: Record) -> bool:
+    """Tell whether a Record stands for a Run that an :class:`Archive` lacks, and may lack.
+
+    Args:
+        record: A Record.
+
+    Returns:
+        Whether it has neither metrics nor curves.
+    """
+    return not record.metrics and not record.curves
 
 
 def pack(

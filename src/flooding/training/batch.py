@@ -286,7 +286,13 @@ def backward(
         slope = method.slope(loss, level)
         value = objective(loss, None, method, weight)
     else:
-        value = objective(loss, level, method, weight)
+        # The rows of the epochs before are in the curves, the state before training first.
+        value = None
+        if level is not None:
+            epoch = len(state.curves)
+            value = method.objective_from_outputs(output, y, loss, level, epoch)
+        if value is None:
+            value = objective(loss, level, method, weight)
     penalty = method.penalty(loss, state.parameters)
     if penalty is not None:
         value = value + penalty
