@@ -59,7 +59,7 @@ def _synthetic() -> list[Row]:
     plan = cells()
     records = LevelBenchmark(BENCHMARKS / "levels")(all_runs(plan))
     found = []
-    for grid in level_grids(plan, records, reached_only=False):
+    for grid in level_grids(plan, records, candidates_only=False):
         pairs = grid.pairs("flooding", "plain")
         values = [pick.run.level / _lowest(plain) for pick, plain in pairs]
         gain = grid.gain("flooding", "plain", "test_accuracy_clean")
