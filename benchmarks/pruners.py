@@ -162,7 +162,9 @@ def optuna_search(
         return curve.val_losses[-1]
 
     study = optuna.create_study(
-        sampler=optuna.samplers.RandomSampler(seed=seed), pruner=make_pruner()
+        study_name=f"search {seed}",  # Hyperband draws brackets from it
+        sampler=optuna.samplers.RandomSampler(seed=seed),
+        pruner=make_pruner(),
     )
     order = random.Random(seed).sample(list(curves), len(curves))
     for level in order:

@@ -5,7 +5,7 @@
 A cluster of two nodes on this machine, each with one core, is started by this script. A driver, a
 process of its own, trains Runs on it and is started again whenever it dies, until all Records are
 there; with more Runs if it ends before the last kill. Each kill is a SIGKILL at a random moment,
-1 to 6 s after the last one; dice decide between a worker process that trains, the second node (its
+3 to 20 s after the last one; dice decide between a worker process that trains, the second node (its
 raylet; a new node takes its place) and the driver. A worker or node may die only while the driver
 lives, which must survive that.
 
@@ -37,7 +37,7 @@ from flooding.data.synthetic import two_gaussians
 from flooding.models import mlp
 from flooding.training.ledger import Ledger
 
-_EPOCHS = 600
+_EPOCHS = 150
 _STORE = 80 << 20  # bytes of each node's object store
 
 
@@ -97,7 +97,7 @@ class Storm:
     def blow(self, kills: int) -> None:
         """Kill so many times, and then let the driver end."""
         while self.kills.total() < kills:
-            time.sleep(self._dice.uniform(1, 6))
+            time.sleep(self._dice.uniform(3, 20))
             if self._driver.poll() is not None:
                 if self._driver.returncode != 0:
                     raise RuntimeError("the driver did not survive a worker or a node")
@@ -112,7 +112,8 @@ class Storm:
             workers = list(self._workers())
             if not workers:
                 return
-            self._dice.choice(workers).kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it just ended
+                self._dice.choice(workers).kill()
         elif victim == "node":
             self._cluster.remove_node(self._node, allow_graceful=False)
             self._node = self._cluster.add_node(num_cpus=1, object_store_memory=_STORE)
@@ -136,7 +137,8 @@ class Storm:
 
     def end(self) -> None:
         """End the driver and the cluster."""
-        self._driver.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+            self._driver.kill()
         self._driver.wait()
         self._cluster.shutdown()
 
