@@ -138,8 +138,10 @@ def _is_users_own(module: ModuleType) -> bool:
     if sys.modules.get(module.__name__) is not module:
         return False
     file = getattr(module, "__file__", None)
-    # A part of the library may lie in a clone, outside of what is installed.
-    if file is None or module.__name__.partition(".")[0] == __name__.partition(".")[0]:
+    # Modules that torch makes name no file that is there. A part of this library may lie in a
+    # clone, outside of what is installed.
+    package = module.__name__.partition(".")[0]
+    if file is None or not Path(file).is_absolute() or package == __name__.partition(".")[0]:
         return False
     path = Path(file)
     return not any(name in path.parts for name in _INSTALLED) and _STDLIB not in path.parents
