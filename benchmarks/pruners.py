@@ -116,6 +116,7 @@ def judge(curves: Curves, reported: dict[float, int], pruned: set[float]) -> Lin
         "trials": len(curves),
         "pruned": len(pruned),
         "would_have_won": sum(ends[level] < kept_best for level in pruned),
+        "given_away": round(kept_best - min(ends.values()), 4),
         "lost_the_best": min(ends, key=ends.__getitem__) in pruned,
         "trainings": round(sum(reported.values()) / EPOCHS, 2),
     }
@@ -161,7 +162,9 @@ def optuna_search(
         return curve.val_losses[-1]
 
     study = optuna.create_study(
-        sampler=optuna.samplers.RandomSampler(seed=seed), pruner=make_pruner()
+        study_name=f"search {seed}",  # Hyperband draws brackets from it
+        sampler=optuna.samplers.RandomSampler(seed=seed),
+        pruner=make_pruner(),
     )
     order = random.Random(seed).sample(list(curves), len(curves))
     for level in order:
@@ -238,19 +241,21 @@ def draw(lines: list[Line], tool: str) -> str:
     on = ", ".join(f"{names.count(name)} on {name}" for name in dict.fromkeys(names))
     text = [
         f"| {len(searches)} searches of {NUM_LEVELS} levels ({on}) | Trials pruned "
-        "| Of them would have won | Searches that pruned the best level | Trainings a search |",
-        "|---|---|---|---|---|",
+        "| Of them would have won | Searches that pruned the best level "
+        "| Validation loss given away | Trainings a search |",
+        "|---|---|---|---|---|---|",
     ]
     for (pruner, since), row in rows.items():
         text.append(
             f"| {pruner}{', ' + SINCE if since else ''} "
             f"| {_sum(row, 'pruned'):.0f} of {_sum(row, 'trials'):.0f} "
             f"| {_sum(row, 'would_have_won'):.0f} | {_sum(row, 'lost_the_best'):.0f} of {len(row)} "
+            f"| {_sum(row, 'given_away') / len(row):.3f} "
             f"| {_sum(row, 'trainings') / len(row):.1f} |"
         )
     shared = _sum(searches, "shared_trainings") / len(searches)
     text.append(
-        f"| no pruning, but `flooding.run_all`, which shares first steps | 0 | 0 | 0 "
+        f"| no pruning, but `flooding.run_all`, which shares first steps | 0 | 0 | 0 | 0 "
         f"| {shared:.1f} |"
     )
     return "\n".join(text)

@@ -190,59 +190,6 @@ def test_an_error_of_the_users_code_arrives_as_it_is():
     assert "def model" in raised.value.__notes__[0] or "in model" in raised.value.__notes__[0]
 
 
-# What dies
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_run_whose_worker_dies_begins_again_with_the_same_bits(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="flooding")
-    deaths = tmp_path / "deaths"
-    run = Run(small(model=partial(Dying, str(deaths), 1), max_epochs=4, key="dying"), 0.3)
-    [record] = on_ray([run], ledger=tmp_path / "ray.sqlite")
-    assert deaths.read_text() == "x"
-    assert len(read_starts(tmp_path / "ray.sqlite")) == 2
-    assert caplog.text.count("begins again: WorkerCrashedError") == 1
-    [undisturbed] = run_all([run], ledger=False, workers=0)
-    assert record.content_hash == undisturbed.content_hash
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_run_that_kills_every_worker_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(job_queue, "_MAX_DEATHS", 1)
-    run = Run(small(model=partial(Dying, str(tmp_path / "deaths"), 99)), 0.3)
-    with pytest.raises(RuntimeError, match=r"level 0\.3 and seed 0: WorkerCrashedError on "):
-        on_ray([run], ledger=False)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_full_object_store_is_named(monkeypatch):
-    def put(item):
-        raise ray.exceptions.ObjectStoreFullError("no room")
-
-    monkeypatch.setattr(_ray_jobs.ray, "put", put)
-    with pytest.raises(RuntimeError, match=r"larger object_store_memory\. ObjectStoreFullError"):
-        on_ray([Run(small())], ledger=False)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_call_that_is_cut_off_goes_on_from_the_ledger(tmp_path):
-    runs = [Run(small(max_epochs=60), 0.3, seed=seed) for seed in range(6)]
-    path, done = tmp_path / "ledger.sqlite", []
-
-    def interrupt(row):
-        done.extend([row] if row.record is not None else [])
-        if len(done) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        on_ray(runs, ledger=path, on_row=interrupt)
-    assert count_records(path) == 2
-    started = []
-    records = on_ray(runs, ledger=path, on_start=started.extend)
-    assert len(started) == 4
-    assert hashes(records) == hashes(run_all(runs, ledger=False, workers=0))
-
-
 # Checkpoints: the task's own code, in this process
 
 
@@ -350,11 +297,62 @@ def test_importing_flooding_imports_no_ray():
     assert "ray" not in added_packages("torch", "flooding")
 
 
-# The last test: one of the two nodes is gone after it.
+# What dies: last, since workers take seconds to start again
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_whose_worker_dies_begins_again_with_the_same_bits(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="flooding")
+    deaths = tmp_path / "deaths"
+    run = Run(small(model=partial(Dying, str(deaths), 1), max_epochs=4, key="dying"), 0.3)
+    [record] = on_ray([run], ledger=tmp_path / "ray.sqlite")
+    assert deaths.read_text() == "x"
+    assert len(read_starts(tmp_path / "ray.sqlite")) == 2
+    assert caplog.text.count("begins again: WorkerCrashedError") == 1
+    [undisturbed] = run_all([run], ledger=False, workers=0)
+    assert record.content_hash == undisturbed.content_hash
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_that_kills_every_worker_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(job_queue, "_MAX_DEATHS", 1)
+    run = Run(small(model=partial(Dying, str(tmp_path / "deaths"), 99)), 0.3)
+    with pytest.raises(RuntimeError, match=r"level 0\.3 and seed 0: WorkerCrashedError on "):
+        on_ray([run], ledger=False)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_full_object_store_is_named(monkeypatch):
+    def put(item):
+        raise ray.exceptions.ObjectStoreFullError("no room")
+
+    monkeypatch.setattr(_ray_jobs.ray, "put", put)
+    with pytest.raises(RuntimeError, match=r"larger object_store_memory\. ObjectStoreFullError"):
+        on_ray([Run(small())], ledger=False)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_call_that_is_cut_off_goes_on_from_the_ledger(tmp_path):
+    runs = [Run(small(max_epochs=60), 0.3, seed=seed) for seed in range(6)]
+    path, done = tmp_path / "ledger.sqlite", []
+
+    def interrupt(row):
+        done.extend([row] if row.record is not None else [])
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        on_ray(runs, ledger=path, on_row=interrupt)
+    assert count_records(path) == 2
+    started = []
+    records = on_ray(runs, ledger=path, on_start=started.extend)
+    assert len(started) == 4
+    assert hashes(records) == hashes(run_all(runs, ledger=False, workers=0))
 
 
 def test_a_run_whose_node_dies_begins_again_elsewhere(cluster, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="flooding")
+    # The last test, since one of the two nodes is gone after it.
     node = cluster.list_all_nodes()[1]
     begun = set()
 

@@ -38,6 +38,7 @@ log = logging.getLogger("flooding")
 _PATIENCE = 60.0  # seconds without any task at work after which the log says so, and so on
 _SLOTS_AGE = 10.0  # seconds after which the size of the cluster is asked for again
 _SPARE_TASKS = 64  # that wait in Ray, so that a cluster which can grow sees what there is to do
+_TASKS_AT_A_TIME = 64  # that are handed out before the next look for messages
 _ROW_INTERVAL = 0.1  # seconds for which a task collects rows ...
 _ROW_INTERVAL_PER_SLOT = 0.002  # ... and more on a large cluster, so that the driver keeps up
 
@@ -125,8 +126,8 @@ class TaskDriver:
             ledger = None if path is None else stack.enter_context(closing(Ledger(path)))
             try:
                 while queue.waiting or queue.busy:
-                    self._submit(queue)
-                    for task in self._wait(queue):
+                    is_all = self._submit(queue)
+                    for task in self._wait(queue, block=is_all):
                         yield from self._take(task, queue, ledger)
             finally:
                 # The caller left early: what these tasks still do concerns nobody.
@@ -142,11 +143,15 @@ class TaskDriver:
             self._slots, self._counted = max(1, count_slots(self._resources)), time.monotonic()
         return 2 * self._slots + _SPARE_TASKS
 
-    def _submit(self, queue: JobQueue[_Task]) -> None:
+    def _submit(self, queue: JobQueue[_Task]) -> bool:
+        """Hand out jobs, a few at a time; tell whether these were all that may be handed out."""
         queue.limit = self._limit()
-        while queue.waiting and len(queue.busy) < queue.limit:
+        for _ in range(_TASKS_AT_A_TIME):
+            if not queue.waiting or len(queue.busy) >= queue.limit:
+                return True
             job = queue.waiting.pop()
             queue.busy[self._start(job)] = job
+        return False
 
     def _start(self, job: Job) -> _Task:
         """Hand a job to Ray."""
@@ -195,12 +200,14 @@ class TaskDriver:
 
     # Taking in
 
-    def _wait(self, queue: JobQueue[_Task]) -> list[_Task]:
-        """Wait for tasks that have something to say."""
+    def _wait(self, queue: JobQueue[_Task], *, block: bool) -> list[_Task]:
+        """Give the tasks that have something to say; wait for one if nothing else is to be done."""
         tasks = {task.stream: task for task in queue.busy}
         is_idle = not any(task.started for task in queue.busy)
         timeout = _PATIENCE if is_idle else queue.watchdog.seconds_left()
         ready, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=0, fetch_local=False)
+        if not ready and not block:
+            return []
         if not ready:
             ready, _ = ray.wait(list(tasks), timeout=max(0.05, timeout), fetch_local=False)
         if not ready and is_idle:

@@ -11,6 +11,7 @@ import pickle
 import sys
 import sysconfig
 import threading
+import weakref
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ with require_framework("ray"):
 __all__ = ["dumps", "loads"]
 
 _LOCK = threading.Lock()  # cloudpickle's list of modules is one for all threads
+# Whether a module is the user's own; there are thousands, and each Run is pickled.
+_VERDICTS: weakref.WeakKeyDictionary[ModuleType, bool] = weakref.WeakKeyDictionary()
 _INSTALLED = ("site-packages", "dist-packages")
 _STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
@@ -116,7 +119,11 @@ def _user_modules_by_value() -> Generator[None, None, None]:
         known = cloudpickle.list_registry_pickle_by_value()
         added = []
         for module in list(sys.modules.values()):
-            if _is_users_own(module) and module.__name__ not in known:
+            if not isinstance(module, ModuleType):
+                continue  # whatever a program puts there
+            if module not in _VERDICTS:
+                _VERDICTS[module] = _is_users_own(module)
+            if _VERDICTS[module] and module.__name__ not in known:
                 cloudpickle.register_pickle_by_value(module)
                 added.append(module)
         try:
@@ -126,13 +133,15 @@ def _user_modules_by_value() -> Generator[None, None, None]:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
-def _is_users_own(module: object) -> bool:
+def _is_users_own(module: ModuleType) -> bool:
     """Tell whether a module is neither installed nor a part of Python or of this library."""
-    if not isinstance(module, ModuleType) or sys.modules.get(module.__name__) is not module:
+    if sys.modules.get(module.__name__) is not module:
         return False
     file = getattr(module, "__file__", None)
-    # A part of the library may lie in a clone, outside of what is installed.
-    if file is None or module.__name__.partition(".")[0] == __name__.partition(".")[0]:
+    # Modules that torch makes name no file that is there. A part of this library may lie in a
+    # clone, outside of what is installed.
+    package = module.__name__.partition(".")[0]
+    if file is None or not Path(file).is_absolute() or package == __name__.partition(".")[0]:
         return False
     path = Path(file)
     return not any(name in path.parts for name in _INSTALLED) and _STDLIB not in path.parents

@@ -22,6 +22,7 @@ from flooding.training.runner import run_with
 
 with require_framework("ray"):
     import ray
+    from ray.util.client import ray as client
 
 from flooding.integrations._checkpoint_storage import check_storage
 from flooding.integrations._ray_jobs import Resources, TaskDriver, count_slots
@@ -132,7 +133,7 @@ def connect(address: str | None = None) -> None:
         ValueError: If the address is that of Ray's client, which cannot pass rows on.
         ConnectionError: If there is no cluster at the address.
     """
-    if (address or "").startswith("ray://") or ray.util.client.ray.is_connected():
+    if (address or "").startswith("ray://") or client.is_connected():
         raise ValueError(
             "Runs need a driver on a node of the cluster, got a connection by Ray's client "
             f"({address or 'ray://'}). Submit the script: ray job submit -- python script.py."

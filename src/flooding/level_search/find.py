@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -167,7 +167,7 @@ def make_runner(
         )
     if isinstance(on, str):
         # Imported by name, since an integration may import everything.
-        return find_entry("on", on, PLACES).load()
+        return cast(Callable[..., list[Record]], find_entry("on", on, PLACES).load())
     return on
 
 
