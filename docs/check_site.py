@@ -7,6 +7,8 @@ of 360 pixels, and have no serious fault by axe-core. Screenshots go to FOLDER-s
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +23,18 @@ def pages(site: Path) -> list[str]:
     """List the pages by their addresses in the site."""
     files = sorted(site.rglob("*.html"))
     return [file.relative_to(site).as_posix().removesuffix("index.html") for file in files]
+
+
+@contextmanager
+def dark_colours(page) -> Generator[None]:
+    """Choose dark colours as a reader does, and light ones afterwards; the theme remembers them."""
+    page.click("label[title='Dark colours']")
+    page.wait_for_selector("body[data-md-color-scheme=slate]")
+    try:
+        yield
+    finally:
+        page.click("label[title='Light colours']")
+        page.wait_for_selector("body[data-md-color-scheme=default]")
 
 
 def faults(browser, address: str, picture: Path | None = None) -> list[str]:
@@ -39,11 +53,8 @@ def faults(browser, address: str, picture: Path | None = None) -> list[str]:
         if picture:
             seen.page.screenshot(path=picture)
         found += serious_faults(seen.page)
-        # Dark colours, which the theme sets a moment after the reader's preference changes.
-        seen.page.emulate_media(color_scheme="dark")
-        seen.page.reload()
-        seen.page.wait_for_selector("[data-md-color-scheme=slate]")
-        found += [f"dark: {fault}" for fault in serious_faults(seen.page)]
+        with dark_colours(seen.page):
+            found += [f"dark: {fault}" for fault in serious_faults(seen.page)]
         seen.page.set_viewport_size({"width": NARROW, "height": 800})
         wider = overflow(seen.page)
         if wider:

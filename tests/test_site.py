@@ -16,6 +16,10 @@ import pytest
 from browser import overflow, serious_faults, serve, visit
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import check_site  # noqa: E402
+
+sys.path.remove(str(ROOT / "docs"))
 HOOKS = ROOT / "docs" / "hooks"
 SOURCE = ROOT / "src"
 pytest.importorskip("mkdocs", reason="the site needs pip install -e '.[docs]'")
@@ -172,11 +176,10 @@ def address(site):
     ],
 )
 def test_a_page_loads_cleanly_fits_a_phone_and_can_be_used_by_all(browser, address, page):
-    is_dark = page in ("examples/", "exactness/")
-    with visit(browser, f"{address}/{page}", dark=is_dark) as seen:
-        # The theme sets its colours a moment after the page is there.
-        seen.page.wait_for_selector(f"[data-md-color-scheme={'slate' if is_dark else 'default'}]")
+    with visit(browser, f"{address}/{page}") as seen:
         assert serious_faults(seen.page) == []
+        with check_site.dark_colours(seen.page):
+            assert serious_faults(seen.page) == []
         seen.page.set_viewport_size({"width": 360, "height": 800})
         assert overflow(seen.page) == 0
         assert seen.errors == []

@@ -20,11 +20,11 @@ def title(path: Path) -> str:
 
 def table() -> str:
     """Write a row for each script and notebook."""
-    lines = ["| Example | What it shows | Picture |", "|---|---|---|"]
+    lines = ["| Example | Picture |", "|---|---|"]
     for path in sorted([*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]):
         picture = f"images/{path.stem}.png"
         text = ""
         if (EXAMPLES / picture).exists():
             text = f"[![{title(path)}]({picture})]({path.name})"
-        lines.append(f"| [{path.name}]({path.name}) | {title(path)} | {text} |")
+        lines.append(f"| [{title(path)}]({path.name}) | {text} |")
     return "\n".join(lines)
