@@ -148,6 +148,7 @@ def searched(num_seeds=2, **changes):
             bins[:, -1] = 0.9, 0.8, 100
             arrays, metrics = {"last.reliability": bins}, {"last.test_ece": 0.1}
             about = {"val_examples": 30, "on": "a machine", "seconds": 2.0}
+            about["epochs_trained"] = record.run.epochs - 2  # the others were shared
             made[number] = replace(
                 record, arrays=arrays, metrics={**record.metrics, **metrics}, metadata=about
             )
