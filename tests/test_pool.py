@@ -239,7 +239,8 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
 
 def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
     monkeypatch.setattr("flooding.training.worker._HEARTBEAT", 0.02)
-    rows = train(Run(hostile.acting(partial(hostile.sleep, 0.1)), 0.1))
+    run = Run(hostile.acting(partial(hostile.sleep, 0.1)), 0.1)
+    rows = ((0, row) for row in train(run))
     bundles = list(_batched(rows, last_row_only=True))
     assert bundles[0] == []
     assert [len(bundle) for bundle in bundles if bundle] == [1]

@@ -10,13 +10,13 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 
-from flooding.numerics import capture_settings, environment, has_global_hooks
+from flooding.numerics import capture_settings
 from flooding.training.checkpoints import Checkpoints
-from flooding.training.config import Config, has_user_key, is_hashable
+from flooding.training.config import is_hashable
 from flooding.training.fleet_jobs import (
     FleetOption,
     check_fleet_option,
@@ -27,7 +27,8 @@ from flooding.training.fleet_jobs import (
 )
 from flooding.training.jobs import Job, is_picklable, run_job, run_shared_prefix
 from flooding.training.ledger import Ledger, absolute_path, default_path
-from flooding.training.loop import NUMERICS_VERSION, EpochResult, fingerprint
+from flooding.training.lookup import Kernel, load_cached, log_lookup, run_key, run_keys
+from flooding.training.loop import EpochResult
 from flooding.training.pool import Pool
 from flooding.training.prefix import can_share, prefix_run
 from flooding.training.progress import show_progress
@@ -40,7 +41,6 @@ from flooding.training.watchdog import Watchdog
 __all__ = ["available_cpus", "check_device", "run_all", "run_key"]
 
 log = logging.getLogger("flooding")
-Kernel: TypeAlias = Literal["single", "fleet"]
 _MAX_WORKERS = 64
 
 
@@ -121,15 +121,15 @@ def run_all(
         kernels: list[Kernel] = ["single"] * len(runs)
         if fleet is not False:
             kernels = ["fleet" if may_join(run) else "single" for run in runs]
-        keys = _keys(runs, kernels, device, threads)
+        keys = run_keys(runs, kernels, device, threads)
         records: dict[int, Record] = {}
         if path is not None and not overwrite:
-            records = _load_cached(path, runs, keys, device, threads)
+            records = load_cached(path, runs, keys, device, threads)
             if fleet == "auto":
-                singles = _keys(runs, ["single"] * len(runs), device, threads)
-                records = _load_cached(path, runs, singles, device, threads) | records
+                singles = run_keys(runs, ["single"] * len(runs), device, threads)
+                records = load_cached(path, runs, singles, device, threads) | records
         if path is not None and runs:
-            _log_lookup(path, len(records), keys)
+            log_lookup(path, len(records), keys)
 
         # Of equal Runs the first one is trained.
         duplicates = _find_duplicates(runs, keys, records)
@@ -181,112 +181,6 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def run_key(
-    run: Run, *, device: str = "cpu", threads: int = 1, kernel: Kernel = "single"
-) -> str | None:
-    """Give the key of a Run on a device, under which the ledger stores its Record.
-
-    Args:
-        run: The Run.
-        device: Where it trains.
-        threads: torch threads it trains with.
-        kernel: "single", or "fleet" for a Run that trains in one: its bits are others.
-
-    Returns:
-        64 hexadecimal digits, or None if a part of the Run cannot be hashed.
-    """
-    # Global hooks may change anything, and nobody can name them.
-    if has_global_hooks():
-        return None
-    return run.key(**_key_metadata(device, threads, kernel))
-
-
-def _keys(runs: list[Run], kernels: list[Kernel], device: str, threads: int) -> list[str | None]:
-    """Give the keys of several Runs, each under its kernel."""
-    keys = []
-    for run, kernel in zip(runs, kernels, strict=True):
-        keys.append(run_key(run, device=device, threads=threads, kernel=kernel))
-    return keys
-
-
-def _key_metadata(device: str, threads: int, kernel: Kernel = "single") -> dict[str, Config]:
-    """Describe what changes the bits of every Run; torch's default settings are left out."""
-    metadata: dict[str, Config] = {
-        "engine": NUMERICS_VERSION,
-        "torch": torch.__version__,
-        "device": str(device),
-        "dtype": str(torch.get_default_dtype()),
-        "threads": threads,
-        "kernel": kernel,
-    }
-    settings: dict[str, Config] = {**capture_settings()}
-    if settings:
-        metadata["settings"] = settings
-    if variables := environment():
-        metadata["environment"] = {**variables}
-    return metadata
-
-
-# Looking up
-
-
-def _load_cached(
-    path: str, runs: list[Run], keys: list[str | None], device: str, threads: int
-) -> dict[int, Record]:
-    """Look Runs up in the ledger, by the index of each; also under the keys of flooding 0.1.0."""
-    records: dict[int, Record] = {}
-    metadata = _key_metadata(device, threads)
-    with closing(Ledger(path)) as ledger:
-        for index, (run, key) in enumerate(zip(runs, keys, strict=True)):
-            if key is None:
-                continue
-            record = ledger.find(run, key)
-            if record is None:
-                record = _find_legacy(ledger, run, metadata)
-            if record is not None:
-                records[index] = record
-    for record in records.values():
-        _check_fingerprint(record, path, device, threads)
-    return records
-
-
-def _find_legacy(ledger: Ledger, run: Run, metadata: dict[str, Config]) -> Record | None:
-    for key in run.legacy_keys(**metadata):
-        record = ledger.find(run, key)
-        if record is not None:
-            return record
-    return None
-
-
-def _check_fingerprint(record: Record, path: str, device: str, threads: int) -> None:
-    """Refuse a Record under a user's key that comes from other code: the key does not hash it."""
-    run = record.run
-    if run is None or not has_user_key(run.problem):
-        return
-    if record.fingerprint != fingerprint(run, device, threads):
-        raise ValueError(
-            "a Record must have this problem's parameter shapes and first batch loss, but the one "
-            f"in {path} has others: the problem changed. Change its key too."
-        )
-
-
-def _log_lookup(path: str, count: int, keys: list[str | None]) -> None:
-    """Log how many Runs were in the ledger, and why some can never be."""
-    log.info("%d of %d runs from the ledger %s", count, len(keys), path)
-    if None not in keys:
-        return
-    if has_global_hooks():
-        log.warning(
-            "with global hooks of torch.nn or torch.optim every run is trained anew. "
-            "Remove them to look runs up."
-        )
-    else:
-        log.warning(
-            "a problem without a key is trained anew each time. "
-            "Give the Problem a key='...' to look it up."
-        )
 
 
 # Jobs
