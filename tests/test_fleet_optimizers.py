@@ -73,14 +73,12 @@ def problem(optimizer, **changes):
 
 
 def steps_of(rows, run):
-    """The weights after every epoch, by snapshot."""
-    weights = []
-    for row in rows:
-        if row.run is run:
-            weights.append(
-                row.weights["last"] if row.record else row.snapshot(copied=True)["model"]
-            )
-    return weights
+    """The weights after every epoch."""
+    return [_weights(row) for row in rows if row.run is run]
+
+
+def _weights(row):
+    return row.weights["last"] if row.record else row.snapshot(copied=True)["model"]
 
 
 def weights_of_fleet(runs):
