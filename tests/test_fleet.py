@@ -15,6 +15,7 @@ from flooding.data import Split, Splits
 from flooding.levels import Auto, Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.methods import IFlood, SoftAD
 from flooding.models import mlp
+from flooding.testing.controllers import _HostSyncDetector
 from flooding.training.fleet import Fleet
 from small import small
 
@@ -350,3 +351,23 @@ def test_a_fleet_repeats_itself_and_leaves_the_callers_generator_alone():
     second = rows_of(runs)
     for a, b in zip(first, second, strict=True):
         assert a[-1].record.content_hash == b[-1].record.content_hash
+
+
+def test_more_steps_wait_no_more_often_for_the_device():
+    waits = []
+    for batch_size in (26, 5):
+        sgd = partial(torch.optim.SGD, lr=0.1)  # torch's Adam reads its own step on the CPU
+        shared = problem(batch_size=batch_size, optimizer=sgd, max_grad_norm=1.0)
+        rows = Fleet(grid(shared, (None, 0.6, Auto(), plateau(0.5)))).train()
+        epochs = []
+        for row in rows:
+            if row.epoch == 2:
+                break
+        with _HostSyncDetector() as detector:
+            for row in rows:
+                epochs.append(row.epoch)
+                if row.epoch == 3:
+                    break
+        assert 3 in epochs
+        waits.append(len(detector.names))
+    assert waits[0] == waits[1]
