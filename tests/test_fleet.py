@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -371,3 +371,48 @@ def test_more_steps_wait_no_more_often_for_the_device():
         assert 3 in epochs
         waits.append(len(detector.names))
     assert waits[0] == waits[1]
+
+
+GRIDS = {
+    "Plateau": ([plateau(level, patience=1) for level in (0.5, 0.6, 0.7)], 1),
+    "Warmup": ([Warmup(level, steps=5) for level in (0.5, 0.6, 0.7)], 1),
+    "Heuristic": ([Heuristic(level, until_accuracy=0.5) for level in (0.4, 0.5)], 1),
+    # These differ in more than numbers, so each has a state of its own.
+    "patience": ([plateau(0.6, patience=patience) for patience in (1, 2, 3)], 3),
+    "condition": ([Delayed(0.6, until_loss=0.69), Delayed(0.6, until_accuracy=0.5)], 2),
+    "equal": ([plateau(0.6), plateau(0.6)], 1),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_controllers_that_differ_in_numbers_share_a_state(name):
+    levels, count = GRIDS[name]
+    shared = problem()
+    runs = [Run(shared, level, seed=seed) for seed in (0, 1) for level in levels]
+    # One that ends early: the others keep their numbers.
+    runs.append(Run(shared, levels[0], seed=2, stop_epoch=2))
+    runs.reverse()
+    assert len(Fleet(runs)._state.levels._groups) == count
+    assert_agrees(runs)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A controller that is not element-wise in its own number: it branches on it."""
+
+    level: float
+
+    def init(self):
+        return {"level": torch.tensor(self.level), "started": torch.tensor(True)}
+
+    def update(self, state, info):
+        if info.loss is None and self.level > 0.55:
+            return state | {"level": state["level"] + 0.01}
+        return dict(state)
+
+
+def test_a_controller_that_branches_on_its_number_keeps_a_state_of_its_own():
+    shared = problem()
+    runs = [Run(shared, Nearest(level)) for level in (0.5, 0.6)]
+    assert len(Fleet(runs)._state.levels._groups) == 2
+    assert_agrees(runs)
