@@ -22,10 +22,12 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 
 from flooding import Problem, Run, run_all
@@ -55,11 +57,17 @@ def plan(shared, count, by_levels):
     return [Run(shared, round(0.02 * (i // 2), 2), seed=i % 2) for i in range(count)]
 
 
+def processor_seconds():
+    """Give the processor time of this process and its workers so far."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(member.cpu_times()[:2]) for member in family)
+
+
 def seconds(runs, workers, fleet):
-    """Time one call."""
-    begin = time.perf_counter()
+    """Time one call: on the clock, and on the processors, which other programs do not disturb."""
+    begin, processor = time.perf_counter(), processor_seconds()
     run_all(runs, ledger=False, workers=workers, fleet=fleet, progress=False)
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, processor_seconds() - processor
 
 
 class Picks(logging.Handler):
@@ -91,7 +99,8 @@ def speed(given):
             for fleet, spent in times.items():
                 spent.append(seconds(runs, given.workers, fleet))
             picked.append(picks.last)
-        rates = {f: [count * epochs / t for t in spent] for f, spent in times.items()}
+        rates = {f: [count * epochs / t for t, _ in spent] for f, spent in times.items()}
+        processor = {f: statistics.median(cpu for _, cpu in times[f]) for f in (False, True)}
         medians = {f: statistics.median(rate) for f, rate in rates.items()}
         # A ratio of each round: what disturbs the machine then disturbs both.
         ratio, auto = (
@@ -103,7 +112,8 @@ def speed(given):
             f"{medians[True]:.0f}, auto {medians['auto']:.0f} run-steps a second; fleet over pool "
             f"{statistics.median(ratio):.2f} [{min(ratio):.2f}, {max(ratio):.2f}], auto over pool "
             f"{statistics.median(auto):.2f} [{min(auto):.2f}, {max(auto):.2f}], must be at least "
-            f"{MUST[name]}; the rule picked {', '.join(picked)}; load {load()}",
+            f"{MUST[name]}; the rule picked {', '.join(picked)}; processor time of the "
+            f"pool over the fleet's {processor[False] / processor[True]:.2f}; load {load()}",
             flush=True,
         )
 
@@ -118,8 +128,6 @@ def load():
 
 def grow(kind, count, workers):
     """Train tiny Runs in this process and its workers; print seconds and memory as JSON."""
-    import psutil
-
     shared = problem(8, 1, 5, n_test=50)
     runs = [Run(shared, 0.02 * (i % 25), seed=i // 25) for i in range(count)]
     seconds(runs[:4], workers, kind == "fleet")  # starts the workers
@@ -138,16 +146,14 @@ def grow(kind, count, workers):
             peak[0] = max(peak[0], total)
             time.sleep(0.05)
 
-    import threading
-
     family = [process, *process.children(recursive=True)]
     base = sum(member.memory_info().rss for member in family)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    spent = seconds(runs, workers, kind == "fleet")
+    spent, processor = seconds(runs, workers, kind == "fleet")
     stop[0] = True
     thread.join()
-    print(json.dumps({"seconds": spent, "bytes": max(0, peak[0] - base)}))
+    print(json.dumps({"seconds": spent, "processor": processor, "bytes": max(0, peak[0] - base)}))
 
 
 def growth(given):
@@ -162,7 +168,8 @@ def growth(given):
             result = json.loads(output.splitlines()[-1])
             table[kind, count] = result
             print(
-                f"{kind}, {count} runs: {1e3 * result['seconds'] / count:.2f} ms and "
+                f"{kind}, {count} runs: {1e3 * result['seconds'] / count:.2f} ms, "
+                f"{1e3 * result['processor'] / count:.2f} ms of processor time and "
                 f"{result['bytes'] / 1e3 / count:.1f} kB a run, "
                 f"{result['bytes'] / 1e6:.0f} MB above the start; load {load()}",
                 flush=True,
@@ -180,7 +187,7 @@ def draw(table, counts):
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for axis, name, factor, label in (
-        (axes[0], "seconds", 1e3, "ms a run"),
+        (axes[0], "processor", 1e3, "ms of processor time a run"),
         (axes[1], "bytes", 1e-3, "kB a run"),
     ):
         for kind in ("pool", "fleet"):

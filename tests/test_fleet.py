@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -15,6 +15,7 @@ from flooding.data import Split, Splits
 from flooding.levels import Auto, Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.methods import IFlood, SoftAD
 from flooding.models import mlp
+from flooding.testing.controllers import _HostSyncDetector
 from flooding.training.fleet import Fleet
 from small import small
 
@@ -350,3 +351,68 @@ def test_a_fleet_repeats_itself_and_leaves_the_callers_generator_alone():
     second = rows_of(runs)
     for a, b in zip(first, second, strict=True):
         assert a[-1].record.content_hash == b[-1].record.content_hash
+
+
+def test_more_steps_wait_no_more_often_for_the_device():
+    waits = []
+    for batch_size in (26, 5):
+        sgd = partial(torch.optim.SGD, lr=0.1)  # torch's Adam reads its own step on the CPU
+        shared = problem(batch_size=batch_size, optimizer=sgd, max_grad_norm=1.0)
+        rows = Fleet(grid(shared, (None, 0.6, Auto(), plateau(0.5)))).train()
+        epochs = []
+        for row in rows:
+            if row.epoch == 2:
+                break
+        with _HostSyncDetector() as detector:
+            for row in rows:
+                epochs.append(row.epoch)
+                if row.epoch == 3:
+                    break
+        assert 3 in epochs
+        waits.append(len(detector.names))
+    assert waits[0] == waits[1]
+
+
+GRIDS = {
+    "Plateau": ([plateau(level, patience=1) for level in (0.5, 0.6, 0.7)], 1),
+    "Warmup": ([Warmup(level, steps=5) for level in (0.5, 0.6, 0.7)], 1),
+    "Heuristic": ([Heuristic(level, until_accuracy=0.5) for level in (0.4, 0.5)], 1),
+    # These differ in more than numbers, so each has a state of its own.
+    "patience": ([plateau(0.6, patience=patience) for patience in (1, 2, 3)], 3),
+    "condition": ([Delayed(0.6, until_loss=0.69), Delayed(0.6, until_accuracy=0.5)], 2),
+    "equal": ([plateau(0.6), plateau(0.6)], 1),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_controllers_that_differ_in_numbers_share_a_state(name):
+    levels, count = GRIDS[name]
+    shared = problem()
+    runs = [Run(shared, level, seed=seed) for seed in (0, 1) for level in levels]
+    # One that ends early: the others keep their numbers.
+    runs.append(Run(shared, levels[0], seed=2, stop_epoch=2))
+    runs.reverse()
+    assert len(Fleet(runs)._state.levels._groups) == count
+    assert_agrees(runs)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A controller that is not element-wise in its own number: it branches on it."""
+
+    level: float
+
+    def init(self):
+        return {"level": torch.tensor(self.level), "started": torch.tensor(True)}
+
+    def update(self, state, info):
+        if info.loss is None and self.level > 0.55:
+            return state | {"level": state["level"] + 0.01}
+        return dict(state)
+
+
+def test_a_controller_that_branches_on_its_number_keeps_a_state_of_its_own():
+    shared = problem()
+    runs = [Run(shared, Nearest(level)) for level in (0.5, 0.6)]
+    assert len(Fleet(runs)._state.levels._groups) == 2
+    assert_agrees(runs)

@@ -184,3 +184,38 @@ def test_a_fleet_is_divided_so_that_it_fits(monkeypatch):
     monkeypatch.setattr(fleet_jobs, "probe", lambda runs, **_: Probe(1.0, 1.0, 100))
     records = run_all(runs_of(small()), ledger=False, workers=0, fleet=True)
     assert {record.metadata["fleet_size"] for record in records} == {2}
+
+
+EXPERIMENT = """
+from flooding import Run
+from flooding.experiments import Experiment
+from flooding.report.document import Report
+from small import small
+
+def runs():
+    shared = small(max_epochs=2)
+    return [Run(shared, 0.1, seed=seed) for seed in (0, 1)]
+
+def start(quick, seeds):
+    yield runs()
+    return Report("Mine", "About.", (), ())
+
+EXPERIMENT = Experiment("mine", start, ("train_loss",))
+"""
+
+
+@pytest.mark.parametrize(("words", "fleet"), [("--fleet on", True), ("", False)])
+def test_the_command_line_trains_fleets_where_it_is_asked_to(
+    flooding, tmp_path, monkeypatch, words, fleet
+):
+    (tmp_path / "my_fleet.py").write_text(EXPERIMENT)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, errors = flooding(f"reproduce my_fleet:EXPERIMENT --workers 0 -q {words}")
+    assert code == 0, errors
+    import my_fleet
+
+    trained = []
+    for option in (True, False):
+        run_all(my_fleet.runs(), workers=0, fleet=option, on_start=trained.append)
+    # What the command trained is not trained again.
+    assert [len(batch) for batch in trained] == ([0, 2] if fleet else [2, 0])

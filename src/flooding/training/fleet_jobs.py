@@ -263,7 +263,7 @@ def _train_together(
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     # On the CPU torch raises a plain RuntimeError.
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from flooding.numerics import LOCK, capture_settings, pinned, without_contexts
 from flooding.training.rng import get_rng_states, set_rng_states
-from flooding.training.state import TrainingState
 
 __all__ = ["GlobalState", "isolated"]
 
@@ -50,9 +50,16 @@ class GlobalState(NamedTuple):
         return GlobalState(threads, torch.get_default_dtype(), settings, device)
 
 
+class _Trained(Protocol):
+    """The generators and the time of what trains: a Run, or a fleet."""
+
+    generator: tuple[Tensor, ...]
+    seconds: float
+
+
 @contextmanager
 def isolated(
-    global_state: GlobalState, state: TrainingState | None = None
+    global_state: GlobalState, state: _Trained | None = None
 ) -> Generator[None, None, None]:
     """Run a block under a Run's global state, then restore the caller's.
 

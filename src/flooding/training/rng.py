@@ -47,7 +47,12 @@ def fork_rng(seed: int) -> Generator[None, None, None]:
         Nothing.
     """
     with fork_generators():
-        torch.manual_seed(seed)
+        if _has_accelerator():
+            torch.manual_seed(seed)
+        else:
+            # torch.manual_seed also notes the seed, with a traceback, for devices that are not
+            # there: milliseconds and kilobytes of each call, for ever.
+            torch.default_generator.manual_seed(seed)
         yield
 
 
@@ -69,6 +74,11 @@ def preserve_rng_state() -> Generator[None, None, None]:
     finally:
         with LOCK:
             restore.close()
+
+
+def _has_accelerator() -> bool:
+    accelerator = getattr(torch, "accelerator", None)  # since torch 2.6
+    return accelerator is None or accelerator.is_available()
 
 
 def get_rng_states(device: torch.device) -> tuple[Tensor, ...]:

@@ -198,13 +198,15 @@ def split_metrics(
             x, _ = split.batch(slice(start, min(start + size, count)))
             outputs.append(forward(x))
         output = torch.cat(outputs, dim=1)
-        labels = tuple(None if part is None else part[:, :count] for part in split.labels(None))
-        y = labels[0]
+        y, clean = split.labels(None)
+        y = y[:, :count]
+        if clean is not None:
+            clean = clean[:, :count]
         if check is not None:
             check(output, y)
         values = {f"{name}_loss": eval_loss(output, y)}
         if is_logits(output, y):
-            values |= label_metrics(eval_loss, name, output, labels)  # type: ignore[arg-type]
+            values |= label_metrics(eval_loss, name, output, (y, clean))
         if problem.score is not None and name != "train":
             scores = []
             for one_output, one_y in zip(output, y, strict=True):

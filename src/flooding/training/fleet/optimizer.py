@@ -281,7 +281,8 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> None:
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return
-    norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads])
+    rows = [grad.reshape(len(grad), -1) for grad in grads]
+    norms = torch.stack([torch.linalg.vector_norm(row, dim=1) for row in rows])
     total = torch.linalg.vector_norm(norms, dim=0)
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     for grad in grads:

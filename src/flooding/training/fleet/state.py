@@ -242,7 +242,7 @@ def try_out(state: FleetState) -> None:
             model.buffers = {key: buffer.clone() for key, buffer in buffers.items()}
             model(x, training=True)
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         reason = str(error).partition("\n")[0]
         raise FleetError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,7 +104,7 @@ class StackedStep:
         """Compute the objective of each run by the method itself."""
         method, criterion = self._method, self._criterion
         levels = level_of(output.dtype)
-        compute = vmap(lambda *parts: _objective(method, criterion, *parts))
+        compute = vmap(functools.partial(_objective, method, criterion))
         values, means, shares = compute(output, y, levels)
         values.sum().backward()
         return StepResult(output, means, levels, shares)
