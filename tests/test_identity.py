@@ -155,6 +155,7 @@ def public_definitions():
 NEVER_IN_A_RUN = {
     *("Cell", "cells", "exact", "experiment", "load", "plan", "setting"),
     *("draw", "find", "flip_entropy", "search", "study", "start", "is_exact", "Measure"),
+    *("compare_levels", "is_later"),
 }
 
 

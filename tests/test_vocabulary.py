@@ -18,7 +18,7 @@ _WORDS = """
     trajectory Row ENGINE Trunk trunk_of lead leaves past Pace claimed tidy Ready _deal _give _news
     can_travel _leave _gathered _portable Elsewhere Lifted Found FoundLevel Suggestion together
     drive meant came_down late_means neighbours Seen fold stairs worse waited Teacher sides gather
-    members divide plane named assemble held_out make_up counted beside name_of horizon until
+    divide plane named assemble held_out make_up counted beside name_of horizon until
     finals circumstances measured probe fresh
     _known _or_one _needs _note _landed _grouped _trained _found _taken _differentiate _order
     _conclude _mark _undisturbed _Waits _Arrays _words _Stretch _far _played _held

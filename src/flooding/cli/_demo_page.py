@@ -112,12 +112,12 @@ def _task_section(
     )
     table = Table(table.name, table.title, ["Row", *table.columns[1:]], table.rows)
     picks = demo.summary(records)
-    sides = []
+    compared = []
     for name, row in (("Plain training", "plain training"), ("Flooding", "flooding")):
         chosen = [record for record, _ in picks[row]]
-        sides.append(Side(index_of[chosen[0].level or 0.0], name, chosen))
+        compared.append(Side(index_of[chosen[0].level or 0.0], name, chosen))
     charts = [_curves(number, name, label, records, index_of) for name, label in _CURVES.items()]
-    diagram = reliability_chart(f"reliability-{number}", sides)
+    diagram = reliability_chart(f"reliability-{number}", compared)
     if diagram is not None:
         charts.append(diagram)
     blocks: list[Block] = [

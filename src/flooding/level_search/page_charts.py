@@ -66,10 +66,10 @@ def _decision_chart(
 ) -> Chart:
     """Draw what was compared, and what each level did on its own."""
     decides, unit = measure == main, unit_of(measure, result)
-    place = _places(decision)
+    to_x = _places(decision)
     marks, line, noun = [], [], unit.name
     for candidate in decision.candidates:
-        x = place(candidate)
+        x = to_x(candidate)
         if x is None:
             continue
         group, name = groups.of_level(candidate.level), _name(candidate)
@@ -92,7 +92,7 @@ def _decision_chart(
         bands.append(Band(min(low, top), max(low, top), "as good, within one standard error"))
         values.append(low)
     rules = _rules(result, [mark.x for mark in marks])
-    plain = next((c for c in decision.candidates if c.level is None and place(c) is None), None)
+    plain = next((c for c in decision.candidates if c.level is None and to_x(c) is None), None)
     lines = [Line(line, None, "what was compared", "decision")]
     if plain is not None:
         rules.append(Rule(unit.compared(plain), PLAIN, "bound", is_vertical=False))
@@ -128,12 +128,12 @@ def _places(decision: Decision):
         bool(levels) and min(levels) > 0 and (len(levels) == 1 or min(levels) <= 0.8 * max(levels))
     )
 
-    def place(candidate: Candidate) -> float | None:
+    def to_x(candidate: Candidate) -> float | None:
         if candidate.level is not None:
             return candidate.level
         return 0.0 if is_near else None
 
-    return place
+    return to_x
 
 
 def _seed_values(
@@ -299,13 +299,13 @@ def calibration_chart(result: SearchResult, groups: Groups) -> Chart | None:
     Returns:
         A chart; None where no classifier was tested.
     """
-    sides = []
-    for group in dict.fromkeys((groups.named(PLAIN), groups.chosen)):
+    compared = []
+    for group in dict.fromkeys((groups.index_of(PLAIN), groups.chosen)):
         records = [record for record in result.records if groups.of_record(record) == group]
         if group is None or not records:
             continue
         longest = max(map(num_epochs, records))
         name = groups.shown[group].name
         title = f"{name[0].upper()}{name[1:]}, after {pluralize(longest, 'epoch')}"
-        sides.append(Side(group, title, [r for r in records if num_epochs(r) == longest]))
-    return reliability_chart("reliability", sides)
+        compared.append(Side(group, title, [r for r in records if num_epochs(r) == longest]))
+    return reliability_chart("reliability", compared)

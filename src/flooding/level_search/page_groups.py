@@ -30,7 +30,7 @@ class Groups:
     shown: Sequence[Group]
     chosen: int | None
 
-    def named(self, name: str) -> int | None:
+    def index_of(self, name: str) -> int | None:
         """Find a group by its name."""
         for index, group in enumerate(self.shown):
             if group.name == name:
@@ -39,11 +39,11 @@ class Groups:
 
     def of_record(self, record: Record) -> int | None:
         """Find the group of a training."""
-        return self.named(_name(record))
+        return self.index_of(_name(record))
 
     def of_level(self, level: float | None) -> int | None:
         """Find the group of a level."""
-        return self.named(_level_name(level))
+        return self.index_of(_level_name(level))
 
 
 def _level_name(level: float | None) -> str:
@@ -105,7 +105,7 @@ def make_groups(result: SearchResult, measures: Sequence[Measure]) -> Groups:
         known = sentences.get(levels[name]) if _has_level(name) else None
         details.append(known or _not_compared(result, name))
     groups = Groups(level_groups(names, shares, details), None)
-    return Groups(groups.shown, groups.named(_chosen_name(result)))
+    return Groups(groups.shown, groups.index_of(_chosen_name(result)))
 
 
 def _not_compared(result: SearchResult, name: str) -> Sequence[str]:

@@ -42,7 +42,7 @@ class Axis:
     log: bool = False
     is_whole: bool = False
 
-    def place(self, value: float) -> float:
+    def to_share(self, value: float) -> float:
         """Give the share of the axis at which a value lies: 0 to 1, or beyond its ends."""
         low, high = self.low, self.high
         if self.log:
@@ -157,11 +157,11 @@ class Chart:
 
     def x_of(self, value: float) -> str:
         """Give the horizontal position of a value."""
-        return _number(self.left + self.x.place(value) * (self.right - self.left))
+        return _number(self.left + self.x.to_share(value) * (self.right - self.left))
 
     def y_of(self, value: float) -> str:
         """Give the vertical position of a value."""
-        return _number(self.bottom - self.y.place(value) * (self.bottom - self.top))
+        return _number(self.bottom - self.y.to_share(value) * (self.bottom - self.top))
 
     def x_ticks(self) -> list[tuple[str, str]]:
         """Give position and text of each tick of the x axis."""
@@ -186,7 +186,7 @@ class Chart:
 
     def height_of(self, band: Band) -> str:
         """Give the height of a band."""
-        share = self.y.place(band.high) - self.y.place(band.low)
+        share = self.y.to_share(band.high) - self.y.to_share(band.low)
         return _number(share * (self.bottom - self.top))
 
     def vertical_rules(self) -> list[tuple[Rule, str, str]]:
@@ -194,7 +194,7 @@ class Chart:
         rows = []
         for rule in self.rules:
             if rule.is_vertical:
-                anchor = "start" if self.x.place(rule.value) < 0.5 else "end"
+                anchor = "start" if self.x.to_share(rule.value) < 0.5 else "end"
                 rows.append((rule, self.x_of(rule.value), anchor))
         return rows
 

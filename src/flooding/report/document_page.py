@@ -34,11 +34,11 @@ def document_page(
     Returns:
         The page.
     """
-    found = pluralize(len(report.findings), "finding")
-    answer = f"{found}; nothing that was checked failed."
+    num_findings = pluralize(len(report.findings), "finding")
+    answer = f"{num_findings}; nothing that was checked failed."
     if report.failures:
         failed = pluralize(len(report.failures), "result")
-        answer = f"{found}; {failed} could not be reproduced."
+        answer = f"{num_findings}; {failed} could not be reproduced."
     sections = []
     if report.findings:
         sections.append(Section("found", "Found", [Sentences(report.findings)]))

@@ -117,19 +117,19 @@ class Side(NamedTuple):
     at: Epoch = "last"
 
 
-def reliability_chart(name: str, sides: Sequence[Side]) -> Chart | None:
+def reliability_chart(name: str, compared: Sequence[Side]) -> Chart | None:
     """Draw accuracy against confidence on the test split.
 
     Args:
         name: Identifier of the chart.
-        sides: What is compared.
+        compared: What is compared.
 
     Returns:
         The chart; None where no classifier was tested.
     """
     lines = [Line([(0.0, 0.0), (1.0, 1.0)], None, "Perfectly calibrated", "dashed")]
     marks, texts = [], []
-    for group, title, records, at in sides:
+    for group, title, records, at in compared:
         tested = [record for record in records if f"{at}.reliability" in record.arrays]
         if not tested:
             continue

@@ -139,10 +139,10 @@ def _pick_charts(ranking: Ranking) -> list[Chart]:
                     f"curve-{name.replace('_', '-')}", label, text, curves, is_training=is_training
                 )
             )
-    sides = []
+    compared = []
     for index, row in enumerate(ranking.rows):
         if index == 0 or row.name == "plain":
             title = f"{row.name.capitalize()}, first seed, {row.pick.at} epoch"
-            sides.append(Side(index, title, [row.pick.record], row.pick.at))
-    diagram = reliability_chart("reliability", sides)
+            compared.append(Side(index, title, [row.pick.record], row.pick.at))
+    diagram = reliability_chart("reliability", compared)
     return charts if diagram is None else [*charts, diagram]

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from flooding.training.fleet import Fleet, FleetError, group_key, refusal
-from flooding.training.fleet.probe import Probe, available_memory, probe
+from flooding.training.fleet.probe import Probe, available_memory, measure_fleet
 from flooding.training.jobs import (
     ForkReady,
     Job,
@@ -105,7 +105,7 @@ def _fleet_size(group: Sequence[Job], fleet: FleetOption, workers: int) -> int |
     if fleet == "auto" and len(group) < 2:
         return None
     try:
-        result = probe(
+        result = measure_fleet(
             runs,
             device=first.device,
             threads=first.threads,

@@ -20,7 +20,7 @@ from flooding.training.loop import train
 from flooding.training.rng import preserve_rng_state
 from flooding.training.run import Run
 
-__all__ = ["Probe", "available_memory", "probe"]
+__all__ = ["Probe", "available_memory", "measure_fleet"]
 
 _SECONDS = 0.3  # of measurement of each kind, at most
 _EPOCHS = 40  # likewise
@@ -56,7 +56,7 @@ class Probe:
         return self.single / self.fleet
 
 
-def probe(
+def measure_fleet(
     runs: Sequence[Run],
     *,
     device: str = "cpu",
@@ -80,11 +80,11 @@ def probe(
         FleetError: If they cannot train together.
         ValueError: If the parts of the Problem do not fit each other.
     """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
-    place = torch.device(device)
+    torch_device = torch.device(device)
     runs = list(runs[:_SIZE])
-    global_state = GlobalState.capture(threads, place, settings)
+    global_state = GlobalState.capture(threads, torch_device, settings)
     with preserve_rng_state(), isolated(global_state):
-        fleet = start_fleet(list(enumerate(runs)), place, None, time.time())
+        fleet = start_fleet(list(enumerate(runs)), torch_device, None, time.time())
         try_out(fleet)
         memory = _measure_memory(fleet)
     times = (1.0, 1.0)
