@@ -1,5 +1,6 @@
 """Every test starts with one thread: one and two give different bits."""
 
+import logging
 import os
 import shlex
 import signal
@@ -65,6 +66,11 @@ def flooding(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
 
     from flooding import cli  # few tests need it
+
+    # A command lets the library's log print; a later test of the same process must not see that.
+    log = logging.getLogger("flooding")
+    monkeypatch.setattr(log, "handlers", log.handlers)
+    monkeypatch.setattr(log, "level", log.level)
 
     def run(line):
         monkeypatch.setattr(sys, "argv", ["flooding", *shlex.split(line)])

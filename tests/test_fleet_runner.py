@@ -66,7 +66,7 @@ def test_the_keys_of_single_runs_do_not_change_with_fleets():
 
 
 def test_auto_takes_records_of_either_kind(ledger, monkeypatch):
-    monkeypatch.setattr(fleet_jobs, "probe", lambda runs, **_: Probe(2.0, 1.0, 1))
+    monkeypatch.setattr(fleet_jobs, "measure_fleet", lambda runs, **_: Probe(2.0, 1.0, 1))
     runs = runs_of(small())
     single = run_all(runs[:2], ledger=ledger, workers=0)
     records = run_all(runs, ledger=ledger, workers=0, fleet="auto")
@@ -77,7 +77,7 @@ def test_auto_takes_records_of_either_kind(ledger, monkeypatch):
 
 @pytest.mark.parametrize(("single", "kind"), [(2.0, "fleet"), (1.0, "single")])
 def test_auto_trains_as_is_faster_and_logs_it(monkeypatch, caplog, single, kind):
-    monkeypatch.setattr(fleet_jobs, "probe", lambda runs, **_: Probe(single, 1.0, 1))
+    monkeypatch.setattr(fleet_jobs, "measure_fleet", lambda runs, **_: Probe(single, 1.0, 1))
     with caplog.at_level(logging.INFO, logger="flooding"):
         records = run_all(runs_of(small()), ledger=False, workers=0, fleet="auto")
     assert kernels(records) == [kind] * 6
@@ -181,7 +181,7 @@ def test_where_memory_runs_out_a_fleet_goes_on_in_halves(ledger, monkeypatch, ca
 
 def test_a_fleet_is_divided_so_that_it_fits(monkeypatch):
     monkeypatch.setattr(fleet_jobs, "available_memory", lambda device: 2 * 2 * 100)
-    monkeypatch.setattr(fleet_jobs, "probe", lambda runs, **_: Probe(1.0, 1.0, 100))
+    monkeypatch.setattr(fleet_jobs, "measure_fleet", lambda runs, **_: Probe(1.0, 1.0, 100))
     records = run_all(runs_of(small()), ledger=False, workers=0, fleet=True)
     assert {record.metadata["fleet_size"] for record in records} == {2}
 

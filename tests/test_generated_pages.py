@@ -38,7 +38,7 @@ def test_every_part_is_up_to_date(generate):
 
 def test_every_marked_part_has_a_writer(generate):
     # Those of benchmarks/*.py.
-    others = {"searches-synthetic", "searches-real", "auto-level", "table", "pruners"}
+    others = {"searches-synthetic", "searches-real", "auto-level", "table", "pruners", "simulation"}
     pages = [ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")]
     for page in pages:
         names = re.findall(r"<!-- ([\w-]+):begin -->", page.read_text())

@@ -36,7 +36,13 @@ from small import Dying, normed, small
 from subprocess_checks import added_packages
 
 # Ray leaves sockets and its log thread to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::FutureWarning",
+    # JAX, which another test may have imported, warns of every fork, and Ray forks.
+    "ignore:os.fork:RuntimeWarning",
+    "ignore:Exception ignored in.*_at_fork:pytest.PytestUnraisableExceptionWarning",
+)
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +368,7 @@ def test_a_run_whose_node_dies_begins_again_elsewhere(cluster, tmp_path, caplog)
         if len(begun) == 2 and node in cluster.list_all_nodes():
             cluster.remove_node(node, allow_graceful=False)
 
-    problem = small(max_epochs=150)
+    problem = small(max_epochs=1500)  # long enough to be at work when the node dies
     runs = [Run(problem, level, seed=seed) for seed in (0, 1) for level in (0.1, 0.3, 0.4)]
     records = on_ray(runs, ledger=tmp_path / "ledger.sqlite", on_row=kill)
     assert node not in cluster.list_all_nodes()

@@ -553,7 +553,7 @@ def test_files_tell_none_from_0(tmp_path, monkeypatch, level):
 
 def test_the_picture_tells_none_from_0(plain_and_zero):
     found = find_level(
-        density(max_epochs=25), strategy=partial(grid, levels=[None, -1.0, 0.0]), workers=0
+        density(max_epochs=15), strategy=partial(grid, levels=[None, -1.0, 0.0]), workers=0
     )
     figure = plot_search(found)
     [axes] = [
@@ -592,7 +592,7 @@ def test_plain_training_has_no_mark_where_level_0_has_one():
         for line in axes.get_lines()
         if line.get_marker() == "o" and len(line.get_xdata())
     ]
-    late = [record.curves["val_loss"][-4:].mean() for record in found.records[1:]]
+    late = [record.curves["val_loss"][-1] for record in found.records[1:]]  # what the grid judges
     np.testing.assert_allclose(marks, [[[0.0], [late[0]]], [[0.5], [late[1]]]], rtol=1e-5)
 
 

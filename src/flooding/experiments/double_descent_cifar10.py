@@ -90,7 +90,7 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
 
 def is_later(run: Run) -> bool:
     """Tell whether a Run came later, so that an archive may lack it."""
-    return run.level == LATER_LEVEL
+    return isinstance(run.level, float) and run.level == LATER_LEVEL
 
 
 # What `flooding reproduce double_descent_cifar10` runs.

@@ -123,7 +123,9 @@ def _user_modules_by_value() -> Generator[None, None, None]:
                 continue  # whatever a program puts there
             if module not in _VERDICTS:
                 _VERDICTS[module] = _is_users_own(module)
-            if _VERDICTS[module] and module.__name__ not in known:
+            # One that left its name to another module since then cannot be registered.
+            is_imported = sys.modules.get(module.__name__) is module
+            if _VERDICTS[module] and is_imported and module.__name__ not in known:
                 cloudpickle.register_pickle_by_value(module)
                 added.append(module)
         try:

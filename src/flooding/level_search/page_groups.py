@@ -15,6 +15,7 @@ from flooding.training.record import Record
 
 __all__ = ["PLAIN", "Groups", "make_groups"]
 
+# Name of the group of plain training.
 PLAIN = "no flooding"
 
 

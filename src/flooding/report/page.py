@@ -31,6 +31,7 @@ __all__ = [
 
 _LONG = 30  # characters of a text that is wrapped
 
+# A cell of a table.
 Cell: TypeAlias = "float | int | str | None"
 
 
@@ -153,6 +154,7 @@ class Charts:
     kind: str = "charts"
 
 
+# A part of a section.
 Block: TypeAlias = Sentences | DataTable | Code | Picture | Charts
 
 

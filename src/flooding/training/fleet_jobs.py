@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 log = logging.getLogger("flooding")
+# Whether Runs train in fleets, or the largest size of one; "auto": where that is faster.
 FleetOption: TypeAlias = bool | int | Literal["auto"]
 _MAX_SIZE = 256  # Runs of a fleet: from there on more of them are hardly faster
 _MEMORY_SHARE = 0.5  # of what is free

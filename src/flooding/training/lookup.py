@@ -18,6 +18,7 @@ from flooding.training.run import Run
 __all__ = ["Kernel", "load_cached", "log_lookup", "run_key", "run_keys"]
 
 log = logging.getLogger("flooding")
+# What trains a Run: alone, or in a fleet. Their bits differ.
 Kernel: TypeAlias = Literal["single", "fleet"]
 
 

@@ -14,6 +14,7 @@ from flooding.data import Inputs
 
 __all__ = ["StackedModel", "Tensors", "take_rows"]
 
+# Stacked tensors by name, each with a leading axis of runs.
 Tensors: TypeAlias = dict[str, Tensor]
 
 # Modules without parameters that act on each element, so that a leading axis changes nothing.
