@@ -174,6 +174,26 @@ def test_code_of_the_users_own_travels(tmp_path, monkeypatch):
         assert there.content_hash == here.content_hash
 
 
+def test_a_module_that_lost_its_name_keeps_no_other_from_travelling(tmp_path, monkeypatch):
+    from flooding.integrations._ray_pickle import dumps, loads
+
+    for name in ("nameless", "travels"):
+        (tmp_path / f"{name}.py").write_text("def model():\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import nameless
+
+    dumps(nameless.model)  # it is known to be the user's own
+    monkeypatch.delitem(sys.modules, "nameless")
+    monkeypatch.setitem(sys.modules, "another name", nameless)
+    import travels
+
+    content = dumps(travels.model)
+    # Where the module is not there the function comes back all the same.
+    monkeypatch.delitem(sys.modules, "travels")
+    sys.path.remove(str(tmp_path))
+    assert loads(content)() is None
+
+
 @pytest.mark.usefixtures("cluster")
 def test_what_cannot_travel_is_refused():
     lock = threading.Lock()
