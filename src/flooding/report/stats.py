@@ -242,8 +242,8 @@ def wilcoxon(a: Sequence[float], b: Sequence[float]) -> float:
         return math.nan
     if not differences.any():
         return 1.0
-    _, p = _stats().wilcoxon(differences, zero_method="zsplit")
-    return float(p)
+    result = _stats().wilcoxon(differences, zero_method="zsplit")
+    return float(result.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def average_ranks(results: Mapping[str, Sequence[float]]) -> dict[str, float]:
