@@ -69,8 +69,7 @@ def flooding(tmp_path, monkeypatch, capsys):
 
     # A command lets the library's log print; a later test of the same process must not see that.
     log = logging.getLogger("flooding")
-    monkeypatch.setattr(log, "handlers", log.handlers)
-    monkeypatch.setattr(log, "level", log.level)
+    handlers, level = log.handlers, log.level
 
     def run(line):
         monkeypatch.setattr(sys, "argv", ["flooding", *shlex.split(line)])
@@ -79,4 +78,6 @@ def flooding(tmp_path, monkeypatch, capsys):
         captured = capsys.readouterr()
         return ended.value.code or 0, " ".join(captured.out.split()), " ".join(captured.err.split())
 
-    return run
+    yield run
+    log.handlers = handlers
+    log.setLevel(level)

@@ -45,6 +45,14 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@pytest.fixture(autouse=True)
+def _process_as_before(monkeypatch):
+    """What a task changes in its process is changed back where a test runs one in its own."""
+    monkeypatch.setattr("flooding.training.progress._is_disabled", False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(os.getcwd())
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """One session of Ray for all tests: two nodes of one core each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import code
 import io
+import logging
 import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -433,6 +434,8 @@ def _short(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
     # Starting workers takes longer than the trainings.
     monkeypatch.setattr(runner, "_split_by_place", lambda jobs, count, workers: ([], jobs))
+    # A command line that ran before in this process lets the log print.
+    monkeypatch.setattr(logging.getLogger("flooding"), "handlers", [])
     # On a busy machine even these take longer than the time after which progress is shown.
     monkeypatch.setattr("flooding.training.progress._DELAY", 3600.0)
 

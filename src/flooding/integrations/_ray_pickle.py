@@ -121,11 +121,15 @@ def _user_modules_by_value() -> Generator[None, None, None]:
         for module in list(sys.modules.values()):
             if not isinstance(module, ModuleType):
                 continue  # whatever a program puts there
-            if module not in _VERDICTS:
-                _VERDICTS[module] = _is_users_own(module)
+            try:
+                if module not in _VERDICTS:
+                    _VERDICTS[module] = _is_users_own(module)
+            except Exception:  # noqa: BLE001 -- a lazy module may import anything when it is asked
+                continue
+            if not _VERDICTS[module] or module.__name__ in known:
+                continue
             # One that left its name to another module since then cannot be registered.
-            is_imported = sys.modules.get(module.__name__) is module
-            if _VERDICTS[module] and is_imported and module.__name__ not in known:
+            if sys.modules.get(module.__name__) is module:
                 cloudpickle.register_pickle_by_value(module)
                 added.append(module)
         try:
