@@ -195,6 +195,7 @@ def test_a_module_that_lost_its_name_keeps_no_other_from_travelling(tmp_path, mo
     monkeypatch.setitem(sys.modules, "another name", nameless)
     import travels
 
+    monkeypatch.setitem(sys.modules, "a second name", travels)
     content = dumps(travels.model)
     # Where the module is not there the function comes back all the same.
     monkeypatch.delitem(sys.modules, "travels")

@@ -117,7 +117,7 @@ def _user_modules_by_value() -> Generator[None, None, None]:
     """
     with _LOCK:
         known = cloudpickle.list_registry_pickle_by_value()
-        added = []
+        added: dict[str, ModuleType] = {}  # a module may stand there under two names
         for module in list(sys.modules.values()):
             if not isinstance(module, ModuleType):
                 continue  # whatever a program puts there
@@ -126,16 +126,16 @@ def _user_modules_by_value() -> Generator[None, None, None]:
                     _VERDICTS[module] = _is_users_own(module)
             except Exception:  # noqa: BLE001 -- a lazy module may import anything when it is asked
                 continue
-            if not _VERDICTS[module] or module.__name__ in known:
+            if not _VERDICTS[module] or module.__name__ in {*known, *added}:
                 continue
             # One that left its name to another module since then cannot be registered.
             if sys.modules.get(module.__name__) is module:
                 cloudpickle.register_pickle_by_value(module)
-                added.append(module)
+                added[module.__name__] = module
         try:
             yield
         finally:
-            for module in added:
+            for module in added.values():
                 cloudpickle.unregister_pickle_by_value(module)
 
 
