@@ -110,6 +110,7 @@ class TaskDriver:
         self._problems: dict[int, tuple[Problem, ray.ObjectRef]] = {}
         self._checkpoints: dict[int, ray.ObjectRef] = {}  # of forks, by number
         self._processors: set[str] = set()
+        self._has_warned_of_processors = False
 
     def __call__(self, jobs: Sequence[Job]) -> Rows:
         """Do jobs and the forks of each.
@@ -258,8 +259,7 @@ class TaskDriver:
                     with contextlib.suppress(StopIteration):
                         self._checkpoints[row.number] = next(task.stream)
                 for number, result in queue.process(task, row):
-                    member = next((m for m in job.members if m.number == number), job)
-                    self._store(member, result, ledger)
+                    self._store(job.job_of(number), result, ledger)
                     yield number, result
 
     def _store(self, job: Job, result: EpochResult, ledger: Ledger | None) -> None:
@@ -290,7 +290,8 @@ class TaskDriver:
         """Say once that Records of different processors agree within rounding alone."""
         known = {torch.backends.cpu.get_cpu_capability()} if not self._resources.num_gpus else set()
         self._processors |= known | ({started.processor} if known else set())
-        if len(self._processors) == 2:
+        if len(self._processors) > 1 and not self._has_warned_of_processors:
+            self._has_warned_of_processors = True
             log.warning(
                 "torch uses %s here or on other machines, and %s on %s: Records of different "
                 "processors agree within rounding, not to the bit.",
@@ -298,7 +299,6 @@ class TaskDriver:
                 started.processor,
                 started.host,
             )
-            self._processors.add("told")  # ... the user
 
 
 def _rounded(resources: Mapping[str, float]) -> dict[str, float]:

@@ -72,7 +72,7 @@ class JobQueue(Generic[W]):
         else:
             self.watchdog.feed(worker, item.epoch)
             # Of a fleet every row names its Run; those that have ended need no new worker.
-            member = next((m for m in job.members if m.number == item.number), job)
+            member = job.job_of(item.number)
             yield member.number, EpochResult(member.run, item.epoch, item.values, item.record)
             is_done = item.record is not None
             if is_done and job.members:

@@ -72,6 +72,17 @@ class Job(NamedTuple):
         name = self.key or f"run-{self.number}"
         return f"prefix-{name}" if self.forks else name
 
+    def job_of(self, number: int) -> Job:
+        """Give the job of one Run of a fleet; any other job is its own Run's.
+
+        Args:
+            number: Number of the Run's job.
+
+        Returns:
+            The job.
+        """
+        return next((member for member in self.members if member.number == number), self)
+
 
 class ForkReady(NamedTuple):
     """Message of a prefix: one of its forks can go on alone. The last message ends the prefix.
