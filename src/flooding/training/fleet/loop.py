@@ -313,11 +313,10 @@ class Fleet:
         """Overwrite the kept weights of some runs by their current ones."""
         if not rows:
             return
-        if name not in self._state.best or len(rows) == len(self._state.members):
+        if name not in self._state.best:
             self._state.best[name] = self._state.model.copy_all(parameters)
         else:
-            index = torch.tensor(rows, device=self._global_state.device)
-            self._state.model.write_rows(self._state.best[name], index, parameters)
+            self._state.model.write_rows(self._state.best[name], rows, parameters)
 
     # ------------------------------------------------------------ single Runs
 
