@@ -75,8 +75,8 @@ class Picks(logging.Handler):
     """Remembers what the rule picked."""
 
     def emit(self, record):
-        """Keep the answer of the latest measurement."""
-        if "in a fleet and" in record.msg:
+        """Keep the answer of the latest call."""
+        if "runs train %s" in record.msg:
             self.last = "fleet" if record.args[-1] == "in fleets" else "pool"
 
 

@@ -15,7 +15,7 @@ from flooding.levels import PerClass, Plateau
 from flooding.methods import SAM, IFlood
 from flooding.models import mlp
 from flooding.training import fleet_jobs
-from flooding.training.fleet import Fleet, FleetError
+from flooding.training.fleet import Fleet, FleetError, probe
 from flooding.training.fleet.probe import Probe
 from flooding.training.runner import run_key
 from small import noisy, normed, small
@@ -83,6 +83,39 @@ def test_auto_trains_as_is_faster_and_logs_it(monkeypatch, caplog, single, kind)
     assert kernels(records) == [kind] * 6
     words = "train in fleets" if kind == "fleet" else "train one by one"
     assert words in caplog.text
+
+
+def test_what_is_too_little_to_time_follows_a_rule_of_sizes(caplog):
+    with caplog.at_level(logging.INFO, logger="flooding"):
+        records = run_all(runs_of(small()), ledger=False, workers=0, fleet="auto")
+    assert kernels(records) == ["fleet"] * 6
+    # One batch of 40 examples through layers of 10 to 16, 16 and 2.
+    work = 40 * (10 * 16 + 16 * 16 + 16 * 2)
+    assert f"too few epochs to time a fleet; a step of a run takes {work:.2g}" in caplog.text
+    assert "6 runs train in fleets" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("work", "device", "expected"),
+    [(1e8, "cpu", True), (3e8, "cpu", False), (3e8, "cuda", True)],
+)
+def test_the_rule_of_sizes_keeps_large_networks_on_a_processor_alone(work, device, expected):
+    assert Probe(None, None, 1, work).is_faster(device) is expected
+
+
+@pytest.mark.parametrize("planned", [0, 100, 1000, 5000, 100_000])
+def test_timing_a_fleet_takes_a_small_share_of_what_is_planned(planned, monkeypatch):
+    trained = []
+
+    def time_both(runs, turns, options):
+        trained.append((len(runs) + 1) * turns)
+        return 2.0, 1.0
+
+    monkeypatch.setattr(probe, "_time_both", time_both)
+    runs = runs_of(small(max_epochs=50), seeds=range(8))
+    result = probe.measure_fleet(runs, planned_epochs=planned)
+    assert sum(trained) <= 0.03 * planned
+    assert (result.single is not None) == (planned >= 1000)
 
 
 def test_workers_train_fleets_of_a_largest_size(ledger):

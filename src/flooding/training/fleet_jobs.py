@@ -41,7 +41,6 @@ log = logging.getLogger("flooding")
 FleetOption: TypeAlias = bool | int | Literal["auto"]
 _MAX_SIZE = 256  # Runs of a fleet: from there on more of them are hardly faster
 _MEMORY_SHARE = 0.5  # of what is free
-_MIN_SPEEDUP = 1.1  # below that single Runs are taken, which share their first steps
 
 
 def check_fleet_option(fleet: FleetOption) -> None:
@@ -105,34 +104,51 @@ def _fleet_size(group: Sequence[Job], fleet: FleetOption, workers: int) -> int |
     first, runs = group[0], [job.run for job in group]
     if fleet == "auto" and len(group) < 2:
         return None
+    # Measured is a fleet of the size that a worker gets.
+    share = math.ceil(len(runs) / workers)
+    planned = sum(run.epochs for run in runs) / min(workers, len(runs))
     try:
         result = measure_fleet(
-            runs,
+            runs[:share] if share > 1 else runs,
             device=first.device,
             threads=first.threads,
             settings=first.settings,
-            is_timed=fleet == "auto",
+            planned_epochs=planned if fleet == "auto" else 0.0,
         )
     except FleetError as error:
         log.warning("%d runs train one by one: %s", len(group), error)
         return None
-    if fleet == "auto":
-        is_faster = result.speedup > _MIN_SPEEDUP
-        log.info(
-            "an epoch of a run takes %.3g ms in a fleet and %.3g ms alone: %d runs train %s",
-            1e3 * result.fleet,
-            1e3 * result.single,
-            len(group),
-            "in fleets" if is_faster else "one by one",
-        )
-        if not is_faster:
-            return None
+    if fleet == "auto" and not _is_faster(result, first.device, len(group)):
+        return None
     largest = _MAX_SIZE if isinstance(fleet, bool) or fleet == "auto" else fleet
     largest = min(largest, _fitting(result, first.device, workers))
     # As many fleets as fill the workers equally.
     count = math.ceil(len(group) / largest)
     count = math.ceil(count / workers) * workers
     return math.ceil(len(group) / min(count, len(group)))
+
+
+def _is_faster(result: Probe, device: str, count: int) -> bool:
+    """Tell whether a group trains faster in fleets, and log why."""
+    is_faster = result.is_faster(device)
+    kind = "in fleets" if is_faster else "one by one"
+    if result.single is None or result.fleet is None:
+        log.info(
+            "too few epochs to time a fleet; a step of a run takes %.2g multiply-adds: "
+            "%d runs train %s",
+            result.work,
+            count,
+            kind,
+        )
+    else:
+        log.info(
+            "an epoch of a run takes %.3g ms in a fleet and %.3g ms alone: %d runs train %s",
+            1e3 * result.fleet,
+            1e3 * result.single,
+            count,
+            kind,
+        )
+    return is_faster
 
 
 def _fitting(result: Probe, device: str, workers: int) -> int:
