@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from flooding import Run, run_all
+from flooding import Run, find_level, run_all
+from flooding.level_search.grid import grid
 from flooding.levels import PerClass, Plateau
 from flooding.methods import SAM, IFlood
 from flooding.models import mlp
@@ -126,6 +127,36 @@ def test_workers_train_fleets_of_a_largest_size(ledger):
     for run in runs:
         assert [row.epoch for row in rows if row.run is run] == list(range(7))
     assert losses(records) == pytest.approx(losses(run_all(runs, ledger=False)), abs=1e-5)
+
+
+def test_a_search_trains_its_levels_and_seeds_in_a_fleet(ledger):
+    options = {"ledger": ledger, "workers": 0, "seeds": 2}
+    options["strategy"] = partial(grid, levels=[None, 0.1, 0.3])
+    result = find_level(small(), fleet=True, **options)
+    assert kernels(result.records) == ["fleet"] * 6
+    assert {record.metadata["fleet_size"] for record in result.records} == {6}
+    single = find_level(small(), **options)
+    assert kernels(single.records) == ["single"] * 6
+    assert losses(result.records) == pytest.approx(losses(single.records), abs=1e-5)
+    assert result.level == single.level
+
+
+def test_the_network_of_a_search_with_one_training_comes_from_a_fleet_as_well(ledger):
+    result = find_level(small(), budget=1, fleet=True, ledger=ledger, workers=0)
+    assert kernels(result.records) == ["fleet"]
+    assert isinstance(result.model(), nn.Module)
+
+
+def test_the_command_find_trains_fleets_where_it_is_asked_to(flooding, tmp_path):
+    words = "find two-gaussians --epochs 3 --strategy grid --levels none,0.2 --seeds 2 --workers 0"
+    code, _, errors = flooding(f"{words} --fleet on --out here")
+    assert code == 0, errors
+    code, _, errors = flooding(f"{words} --fleet on --out here")
+    assert "4 of 4 runs from the ledger" in errors
+    # The kind of training is no part of the command's result, but its Records are others.
+    code, _, errors = flooding(f"{words} --out here")
+    assert code == 0, errors
+    assert "0 of 4 runs from the ledger" in errors
 
 
 @pytest.mark.parametrize("fleet", [1, 0.5, "on", None])

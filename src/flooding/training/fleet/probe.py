@@ -119,10 +119,8 @@ def measure_fleet(
 
 
 def _plan_timing(budget: float, num_runs: int, max_epochs: int) -> tuple[int, int] | None:
-    """Give the size of the fleet to time and the epochs; None if the budget is too small.
-
-    Beside the fleet one Run trains alone, and building a Run counts as epochs, too.
-    """
+    """Give the size of the fleet to time and the epochs; None if the budget is too small."""
+    # Beside the fleet one Run trains alone, and building a Run counts as epochs, too.
     size = min(num_runs, _SIZES[-1], int(budget / (_MIN_TURNS + _BUILD)) - 1)
     if size < min(num_runs, _SIZES[0]):
         return None
