@@ -42,6 +42,7 @@ def options():
     parser.add_argument("--single", action="store_true", help="train the single side here")
     parser.add_argument("--size", type=int, default=16, help="largest number of runs in a fleet")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
+    parser.add_argument("--workers", type=int, help="default: one for each core")
     return parser.parse_args()
 
 
@@ -68,10 +69,14 @@ def main():
     everything = ([], [])
     for cell, runs in plan(given):
         begin = time.perf_counter()
-        fleet = run_all(runs, ledger=given.ledger, fleet=given.size)
+        fleet = run_all(runs, ledger=given.ledger, fleet=given.size, workers=given.workers)
         middle = time.perf_counter()
         is_archived = not given.single and all(run in archive for run in runs)
-        single = archive(runs) if is_archived else run_all(runs, ledger=given.ledger)
+        single = (
+            archive(runs)
+            if is_archived
+            else run_all(runs, ledger=given.ledger, workers=given.workers)
+        )
         sides = []
         for records in (fleet, single):
             sides.append([100 * record.metrics["last.test_accuracy"] for record in records])

@@ -2,10 +2,12 @@
 
 import io
 import math
+import time
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 
 from flooding import Run, run_all, train
@@ -13,8 +15,9 @@ from flooding.levels import Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.methods import SAM, Hinge, IFlood, SoftAD, WaveBound
 from flooding.training import loop
 from flooding.training.checkpoints import Checkpoints, CheckpointTimer
-from flooding.training.jobs import Job, run_shared_prefix
+from flooding.training.jobs import ForkReady, Job, run_shared_prefix
 from flooding.training.loop import EpochResult
+from flooding.training.messages import batched
 from flooding.training.prefix import SharedPrefix, can_share
 from flooding.training.problem import TestCurve
 from flooding.training.runner import run_key
@@ -385,5 +388,44 @@ def test_a_prefix_ends_with_its_last_fork_and_leaves_no_file(tmp_path):
         for n, (run, key) in enumerate(zip(runs, keys, strict=True))
     )
     prefix = forks[0]._replace(forks=forks)
-    assert sorted(ready.number for ready in run_shared_prefix(prefix)) == [0, 1, 2]
+    items = list(run_shared_prefix(prefix))
+    assert sorted(i.number for i in items if isinstance(i, ForkReady)) == [0, 1, 2]
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == sorted(keys)
+
+
+class Slow(nn.Linear):
+    """A layer that takes its time."""
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.02)
+        return super().forward(x)
+
+
+def test_a_prefix_that_gets_further_is_not_said_to_hang(tmp_path, caplog, monkeypatch):
+    run_all([Run(small(max_epochs=1))], ledger=False, workers=0)  # imports take longer
+    monkeypatch.setattr("flooding.training.watchdog.PATIENCE", 0.8)
+    # Levels that are never reached: the forks leave in the last epoch, after more than PATIENCE.
+    runs = [Run(slow_problem(), level) for level in (None, 1e-6, 2e-6)]
+    records = run_all(runs, ledger=tmp_path / "ledger.sqlite", workers=0)
+    assert sum(record.metadata["epochs_trained"] for record in records) < 25, "not shared"
+    assert not [line for line in caplog.messages if "no news" in line]
+
+
+def test_a_prefix_in_a_worker_shows_that_it_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr("flooding.training.messages._HEARTBEAT", 0.02)
+    runs = [Run(slow_problem(), level) for level in (None, 1e-6, 2e-6)]
+    forks = tuple(
+        Job(number, run, run_key(run), None, checkpoint_folder=str(tmp_path))
+        for number, run in enumerate(runs)
+    )
+    prefix = forks[0]._replace(forks=forks)
+    bundles = list(batched(run_shared_prefix(prefix), last_row_only=True))
+    assert bundles.count([]) > 5
+    forks_ready = [item for bundle in bundles for item in bundle]
+    assert sorted(forks_ready) == [ForkReady(number) for number in range(3)]
+
+
+def slow_problem():
+    model = partial(Slow, 10, 2)
+    return small(model=model, batch_size=10, max_epochs=15, key="slow")
