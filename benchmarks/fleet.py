@@ -8,6 +8,7 @@ pool, by fleets, and by what the rule of ``fleet="auto"`` picks, in turns. Every
 its own, so that the pool has no first steps to share; ``--levels`` trains several levels of few
 seeds instead, where it has. A run-step is one optimiser step of one Run. Time is that of the whole
 call of ``run_all``: data, training, evaluation after every epoch, Records; the workers are warm.
+A fleet takes fused steps of Adam by itself; with ``--fused`` the pool takes them, too.
 
 ``growth`` trains many tiny Runs and gives time and memory for each. A picture goes to
 docs/scaling/fleet.png.
@@ -40,12 +41,12 @@ MUST = {"2x50": 3.0, "3x100": 1.5, "5x500": 0.95}
 PICTURE = Path(__file__).parents[1] / "docs" / "scaling" / "fleet.png"
 
 
-def problem(width, depth, epochs, n_test=1000):
+def problem(width, depth, epochs, n_test=1000, fused=None):
     """Two Gaussians, full batches of 100."""
     return Problem(
         partial(two_gaussians, n_test=n_test, label_noise=0.1),
         partial(mlp, 10, 2, width=width, depth=depth),
-        partial(torch.optim.Adam, lr=1e-3),
+        partial(torch.optim.Adam, lr=1e-3, fused=fused),
         max_epochs=epochs,
     )
 
@@ -74,8 +75,8 @@ class Picks(logging.Handler):
     """Remembers what the rule picked."""
 
     def emit(self, record):
-        """Keep the answer of the latest measurement."""
-        if "in a fleet and" in record.msg:
+        """Keep the answer of the latest call."""
+        if "runs train %s" in record.msg:
             self.last = "fleet" if record.args[-1] == "in fleets" else "pool"
 
 
@@ -88,9 +89,10 @@ def speed(given):
     for name in given.sizes:
         width, depth, count = SIZES[name]
         epochs = max(2, given.epochs // (10 if name == "5x500" else 1))
-        runs = plan(problem(width, depth, epochs), count, given.levels)
+        fused = given.fused or None
+        runs = plan(problem(width, depth, epochs, fused=fused), count, given.levels)
         # Warm workers, and every seed's data.
-        short = plan(problem(width, depth, 2), count, given.levels)
+        short = plan(problem(width, depth, 2, fused=fused), count, given.levels)
         for fleet in (False, True):
             seconds(short, given.workers, fleet)
         times = {False: [], True: [], "auto": []}
@@ -208,6 +210,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--levels", action="store_true", help="many levels of two seeds")
+    parser.add_argument("--fused", action="store_true", help="the Problem asks for fused steps")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 1000, 10_000])
     parser.add_argument("--kind", choices=("pool", "fleet"))

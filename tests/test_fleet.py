@@ -17,6 +17,8 @@ from flooding.methods import IFlood, SoftAD
 from flooding.models import mlp
 from flooding.testing.controllers import _HostSyncDetector
 from flooding.training.fleet import Fleet
+from flooding.training.fleet.linear import GradientBuffer, stacked_linear
+from flooding.training.fleet.model import StackedModel
 from small import small
 
 TOLERANCE = 1e-10
@@ -423,3 +425,51 @@ def test_a_controller_that_branches_on_its_number_keeps_a_state_of_its_own():
     runs = [Run(shared, Nearest(level)) for level in (0.5, 0.6)]
     assert len(Fleet(runs)._state.levels._groups) == 2
     assert_agrees(runs)
+
+
+def test_the_gradient_of_a_linear_layer_keeps_its_memory():
+    places = []
+    fleet = Fleet([Run(problem(), seed=seed) for seed in (0, 1)])
+    for row in fleet.train():
+        if row.run is fleet.runs[0] and 0 < row.epoch < 4:
+            weights = [p for p in fleet._state.model.trained if p.dim() == 3]
+            places.append([p.grad.data_ptr() for p in weights])
+    assert places == [places[0]] * 3
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_stacked_linear_layer_has_the_gradients_of_torch(has_bias):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator, requires_grad=True)
+        for shape in ((3, 4, 2, 5), (3, 6, 5), (3, 6))
+    )
+    buffer = GradientBuffer()
+    for _ in range(2):  # the second pass overwrites what the first one left
+        weight.grad = bias.grad = x.grad = None
+        output = stacked_linear(x, weight, bias if has_bias else None, buffer)
+        output.square().sum().backward()
+    for row in range(3):
+        single = [t.detach()[row].clone().requires_grad_() for t in (x, weight, bias)]
+        expected = nn.functional.linear(single[0], single[1], single[2] if has_bias else None)
+        torch.testing.assert_close(output[row], expected)
+        expected.square().sum().backward()
+        for stacked, own in zip((x, weight, bias), single, strict=True):
+            if own.grad is not None:
+                torch.testing.assert_close(stacked.grad[row], own.grad)
+
+
+@pytest.mark.parametrize("size", [100, 3], ids=["large tensors", "small tensors"])
+def test_the_best_weights_of_some_runs_are_overwritten(size):
+    model = StackedModel([nn.Linear(200, size) for _ in range(3)])
+    kept = model.copy_all()
+    before = {name: tensor.clone() for name, tensor in kept.items()}
+    with torch.no_grad():
+        for parameter in model.parameters.values():
+            parameter.add_(1)
+    for rows in ([0, 2], [0, 1, 2]):
+        model.write_rows(kept, rows)
+        for row in range(3):
+            for name, tensor in kept.items():
+                change = 1.0 if row in rows else 0.0
+                torch.testing.assert_close(tensor[row], before[name][row] + change)

@@ -173,3 +173,25 @@ def test_each_run_is_clipped_to_a_norm_of_its_own():
     for row in range(3):
         for p, grad in zip(stacked, expected[row], strict=True):
             torch.testing.assert_close(p.grad[row], grad, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (partial(torch.optim.Adam, lr=0.01), (True, None)),
+        (partial(torch.optim.SGD, lr=0.01, momentum=0.9), (True, None)),
+        (partial(torch.optim.Adam, lr=0.01, fused=False), (False, False)),
+        (partial(torch.optim.Adam, lr=0.01, foreach=True), (None, None)),
+        (partial(torch.optim.RMSprop, lr=0.01), ("has none", "has none")),
+    ],
+    ids=["Adam", "SGD", "not fused", "foreach", "RMSprop"],
+)
+def test_steps_are_fused_unless_the_problem_asks_for_others(optimizer, expected):
+    fleet = Fleet([Run(problem(optimizer), seed=seed) for seed in (0, 1)])
+    for row in fleet.train():
+        if row.epoch == 1:
+            break
+    [block] = fleet._state.optimizer.blocks
+    # A run that is forked goes on as it would alone.
+    groups = (block.optimizer.param_groups[0], fleet[0].optimizer.param_groups[0])
+    assert tuple(group.get("fused", "has none") for group in groups) == expected

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from flooding import Run, run_all
+from flooding import Run, find_level, run_all
+from flooding.level_search.grid import grid
 from flooding.levels import PerClass, Plateau
 from flooding.methods import SAM, IFlood
 from flooding.models import mlp
 from flooding.training import fleet_jobs
-from flooding.training.fleet import Fleet, FleetError
+from flooding.training.fleet import Fleet, FleetError, probe
 from flooding.training.fleet.probe import Probe
 from flooding.training.runner import run_key
 from small import noisy, normed, small
@@ -85,6 +86,39 @@ def test_auto_trains_as_is_faster_and_logs_it(monkeypatch, caplog, single, kind)
     assert words in caplog.text
 
 
+def test_what_is_too_little_to_time_follows_a_rule_of_sizes(caplog):
+    with caplog.at_level(logging.INFO, logger="flooding"):
+        records = run_all(runs_of(small()), ledger=False, workers=0, fleet="auto")
+    assert kernels(records) == ["fleet"] * 6
+    # One batch of 40 examples through layers of 10 to 16, 16 and 2.
+    work = 40 * (10 * 16 + 16 * 16 + 16 * 2)
+    assert f"too few epochs to time a fleet; a step of a run takes {work:.2g}" in caplog.text
+    assert "6 runs train in fleets" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("work", "device", "expected"),
+    [(1e8, "cpu", True), (3e8, "cpu", False), (3e8, "cuda", True)],
+)
+def test_the_rule_of_sizes_keeps_large_networks_on_a_processor_alone(work, device, expected):
+    assert Probe(None, None, 1, work).is_faster(device) is expected
+
+
+@pytest.mark.parametrize("planned", [0, 100, 1000, 5000, 100_000])
+def test_timing_a_fleet_takes_a_small_share_of_what_is_planned(planned, monkeypatch):
+    trained = []
+
+    def time_both(runs, turns, options):
+        trained.append((len(runs) + 1) * turns)
+        return 2.0, 1.0
+
+    monkeypatch.setattr(probe, "_time_both", time_both)
+    runs = runs_of(small(max_epochs=50), seeds=range(8))
+    result = probe.measure_fleet(runs, planned_epochs=planned)
+    assert sum(trained) <= 0.03 * planned
+    assert (result.single is not None) == (planned >= 1000)
+
+
 def test_workers_train_fleets_of_a_largest_size(ledger):
     runs = runs_of(small())
     rows = []
@@ -93,6 +127,36 @@ def test_workers_train_fleets_of_a_largest_size(ledger):
     for run in runs:
         assert [row.epoch for row in rows if row.run is run] == list(range(7))
     assert losses(records) == pytest.approx(losses(run_all(runs, ledger=False)), abs=1e-5)
+
+
+def test_a_search_trains_its_levels_and_seeds_in_a_fleet(ledger):
+    options = {"ledger": ledger, "workers": 0, "seeds": 2}
+    options["strategy"] = partial(grid, levels=[None, 0.1, 0.3])
+    result = find_level(small(), fleet=True, **options)
+    assert kernels(result.records) == ["fleet"] * 6
+    assert {record.metadata["fleet_size"] for record in result.records} == {6}
+    single = find_level(small(), **options)
+    assert kernels(single.records) == ["single"] * 6
+    assert losses(result.records) == pytest.approx(losses(single.records), abs=1e-5)
+    assert result.level == single.level
+
+
+def test_the_network_of_a_search_with_one_training_comes_from_a_fleet_as_well(ledger):
+    result = find_level(small(), budget=1, fleet=True, ledger=ledger, workers=0)
+    assert kernels(result.records) == ["fleet"]
+    assert isinstance(result.model(), nn.Module)
+
+
+def test_the_command_find_trains_fleets_where_it_is_asked_to(flooding, tmp_path):
+    words = "find two-gaussians --epochs 3 --strategy grid --levels none,0.2 --seeds 2 --workers 0"
+    code, _, errors = flooding(f"{words} --fleet on --out here")
+    assert code == 0, errors
+    code, _, errors = flooding(f"{words} --fleet on --out here")
+    assert "4 of 4 runs from the ledger" in errors
+    # The kind of training is no part of the command's result, but its Records are others.
+    code, _, errors = flooding(f"{words} --out here")
+    assert code == 0, errors
+    assert "0 of 4 runs from the ledger" in errors
 
 
 @pytest.mark.parametrize("fleet", [1, 0.5, "on", None])

@@ -331,9 +331,9 @@ def test_a_run_is_due_after_thirty_seconds_and_rarely_where_writing_is_slow(tmp_
         now[0] += 2.0  # slow: 2 % of the time is one in 100 s
 
     monkeypatch.setattr(files, "save", save)
-    timer = CheckpointTimer(files, "run")
+    timer = CheckpointTimer(files)
     for epoch in range(300):
-        timer.save_if_due(EpochResult(None, epoch, {}, snapshot=dict))
+        timer.save_if_due(("run", EpochResult(None, epoch, {}, snapshot=dict)))
         now[0] += 1.0
     assert [at for _, at in written] == [30.0, 132.0, 234.0]
 

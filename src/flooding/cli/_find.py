@@ -15,6 +15,7 @@ from rich.table import Table
 from flooding.cli._console import console, errors, note, print_json, progress, set_output
 from flooding.cli._options import (
     AverageName,
+    Fleet,
     Force,
     Json,
     Ledger,
@@ -27,6 +28,7 @@ from flooding.cli._options import (
     check_output_folder,
     complete,
     drop_none,
+    fleet_option,
     option,
     parse_levels,
 )
@@ -76,7 +78,8 @@ _FOLDER = "flooding-find"
 _FILES = ("found.json", "table.csv", "curves.npz", "search.png", REPORT_NAME)
 # Options that change nothing of a result, or say where it goes.
 _NOT_PART_OF_RESULT = (
-    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "ray", "json", "quiet"),
+    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "ray", "fleet"),
+    *("json", "quiet"),
 )
 # Options of the saved network alone.
 _OF_MODEL = ("at", "refit")
@@ -168,6 +171,7 @@ def find(
     overwrite: Overwrite = False,
     workers: Workers = None,
     ray: Ray = None,
+    fleet: Fleet = "off",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -231,6 +235,7 @@ def find(
             overwrite=overwrite,
             workers=workers,
             on=on,
+            fleet=fleet_option(fleet),
         )
     _print_result(result)
     if table is not None:

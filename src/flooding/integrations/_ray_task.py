@@ -114,7 +114,7 @@ def _do_job(
         job = _move(job, folder)
         if checkpoint is not None:
             (folder / checkpoint.name).write_bytes(checkpoint.content)
-        names = [each.name for each in (job, *job.forks) if each.key is not None]
+        names = [each.name for each in (job, *job.forks, *job.members) if each.key is not None]
         storage = None
         if options.storage is not None and names:
             storage = CheckpointStorage(options.storage, folder, names)

@@ -25,6 +25,7 @@ from flooding.level_search.protocol import Strategy
 from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.training.checks import check_targets
 from flooding.training.config import SESSION
+from flooding.training.fleet_jobs import FleetOption
 from flooding.training.loop import EpochResult
 from flooding.training.problem import Problem
 from flooding.training.progress import show_progress
@@ -49,6 +50,7 @@ def find_level(
     overwrite: bool = False,
     workers: int | None = None,
     on: Literal["ray"] | Callable[..., list[Record]] | None = None,
+    fleet: FleetOption = False,
     on_start: Callable[[list[Run]], object] | None = None,
     on_row: Callable[[EpochResult], object] | None = None,
     progress: bool | None = None,
@@ -77,6 +79,9 @@ def find_level(
         on: Where else to train: "ray" is a Ray cluster, see
             :func:`flooding.integrations.ray.run_all`; or that function with arguments of its own,
             ``partial(flooding.integrations.ray.run_all, num_gpus=0.5)``. None is this machine.
+        fleet: Whether Runs of several seeds and levels train as one set of tensors, see
+            :func:`flooding.run_all`. It pays for many small networks: Runs in a fleet do not share
+            the steps before the first flooded one.
         on_start: Called with the Runs of each round that must be trained.
         on_row: Called with every row of the Runs that are trained.
         progress: True shows a bar on standard error, or in a notebook, at once; False never. None
@@ -125,8 +130,11 @@ def find_level(
         show_progress(progress, num_planned=num_planned),
         _hashable(problem, seed_numbers[0], ledger) as (searched_problem, path),
     ):
+        # A runner of the caller's own need not know of fleets.
+        fleet_options = {} if fleet is False else {"fleet": fleet}
         runner = partial(
             train,
+            **fleet_options,
             ledger=path,
             overwrite=overwrite,
             device=device,

@@ -121,7 +121,11 @@ class Checkpoints:
 
     def exists(self, name: str, last_epoch: int) -> bool:
         """Tell whether :meth:`find` would look at a file."""
-        return any(epoch <= last_epoch for epoch, _ in self._list(name))
+        return bool(self.epochs(name, last_epoch))
+
+    def epochs(self, name: str, last_epoch: int) -> set[int]:
+        """List the epochs after which there is a checkpoint, up to the last one of use."""
+        return {epoch for epoch, _ in self._list(name) if epoch <= last_epoch}
 
     def delete(self, name: str, below: int) -> None:
         """Remove the checkpoints of a name from before an epoch."""
@@ -219,21 +223,33 @@ class CheckpointTimer:
 
     Args:
         checkpoints: Where they go.
-        name: The Run's key, or another name of it.
     """
 
-    def __init__(self, checkpoints: Checkpoints, name: str) -> None:
-        self._checkpoints, self._name = checkpoints, name
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
         self._last, self._duration = time.monotonic(), 0.0  # of the last writing
 
-    def save_if_due(self, row: EpochResult) -> None:
-        """Write a checkpoint after a row, if it is time."""
+    def save_if_due(self, *rows: tuple[str, EpochResult]) -> None:
+        """Write the checkpoints of Runs after an epoch, if it is time.
+
+        Args:
+            *rows: The Run's key, or another name of it, and its row; of a fleet those of all Runs.
+        """
         start = time.monotonic()
         # A large model takes long to write, and then writes rarely.
         interval = max(INTERVAL, self._duration / _MAX_SHARE)
-        if row.snapshot is None or start - self._last < interval:
+        rows = tuple((name, row) for name, row in rows if row.snapshot is not None)
+        if not rows or start - self._last < interval:
             return
-        self._checkpoints.save(self._name, row.epoch, row.snapshot())
+        written = []
+        for name, row in rows:
+            assert row.snapshot is not None
+            snapshot = row.snapshot()
+            written.append(self._checkpoints.save(name, row.epoch, snapshot, delete_earlier=False))
+        # Only now: whatever ends this process, all Runs of a fleet have one epoch in common.
+        if all(written):
+            for name, row in rows:
+                self._checkpoints.delete(name, below=row.epoch)
         self._last = time.monotonic()
         self._duration = self._last - start
 

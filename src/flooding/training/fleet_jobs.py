@@ -12,13 +12,16 @@ from typing import Literal, TypeAlias
 
 import torch
 
+from flooding.training.checkpoints import Checkpoints, CheckpointTimer
 from flooding.training.fleet import Fleet, FleetError, group_key, refusal
 from flooding.training.fleet.probe import Probe, available_memory, measure_fleet
 from flooding.training.jobs import (
     ForkReady,
     Job,
     PrefixEpoch,
+    check_fingerprint,
     find_record,
+    prune_checkpoints,
     row_of_record,
     run_job,
     run_shared_prefix,
@@ -26,6 +29,7 @@ from flooding.training.jobs import (
 from flooding.training.ledger import Ledger
 from flooding.training.loop import EpochResult
 from flooding.training.run import Run
+from flooding.training.state import Snapshot
 
 __all__ = [
     "FleetOption",
@@ -42,7 +46,6 @@ log = logging.getLogger("flooding")
 FleetOption: TypeAlias = bool | int | Literal["auto"]
 _MAX_SIZE = 256  # Runs of a fleet: from there on more of them are hardly faster
 _MEMORY_SHARE = 0.5  # of what is free
-_MIN_SPEEDUP = 1.1  # below that single Runs are taken, which share their first steps
 
 
 def check_fleet_option(fleet: FleetOption) -> None:
@@ -106,34 +109,51 @@ def _fleet_size(group: Sequence[Job], fleet: FleetOption, workers: int) -> int |
     first, runs = group[0], [job.run for job in group]
     if fleet == "auto" and len(group) < 2:
         return None
+    # Measured is a fleet of the size that a worker gets.
+    share = math.ceil(len(runs) / workers)
+    planned = sum(run.epochs for run in runs) / min(workers, len(runs))
     try:
         result = measure_fleet(
-            runs,
+            runs[:share] if share > 1 else runs,
             device=first.device,
             threads=first.threads,
             settings=first.settings,
-            is_timed=fleet == "auto",
+            planned_epochs=planned if fleet == "auto" else 0.0,
         )
     except FleetError as error:
         log.warning("%d runs train one by one: %s", len(group), error)
         return None
-    if fleet == "auto":
-        is_faster = result.speedup > _MIN_SPEEDUP
-        log.info(
-            "an epoch of a run takes %.3g ms in a fleet and %.3g ms alone: %d runs train %s",
-            1e3 * result.fleet,
-            1e3 * result.single,
-            len(group),
-            "in fleets" if is_faster else "one by one",
-        )
-        if not is_faster:
-            return None
+    if fleet == "auto" and not _is_faster(result, first.device, len(group)):
+        return None
     largest = _MAX_SIZE if isinstance(fleet, bool) or fleet == "auto" else fleet
     largest = min(largest, _fitting(result, first.device, workers))
     # As many fleets as fill the workers equally.
     count = math.ceil(len(group) / largest)
     count = math.ceil(count / workers) * workers
     return math.ceil(len(group) / min(count, len(group)))
+
+
+def _is_faster(result: Probe, device: str, count: int) -> bool:
+    """Tell whether a group trains faster in fleets, and log why."""
+    is_faster = result.is_faster(device)
+    kind = "in fleets" if is_faster else "one by one"
+    if result.single is None or result.fleet is None:
+        log.info(
+            "too few epochs to time a fleet; a step of a run takes %.2g multiply-adds: "
+            "%d runs train %s",
+            result.work,
+            count,
+            kind,
+        )
+    else:
+        log.info(
+            "an epoch of a run takes %.3g ms in a fleet and %.3g ms alone: %d runs train %s",
+            1e3 * result.fleet,
+            1e3 * result.single,
+            count,
+            kind,
+        )
+    return is_faster
 
 
 def _fitting(result: Probe, device: str, workers: int) -> int:
@@ -159,6 +179,9 @@ def _divide(group: Sequence[Job], size: int) -> list[list[Job]]:
 
 
 def _make_fleet(members: Sequence[Job]) -> Job:
+    for member in members:
+        if member.overwrite:
+            _checkpoints(member).delete(member.name, member.run.epochs + 1)
     return members[0]._replace(members=tuple(members))
 
 
@@ -213,7 +236,7 @@ def run_fleet(job: Job) -> Iterator[tuple[int, EpochResult]]:
 
 def _train(members: Sequence[Job], ledger: Ledger | None) -> Iterator[tuple[int, EpochResult]]:
     """Train Runs together; where memory runs out, in halves one after the other."""
-    waiting = [list(members)]
+    waiting = _group_by_checkpoint(members)
     finished: set[int] = set()
     yielded: set[tuple[int, int]] = set()
     has_warned = False
@@ -223,7 +246,7 @@ def _train(members: Sequence[Job], ledger: Ledger | None) -> Iterator[tuple[int,
             for number, row in _train_together(part, ledger):
                 if row.record is not None:
                     finished.add(number)
-                # A half trains its first epochs again; nobody needs their rows twice.
+                # A half trains some epochs again; nobody needs their rows twice.
                 elif (number, row.epoch) in yielded:
                     continue
                 yielded.add((number, row.epoch))
@@ -238,13 +261,49 @@ def _train(members: Sequence[Job], ledger: Ledger | None) -> Iterator[tuple[int,
             has_warned = True
         rest = [member for member in part if member.number not in finished]
         half = (len(rest) + 1) // 2
-        waiting += [half_of_rest for half_of_rest in (rest[half:], rest[:half]) if half_of_rest]
+        for half_of_rest in (rest[half:], rest[:half]):
+            waiting += _group_by_checkpoint(half_of_rest)
+
+
+def _checkpoints(job: Job) -> Checkpoints:
+    assert job.checkpoint_folder is not None
+    return Checkpoints(job.checkpoint_folder)
+
+
+def _group_by_checkpoint(members: Sequence[Job]) -> list[list[Job]]:
+    """Divide Runs by the epoch from which they go on: those of a fleet are after one epoch."""
+    epochs = [_checkpoints(member).epochs(member.name, member.run.epochs) for member in members]
+    # A fleet that was cut off while it wrote has an earlier epoch of all Runs.
+    if epochs and set.intersection(*epochs):
+        return [list(members)]
+    groups: dict[int, list[Job]] = {}
+    for member, own in zip(members, epochs, strict=True):
+        groups.setdefault(max(own, default=-1), []).append(member)
+    return list(groups.values())
+
+
+def _load_snapshots(members: Sequence[Job]) -> list[Snapshot] | None:
+    """Read the checkpoints of a fleet after the latest epoch that all Runs have; None without."""
+    epochs = [_checkpoints(member).epochs(member.name, member.run.epochs) for member in members]
+    for epoch in sorted(set.intersection(*epochs), reverse=True):
+        snapshots: list[Snapshot] = []
+        for member in members:
+            snapshot = _checkpoints(member).find(member.name, epoch)
+            # Of one that cannot be read an earlier one may be there.
+            if snapshot is None or len(snapshot["curves"]) != epoch + 1:
+                break
+            check_fingerprint(member, snapshot)
+            snapshots.append(snapshot)
+        else:
+            log.info("a fleet of %d runs goes on from epoch %d", len(members), epoch)
+            return snapshots
+    return None
 
 
 def _train_together(
     members: Sequence[Job], ledger: Ledger | None
 ) -> Iterator[tuple[int, EpochResult]]:
-    """Train one fleet, and store its Records."""
+    """Train one fleet, and store its Records and checkpoints."""
     first = members[0]
     # Copies, since a caller may ask for the same object twice.
     runs = [copy.copy(member.run) for member in members]
@@ -252,6 +311,7 @@ def _train_together(
         runs,
         device=first.device,
         threads=first.threads,
+        resume=_load_snapshots(members),
         settings=first.settings,
     )
     member_of = {id(run): member for run, member in zip(runs, members, strict=True)}
@@ -259,11 +319,19 @@ def _train_together(
         for member in members:
             if member.key is not None:
                 ledger.start(member.name, member.run.epochs)
+    timer, latest = CheckpointTimer(_checkpoints(first)), []
     for row in fleet.train():
         member = member_of[id(row.run)]
-        if row.record is not None and ledger is not None and member.key is not None:
+        if row.record is not None:
             # Stored before the row is yielded: a parent that is killed then loses nothing.
-            ledger.add(member.name, row.record, replace=member.overwrite)
+            if ledger is not None and member.key is not None:
+                ledger.add(member.name, row.record, replace=member.overwrite)
+            prune_checkpoints(_checkpoints(member), member, row)
+        latest.append((member.name, row))
+        # The fleet stands after this epoch until its last row is taken.
+        if len(latest) == len(fleet):
+            timer.save_if_due(*latest)
+            latest = []
         yield member.number, replace(row, run=member.run)
 
 

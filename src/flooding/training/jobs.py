@@ -23,8 +23,10 @@ from flooding.training.state import Snapshot
 __all__ = [
     "ForkReady",
     "Job",
+    "check_fingerprint",
     "find_record",
     "is_picklable",
+    "prune_checkpoints",
     "row_of_record",
     "run_job",
     "run_shared_prefix",
@@ -198,7 +200,7 @@ def _train_prefix(job: Job, checkpoints: Checkpoints) -> Iterator[ForkReady | Pr
     if snapshot is not None and _any_leaves_before(snapshot, prefix_run, fork_runs):
         snapshot = None
 
-    timer = CheckpointTimer(checkpoints, job.name)
+    timer = CheckpointTimer(checkpoints)
     options = _train_options(job)
     for row in train(prefix_run, resume=snapshot, with_record=False, **options):
         # A fork's checkpoint is written before the message that the fork can go on from it.
@@ -217,7 +219,7 @@ def _train_prefix(job: Job, checkpoints: Checkpoints) -> Iterator[ForkReady | Pr
         if is_done:
             break
         yield PrefixEpoch(row.epoch)
-        timer.save_if_due(row)
+        timer.save_if_due((job.name, row))
 
 
 def _any_leaves_before(snapshot: Snapshot, prefix_run: Run, fork_runs: Mapping[int, Run]) -> bool:
@@ -244,9 +246,9 @@ def _train_and_store(job: Job, ledger: Ledger | None) -> Iterator[EpochResult]:
     if job.checkpoint_folder is not None and not job.keep_first_flooded:
         checkpoints = Checkpoints(job.checkpoint_folder)
         snapshot = checkpoints.find(job.name, job.run.epochs)
-        timer = CheckpointTimer(checkpoints, job.name)
+        timer = CheckpointTimer(checkpoints)
     if snapshot is not None:
-        _check_fingerprint(job, snapshot)
+        check_fingerprint(job, snapshot)
     rows = train(
         job.run,
         keep_first_flooded=job.keep_first_flooded,
@@ -263,9 +265,9 @@ def _train_and_store(job: Job, ledger: Ledger | None) -> Iterator[EpochResult]:
             if ledger is not None:
                 ledger.add(job.name, row.record, replace=job.overwrite)
             if checkpoints is not None:
-                _prune_checkpoints(checkpoints, job, row)
+                prune_checkpoints(checkpoints, job, row)
         elif timer is not None:
-            timer.save_if_due(row)
+            timer.save_if_due((job.name, row))
         yield row
 
 
@@ -274,8 +276,16 @@ def _train_options(job: Job) -> _TrainOptions:
     return {"device": job.device, "threads": job.threads, "settings": job.settings}
 
 
-def _check_fingerprint(job: Job, snapshot: Snapshot) -> None:
-    """Refuse a checkpoint of other code under the same user's key."""
+def check_fingerprint(job: Job, snapshot: Snapshot) -> None:
+    """Refuse a checkpoint of other code under the same user's key.
+
+    Args:
+        job: The Run.
+        snapshot: The checkpoint.
+
+    Raises:
+        ValueError: If its Problem has changed.
+    """
     # The fingerprint holds the first batch loss, which is measured in the first epoch.
     has_fingerprint = len(snapshot["curves"]) > 1
     if not has_user_key(job.run.problem) or not has_fingerprint:
@@ -328,12 +338,18 @@ def row_of_record(job: Job, record: Record) -> Iterator[EpochResult]:
     row = EpochResult(job.run, job.run.epochs, {}, record)
     # A prefix may have written a checkpoint for this Run in the meantime.
     if job.checkpoint_folder is not None:
-        _prune_checkpoints(Checkpoints(job.checkpoint_folder), job, row)
+        prune_checkpoints(Checkpoints(job.checkpoint_folder), job, row)
     yield row
 
 
-def _prune_checkpoints(checkpoints: Checkpoints, job: Job, row: EpochResult) -> None:
-    """Delete the checkpoints of a finished Run, except the one that a longer Run can go on from."""
+def prune_checkpoints(checkpoints: Checkpoints, job: Job, row: EpochResult) -> None:
+    """Delete the checkpoints of a finished Run, except the one that a longer Run can go on from.
+
+    Args:
+        checkpoints: Where they lie.
+        job: The Run.
+        row: Its last row.
+    """
     can_go_on = job.key is not None and row.epoch < job.run.problem.max_epochs
     if not can_go_on:
         checkpoints.delete(job.name, below=row.epoch + 1)

@@ -26,7 +26,14 @@ from flooding.training.fleet.metrics import (
 from flooding.training.fleet.model import Tensors
 from flooding.training.fleet.optimizer import clip_gradients, optimizer_key
 from flooding.training.fleet.rules import check_group
-from flooding.training.fleet.state import Member, fork, measurable, start_fleet, try_out
+from flooding.training.fleet.state import (
+    FLEET_GENERATOR,
+    Member,
+    fork,
+    measurable,
+    start_fleet,
+    try_out,
+)
 from flooding.training.fleet.step import StackedStep
 from flooding.training.isolation import GlobalState, isolated
 from flooding.training.loop import EpochResult, record_versions
@@ -53,7 +60,8 @@ class Fleet:
         runs: The Runs.
         device: Where to train.
         threads: torch threads to train with.
-        resume: A snapshot of each Run after the same epoch, to go on from.
+        resume: A snapshot of each Run after the same epoch, to go on from. From snapshots of the
+            same fleet it goes on to the bit.
         settings: Torch's global settings to train under; None is those in force now.
 
     Raises:
@@ -313,11 +321,10 @@ class Fleet:
         """Overwrite the kept weights of some runs by their current ones."""
         if not rows:
             return
-        if name not in self._state.best or len(rows) == len(self._state.members):
+        if name not in self._state.best:
             self._state.best[name] = self._state.model.copy_all(parameters)
         else:
-            index = torch.tensor(rows, device=self._global_state.device)
-            self._state.model.write_rows(self._state.best[name], index, parameters)
+            self._state.model.write_rows(self._state.best[name], rows, parameters)
 
     # ------------------------------------------------------------ single Runs
 
@@ -349,9 +356,10 @@ class Fleet:
             return fork(self._state, row)
 
     def _snapshot(self, row: int, *, copied: bool = False) -> Snapshot:
-        """Take a snapshot of one Run; it is always a copy."""
+        """Take a snapshot of one Run, always as a copy, with the generators that all Runs share."""
         del copied
-        return take_snapshot(self._fork(row), copied=True)
+        snapshot = take_snapshot(self._fork(row), copied=True)
+        return {**snapshot, FLEET_GENERATOR: list(self._state.generator)}
 
 
 def _check_first(problem: Problem, members: Sequence[Member], output: Any, y: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from flooding.data import Inputs
+from flooding.training.fleet.linear import GradientBuffer, stacked_linear
 
 __all__ = ["StackedModel", "Tensors", "take_rows"]
 
@@ -31,6 +32,7 @@ _ELEMENTWISE = (
     nn.Dropout,
 )
 _Layer: TypeAlias = Callable[[Tensors, Tensor], Tensor]
+_LARGE = 1 << 14  # elements of a tensor of one run
 
 
 def take_rows(tensors: Mapping[str, Tensor], rows: Tensor) -> Tensors:
@@ -49,8 +51,8 @@ def take_rows(tensors: Mapping[str, Tensor], rows: Tensor) -> Tensors:
 class StackedModel:
     """The modules of several runs, with stacked parameters ``[runs, ...]``.
 
-    A plain sequence of linear and element-wise layers is computed by batched products
-    (``baddbmm``). Any other module goes through :func:`torch.func.vmap`.
+    A plain sequence of linear and element-wise layers is computed by batched products, see
+    :mod:`flooding.training.fleet.linear`. Any other module goes through :func:`torch.func.vmap`.
 
     Args:
         models: A module for each run, all of one architecture.
@@ -182,18 +184,30 @@ class StackedModel:
         tensors = {**(self.parameters if parameters is None else parameters), **self.buffers}
         return {name: tensors[c].detach().clone() for name, c in self._names.items()}
 
-    def write_rows(self, kept: Tensors, rows: Tensor, parameters: Tensors | None = None) -> None:
+    def write_rows(
+        self, kept: Tensors, rows: Sequence[int], parameters: Tensors | None = None
+    ) -> None:
         """Overwrite some runs of what :meth:`copy_all` gave by their current weights.
 
         Args:
             kept: Tensors ``[runs, ...]`` by name; changed in place.
-            rows: Which runs, int64.
+            rows: Which runs.
             parameters: Other parameters in place of the model's own.
         """
         tensors = {**(self.parameters if parameters is None else parameters), **self.buffers}
+        index = None
         for name, canonical in self._names.items():
             current = tensors[canonical].detach()
-            kept[name].index_copy_(0, rows, current.index_select(0, rows))
+            if len(rows) == len(current):
+                kept[name].copy_(current)
+            elif current.device.type == "cpu" and current[0].numel() > _LARGE:
+                # Without a temporary: new memory costs as much as the copy.
+                for row in rows:
+                    kept[name][row].copy_(current[row])
+            else:
+                if index is None:
+                    index = torch.tensor(rows, device=current.device)
+                kept[name].index_copy_(0, index, current.index_select(0, index))
 
     def load_into(self, model: nn.Module, row: int, parameters: Tensors | None = None) -> None:
         """Put the weights and buffers of one run into a module.
@@ -251,13 +265,10 @@ def _elementwise(module: nn.Module) -> _Layer:
 
 
 def _linear(name: str, *, has_bias: bool) -> _Layer:
+    gradient = GradientBuffer()
+
     def layer(parameters: Tensors, x: Tensor) -> Tensor:
-        weight = parameters[f"{name}.weight"].transpose(1, 2)
-        if x.dim() > 3:  # further axes belong to the batch
-            flat = layer(parameters, x.flatten(1, -2))
-            return flat.unflatten(1, x.shape[1:-1])
-        if has_bias:
-            return torch.baddbmm(parameters[f"{name}.bias"].unsqueeze(1), x, weight)
-        return torch.bmm(x, weight)
+        bias = parameters[f"{name}.bias"] if has_bias else None
+        return stacked_linear(x, parameters[f"{name}.weight"], bias, gradient)
 
     return layer

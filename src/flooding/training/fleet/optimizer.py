@@ -33,6 +33,8 @@ ELEMENTWISE = (
     torch.optim.Rprop,
     torch.optim.ASGD,
 )
+# Those with a fused step, which reads and writes each number once and makes no temporaries.
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 # What they hold as one number for all elements of a parameter.
 _COUNTERS = ("step", "eta", "mu", "mu_product")
 
@@ -104,6 +106,8 @@ class StackedOptimizer:
             block = _Block(rows, views, optimizer, scheduler, is_single)
             block.is_whole = not is_single and len(rows) == len(runs)
             _load(block, [states[row] for row in rows])
+            if not is_single:
+                _fuse(optimizer)
             self.blocks.append(block)
 
     def zero_grad(self) -> None:
@@ -158,7 +162,12 @@ class StackedOptimizer:
             entries[number] = {
                 name: _take(value, shape, index, block.is_single) for name, value in entry.items()
             }
+        own_fused = [group.get("fused") for group in state.optimizer.param_groups]
         state.optimizer.load_state_dict({**stacked, "state": entries})
+        # Whether its steps are fused is the Problem's choice again.
+        for group, fused in zip(state.optimizer.param_groups, own_fused, strict=True):
+            if "fused" in group:
+                group["fused"] = fused
         if state.lr_scheduler is not None and block.scheduler is not None:
             state.lr_scheduler.load_state_dict(block.scheduler.state_dict())
 
@@ -197,6 +206,20 @@ def _plan(runs: Sequence[Run], states: Sequence[TrainingState]) -> list[tuple[ra
             plan.append((range(row, row + 1), key is None))
         last = key
     return plan
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Use the fused step of an optimiser on the CPU where the Problem asks for nothing else."""
+    if type(optimizer) not in _FUSED:
+        return
+    for group in optimizer.param_groups:
+        is_default = group["fused"] is None and group["foreach"] is None
+        is_special = group["differentiable"] or isinstance(group["lr"], Tensor)
+        is_supported = all(
+            p.is_floating_point() and p.device.type == "cpu" for p in group["params"]
+        )
+        if is_default and is_supported and not is_special:
+            group["fused"] = True
 
 
 def _views(parameters: Sequence[Tensor], rows: range, is_single: bool, count: int) -> list[Tensor]:

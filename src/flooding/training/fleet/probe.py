@@ -10,22 +10,29 @@ from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flooding.data import Split, Splits
+from flooding.data import Split, Splits, map_tensors
 from flooding.training.fleet.loop import Fleet
 from flooding.training.fleet.state import FleetState, start_fleet, try_out
 from flooding.training.isolation import GlobalState, isolated
 from flooding.training.loop import train
-from flooding.training.rng import preserve_rng_state
+from flooding.training.rng import fork_rng, preserve_rng_state
 from flooding.training.run import Run
 
 __all__ = ["Probe", "available_memory", "measure_fleet"]
 
+_SHARE = 0.03  # of the planned work, for measuring, at most
 _SECONDS = 0.3  # of measurement of each kind, at most
 _EPOCHS = 40  # likewise
 _BATCHES = 8  # of a shortened epoch
-_SIZE = 12  # Runs of the fleet that is measured
+_SIZES = range(4, 13)  # Runs of the fleet that is measured
+_BUILD = 2  # epochs that building a Run and its first epoch cost about
+_MIN_TURNS = 4  # epochs of each kind, two of which count
+_MIN_SPEEDUP = 1.1  # below that single Runs are taken, which share their first steps
+# Multiply-adds of a Run's forward pass on the CPU, up to which fleets were faster wherever measured
+# (`benchmarks/fleet.py`; convolutions and batch norm as well).
+_MAX_WORK = 2e8
 
 
 class _Options(TypedDict):
@@ -41,19 +48,29 @@ class Probe:
     """What was measured of a fleet.
 
     Args:
-        single: Seconds of an epoch of one Run that trains alone.
-        fleet: Seconds of an epoch of a fleet, divided by its Runs.
+        single: Seconds of an epoch of one Run that trains alone; None if not measured.
+        fleet: Seconds of an epoch of a fleet, divided by its Runs; None if not measured.
         memory: Bytes that one Run takes in a fleet.
+        work: Multiply-adds of a Run's forward pass on one batch.
     """
 
-    single: float
-    fleet: float
+    single: float | None
+    fleet: float | None
     memory: int
+    work: float = 0.0
 
-    @property
-    def speedup(self) -> float:
-        """How many times as many epochs a second a fleet takes."""
-        return self.single / self.fleet
+    def is_faster(self, device: str = "cpu") -> bool:
+        """Tell whether Runs train faster in a fleet: as measured, or else by a rule of sizes.
+
+        Args:
+            device: Where they train.
+
+        Returns:
+            Whether a fleet pays.
+        """
+        if self.single is None or self.fleet is None:
+            return torch.device(device).type != "cpu" or self.work <= _MAX_WORK
+        return self.single / self.fleet > _MIN_SPEEDUP
 
 
 def measure_fleet(
@@ -62,35 +79,53 @@ def measure_fleet(
     device: str = "cpu",
     threads: int = 1,
     settings: Mapping[str, object] | None = None,
-    is_timed: bool = True,
+    planned_epochs: float = 0.0,
 ) -> Probe:
-    """Build a small fleet, and time a few epochs of it and of a single Run.
+    """Build a small fleet; where much is planned, time a few epochs of it and of a single Run.
 
     Args:
         runs: Runs that may train together; the first few are built.
         device: Where they would train.
         threads: torch threads to train with.
         settings: Torch's settings to train under.
-        is_timed: Whether to time epochs; else both times are 1.
+        planned_epochs: Epochs of a single Run that are to be trained before the call ends. At most
+            3 % of them are spent on timing; with fewer than that takes nothing is timed.
 
     Returns:
-        Times and memory.
+        Memory, work, and times.
 
     Raises:
         FleetError: If they cannot train together.
         ValueError: If the parts of the Problem do not fit each other.
     """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
     torch_device = torch.device(device)
-    runs = list(runs[:_SIZE])
     global_state = GlobalState.capture(threads, torch_device, settings)
     with preserve_rng_state(), isolated(global_state):
-        fleet = start_fleet(list(enumerate(runs)), torch_device, None, time.time())
+        # Two show all that matters, and large models take long to build.
+        fleet = start_fleet(list(enumerate(runs[:2])), torch_device, None, time.time())
         try_out(fleet)
-        memory = _measure_memory(fleet)
-    times = (1.0, 1.0)
-    if is_timed and runs[0].problem.max_epochs > 1:
-        times = _time_both(runs, {"device": device, "threads": threads, "settings": settings})
-    return Probe(*times, memory)
+        memory, work = _measure_memory(fleet), _count_work(fleet)
+    # An epoch that is timed has few batches, so it is worth less than a planned one.
+    examples = len(fleet.splits["train"])
+    share = min(1.0, _BATCHES * runs[0].problem.batch_size / examples)
+    budget = _SHARE * planned_epochs / share
+    del fleet
+    timing = _plan_timing(budget, len(runs), runs[0].problem.max_epochs)
+    if timing is None:
+        return Probe(None, None, memory, work)
+    size, turns = timing
+    options: _Options = {"device": device, "threads": threads, "settings": settings}
+    return Probe(*_time_both(_shorten(runs[:size]), turns, options), memory, work)
+
+
+def _plan_timing(budget: float, num_runs: int, max_epochs: int) -> tuple[int, int] | None:
+    """Give the size of the fleet to time and the epochs; None if the budget is too small."""
+    # Beside the fleet one Run trains alone, and building a Run counts as epochs, too.
+    size = min(num_runs, _SIZES[-1], int(budget / (_MIN_TURNS + _BUILD)) - 1)
+    if size < min(num_runs, _SIZES[0]):
+        return None
+    turns = min(_EPOCHS, max_epochs, int(budget / (size + 1)) - _BUILD)
+    return (size, turns) if turns >= _MIN_TURNS else None
 
 
 def _shorten(runs: Sequence[Run]) -> list[Run]:
@@ -116,16 +151,15 @@ def _shorten(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def _time_both(runs: Sequence[Run], options: _Options) -> tuple[float, float]:
+def _time_both(runs: Sequence[Run], turns: int, options: _Options) -> tuple[float, float]:
     """Time epochs of one Run, and of a fleet for each of its Runs, in turns: the median of each."""
     # On a busy processor the time of this thread alone tells which is faster.
     is_one_thread = options["device"] == "cpu" and options["threads"] == 1
     clock = time.thread_time if is_one_thread else time.perf_counter
-    runs = _shorten(runs)
     single = train(runs[0], with_record=False, **options)
     fleet = Fleet(runs, **options).train()
     spent: tuple[list[float], list[float]] = ([], [])
-    for turn in range(min(runs[0].epochs, _EPOCHS)):
+    for turn in range(turns):
         for kind, (rows, count) in enumerate(((single, 1), (fleet, len(runs)))):
             # Epoch 0 is measured but not trained, and epoch 1 warms up.
             if turn > 2 and sum(spent[kind]) > _SECONDS:
@@ -133,7 +167,7 @@ def _time_both(runs: Sequence[Run], options: _Options) -> tuple[float, float]:
             begin = clock()
             for _ in range(count):
                 next(rows)
-            if turn > 1 or runs[0].epochs < 4:
+            if turn > 1:
                 spent[kind].append(clock() - begin)
     single.close()
     fleet.close()
@@ -163,6 +197,28 @@ def _measure_memory(fleet: FleetState) -> int:
     fleet.model.buffers = before
     # In backward the gradient of each is there as well.
     return (copies * weights + 2 * buffers + 2 * sum(saved.values())) // count
+
+
+def _count_work(fleet: FleetState) -> float:
+    """Count about the multiply-adds of one Run's forward pass on one batch."""
+    template, problem = fleet.model.template, fleet.members[0].run.problem
+    work = 0
+
+    def note(module: nn.Module, _: object, output: object) -> None:
+        nonlocal work
+        # Each output is a sum over the inputs of one row of a matrix, or of one filter.
+        for parameter in module.parameters(recurse=False):
+            if parameter.dim() > 1 and isinstance(output, Tensor):
+                work += parameter[0].numel() * output.numel()
+
+    examples = min(8, problem.batch_size)
+    x, y = fleet.splits["train"].batch(slice(0, examples))
+    handles = [module.register_forward_hook(note) for module in template.modules()]
+    with torch.no_grad(), fork_rng(0):
+        template.eval()(map_tensors(lambda t: t[0], x))
+    for handle in handles:
+        handle.remove()
+    return work * min(problem.batch_size, len(fleet.splits["train"])) / y.shape[1]
 
 
 def available_memory(device: str) -> int | None:

@@ -22,8 +22,17 @@ from flooding.training.rng import derive_seed, fork_rng, get_rng_states
 from flooding.training.run import Run
 from flooding.training.state import Snapshot, TrainingState, copy_weights, restore, start
 
-__all__ = ["FleetState", "Member", "fork", "measurable", "start_fleet", "try_out"]
+__all__ = [
+    "FLEET_GENERATOR",
+    "FleetState",
+    "Member",
+    "fork",
+    "measurable",
+    "start_fleet",
+    "try_out",
+]
 
+FLEET_GENERATOR = "fleet_generator"  # in a snapshot: the generators that all Runs of a fleet share
 # What the host knows of a Run, in a fleet and alone.
 _HOST_STATE = (
     "first_loss",
@@ -169,6 +178,8 @@ def start_fleet(
     seeds = [run.seed for run in every_run]
     with fork_rng(derive_seed(seeds[0], "fleet", *seeds[1:])):
         generator = get_rng_states(device)
+    if resume is not None and FLEET_GENERATOR in resume[0]:
+        generator = tuple(resume[0][FLEET_GENERATOR])
     return FleetState(
         members=members,
         model=model,
