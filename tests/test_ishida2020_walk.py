@@ -51,7 +51,7 @@ def test_where_the_loss_is_smooth_the_view_becomes_exact_as_the_rate_falls():
 
 
 def test_a_training_is_measured_along_the_way():
-    run = next(run for run in walk.runs(20, [3]) if run.level == 0.25)
+    run = next(run for run in walk.plan_runs(20, [3]) if run.level == 0.25)
     periodic = PeriodicMetric(run.problem.extra_metrics.function, 10)
     *_, row = train(replace(run, problem=replace(run.problem, extra_metrics=periodic)))
     curves = row.record.curves

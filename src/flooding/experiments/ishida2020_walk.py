@@ -47,9 +47,9 @@ __all__ = [
     "EXPERIMENT",
     "RATE",
     "SMALL",
-    "measure",
+    "measure_walk",
     "pair_of_steps",
-    "runs",
+    "plan_runs",
     "start",
 ]
 
@@ -94,20 +94,20 @@ def settings(max_epochs: int) -> list[tuple[str, Problem, float]]:
     return chosen
 
 
-def runs(max_epochs: int, seeds: Sequence[int]) -> list[Run]:
+def plan_runs(max_epochs: int, seeds: Sequence[int]) -> list[Run]:
     """Plan the settings, each without and with flooding, then seeds."""
     planned = []
     for _, problem, flood_level in settings(max_epochs):
         for level in (None, flood_level):
             for seed in seeds:
                 # The metric knows its Run, to train the first half again.
-                metric = partial(measure, problem=problem, level=level, seed=seed)
+                metric = partial(measure_walk, problem=problem, level=level, seed=seed)
                 periodic = PeriodicMetric(metric, max(1, max_epochs // 20))
                 planned.append(Run(replace(problem, extra_metrics=periodic), level, seed=seed))
     return planned
 
 
-def measure(
+def measure_walk(
     model: nn.Module,
     measured_problem: Problem,
     splits: Splits,
@@ -241,7 +241,7 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Train three tasks in full and in mini-batches by SGD, and test both views."""
     chosen = study.choose_seeds(seeds, 3 if quick else 10)
     max_epochs = 100 if quick else _EPOCHS
-    records = yield runs(max_epochs, chosen)
+    records = yield plan_runs(max_epochs, chosen)
     groups, results = iter(study.chunk(records, len(chosen))), []
     for title, _, level in settings(max_epochs):
         results.append(PairedRecords(title, level, next(groups), next(groups)))
