@@ -107,7 +107,7 @@ def loss_curves(plain: Sequence[Record], flooded: Sequence[Record], *, title: st
         title: Title of the figure.
 
     Returns:
-        A figure of 7 x 5 inches.
+        The figure.
     """
     return _draw_groups(plain, flooded, "loss", _LOSS, title)
 
@@ -121,7 +121,7 @@ def accuracy_curves(plain: Sequence[Record], flooded: Sequence[Record], *, title
         title: Title of the figure.
 
     Returns:
-        A figure of 7 x 5 inches.
+        The figure.
     """
     return _draw_groups(plain, flooded, "accuracy", "Accuracy (1 − Error)", title)
 
@@ -137,9 +137,9 @@ def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
         flooded: Records with flooding, one per seed.
 
     Returns:
-        A figure of 7 x 5.5 inches.
+        The figure.
     """
-    with new_figure(7.0, 5.5) as figure:
+    with new_figure(5.8) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, letter, group, records in zip(
             panels, "ab", GROUPS, (plain, flooded), strict=True
@@ -167,11 +167,10 @@ def _draw_groups(
     plain: Sequence[Record], flooded: Sequence[Record], what: str, label: str, title: str
 ) -> Figure:
     """Draw "loss" or "accuracy" of both groups in one panel."""
-    with new_figure(7.0, 5.0) as figure:
+    with new_figure(5.6) as figure:
         axes = figure.subplots()
         _draw_lines(axes, plain, "plain", what, ", without flooding")
         if what == "loss":
-            # Between the groups, so that each has a column of the legend.
             level, name = _mean_level(flooded)
             look = {"color": "black", "ls": ":", "lw": 1.5, "zorder": 3}
             axes.plot(np.arange(len(level)), level, label=name, **look)
@@ -183,7 +182,7 @@ def _draw_groups(
         if note != other:
             note = f"without flooding: {note}; with: {other}"
         entries = legend_entries([axes])
-        figure.legend(*entries, loc="outside lower center", ncols=2, title=note)
+        figure.legend(*entries, loc="outside lower center", title=note)
     return figure
 
 
