@@ -110,7 +110,8 @@ def visit(
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme="dark" if dark else "light")
     try:
-        page.goto(address, wait_until="load")
+        # The longest pages take a minute where the machine does other work.
+        page.goto(address, wait_until="load", timeout=120_000)
         yield seen
     finally:
         page.close()
