@@ -110,7 +110,7 @@ def test_curves_are_means_over_seeds_and_bands_one_standard_deviation(draw, what
         == {"loss": "Loss (nats per example)", "accuracy": "Accuracy (1 − Error)"}[what]
     )
     told = legends(figure)
-    assert "without flooding: mean ± s.d. of 3 seeds; with: mean ± s.d. of 4 seeds" in told
+    assert "without flooding: mean ± s.d. of 3 seeds;\nwith: mean ± s.d. of 4 seeds" in told
     assert all(str(drawn.get_label()) in told.split("\n") for drawn in axes.get_lines())
 
 

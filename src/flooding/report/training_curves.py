@@ -9,6 +9,7 @@ before training; a point that not every seed measured is not drawn.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ NEAR_ZERO = 0.05
 # Name and marker of each group of Records; its colour is in the palette.
 GROUPS = {"plain": ("without flooding", "o"), "flooded": ("with flooding", "s")}
 _LOSS = "Loss (nats per example)"
+_LABEL = 30  # characters in a line of a legend below one of two panels
 _STAGES = {
     "A": "before the lowest test loss",
     "B": "test loss up again, before C",
@@ -152,7 +154,7 @@ def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
             if group == "flooded":
                 level, label = _mean_level(records)
                 if len(level):
-                    label = f"0 to the {label}"
+                    label = textwrap.fill(f"0 to the {label}", _LABEL)
                 epochs = np.arange(len(level))
                 axes.fill_between(epochs, 0, level, color="0.6", alpha=0.5, lw=0, label=label)
             title = f"({letter}) {GROUPS[group][0]}\n{_describe_band(records)}"
@@ -180,7 +182,7 @@ def _draw_groups(
             axes.set_ylim(bottom=_bottom([axes]))
         note, other = _describe_band(plain), _describe_band(flooded)
         if note != other:
-            note = f"without flooding: {note}; with: {other}"
+            note = f"without flooding: {note};\nwith: {other}"
         entries = legend_entries([axes])
         figure.legend(*entries, loc="outside lower center", title=note)
     return figure
@@ -253,10 +255,10 @@ def _shade(axes: Axes, spans: Mapping[str, tuple[int, int]]) -> None:
     """Shade the stages, and name the absent ones in the legend."""
     for letter, what in _STAGES.items():
         if letter not in spans:
-            axes.plot([], [], " ", label=f"{letter} is absent:\n{what}")
+            axes.plot([], [], " ", label=f"{letter} is absent:\n{textwrap.fill(what, _LABEL)}")
             continue
         first, last = spans[letter]
-        label = f"{letter}: {what}\n(epochs {first} to {last})"
+        label = f"{textwrap.fill(f'{letter}: {what}', _LABEL)}\n(epochs {first} to {last})"
         axes.axvspan(first, last, color=PALETTE[letter], alpha=0.25, lw=0, label=label)
         look = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
         axes.text((first + last) / 2, 0.97, letter, **look)
