@@ -18,11 +18,12 @@ check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+# Bytecode is written whatever the environment says: else every worker compiles all tests again.
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # Not a part of `check`: tracing every branch takes about half as long as the tests themselves.
 coverage: .venv/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov
 
 # Builds the site and serves it at http://127.0.0.1:8000.
 docs: site

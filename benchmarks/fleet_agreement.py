@@ -1,94 +1,134 @@
 """Do fleets agree with single Runs? Test accuracy over whole trainings, cell by cell.
 
-    python benchmarks/fleet_agreement.py [--cells 0 1] [--levels 0 0.1 0.2] [--epochs 100]
-    python benchmarks/fleet_agreement.py                 # nine cells, 51 levels, seed 0, 500 epochs
+    python benchmarks/fleet_agreement.py run [--cells 0 1] [--levels 0 0.1 0.2] [--workers 1]
+    python benchmarks/fleet_agreement.py table
 
-The nine cells of Ishida et al., ICML 2020: rounding grows over hundreds of epochs, so single
-accuracies differ, but their mean must not. The script prints the mean difference of test accuracy
-(fleet minus single, points) with its 95 % interval over levels, for each cell and for all, every
-difference above three points, and the difference of the training loss.
+The nine cells of Ishida et al., ICML 2020, 51 levels, seed 0, 500 epochs: rounding grows over
+hundreds of epochs, so single accuracies differ, but their mean must not. ``run`` trains in fleets
+what ``fleet_agreement.jsonl`` lacks, a fleet at a time, so an interrupted run continues. ``table``
+prints the mean difference of test accuracy (fleet minus single, points) with its 95 % interval over
+levels, for each cell and for all, the difference of the training loss, and every difference above
+three points.
 
-Trainings of full length have their single side in ``benchmarks/levels``, which another machine
-trained: then two differences are mixed, that of fleets and that of processors. With ``--single``
-the single side is trained here, too. Everything trained is looked up in the ledger, so the script
-may be stopped and started again.
+The single side is that of ``benchmarks/levels``, which another machine trained: two differences are
+mixed, that of fleets and that of processors. With ``--single`` the single side is trained here and
+stored, too, and compared in place of the archive's.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flooding import Run, run_all
+from flooding import Record, Run, run_all
 from flooding.experiments.level_benchmark import LevelBenchmark
-from flooding.experiments.synthetic_cells import LEVELS, cells
+from flooding.experiments.study import chunk
+from flooding.experiments.synthetic_cells import LEVELS, SyntheticCell, cells
 from flooding.report.provenance import machine
 from flooding.report.stats import paired
+from searches import commit
 
 ARCHIVE = Path(__file__).parent / "levels"
-LEDGER = Path(__file__).with_suffix("") / "ledger.sqlite"
+RESULTS = Path(__file__).with_suffix(".jsonl")
+SEED = 0
+SIZE = 16  # Runs in a fleet, at most
 LARGE = 3.0  # points, above which a difference is named
 
 
-def options():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, nargs="+", default=list(range(9)), help="0 to 8")
-    parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=500)
-    parser.add_argument("--width", type=int, help="another width of the layers than 500")
-    parser.add_argument("--single", action="store_true", help="train the single side here")
-    parser.add_argument("--size", type=int, default=16, help="largest number of runs in a fleet")
-    parser.add_argument("--ledger", type=Path, default=LEDGER)
-    return parser.parse_args()
+def stored() -> dict[tuple[str, float, str], dict]:
+    """Read the results by cell, level and side."""
+    if not RESULTS.exists():
+        return {}
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    return {(row["cell"], row["level"], row["side"]): row for row in rows}
 
 
-def plan(given):
+def train(given: argparse.Namespace, side: str, run_some: Callable[[list[Run]], list[Record]]):
+    """Train what the file lacks of one side, and append it to the file."""
+    for cell, runs in plan(given):
+        missing = [run for run in runs if (cell.title, run.level or 0.0, side) not in stored()]
+        for some in chunk(missing, SIZE):
+            records = run_some(some)
+            with RESULTS.open("a") as file:
+                for run, record in zip(some, records, strict=True):
+                    row = {"cell": cell.title, "level": run.level or 0.0, "side": side}
+                    row |= {"commit": commit(), **figures(record)}
+                    file.write(json.dumps(row) + "\n")
+            print(f"{cell.title}, {side}: {len(some)} more", flush=True)
+
+
+def figures(record: Record) -> dict[str, float]:
+    """Give what is compared: test accuracy in percent, training loss in nats."""
+    metrics = record.metrics
+    return {
+        "accuracy": 100 * metrics["last.test_accuracy"],
+        "loss": metrics["last.train_loss"],
+    }
+
+
+def plan(given: argparse.Namespace) -> Iterator[tuple[SyntheticCell, list[Run]]]:
     """Give the chosen cells and their Runs."""
     for index, cell in enumerate(cells()):
-        if index not in given.cells:
-            continue
-        problem = cell.problem
-        if given.epochs != problem.max_epochs:
-            problem = replace(problem, max_epochs=given.epochs)
-        if given.width is not None:
-            model = problem.model
-            keywords = {**model.keywords, "width": given.width}
-            problem = replace(problem, model=type(model)(model.func, *model.args, **keywords))
-        yield cell, [Run(problem, level, seed=given.seed) for level in given.levels]
+        if index in given.cells:
+            yield cell, [Run(cell.problem, level, seed=SEED) for level in given.levels]
 
 
-def main():
-    given = options()
-    given.ledger.parent.mkdir(parents=True, exist_ok=True)
-    archive = LevelBenchmark(ARCHIVE)
-    print(machine(), flush=True)
-    everything = ([], [])
+def table(given: argparse.Namespace) -> None:
+    """Print the differences of the levels that are stored."""
+    rows, archive = stored(), LevelBenchmark(ARCHIVE)
+    everything: list[tuple[dict, dict]] = []
+    large = []
     for cell, runs in plan(given):
-        begin = time.perf_counter()
-        fleet = run_all(runs, ledger=given.ledger, fleet=given.size)
-        middle = time.perf_counter()
-        is_archived = not given.single and all(run in archive for run in runs)
-        single = archive(runs) if is_archived else run_all(runs, ledger=given.ledger)
-        sides = []
-        for records in (fleet, single):
-            sides.append([100 * record.metrics["last.test_accuracy"] for record in records])
-        for side, values in zip(everything, sides, strict=True):
-            side.extend(values)
-        losses = [[r.metrics["last.train_loss"] for r in records] for records in (fleet, single)]
-        source = "the archive" if is_archived else "here"
-        print(
-            f"{cell.title}: accuracy {paired(*sides).format(2)} points, train loss "
-            f"{paired(*losses).format(4)}; fleet {middle - begin:.0f} s, single side from {source} "
-            f"{time.perf_counter() - middle:.0f} s",
-            flush=True,
-        )
-        for run, ours, theirs in zip(runs, *sides, strict=True):
-            if abs(ours - theirs) > LARGE:
-                print(f"  level {run.level:g}: fleet {ours:.2f} %, single {theirs:.2f} %")
-    print(f"all: accuracy {paired(*everything).format(2)} points, n = {len(everything[0])}")
+        pairs = []
+        for run in runs:
+            fleet = rows.get((cell.title, run.level or 0.0, "fleet"))
+            if fleet is None:
+                continue
+            single = rows.get((cell.title, run.level or 0.0, "single"))
+            if single is None:
+                [record] = archive([run])
+                single = figures(record)
+            pairs.append((fleet, single))
+            if abs(fleet["accuracy"] - single["accuracy"]) > LARGE:
+                text = f"{fleet['accuracy']:.2f} % by a fleet, {single['accuracy']:.2f} % alone"
+                large.append(f"{cell.title}, level {run.level or 0:g}: {text}")
+        if len(pairs) > 1:
+            print(f"{cell.title}: {difference(pairs)}")
+        everything += pairs
+    print(f"all: {difference(everything)}")
+    print(f"above {LARGE:g} points: {len(large)}", *large, sep="\n  ")
+
+
+def difference(pairs: list[tuple[dict, dict]]) -> str:
+    """Format the differences, fleet minus single."""
+    texts = []
+    for name, unit, digits in (("accuracy", "points", 2), ("loss", "nats of training loss", 4)):
+        values = paired([fleet[name] for fleet, _ in pairs], [single[name] for _, single in pairs])
+        texts.append(f"{values.format(digits)} {unit}")
+    return f"{', '.join(texts)}, n = {len(pairs)}"
+
+
+def main() -> None:
+    """Run, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("--cells", type=int, nargs="+", default=list(range(9)), help="0 to 8")
+    parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
+    parser.add_argument("--single", action="store_true", help="train the single side here, too")
+    parser.add_argument("--workers", type=int, help="default: one for each core")
+    parser.add_argument("--ledger", type=Path, help="default: none, the lines are enough")
+    given = parser.parse_args()
+    given.levels = [level or None for level in given.levels]
+    print(machine(), flush=True)
+    if given.command == "table":
+        table(given)
+        return
+    options = {"ledger": given.ledger or False, "workers": given.workers}
+    train(given, "fleet", lambda runs: run_all(runs, fleet=SIZE, **options))
+    if given.single:
+        train(given, "single", lambda runs: run_all(runs, **options))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def test_the_help_begins_with_what_it_is_for(flooding):
     assert text.index("A loss, a level") < text.index("Options")
     assert "--install-completion" in text
     assert "--version" in text
+    assert "demo" in text
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

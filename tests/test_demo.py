@@ -136,10 +136,9 @@ def test_the_level_that_finds_itself_has_its_own_rows_and_is_in_no_other():
 
 def test_the_plan_is_the_public_demos_and_the_digits():
     sgd, adam, digits = demo.plan()
-    assert (sgd.levels, adam.levels) == ((0.0, 0.26, 0.27, 0.28), (0.0, 0.24, 0.25, 0.26))
-    assert len(digits.levels) == 5
-    assert (digits.levels[0], digits.levels[-1]) == (0.0, 1.0)
-    assert [len(task.runs) for task in (sgd, adam, digits)] == [15, 15, 18]
+    assert (sgd.levels, adam.levels) == ((0.0, 0.26, 0.28), (0.0, 0.24, 0.26))
+    assert digits.levels == (0.0, 0.4, 0.7, 1.0)
+    assert [len(task.runs) for task in (sgd, adam, digits)] == [12, 12, 15]
     for task in (sgd, adam):
         splits = task.problem.splits(0)
         assert [len(s) for s in (splits.train, splits.val, splits.test)] == [100, 100, 20_000]
@@ -153,6 +152,20 @@ def test_the_plan_is_the_public_demos_and_the_digits():
     assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in model) == 4
     assert [task.seeds for task in demo.plan(quick=True)] == [(0,)] * 3
     assert demo.plan(quick=True)[2].problem.max_epochs == 40
+
+
+def test_only_what_is_drawn_is_measured():
+    sgd, adam, digits = demo.plan()
+    boundaries = [
+        run for task in (sgd, adam, digits) for run in task.runs if run.problem.probe_inputs
+    ]
+    assert [(run.level, run.seed) for run in boundaries] == [(0.0, 0), (0.26, 0), (0.28, 0)]
+    for task in (sgd, adam, digits):
+        *levels, first, second, third = task.runs
+        assert all(run.problem.test_curve == TestCurve(500, every=5) for run in levels)
+        for run in (first, second, third):
+            assert isinstance(run.level, Auto)
+            assert (run.problem.probe_inputs, run.problem.test_curve) == (None, None)
 
 
 def test_every_picture_is_drawn(tmp_path):

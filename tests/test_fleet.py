@@ -178,6 +178,8 @@ MODELS = {
     "one data set": problem(data=points(3)),
     "frozen layer": problem(model=lambda: frozen()),
     "tied weights": problem(model=lambda: Tied()),
+    "an activation twice": problem(model=lambda: repeated(nn.Tanh())),
+    "a layer twice": problem(model=lambda: repeated(nn.Linear(10, 10))),
     "label smoothing": problem(
         loss=partial(nn.functional.cross_entropy, label_smoothing=0.1),
         eval_loss=nn.functional.cross_entropy,
@@ -190,6 +192,11 @@ def frozen():
     model = mlp(10, 2, width=6, depth=2)
     model[1].requires_grad_(requires_grad=False)
     return model
+
+
+def repeated(module):
+    """A sequence in which one module stands twice."""
+    return nn.Sequential(nn.Linear(10, 10), module, nn.Linear(10, 10), module, nn.Linear(10, 2))
 
 
 class Tied(nn.Module):

@@ -111,6 +111,18 @@ class Branches(nn.Linear):
         return super().forward(x) * (1.0 if x.sum().item() > 0 else 2.0)
 
 
+def intercepted(how):
+    """A linear layer with code beside its class that takes part in a pass."""
+    model = nn.Linear(10, 2)
+    if how == "module":
+        model.register_forward_hook(lambda module, inputs, output: 2 * output)
+    elif how == "weight":
+        model.weight.register_hook(lambda gradient: gradient / 2)
+    else:
+        model.forward = lambda x: nn.functional.linear(x, 2 * model.weight, model.bias)
+    return model
+
+
 @dataclass(frozen=True)
 class Metric:
     def __call__(self, model, problem, splits):
@@ -124,6 +136,9 @@ ALONE = {
     "extra metrics": (Run(small(extra_metrics=Metric())), "extra_metrics take one model"),
     "LBFGS": (Run(small(optimizer=torch.optim.LBFGS, max_epochs=2)), "LBFGS computes gradients"),
     "branch": (Run(small(model=Branches)), "Branches cannot train in a fleet"),
+    "module hook": (Run(small(model=partial(intercepted, "module"))), "hooks, and a forward"),
+    "weight hook": (Run(small(model=partial(intercepted, "weight"))), "hooks, and a forward"),
+    "own forward": (Run(small(model=partial(intercepted, "forward"))), "hooks, and a forward"),
     "ignored": (
         Run(small(loss=partial(nn.functional.cross_entropy, ignore_index=1))),
         "targets that the loss ignores",

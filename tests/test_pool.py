@@ -60,8 +60,8 @@ LOADERS = {
     "ignore:os.fork:RuntimeWarning"
 )  # of JAX, where another test imported it
 def test_a_data_loader_with_processes_of_its_own_in_workers_and_here(workers):
-    problems = [hostile.problem(data) for data in LOADERS.values()]
-    [plain] = run_all([Run(hostile.problem(), 0.1)], ledger=False, workers=0)
+    problems = [hostile.problem(data, max_epochs=2) for data in LOADERS.values()]
+    [plain] = run_all([Run(hostile.problem(max_epochs=2), 0.1)], ledger=False, workers=0)
     records = train_in(workers, *problems, limit=2)
     records += run_all([Run(problem, 0.1) for problem in problems[:2]], ledger=False, workers=0)
     assert [record.content_hash for record in records] == [plain.content_hash] * 6
@@ -88,26 +88,25 @@ def test_code_that_forks_reads_and_prints_trains_as_any_other(action, workers):
 
 
 def test_what_a_worker_printed_is_seen_at_once_and_in_the_error(workers, capsys, monkeypatch):
-    monkeypatch.setattr("flooding.training.job_queue._MAX_DEATHS", 2)
+    monkeypatch.setattr("flooding.training.job_queue._MAX_DEATHS", 1)
     with pytest.raises(
-        RuntimeError, match=r"(?s)died 2 times.*exit code 9.*the reason is known\nand told"
+        RuntimeError, match=r"(?s)died 1 times.*exit code 9.*the reason is known\nand told"
     ):
         train_in(workers, hostile.acting(hostile.print_and_die))
-    assert capsys.readouterr().err.count("the reason is known") == 2
+    assert capsys.readouterr().err.count("the reason is known") == 1
 
 
 @pytest.mark.parametrize(
     ("action", "cause"),
     [
         (partial(hostile.kill_itself, signal.SIGKILL), "SIGKILL; is there memory"),
-        (partial(hostile.kill_itself, signal.SIGTERM), "SIGTERM. It printed nothing"),
         (
             partial(hostile.kill_itself, signal.SIGSEGV),
-            r"(?s)SIGSEGV.*Segmentation fault.*hostile.py",
+            r"(?s)SIGSEGV\. It printed last:.*Segmentation fault.*hostile.py",
         ),
         (partial(os._exit, 0), "exit code 0. It printed nothing"),
     ],
-    ids=["killed", "terminated", "segmentation fault", "left"],
+    ids=["killed", "segmentation fault", "left"],
 )
 def test_the_error_says_how_a_worker_died(action, cause, workers, monkeypatch):
     monkeypatch.setattr("flooding.training.job_queue._MAX_DEATHS", 1)
@@ -195,9 +194,8 @@ def test_a_child_of_a_worker_that_died_ends_with_it_and_holds_nobody_up(
     wait_until(lambda: not is_alive(int(path.read_text())))
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name
-)
+# SIGTERM ends a parent as SIGKILL does: Python has no handler for it.
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
 def test_no_child_of_a_worker_outlives_the_parent(tmp_path, number):
     path = tmp_path / "pid"
     code = (
@@ -245,17 +243,13 @@ def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):
 
 
 def test_no_more_workers_are_started_than_there_are_runs():
-    code = (
-        "import psutil; from small import small; from flooding import Run, run_all;"
-        "run_all([Run(small(), l) for l in (0.1, 0.2)], ledger=False, workers=7);"
-        "print(len(psutil.Process().children()));"
-        "run_all([Run(small(), l) for l in (0.1, 0.2, 0.3)], ledger=False, workers=7);"
-        "print(len(psutil.Process().children()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["2", "3"]
+    pool = Pool()
+    try:
+        for count in (1, 2):
+            train_in(pool, *[small(max_epochs=1)] * count, limit=7)
+            assert len(pool) == count
+    finally:
+        pool.close()
 
 
 def in_threads(*calls):

@@ -1,11 +1,14 @@
 """Prefix sharing and checkpoints: such Runs are bit-identical to training alone."""
 
+import functools
 import io
 import math
+import time
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 
 from flooding import Run, run_all, train
@@ -13,8 +16,9 @@ from flooding.levels import Delayed, Heuristic, Plateau, Range, Warmup
 from flooding.methods import SAM, Hinge, IFlood, SoftAD, WaveBound
 from flooding.training import loop
 from flooding.training.checkpoints import Checkpoints, CheckpointTimer
-from flooding.training.jobs import Job, run_shared_prefix
+from flooding.training.jobs import ForkReady, Job, run_shared_prefix
 from flooding.training.loop import EpochResult
+from flooding.training.messages import batched
 from flooding.training.prefix import SharedPrefix, can_share
 from flooding.training.problem import TestCurve
 from flooding.training.runner import run_key
@@ -36,9 +40,10 @@ def alone(run):
     return row
 
 
-def check(runs, **options):
+def check(runs, whole=None, **options):
     """Compare shared Runs with Runs alone, bit for bit; return the share of steps that was
-    taken."""
+    taken. ``whole`` are the last rows of Runs alone."""
+    whole = whole or [alone(run) for run in runs]
     weights = {}
 
     def on_row(row):
@@ -46,8 +51,7 @@ def check(runs, **options):
             weights[id(row.run)] = row.weights["last"]
 
     records = run_all(runs, on_row=on_row, **{"ledger": False, "workers": 0} | options)
-    for run, record in zip(runs, records, strict=True):
-        row = alone(run)
+    for run, record, row in zip(runs, records, whole, strict=True):
         assert record.content_hash == row.record.content_hash, run.level
         if id(run) in weights:
             assert all(
@@ -68,10 +72,11 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("workers", [0, 2])
-def test_every_level_of_a_grid_of_26_is_bit_identical_and_steps_are_saved(name, workers):
-    share = check([Run(PROBLEMS[name](), level) for level in [None, *GRID]], workers=workers)
-    assert share < 1
+def test_every_level_of_a_grid_of_26_is_bit_identical_and_steps_are_saved(name):
+    runs = [Run(PROBLEMS[name](), level) for level in [None, *GRID]]
+    whole = [alone(run) for run in runs]
+    for workers in (0, 2):
+        assert check(runs, whole, workers=workers) < 1
 
 
 @pytest.mark.parametrize("make", [partial(small, max_epochs=25), partial(normed, max_epochs=12)])
@@ -179,6 +184,11 @@ RESUMED = {
 }
 
 
+@functools.cache
+def rows_alone(name):
+    return list(train(RESUMED[name]))
+
+
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("at", [0, 1, 5, 9])
 def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
@@ -188,7 +198,7 @@ def test_a_run_cut_off_goes_on_bit_identically_from_a_file(name, at, tmp_path):
             assert files.save("run", at, row.snapshot())
             break
     rows = list(train(run, resume=files.find("run", 9)))
-    whole = list(train(run))
+    whole = rows_alone(name)
     assert [row.epoch for row in rows] == list(range(10))
     assert [str(row.values) for row in rows] == [str(row.values) for row in whole]
     assert rows[-1].record.content_hash == whole[-1].record.content_hash
@@ -385,5 +395,44 @@ def test_a_prefix_ends_with_its_last_fork_and_leaves_no_file(tmp_path):
         for n, (run, key) in enumerate(zip(runs, keys, strict=True))
     )
     prefix = forks[0]._replace(forks=forks)
-    assert sorted(ready.number for ready in run_shared_prefix(prefix)) == [0, 1, 2]
+    items = list(run_shared_prefix(prefix))
+    assert sorted(i.number for i in items if isinstance(i, ForkReady)) == [0, 1, 2]
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == sorted(keys)
+
+
+class Slow(nn.Linear):
+    """A layer that takes its time."""
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.02)
+        return super().forward(x)
+
+
+def test_a_prefix_that_gets_further_is_not_said_to_hang(tmp_path, caplog, monkeypatch):
+    run_all([Run(small(max_epochs=1))], ledger=False, workers=0)  # imports take longer
+    monkeypatch.setattr("flooding.training.watchdog.PATIENCE", 0.8)
+    # Levels that are never reached: the forks leave in the last epoch, after more than PATIENCE.
+    runs = [Run(slow_problem(), level) for level in (None, 1e-6, 2e-6)]
+    records = run_all(runs, ledger=tmp_path / "ledger.sqlite", workers=0)
+    assert sum(record.metadata["epochs_trained"] for record in records) < 25, "not shared"
+    assert not [line for line in caplog.messages if "no news" in line]
+
+
+def test_a_prefix_in_a_worker_shows_that_it_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr("flooding.training.messages._HEARTBEAT", 0.02)
+    runs = [Run(slow_problem(), level) for level in (None, 1e-6, 2e-6)]
+    forks = tuple(
+        Job(number, run, run_key(run), None, checkpoint_folder=str(tmp_path))
+        for number, run in enumerate(runs)
+    )
+    prefix = forks[0]._replace(forks=forks)
+    bundles = list(batched(run_shared_prefix(prefix), last_row_only=True))
+    assert bundles.count([]) > 5
+    forks_ready = [item for bundle in bundles for item in bundle]
+    assert sorted(forks_ready) == [ForkReady(number) for number in range(3)]
+
+
+def slow_problem():
+    model = partial(Slow, 10, 2)
+    return small(model=model, batch_size=10, max_epochs=15, key="slow")

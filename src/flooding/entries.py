@@ -210,6 +210,11 @@ EXPERIMENTS = (
         "why flooding works: flatter minima, a random walk, memory, over-confidence, as tests",
     ),
     Entry(
+        "ishida2020_walk",
+        f"{_STUDIES}.ishida2020_walk:EXPERIMENT",
+        "the random walk and the Taylor view with plain SGD, in full batches and mini-batches",
+    ),
+    Entry(
         "images5k",
         f"{_STUDIES}.images5k:EXPERIMENT",
         "4,000 real images: MNIST, Fashion-MNIST, CIFAR-10, six levels, "

@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,8 +37,16 @@ class Task(Cell):
 
     @property
     def runs(self) -> list[Run]:
-        """Every level with every seed, then the level that finds itself with every seed."""
-        return super().runs + [Run(self.problem, Auto(), seed=seed) for seed in self.seeds]
+        """Every level with every seed, then the level that finds itself with every seed.
+
+        Only what is drawn is measured: test curves of the levels, and the first seed's boundary.
+        """
+        no_boundary = replace(self.problem, probe_inputs=None)
+        no_pictures = replace(no_boundary, test_curve=None)
+        runs = []
+        for run in super().runs:
+            runs.append(run if run.seed == self.seeds[0] else replace(run, problem=no_boundary))
+        return runs + [Run(no_pictures, Auto(), seed=seed) for seed in self.seeds]
 
 
 # Title of each column and its metric; accuracies are printed in percent.
@@ -57,7 +65,7 @@ def plan(quick: bool = False) -> list[Task]:
     """Plan the demo: both settings of the public demo on Sinusoid, then the digits.
 
     Args:
-        quick: One seed instead of three, and 40 epochs of digits instead of 60.
+        quick: One seed instead of three, and 40 epochs of digits instead of 50.
 
     Returns:
         Three tasks.
@@ -66,13 +74,15 @@ def plan(quick: bool = False) -> list[Task]:
         The public demo: github.com/takashiishida/flooding, ``run_demo_synth.py``.
     """
     seeds = (0,) if quick else (0, 1, 2)
-    levels = (0.0, 0.4, 0.6, 0.8, 1.0)
-    digits = demo_digits(40 if quick else 60)
+    # As many levels and epochs as end within 90 s on two cores. The public demo has 0.27 and
+    # 0.25 in between, too.
+    digits = demo_digits(40 if quick else 50)
+    with_adam = replace(demo_sinusoid(adam), probe_inputs=None)
     sinusoid = "Sinusoid, 10 % label noise"
     return [
-        Task(f"{sinusoid}, SGD", demo_sinusoid(sgd), (0.0, 0.26, 0.27, 0.28), seeds),
-        Task(f"{sinusoid}, Adam", demo_sinusoid(adam), (0.0, 0.24, 0.25, 0.26), seeds),
-        Task("Handwritten digits, 20 % label noise, Adam", digits, levels, seeds),
+        Task(f"{sinusoid}, SGD", demo_sinusoid(sgd), (0.0, 0.26, 0.28), seeds),
+        Task(f"{sinusoid}, Adam", with_adam, (0.0, 0.24, 0.26), seeds),
+        Task("Handwritten digits, 20 % label noise, Adam", digits, (0.0, 0.4, 0.7, 1.0), seeds),
     ]
 
 

@@ -20,8 +20,9 @@ from flooding.report.record_metrics import metric_values
 from flooding.report.stats import format_mean_sd
 from flooding.training.record import Record
 
-__all__ = ["EXPLANATIONS", "LINE", "SETTLED", "STEPS", "Explanation", "explanation_claims"]
-__all__ += ["late_flooded_percent", "select_reached"]
+__all__ = ["EXPLANATIONS", "GRADIENT_DRIFT", "LINE", "RANDOM_WALK", "SETTLED", "STEPS"]
+__all__ += ["Explanation", "Outcome", "explanation_claims", "late_flooded_percent"]
+__all__ += ["select_reached"]
 
 # Steps along a filter-normalised direction.
 STEPS = tuple(round(0.1 * step, 2) for step in range(-10, 11))
@@ -206,6 +207,12 @@ _FALL = "decades, early minus last"
 _DRIFT = "At the level the weights drift to flatter places"
 _FLATTER = "Flooding ends flatter"
 _BAND = "Flooding holds the training loss in a band: most epochs of the second half within 10 % of"
+RANDOM_WALK = Explanation(
+    "At the level the weights walk at random (exponent within 0.5 of 1)", "to spare", _random_walk
+)
+GRADIENT_DRIFT = Explanation(
+    f"{_DRIFT}: the gradient norm falls", _FALL, partial(_drift, name="gradient_norm")
+)
 # Each explanation of the paper as statements that could fail.
 EXPLANATIONS = [
     Explanation(
@@ -235,21 +242,13 @@ EXPLANATIONS = [
         "in weights",
         _movement,
     ),
-    Explanation(
-        "At the level the weights walk at random (exponent within 0.5 of 1)",
-        "to spare",
-        _random_walk,
-    ),
+    RANDOM_WALK,
     Explanation(
         f"{_DRIFT}: the largest Hessian eigenvalue falls",
         _FALL,
         partial(_drift, name="sharpness"),
     ),
-    Explanation(
-        f"{_DRIFT}: the gradient norm falls",
-        _FALL,
-        partial(_drift, name="gradient_norm"),
-    ),
+    GRADIENT_DRIFT,
     Explanation(
         "Flooding still memorises: most flipped labels are fitted", "% above one half", _memory
     ),

@@ -26,6 +26,7 @@ from flooding.experiments.ishida2020_claims import (
     LINE,
     SETTLED,
     STEPS,
+    Explanation,
     explanation_claims,
     late_flooded_percent,
     select_reached,
@@ -44,7 +45,8 @@ from flooding.training.loop import train
 from flooding.training.problem import PeriodicMetric, Problem
 from flooding.training.run import Run
 
-__all__ = ["CURVES", "EXPERIMENT", "LEVELS", "STEPS", "bare", "measure", "runs", "start"]
+__all__ = ["CURVES", "EXPERIMENT", "LEVELS", "STEPS", "bare", "halfway_weights", "measure", "runs"]
+__all__ += ["start", "verdict_table"]
 
 # Nats, near the best known ones, and small ones where they are reached. Fixed beforehand but for
 # Spiral's: 0.2, its level at first, was reached too late to be tested.
@@ -60,6 +62,11 @@ _MEASURED = ("sharpness", "trace", "gradient_norm", "moved", "memorised", "val_o
 # Curves that the archive keeps.
 CURVES = ("flooded", "train_loss", "train_accuracy", "val_loss", *_MEASURED)
 _PROBES = 10
+_NOT_TESTED = (
+    "Not tested: fewer than two seeds in which a quarter of the steps of the second half were "
+    "flooded; for over-confidence, fewer than two trainings fitted all labels, or it is the "
+    "training without flooding of another column."
+)
 
 
 # What is trained and measured.
@@ -128,7 +135,7 @@ def measure(
         values["gradient_norm"] = float(metrics.gradient_norm(model, losses()[0]))
     # The distance from half-way, which is trained again to know it.
     weights = sharpness.weights(model)
-    values["moved"] = float((weights - _halfway_weights(problem, level, seed).to(weights)).norm())
+    values["moved"] = float((weights - halfway_weights(problem, level, seed).to(weights)).norm())
     # What it says of flipped labels, and how sure it is.
     assert data.clean is not None
     is_flipped = data.y != data.clean
@@ -141,8 +148,8 @@ def measure(
 
 
 @functools.lru_cache(maxsize=2)
-def _halfway_weights(problem: Problem, level: float | None, seed: int) -> Tensor:
-    """Train the first half of a Run again, bit for bit, and give its weights."""
+def halfway_weights(problem: Problem, level: float | None, seed: int) -> Tensor:
+    """Train the first half of a Run again, bit for bit, and give its weights as one vector."""
     *_, row = train(Run(problem, level, seed=seed, stop_epoch=max(1, problem.max_epochs // 2)))
     assert row.weights is not None
     return weight_vector(problem, seed, row.weights["last"])
@@ -166,7 +173,10 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
         "Why flooding works",
         _describe(max_epochs, len(chosen), len(tests)),
         *claims.split_by_verdict(judgements),
-        [_verdicts(judgements), _measured(results)],
+        [
+            verdict_table(EXPLANATIONS, judgements, [p.title for p in results], _NOT_TESTED),
+            _measured(results),
+        ],
         _figures(results, max_epochs),
         describe_provenance(records),
         _answer(judgements),
@@ -221,25 +231,34 @@ def _describe(max_epochs: int, seeds: int, tests: int) -> str:
     )
 
 
-def _verdicts(judgements: Sequence[claims.Judgement]) -> Table:
-    """Tabulate the verdict on each explanation for each task."""
+def verdict_table(
+    explanations: Sequence[Explanation],
+    judgements: Sequence[claims.Judgement],
+    titles: Sequence[str],
+    note: str,
+) -> Table:
+    """Tabulate the verdict on each explanation for each task.
+
+    Args:
+        explanations: The rows.
+        judgements: The verdicts, in any order.
+        titles: The columns, as the verdicts name them.
+        note: What stands below.
+
+    Returns:
+        The table.
+    """
     by_text = {judgement.claim.text: judgement for judgement in judgements}
     rows = []
-    for explanation in EXPLANATIONS:
+    for explanation in explanations:
         row = {"statement": explanation.text}
-        for task, level in LEVELS:
-            title = _title(task, level)
+        for title in titles:
             judgement = by_text.get(f"{explanation.text}. {title}")
             row[title] = "not tested"
             if judgement is not None:
                 verdict = judgement.verdict.replace("the opposite holds", "opposite")
                 row[title] = f"{verdict} (p {stats.format_p(judgement.p)})"
         rows.append(row)
-    note = (
-        "Not tested: fewer than two seeds in which a quarter of the steps of the second half were "
-        "flooded; for over-confidence, fewer than two trainings fitted all labels, or it is the "
-        "training without flooding of another column."
-    )
     return Table.from_dicts("verdicts", "Verdicts at 5 %", rows, note)
 
 

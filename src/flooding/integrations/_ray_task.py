@@ -18,7 +18,7 @@ from flooding.numerics import environment
 from flooding.training.fleet_jobs import execute_job
 from flooding.training.jobs import ForkReady, Job
 from flooding.training.loop import NUMERICS_VERSION
-from flooding.training.messages import EpochMessage, PickledError, batched, picklable_error
+from flooding.training.messages import News, PickledError, batched, picklable_error
 from flooding.training.problem import Problem
 from flooding.training.progress import disable as disable_progress
 from flooding.training.runner import check_device
@@ -65,7 +65,7 @@ class CheckpointFile(NamedTuple):
 
 
 # A list of rows; after each ForkReady its checkpoint, or None where it begins anew.
-Item = Started | list[EpochMessage | ForkReady] | CheckpointFile | None | PickledError
+Item = Started | list[News] | CheckpointFile | None | PickledError
 
 
 def versions() -> dict[str, object]:

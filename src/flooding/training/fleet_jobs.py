@@ -17,6 +17,7 @@ from flooding.training.fleet.probe import Probe, available_memory, measure_fleet
 from flooding.training.jobs import (
     ForkReady,
     Job,
+    PrefixEpoch,
     find_record,
     row_of_record,
     run_job,
@@ -164,14 +165,17 @@ def _make_fleet(members: Sequence[Job]) -> Job:
 # ---------------------------------------------------------------- in a worker
 
 
-def execute_job(job: Job) -> Iterator[tuple[int, EpochResult]] | Iterator[ForkReady]:
+def execute_job(
+    job: Job,
+) -> Iterator[tuple[int, EpochResult]] | Iterator[ForkReady | PrefixEpoch]:
     """Do a job of any kind: a prefix, a fleet, or one Run.
 
     Args:
         job: The job.
 
     Returns:
-        Forks that are ready, or the number of a Run with each row of its training.
+        How far a prefix is and which forks are ready, or the number of a Run with each row of its
+        training.
     """
     if job.forks:
         return run_shared_prefix(job)

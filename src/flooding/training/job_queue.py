@@ -8,9 +8,9 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from flooding.training.jobs import ForkReady, Job
+from flooding.training.jobs import ForkReady, Job, PrefixEpoch
 from flooding.training.loop import EpochResult
-from flooding.training.messages import EpochMessage
+from flooding.training.messages import EpochMessage, News
 from flooding.training.watchdog import Watchdog
 
 __all__ = ["JobQueue", "Worker"]
@@ -49,9 +49,7 @@ class JobQueue(Generic[W]):
     deaths: collections.Counter[str] = field(default_factory=collections.Counter)
     progress: dict[str, float] = field(default_factory=dict)
 
-    def process(
-        self, worker: W, item: EpochMessage | ForkReady
-    ) -> Iterator[tuple[int, EpochResult]]:
+    def process(self, worker: W, item: News) -> Iterator[tuple[int, EpochResult]]:
         """Take one item of a worker's message.
 
         Args:
@@ -62,6 +60,9 @@ class JobQueue(Generic[W]):
             The number of the job and the row that the item holds.
         """
         job = self.busy[worker]
+        if isinstance(item, PrefixEpoch):
+            self.watchdog.feed(worker, item.epoch)
+            return
         self._note_progress(job, item)
         if isinstance(item, ForkReady):
             # The Run that left the prefix is a job of its own now.

@@ -94,6 +94,16 @@ class ForkReady(NamedTuple):
     number: int
 
 
+class PrefixEpoch(NamedTuple):
+    """Message of a prefix: it got further, so that nobody takes it for hanging.
+
+    Args:
+        epoch: The epoch that ended.
+    """
+
+    epoch: int
+
+
 class _TrainOptions(TypedDict):
     """Arguments of :func:`flooding.train` that a job gives unchanged."""
 
@@ -149,14 +159,14 @@ def run_job(job: Job) -> Iterator[EpochResult]:
     yield last_row
 
 
-def run_shared_prefix(job: Job) -> Iterator[ForkReady]:
+def run_shared_prefix(job: Job) -> Iterator[ForkReady | PrefixEpoch]:
     """Train a prefix, and write a checkpoint for each fork from which it goes on.
 
     Args:
         job: The prefix and its forks.
 
     Yields:
-        One message for each fork, as soon as it can go on alone.
+        One message for each epoch, and one for each fork, as soon as it can go on alone.
     """
     assert job.checkpoint_folder is not None
     checkpoints = Checkpoints(job.checkpoint_folder)
@@ -176,7 +186,7 @@ def run_shared_prefix(job: Job) -> Iterator[ForkReady]:
             yield from _train_prefix(prefix_job, checkpoints)
 
 
-def _train_prefix(job: Job, checkpoints: Checkpoints) -> Iterator[ForkReady]:
+def _train_prefix(job: Job, checkpoints: Checkpoints) -> Iterator[ForkReady | PrefixEpoch]:
     """Train a prefix until its last fork has left."""
     fork_jobs = {fork.number: fork for fork in job.forks}
     fork_runs = {fork.number: fork.run for fork in job.forks}
@@ -206,6 +216,7 @@ def _train_prefix(job: Job, checkpoints: Checkpoints) -> Iterator[ForkReady]:
             yield ForkReady(point.number)
         if is_done:
             break
+        yield PrefixEpoch(row.epoch)
         timer.save_if_due(row)
 
 

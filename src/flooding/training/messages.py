@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
-from flooding.training.jobs import ForkReady
+from flooding.training.jobs import ForkReady, PrefixEpoch
 from flooding.training.loop import EpochResult
 from flooding.training.record import Record
 
 __all__ = [
     "EpochMessage",
     "Message",
+    "News",
     "PickledError",
     "batched",
     "picklable_error",
@@ -43,14 +44,15 @@ class EpochMessage(NamedTuple):
 
 
 # What a worker sends: its news, or what it failed with.
-Message: TypeAlias = list[EpochMessage | ForkReady] | BaseException
+News: TypeAlias = EpochMessage | ForkReady | PrefixEpoch
+Message: TypeAlias = list[News] | BaseException
 
 
 def batched(
-    rows: Iterator[tuple[int, EpochResult]] | Iterator[ForkReady],
+    rows: Iterator[tuple[int, EpochResult]] | Iterator[ForkReady | PrefixEpoch],
     last_row_only: bool,
     interval: float = _BATCH_TIME,
-) -> Iterator[list[EpochMessage | ForkReady]]:
+) -> Iterator[list[News]]:
     """Collect rows in lists, and leave out what the parent does not need.
 
     The last row of a Run and a fork that is ready go at once.
@@ -63,10 +65,12 @@ def batched(
     Yields:
         Lists to send; an empty one is a sign of life.
     """
-    batch: list[EpochMessage | ForkReady] = []
+    batch: list[News] = []
     last_sent = time.monotonic()
     for row in rows:
-        is_urgent = isinstance(row, ForkReady) or row[1].record is not None
+        is_urgent = isinstance(row, ForkReady)
+        if not isinstance(row, ForkReady | PrefixEpoch):
+            is_urgent = row[1].record is not None
         seconds = time.monotonic() - last_sent
         if is_urgent or not last_row_only:
             batch.append(_to_message(row))
@@ -78,9 +82,9 @@ def batched(
             batch, last_sent = [], time.monotonic()
 
 
-def _to_message(row: tuple[int, EpochResult] | ForkReady) -> EpochMessage | ForkReady:
+def _to_message(row: tuple[int, EpochResult] | ForkReady | PrefixEpoch) -> News:
     """Leave out what the parent has, or cannot use: the Run, weights and snapshots."""
-    if isinstance(row, ForkReady):
+    if isinstance(row, ForkReady | PrefixEpoch):
         return row
     number, result = row
     record = result.record

@@ -25,7 +25,7 @@ from flooding.training.fleet_jobs import (
     refusal,
     run_fleet,
 )
-from flooding.training.jobs import Job, is_picklable, run_job, run_shared_prefix
+from flooding.training.jobs import ForkReady, Job, is_picklable, run_job, run_shared_prefix
 from flooding.training.ledger import Ledger, absolute_path, default_path
 from flooding.training.lookup import Kernel, load_cached, log_lookup, run_key, run_keys
 from flooding.training.loop import EpochResult
@@ -446,8 +446,12 @@ def _execute_here(jobs: list[Job]) -> Rows:
             # First the whole prefix, then each of its forks in the order in which they left it.
             alone = [job]
             if job.forks:
-                forks = {fork.number: fork for fork in job.forks}
-                alone = [forks[ready.number] for ready in list(run_shared_prefix(job))]
+                forks, alone = {fork.number: fork for fork in job.forks}, []
+                for item in run_shared_prefix(job):
+                    if isinstance(item, ForkReady):
+                        alone.append(forks[item.number])
+                    else:
+                        watchdog.feed("here", item.epoch)
             for each in alone:
                 watchdog.start("here", each.run)
                 for row in run_job(each):

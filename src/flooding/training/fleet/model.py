@@ -84,6 +84,12 @@ class StackedModel:
         self._names: dict[str, str] = {}
         for name, tensor in self.template.state_dict(keep_vars=True).items():
             self._names[name] = names[id(tensor)]
+        # Where a pass reads them: once in each module, which itself may stand at several places.
+        self._reads: dict[str, str] = {}
+        for prefix, module in self.template.named_modules():
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self._reads[f"{prefix}.{key}".removeprefix(".")] = names[id(tensor)]
         self._layers = _batched_layers(self.template)
 
     @staticmethod
@@ -131,10 +137,14 @@ class StackedModel:
             for layer in self._layers:
                 x = layer(parameters, x)
             return x
-        template = self.template
+        template, reads = self.template, self._reads
 
         def forward(weights: Tensors, buffers: Tensors, inputs: Inputs) -> Any:
-            return functional_call(template, (weights, buffers), (inputs,))
+            # By these names and not by tie_weights, which leaves a tensor of vmap behind in a
+            # module that stands at two places.
+            own = {**weights, **buffers}
+            tensors = {name: own[canonical] for name, canonical in reads.items()}
+            return functional_call(template, tensors, (inputs,), tie_weights=False)
 
         # The fast path of attention has no rule for vmap.
         mha, before = torch.backends.mha, torch.backends.mha.get_fastpath_enabled()
@@ -215,9 +225,8 @@ def _batched_layers(model: nn.Module) -> list[_Layer] | None:
     if type(model) is not nn.Sequential:
         return None
     layers: list[_Layer] = []
-    for name, module in model.named_children():
-        if _has_hooks(module) or _has_hooks(model):
-            return None
+    # Not named_children, which leaves out a layer that stands in the sequence again.
+    for name, module in model._modules.items():
         kind = type(module)
         if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
             layers.append(_flatten)
@@ -231,11 +240,6 @@ def _batched_layers(model: nn.Module) -> list[_Layer] | None:
     if len(dict(model.named_parameters())) != len(model.state_dict()):
         return None
     return layers
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    return any(hooks) or bool(module._backward_pre_hooks)
 
 
 def _flatten(parameters: Tensors, x: Tensor) -> Tensor:  # ruff: ignore[unused-function-argument]

@@ -77,6 +77,11 @@ def check_state(run: Run, state: TrainingState, splits: Splits) -> None:
             "averaged weights need the statistics of batch norm anew after every epoch; such Runs "
             "train one by one."
         )
+    elif reason is None and _is_intercepted(state.model):
+        reason = (
+            "hooks, and a forward of a module's own, see one run at a time; such Runs train one by "
+            "one."
+        )
     elif reason is None:
         parts = [split for split in (splits.train, splits.val, splits.test) if split is not None]
         if any(has_ignored_targets(run.problem, split) for split in parts):
@@ -86,6 +91,16 @@ def check_state(run: Run, state: TrainingState, splits: Splits) -> None:
             )
     if reason is not None:
         raise FleetError(f"{reason[0].upper()}{reason[1:]} Leave fleet out for them.")
+
+
+def _is_intercepted(model: nn.Module) -> bool:
+    """Tell whether code beside the classes of the modules takes part in a pass."""
+    for module in model.modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks)
+        hooks += (module._backward_hooks, module._backward_pre_hooks)
+        if any(hooks) or "forward" in vars(module):
+            return True
+    return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
