@@ -9,7 +9,7 @@ from browser import overflow, serious_faults, visit
 from flooding import Run
 from flooding.report.document import Report, Table
 from flooding.report.document_page import document_page
-from flooding.report.search_charts import level_charts, shown_groups, shown_levels
+from flooding.report.search_charts import shown_groups, shown_levels, study_charts
 from flooding.testing import fake_record
 from pages import check_is_alone, check_structure, parse
 from small import small
@@ -44,7 +44,7 @@ def page_of(searches):
 
 
 def test_a_chart_shows_means_and_the_best_level_of_each_seed():
-    [[results, *curves]] = level_charts({"Digits": search()})
+    [[results, *curves]] = study_charts({"Digits": search()})
     assert results.title == "Digits: validation accuracy of each level"
     means = {mark.x: mark.y for mark in results.marks if mark.look == "diamond"}
     assert means == pytest.approx({0.0: 71.0, 0.1: 77.0, 0.2: 77.0})
@@ -70,7 +70,7 @@ def test_a_page_has_few_levels_and_short_curves_whatever_was_trained():
     assert np.ptp(np.diff(shown)) < 1e-9
     assert [group.name for group in shown_groups(searches)][:2] == ["no flooding", "level 0.04"]
     assert "Many: validation accuracy in % 54.0 ± 0.0." in shown_groups(searches)[1].details
-    [[results, training, _]] = level_charts(searches)
+    [[results, training, _]] = study_charts(searches)
     assert len(results.lines[0].points) == 51, "the line has every level"
     assert {mark.x for mark in results.marks if mark.look == "ring"} == {0.5}
     assert len(training.lines) == len(shown)
@@ -84,7 +84,7 @@ def test_without_an_accuracy_the_loss_is_drawn():
             metrics = {k: v for k, v in record.metrics.items() if "accuracy" not in k}
             kept.append(replace(record, metrics={**metrics, "last.val_loss": 0.3 + level}))
         records[level] = kept
-    [[results, *_]] = level_charts({"Numbers": records})
+    [[results, *_]] = study_charts({"Numbers": records})
     assert results.y.label == "Validation loss (nats)"
     assert {mark.x for mark in results.marks if mark.look == "ring"} == {0.0}
 

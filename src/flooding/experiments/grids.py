@@ -96,7 +96,7 @@ def compare_levels(
         tables,
         drawings,
         describe_provenance(records),
-        level_comparison.answer(grids),
+        level_comparison.describe_comparisons(grids),
         {grid.cell.title: grid.by_level for grid in grids},
     )
 

@@ -83,25 +83,25 @@ class Tally(NamedTuple):
     """How many of several differences are significant.
 
     Args:
-        better: Number of those above 0 at 5 %.
-        worse: Number of those below 0 at 5 %.
+        wins: Number of those above 0 at 5 %.
+        losses: Number of those below 0 at 5 %.
         total: Number of those that were tested.
     """
 
-    better: int
-    worse: int
+    wins: int
+    losses: int
     total: int
 
     @classmethod
     def of(cls, differences: Sequence[Difference | None], ps: Sequence[float]) -> Tally:
         """Count differences by their corrected p values; NaN and None were not tested."""
-        better = worse = total = 0
+        wins = losses = total = 0
         for difference, p in zip(differences, ps, strict=True):
             if difference is not None and not math.isnan(p):
                 total += 1
-                better += p < 0.05 and difference.mean > 0
-                worse += p < 0.05 and difference.mean < 0
-        return cls(better, worse, total)
+                wins += p < 0.05 and difference.mean > 0
+                losses += p < 0.05 and difference.mean < 0
+        return cls(wins, losses, total)
 
     def describe(self, noun: str) -> str:
         """Say it in words.
@@ -112,9 +112,9 @@ class Tally(NamedTuple):
         Returns:
             Such as ``significantly better in 5 and worse in none of 9 cells``.
         """
-        better, worse = self.better or "none", self.worse or "none"
+        wins, losses = self.wins or "none", self.losses or "none"
         total = pluralize(self.total, noun)
-        return f"significantly better in {better} and worse in {worse} of {total}"
+        return f"significantly better in {wins} and worse in {losses} of {total}"
 
 
 def judge(claims: Sequence[Claim]) -> list[Judgement]:

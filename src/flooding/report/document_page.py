@@ -20,7 +20,7 @@ from flooding.report.page import (
     Sentences,
 )
 from flooding.report.page_file import ReportPage
-from flooding.report.search_charts import level_charts, shown_groups
+from flooding.report.search_charts import shown_groups, study_charts
 from flooding.report.stats import pluralize
 
 __all__ = ["data_table", "document_page", "small_png"]
@@ -47,7 +47,7 @@ def document_page(
     """
     sections = []
     if report.searches:
-        charts: list[Block] = [Charts(row) for row in level_charts(report.searches)]
+        charts: list[Block] = [Charts(row) for row in study_charts(report.searches)]
         sections.append(Section("levels", "Levels and curves", charts, is_selector=True))
     if report.failures:
         sections.append(Section("failed", "Not reproduced", [Sentences(report.failures)]))

@@ -34,7 +34,13 @@ from flooding.training.record import Record
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["answer", "comparison_table", "describe_selection", "draw_levels", "levels_table"]
+__all__ = [
+    "comparison_table",
+    "describe_comparisons",
+    "describe_selection",
+    "draw_levels",
+    "levels_table",
+]
 __all__ += ["losses_table", "sentences"]
 
 # Where the paper says that flooding helps: that must be shown, and fails where it is not.
@@ -227,7 +233,7 @@ def _flooded_cells(
 # Sentences.
 
 
-def answer(grids: Sequence[LevelGrid]) -> str:
+def describe_comparisons(grids: Sequence[LevelGrid]) -> str:
     """Say how flooding's last epoch compares with plain training and with early stopping.
 
     Args:

@@ -15,7 +15,7 @@ from flooding.report.search_figures import Search
 from flooding.report.stats import format_mean_sd
 from flooding.training.record import Record, select_best
 
-__all__ = ["level_charts", "shown_groups", "shown_levels"]
+__all__ = ["shown_groups", "shown_levels", "study_charts"]
 
 _MAX_LEVELS = 16  # beyond which a page has more buttons and lines than a reader can tell apart
 _MAX_POINTS = 120  # of a curve, of which a page may have hundreds
@@ -67,7 +67,7 @@ def shown_groups(searches: Mapping[str, Search]) -> list[Group]:
     return level_groups([_name(level) for level in levels], shares, details)
 
 
-def level_charts(searches: Mapping[str, Search]) -> list[list[Chart]]:
+def study_charts(searches: Mapping[str, Search]) -> list[list[Chart]]:
     """Draw, for each problem, its validation results by level and its curves by epoch.
 
     Args:
@@ -173,10 +173,10 @@ def _mean_curve(records: Sequence[Record], name: str) -> np.ndarray:
     length = min(len(record.curves[name]) for record in records)
     curves = [record.curves[name][:length] for record in records]
     mean = np.mean(curves, axis=0, dtype=float)
-    measured = np.flatnonzero(np.isfinite(mean))
+    finite = np.flatnonzero(np.isfinite(mean))
     thin = np.full(length, np.nan)
-    kept = measured[:: -(-len(measured) // _MAX_POINTS)]
+    kept = finite[:: -(-len(finite) // _MAX_POINTS)]
     thin[kept] = mean[kept]
-    if len(measured):
-        thin[measured[-1]] = mean[measured[-1]]
+    if len(finite):
+        thin[finite[-1]] = mean[finite[-1]]
     return thin
