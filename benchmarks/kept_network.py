@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ import torch
 
 from flooding import find_level
 from flooding.report.document import Report, Table
+from flooding.report.dot_figures import dot_rows
+from flooding.report.figures import save
 from flooding.report.provenance import machine
 from flooding.report.stats import format_mean_sd, format_p, paired
 from flooding.tabular import TableProblem, table_problem
@@ -251,18 +254,22 @@ def gains(lines: dict[tuple[str, int], dict]) -> list[list[str]]:
     """Compare the kept network with each rival, paired by table."""
     rows = []
     for rival in RIVALS:
-        by_table = []
-        for name in tables():
-            differences = []
-            for (table, _), line in lines.items():
-                if table == name:
-                    differences.append(points(line, KEPT) - points(line, rival))
-            if differences:
-                by_table.append(statistics.mean(differences))
+        by_table = gains_by_table(lines, rival)
         gain = paired(by_table, [0.0] * len(by_table))
         better = sum(difference > 0 for difference in by_table)
         rows.append([rival, gain.format(2), format_p(gain.p), f"{better} of {len(by_table)}"])
     return rows
+
+
+def gains_by_table(lines: dict[tuple[str, int], dict], rival: str) -> list[float]:
+    """Average the kept network minus a rival over seeds, one number for each table, in points."""
+    means = []
+    for name in tables():
+        own = [line for (table, _), line in lines.items() if table == name]
+        differences = [points(line, KEPT) - points(line, rival) for line in own]
+        if differences:
+            means.append(statistics.mean(differences))
+    return means
 
 
 def choices(lines: dict[tuple[str, int], dict]) -> list[list[str]]:
@@ -340,12 +347,25 @@ def page(path: Path) -> Report:
             choices(lines),
         ),
     ]
+    by_rival = {rival: {"one table": gains_by_table(lines, rival)} for rival in RIVALS}
+    caption = (
+        "The kept network minus each rival, in points: a dot for each table, the mean as a line."
+    )
+    label = "Points above the rival"
+    texts = []
+    for rival, gain, _, better in comparison:
+        texts.append(f"{rival} {gain.split()[0]}, better on {better}")
     return Report(
         "Twelve tables: the network that is kept",
         about,
         findings=findings,
         tables=report_tables,
+        figures={"gains": (caption, partial(dot_rows, by_rival, label))},
         provenance=f"{len(lines)} tables and seeds; {'; '.join(machines)}.",
+        answer=(
+            "The network that is kept, minus its rivals, in points on average over the tables: "
+            f"{'; '.join(texts)}."
+        ),
     )
 
 
@@ -362,6 +382,8 @@ def main() -> None:
         return
     report = page(arguments.results)
     (PAGE / "tables.md").write_text(report.markdown("tables"))
+    for name, (_, draw) in report.figures.items():
+        save(draw(), PAGE / f"tables-{name}.png")
     print("\n".join(report.findings))
 
 

@@ -110,7 +110,8 @@ def visit(
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme="dark" if dark else "light")
     try:
-        page.goto(address, wait_until="load")
+        # The longest pages take a minute where the machine does other work.
+        page.goto(address, wait_until="load", timeout=120_000)
         yield seen
     finally:
         page.close()
@@ -122,18 +123,67 @@ def overflow(page: Page) -> int:
     return max(0, int(page.evaluate(script)))
 
 
-def serious_faults(page: Page) -> list[str]:
-    """Run axe-core; returns its serious and critical faults, each with the first element."""
-    from axe_playwright_python.sync_playwright import Axe
+# axe takes about 10 ms for the contrast of each text, and a page of the reference has thousands: it
+# judges the first of those texts that have the same colours, backgrounds and size.
+_MARK_ALIKE = """
+() => {
+    document.querySelectorAll("[data-alike]").forEach(item => item.removeAttribute("data-alike"))
+    const grounds = new Map([[null, ""]]), looks = new Set(), judged = new Set()
+    const groundOf = item => {
+        if (!grounds.has(item)) {
+            const style = getComputedStyle(item)
+            const own = [style.backgroundColor, style.backgroundImage, style.opacity].join()
+            const isSeen = own !== "rgba(0, 0, 0, 0),none,1"
+            grounds.set(item, groundOf(item.parentElement) + (isSeen ? own : ""))
+        }
+        return grounds.get(item)
+    }
+    for (const item of document.querySelectorAll("body *")) {
+        const hasText = [...item.childNodes].some(
+            node => node.nodeType === Node.TEXT_NODE && node.data.trim())
+        if (!hasText || !item.checkVisibility({visibilityProperty: true})) continue
+        const style = getComputedStyle(item)
+        const look = [groundOf(item), style.color, style.fontSize, style.fontWeight].join()
+        if (looks.has(look)) continue
+        looks.add(look)
+        for (let part = item; part; part = part.parentElement) judged.add(part)
+    }
+    for (const item of judged)
+        for (const child of item.children)
+            if (!judged.has(child)) child.setAttribute("data-alike", "")
+}
+"""
+_CONTRAST = "color-contrast"
 
-    # Of axe's results only violations are needed; collecting the others takes most of the time.
-    answer = Axe().run(page, options={"resultTypes": ["violations"]})
+
+def serious_faults(page: Page, *, contrast_only: bool = False) -> list[str]:
+    """Run axe-core.
+
+    Args:
+        page: A loaded page.
+        contrast_only: Whether to judge nothing but the contrast of texts.
+
+    Returns:
+        Its serious and critical faults, each with the first element.
+    """
+    page.evaluate(_MARK_ALIKE)
+    violations = _axe(page, {"exclude": [["[data-alike]"]]}, {"runOnly": [_CONTRAST]})
+    if not contrast_only:
+        violations += _axe(page, None, {"rules": {_CONTRAST: {"enabled": False}}})
     faults = []
-    for fault in answer.response["violations"]:
+    for fault in violations:
         if fault["impact"] in ("serious", "critical"):
             element = json.dumps(fault["nodes"][0]["html"])
             faults.append(f"{fault['id']}: {fault['help']}: {element}")
     return faults
+
+
+def _axe(page: Page, context: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
+    from axe_playwright_python.sync_playwright import Axe
+
+    # Of axe's results only violations are needed; collecting the others takes most of the time.
+    answer = Axe().run(page, context, options | {"resultTypes": ["violations"]})
+    return answer.response["violations"]
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

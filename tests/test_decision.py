@@ -91,7 +91,7 @@ def test_the_figure_draws_what_decided():
     [title] = [
         axes.get_legend().get_title().get_text() for axes in figure.axes if axes.get_legend()
     ]
-    assert title == f"Left: mean of each Run's last {decision.tail_epochs} epochs"
+    assert title == f"By level: mean of each Run's last {decision.tail_epochs} epochs"
     # The loss is averaged as well, though it decides between equal scores alone.
     loss = panel(figure, "Validation loss")
     heights = [candidate.compared_loss for candidate in decision.candidates]

@@ -65,6 +65,26 @@ def test_failures_come_before_findings_and_empty_parts_are_left_out():
     assert [line for line in bare.splitlines() if line.startswith("#")] == ["# Title", "## Found"]
 
 
+def test_an_answer_comes_first_with_a_picture_and_how_it_was_done_last():
+    figures = {name: (f"{name}.", lambda: Figure(figsize=(2, 2))) for name in ("One", "Two")}
+    text = report(answer="It <b>holds</b>.", figures=figures).markdown("try")
+    parts = text.split("\n\n")
+    assert parts[:4] == ["# Title", "It &lt;b>holds&lt;/b>.", "![One.](try-One.png)", "One."]
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("##")]
+    assert headings == [
+        "Not reproduced",
+        "Found",
+        "Tables",
+        "Figures",
+        "How it was done",
+        "Circumstances",
+    ]
+    assert text.count("](try-One.png)") == text.count("](try-Two.png)") == 1
+    assert text.index("](try-Two.png)") > text.index("## Figures")
+    assert "## How it was done\n\nAbout." in text
+    assert "## Figures" not in report(answer="It holds.").markdown("try")
+
+
 def test_saving_writes_every_part_and_leaves_no_part_behind(tmp_path):
     files = report().save(tmp_path / "deep" / "er", "try")
     assert [file.name for file in files] == ["try.md", "try-numbers.csv", "try-line.png"]

@@ -447,7 +447,7 @@ def external_search(train, seeds=(0,)):
     return search(grid(ExternalProblem(100), [0.0, 0.1, 0.2], seeds=seeds), train)
 
 
-def test_a_function_without_curves_has_the_left_panels_side_by_side():
+def test_a_function_without_curves_has_the_panels_by_level_alone():
     figure = plot_search(
         external_search(
             lambda level, seed, epochs: {"score": 1 - abs(level - 0.1), "val_loss": 0.5 + level}
@@ -459,7 +459,8 @@ def test_a_function_without_curves_has_the_left_panels_side_by_side():
     )
     assert loss.get_ylabel() == "Validation loss"
     assert score.get_xlabel() == loss.get_xlabel() == "Flood level (unit of the loss)"
-    assert score.get_position().y0 == pytest.approx(loss.get_position().y0)
+    assert score.get_position().y0 > loss.get_position().y1
+    assert score.get_position().width == pytest.approx(loss.get_position().width)
     np.testing.assert_allclose([y for _, y, _ in marks(score)], [0.9, 1.0, 0.9])
     np.testing.assert_allclose([y for _, y, _ in marks(loss)], [0.5, 0.6, 0.7])
     assert not [a for a in figure.axes if a.get_xlabel() == "Epoch"]

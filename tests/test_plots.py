@@ -20,6 +20,7 @@ from flooding import Record
 from flooding.data import Split, Splits
 from flooding.data.synthetic import sinusoid, spiral, two_gaussians
 from flooding.report import plots
+from flooding.report.figures import WIDTH
 from flooding.tasks import grid_2d
 
 NAN = math.nan
@@ -109,7 +110,7 @@ def test_curves_are_means_over_seeds_and_bands_one_standard_deviation(draw, what
         == {"loss": "Loss (nats per example)", "accuracy": "Accuracy (1 − Error)"}[what]
     )
     told = legends(figure)
-    assert "without flooding: mean ± s.d. of 3 seeds; with: mean ± s.d. of 4 seeds" in told
+    assert "without flooding: mean ± s.d. of 3 seeds;\nwith: mean ± s.d. of 4 seeds" in told
     assert all(str(drawn.get_label()) in told.split("\n") for drawn in axes.get_lines())
 
 
@@ -512,7 +513,7 @@ def every_figure():
 def test_every_text_is_large_enough_inside_the_figure_and_no_legend_covers_data():
     for figure in every_figure():
         figure.draw_without_rendering()
-        assert 6 <= figure.get_figwidth() <= 7.1
+        assert figure.get_figwidth() == WIDTH
         assert all(text.get_fontsize() >= 10 for text in figure.findobj(Text) if text.get_text())
         # Everything visible, in inches: a label that is cut off would reach beyond the figure.
         drawn = figure.get_tightbbox()
@@ -552,8 +553,8 @@ def test_save_writes_the_same_bytes_whatever_the_style_of_the_user(tmp_path):
     assert first == tmp_path / "new" / "folder" / "a.png"
     content = first.read_bytes()
     assert content == again.read_bytes() == other.read_bytes()
-    # PNG: width and height are the two big-endian words at 16; 7 x 5 inches at 150 dots per inch.
-    assert [int.from_bytes(content[at : at + 4], "big") for at in (16, 20)] == [1050, 750]
+    # PNG: width and height are the two big-endian words at 16; 5.6 x 5.6 inches of 150 dots.
+    assert [int.from_bytes(content[at : at + 4], "big") for at in (16, 20)] == [840, 840]
     assert not any(word in content for word in (b"tEXt", b"tIME", b"Software"))
     different = plots.save(plots.loss_curves(PLAIN, FLOODED, title="u"), tmp_path / "d.png")
     assert different.read_bytes() != content

@@ -12,15 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-# Pages that `flooding reproduce` writes hold every test that was made, from the first line on. The
-# pages that lead to them are plain.
-WRITTEN_BY_EXPERIMENTS = [
-    page for page in PAGES if page.parent.name == "results" and page.stem != "README"
-]
 MAX_LINES = 120
 MAX_WORDS_OF_A_PARAGRAPH = 60
-# What fits on a screen: headings, text and tables, without code.
+# What fits on a screen: headings, text and tables, without code. A picture fills the rest of it;
+# docs/check_site.py reads what is in the window of a browser.
 WORDS_OF_A_SCREEN = 200
+PICTURE = "(picture)"  # a picture in a paragraph of its own; its text is not read on a screen
 P_VALUE = re.compile(r"\bp ?(?:[<=>≤]|[01]?\.\d)|\bp-value", re.IGNORECASE)
 
 
@@ -29,6 +26,7 @@ def plain_text(markdown):
     text = re.sub(r"\A---\n.*?\n---\n", "", markdown, flags=re.DOTALL)
     text = re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"<!--.*?-->|<[^>\n]+>", "", text, flags=re.DOTALL)
+    text = re.sub(r"(?m)^!\[[^\]]*\]\([^)]*\)$", PICTURE, text)
     return re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
 
 
@@ -45,7 +43,7 @@ def first_screen(text):
     blocks, count = [], 0
     for block in re.split(r"\n\s*\n", text):
         blocks.append(block)
-        count += len(block.split())
+        count += WORDS_OF_A_SCREEN if block == PICTURE else len(block.split())
         if count >= WORDS_OF_A_SCREEN:
             break
     return "\n\n".join(blocks)
@@ -67,7 +65,7 @@ def test_the_readme_is_short_and_plain():
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page not in WRITTEN_BY_EXPERIMENTS],
+    PAGES,
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_the_first_screen_of_a_page_is_plain(page):
@@ -83,6 +81,12 @@ def test_the_numbers_are_those_of_a_page_counted_by_hand():
     assert measure(plain_text(page + "- p 0.03, p = 0.5 and p .5\n")) == (17, 9, 3)
     assert measure(plain_text("| a table | p < 0.001 |\n")) == (8, 0, 1)
     assert measure("tip 0.5, step 1.0, map < 3") == (7, 7, 0)
+
+
+def test_a_picture_fills_the_screen():
+    page = "# A title\n\n![p 0.1](a.png)\n\nIts caption, p 0.2\n"
+    assert measure(first_screen(plain_text(page))) == (4, 3, 0)
+    assert measure(first_screen(plain_text(page.replace("![", "see ["))))[2] == 2
 
 
 if __name__ == "__main__":

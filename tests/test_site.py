@@ -191,7 +191,7 @@ def test_search_finds_flood_step(browser, address):
         seen.page.keyboard.press("/")
         seen.page.keyboard.type("FloodStep")
         results = seen.page.locator(".md-search-result__link")
-        results.first.wait_for(timeout=20_000)
+        results.first.wait_for(timeout=60_000)
         links = [link.get_attribute("href") for link in results.all()]
         assert any("flooding.FloodStep" in link for link in links), links
         assert seen.errors == []

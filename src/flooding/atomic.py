@@ -19,8 +19,9 @@ def write_atomic(
     The content goes to a temporary file of the same folder, with an unpredictable name and created
     exclusively, which then takes the file's name. So several processes may write one path at once
     (the last one wins), and a symbolic link under either name is never followed: under the file's
-    own name it is replaced. Nothing is forced onto the disk; after a power cut the old file may be
-    there.
+    own name it is replaced.
+
+    Nothing is forced onto the disk; after a power cut the old file may be there.
 
     Args:
         path: The file, in a folder that exists. An old file is replaced.

@@ -86,9 +86,11 @@ class EMA(Averaging):
     """Exponential moving average (EMA) of the weights after every step.
 
     The average begins with the weights after the first step, ``a_1 = w_1``. With n weights in it,
-    ``a_(n+1) = d_n * a_n + (1 - d_n) * w_(n+1)``. Without warm-up ``d_n = decay``, and the average
-    remembers about ``1 / (1 - decay)`` steps. With it ``d_n = min(decay, (1 + n) / (10 + n))``, so
-    that the first steps are forgotten. ``decay=0`` without warm-up is the network itself.
+    ``a_(n+1) = d_n * a_n + (1 - d_n) * w_(n+1)``.
+
+    Without warm-up ``d_n = decay``, and the average remembers about ``1 / (1 - decay)`` steps. With
+    it ``d_n = min(decay, (1 + n) / (10 + n))``, so that the first steps are forgotten. ``decay=0``
+    without warm-up is the network itself.
 
     Args:
         decay: Weight of the old average, in [0, 1).

@@ -51,9 +51,10 @@ class Flood(ControlledLevel, nn.Module):
 
     What it measured in training stays readable as tensors, and nothing here copies them to the
     host: ``raw_loss`` and ``flooded_loss`` of the last batch, ``flooded_fraction`` and
-    ``n_nonfinite`` since the last ``reset()``. The level is a buffer, so ``torch.compile`` keeps
-    one graph while it changes; it is not persistent, so state dicts of flooded and plain models
-    load into each other.
+    ``n_nonfinite`` since the last ``reset()``.
+
+    The level is a buffer, so ``torch.compile`` keeps one graph while it changes; it is not
+    persistent, so state dicts of flooded and plain models load into each other.
 
     Edges: cross-entropy and NLL with ``reduction="none"``, as modules, functions or partials of
     them, keep torch's mean: examples of ``ignore_index`` are left out, and the level acts on the

@@ -96,6 +96,8 @@ def compare_levels(
         tables,
         drawings,
         describe_provenance(records),
+        level_comparison.describe_comparisons(grids),
+        {grid.cell.title: grid.by_level for grid in grids},
     )
 
 

@@ -179,6 +179,23 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
         ],
         _figures(results, max_epochs),
         describe_provenance(records),
+        _answer(judgements),
+        {pairs.title: {0.0: pairs.plain, pairs.level: pairs.flooded} for pairs in results},
+    )
+
+
+def _answer(judgements: Sequence[claims.Judgement]) -> str:
+    """Say which explanations hold wherever they were tested, and which nowhere."""
+    by_text: dict[str, list[bool]] = {}
+    for judgement in judgements:
+        text = judgement.claim.text.partition(". ")[0]
+        by_text.setdefault(text, []).append(judgement.holds)
+    always = [text for text, holds in by_text.items() if all(holds)]
+    never = [text for text, holds in by_text.items() if not any(holds)]
+    return (
+        f"Of {len(by_text)} statements, these hold on every task and at every level that was "
+        f"tested: {'; '.join(always) or 'none'}. These hold nowhere: {'; '.join(never) or 'none'}. "
+        "The others depend on task and level."
     )
 
 
@@ -299,12 +316,14 @@ def _figures(results: Sequence[PairedRecords], max_epochs: int) -> dict:
         "the plane holds is told beside their names."
     )
     along = "Along the training, mean and standard deviation over seeds."
+    small = "The same at the small levels."
     lines = (
         "Training loss along filter-normalised directions around the last weights: mean and "
         "standard deviation."
     )
     return {
-        "along": (along, partial(paired_curves, results, labels, logarithmic)),
+        "along": (along, partial(paired_curves, results[:3], labels, logarithmic)),
+        "along-small": (small, partial(paired_curves, results[3:], labels, logarithmic)),
         "lines": (lines, partial(lines_in_pairs, results, STEPS, LINE)),
         "planes": (planes, sinusoid),
         "surface": (surface, gaussians),

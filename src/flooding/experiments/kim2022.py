@@ -34,7 +34,7 @@ from flooding.level_search.result import SearchResult
 from flooding.levels import Delayed, Heuristic
 from flooding.levels.base import Level
 from flooding.models import mlp
-from flooding.report.claims import judge, split_by_verdict
+from flooding.report.claims import Judgement, judge, split_by_verdict
 from flooding.report.document import Report
 from flooding.report.provenance import describe_provenance
 from flooding.report.record_metrics import run_of
@@ -202,7 +202,8 @@ def study(plan: Plan) -> Study:
     for policy in policies:
         records += policy.records
     claims = source_claims(results)
-    failures, findings = split_by_verdict(judge(claims))
+    judgements = judge(claims)
+    failures, findings = split_by_verdict(judgements)
     return Report(
         "Searches for the flood level: the published reproduction (kim2022)",
         f"{_describe(plan, len(claims))}{_describe_missing(plan, results, records)}",
@@ -211,6 +212,21 @@ def study(plan: Plan) -> Study:
         kim2022_results.make_tables(results),
         kim2022_results.draw_figures(results),
         describe_provenance(records),
+        _answer(judgements, results),
+        {"Forward": results.forward, "Backward": {0.0: results.plain, **results.backward}},
+    )
+
+
+def _answer(judgements: Sequence[Judgement], results: Results) -> str:
+    """Say how many claims hold, and how accurate the ways are."""
+    held = sum(judgement.holds for judgement in judgements)
+    texts = []
+    for name in ("no flooding", "forward", "backward", "no flooding, stopped"):
+        row = results.rows[name]
+        texts.append(f"{name} {np.mean(row.accuracy):.1f} %")
+    return (
+        f"{held} of {len(judgements)} claims of the source hold over "
+        f"{len(results.plain)} seeds. Test accuracy on noisy labels: {'; '.join(texts)}."
     )
 
 

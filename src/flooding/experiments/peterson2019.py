@@ -19,7 +19,7 @@ from flooding.experiments.grids import CURVES
 from flooding.level_search.advisor import advise, bayes_error
 from flooding.level_search.result import LevelEstimate
 from flooding.models import small_cnn
-from flooding.report.claims import Claim, Sentences, judge
+from flooding.report.claims import Claim, Judgement, Sentences, judge
 from flooding.report.document import Report, Table
 from flooding.report.level_figures import LevelPanel, accuracy_and_nll
 from flooding.report.level_grid import Cell, LevelGrid
@@ -135,7 +135,7 @@ def _nats(estimate: LevelEstimate) -> float:
 def _report(grid: LevelGrid, shares: np.ndarray, records: Sequence[Record]) -> Report:
     advice = _advise(grid, shares)
     sentences = _describe_labels(grid, advice)
-    _judge_advice(grid, advice, sentences)
+    judgements = _judge_advice(grid, advice, sentences)
     about = (
         f"The {len(shares):,} test images of CIFAR-10, divided anew for each seed; each image has "
         "one label, drawn from those that people gave it. A convolutional network of two layers, "
@@ -163,6 +163,20 @@ def _report(grid: LevelGrid, shares: np.ndarray, records: Sequence[Record]) -> R
         [_estimates(advice), _levels(grid)],
         {"levels": (caption, partial(_draw, grid, advice))},
         describe_provenance(records),
+        _answer(advice, judgements),
+        {grid.cell.title: grid.by_level},
+    )
+
+
+def _answer(advice: _Advice, judgements: Sequence[Judgement]) -> str:
+    """Say what labels tell of the level, and how many statements hold."""
+    held = sum(judgement.holds for judgement in judgements)
+    opposite = sum(judgement.verdict == "the opposite holds" for judgement in judgements)
+    limit, lowest = advice.irreducible_loss, advice.lowest_loss
+    return (
+        f"People's labels allow a loss of {limit:.2f} nats; plain training comes down to "
+        f"{lowest:.2f} on validation data. Of {len(judgements)} statements about good levels, "
+        f"{held or 'none'} is shown to hold; the opposite holds for {opposite or 'none'}."
     )
 
 
@@ -255,7 +269,7 @@ def _tested_levels(grid: LevelGrid) -> list[float]:
     return [level for level in grid.cell.levels[1:] if grid.count_reached(level) == n]
 
 
-def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> None:
+def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> list[Judgement]:
     """Judge whether the levels that work keep to what labels and losses say."""
     # Only levels that every seed reached, divided by what is said about them.
     levels, limit = _tested_levels(grid), advice.irreducible_loss
@@ -280,8 +294,10 @@ def _judge_advice(grid: LevelGrid, advice: _Advice, sentences: Sentences) -> Non
         # A group may be empty, such as that of levels above the irreducible loss.
         if a and b:
             claims += _claims(text, _pick_levels(grid, a), _pick_levels(grid, b), at)
-    for judgement in judge(claims):
+    judgements = judge(claims)
+    for judgement in judgements:
         sentences.add(judgement.holds, judgement.sentence)
+    return judgements
 
 
 def _pick_levels(grid: LevelGrid, levels: Sequence[float]) -> list[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -47,6 +48,8 @@ __all__ = ["plot_search"]
 _Colour: TypeAlias = str | tuple[float, float, float, float]
 
 _ROW_HEIGHT = 0.4  # inches for an estimate
+_PANEL_HEIGHT = 2.9  # inches
+_TITLE = 68  # characters in a line
 _PLAIN, _SELECTED, _DARK = "0.5", PALETTE["flooded"], "0.2"
 _LIMITS = ("cap", "label entropy", "balanced classes")  # estimates that bound the level
 _ARROW = {"arrowstyle": "-", "shrinkA": 0}
@@ -55,23 +58,23 @@ _ARROW = {"arrowstyle": "-", "shrinkA": 0}
 def plot_search(result: SearchResult) -> Figure:
     """Draw what a search measured, and what it selected.
 
-    On the left, validation score and loss against the level; on the right, training loss and
-    validation score (or loss) against the epoch; below, every estimate with its interval. Marks of
-    Runs that were stopped early are hollow, and the smaller the shorter the Run. Plain training is
-    a line at its longest. Among the marks it stands at level 0, if that is near, also as it was
-    when others were stopped.
+    From the top: validation score and loss against the level; every estimate with its interval;
+    training loss and validation score (or loss) against the epoch. Marks of Runs that were stopped
+    early are hollow, and the smaller the shorter the Run. Plain training is a line at its longest.
+    Among the marks it stands at level 0, if that is near, also as it was when others were stopped.
 
     A panel with nothing to show is left out: the score where only a loss was measured, the loss
-    where it merely stands for the score, the left panels where all levels are controllers, the
-    right ones where there are no curves. One training with the controller ``Auto`` shows validation
-    at each level of its sweep instead of marks. A Run has no mark if its validation score or loss
-    is not finite, or the loss is over 100 times the median; the title says how many there are.
+    where it merely stands for the score, the panels by level where all levels are controllers,
+    those by epoch where there are no curves. One training with the controller ``Auto`` shows
+    validation at each level of its sweep instead of marks. A Run has no mark if its validation
+    score or loss is not finite, or the loss is over 100 times the median; the title says how many
+    there are.
 
     Args:
         result: The result of a search.
 
     Returns:
-        A figure of 9 inches width.
+        The figure.
 
     Example:
         >>> from flooding import Problem, Run
@@ -99,10 +102,12 @@ def plot_search(result: SearchResult) -> Figure:
     ):
         by_level = measures
     by_epoch = with_curves(records, [train_loss]) + with_curves(records, measures)[:1]
-    rows = _layout([_level_panel(m) for m in by_level], [_epoch_panel(m) for m in by_epoch])
+    # Below each other: results by level, the estimates on the same axis, curves, the legend.
+    levels = [_level_panel(measure) for measure in by_level]
+    rows = [*levels, "strip", *(_epoch_panel(measure) for measure in by_epoch), "key"]
 
-    with new_figure(9.0, 9.0) as figure:
-        panels = figure.subplot_mosaic(rows)  # type: ignore[arg-type]
+    with new_figure(9.0) as figure:
+        panels = figure.subplot_mosaic([[name] for name in rows])
         limits, colours = level_axis(result), _level_colours(records)
         for measure in by_level:
             name = _level_panel(measure)
@@ -112,23 +117,24 @@ def plot_search(result: SearchResult) -> Figure:
             else:
                 _draw_levels(axes, records, measure, diverged, colours)
                 draw_decision(axes, result, measure, decides=measure is measures[0])
-            _draw_selection(axes, result, limits, with_text=name in rows[0])
+            _draw_selection(axes, result, limits, with_text=name == rows[0])
             axes.set(xlabel=label, ylabel=measure.label, xlim=limits)
         for measure in by_epoch:
             _draw_curves(panels[_epoch_panel(measure)], result, measure, colours)
         if by_epoch and colours is not None:
             colour_axes = [panels[_epoch_panel(measure)] for measure in by_epoch]
-            _draw_colour_bar(figure, colours, colour_axes, label, aspect=20 * (len(rows) - 1))
-        # The bottom row: estimates on the left, the legend on the right.
+            _draw_colour_bar(figure, colours, colour_axes, label, aspect=20 * len(by_epoch))
         title = None
         if by_level and by_epoch and not is_swept:
-            title = f"Left: mean of each Run's {_tail_text(measures[0])}"
+            title = f"By level: mean of each Run's {_tail_text(measures[0])}"
         num_names = _draw_legend(panels, title)
-        bottom = max(0.5 + _ROW_HEIGHT * len(result.estimates), 0.5 + 0.24 * num_names, 1.0)
-        _set_heights(figure, panels["key"], [3.3] * (len(rows) - 1) + [bottom])
+        strip = _ROW_HEIGHT * (len(result.estimates) + 0.6)
+        heights = dict.fromkeys(rows, _PANEL_HEIGHT)
+        heights |= {"strip": strip, "key": 0.4 + 0.24 * num_names}
+        _set_heights(figure, panels["key"], list(heights.values()))
         _draw_estimates(panels["strip"], result.estimates, limits, "" if by_level else label)
-        panels["strip"].set_ylim(bottom / _ROW_HEIGHT - 1, -0.5)
-        figure.suptitle(_title(result, sum(diverged)))
+        panels["strip"].set_ylim(strip / _ROW_HEIGHT - 1, -0.5)
+        figure.suptitle(textwrap.fill(_title(result, sum(diverged)), _TITLE), fontsize=11)
     return figure
 
 
@@ -145,20 +151,6 @@ def _level_panel(measure: Measure) -> str:
 
 def _epoch_panel(measure: Measure) -> str:
     return f"{measure.name} by epoch"
-
-
-def _layout(by_level: list[str], by_epoch: list[str]) -> list[list[str]]:
-    """Arrange panels: levels left, epochs right; the only kind there is side by side."""
-    rows = []
-    if by_level and by_epoch:
-        # The shorter column repeats its last panel, which then spans the rows.
-        for i in range(max(len(by_level), len(by_epoch))):
-            left = by_level[min(i, len(by_level) - 1)]
-            right = by_epoch[min(i, len(by_epoch) - 1)]
-            rows.append([left, right])
-    elif by_level or by_epoch:
-        rows.append([*by_level, *by_epoch, "key"][:2])
-    return [*rows, ["strip", "key"]]
 
 
 def _title(result: SearchResult, num_diverged: int) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from flooding.report.stats import Difference, adjust, format_p
+from flooding.report.stats import Difference, adjust, format_p, pluralize
 
-__all__ = ["Claim", "Judgement", "Sentences", "judge", "split_by_verdict"]
+__all__ = ["Claim", "Judgement", "Sentences", "Tally", "judge", "split_by_verdict"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,44 @@ class Judgement(NamedTuple):
             p = f", p {format_p(self.p)}"
         size = f"{difference.format(claim.digits)} {claim.unit}, n = {difference.n}{p}"
         return f"{claim.text}: {self.verdict}; {size}{claim.detail}."
+
+
+class Tally(NamedTuple):
+    """How many of several differences are significant.
+
+    Args:
+        wins: Number of those above 0 at 5 %.
+        losses: Number of those below 0 at 5 %.
+        total: Number of those that were tested.
+    """
+
+    wins: int
+    losses: int
+    total: int
+
+    @classmethod
+    def of(cls, differences: Sequence[Difference | None], ps: Sequence[float]) -> Tally:
+        """Count differences by their corrected p values; NaN and None were not tested."""
+        wins = losses = total = 0
+        for difference, p in zip(differences, ps, strict=True):
+            if difference is not None and not math.isnan(p):
+                total += 1
+                wins += p < 0.05 and difference.mean > 0
+                losses += p < 0.05 and difference.mean < 0
+        return cls(wins, losses, total)
+
+    def describe(self, noun: str) -> str:
+        """Say it in words.
+
+        Args:
+            noun: What the differences are of.
+
+        Returns:
+            Such as ``significantly better in 5 and worse in none of 9 cells``.
+        """
+        wins, losses = self.wins or "none", self.losses or "none"
+        total = pluralize(self.total, noun)
+        return f"significantly better in {wins} and worse in {losses} of {total}"
 
 
 def judge(claims: Sequence[Claim]) -> list[Judgement]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CurvePanel", "PairedRecords", "curves_by_level", "lines_in_pairs", "paired_curves"]
 
+_TITLE = 54  # characters of titles in a row of panels
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
@@ -49,19 +51,25 @@ def curves_by_level(
     """
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with new_figure(1.5 + 2.6 * columns, 1.2 + 2.4 * rows) as figure:
+    with new_figure(0.9 + 2.3 * rows) as figure:
         grid = figure.subplots(rows, columns, sharex="col", sharey="row", squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
             _draw_levels(axes, panel, levels)
-            axes.set_title(panel.title, fontsize=9.0)
+            axes.set_title(_wrap(panel.title, columns))
         for axes in grid[-1]:
             axes.set_xlabel("Epoch")
         for row in grid:
             row[0].set_ylabel(label)
             if log:
                 _set_log(row)
-        legend_below(figure, grid.flat, 4)
+        legend_below(figure, grid.flat, 3)
     return figure
+
+
+def _wrap(title: str, columns: int) -> str:
+    """Break a title so that it fits above its panel; a number stays with its word."""
+    bound = title.replace(" %", "\N{NO-BREAK SPACE}%").replace(" at ", " at\N{NO-BREAK SPACE}")
+    return textwrap.fill(bound, _TITLE // columns)
 
 
 def _draw_levels(axes: Axes, panel: CurvePanel, levels: Sequence[float]) -> None:
@@ -130,15 +138,15 @@ def paired_curves(
     Returns:
         The figure.
     """
-    with new_figure(3.0 * len(columns) + 0.5, 1.9 * len(labels)) as figure:
-        grid = figure.subplots(len(labels), len(columns), sharex=True, squeeze=False)
+    with new_figure(1.8 * len(labels) + 0.6) as figure:
+        grid = figure.subplots(len(labels), len(columns), sharex=True, sharey="row", squeeze=False)
         for panels, records in zip(grid.T, columns, strict=True):
             for axes, name in zip(panels, labels, strict=True):
                 _draw_pair(axes, records, name, name in logarithmic)
-            panels[0].set_title(records.title)
+            panels[0].set_title(_wrap(records.title, len(columns)))
             panels[-1].set_xlabel("Epoch")
         for axes, label in zip(grid[:, 0], labels.values(), strict=True):
-            axes.set_ylabel(label)
+            axes.set_ylabel(textwrap.fill(label, 12))
         legend_below(figure, grid.flat, 2)
     return figure
 
@@ -168,8 +176,13 @@ def lines_in_pairs(
     Returns:
         The figure.
     """
-    with new_figure(3.0 * len(columns) + 0.5, 3.2) as figure:
-        panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    across = min(3, len(columns))
+    rows = math.ceil(len(columns) / across)
+    with new_figure(2.2 * rows + 0.9) as figure:
+        grid = figure.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
+        panels = list(grid.flat)[: len(columns)]
+        for axes in grid.flat[len(columns) :]:
+            axes.set_axis_off()
         for axes, pairs in zip(panels, columns, strict=True):
             for label, colour, records in pairs.groups:
                 values = np.empty((len(records), len(names)))
@@ -177,7 +190,9 @@ def lines_in_pairs(
                     values[index] = [record.metrics[name] for name in names]
                 draw_band(axes, np.array(steps), values, color=colour, label=label)
             axes.axhline(pairs.level, color="0.6", ls=":", label="level")
-            axes.set(title=pairs.title, xlabel="Step along the direction")
-        panels[0].set_ylabel("Training loss (nats)")
+            axes.set_title(_wrap(pairs.title, across))
+        # In the middle: a label of the whole figure would lie under the legend.
+        grid[-1, across // 2].set_xlabel("Step along the direction")
+        figure.supylabel("Training loss (nats)", fontsize=11.0)
         legend_below(figure, panels, 3)
     return figure

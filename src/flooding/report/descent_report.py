@@ -52,15 +52,38 @@ def make_report(
     """Judge every test curve by the criterion."""
     sections, figures = [], {}
     for group in groups:
-        # The synthetic tasks have three noises, the images four combinations in a row.
-        columns = 3 if group.name == "synthetic" else 4
+        # The synthetic tasks have three noises; the titles of the images are long.
+        columns = 3 if group.name == "synthetic" else 2
         for measure in MEASURES:
             sections.append(Section(group, measure))
             draw = partial(_draw, group, measure, columns)
             figures[f"{group.name}-{measure.name}"] = (_caption(group, measure), draw)
     tables = [_table(section) for section in sections]
     failures, findings = _sentences(groups, sections)
-    return Report(title, about, failures, findings, tables, figures, describe_provenance(records))
+    searches = {grid.cell.title: grid.by_level for group in groups for grid in group.grids}
+    return Report(
+        title,
+        about,
+        failures,
+        findings,
+        tables,
+        figures,
+        describe_provenance(records),
+        _answer(sections),
+        searches,
+    )
+
+
+def _answer(sections: Sequence[Section]) -> str:
+    """Count where flooding brings a second descent, by the criterion."""
+    texts = []
+    for section in sections:
+        count = format_count([row.brings_descent for row in section.tested])
+        texts.append(f"{section.group.title}, test {section.measure.name}: {count}")
+    return (
+        "By the criterion below, flooding brings a second descent in so many of the tested rows, "
+        f"each a condition at a level: {'; '.join(texts)}."
+    )
 
 
 # Tables.
@@ -452,7 +475,7 @@ def _draw(group: Group, measure: Measure, columns: int) -> Figure:
             if level == 0 or grid.count_reached(level):
                 seeds = [measured_curve(record, measure) for record in grid.at(level)]
                 curves[level] = np.stack(seeds)
-        panels.append(CurvePanel(grid.cell.title.replace(" + weight", "\n+ weight"), curves))
+        panels.append(CurvePanel(grid.cell.title, curves))
         levels.update(grid.cell.levels)
     label = f"Test {measure.name} ({measure.unit})"
     return curves_by_level(panels, sorted(levels), label, columns, measure.name == "loss")

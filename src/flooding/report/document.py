@@ -16,6 +16,8 @@ from flooding.text import one_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from flooding.report.search_figures import Search
+
 __all__ = ["Report", "Table"]
 
 
@@ -95,13 +97,18 @@ class Report:
 
     Args:
         title: A heading.
-        about: What was done, in a paragraph of markdown.
+        about: How it was done, in a paragraph of markdown. It comes last, but first where there is
+            no answer.
         failures: Claims or figures that could not be reproduced; these come first.
         findings: What was found, a sentence each, with n and spread.
         tables: Tables.
         figures: For each figure's name in letters, digits and dashes, its caption and what draws
             it.
         provenance: Circumstances: n, machine, versions, commit, hours.
+        answer: What was found, in one to three plain sentences without intervals or p values. The
+            first figure follows it.
+        searches: For each problem its Records by flood level, 0 being plain training, for the
+            charts of a report page.
     """
 
     title: str
@@ -111,6 +118,8 @@ class Report:
     tables: Sequence[Table] = ()
     figures: Mapping[str, tuple[str, Callable[[], Figure]]] = field(default_factory=dict)
     provenance: str = ""
+    answer: str = ""
+    searches: Mapping[str, Search] = field(default_factory=dict)
 
     def markdown(self, name: str) -> str:
         """Write it as one page.
@@ -119,10 +128,13 @@ class Report:
             name: What its figures' files begin with.
 
         Returns:
-            Markdown with the failures first.
+            Markdown: the answer and a picture, then what failed, before findings and tables.
         """
-        # What failed comes first, before tables and figures.
-        parts = [f"# {_text(self.title)}", _without_html(self.about)]
+        about, pictures = _without_html(self.about), self._pictures(name)
+        parts = [f"# {_text(self.title)}", _text(self.answer) if self.answer else about]
+        if self.answer:
+            parts += pictures[:1]
+            pictures = pictures[1:]
         for heading, sentences in (("Not reproduced", self.failures), ("Found", self.findings)):
             if sentences:
                 items = [f"- {_text(sentence)}" for sentence in sentences]
@@ -131,14 +143,21 @@ class Report:
             parts.append("## Tables")
             for table in self.tables:
                 parts.append(table.markdown().rstrip("\n"))
-        if self.figures:
-            parts.append("## Figures")
-            for figure, (text, _) in self.figures.items():
-                caption = _text(text)
-                parts.append(f"![{caption}]({name}-{figure}.png)\n\n{caption}")
+        if pictures:
+            parts += ["## Figures", *pictures]
+        if self.answer:
+            parts += ["## How it was done", about]
         if self.provenance:
             parts += ["## Circumstances", _text(self.provenance)]
         return "\n\n".join(parts) + "\n"
+
+    def _pictures(self, name: str) -> list[str]:
+        """Write each figure with its caption."""
+        pictures = []
+        for figure, (text, _) in self.figures.items():
+            caption = _text(text)
+            pictures.append(f"![{caption}]({name}-{figure}.png)\n\n{caption}")
+        return pictures
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
         """Write ``NAME.md``, ``NAME-TABLE.csv`` and ``NAME-FIGURE.png``, each whole or not at all.

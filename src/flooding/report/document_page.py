@@ -1,4 +1,4 @@
-"""The report page of an experiment: the sentences, tables and pictures of its report."""
+"""The report page of an experiment: the sentences, charts, tables and pictures of its report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flooding.report.document import Report, Table
-from flooding.report.page import Block, Cell, Code, DataTable, Page, Picture, Section, Sentences
+from flooding.report.page import (
+    Block,
+    Cell,
+    Charts,
+    Code,
+    DataTable,
+    Page,
+    Picture,
+    Section,
+    Sentences,
+)
 from flooding.report.page_file import ReportPage
+from flooding.report.search_charts import shown_groups, study_charts
 from flooding.report.stats import pluralize
 
 __all__ = ["data_table", "document_page", "small_png"]
@@ -34,12 +45,12 @@ def document_page(
     Returns:
         The page.
     """
-    num_findings = pluralize(len(report.findings), "finding")
-    answer = f"{num_findings}; nothing that was checked failed."
-    if report.failures:
-        failed = pluralize(len(report.failures), "result")
-        answer = f"{num_findings}; {failed} could not be reproduced."
     sections = []
+    if report.searches:
+        charts: list[Block] = [Charts(row) for row in study_charts(report.searches)]
+        sections.append(Section("levels", "Levels and curves", charts, is_selector=True))
+    if report.failures:
+        sections.append(Section("failed", "Not reproduced", [Sentences(report.failures)]))
     if report.findings:
         sections.append(Section("found", "Found", [Sentences(report.findings)]))
     if pictures:
@@ -59,8 +70,22 @@ def document_page(
         repeat.insert(0, Sentences([report.provenance], is_paragraph=True))
     sections.append(Section("repeat", "Cost, versions, and how to repeat it", repeat))
     return Page(
-        report.title, answer, asked, report.failures, sections, warnings_title="Not reproduced"
+        report.title,
+        report.answer or _count_results(report),
+        asked,
+        (),
+        sections,
+        shown_groups(report.searches),
     ).render()
+
+
+def _count_results(report: Report) -> str:
+    """Count findings and failures, where a report has no answer of its own."""
+    num_findings = pluralize(len(report.findings), "finding")
+    if not report.failures:
+        return f"{num_findings}; nothing that was checked failed."
+    failed = pluralize(len(report.failures), "result")
+    return f"{num_findings}; {failed} could not be reproduced."
 
 
 def data_table(table: Table, groups: Sequence[int | None] = (), heads: int = 0) -> DataTable:

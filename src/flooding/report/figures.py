@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PALETTE",
+    "WIDTH",
     "draw_band",
     "legend_below",
     "legend_entries",
@@ -41,22 +42,28 @@ PALETTE = {
     "B": "#F0E442",
     "C": "#CC79A7",
 }
+# Inches. As wide as a phone (360 pixels, of which a page leaves 330), the smallest texts are 8
+# pixels high: every figure is of this width, and grows downwards.
+WIDTH = 5.6
 _DPI = 150
 _STYLE: dict[Any, Any] = {
     "font.size": 11.0,
     "axes.titlesize": 11.0,
+    "xtick.labelsize": 10.0,
+    "ytick.labelsize": 10.0,
     "legend.fontsize": 10.0,
     "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.columnspacing": 1.2,
 }
 
 
 @contextmanager
-def new_figure(width: float, height: float) -> Generator[Figure]:
+def new_figure(height: float) -> Generator[Figure]:
     """Open a figure to draw on, in the style of all figures, and lay it out at the end.
 
     Args:
-        width: Inches.
-        height: Inches.
+        height: Inches; the width is :data:`WIDTH`.
 
     Yields:
         The figure.
@@ -64,7 +71,7 @@ def new_figure(width: float, height: float) -> Generator[Figure]:
     with _style():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), dpi=_DPI, layout="constrained")
         # After an error there is nothing to lay out.
         yield figure  # ruff: ignore[fallible-context-manager]
         # The layout settles in two passes. It is frozen after that: saving twice must give the

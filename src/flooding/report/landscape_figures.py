@@ -54,7 +54,7 @@ def loss_planes(problem: Problem, level: float) -> Figure:
     # One scale of heights for both panels.
     lowest, highest = min(map(np.min, all_losses)), max(map(np.max, all_losses))
     shades = np.log10(np.geomspace(lowest, highest, 25))
-    with new_figure(9.0, 4.2) as figure:
+    with new_figure(4.2) as figure:
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         titles = ("Without flooding", f"Flooded at {level:g}")
         filled = []
@@ -65,7 +65,7 @@ def loss_planes(problem: Problem, level: float) -> Figure:
             axes.plot(0, 0, "*", color="white", ms=12)
             axes.set(title=title, xlabel="Step along one direction")
         panels[0].set_ylabel("Step along another")
-        figure.colorbar(filled[0], ax=list(panels), label=_LOSS)
+        figure.colorbar(filled[0], ax=list(panels), label=_LOSS, location="top", aspect=40)
     return figure
 
 
@@ -114,7 +114,7 @@ def loss_surface(problem: Problem, level: float) -> Figure:
     heights = landscape(
         model, lambda: [problem.loss(model(data.x), data.y)], directions, [x.tolist(), y.tolist()]
     )
-    with new_figure(6.5, 5.5) as figure:
+    with new_figure(5.8) as figure:
         axes = figure.subplots()
         shades = np.log10(np.maximum(heights.T, 1e-6))
         filled = axes.contourf(x, y, shades, levels=25, cmap="Greys", alpha=0.7)
@@ -132,8 +132,8 @@ def loss_surface(problem: Problem, level: float) -> Figure:
         axes.plot([], [], "s", color="0.4", label="first weights")
         axes.plot([], [], "*", color="0.4", label="last weights")
         axes.set(xlabel="First direction", ylabel="Second direction")
-        legend_below(figure, [axes], 3)
-        figure.colorbar(filled, label=_LOSS)
+        legend_below(figure, [axes], 2)
+        figure.colorbar(filled, label=_LOSS, location="top", aspect=40)
     return figure
 
 

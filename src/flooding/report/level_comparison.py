@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flooding.report import stats
-from flooding.report.claims import Sentences
+from flooding.report.claims import Sentences, Tally
 from flooding.report.document import Table
-from flooding.report.level_figures import LevelPanel, accuracy_over_nll
-from flooding.report.level_grid import LOSS_COLUMNS, ROWS, Comparison, LevelGrid, row_epoch
+from flooding.report.level_figures import LevelPanel, accuracy_with_nll
+from flooding.report.level_grid import (
+    COMPARISONS,
+    LOSS_COLUMNS,
+    ROWS,
+    Comparison,
+    LevelGrid,
+    row_epoch,
+)
 from flooding.report.record_metrics import (
     MIN_FLOODED_SHARE,
     Epoch,
@@ -27,7 +34,13 @@ from flooding.training.record import Record
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["comparison_table", "describe_selection", "draw_levels", "levels_table"]
+__all__ = [
+    "comparison_table",
+    "describe_comparisons",
+    "describe_selection",
+    "draw_levels",
+    "levels_table",
+]
 __all__ += ["losses_table", "sentences"]
 
 # Where the paper says that flooding helps: that must be shown, and fails where it is not.
@@ -220,6 +233,36 @@ def _flooded_cells(
 # Sentences.
 
 
+def describe_comparisons(grids: Sequence[LevelGrid]) -> str:
+    """Say how flooding's last epoch compares with plain training and with early stopping.
+
+    Args:
+        grids: A grid for each problem.
+
+    Returns:
+        Three plain sentences, and one more where a problem could not be tested.
+    """
+    last, _, against_stopping = COMPARISONS
+    tallies = []
+    for comparison in (last, against_stopping):
+        gains = [grid.gain(comparison.row, comparison.against) for grid in grids]
+        ps = stats.adjust(gains)
+        tested = [
+            None if _cannot_be_tested(grid, comparison) else gain
+            for grid, gain in zip(grids, gains, strict=True)
+        ]
+        tallies.append(Tally.of(tested, ps).describe("setting"))
+    seeds = stats.pluralize(len(grids[0].records), "seed")
+    text = (
+        f"Against plain training, flooding's last epoch is {tallies[0]}. Against plain early "
+        f"stopping it is {tallies[1]}. With {seeds} only large differences can show."
+    )
+    untested = sum(grid.cannot_be_tested for grid in grids)
+    if untested:
+        text += f" {stats.pluralize(untested, 'setting')} could not be tested."
+    return text
+
+
 def sentences(grids: Sequence[LevelGrid], comparisons: Sequence[Comparison]) -> Sentences:
     """Say first whether the levels were tested at all, then which comparisons hold.
 
@@ -302,4 +345,4 @@ def draw_levels(grids: Sequence[LevelGrid]) -> Figure:
         accuracy = grid.curve("test_accuracy", 100.0)
         nll = grid.curve("test_nll")
         panels.append(LevelPanel(grid.cell.title, levels, accuracy, nll, is_tested))
-    return accuracy_over_nll(panels)
+    return accuracy_with_nll(panels)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LevelCurve", "LevelPanel", "accuracy_and_nll", "accuracy_grid", "accuracy_over_nll"]
+__all__ = ["LevelCurve", "LevelPanel", "accuracy_and_nll", "accuracy_grid", "accuracy_with_nll"]
 
 
 class LevelCurve(NamedTuple):
@@ -58,10 +58,11 @@ def accuracy_grid(panels: Sequence[LevelPanel], columns: int) -> Figure:
         columns: Panels in a row.
 
     Returns:
-        A figure of 9 x 8 inches.
+        The figure.
     """
-    with new_figure(9.0, 8.0) as figure:
-        grid = figure.subplots(len(panels) // columns, columns, sharex=True, sharey="row")
+    rows = len(panels) // columns
+    with new_figure(2.2 * rows + 0.7) as figure:
+        grid = figure.subplots(rows, columns, sharex=True, sharey="row")
         for axes, panel in zip(grid.flat, panels, strict=True):
             # The levels of such a grid are evenly spaced: the axis is in nats.
             _draw_curve(axes, np.array(panel.levels), panel.accuracy)
@@ -69,37 +70,37 @@ def accuracy_grid(panels: Sequence[LevelPanel], columns: int) -> Figure:
             # A tick at the lower edge for each seed.
             height, across = np.full(len(panel.picked), 0.03), axes.get_xaxis_transform()
             axes.plot(panel.picked, height, "|", color="black", ms=9, transform=across)
-            axes.set_title(panel.title)
-        for axes in grid[-1]:
-            axes.set_xlabel("Flood level (nats)")
-        for axes in grid[:, 0]:
-            axes.set_ylabel("Clean test accuracy (%)")
+            axes.set_title(panel.title.replace(", ", ",\n"))
+        # In the middle: a label of the whole figure would lie under the legend.
+        grid[-1, columns // 2].set_xlabel("Flood level (nats)")
+        figure.supylabel("Clean test accuracy (%)", fontsize=11.0)
         legend_below(figure, grid.flat, 3)
     return figure
 
 
-def accuracy_over_nll(panels: Sequence[LevelPanel]) -> Figure:
-    """Draw accuracy above NLL, a column for each problem; open marks are levels not tested.
+def accuracy_with_nll(panels: Sequence[LevelPanel]) -> Figure:
+    """Draw accuracy beside NLL, a row for each problem; open marks are levels not tested.
 
     Args:
         panels: The problems.
 
     Returns:
-        A figure of 4.6 inches in height.
+        The figure.
     """
-    with new_figure(2.6 * len(panels) + 0.6, 4.6) as figure:
-        grid = figure.subplots(2, len(panels), sharex="col", squeeze=False)
-        for (upper, lower), panel in zip(grid.T, panels, strict=True):
+    with new_figure(2.3 * len(panels) + 0.9) as figure:
+        grid = figure.subplots(len(panels), 2, squeeze=False)
+        for (left, right), panel in zip(grid, panels, strict=True):
             # The levels are far from evenly spaced, so each takes one place.
             x = np.arange(len(panel.levels))
-            for axes, curve in ((upper, panel.accuracy), (lower, panel.nll)):
+            for axes, curve in ((left, panel.accuracy), (right, panel.nll)):
                 assert curve is not None
                 _draw_curve(axes, x, curve, panel.is_tested)
-            upper.set_title(panel.title.replace(", ", ",\n"))
-            lower.set_xticks(x, [f"{level:g}" for level in panel.levels], fontsize=8)
-            lower.set_xlabel("Flood level (nats)")
-        grid[0, 0].set_ylabel("Test accuracy (%)")
-        grid[1, 0].set_ylabel("Test NLL (nats)")
+                axes.set_xticks(x, [f"{level:g}" for level in panel.levels])
+            left.set_title(panel.title, loc="left")
+            left.set_ylabel("Test accuracy (%)")
+            right.set_ylabel("Test NLL (nats)")
+        for axes in grid[-1]:
+            axes.set_xlabel("Flood level (nats)")
         legend_below(figure, grid.flat, 2)
     return figure
 
@@ -115,9 +116,9 @@ def accuracy_and_nll(
         advised: Lowest and highest advised level, in nats.
 
     Returns:
-        A figure of 8 x 3.4 inches.
+        The figure.
     """
-    with new_figure(8.0, 3.4) as figure:
+    with new_figure(3.6) as figure:
         grid = figure.subplots(1, 2)
         labels = ("Test accuracy (%)", "Test NLL (nats)")
         for axes, curve, label in zip(grid, (panel.accuracy, panel.nll), labels, strict=True):
@@ -128,7 +129,7 @@ def accuracy_and_nll(
             _draw_curve(axes, np.array(panel.levels), curve, marker="o")
             axes.set(xlabel="Flood level (nats)", ylabel=label)
             axes.set_xlim(-0.02, 1.02 * panel.levels[-1])
-        legend_below(figure, grid, 2)
+        legend_below(figure, grid)
     return figure
 
 

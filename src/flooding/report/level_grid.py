@@ -132,6 +132,11 @@ class LevelGrid(Generic[CellT]):
         index = self.cell.levels.index(level)
         return [row[index] for row in self.records]
 
+    @property
+    def by_level(self) -> dict[float, list[Record]]:
+        """The Records of each level, one a seed."""
+        return {level: self.at(level) for level in self.cell.levels}
+
     def count_reached(self, level: float) -> int:
         """Count the seeds in which a level was reached."""
         return sum(is_reached(record) for record in self.at(level))

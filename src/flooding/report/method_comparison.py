@@ -10,7 +10,7 @@ import numpy as np
 from flooding.report import stats
 from flooding.report.document import Report, Table
 from flooding.report.method_results import BUDGET, Results
-from flooding.report.method_sentences import PLANNED_RIVALS, planned_tests, sentences
+from flooding.report.method_sentences import PLANNED_RIVALS, advise, planned_tests, sentences
 from flooding.report.provenance import describe_provenance
 from flooding.report.rank_figures import mean_ranks
 from flooding.report.stats import format_mean_sd, format_p
@@ -91,7 +91,7 @@ def make_report(results: Results, records: Sequence[Record], missing: str = "") 
         )
         figures["ranks"] = (caption, partial(mean_ranks, results.ranks, len(names)))
     title, provenance = "Regularisers side by side", describe_provenance(records)
-    return Report(title, about, failures, findings, tables, figures, provenance)
+    return Report(title, about, failures, findings, tables, figures, provenance, advise(results))
 
 
 # Tables.

@@ -237,7 +237,7 @@ def draw_ranking(ranking: Ranking) -> Figure:
     Returns:
         The figure.
     """
-    with new_figure(7.5, 0.35 * len(ranking.rows) + 1.3) as figure:
+    with new_figure(0.35 * len(ranking.rows) + 1.3) as figure:
         axes = figure.subplots()
         for index, row in enumerate(ranking.rows):
             colour = PALETTE["flooded"] if "flooding" in row.name else PALETTE["plain"]

@@ -12,7 +12,7 @@ from flooding.report.claims import Sentences
 from flooding.report.method_results import BUDGET, Results
 from flooding.report.stats import Difference
 
-__all__ = ["PLANNED_RIVALS", "PlannedTest", "planned_tests", "sentences"]
+__all__ = ["PLANNED_RIVALS", "PlannedTest", "advise", "planned_tests", "sentences"]
 
 # What flooding's last epoch is tested against.
 PLANNED_RIVALS = ("plain", "early stopping")
@@ -157,17 +157,34 @@ def _extremes(results: Results, rival: str) -> list[str]:
 
 def _advice(results: Results, tests: Sequence[PlannedTest]) -> str:
     """Say in plain words when to use flooding: at most five numbers, the tests are elsewhere."""
-    by_rival = {test.rival: test for test in tests}
-    parts = ["When to use flooding:"]
-    if "plain" in by_rival:
-        parts.append(_against_plain(by_rival["plain"]))
-    if "early stopping" in by_rival:
-        parts.append(_against_stopping(by_rival["early stopping"]))
+    parts = ["When to use flooding:", *_against_rivals(tests)]
     if _BOTH in results.methods and "early stopping" in results.methods:
         parts.append(_on_top_of_stopping(results.gain(_BOTH, "early stopping")))
     parts.append(_best_ranked(results))
     parts.append(f"The figures are mean differences in test accuracy over {_where(results)}.")
     return " ".join(parts)
+
+
+def advise(results: Results) -> str:
+    """Say in two or three sentences when to use flooding.
+
+    Args:
+        results: The picks.
+
+    Returns:
+        The sentences.
+    """
+    return " ".join([*_against_rivals(planned_tests(results)), _best_ranked(results)])
+
+
+def _against_rivals(tests: Sequence[PlannedTest]) -> list[str]:
+    by_rival = {test.rival: test for test in tests}
+    parts = []
+    if "plain" in by_rival:
+        parts.append(_against_plain(by_rival["plain"]))
+    if "early stopping" in by_rival:
+        parts.append(_against_stopping(by_rival["early stopping"]))
+    return parts
 
 
 def _where(results: Results) -> str:

@@ -188,7 +188,6 @@ class Page:
         groups: Levels or methods, which are selected together.
         group_noun: What a group is.
         chosen: Index of the group that the answer is about.
-        warnings_title: Heading of the warnings.
     """
 
     title: str
@@ -199,7 +198,6 @@ class Page:
     groups: Sequence[Group] = ()
     group_noun: str = "level"
     chosen: int | None = None
-    warnings_title: str = "Before you rely on it"
 
     def render(self) -> ReportPage:
         """Write the page; the same content always gives the same text."""

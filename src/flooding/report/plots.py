@@ -66,7 +66,7 @@ def scatter(splits_by_name: Mapping[str, Splits]) -> Figure:
         >>> scatter({"Spiral": spiral(n_test=2, seed=0)}).axes[0].get_title().splitlines()
         ['Spiral', '10 of 100 flipped']
     """
-    with new_figure(max(2.35 * len(splits_by_name), 3.5), 3.3) as figure:
+    with new_figure(3.3) as figure:
         panels = figure.subplots(1, len(splits_by_name), squeeze=False)[0]
         for axes, (name, splits) in zip(panels, splits_by_name.items(), strict=True):
             points, labels = _two_dimensions(splits.train)
@@ -100,12 +100,12 @@ def decision_boundary(
             None.
 
     Returns:
-        A figure of 7 x 4.3 inches.
+        The figure.
     """
     side = round(len(probe_inputs) ** 0.5)
     x1, x2 = probe_inputs.numpy().T.reshape(2, side, side)
     points, labels = _two_dimensions(splits.train)
-    with new_figure(7.0, 4.3) as figure:
+    with new_figure(4.0) as figure:
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
@@ -142,9 +142,9 @@ def reliability(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
         flooded: Records with flooding, one per seed.
 
     Returns:
-        A figure of 6 x 6.8 inches.
+        The figure.
     """
-    with new_figure(6.0, 6.8) as figure:
+    with new_figure(6.8) as figure:
         diagram, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         diagram.plot([0, 1], [0, 1], color="0.5", ls=":", label="perfectly calibrated")
         for side, group, records in zip((0, 1), GROUPS, (plain, flooded), strict=True):

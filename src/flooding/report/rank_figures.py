@@ -26,7 +26,7 @@ def mean_ranks(ranks: Mapping[str, float], problems: int) -> Figure:
     """
     methods = sorted(ranks, key=lambda method: ranks[method])
     distance = critical_difference(len(methods), problems)
-    with new_figure(7.5, 0.32 * len(methods) + 1.2) as figure:
+    with new_figure(0.32 * len(methods) + 1.2) as figure:
         axes = figure.subplots()
         for index, method in enumerate(methods):
             colour = PALETTE["plain"]

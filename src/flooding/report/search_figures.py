@@ -56,7 +56,7 @@ def search_curves(search: Search) -> Figure:
         A figure of four panels.
     """
     curves = (_TRAIN_LOSS, _TRAIN_ACCURACY, _TEST_LOSS, _TEST_ACCURACY)
-    with new_figure(9.0, 6.5) as figure:
+    with new_figure(6.4) as figure:
         panels = list(figure.subplots(2, 2, sharex=True).flat)
         colours = _add_colorbar(figure, panels, search)
         for axes, curve in zip(panels, curves, strict=True):
@@ -80,8 +80,9 @@ def training_accuracies(forward: Search, backward: Search) -> Figure:
     Returns:
         A figure of three panels.
     """
-    with new_figure(11.0, 4.2) as figure:
-        *panels, last = figure.subplots(1, 3)
+    with new_figure(6.6) as figure:
+        grid = figure.subplot_mosaic([["forward", "backward"], ["last", "last"]])
+        panels, last = [grid["forward"], grid["backward"]], grid["last"]
         # The two searches are compared by height.
         panels[1].sharey(panels[0])
         colours = _add_colorbar(figure, panels, forward)
@@ -121,7 +122,7 @@ def controlled_training(records: Sequence[Record]) -> Figure:
     Returns:
         A figure of three panels.
     """
-    with new_figure(7.5, 7.5) as figure:
+    with new_figure(7.0) as figure:
         panels = list(figure.subplots(3, 1, sharex=True))
         for axes, curve in zip(panels, (_LEVEL, _TRAIN_LOSS, _TEST_LOSS), strict=True):
             lines = [_aligned(record, curve.name) for record in records]
@@ -152,20 +153,23 @@ def learning_curves(
         A figure of two panels.
     """
     numbers = np.arange(1, rewards.shape[1] + 1)
-    with new_figure(8.0, 3.6) as figure:
-        upper, lower = figure.subplots(1, 2)
+    with new_figure(6.4) as figure:
+        from matplotlib.ticker import MaxNLocator
+
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True))
         for values, axes in ((rewards, upper), (levels, lower)):
             for seed, line, mark in zip(seeds, values, "os^Dv<>ph*"[: len(seeds)], strict=True):
                 axes.plot(numbers, line, marker=mark, ms=4, lw=1, label=f"agent, seed {seed}")
             axes.plot(numbers, values.mean(0), color="black", lw=2, label="mean of agents")
-            axes.set_xlabel("Training of the agent")
+        lower.set_xlabel("Training of the agent")
         if control:
             mean = float(np.mean(control))
             upper.axhline(mean, color="0.5", ls="--", label="levels drawn at random")
         upper.set_ylabel("Mean validation accuracy (%)")
         lower.set_ylabel("Mean level (nats)")
         lower.set_ylim(bottom=0)
-        legend_below(figure, [upper, lower], 4)
+        legend_below(figure, [upper, lower], 2)
     return figure
 
 
@@ -242,5 +246,7 @@ def _add_colorbar(figure: Figure, panels: Sequence[Axes], search: Search) -> Sca
     colours = level_colours(0.0, max(search))
     # With more ticks the layout does not settle.
     ticks = MaxNLocator(6, steps=[1, 2, 5, 10])
-    figure.colorbar(colours, ax=list(panels), label=_LEVEL.label, ticks=ticks)
+    figure.colorbar(
+        colours, ax=list(panels), label=_LEVEL.label, ticks=ticks, location="top", aspect=40
+    )
     return colours

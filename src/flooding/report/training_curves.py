@@ -9,6 +9,7 @@ before training; a point that not every seed measured is not drawn.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ NEAR_ZERO = 0.05
 # Name and marker of each group of Records; its colour is in the palette.
 GROUPS = {"plain": ("without flooding", "o"), "flooded": ("with flooding", "s")}
 _LOSS = "Loss (nats per example)"
+_LABEL = 30  # characters in a line of a legend below one of two panels
 _STAGES = {
     "A": "before the lowest test loss",
     "B": "test loss up again, before C",
@@ -107,7 +109,7 @@ def loss_curves(plain: Sequence[Record], flooded: Sequence[Record], *, title: st
         title: Title of the figure.
 
     Returns:
-        A figure of 7 x 5 inches.
+        The figure.
     """
     return _draw_groups(plain, flooded, "loss", _LOSS, title)
 
@@ -121,7 +123,7 @@ def accuracy_curves(plain: Sequence[Record], flooded: Sequence[Record], *, title
         title: Title of the figure.
 
     Returns:
-        A figure of 7 x 5 inches.
+        The figure.
     """
     return _draw_groups(plain, flooded, "accuracy", "Accuracy (1 − Error)", title)
 
@@ -137,9 +139,9 @@ def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
         flooded: Records with flooding, one per seed.
 
     Returns:
-        A figure of 7 x 5.5 inches.
+        The figure.
     """
-    with new_figure(7.0, 5.5) as figure:
+    with new_figure(5.8) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, letter, group, records in zip(
             panels, "ab", GROUPS, (plain, flooded), strict=True
@@ -152,7 +154,7 @@ def concept(plain: Sequence[Record], flooded: Sequence[Record]) -> Figure:
             if group == "flooded":
                 level, label = _mean_level(records)
                 if len(level):
-                    label = f"0 to the {label}"
+                    label = textwrap.fill(f"0 to the {label}", _LABEL)
                 epochs = np.arange(len(level))
                 axes.fill_between(epochs, 0, level, color="0.6", alpha=0.5, lw=0, label=label)
             title = f"({letter}) {GROUPS[group][0]}\n{_describe_band(records)}"
@@ -167,11 +169,10 @@ def _draw_groups(
     plain: Sequence[Record], flooded: Sequence[Record], what: str, label: str, title: str
 ) -> Figure:
     """Draw "loss" or "accuracy" of both groups in one panel."""
-    with new_figure(7.0, 5.0) as figure:
+    with new_figure(5.6) as figure:
         axes = figure.subplots()
         _draw_lines(axes, plain, "plain", what, ", without flooding")
         if what == "loss":
-            # Between the groups, so that each has a column of the legend.
             level, name = _mean_level(flooded)
             look = {"color": "black", "ls": ":", "lw": 1.5, "zorder": 3}
             axes.plot(np.arange(len(level)), level, label=name, **look)
@@ -181,9 +182,9 @@ def _draw_groups(
             axes.set_ylim(bottom=_bottom([axes]))
         note, other = _describe_band(plain), _describe_band(flooded)
         if note != other:
-            note = f"without flooding: {note}; with: {other}"
+            note = f"without flooding: {note};\nwith: {other}"
         entries = legend_entries([axes])
-        figure.legend(*entries, loc="outside lower center", ncols=2, title=note)
+        figure.legend(*entries, loc="outside lower center", title=note)
     return figure
 
 
@@ -254,10 +255,10 @@ def _shade(axes: Axes, spans: Mapping[str, tuple[int, int]]) -> None:
     """Shade the stages, and name the absent ones in the legend."""
     for letter, what in _STAGES.items():
         if letter not in spans:
-            axes.plot([], [], " ", label=f"{letter} is absent:\n{what}")
+            axes.plot([], [], " ", label=f"{letter} is absent:\n{textwrap.fill(what, _LABEL)}")
             continue
         first, last = spans[letter]
-        label = f"{letter}: {what}\n(epochs {first} to {last})"
+        label = f"{textwrap.fill(f'{letter}: {what}', _LABEL)}\n(epochs {first} to {last})"
         axes.axvspan(first, last, color=PALETTE[letter], alpha=0.25, lw=0, label=label)
         look = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
         axes.text((first + last) / 2, 0.97, letter, **look)

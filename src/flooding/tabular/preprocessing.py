@@ -54,10 +54,12 @@ class Preprocessing:
     """How the columns of a table become the inputs of a network.
 
     Numbers: missing ones become the median, then ``(value - mean) / sd``. One more input for each
-    column with missing numbers in training is 1 where the number is missing. Categories: one input
-    for each of the 30 most frequent values that occur at least twice, a missing value being one of
-    them, and one for all rare values, if there are any in training. A value that training had not
-    seen counts as rare; without an input for rare values all inputs of its column are 0.
+    column with missing numbers in training is 1 where the number is missing.
+
+    Categories: one input for each of the 30 most frequent values that occur at least twice, a
+    missing value being one of them, and one for all rare values, if there are any in training. A
+    value that training had not seen counts as rare; without an input for rare values all inputs of
+    its column are 0.
 
     Dates: each of year, month, day, weekday, hour, minute and elapsed days that varies in training
     becomes a column such as ``date: month``; month, weekday and hour are categories.
