@@ -31,7 +31,13 @@ from flooding.experiments.ishida2020_claims import (
     Outcome,
     explanation_claims,
 )
-from flooding.experiments.ishida2020_why import LEVELS, bare, halfway_weights, verdict_table
+from flooding.experiments.ishida2020_why import (
+    LEVELS,
+    bare,
+    halfway_weights,
+    verdict_summary,
+    verdict_table,
+)
 from flooding.experiments.synthetic_cells import TASKS, TITLES
 from flooding.models import mlp
 from flooding.report import claims
@@ -257,6 +263,8 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
         [verdict_table(explanations, judgements, [pairs.title for pairs in results], _NOTE)],
         {"along": (_ALONG, partial(paired_curves, results, _LABELS, ("gradient_norm",)))},
         describe_provenance(records),
+        verdict_summary(judgements),
+        {pairs.title: {0.0: pairs.plain, pairs.level: pairs.flooded} for pairs in results},
     )
 
 

@@ -46,7 +46,7 @@ from flooding.training.problem import PeriodicMetric, Problem
 from flooding.training.run import Run
 
 __all__ = ["CURVES", "EXPERIMENT", "LEVELS", "STEPS", "bare", "halfway_weights", "measure", "runs"]
-__all__ += ["start", "verdict_table"]
+__all__ += ["start", "verdict_summary", "verdict_table"]
 
 # Nats, near the best known ones, and small ones where they are reached. Fixed beforehand but for
 # Spiral's: 0.2, its level at first, was reached too late to be tested.
@@ -179,13 +179,20 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
         ],
         _figures(results, max_epochs),
         describe_provenance(records),
-        _answer(judgements),
+        verdict_summary(judgements),
         {pairs.title: {0.0: pairs.plain, pairs.level: pairs.flooded} for pairs in results},
     )
 
 
-def _answer(judgements: Sequence[claims.Judgement]) -> str:
-    """Say which explanations hold wherever they were tested, and which nowhere."""
+def verdict_summary(judgements: Sequence[claims.Judgement]) -> str:
+    """Say which statements hold wherever they were tested, and which nowhere.
+
+    Args:
+        judgements: The verdicts.
+
+    Returns:
+        Sentences.
+    """
     by_text: dict[str, list[bool]] = {}
     for judgement in judgements:
         text = judgement.claim.text.partition(". ")[0]
@@ -226,7 +233,7 @@ def _describe(max_epochs: int, seeds: int, tests: int) -> str:
         "follow from the start without any chance, so that the exponent says whether their "
         "distance grows as that of a random walk does (1) or of a straight one (2), and not that "
         "chance moves them. Mini-batches and plain SGD, of which the paper's argument speaks, are "
-        "not tested here. Intervals of 95 % and p by Student's t over seeds, p after Holm's "
+        "tested in ishida2020_walk. Intervals of 95 % and p by Student's t over seeds, p after Holm's "
         f"correction over all {tests} tests."
     )
 
