@@ -846,7 +846,7 @@ def test_figures_show_each_level_that_was_reached(monkeypatch):
     assert band.min() == pytest.approx(1.5 - statistics.stdev([0.5, 1, 1.5, 3]))
     assert axes.get_yscale() == "log"
     figure = report.figures["digits-error"][1]()
-    assert [axes.get_title() for axes in figure.axes] == ["Digits", "Digits\n+ weight decay"]
+    assert [axes.get_title() for axes in figure.axes] == ["Digits", "Digits + weight decay"]
     assert figure.axes[0].get_yscale() == "linear"
     unreached = reported(monkeypatch, conditions(GROUPS), lambda _, run: record(run, RISES))
     (axes,) = unreached.figures["synthetic-loss"][1]().axes

@@ -813,8 +813,8 @@ def test_a_search_is_drawn_as_a_line_for_each_level():
     ]
     assert [axes.get_ylabel() for axes in figure.axes[:4]] == labels
     assert [axes.get_xlabel() for axes in figure.axes[2:4]] == ["Epoch", "Epoch"]
-    assert figure.axes[4].get_ylabel() == "Flood level (nats)"
-    assert figure.axes[4].get_ylim() == (0.0, 0.3)
+    assert figure.axes[4].get_xlabel() == "Flood level (nats)"
+    assert figure.axes[4].get_xlim() == (0.0, 0.3)
     drawn = lines(figure, 2)
     assert [label for label, _, _ in drawn][1::2] == [
         "no flooding",

@@ -529,7 +529,7 @@ def test_what_diverged_has_no_mark_and_is_counted():
         change(score, val_accuracy=np.full(41, NAN)),
     )
     figure = plot_search(replace(result, records=records))
-    assert figure.get_suptitle().endswith("; 4 diverged)")
+    assert figure.get_suptitle().replace("\n", " ").endswith("; 4 diverged)")
     for label in (ACCURACY, LOSS):
         assert [x for x, y, _ in marks(panel(figure, label)) if math.isfinite(y)] == [0.0, 0.1]
     assert panel(figure, LOSS).get_ylim()[1] < 2

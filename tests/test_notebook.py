@@ -186,7 +186,7 @@ def test_a_picture_of_the_figure_is_in_the_page(page):
 
     [picture] = pictures(page)
     height, width, _ = imread(io.BytesIO(picture)).shape
-    assert width == 900
+    assert width == 560
     assert height > 400
 
 

@@ -326,7 +326,7 @@ def test_a_run_is_due_after_thirty_seconds_and_rarely_where_writing_is_slow(tmp_
     monkeypatch.setattr("flooding.training.checkpoints.time.monotonic", lambda: now[0])
     files, written = Checkpoints(tmp_path), []
 
-    def save(name, epoch, state):
+    def save(name, epoch, state, delete_earlier=True):
         written.append((epoch, now[0]))
         now[0] += 2.0  # slow: 2 % of the time is one in 100 s
 

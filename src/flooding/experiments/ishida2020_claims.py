@@ -207,9 +207,11 @@ _FALL = "decades, early minus last"
 _DRIFT = "At the level the weights drift to flatter places"
 _FLATTER = "Flooding ends flatter"
 _BAND = "Flooding holds the training loss in a band: most epochs of the second half within 10 % of"
+# Of how the squared distance grows with the epochs.
 RANDOM_WALK = Explanation(
     "At the level the weights walk at random (exponent within 0.5 of 1)", "to spare", _random_walk
 )
+# From shortly after flooding starts to the end.
 GRADIENT_DRIFT = Explanation(
     f"{_DRIFT}: the gradient norm falls", _FALL, partial(_drift, name="gradient_norm")
 )

@@ -86,7 +86,7 @@ def plot_search(result: SearchResult) -> Figure:
         >>> records = tuple(fake_record(run) for run in runs)
         >>> figure = plot_search(SearchResult("by hand", runs[1], records=records))
         >>> [axes.get_ylabel() for axes in figure.axes[:2]]
-        ['Validation accuracy (%)', 'Training loss (nats per example)']
+        ['Validation accuracy (%)', 'Validation loss (nats per example)']
     """
     records, problem = result.records, result.run.problem
     label = f"Flood level ({'nats' if is_in_nats(problem) else 'unit of the loss'})"

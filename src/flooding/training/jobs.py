@@ -290,7 +290,7 @@ def check_fingerprint(job: Job, snapshot: Snapshot) -> None:
     has_fingerprint = len(snapshot["curves"]) > 1
     if not has_user_key(job.run.problem) or not has_fingerprint:
         return
-    if snapshot["mark"] != fingerprint(job.run, job.device, job.threads):
+    if snapshot["mark"] != fingerprint(job.run, **_train_options(job)):
         raise ValueError(
             "a checkpoint must have this problem's parameter shapes and first batch loss, but one "
             f"in {job.checkpoint_folder} has others: the problem changed. Change its key too."
@@ -321,7 +321,7 @@ def find_record(job: Job, ledger: Ledger) -> Record | None:
     if record is None or not has_user_key(job.run.problem):
         return record
     # A user's key does not change with the code. The fingerprint does, most of the time.
-    is_same_code = record.fingerprint == fingerprint(job.run, job.device, job.threads)
+    is_same_code = record.fingerprint == fingerprint(job.run, **_train_options(job))
     return record if is_same_code else None
 
 

@@ -411,7 +411,12 @@ def _take_labels(split: Split, indices: list[BatchIndex]) -> Split:
     return Split(y, y, split.clean[order])
 
 
-def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) -> str:
+def fingerprint(
+    run: Run,
+    device: str | torch.device = "cpu",
+    threads: int = 1,
+    settings: Mapping[str, object] | None = None,
+) -> str:
     """Hash the parameter shapes and the first batch loss of a Run.
 
     A Record with another fingerprint cannot be that of the Run.
@@ -420,12 +425,13 @@ def fingerprint(run: Run, device: str | torch.device = "cpu", threads: int = 1) 
         run: The Run.
         device: Where it trains.
         threads: torch threads it trains with.
+        settings: Torch's settings that it trains under; None takes those in force.
 
     Returns:
         What the Run's Record has as ``fingerprint``.
     """
     short_run = replace(run, problem=replace(run.problem, test_curve=None), stop_epoch=1)
-    global_state = GlobalState.capture(threads, torch.device(device))
+    global_state = GlobalState.capture(threads, torch.device(device), settings)
     with preserve_rng_state(), isolated(global_state):
         splits, state = start(short_run, torch.device(device))
     with isolated(global_state, state), torch.no_grad():
