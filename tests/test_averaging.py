@@ -333,36 +333,6 @@ def test_searches_judge_by_the_network_that_monitor_names(monitor, level):
     assert any("averaged weights" in label for label in labels) == (monitor == "average")
 
 
-@pytest.mark.parametrize(("budget", "shares"), [(3.0, (0.4, 0.8)), (2.5, (0.8,))])
-def test_the_finder_compares_averages_in_full(budget, shares):
-    problem, asked = small(max_epochs=40, averaging=EMA()), []
-
-    def runner(runs):
-        """The lowest level has the best average, but only at the last epoch."""
-        records = []
-        for run in runs:
-            is_best = run.level is not None and run is runs[0]
-            record = fake_record(run)
-            accuracies = np.full(41, 0.1 if is_best else 0.8, np.float32)
-            accuracies[-1] = 0.9 if is_best else 0.5
-            curves = {**record.curves, "average.val_accuracy": accuracies}
-            metrics = {**record.metrics, "average.last.val_accuracy": float(accuracies[-1])}
-            records.append(replace(record, curves=curves, metrics=metrics))
-        asked.extend(records)
-        return records
-
-    result = search(finder(problem, budget=budget), runner)
-    plain, *others = asked
-    floor, cap = min(plain.curves["train_loss"][1:]), min(plain.curves["val_loss"][1:])
-    expected = [floor + share * (cap - floor) for share in shares]
-    assert [record.run.level for record in others] == pytest.approx(expected, abs=0.006)
-    assert all(record.run.epochs == 40 for record in asked)
-    assert result.level == others[0].run.level
-    assert result.cost.steps <= budget
-    assert not result.decision.is_smoothed
-    assert "averaged weights at the last epoch" in result.estimates[0].note
-
-
 @pytest.mark.parametrize("make", [grid, finder, range_test])
 def test_strategies_keep_their_contract_with_an_average(make):
     check_strategy(lambda: make(small(max_epochs=40, averaging=EMA())))

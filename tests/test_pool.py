@@ -17,6 +17,7 @@ from flooding import Run, find_level, run_all, train
 from flooding.training.jobs import Job
 from flooding.training.messages import PickledError, batched, unpickle_message
 from flooding.training.pool import _QUOTE_LENGTH, Pool, _quote
+from flooding.training.watchdog import Watchdog
 from small import normed, small
 
 pytestmark = pytest.mark.usefixtures("time_limit")
@@ -232,6 +233,20 @@ def test_a_run_without_news_for_a_while_says_so(where, workers, caplog, monkeypa
     ]
     assert any("level 0.1 and seed 0 after epoch 0" in line for line in lines)
     assert len(lines) < 8, "the wait doubles"
+
+
+def test_after_a_sleep_of_the_machine_one_line_is_enough(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr("flooding.training.watchdog.time.monotonic", lambda: now[0])
+    watchdog = Watchdog()
+    watchdog.start("here", Run(hostile.problem(), 0.1))
+    now[0] = 10_000.0
+    for _ in range(5):
+        watchdog.report()
+    assert len(caplog.messages) == 1
+    now[0] = 20_001.0
+    watchdog.report()
+    assert len(caplog.messages) == 2
 
 
 def test_a_run_whose_rows_nobody_wants_still_shows_that_it_lives(monkeypatch):

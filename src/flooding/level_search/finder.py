@@ -13,13 +13,12 @@ from flooding.level_search.decision import Candidate, Decision
 from flooding.level_search.level_stats import lowest_after_start, reached_level, tail_means
 from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
 from flooding.level_search.result import LevelEstimate, SearchResult
-from flooding.training.record import AVERAGE, Record, monitor_prefix, validation_key
+from flooding.training.record import Record, monitor_prefix, validation_key
 
 __all__ = ["finder"]
 
 _MIN_LEVELS = 5  # levels to race, if the budget allows
 _TAIL = 0.125  # share of the raced epochs, the last, to average
-_REACH = 0.8  # of the way to the cap: the highest level that is compared by averaged weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class _Selection:
 
     best: int
     own_scores: np.ndarray  # [candidates, 2]: score, minus loss
-    scores: np.ndarray  # what is compared: the same, or averaged with the neighbours
+    scores: np.ndarray  # the same, averaged with the neighbours
     equals: list[int]  # candidates that the data cannot tell from the best one
     standard_error: float  # of the best validation accuracy; 0 where it is unknown
 
@@ -49,11 +48,6 @@ def finder(
        training loss to the cap, for as many epochs as the budget allows. A level is judged by the
        validation score, averaged over the last epochs, over seeds, and with its neighbours: a good
        level has good neighbours, a lucky one has not. Plain training competes as the lowest level.
-
-    Where a Problem's averaged weights are watched, the second step compares fewer levels, in full:
-    for a budget of three, those at 0.4 and 0.8 of the way, by the average at the last epoch. An
-    average needs no more averaging over epochs and neighbours, and the network that was judged is
-    the one that is kept.
 
     The losses may be negative, and so may the levels.
 
@@ -105,14 +99,10 @@ def finder(
         return SearchResult("finder", plain_run, (cap_estimate,), (warning,))
 
     # 2. How many levels can be raced, and for how many epochs?
-    is_averaged = monitor_prefix(problem) == AVERAGE and budget >= 2
-    if is_averaged:
-        levels, stop_epoch = _levels_in_full(int(budget - 1), floor, cap), problem.max_epochs
-    else:
-        race_budget = (budget - 1) * len(seeds) * problem.max_epochs
-        levels, stop_epoch = _plan_race(
-            plain_records, floor, cap, race_budget, problem.max_epochs, shared
-        )
+    race_budget = (budget - 1) * len(seeds) * problem.max_epochs
+    levels, stop_epoch = _plan_race(
+        plain_records, floor, cap, race_budget, problem.max_epochs, shared
+    )
     if not levels:
         warning = (
             f"a budget of {budget:g} leaves no epoch for a race: "
@@ -127,7 +117,7 @@ def finder(
 
     # 4. Select a level, and say how sure the selection is.
     race_estimate, warnings, decision = _judge_race(
-        levels, groups, plain_records, floor, stop_epoch, problem.max_epochs, is_averaged
+        levels, groups, plain_records, floor, stop_epoch, problem.max_epochs
     )
     estimates = (race_estimate, _irreducible_loss(floor, cap), cap_estimate)
     run = make_run(problem, race_estimate.level, seed=seeds[0])
@@ -141,7 +131,6 @@ def _judge_race(
     floor: float,
     stop_epoch: int,
     max_epochs: int,
-    is_averaged: bool,
 ) -> tuple[LevelEstimate, tuple[str, ...], Decision]:
     """Select the best level of the race; ``groups`` has the Records of each level."""
     # A level that no seed came down to was not tried.
@@ -159,11 +148,9 @@ def _judge_race(
         )
 
     # Is the best one better than plain training by more than chance?
-    tail_epochs = 1 if is_averaged else max(1, round(_TAIL * stop_epoch))
-    selection = _select(candidates, tail_epochs, is_smoothed=not is_averaged)
-    decision = _describe_selection(
-        selection, [None, *reached_levels], tail_epochs, is_smoothed=not is_averaged
-    )
+    tail_epochs = max(1, round(_TAIL * stop_epoch))
+    selection = _select(candidates, tail_epochs)
+    decision = _describe_selection(selection, [None, *reached_levels], tail_epochs)
     level = decision.selected.level
     if level is not None and selection.standard_error and 0 in selection.equals:
         warnings += (
@@ -175,21 +162,13 @@ def _judge_race(
     # that floods nothing: 0, or the lowest loss where that is negative.
     numbers = [min(0.0, floor), *reached_levels]
     equal_levels = [numbers[index] for index in selection.equals]
-    judged_by = f"the last {tail_epochs} of {stop_epoch} epochs, out of {max_epochs}, "
-    judged_by += "with its neighbours"
-    if is_averaged:
-        judged_by = "the averaged weights at the last epoch"
-    note = _race_note(selection, judged_by)
+    note = _race_note(selection, tail_epochs, stop_epoch, max_epochs)
     estimate = LevelEstimate("race", level, min(equal_levels), max(equal_levels), note)
     return estimate, warnings, decision
 
 
 def _describe_selection(
-    selection: _Selection,
-    levels: Sequence[float | None],
-    tail_epochs: int,
-    *,
-    is_smoothed: bool,
+    selection: _Selection, levels: Sequence[float | None], tail_epochs: int
 ) -> Decision:
     """Say what was compared, level by level."""
     candidates = []
@@ -200,9 +179,7 @@ def _describe_selection(
         candidates.append(
             Candidate(level, score, -minus_loss, compared_score, -minus_compared_loss, is_equal)
         )
-    return Decision(
-        tuple(candidates), selection.best, tail_epochs, is_smoothed, selection.standard_error
-    )
+    return Decision(tuple(candidates), selection.best, tail_epochs, True, selection.standard_error)
 
 
 def _irreducible_loss(floor: float, cap: float) -> LevelEstimate:
@@ -212,8 +189,11 @@ def _irreducible_loss(floor: float, cap: float) -> LevelEstimate:
     return LevelEstimate("irreducible loss", guess, low, high, "0.7 of the way to the cap")
 
 
-def _race_note(selection: _Selection, judged_by: str) -> str:
-    note = f"judged by {judged_by}"
+def _race_note(selection: _Selection, tail_epochs: int, stop_epoch: int, max_epochs: int) -> str:
+    note = (
+        f"judged by the last {tail_epochs} of {stop_epoch} epochs, out of {max_epochs}, "
+        "with its neighbours"
+    )
     if selection.standard_error:
         best, plain = selection.scores[selection.best][0], selection.scores[0][0]
         note += f": validation accuracy {best:.3f}, {plain:.3f} without flooding"
@@ -259,14 +239,6 @@ def _spread_levels(count: int, floor: float, cap: float) -> list[float]:
     return sorted(levels)
 
 
-def _levels_in_full(count: int, floor: float, cap: float) -> list[float]:
-    """Place levels evenly up to 0.8 of the way from floor to cap."""
-    levels = set()
-    for part in range(count):
-        levels.add(_round_level(floor + _REACH * (part + 1) / count * (cap - floor), cap))
-    return sorted(levels)
-
-
 def _round_level(level: float, cap: float) -> float:
     """Round a level to about a tenth of a part, so that searches in one ledger share Runs."""
     # Two decimals at least; more where the whole range is small.
@@ -307,12 +279,10 @@ def _mean_lowest(records: Sequence[Record], name: str) -> float:
     return float(np.mean([lowest_after_start(record.curves[name]) for record in records]))
 
 
-def _select(
-    candidates: Sequence[Sequence[Record]], tail_epochs: int, *, is_smoothed: bool
-) -> _Selection:
+def _select(candidates: Sequence[Sequence[Record]], tail_epochs: int) -> _Selection:
     """Select the best candidate; of equal ones the first."""
     own_scores = np.array([_mean_key(group, tail_epochs) for group in candidates])
-    scores = _smooth(own_scores) if is_smoothed else own_scores
+    scores = _smooth(own_scores)
     # Score first, then loss, then the smaller level.
     best = max(range(len(scores)), key=lambda i: (*scores[i], -i))
     # Candidates within one standard error of the best are equal to it.

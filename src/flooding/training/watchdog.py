@@ -77,7 +77,8 @@ class Watchdog:
         now = time.monotonic()
         for entry in list(self._entries.values()):
             if now - entry.last_news >= entry.patience:
-                entry.patience *= 2
+                # One line also after a night in which the machine slept.
+                entry.patience = 2 * (now - entry.last_news)
                 log.warning(
                     "no news for %.0f s from the run with level %s and seed %d after epoch %d; "
                     "still waiting. Is an epoch that long, or does the problem's code wait for "
