@@ -35,6 +35,7 @@ from flooding.experiments.ishida2020_why import (
     LEVELS,
     bare,
     halfway_weights,
+    paired_runs,
     verdict_summary,
     verdict_table,
 )
@@ -45,7 +46,7 @@ from flooding.report.curve_figures import PairedRecords, paired_curves
 from flooding.report.document import Report
 from flooding.report.provenance import describe_provenance
 from flooding.report.stats import format_mean_sd
-from flooding.training.problem import PeriodicMetric, Problem
+from flooding.training.problem import Problem
 from flooding.training.run import Run
 
 __all__ = [
@@ -102,15 +103,8 @@ def settings(max_epochs: int) -> list[tuple[str, Problem, float]]:
 
 def plan_runs(max_epochs: int, seeds: Sequence[int]) -> list[Run]:
     """Plan the settings, each without and with flooding, then seeds."""
-    planned = []
-    for _, problem, flood_level in settings(max_epochs):
-        for level in (None, flood_level):
-            for seed in seeds:
-                # The metric knows its Run, to train the first half again.
-                metric = partial(measure_walk, problem=problem, level=level, seed=seed)
-                periodic = PeriodicMetric(metric, max(1, max_epochs // 20))
-                planned.append(Run(replace(problem, extra_metrics=periodic), level, seed=seed))
-    return planned
+    chosen = [(problem, level) for _, problem, level in settings(max_epochs)]
+    return paired_runs(chosen, measure_walk, max_epochs, seeds)
 
 
 def measure_walk(

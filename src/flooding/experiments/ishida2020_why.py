@@ -11,7 +11,7 @@ training.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -45,8 +45,8 @@ from flooding.training.loop import train
 from flooding.training.problem import PeriodicMetric, Problem
 from flooding.training.run import Run
 
-__all__ = ["CURVES", "EXPERIMENT", "LEVELS", "STEPS", "bare", "halfway_weights", "measure", "runs"]
-__all__ += ["start", "verdict_summary", "verdict_table"]
+__all__ = ["CURVES", "EXPERIMENT", "LEVELS", "STEPS", "bare", "halfway_weights", "measure"]
+__all__ += ["paired_runs", "runs", "start", "verdict_summary", "verdict_table"]
 
 # Nats, near the best known ones, and small ones where they are reached. Fixed beforehand but for
 # Spiral's: 0.2, its level at first, was reached too late to be tested.
@@ -80,18 +80,38 @@ def bare(task: str, max_epochs: int = 500) -> Problem:
     return Problem(data, model, adam, batch_size=100, max_epochs=max_epochs)
 
 
-def runs(max_epochs: int, seeds: Sequence[int]) -> list[Run]:
-    """Plan tasks and levels, then without and with flooding, then seeds."""
+def paired_runs(
+    settings: Iterable[tuple[Problem, float]],
+    metric: Callable[..., dict[str, float]],
+    max_epochs: int,
+    seeds: Sequence[int],
+) -> list[Run]:
+    """Plan the settings, then without and with flooding, then seeds.
+
+    Args:
+        settings: Problems, each with its flood level in nats.
+        metric: What is measured along the training. It also gets ``problem``, ``level`` and
+            ``seed``, to train the first half again.
+        max_epochs: Epochs of a training.
+        seeds: The seeds.
+
+    Returns:
+        The Runs, which measure 20 times on the way.
+    """
     planned = []
-    for task, flood_level in LEVELS:
-        problem = bare(task, max_epochs)
+    for problem, flood_level in settings:
         for level in (None, flood_level):
             for seed in seeds:
-                # The metric knows its Run, to train the first half again.
-                metric = partial(measure, problem=problem, level=level, seed=seed)
-                periodic = PeriodicMetric(metric, max(1, max_epochs // 20))
+                own_metric = partial(metric, problem=problem, level=level, seed=seed)
+                periodic = PeriodicMetric(own_metric, max(1, max_epochs // 20))
                 planned.append(Run(replace(problem, extra_metrics=periodic), level, seed=seed))
     return planned
+
+
+def runs(max_epochs: int, seeds: Sequence[int]) -> list[Run]:
+    """Plan tasks and levels, then without and with flooding, then seeds."""
+    settings = [(bare(task, max_epochs), level) for task, level in LEVELS]
+    return paired_runs(settings, measure, max_epochs, seeds)
 
 
 def measure(
