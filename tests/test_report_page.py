@@ -14,7 +14,7 @@ from flooding.level_search.finder import finder
 from flooding.level_search.grid import grid
 from flooding.level_search.result import LevelEstimate
 from flooding.level_search.search_page import SearchAbout, search_page
-from flooding.report.chart import Axis, axis_of, ticks
+from flooding.report.chart import Axis, Chart, Rule, axis_of, ticks
 from flooding.report.document import Report, Table
 from flooding.report.document_page import data_table, document_page
 from flooding.report.page_charts import Side, reliability_chart
@@ -363,6 +363,24 @@ def test_an_axis_holds_its_values():
     same = axis_of("", [2.0, 2.0])
     assert same.low < 2 < same.high
     assert axis_of("", []).low < axis_of("", []).high
+
+
+@pytest.mark.parametrize(
+    ("levels", "is_higher"),
+    [
+        ([0.21, 0.51], [False, True]),
+        ([0.1, 0.9], [False, False]),
+        ([0.45, 0.55], [False, True]),
+        ([0.51, 0.52], [False, True]),
+    ],
+    ids=["they meet in the middle", "far apart", "towards each other", "both to the left"],
+)
+def test_texts_at_levels_do_not_run_into_each_other(levels, is_higher):
+    x = Axis("", 0.0, 0.55 if levels[0] == 0.21 else 1.0)
+    rules = [Rule(level, f"chosen: {level}") for level in levels]
+    rows = Chart("a", "", "", x, Axis("", 0.0, 1.0), rules=rules).vertical_rules()
+    heights = [y for _, _, _, y in rows]
+    assert [y < max(heights) for y in heights] == is_higher
 
 
 def test_texts_with_numbers_are_sorted_as_numbers():

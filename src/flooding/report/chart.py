@@ -18,8 +18,10 @@ __all__ = ["Axis", "Band", "Chart", "Line", "Mark", "Rule", "axis_of", "ticks"]
 Points: TypeAlias = Sequence[tuple[float, float]]
 
 # Of the drawing, in its own unit: a pixel on a phone.
-WIDTH, HEIGHT = 360, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 42, 40
+WIDTH, HEIGHT = 360, 258
+# On the right half of the last tick's number has room, above two lines of texts of rules.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 50, 40
+_LETTER = 7.5  # of a rule's text, at its largest
 _MAX_POINTS = 250  # of one line: more than a pixel has
 _MAX_TICKS = 6
 
@@ -189,13 +191,28 @@ class Chart:
         share = self.y.to_share(band.high) - self.y.to_share(band.low)
         return _number(share * (self.bottom - self.top))
 
-    def vertical_rules(self) -> list[tuple[Rule, str, str]]:
-        """Give each rule at a value of the x axis with its position and the anchor of its text."""
+    def vertical_rules(self) -> list[tuple[Rule, str, str, int]]:
+        """Place each rule at a value of the x axis; of texts that would meet, one is higher.
+
+        Returns:
+            Rule, its position, and anchor and height of its text.
+        """
         rows = []
+        taken_from, taken_to = math.inf, -math.inf
         for rule in self.rules:
-            if rule.is_vertical:
-                anchor = "start" if self.x.to_share(rule.value) < 0.5 else "end"
-                rows.append((rule, self.x_of(rule.value), anchor))
+            if not rule.is_vertical:
+                continue
+            share = self.x.to_share(rule.value)
+            start = self.left + share * (self.right - self.left)
+            length = _LETTER * len(rule.text)
+            anchor = "start"
+            if share >= 0.5:
+                anchor, start = "end", start - length
+            overlaps = start < taken_to and taken_from < start + length
+            y = self.top - (22 if overlaps else 8)
+            if not overlaps:
+                taken_from, taken_to = min(taken_from, start), max(taken_to, start + length)
+            rows.append((rule, self.x_of(rule.value), anchor, y))
         return rows
 
     def horizontal_rules(self) -> list[tuple[Rule, str]]:

@@ -149,7 +149,7 @@ def reliability_chart(name: str, compared: Sequence[Side]) -> Chart | None:
     return Chart(
         name,
         "Reliability on the test split",
-        f"On the dashed line, confidence is right; below it, the network believes too much. "
+        f"On the dashed line, confidence is right; below it, the network is overconfident. "
         f"{' '.join(texts)}",
         Axis("Confidence (highest probability)", 0.0, 1.0),
         Axis("Accuracy", 0.0, 1.0),
