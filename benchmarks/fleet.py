@@ -187,17 +187,20 @@ def draw(table, counts):
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    # As wide as a phone, where its texts are 8 pixels high: one panel below the other.
+    plt.rcParams["font.size"] = 11
+    figure, axes = plt.subplots(2, 1, figsize=(5.6, 6), sharex=True, layout="constrained")
     for axis, name, factor, label in (
-        (axes[0], "processor", 1e3, "ms of processor time a run"),
-        (axes[1], "bytes", 1e-3, "kB a run"),
+        (axes[0], "processor", 1e3, "processor time of a Run (ms)"),
+        (axes[1], "bytes", 1e-3, "memory of a Run (kB)"),
     ):
-        for kind in ("pool", "fleet"):
+        for kind, look in (("pool", "o-"), ("fleet", "s--")):
             values = [factor * table[kind, count][name] / count for count in counts]
-            axis.loglog(counts, values, marker="o", label=kind)
-        axis.set_xlabel("runs")
+            axis.semilogx(counts, values, look, label=kind)
         axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
         axis.legend()
+    axes[1].set_xlabel("Runs")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=100)
     print("drawn", PICTURE.name)

@@ -16,7 +16,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-WIDTH = 720
+WIDTH = 560
+NUM_COLOURS = 64
 
 
 def run(path: Path, folder: Path) -> None:
@@ -43,10 +44,13 @@ def store(picture: Path) -> None:
     with Image.open(picture) as image:
         image = image.convert("RGB")
         if image.width > WIDTH:
-            image = image.resize((WIDTH, round(image.height * WIDTH / image.width)))
+            height = round(image.height * WIDTH / image.width)
+            # Means of pixels: other filters add colours around every edge, which take space.
+            image = image.resize((WIDTH, height), Image.Resampling.BOX)
         target = EXAMPLES / "images" / picture.name
         target.parent.mkdir(exist_ok=True)
-        image.quantize(64).save(target, optimize=True)
+        image = image.quantize(NUM_COLOURS, dither=Image.Dither.NONE)
+        image.save(target, optimize=True)
 
 
 def main() -> None:
