@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -14,6 +15,11 @@ import torch
 os.environ.setdefault("KERAS_BACKEND", "torch")
 # Compiling takes most of the time of JAX's tests; what they compare is exact without it, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# Only tests are collected, which import their helpers. Else every worker would import each helper
+# once more to look for examples in its docstrings, and with them Keras, Lightning and transformers.
+_FILES = [path.name for path in Path(__file__).parent.glob("*.py")]
+collect_ignore = [name for name in _FILES if not name.startswith("test_")]
 
 # No deadline: the machines are shared. The same examples in CI, so that what it says depends on the
 # change alone.
