@@ -132,7 +132,9 @@ def test_the_rule_of_thumb_counts_problems_where_flooding_helps(generate):
     assert "| 10 % | b | 0.20 ± 0.14 | 0.10 to 0.30 | 2 of 2 | +0.9 |" in text
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/start.md", "docs/tables.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/start.md", "docs/tables.md", "docs/report-page.md"]
+)
 def test_documented_searches_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLOODING_LEDGER", str(tmp_path / "ledger.sqlite"))
@@ -140,7 +142,6 @@ def test_documented_searches_run(page, tmp_path, monkeypatch, capsys):
     (tmp_path / "table.csv").write_text("\n".join(["size,income", *rows]))
     (tmp_path / "new.csv").write_text("size\n3\n9\n")
     lines = re.findall(r"^flooding (?:find|predict) .*", (ROOT / page).read_text(), re.MULTILINE)
-    assert len(lines) >= 2
     for line in lines:
         words = shlex.split(line, comments=True)
         monkeypatch.setattr(
@@ -149,6 +150,10 @@ def test_documented_searches_run(page, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert not ended.value.code, f"{line}: {capsys.readouterr().err}"
+    if "report" in page:
+        assert (tmp_path / "flooding-find" / "report.html").exists()
+        return
+    assert len(lines) == 2
     answers = capsys.readouterr().out
     if "--out predictions.csv" in lines[-1]:
         answers = (tmp_path / "predictions.csv").read_text()
