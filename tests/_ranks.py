@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
+import os
+import sys
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -227,9 +230,11 @@ def rank_main(rank, world, folder):
                 mesh, dtype, "adam", 3, 0.05
             )
     if rank == 0:
-        torch.save(
-            {f"{name}, {dtype}": figures[name, dtype] for name, dtype in figures},
-            Path(folder) / "figures.pt",
-        )
+        named = {f"{name}, {dtype}": figures[name, dtype] for name, dtype in figures}
+        (Path(folder) / "figures.json").write_text(json.dumps(named))
     dist.barrier()
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    rank_main(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), sys.argv[1])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,46 +115,50 @@ def rank_order(batch):
     return [rows.reshape(-1) for rows in mine.split(batch)]
 
 
-def start_ranks(script: str, folder: Path, *arguments: str) -> list[subprocess.Popen]:
-    """Start two processes of a script in this folder; they meet on this machine's loopback."""
+def start_ranks(
+    script: str, folder: Path, *arguments: str, packages: str = "torch._dynamo", world: int = 2
+) -> subprocess.Popen:
+    """Start ranks of a script in this folder; they meet on this machine's loopback.
+
+    Args:
+        script: The script; it is given ``folder`` and ``arguments``.
+        folder: Where it writes its figures.
+        arguments: What else it is given.
+        packages: What to import before the ranks fork, with commas; torch's optimisers import
+            ``torch._dynamo``.
+        world: Number of ranks.
+
+    Returns:
+        The process whose forks the ranks are.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "NODE_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(script))]
-        with open(folder / f"rank{rank}.txt", "w") as log:
-            process = subprocess.Popen(
-                [*command, str(folder), *arguments], env=environment, stdout=log, stderr=log
-            )
-        processes.append(process)
-    return processes
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parent
+    launcher = [sys.executable, "-W", "ignore", here / "forked_ranks.py", str(world), packages]
+    with open(folder / "ranks.txt", "w") as log:
+        return subprocess.Popen(
+            [*launcher, here / script, folder, *arguments],
+            env=os.environ | environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
-def end_ranks(processes: list[subprocess.Popen], folder: Path, seconds=500) -> dict[str, float]:
+def end_ranks(process: subprocess.Popen, folder: Path, seconds=500) -> dict[str, float]:
     """Wait for the ranks and read the figures that rank 0 has written."""
-    deadline = time.monotonic() + seconds
     try:
-        for rank, process in enumerate(processes):
-            process.wait(timeout=max(1, deadline - time.monotonic()))
-            assert process.returncode == 0, (folder / f"rank{rank}.txt").read_text()[-3000:]
+        process.wait(timeout=seconds)
+        assert process.returncode == 0, (folder / "ranks.txt").read_text()[-3000:]
     finally:
-        stop_ranks(processes)
+        stop_ranks(process)
     return json.loads((folder / "figures.json").read_text())
 
 
-def stop_ranks(processes: list[subprocess.Popen]) -> None:
+def stop_ranks(process: subprocess.Popen) -> None:
     """Kill what still runs."""
-    for process in processes:
-        process.kill()
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()

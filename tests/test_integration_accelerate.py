@@ -39,7 +39,7 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore:::accelerate", "ignore::UserWarning")
 WARMUP = Warmup(LEVEL, steps=30)
-PACKAGES = {"accelerate": "accelerate", "fabric": "lightning", "deepspeed": "deepspeed"}
+PACKAGES = {"accelerate": "accelerate", "fabric": "lightning.fabric", "deepspeed": "deepspeed"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,12 +54,14 @@ def ranks(tmp_path_factory):
     """Two ranks of each framework, which train while the tests of this file run."""
     started = {}
     for framework, package in PACKAGES.items():
-        if importlib.util.find_spec(package) is not None:
+        if importlib.util.find_spec(package.partition(".")[0]) is not None:
             folder = tmp_path_factory.mktemp(framework)
-            started[framework] = (start_ranks("_accelerate_ranks.py", folder, framework), folder)
+            loaded = f"torch._dynamo,{package}"
+            process = start_ranks("_accelerate_ranks.py", folder, framework, packages=loaded)
+            started[framework] = (process, folder)
     yield started
-    for processes, _ in started.values():
-        stop_ranks(processes)
+    for process, _ in started.values():
+        stop_ranks(process)
 
 
 def figures_of(ranks, framework):

@@ -128,9 +128,10 @@ def _start_ranks(request):
 def ranks(tmp_path_factory):
     """Two ranks, which train while the tests of this file run."""
     folder = tmp_path_factory.mktemp("lightning")
-    processes = start_ranks("_lightning_ranks.py", folder)
-    yield processes, folder
-    stop_ranks(processes)
+    loaded = "torch._dynamo,lightning.pytorch"
+    process = start_ranks("_lightning_ranks.py", folder, packages=loaded)
+    yield process, folder
+    stop_ranks(process)
 
 
 # Exact.

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 import warnings
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from framework_oracle import end_ranks, start_ranks
 from framework_table import EXACT, FLOAT32, cell
 
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -60,7 +56,6 @@ from trainer_twin import (
     trainable,
 )
 
-HERE = Path(__file__).parent
 ROW = "transformers"
 IGNORES = "ignore:.*takes num_items_in_batch and ignores it:UserWarning"
 
@@ -274,31 +269,11 @@ def test_a_compute_loss_of_your_own(reference, tmp_path):
     assert distance(model, reference(bert, CLASS_LEVEL)[0]) <= EXACT
 
 
-def test_two_ranks_with_uneven_tokens(tmp_path):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    path = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
-    shared |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "trainer_ranks.py"), str(tmp_path)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=400)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
-    figures = json.loads((tmp_path / "figures.json").read_text())
+def test_two_ranks_with_uneven_tokens(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    loaded = "torch._dynamo,transformers.trainer"
+    ranks = start_ranks("trainer_ranks.py", tmp_path, packages=loaded)
+    figures = end_ranks(ranks, tmp_path)
     result, naive = figures["flooded"], figures["naive"]
     assert 0.1 < result["below"] < 0.9
     assert result["apart"] == 0

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from _ranks import TOLERANCE, rank_main
+from _ranks import TOLERANCE
+from framework_oracle import end_ranks, start_ranks
 
 CASES = [
     "ddp, 3 ranks",
@@ -22,17 +20,9 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
-    """One spawn for all checks: importing torch is most of the time."""
+    """All checks in three ranks that start once: importing torch takes longer than most of them."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(rank_main, args=(3, str(folder)), nprocs=3, join=False)
-    deadline = time.monotonic() + 120
-    try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < deadline, "the ranks hang"
-    finally:
-        for process in context.processes:
-            process.kill()
-    return torch.load(folder / "figures.pt", weights_only=True)
+    return end_ranks(start_ranks("_ranks.py", folder, world=3), folder, seconds=120)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
