@@ -503,12 +503,18 @@ def test_a_killed_save_leaves_the_old_model_and_the_next_one_tidies_up(tmp_path,
 
 
 SAVING = """
-import dataclasses, json, sys
+import dataclasses, os, sys
 from flooding.tabular import save_model, table_problem
 table = table_problem(sys.argv[1], "kind", width=8, depth=1)
-for seed in json.loads(sys.argv[3]):
+print("ready", flush=True)
+seeds = [1, 1, 0] * 10
+if child := os.fork():
+    seeds = [0, 1] * 20
+for seed in seeds:
     weights = table.problem.build(seed).state_dict()
     save_model(sys.argv[2], weights, dataclasses.replace(table, header=bool(seed)))
+if child:
+    sys.exit(os.waitpid(child, 0)[1])
 """
 
 
@@ -517,19 +523,18 @@ def test_a_reader_sees_the_old_model_or_the_new_one(tmp_path, table, folder):
     save_model(folder, expected[0], dataclasses.replace(table, header=False))
     environment = {**os.environ, "PYTHONPATH": str(Path(flooding.__file__).parents[1])}
     command = [sys.executable, "-c", SAVING, tmp_path / "table.csv", folder]
-    writers = [
-        subprocess.Popen([*command, json.dumps(seeds)], env=environment)
-        for seeds in ([0, 1] * 50, [1, 1, 0] * 10)
-    ]
+    writers = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert writers.stdout.readline() == "ready\n"  # its imports take longer than it writes
     seen = set()
-    while any(writer.poll() is None for writer in writers):
+    while writers.poll() is None:
         model = load_model(folder)
         weights = model.network.state_dict()
         assert all(
             torch.equal(tensor, expected[model.header][name]) for name, tensor in weights.items()
         )
         seen.add(model.header)
-    assert [writer.returncode for writer in writers] == [0, 0]
+    writers.stdout.close()
+    assert writers.returncode == 0
     assert seen == {False, True}
     assert len(list(folder.iterdir())) == 3
 

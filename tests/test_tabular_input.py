@@ -169,18 +169,20 @@ def test_archives_of_their_own_size_and_of_both_formats_are_read(tmp_path, monke
 # Wide ones.
 
 
-def test_twelve_thousand_columns_are_read_and_learned(tmp_path):
-    n = 12_000
+def test_four_thousand_columns_are_read_and_learned(tmp_path):
+    n = 4_000
+    names = [f"column with a long name {i:012}" for i in range(n)]
     x = np.random.default_rng(0).normal(size=(30, n)).round(6)
     rows = [",".join(map(str, row)) + f",{'ab'[i % 2]}" for i, row in enumerate(x.tolist())]
-    path = written(tmp_path, ",".join(f"column {i}" for i in range(n)) + ",y\n" + "\n".join(rows))
+    path = written(tmp_path, ",".join(names) + ",y\n" + "\n".join(rows))
     limit = csv.field_size_limit()
+    assert len(",".join(names)) > limit
     start = time.process_time()
     table = table_problem(path, "y", max_epochs=1, width=2, depth=1)
-    assert time.process_time() - start < 30  # 4 s; column by column in pandas it is 20 s
+    assert time.process_time() - start < 10  # 1 s; slower where it is done column by column
     assert csv.field_size_limit() == limit
     splits = table.problem.data
-    assert table.preprocessing.columns == tuple(f"column {i}" for i in range(n))
+    assert table.preprocessing.columns == tuple(names)
     inputs = torch.cat([splits.train.x, splits.val.x, splits.test.x]).double().numpy()
     scaler = table.preprocessing.transformer.named_transformers_["numbers"]["scaler"]
     restored = inputs * scaler.scale_ + scaler.mean_
