@@ -4,8 +4,12 @@ BIN := .venv/bin
 # The newest torch for Linux is a CUDA build of several gigabytes; constraints.txt pins every version.
 # For the small CPU build: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
+# Many tests wait for processes that they start, so there is one worker more than processors.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Bytecode is written whatever the environment says: else every worker compiles all tests again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test check coverage fix docs site browser check-site clean
+.PHONY: demo test check types pytest coverage fix docs site browser check-site clean
 
 demo: .venv/demo.stamp
 	$(BIN)/flooding demo
@@ -16,14 +20,18 @@ test: .venv/dev.stamp
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports
-# Bytecode is written whatever the environment says: else every worker compiles all tests again.
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	$(MAKE) --no-print-directory -j 2 types pytest
+
+types: .venv/dev.stamp
+	$(BIN)/pyright
+
+pytest: .venv/dev.stamp
+	$(PYTEST)
 
 # Not a part of `check`: tracing every branch takes about half as long as the tests themselves.
 coverage: .venv/dev.stamp
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov
+	$(PYTEST) --cov
 
 # Builds the site and serves it at http://127.0.0.1:8000.
 docs: site
