@@ -370,6 +370,27 @@ def test_the_command_line_searches_on_the_cluster(flooding):
     assert "--workers are processes of this machine" in error
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--ray-storage s3://bucket", "got s3://bucket without --ray. Leave it out"),
+        ("--ray local --ray-storage nowhere://x", "storage must be a folder or a URI"),
+    ],
+)
+def test_the_command_line_refuses_a_storage_that_cannot_be_one(flooding, words, message):
+    code, _, error = flooding(f"find two-gaussians {words}")
+    assert code == 2
+    assert message in " ".join(error.split())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_command_line_passes_the_storage_on(flooding, tmp_path, monkeypatch):
+    passed = []
+    monkeypatch.setattr(flooding_ray, "TaskDriver", lambda *given: passed.append(given) or 1 / 0)
+    flooding(f"find two-gaussians --ray auto --ray-storage {tmp_path}/there --out found")
+    assert passed[0][1] == str(tmp_path / "there")
+
+
 def test_importing_flooding_imports_no_ray():
     assert "ray" not in added_packages("torch", "flooding")
 
