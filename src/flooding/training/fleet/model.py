@@ -148,11 +148,14 @@ class StackedModel:
             tensors = {name: own[canonical] for name, canonical in reads.items()}
             return functional_call(template, tensors, (inputs,), tie_weights=False)
 
+        of_each_run = vmap(forward, randomness="different")
+        if torch.compiler.is_compiling():  # it cannot trace the switch below
+            return of_each_run(parameters, self.buffers, x)
         # The fast path of attention has no rule for vmap.
         mha, before = torch.backends.mha, torch.backends.mha.get_fastpath_enabled()
         mha.set_fastpath_enabled(False)
         try:
-            return vmap(forward, randomness="different")(parameters, self.buffers, x)
+            return of_each_run(parameters, self.buffers, x)
         finally:
             mha.set_fastpath_enabled(before)
 
