@@ -513,3 +513,8 @@ def test_losses_and_gradients_of_a_fleet_compile_to_one_graph(model, data):
     (expected, expected_gradients), (values, gradients) = results
     torch.testing.assert_close(values, expected)
     torch.testing.assert_close(gradients, expected_gradients)
+
+
+def test_models_on_several_devices_are_refused():
+    with pytest.raises(ValueError, match="one device, got cpu and meta. Move them"):
+        StackedModel([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")])

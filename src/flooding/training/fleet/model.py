@@ -64,7 +64,8 @@ class StackedModel:
         is_batched: Whether batched products are used in place of ``vmap``.
 
     Raises:
-        ValueError: If the modules have state that is no tensor, or differ in their shapes.
+        ValueError: If the modules have state that is no tensor, or differ in their shapes, or lie
+            on several devices.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -103,6 +104,14 @@ class StackedModel:
                         f"a fleet stacks tensors, but {name} of {type(model).__name__} is no "
                         "tensor. Train such Runs one by one: fleet=False."
                     )
+        devices = set()
+        for model in models:
+            devices |= {str(tensor.device) for tensor in model.state_dict().values()}
+        if len(devices) > 1:
+            raise ValueError(
+                "the Runs of a fleet must have models on one device, got "
+                f"{' and '.join(sorted(devices))}. Move them: model.to(device)."
+            )
         shapes = set()
         for model in models:
             shapes.add(tuple((n, p.shape, p.requires_grad) for n, p in model.named_parameters()))
