@@ -516,5 +516,5 @@ def test_losses_and_gradients_of_a_fleet_compile_to_one_graph(model, data):
 
 
 def test_models_on_several_devices_are_refused():
-    with pytest.raises(ValueError, match="one device, got cpu and meta. Move them"):
+    with pytest.raises(ValueError, match=r"one device, got cpu and meta\. Move them"):
         StackedModel([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")])
