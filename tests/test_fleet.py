@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from flooding import Run, train
 from flooding.averaging import EMA, Mean
@@ -18,6 +19,7 @@ from flooding.models import mlp
 from flooding.testing.controllers import _HostSyncDetector
 from flooding.training.fleet import Fleet
 from flooding.training.fleet.linear import GradientBuffer, stacked_linear
+from flooding.training.fleet.metrics import stacked_loss
 from flooding.training.fleet.model import StackedModel
 from small import small
 
@@ -473,3 +475,46 @@ def test_the_best_weights_of_some_runs_are_overwritten(size):
             for name, tensor in kept.items():
                 change = 1.0 if row in rows else 0.0
                 torch.testing.assert_close(tensor[row], before[name][row] + change)
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        (partial(mlp, 10, 2, width=6, depth=2), points),
+        (partial(mlp, 10, 2, width=6, depth=2, dropout=0.5), points),
+        (batch_norm, points),
+        (conv, images),
+        (Attention, words),
+    ],
+    ids=["linear", "dropout", "batch norm", "convolution", "attention"],
+)
+def test_losses_and_gradients_of_a_fleet_compile_to_one_graph(model, data):
+    torch.compiler.reset()
+    stacked = StackedModel([model() for _ in range(3)])
+    train = [data(seed).train for seed in range(3)]
+    x, y = (torch.stack([getattr(split, part) for split in train]) for part in "xy")
+    loss_of = stacked_loss(nn.functional.cross_entropy)
+
+    def losses(parameters):
+        return loss_of(stacked(x, training=True, parameters=parameters), y)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(losses, fullgraph=True, backend=counter)
+    results = []
+    for compute in (losses, compiled):
+        for parameter in stacked.parameters.values():
+            parameter.grad = None
+        torch.manual_seed(0)
+        values = compute(stacked.parameters)
+        values.sum().backward()
+        gradients = {name: tensor.grad for name, tensor in stacked.parameters.items()}
+        results.append((values.detach(), gradients))
+    assert counter.frame_count == 1
+    (expected, expected_gradients), (values, gradients) = results
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(gradients, expected_gradients)
+
+
+def test_models_on_several_devices_are_refused():
+    with pytest.raises(ValueError, match=r"one device, got cpu and meta\. Move them"):
+        StackedModel([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")])

@@ -259,8 +259,9 @@ def test_where_memory_runs_out_a_fleet_goes_on_in_halves(ledger, monkeypatch, ca
 
 
 def test_a_fleet_is_divided_so_that_it_fits(monkeypatch):
-    monkeypatch.setattr(fleet_jobs, "available_memory", lambda device: 2 * 2 * 100)
-    monkeypatch.setattr(fleet_jobs, "measure_fleet", lambda runs, **_: Probe(1.0, 1.0, 100))
+    available = 2 * 2 * 100
+    result = Probe(1.0, 1.0, 100, available=available)
+    monkeypatch.setattr(fleet_jobs, "measure_fleet", lambda runs, **_: result)
     records = run_all(runs_of(small()), ledger=False, workers=0, fleet=True)
     assert {record.metadata["fleet_size"] for record in records} == {2}
 

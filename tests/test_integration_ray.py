@@ -21,6 +21,7 @@ from flooding import Run, find_level, run_all
 from flooding.integrations import _ray_jobs
 from flooding.integrations import ray as flooding_ray
 from flooding.integrations._checkpoint_storage import check_storage
+from flooding.integrations._ray_jobs import Resources, TaskDriver
 from flooding.integrations._ray_pickle import dumps
 from flooding.integrations._ray_task import Started, TaskOptions, do_job, versions
 from flooding.integrations.ray import _make_resources
@@ -55,9 +56,9 @@ def _process_as_before(monkeypatch):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """One session of Ray for all tests: two nodes of one core each."""
+    """One session of Ray for all tests: two nodes of one core each, one with two GPUs, it says."""
     node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_gpus": 2})
     cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield cluster
@@ -123,6 +124,47 @@ def test_records_are_those_of_the_pool_and_shared_steps_are_taken_once(tmp_path)
 @pytest.mark.usefixtures("cluster")
 def test_the_runner_keeps_the_rules():
     check_runner(partial(on_ray, ledger=False), small(max_epochs=3))
+
+
+# Fleets
+
+
+def fleet_runs(**changes):
+    return [Run(small(**changes), level, seed=seed) for seed in range(4) for level in (0.1, 0.3)]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_each_node_trains_a_fleet_with_the_bits_of_a_worker_here(tmp_path):
+    runs = fleet_runs(max_epochs=20)
+    there = on_ray(runs, ledger=tmp_path / "ray.sqlite", fleet=True)
+    assert [record.metadata["fleet_size"] for record in there] == [4] * 8
+    here = run_all(runs, ledger=tmp_path / "pool.sqlite", workers=2, fleet=True)
+    assert hashes(there) == hashes(here)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_each_gpu_or_share_of_one_has_a_fleet_and_its_part_of_the_memory():
+    assert TaskDriver(Resources(0.25, 1.0), None).places()[:2] == (2, 1)
+    assert TaskDriver(Resources(0.25, 0.25), None).places()[:2] == (8, 4)
+    assert TaskDriver(Resources(0.5), None).places()[:2] == (4, 2)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_fleet_is_measured_on_the_cluster():
+    jobs = [Job(number, run, None, None) for number, run in enumerate(fleet_runs())]
+    result = TaskDriver(Resources(), None).places().measure(jobs, 1e4)
+    assert result.single > 0
+    assert result.fleet > 0
+    assert result.available > result.memory
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_error_while_a_fleet_is_measured_arrives_as_it_is():
+    def model():
+        raise ArithmeticError("mine")
+
+    with pytest.raises(ArithmeticError, match="mine"):
+        on_ray(fleet_runs(model=model), ledger=False, fleet=True)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -232,7 +274,7 @@ def job_items(job, storage, **changes):
     """Do a job as a task of Ray would."""
     options = TaskOptions(storage, versions(), [], os.getcwd(), 0.0)._replace(**changes)
     problems = []
-    content = dumps(job, problems)
+    content = dumps([job], problems)
     return do_job(options, content, None, *map(dumps, problems))
 
 
@@ -309,8 +351,8 @@ def test_a_cluster_without_room_is_said(caplog, monkeypatch):
     handler = Stop()
     logging.getLogger("flooding").addHandler(handler)
     try:
-        with pytest.raises(InterruptedError, match=r"'GPU': 1\.0\} of a node, and the cluster has"):
-            on_ray([Run(small())], ledger=False, num_gpus=1)
+        with pytest.raises(InterruptedError, match=r"'GPU': 3\.0\} of a node, and the cluster has"):
+            on_ray([Run(small())], ledger=False, num_gpus=3)
     finally:
         logging.getLogger("flooding").removeHandler(handler)
     assert "the cluster has not got that now" in caplog.text
@@ -326,6 +368,27 @@ def test_the_command_line_searches_on_the_cluster(flooding):
     code, _, error = flooding(f"{command} local --workers 2")
     assert code == 2
     assert "--workers are processes of this machine" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--ray-storage s3://bucket", "got s3://bucket without --ray. Leave it out"),
+        ("--ray local --ray-storage nowhere://x", "storage must be a folder or a URI"),
+    ],
+)
+def test_the_command_line_refuses_a_storage_that_cannot_be_one(flooding, words, message):
+    code, _, error = flooding(f"find two-gaussians {words}")
+    assert code == 2
+    assert message in " ".join(error.split())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_command_line_passes_the_storage_on(flooding, tmp_path, monkeypatch):
+    passed = []
+    monkeypatch.setattr(flooding_ray, "TaskDriver", lambda *given: passed.append(given) or 1 / 0)
+    flooding(f"find two-gaussians --ray auto --ray-storage {tmp_path}/there --out found")
+    assert passed[0][1] == str(tmp_path / "there")
 
 
 def test_importing_flooding_imports_no_ray():

@@ -22,6 +22,7 @@ from flooding.cli._options import (
     Overwrite,
     Quiet,
     Ray,
+    RayStorage,
     Workers,
     check_ledger,
     check_numbers,
@@ -69,8 +70,8 @@ _FOLDER = "flooding-compare"
 _FILES = ("compare.md", "compare-ranking.csv", "compare-ranking.png", "compare.npz", REPORT_NAME)
 # Options that change nothing of a result, or say where it goes.
 _NOT_PART_OF_RESULT = (
-    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "ray", "fleet"),
-    *("json", "quiet"),
+    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "ray"),
+    *("ray_storage", "fleet", "json", "quiet"),
 )
 
 
@@ -121,6 +122,7 @@ def compare(
     overwrite: Overwrite = False,
     workers: Workers = None,
     ray: Ray = None,
+    ray_storage: RayStorage = None,
     fleet: Fleet = "off",
     json: Json = False,
     quiet: Quiet = False,
@@ -139,7 +141,7 @@ def compare(
         check_output_folder(save.parent)
     check_report(report)
     check_ledger(ledger)
-    on = load_place(ray, workers)
+    on = load_place(ray, workers, ray_storage)
     if on is None:
         check_device(device)
     names = _select_methods(methods)

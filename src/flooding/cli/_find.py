@@ -22,6 +22,7 @@ from flooding.cli._options import (
     Overwrite,
     Quiet,
     Ray,
+    RayStorage,
     Workers,
     check_ledger,
     check_numbers,
@@ -78,8 +79,8 @@ _FOLDER = "flooding-find"
 _FILES = ("found.json", "table.csv", "curves.npz", "search.png", REPORT_NAME)
 # Options that change nothing of a result, or say where it goes.
 _NOT_PART_OF_RESULT = (
-    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "ray", "fleet"),
-    *("json", "quiet"),
+    *("out", "save", "report", "force", "ledger", "overwrite", "workers", "ray"),
+    *("ray_storage", "fleet", "json", "quiet"),
 )
 # Options of the saved network alone.
 _OF_MODEL = ("at", "refit")
@@ -171,6 +172,7 @@ def find(
     overwrite: Overwrite = False,
     workers: Workers = None,
     ray: Ray = None,
+    ray_storage: RayStorage = None,
     fleet: Fleet = "off",
     json: Json = False,
     quiet: Quiet = False,
@@ -190,7 +192,7 @@ def find(
         check_output_folder(save.parent)
     check_report(report)
     check_ledger(ledger)
-    on = load_place(ray, workers)
+    on = load_place(ray, workers, ray_storage)
     if on is None:
         check_device(device)
     # The options of the search, before the data, which may take long to read.

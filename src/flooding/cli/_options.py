@@ -26,6 +26,7 @@ __all__ = [
     "Overwrite",
     "Quiet",
     "Ray",
+    "RayStorage",
     "Workers",
     "check_ledger",
     "check_numbers",
@@ -54,6 +55,15 @@ Workers = Annotated[
 Ray = Annotated[
     str | None,
     typer.Option(help="Train on a Ray cluster: auto, local or host:port.", metavar="ADDRESS"),
+]
+RayStorage = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-storage",
+        help="Where checkpoints outlive a machine of the cluster: a folder that all of them see, "
+        "or a URI such as s3://bucket/checkpoints.",
+        metavar="PLACE",
+    ),
 ]
 FleetName: TypeAlias = Literal["off", "auto", "on"]
 Fleet = Annotated[

@@ -45,20 +45,29 @@ __all__ = [
 _UNTIL_LOSS = 1e-4  # of the code of Kim et al. 2022
 
 
-def load_place(ray: str | None, workers: int | None) -> Callable[..., list[Record]] | None:
+def load_place(
+    ray: str | None, workers: int | None, storage: str | None = None
+) -> Callable[..., list[Record]] | None:
     """Give what trains Runs on a cluster.
 
     Args:
         ray: The option's value: ``auto``, ``local`` or an address; None is this machine.
         workers: Worker processes of this machine, which a cluster has no use for.
+        storage: Where checkpoints outlive a machine of the cluster.
 
     Returns:
         A function such as :func:`flooding.run_all`; None is this machine.
 
     Raises:
-        ValueError: If both are named.
+        ValueError: If a cluster and workers are both named, or a storage without a cluster, or
+            nothing knows the storage.
     """
     if ray is None:
+        if storage is not None:
+            raise ValueError(
+                f"--ray-storage is for the checkpoints of a cluster, got {storage} without --ray. "
+                "Leave it out, or add --ray auto."
+            )
         return None
     if workers is not None:
         raise ValueError(
@@ -66,7 +75,12 @@ def load_place(ray: str | None, workers: int | None) -> Callable[..., list[Recor
             "Leave one of them out."
         )
     run_all = cast(Callable[..., list[Record]], find_entry("place", "ray", PLACES).load())
-    return partial(run_all, address=ray)
+    if storage is None:
+        return partial(run_all, address=ray)
+    from flooding.integrations._checkpoint_storage import check_storage
+
+    # Refused now, not after the data were read.
+    return partial(run_all, address=ray, storage=check_storage(storage))
 
 
 def make_averaging(name: str | None) -> Averaging | None:

@@ -17,6 +17,7 @@ from flooding.cli._options import (
     Overwrite,
     Quiet,
     Ray,
+    RayStorage,
     Workers,
     check_ledger,
     check_numbers,
@@ -94,6 +95,7 @@ def reproduce(
     overwrite: Overwrite = False,
     workers: Workers = None,
     ray: Ray = None,
+    ray_storage: RayStorage = None,
     fleet: Fleet = "off",
     json: Json = False,
     quiet: Quiet = False,
@@ -127,7 +129,7 @@ def reproduce(
     check_report(report)
     if source is None or more:
         check_ledger(ledger)
-    on = load_place(ray, workers)
+    on = load_place(ray, workers, ray_storage)
     # An archive alone is reported on as it is; with --more it saves trainings, as a ledger does.
     archive = None if source is None else experiment.load(source)
     chosen = None if seeds is None else range(seeds)

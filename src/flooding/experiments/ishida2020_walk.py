@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,7 +37,6 @@ from flooding.experiments.ishida2020_why import (
     bare,
     halfway_weights,
     paired_runs,
-    verdict_summary,
     verdict_table,
 )
 from flooding.experiments.synthetic_cells import TASKS, TITLES
@@ -45,9 +45,12 @@ from flooding.report import claims
 from flooding.report.curve_figures import PairedRecords, paired_curves
 from flooding.report.document import Report
 from flooding.report.provenance import describe_provenance
-from flooding.report.stats import format_mean_sd
+from flooding.report.stats import format_count, format_mean_sd
 from flooding.training.problem import Problem
 from flooding.training.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "BATCH_SIZES",
@@ -255,10 +258,46 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
         _describe(max_epochs, len(chosen), len(tests)),
         *claims.split_by_verdict(judgements),
         [verdict_table(explanations, judgements, [pairs.title for pairs in results], _NOTE)],
-        {"along": (_ALONG, partial(paired_curves, results, _LABELS, ("gradient_norm",)))},
+        _figures(results),
         describe_provenance(records),
-        verdict_summary(judgements),
+        _summarise(judgements),
         {pairs.title: {0.0: pairs.plain, pairs.level: pairs.flooded} for pairs in results},
+    )
+
+
+def _figures(
+    results: Sequence[PairedRecords],
+) -> dict[str, tuple[str, Callable[[], Figure]]]:
+    """Draw what was measured along the trainings, a figure for each task."""
+    figures: dict[str, tuple[str, Callable[[], Figure]]] = {}
+    per_task = len(results) // len(TASK_LEVELS)
+    for (task, level), pairs in zip(TASK_LEVELS, study.chunk(results, per_task), strict=True):
+        caption = (
+            f"{TITLES[task]}, level {level:g}, along the training: mean and standard deviation "
+            "over seeds."
+        )
+        columns = [each._replace(title=each.title.partition(", ")[2]) for each in pairs]
+        draw = partial(paired_curves, columns, _LABELS, ("gradient_norm",))
+        figures[f"along-{task}"] = caption, draw
+    return figures
+
+
+def _summarise(judgements: Sequence[claims.Judgement]) -> str:
+    """Say in how many settings the Taylor view, the walk and the drift hold."""
+
+    def count(statement: str, part: str = "") -> str:
+        texts = [(judgement.claim.text, judgement.holds) for judgement in judgements]
+        return format_count([
+            holds for text, holds in texts if text.startswith(statement) and part in text
+        ])
+
+    direction = f"{_STEPS} move the weights along -H g"
+    return (
+        "A step down and a step up again are together a step that lowers the gradient norm where "
+        f"the loss is smooth: with GELU their way has the predicted direction in "
+        f"{count(direction, 'GELU')} tests, with ReLU in {count(direction, 'ReLU')}. The weights "
+        f"walk at random at the level in {count(RANDOM_WALK.text)} settings that reached it. That "
+        f"the gradient norm falls on the way is shown in {count(GRADIENT_DRIFT.text)}."
     )
 
 
@@ -285,7 +324,6 @@ def _describe(max_epochs: int, seeds: int, tests: int) -> str:
 
 
 _NOTE = "Not tested: fewer than two seeds in which a quarter of the late steps were flooded."
-_ALONG = "Along the training, mean and standard deviation over seeds."
 _LABELS = {
     "train_loss": "Training loss",
     "gradient_norm": "Gradient norm",

@@ -12,14 +12,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
 from flooding.integrations import require_framework
 from flooding.integrations._ray_pickle import dumps
-from flooding.integrations._ray_task import Item, Started, TaskOptions, do_job, versions
+from flooding.integrations._ray_task import (
+    Item,
+    Started,
+    TaskOptions,
+    do_job,
+    measure_there,
+    versions,
+)
 from flooding.numerics import environment
+from flooding.training.fleet.probe import Probe
+from flooding.training.fleet_jobs import Places
 from flooding.training.job_queue import JobQueue
 from flooding.training.jobs import ForkReady, Job
 from flooding.training.ledger import Ledger
@@ -74,6 +83,18 @@ def count_slots(resources: Resources) -> int:
     total = ray.cluster_resources()
     slots = [total.get(name, 0.0) / need for name, need in resources.by_name().items()]
     return math.floor(min(slots, default=1))
+
+
+def _count_sharing(resources: Resources) -> int:
+    """Count the tasks that share the memory of a GPU, or of a machine."""
+    if resources.num_gpus:
+        return max(1, math.floor(1 / resources.num_gpus))
+    counts = [1]
+    for node in ray.nodes():
+        total = node["Resources"] if node["Alive"] else {}
+        slots = [total.get(name, 0.0) / need for name, need in resources.by_name().items()]
+        counts.append(math.floor(min(slots)))
+    return max(counts)
 
 
 @dataclass(eq=False)
@@ -136,6 +157,27 @@ class TaskDriver:
                     with contextlib.suppress(Exception):
                         ray.cancel(task.stream, force=True)
 
+    # Fleets
+
+    def places(self) -> Places:
+        """Tell where fleets train: one for each task that the cluster can do at a time.
+
+        Returns:
+            Their number, as large as the cluster is now.
+        """
+        return Places(self._slots, _count_sharing(self._resources), self._measure)
+
+    def _measure(self, jobs: Sequence[Job], planned_epochs: float) -> Probe:
+        """Measure a fleet on a machine of the cluster; its task is repeated if that dies."""
+        problems: list[Problem] = []
+        content = dumps(list(jobs), problems)
+        task = ray.remote(measure_there).options(**self._options("flooding measures a fleet"))
+        put = [self._put(problem) for problem in problems]
+        result = ray.get(task.remote(self._task_options(), content, planned_epochs, *put))
+        if isinstance(result, PickledError):
+            raise _unpickle_error(result)
+        return cast(Probe, result)
+
     # Handing out
 
     def _limit(self) -> int:
@@ -156,31 +198,15 @@ class TaskDriver:
 
     def _start(self, job: Job) -> _Task:
         """Hand a job to Ray."""
-        task_options = TaskOptions(
-            storage=self._storage,
-            versions=versions(),
-            search_path=[path or os.getcwd() for path in sys.path],
-            folder=os.getcwd(),
-            interval=_ROW_INTERVAL + _ROW_INTERVAL_PER_SLOT * self._slots,
-        )
         problems: list[Problem] = []
-        content = dumps(job, problems)
-        options = {
-            "num_returns": "streaming",
-            # A task that is repeated must yield the same items in the same lists for Ray, but rows
-            # are collected by the clock. Hence jobs are handed out again here.
-            "max_retries": 0,
-            "num_cpus": self._resources.num_cpus,
-            "num_gpus": self._resources.num_gpus,
-            "resources": dict(self._resources.custom),
-            "name": f"flooding level={job.run.level} seed={job.run.seed}",
-        }
-        # These make torch choose its kernels when it starts; tasks without any share workers.
-        if variables := environment():
-            options["runtime_env"] = {"env_vars": dict(variables)}
+        content = dumps([job], problems)
+        options = self._options(f"flooding level={job.run.level} seed={job.run.seed}")
+        # A task that is repeated must yield the same items in the same lists for Ray, but rows are
+        # collected by the clock. Hence jobs are handed out again here.
+        options |= {"num_returns": "streaming", "max_retries": 0}
         try:
             stream = _REMOTE.options(**options).remote(
-                task_options,
+                self._task_options(),
                 content,
                 self._checkpoints.get(job.number),
                 *(self._put(problem) for problem in problems),
@@ -191,6 +217,28 @@ class TaskDriver:
                 f"Start Ray with a larger object_store_memory. {type(error).__name__}: {error}"
             ) from error
         return _Task(stream)
+
+    def _task_options(self) -> TaskOptions:
+        return TaskOptions(
+            storage=self._storage,
+            versions=versions(),
+            search_path=[path or os.getcwd() for path in sys.path],
+            folder=os.getcwd(),
+            interval=_ROW_INTERVAL + _ROW_INTERVAL_PER_SLOT * self._slots,
+        )
+
+    def _options(self, name: str) -> dict[str, object]:
+        """Give Ray's options of a task."""
+        options: dict[str, object] = {
+            "num_cpus": self._resources.num_cpus,
+            "num_gpus": self._resources.num_gpus,
+            "resources": dict(self._resources.custom),
+            "name": name,
+        }
+        # These make torch choose its kernels when it starts; tasks without any share workers.
+        if variables := environment():
+            options["runtime_env"] = {"env_vars": dict(variables)}
+        return options
 
     def _put(self, problem: Problem) -> ray.ObjectRef:
         """Give the reference to a Problem, which goes to the object store once."""
@@ -247,9 +295,7 @@ class TaskDriver:
             if ledger is not None and job.key is not None and not job.forks:
                 ledger.start(job.name, job.run.epochs)
         elif isinstance(item, PickledError):
-            error = unpickle_message(pickle.dumps(item))
-            assert isinstance(error, BaseException)
-            raise error
+            raise _unpickle_error(item)
         else:
             assert isinstance(item, list)
             queue.watchdog.feed(task)
@@ -299,6 +345,12 @@ class TaskDriver:
                 started.processor,
                 started.host,
             )
+
+
+def _unpickle_error(error: PickledError) -> BaseException:
+    unpickled = unpickle_message(pickle.dumps(error))
+    assert isinstance(unpickled, BaseException)
+    return unpickled
 
 
 def _rounded(resources: Mapping[str, float]) -> dict[str, float]:

@@ -15,7 +15,8 @@ import torch
 from flooding.integrations._checkpoint_storage import CheckpointStorage
 from flooding.integrations._ray_pickle import loads
 from flooding.numerics import environment
-from flooding.training.fleet_jobs import execute_job
+from flooding.training.fleet.probe import Probe
+from flooding.training.fleet_jobs import execute_job, measure_jobs
 from flooding.training.jobs import ForkReady, Job
 from flooding.training.loop import NUMERICS_VERSION
 from flooding.training.messages import News, PickledError, batched, picklable_error
@@ -24,7 +25,15 @@ from flooding.training.progress import disable as disable_progress
 from flooding.training.runner import check_device
 from flooding.training.scratch import scratch_folder
 
-__all__ = ["CheckpointFile", "Item", "Started", "TaskOptions", "do_job", "versions"]
+__all__ = [
+    "CheckpointFile",
+    "Item",
+    "Started",
+    "TaskOptions",
+    "do_job",
+    "measure_there",
+    "versions",
+]
 
 
 class TaskOptions(NamedTuple):
@@ -46,7 +55,7 @@ class TaskOptions(NamedTuple):
 
 
 class Started(NamedTuple):
-    """The first thing that a task yields.
+    """The first thing that a job's task yields.
 
     Args:
         host: Name of its machine.
@@ -84,7 +93,7 @@ def do_job(
 
     Args:
         options: What all tasks have in common.
-        content: The pickled job, without its Problems.
+        content: The pickled job in a list, without its Problems.
         checkpoint: The checkpoint from which it goes on, from its prefix.
         *problems: The pickled Problems.
 
@@ -106,10 +115,7 @@ def _do_job(
 ) -> Iterator[Item]:
     _check_versions(options.versions)
     _prepare_process(options)
-    unpickled = [cast(Problem, loads(problem)) for problem in problems]
-    job = cast(Job, loads(content, unpickled))
-    check_device(job.device)
-    torch.set_default_dtype(job.dtype)
+    [job] = _load_jobs(content, problems)
     with scratch_folder() as folder:
         job = _move(job, folder)
         if checkpoint is not None:
@@ -128,6 +134,37 @@ def _do_job(
             for item in batch:
                 if isinstance(item, ForkReady):
                     yield _read_checkpoint(folder, forks[item.number])
+
+
+def measure_there(
+    options: TaskOptions, content: bytes, planned_epochs: float, *problems: bytes
+) -> Probe | PickledError:
+    """Measure a fleet on the machine that its Runs would train on.
+
+    Args:
+        options: What all tasks have in common.
+        content: The pickled jobs, without their Problems.
+        planned_epochs: See :func:`flooding.training.fleet_jobs.measure_jobs`.
+        *problems: The pickled Problems.
+
+    Returns:
+        What was measured, or an error.
+    """
+    try:
+        _check_versions(options.versions)
+        _prepare_process(options)
+        return measure_jobs(_load_jobs(content, problems), planned_epochs)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 -- the driver raises it
+        return picklable_error(error)
+
+
+def _load_jobs(content: bytes, problems: Sequence[bytes]) -> list[Job]:
+    """Unpickle jobs, and make their default type this process's."""
+    unpickled = [cast(Problem, loads(problem)) for problem in problems]
+    jobs = cast(list[Job], loads(content, unpickled))
+    check_device(jobs[0].device)
+    torch.set_default_dtype(jobs[0].dtype)
+    return jobs
 
 
 def _check_versions(expected: Mapping[str, object]) -> None:

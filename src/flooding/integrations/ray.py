@@ -75,8 +75,8 @@ def run_all(
         overwrite: Train even what the ledger holds, and replace it there.
         device: Where to train, on the machine that a Run is placed on.
         fleet: Whether Runs train as one set of tensors, a fleet for each task, see
-            :func:`flooding.run_all`. What fits, and with "auto" what is faster, is measured on this
-            machine.
+            :func:`flooding.run_all`. What fits, and with "auto" what is faster, is measured by a
+            task of its own. With GPUs there is a fleet for each of them, or for each share.
         on_start: Called once with the Runs that must be trained.
         on_row: Called with every row of the Runs that are trained.
         progress: Whether to show a bar, see :func:`flooding.run_all`.
@@ -104,8 +104,9 @@ def run_all(
         )
     if path is None and storage is not False and runs:
         path = _default_storage(ledger)
+    driver = TaskDriver(needs, path)
     return run_with(
-        TaskDriver(needs, path),
+        driver,
         runs,
         num_workers=max(1, slots),
         ledger=ledger,
@@ -115,6 +116,7 @@ def run_all(
         on_start=on_start,
         on_row=on_row,
         progress=progress,
+        places=driver.places(),
     )
 
 

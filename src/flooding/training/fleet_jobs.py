@@ -6,15 +6,15 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
 from flooding.training.checkpoints import Checkpoints, CheckpointTimer
 from flooding.training.fleet import Fleet, FleetError, group_key, refusal
-from flooding.training.fleet.probe import Probe, available_memory, measure_fleet
+from flooding.training.fleet.probe import Probe, measure_fleet
 from flooding.training.jobs import (
     ForkReady,
     Job,
@@ -33,9 +33,11 @@ from flooding.training.state import Snapshot
 
 __all__ = [
     "FleetOption",
+    "Places",
     "check_fleet_option",
     "execute_job",
     "may_join",
+    "measure_jobs",
     "plan_fleets",
     "refusal",
     "run_fleet",
@@ -46,6 +48,44 @@ log = logging.getLogger("flooding")
 FleetOption: TypeAlias = bool | int | Literal["auto"]
 _MAX_SIZE = 256  # Runs of a fleet: from there on more of them are hardly faster
 _MEMORY_SHARE = 0.5  # of what is free
+
+
+def measure_jobs(jobs: Sequence[Job], planned_epochs: float) -> Probe:
+    """Measure a fleet of some jobs in this process.
+
+    Args:
+        jobs: Jobs of Runs that may train together.
+        planned_epochs: See :func:`flooding.training.fleet.probe.measure_fleet`.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        FleetError: If they cannot train together.
+        ValueError: If the parts of the Problem do not fit each other.
+    """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
+    first = jobs[0]
+    return measure_fleet(
+        [job.run for job in jobs],
+        device=first.device,
+        threads=first.threads,
+        settings=first.settings,
+        planned_epochs=planned_epochs,
+    )
+
+
+class Places(NamedTuple):
+    """Where fleets train.
+
+    Args:
+        slots: How many train at a time.
+        sharing: How many of these share the memory of one machine or GPU.
+        measure: Measures a fleet of some jobs where it would train, see :func:`measure_jobs`.
+    """
+
+    slots: int = 1
+    sharing: int = 1
+    measure: Callable[[Sequence[Job], float], Probe] = measure_jobs
 
 
 def check_fleet_option(fleet: FleetOption) -> None:
@@ -79,14 +119,14 @@ def may_join(run: Run) -> bool:
 
 
 def plan_fleets(
-    jobs: Sequence[Job], fleet: FleetOption, workers: int
+    jobs: Sequence[Job], fleet: FleetOption, places: Places
 ) -> tuple[list[Job], list[Job]]:
     """Put jobs into fleets.
 
     Args:
         jobs: Jobs of Runs that may join a fleet, each with the key of a fleet's Record.
         fleet: Whether fleets are wanted, a largest size, or "auto" for where they are faster.
-        workers: How many processes train at a time.
+        places: Where they train.
 
     Returns:
         Jobs of fleets, and the jobs that are to train one by one.
@@ -96,7 +136,7 @@ def plan_fleets(
         groups.setdefault(group_key(job.run), []).append(job)
     fleets, alone = [], []
     for group in groups.values():
-        size = _fleet_size(group, fleet, workers)
+        size = _fleet_size(group, fleet, places)
         if size is None:
             alone += group
         else:
@@ -104,32 +144,27 @@ def plan_fleets(
     return fleets, alone
 
 
-def _fleet_size(group: Sequence[Job], fleet: FleetOption, workers: int) -> int | None:
+def _fleet_size(group: Sequence[Job], fleet: FleetOption, places: Places) -> int | None:
     """Choose how many Runs of a group train together; None trains them one by one."""
-    first, runs = group[0], [job.run for job in group]
     if fleet == "auto" and len(group) < 2:
         return None
-    # Measured is a fleet of the size that a worker gets.
-    share = math.ceil(len(runs) / workers)
-    planned = sum(run.epochs for run in runs) / min(workers, len(runs))
+    # Measured is a fleet of the size that each place gets.
+    share = math.ceil(len(group) / places.slots)
+    planned = sum(job.run.epochs for job in group) / min(places.slots, len(group))
     try:
-        result = measure_fleet(
-            runs[:share] if share > 1 else runs,
-            device=first.device,
-            threads=first.threads,
-            settings=first.settings,
-            planned_epochs=planned if fleet == "auto" else 0.0,
+        result = places.measure(
+            group[:share] if share > 1 else group, planned if fleet == "auto" else 0.0
         )
     except FleetError as error:
         log.warning("%d runs train one by one: %s", len(group), error)
         return None
-    if fleet == "auto" and not _is_faster(result, first.device, len(group)):
+    if fleet == "auto" and not _is_faster(result, group[0].device, len(group)):
         return None
     largest = _MAX_SIZE if isinstance(fleet, bool) or fleet == "auto" else fleet
-    largest = min(largest, _fitting(result, first.device, workers))
-    # As many fleets as fill the workers equally.
+    largest = min(largest, _fitting(result, places))
+    # As many fleets as fill the places equally.
     count = math.ceil(len(group) / largest)
-    count = math.ceil(count / workers) * workers
+    count = math.ceil(count / places.slots) * places.slots
     return math.ceil(len(group) / min(count, len(group)))
 
 
@@ -156,12 +191,11 @@ def _is_faster(result: Probe, device: str, count: int) -> bool:
     return is_faster
 
 
-def _fitting(result: Probe, device: str, workers: int) -> int:
-    """Give the number of Runs that fit into the memory of one worker."""
-    available = available_memory(device)
-    if available is None:
+def _fitting(result: Probe, places: Places) -> int:
+    """Give the number of Runs that fit into the memory of one place."""
+    if result.available is None:
         return _MAX_SIZE
-    share = _MEMORY_SHARE * available / max(workers, 1)
+    share = _MEMORY_SHARE * result.available / places.sharing
     fitting = max(1, int(share / max(result.memory, 1)))
     if fitting < _MAX_SIZE:
         log.info(

@@ -19,6 +19,7 @@ from flooding.training.checkpoints import Checkpoints
 from flooding.training.config import is_hashable
 from flooding.training.fleet_jobs import (
     FleetOption,
+    Places,
     check_fleet_option,
     may_join,
     plan_fleets,
@@ -145,11 +146,13 @@ def run_with(
     on_start: Callable[[list[Run]], object] | None = None,
     on_row: Callable[[EpochResult], object] | None = None,
     progress: bool | None = None,
+    places: Places | None = None,
 ) -> list[Record]:
     """Look Runs up in the ledger, and have the others trained wherever jobs can be executed.
 
-    ``execute`` does each job and the forks of each in any order, ``num_workers`` at a time. The
-    other arguments are those of :func:`run_all`; the device need not exist in this process.
+    ``execute`` does each job and the forks of each in any order, ``num_workers`` at a time. Fleets
+    train in ``places``; None is the workers of this machine, or one process on a GPU. The other
+    arguments are those of :func:`run_all`; the device need not exist in this process.
 
     Returns:
         Records in the order of the Runs.
@@ -192,7 +195,9 @@ def run_with(
                 last_row_only=on_row is None,
             )
             with _open_ledger(path), _make_jobs(options, runs, keys, list(duplicates)) as jobs:
-                trained = _train(jobs, execute, num_workers, on_row, fleet)
+                fleets, rest = _split_off_fleets(jobs, fleet, num_workers, places)
+                grouped = fleets + _group_by_prefix(rest, num_workers)
+                trained = _train(jobs, grouped, execute, on_row)
             for index, equal in duplicates.items():
                 records |= {other: replace(trained[index], run=runs[other]) for other in equal}
     return [records[index] for index in range(len(runs))]
@@ -334,16 +339,14 @@ def _make_prefix(forks: list[Job]) -> Job:
 
 def _train(
     jobs: list[Job],
+    grouped: list[Job],
     execute: Execute,
-    num_workers: int,
     on_row: Callable[[EpochResult], object] | None,
-    fleet: FleetOption = False,
 ) -> dict[int, Record]:
-    """Train Runs and give their Records, by the index of each."""
+    """Train Runs, which are grouped, and give their Records, by the index of each."""
     records: dict[int, Record] = {}
-    fleets, alone = _split_off_fleets(jobs, fleet, num_workers)
     # Closed at once where the caller leaves early: whatever trains must end then.
-    with closing(execute(fleets + _group_by_prefix(alone, num_workers))) as rows:
+    with closing(execute(grouped)) as rows:
         for index, row in rows:
             if on_row is not None:
                 on_row(row)
@@ -360,7 +363,7 @@ def _train(
 
 
 def _split_off_fleets(
-    jobs: list[Job], fleet: FleetOption, workers: int
+    jobs: list[Job], fleet: FleetOption, workers: int, places: Places | None
 ) -> tuple[list[Job], list[Job]]:
     """Put the jobs that may and should train together into fleets; the others keep their own."""
     if fleet is False:
@@ -369,9 +372,12 @@ def _split_off_fleets(
     others = [job for job in jobs if not may_join(job.run)]
     if others:
         log.warning("%d runs train one by one: %s", len(others), refusal(others[0].run))
-    # One process fills a GPU, and several would share its memory.
-    is_cpu = all(job.device == "cpu" and job.threads == 1 for job in joining)
-    fleets, alone = plan_fleets(joining, fleet, max(workers, 1) if is_cpu else 1)
+    if places is None:
+        # One process fills a GPU, and several would share its memory.
+        is_cpu = all(job.device == "cpu" and job.threads == 1 for job in joining)
+        slots = max(workers, 1) if is_cpu else 1
+        places = Places(slots, slots)
+    fleets, alone = plan_fleets(joining, fleet, places)
     for job in alone:
         # Alone it is another computation, with a key of its own.
         key = run_key(job.run, device=job.device, threads=job.threads)

@@ -51,7 +51,9 @@ def stacked_linear(
     if x.dim() > 3:  # further axes belong to the batch
         flat = stacked_linear(x.flatten(1, -2), weight, bias, gradient)
         return flat.unflatten(1, x.shape[1:-1])
-    if weight.requires_grad and weight.is_leaf and torch.is_grad_enabled():
+    keeps_gradient = weight.requires_grad and weight.is_leaf and torch.is_grad_enabled()
+    # A compiler keeps memory itself, and cannot trace a backward pass that sets gradients.
+    if not torch.compiler.is_compiling() and keeps_gradient:
         return _StackedLinear.apply(x, weight, bias, gradient)  # type: ignore[no-any-return]
     return _multiply(x, weight, bias)
 

@@ -64,7 +64,8 @@ class StackedModel:
         is_batched: Whether batched products are used in place of ``vmap``.
 
     Raises:
-        ValueError: If the modules have state that is no tensor, or differ in their shapes.
+        ValueError: If the modules have state that is no tensor, or differ in their shapes, or lie
+            on several devices.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -103,6 +104,14 @@ class StackedModel:
                         f"a fleet stacks tensors, but {name} of {type(model).__name__} is no "
                         "tensor. Train such Runs one by one: fleet=False."
                     )
+        devices = set()
+        for model in models:
+            devices |= {str(tensor.device) for tensor in model.state_dict().values()}
+        if len(devices) > 1:
+            raise ValueError(
+                "the Runs of a fleet must have models on one device, got "
+                f"{' and '.join(sorted(devices))}. Move them: model.to(device)."
+            )
         shapes = set()
         for model in models:
             shapes.add(tuple((n, p.shape, p.requires_grad) for n, p in model.named_parameters()))
@@ -148,11 +157,14 @@ class StackedModel:
             tensors = {name: own[canonical] for name, canonical in reads.items()}
             return functional_call(template, tensors, (inputs,), tie_weights=False)
 
+        of_each_run = vmap(forward, randomness="different")
+        if torch.compiler.is_compiling():  # it cannot trace the switch below
+            return of_each_run(parameters, self.buffers, x)
         # The fast path of attention has no rule for vmap.
         mha, before = torch.backends.mha, torch.backends.mha.get_fastpath_enabled()
         mha.set_fastpath_enabled(False)
         try:
-            return vmap(forward, randomness="different")(parameters, self.buffers, x)
+            return of_each_run(parameters, self.buffers, x)
         finally:
             mha.set_fastpath_enabled(before)
 

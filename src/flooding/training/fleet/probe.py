@@ -52,12 +52,14 @@ class Probe:
         fleet: Seconds of an epoch of a fleet, divided by its Runs; None if not measured.
         memory: Bytes that one Run takes in a fleet.
         work: Multiply-adds of a Run's forward pass on one batch.
+        available: Bytes that were free where it was measured; None if unknown.
     """
 
     single: float | None
     fleet: float | None
     memory: int
     work: float = 0.0
+    available: int | None = None
 
     def is_faster(self, device: str = "cpu") -> bool:
         """Tell whether Runs train faster in a fleet: as measured, or else by a rule of sizes.
@@ -105,6 +107,7 @@ def measure_fleet(
         fleet = start_fleet(list(enumerate(runs[:2])), torch_device, None, time.time())
         try_out(fleet)
         memory, work = _measure_memory(fleet), _count_work(fleet)
+    available = available_memory(device)
     # An epoch that is timed has few batches, so it is worth less than a planned one.
     examples = len(fleet.splits["train"])
     share = min(1.0, _BATCHES * runs[0].problem.batch_size / examples)
@@ -112,10 +115,10 @@ def measure_fleet(
     del fleet
     timing = _plan_timing(budget, len(runs), runs[0].problem.max_epochs)
     if timing is None:
-        return Probe(None, None, memory, work)
+        return Probe(None, None, memory, work, available)
     size, turns = timing
     options: _Options = {"device": device, "threads": threads, "settings": settings}
-    return Probe(*_time_both(_shorten(runs[:size]), turns, options), memory, work)
+    return Probe(*_time_both(_shorten(runs[:size]), turns, options), memory, work, available)
 
 
 def _plan_timing(budget: float, num_runs: int, max_epochs: int) -> tuple[int, int] | None:
