@@ -227,7 +227,7 @@ def draw(table, counts):
         (axes[0], "processor", 1e3, "processor time of a Run (ms)"),
         (axes[1], "bytes", 1e-3, "memory of a Run (kB)"),
     ):
-        for kind, look in zip(KINDS, ("o-", "s--", "^:"), strict=False):
+        for kind, look in zip(KINDS, ("o-", "s--", "^:"), strict=True):
             values = [factor * table[kind, count][name] / count for count in counts]
             axis.semilogx(counts, values, look, label=kind)
         axis.set_ylabel(label)
