@@ -35,7 +35,7 @@ from flooding.levels import Auto, StepInfo
 from searches import CONFIRM, DESIGN, LEDGER, append, interval, problems, results
 
 NAME = "auto, one training"
-PAGE = Path(__file__).parents[1] / "docs" / "choosing-a-level.md"
+PAGE = Path(__file__).parents[1] / "docs" / "methods" / "auto.md"
 # Constants of the rule, changed one at a time.
 NEIGHBOURS = (
     {},

@@ -121,6 +121,23 @@ def test_the_gains_are_read_from_the_page(generate):
     assert read(page) == {"plain": gain(2.1, False), "early stopping": gain(-1.4, True)}
 
 
+def test_what_one_training_gains_is_that_of_its_table():
+    card = (ROOT / "docs" / "methods" / "auto.md").read_text()
+
+    def all_seeds(row):
+        [cells] = re.findall(rf"^\| {re.escape(row)} \|.*\| ([+-]\d.*) \|$", card, re.MULTILINE)
+        mean, low, high = map(float, re.findall(r"[+-]\d+\.\d+", cells))
+        return mean, low, high
+
+    gain, low, high = all_seeds("last epoch minus exhaustive, 51 levels")
+    assert low < 0 < high
+    assert abs(gain) < 0.1
+    gain, low, _ = all_seeds("last epoch minus plain, last epoch")
+    assert low > 0
+    page = " ".join((ROOT / "docs" / "choosing-a-level.md").read_text().split())
+    assert f"was {gain:.1f} points more accurate than that of plain training, and as good" in page
+
+
 def test_the_rule_of_thumb_counts_problems_where_flooding_helps(generate):
     row = generate.rule_of_thumb.Row
     text = generate.rule_of_thumb.table([
