@@ -230,8 +230,8 @@ def rank_main(rank, world, folder):
                 mesh, dtype, "adam", 3, 0.05
             )
     if rank == 0:
-        named = {f"{name}, {dtype}": figures[name, dtype] for name, dtype in figures}
-        (Path(folder) / "figures.json").write_text(json.dumps(named))
+        by_name = {f"{name}, {dtype}": figures[name, dtype] for name, dtype in figures}
+        (Path(folder) / "figures.json").write_text(json.dumps(by_name))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -56,8 +56,8 @@ def ranks(tmp_path_factory):
     for framework, package in PACKAGES.items():
         if importlib.util.find_spec(package.partition(".")[0]) is not None:
             folder = tmp_path_factory.mktemp(framework)
-            loaded = f"torch._dynamo,{package}"
-            process = start_ranks("_accelerate_ranks.py", folder, framework, packages=loaded)
+            packages = f"torch._dynamo,{package}"
+            process = start_ranks("_accelerate_ranks.py", folder, framework, packages=packages)
             started[framework] = (process, folder)
     yield started
     for process, _ in started.values():

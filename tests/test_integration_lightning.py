@@ -128,8 +128,8 @@ def _start_ranks(request):
 def ranks(tmp_path_factory):
     """Two ranks, which train while the tests of this file run."""
     folder = tmp_path_factory.mktemp("lightning")
-    loaded = "torch._dynamo,lightning.pytorch"
-    process = start_ranks("_lightning_ranks.py", folder, packages=loaded)
+    packages = "torch._dynamo,lightning.pytorch"
+    process = start_ranks("_lightning_ranks.py", folder, packages=packages)
     yield process, folder
     stop_ranks(process)
 

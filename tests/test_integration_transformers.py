@@ -271,8 +271,8 @@ def test_a_compute_loss_of_your_own(reference, tmp_path):
 
 def test_two_ranks_with_uneven_tokens(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    loaded = "torch._dynamo,transformers.trainer"
-    ranks = start_ranks("trainer_ranks.py", tmp_path, packages=loaded)
+    packages = "torch._dynamo,transformers.trainer"
+    ranks = start_ranks("trainer_ranks.py", tmp_path, packages=packages)
     figures = end_ranks(ranks, tmp_path)
     result, naive = figures["flooded"], figures["naive"]
     assert 0.1 < result["below"] < 0.9

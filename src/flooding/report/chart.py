@@ -198,7 +198,7 @@ class Chart:
             Rule, its position, and anchor and height of its text.
         """
         rows = []
-        taken_from, taken_to = math.inf, -math.inf
+        lowest, highest = math.inf, -math.inf
         for rule in self.rules:
             if not rule.is_vertical:
                 continue
@@ -208,10 +208,10 @@ class Chart:
             anchor = "start"
             if share >= 0.5:
                 anchor, start = "end", start - length
-            overlaps = start < taken_to and taken_from < start + length
+            overlaps = start < highest and lowest < start + length
             y = self.top - (22 if overlaps else 8)
             if not overlaps:
-                taken_from, taken_to = min(taken_from, start), max(taken_to, start + length)
+                lowest, highest = min(lowest, start), max(highest, start + length)
             rows.append((rule, self.x_of(rule.value), anchor, y))
         return rows
 
