@@ -20,7 +20,6 @@ from ray.cluster_utils import Cluster
 from flooding import Run, find_level, run_all
 from flooding.integrations import _ray_jobs
 from flooding.integrations import ray as flooding_ray
-from flooding.integrations._checkpoint_storage import check_storage
 from flooding.integrations._ray_jobs import Resources, TaskDriver
 from flooding.integrations._ray_pickle import dumps
 from flooding.integrations._ray_task import Started, TaskOptions, do_job, versions
@@ -29,6 +28,7 @@ from flooding.levels import Plateau, Warmup
 from flooding.methods import IFlood
 from flooding.testing import check_runner
 from flooding.training import checkpoints, job_queue
+from flooding.training.checkpoint_storage import check_storage
 from flooding.training.jobs import Job
 from flooding.training.ledger import Ledger
 from flooding.training.messages import unpickle_message

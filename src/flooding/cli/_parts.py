@@ -77,7 +77,7 @@ def load_place(
     run_all = cast(Callable[..., list[Record]], find_entry("place", "ray", PLACES).load())
     if storage is None:
         return partial(run_all, address=ray)
-    from flooding.integrations._checkpoint_storage import check_storage
+    from flooding.training.checkpoint_storage import check_storage
 
     # Refused now, not after the data were read.
     return partial(run_all, address=ray, storage=check_storage(storage))

@@ -293,11 +293,10 @@ def _summarise(judgements: Sequence[claims.Judgement]) -> str:
 
     direction = f"{_STEPS} move the weights along -H g"
     return (
-        "A step down and a step up again are together a step that lowers the gradient norm where "
-        f"the loss is smooth: with GELU their way has the predicted direction in "
-        f"{count(direction, 'GELU')} tests, with ReLU in {count(direction, 'ReLU')}. The weights "
-        f"walk at random at the level in {count(RANDOM_WALK.text)} settings that reached it. That "
-        f"the gradient norm falls on the way is shown in {count(GRADIENT_DRIFT.text)}."
+        "With GELU, which is smooth, a step down and one up move the weights as predicted in "
+        f"{count(direction, 'GELU')} tests, with ReLU in {count(direction, 'ReLU')}. At the level "
+        f"the weights walk at random in {count(RANDOM_WALK.text)} settings that reached it; the "
+        f"gradient norm is shown to fall in {count(GRADIENT_DRIFT.text)}."
     )
 
 

@@ -12,9 +12,9 @@ from typing import NamedTuple, cast
 
 import torch
 
-from flooding.integrations._checkpoint_storage import CheckpointStorage
 from flooding.integrations._ray_pickle import loads
 from flooding.numerics import environment
+from flooding.training.checkpoint_storage import CheckpointStorage
 from flooding.training.fleet.probe import Probe
 from flooding.training.fleet_jobs import execute_job, measure_jobs
 from flooding.training.jobs import ForkReady, Job

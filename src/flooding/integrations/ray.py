@@ -24,8 +24,8 @@ with require_framework("ray"):
     import ray
     from ray.util.client import ray as client
 
-from flooding.integrations._checkpoint_storage import check_storage
 from flooding.integrations._ray_jobs import Resources, TaskDriver, count_slots
+from flooding.training.checkpoint_storage import check_storage
 
 __all__ = ["connect", "run_all"]
 
