@@ -384,7 +384,7 @@ def test_curves_are_faint_as_measured_and_smooth_over_that():
     assert lines[1].get_linewidth() < lines[3].get_linewidth()  # the choice
     assert {
         "plain training",
-        "level, told by its colour",
+        "level, in its colour",
         "the choice",
         "faint: each epoch; lines: mean of 5",
     } <= set(legend(figure))

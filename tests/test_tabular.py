@@ -428,8 +428,8 @@ def test_what_was_assumed_is_said(tmp_path):
         "Dropped 1 row without a target: '?' (1). To name the missing values yourself: --na.",
         "b: 33 cells taken as missing: '?' (33). To name the missing values yourself: --na.",
         "2 numeric columns, standardised on the training rows: a, b.",
-        "1 column of categories, with how many are told apart: d (3).",
-        "Missing values in the training rows, the training median stands in for them: "
+        "1 column of categories, with the number that is kept: d (3).",
+        "Missing values in the training rows, replaced by the training median: "
         "b (20 cells).",
         "Left out as constant in 30 training rows: c. To use it, give rows in which it differs.",
         "Split by seed 0, each class alike: 30 training, 10 validation, 10 test rows.",

@@ -154,8 +154,8 @@ def _judge_race(
     level = decision.selected.level
     if level is not None and selection.standard_error and 0 in selection.equals:
         warnings += (
-            "plain training lies within chance of it: more seeds, or more validation data, "
-            "would tell",
+            "plain training may be as good, by its validation score: more seeds, or more "
+            "validation data, would show which is better",
         )
 
     # The interval reaches over all levels that are as good. As a number, plain training is a level

@@ -367,7 +367,7 @@ def _explain_curves(
     constant = [not is_plain(record) and not has_moving_level(record) for record in records]
     entries: list[tuple[str, bool, dict[str, Any]]] = [
         ("plain training", any(map(is_plain, records)), {"color": _PLAIN}),
-        ("level, told by its colour", any(constant), {}),
+        ("level, in its colour", any(constant), {}),
         (
             "level that moves, coloured by its last",
             any(map(has_moving_level, records)),

@@ -225,8 +225,8 @@ def _assumptions_section(result: SearchResult, about: SearchAbout) -> Section | 
     if isinstance(result.run.problem, Problem):
         sentences.append("The validation split selects the level; the test split selects nothing.")
     sentences.append(
-        "A level belongs to its setting: search again when the data, the network, the optimiser or "
-        "the number of epochs change."
+        "A level holds for this setting alone: search again when the data, the network, the "
+        "optimiser or the number of epochs change."
     )
     return Section("assumptions", "What was assumed", [Sentences(sentences)])
 

@@ -91,7 +91,7 @@ def describe_columns(preprocessing: Preprocessing, train: pd.DataFrame) -> Itera
     if categorical:
         counts = [f"{shorten(name)} ({len(frequent[name])})" for name in categorical]
         yield (
-            f"{pluralize(len(categorical), 'column')} of categories, with how many are told apart: "
+            f"{pluralize(len(categorical), 'column')} of categories, with the number that is kept: "
             f"{join_names(counts)}."
         )
     silent = [name for name in categorical if not frequent[name]]
@@ -110,7 +110,7 @@ def _describe_gaps(
 ) -> Iterator[str]:
     """Say which columns have missing values, and how many."""
     kinds = (
-        (preprocessing.numeric_columns, "the training median stands in for them"),
+        (preprocessing.numeric_columns, "replaced by the training median"),
         (preprocessing.categorical_columns, "which are a category of their own"),
     )
     columns = {str(name): values for name, values in train.items()}
