@@ -32,7 +32,7 @@ def mean_ranks(ranks: Mapping[str, float], problems: int) -> Figure:
             colour = PALETTE["plain"]
             if method == "plain":
                 colour = "black"
-            elif "flooding" in method:
+            elif method.startswith(("flooding", "auto level")):
                 colour = PALETTE["flooded"]
             rank, text = ranks[method], f"{method}  {ranks[method]:.1f}"
             axes.plot([rank], [index], "o", color=colour)
