@@ -2,6 +2,7 @@
 
     python benchmarks/fleet_agreement.py run [--cells 0 1] [--levels 0 0.1 0.2] [--workers 1]
     python benchmarks/fleet_agreement.py table
+    python benchmarks/fleet_agreement.py rounding --cells 7
 
 The nine cells of Ishida et al., ICML 2020, 51 levels, seed 0, 500 epochs: rounding grows over
 hundreds of epochs, so single accuracies differ, but their mean must not. ``run`` trains in fleets
@@ -9,6 +10,13 @@ what ``fleet_agreement.jsonl`` lacks, a fleet at a time, so an interrupted run c
 prints the mean difference of test accuracy (fleet minus single, points) with its 95 % interval over
 levels, for each cell and for all, the difference of the training loss, and every difference above
 three points.
+
+Pairs of one cell are not independent: all levels have the same data and first weights, and the same
+first steps. So the interval of all is over the means of the cells.
+
+``rounding`` shows what rounding does to one training: plain training of a cell with learning rates
+that differ in their seventh digit, one by one and in a fleet. Both give a mean and a standard
+deviation of test accuracy.
 
 The single side is that of ``benchmarks/levels``, which another machine trained: two differences are
 mixed, that of fleets and that of processors. With ``--single`` the single side is trained here and
@@ -19,21 +27,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import scipy.stats
 
 from flooding import Record, Run, run_all
 from flooding.experiments.level_benchmark import LevelBenchmark
 from flooding.experiments.study import chunk
 from flooding.experiments.synthetic_cells import LEVELS, SyntheticCell, cells
 from flooding.report.provenance import machine
-from flooding.report.stats import paired
+from flooding.report.stats import format_mean_sd, paired
 from searches import commit
 
 ARCHIVE = Path(__file__).parent / "levels"
 RESULTS = Path(__file__).with_suffix(".jsonl")
 SEED = 0
 SIZE = 16  # Runs in a fleet, at most
+NAMES = ("accuracy", "loss")
 LARGE = 3.0  # points, above which a difference is named
 
 
@@ -59,6 +73,32 @@ def train(given: argparse.Namespace, side: str, run_some: Callable[[list[Run]], 
             print(f"{cell.title}, {side}: {len(some)} more", flush=True)
 
 
+def rounding(given: argparse.Namespace) -> None:
+    """Print what rounding alone does to plain training, one by one and in a fleet."""
+    for index, cell in enumerate(cells()):
+        if index not in given.cells:
+            continue
+        runs = []
+        for number in range(SIZE):
+            optimizer = cell.problem.optimizer
+            rate = optimizer.keywords["lr"] * (1 + 1e-7 * number)
+            problem = replace(cell.problem, optimizer=partial(optimizer, lr=rate))
+            runs.append(Run(problem, seed=SEED))
+        values = []
+        for name, fleet in (("one by one", False), ("in a fleet", SIZE)):
+            records = run_all(runs, fleet=fleet, ledger=False, workers=given.workers)
+            values.append([figures(record)["accuracy"] for record in records])
+            print(f"{cell.title}, plain, {name}: {format_mean_sd(values[-1], 2)} %, n = {SIZE}")
+        low, high = unpaired(*reversed(values))
+        print(f"{cell.title}: fleet minus single [{low:+.2f}, {high:+.2f}] points", flush=True)
+
+
+def unpaired(a: list[float], b: list[float]) -> tuple[float, float]:
+    """Give Welch's 95 % interval of the mean of a minus that of b."""
+    interval = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
+
+
 def figures(record: Record) -> dict[str, float]:
     """Give what is compared: test accuracy in percent, training loss in nats."""
     metrics = record.metrics
@@ -78,7 +118,7 @@ def plan(given: argparse.Namespace) -> Iterator[tuple[SyntheticCell, list[Run]]]
 def table(given: argparse.Namespace) -> None:
     """Print the differences of the levels that are stored."""
     rows, archive = stored(), LevelBenchmark(ARCHIVE)
-    everything: list[tuple[dict, dict]] = []
+    count, means = 0, ([], [])
     large = []
     for cell, runs in plan(given):
         pairs = []
@@ -96,8 +136,14 @@ def table(given: argparse.Namespace) -> None:
                 large.append(f"{cell.title}, level {run.level or 0:g}: {text}")
         if len(pairs) > 1:
             print(f"{cell.title}: {difference(pairs)}")
-        everything += pairs
-    print(f"all: {difference(everything)}")
+            count += len(pairs)
+            for side, of_cell in enumerate(zip(*pairs, strict=True)):
+                means[side].append({
+                    name: statistics.mean(row[name] for row in of_cell) for name in NAMES
+                })
+    if len(means[0]) > 1:
+        together = difference(list(zip(*means, strict=True)))
+        print(f"means of the cells, {count} pairs: {together} cells")
     print(f"above {LARGE:g} points: {len(large)}", *large, sep="\n  ")
 
 
@@ -113,7 +159,7 @@ def difference(pairs: list[tuple[dict, dict]]) -> str:
 def main() -> None:
     """Run, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("command", choices=["run", "table", "rounding"])
     parser.add_argument("--cells", type=int, nargs="+", default=list(range(9)), help="0 to 8")
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
     parser.add_argument("--single", action="store_true", help="train the single side here, too")
@@ -122,8 +168,8 @@ def main() -> None:
     given = parser.parse_args()
     given.levels = [level or None for level in given.levels]
     print(machine(), flush=True)
-    if given.command == "table":
-        table(given)
+    if given.command != "run":
+        {"table": table, "rounding": rounding}[given.command](given)
         return
     options = {"ledger": given.ledger or False, "workers": given.workers}
     train(given, "fleet", lambda runs: run_all(runs, fleet=SIZE, **options))

@@ -104,6 +104,27 @@ def test_the_rule_of_sizes_keeps_large_networks_on_a_processor_alone(work, devic
     assert Probe(None, None, 1, work).is_faster(device) is expected
 
 
+def test_fleets_make_up_for_the_steps_that_single_runs_share():
+    for single, alone, over_sharing in (
+        (1.05, False, False),
+        (1.3, True, False),
+        (1.6, True, True),
+    ):
+        result = Probe(single, 1.0, 1)
+        assert result.is_faster() is alone
+        assert result.is_faster(shares=True) is over_sharing
+    assert Probe(None, None, 1, 1e8).is_faster()
+    assert not Probe(None, None, 1, 1e8).is_faster(shares=True)
+
+
+@pytest.mark.parametrize(("levels", "kind"), [((0.1,), "fleet"), ((0.1, 0.3), "single")])
+def test_auto_knows_whether_single_runs_would_share(monkeypatch, levels, kind):
+    monkeypatch.setattr(fleet_jobs, "measure_fleet", lambda runs, **_: Probe(1.3, 1.0, 1))
+    runs = [Run(small(), level, seed=seed) for seed in (0, 1) for level in levels]
+    records = run_all(runs, ledger=False, workers=0, fleet="auto")
+    assert kernels(records) == [kind] * len(runs)
+
+
 @pytest.mark.parametrize("planned", [0, 100, 1000, 5000, 100_000])
 def test_timing_a_fleet_takes_a_small_share_of_what_is_planned(planned, monkeypatch):
     trained = []

@@ -429,8 +429,7 @@ def test_what_was_assumed_is_said(tmp_path):
         "b: 33 cells taken as missing: '?' (33). To name the missing values yourself: --na.",
         "2 numeric columns, standardised on the training rows: a, b.",
         "1 column of categories, with the number that is kept: d (3).",
-        "Missing values in the training rows, replaced by the training median: "
-        "b (20 cells).",
+        "Missing values in the training rows, replaced by the training median: b (20 cells).",
         "Left out as constant in 30 training rows: c. To use it, give rows in which it differs.",
         "Split by seed 0, each class alike: 30 training, 10 validation, 10 test rows.",
         "Warning: 5 of 20 validation and test rows equal a training row, target included, so "

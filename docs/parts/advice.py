@@ -125,7 +125,7 @@ def sentences(methods: Mapping[str, Method], gains: Mapping[str, Gain], page: st
         "- **You can keep the best validation epoch: use early stopping.** It costs one training "
         f"instead of four and {words} (flooding minus it: {stopping} points{unsure}).",
         f"- **You look for the best regulariser: measure.** Here {_describe_rank(methods)}. "
-        "`flooding compare` measures them on your problem.",
+        "`flooding compare` measures twelve of them on your problem.",
     ]
 
 

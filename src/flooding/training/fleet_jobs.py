@@ -28,6 +28,7 @@ from flooding.training.jobs import (
 )
 from flooding.training.ledger import Ledger
 from flooding.training.loop import EpochResult
+from flooding.training.prefix import can_share
 from flooding.training.run import Run
 from flooding.training.state import Snapshot
 
@@ -158,7 +159,7 @@ def _fleet_size(group: Sequence[Job], fleet: FleetOption, places: Places) -> int
     except FleetError as error:
         log.warning("%d runs train one by one: %s", len(group), error)
         return None
-    if fleet == "auto" and not _is_faster(result, group[0].device, len(group)):
+    if fleet == "auto" and not _is_faster(result, group):
         return None
     largest = _MAX_SIZE if isinstance(fleet, bool) or fleet == "auto" else fleet
     largest = min(largest, _fitting(result, places))
@@ -168,16 +169,17 @@ def _fleet_size(group: Sequence[Job], fleet: FleetOption, places: Places) -> int
     return math.ceil(len(group) / min(count, len(group)))
 
 
-def _is_faster(result: Probe, device: str, count: int) -> bool:
+def _is_faster(result: Probe, group: Sequence[Job]) -> bool:
     """Tell whether a group trains faster in fleets, and log why."""
-    is_faster = result.is_faster(device)
+    sharing = [job.run.seed for job in group if can_share(job.run)]
+    is_faster = result.is_faster(group[0].device, shares=len(sharing) > len(set(sharing)))
     kind = "in fleets" if is_faster else "one by one"
     if result.single is None or result.fleet is None:
         log.info(
             "too few epochs to time a fleet; a step of a run takes %.2g multiply-adds: "
             "%d runs train %s",
             result.work,
-            count,
+            len(group),
             kind,
         )
     else:
@@ -185,7 +187,7 @@ def _is_faster(result: Probe, device: str, count: int) -> bool:
             "an epoch of a run takes %.3g ms in a fleet and %.3g ms alone: %d runs train %s",
             1e3 * result.fleet,
             1e3 * result.single,
-            count,
+            len(group),
             kind,
         )
     return is_faster

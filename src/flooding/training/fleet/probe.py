@@ -29,10 +29,14 @@ _BATCHES = 8  # of a shortened epoch
 _SIZES = range(4, 13)  # Runs of the fleet that is measured
 _BUILD = 2  # epochs that building a Run and its first epoch cost about
 _MIN_TURNS = 4  # epochs of each kind, two of which count
-_MIN_SPEEDUP = 1.1  # below that single Runs are taken, which share their first steps
+_MIN_SPEEDUP = 1.1  # below that single Runs are taken
+# Single Runs that differ in their level share their first steps, from 2 to 50 % of all
+# (`benchmarks/search.py`): fleets, which share none, must make up for that.
+_MIN_SPEEDUP_OVER_SHARING = 1.5
 # Multiply-adds of a Run's forward pass on the CPU, up to which fleets were faster wherever measured
 # (`benchmarks/fleet.py`; convolutions and batch norm as well).
 _MAX_WORK = 2e8
+_MAX_WORK_OVER_SHARING = 2e7
 
 
 class _Options(TypedDict):
@@ -61,18 +65,21 @@ class Probe:
     work: float = 0.0
     available: int | None = None
 
-    def is_faster(self, device: str = "cpu") -> bool:
+    def is_faster(self, device: str = "cpu", *, shares: bool = False) -> bool:
         """Tell whether Runs train faster in a fleet: as measured, or else by a rule of sizes.
 
         Args:
             device: Where they train.
+            shares: Whether they would share their first steps if they trained one by one.
 
         Returns:
             Whether a fleet pays.
         """
         if self.single is None or self.fleet is None:
-            return torch.device(device).type != "cpu" or self.work <= _MAX_WORK
-        return self.single / self.fleet > _MIN_SPEEDUP
+            limit = _MAX_WORK_OVER_SHARING if shares else _MAX_WORK
+            return torch.device(device).type != "cpu" or self.work <= limit
+        speedup = _MIN_SPEEDUP_OVER_SHARING if shares else _MIN_SPEEDUP
+        return self.single / self.fleet > speedup
 
 
 def measure_fleet(
