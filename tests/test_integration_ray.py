@@ -420,6 +420,35 @@ def test_a_run_that_kills_every_worker_is_given_up(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_fork_whose_checkpoint_went_down_with_its_machine_begins_anew(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="flooding")
+    runs = [Run(small(max_epochs=30), level) for level in (None, 0.1, 0.3)]
+    lost, get = [], ray.get
+
+    def lose_one(reference):
+        """Lose the input of the first task that has a checkpoint."""
+        item = get(reference)
+        if isinstance(item, Started) and driver[0]._checkpoints and not lost:
+            lost.append(item)
+            cause = ray.exceptions.ObjectReconstructionFailedError("ab" * 14, None, "lost")
+            raise ray.exceptions.RayTaskError("task", "", cause).as_instanceof_cause()
+        return item
+
+    driver, start = [], TaskDriver.__init__
+
+    def remember(self, *given):
+        driver.append(self)
+        start(self, *given)
+
+    monkeypatch.setattr(TaskDriver, "__init__", remember)
+    monkeypatch.setattr(_ray_jobs.ray, "get", lose_one)
+    records = on_ray(runs, ledger=False)
+    assert len(lost) == 1
+    assert caplog.text.count("begins again: RayTaskError(ObjectReconstructionFailedError)") == 1
+    assert hashes(records) == hashes(run_all(runs, ledger=False, workers=0))
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_full_object_store_is_named(monkeypatch):
     def put(item):
         raise ray.exceptions.ObjectStoreFullError("no room")

@@ -278,6 +278,12 @@ class TaskDriver:
         job = queue.busy[task]
         try:
             item: Item = ray.get(next(task.stream))
+        except ray_errors.ObjectLostError as error:
+            # The checkpoint that it needs went down with a machine. Ray gives that as an error of
+            # the task, too.
+            task.error = error
+            self._note_death(task, queue)
+            return
         except ray_errors.RayTaskError as error:
             # It failed outside of the Run: the function itself cannot be imported there, say.
             raise RuntimeError(
