@@ -2,7 +2,7 @@
 
     python benchmarks/fleet_agreement.py run [--cells 0 1] [--levels 0 0.1 0.2] [--workers 1]
     python benchmarks/fleet_agreement.py table
-    python benchmarks/fleet_agreement.py rounding --cells 7
+    python benchmarks/fleet_agreement.py rounding --cells 7 --levels 0
 
 The nine cells of Ishida et al., ICML 2020, 51 levels, seed 0, 500 epochs: rounding grows over
 hundreds of epochs, so single accuracies differ, but their mean must not. ``run`` trains in fleets
@@ -14,9 +14,9 @@ three points.
 Pairs of one cell are not independent: all levels have the same data and first weights, and the same
 first steps. So the interval of all is over the means of the cells.
 
-``rounding`` shows what rounding does to one training: plain training of a cell with learning rates
-that differ in their seventh digit, one by one and in a fleet. Both give a mean and a standard
-deviation of test accuracy.
+``rounding`` shows what rounding does to one training: that of a cell at one level, 0 for plain
+training, with learning rates that differ in their seventh digit, one by one and in a fleet. Both
+give a mean and a standard deviation of test accuracy.
 
 The single side is that of ``benchmarks/levels``, which another machine trained: two differences are
 mixed, that of fleets and that of processors. With ``--single`` the single side is trained here and
@@ -74,7 +74,8 @@ def train(given: argparse.Namespace, side: str, run_some: Callable[[list[Run]], 
 
 
 def rounding(given: argparse.Namespace) -> None:
-    """Print what rounding alone does to plain training, one by one and in a fleet."""
+    """Print what rounding alone does to a training, one by one and in a fleet."""
+    level = given.levels[0]
     for index, cell in enumerate(cells()):
         if index not in given.cells:
             continue
@@ -83,12 +84,13 @@ def rounding(given: argparse.Namespace) -> None:
             optimizer = cell.problem.optimizer
             rate = optimizer.keywords["lr"] * (1 + 1e-7 * number)
             problem = replace(cell.problem, optimizer=partial(optimizer, lr=rate))
-            runs.append(Run(problem, seed=SEED))
+            runs.append(Run(problem, level, seed=SEED))
         values = []
         for name, fleet in (("one by one", False), ("in a fleet", SIZE)):
             records = run_all(runs, fleet=fleet, ledger=False, workers=given.workers)
             values.append([figures(record)["accuracy"] for record in records])
-            print(f"{cell.title}, plain, {name}: {format_mean_sd(values[-1], 2)} %, n = {SIZE}")
+            accuracy = format_mean_sd(values[-1], 2)
+            print(f"{cell.title}, level {level or 0:g}, {name}: {accuracy} %, n = {SIZE}")
         low, high = unpaired(*reversed(values))
         print(f"{cell.title}: fleet minus single [{low:+.2f}, {high:+.2f}] points", flush=True)
 
