@@ -21,8 +21,8 @@ from flooding import cli
 
 ROOT = EXAMPLES.parent
 FRAMEWORKS = ROOT / "docs" / "frameworks"
-# Its ranks import the script.
-IN_A_PROCESS = {"ddp"}
+# Ranks import the script; a cluster stays with its process.
+IN_A_PROCESS = {"cluster", "ddp"}
 
 
 def blocks_of_pages():
