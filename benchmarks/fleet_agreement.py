@@ -8,8 +8,8 @@ The nine cells of Ishida et al., ICML 2020, 51 levels, seed 0, 500 epochs: round
 hundreds of epochs, so single accuracies differ, but their mean must not. ``run`` trains in fleets
 what ``fleet_agreement.jsonl`` lacks, a fleet at a time, so an interrupted run continues. ``table``
 prints the mean difference of test accuracy (fleet minus single, points) with its 95 % interval over
-levels, for each cell and for all, the difference of the training loss, and every difference above
-three points.
+levels for each cell, and over cells for all, the difference of the training loss, and every
+difference above three points.
 
 Pairs of one cell are not independent: all levels have the same data and first weights, and the same
 first steps. So the interval of all is over the means of the cells.

@@ -448,14 +448,15 @@ def test_a_fork_whose_checkpoint_went_down_with_its_machine_begins_anew(monkeypa
     assert hashes(records) == hashes(run_all(runs, ledger=False, workers=0))
 
 
+@pytest.mark.parametrize("fleet", [False, True])
 @pytest.mark.usefixtures("cluster")
-def test_a_full_object_store_is_named(monkeypatch):
+def test_a_full_object_store_is_named(monkeypatch, fleet):
     def put(item):
         raise ray.exceptions.ObjectStoreFullError("no room")
 
     monkeypatch.setattr(_ray_jobs.ray, "put", put)
     with pytest.raises(RuntimeError, match=r"larger object_store_memory\. ObjectStoreFullError"):
-        on_ray([Run(small())], ledger=False)
+        on_ray([Run(small())], ledger=False, fleet=fleet)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -9,7 +9,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -80,7 +80,10 @@ def count_slots(resources: Resources) -> int:
     Returns:
         Their number; 0 if none fits.
     """
-    total = ray.cluster_resources()
+    return _count_fitting(ray.cluster_resources(), resources)
+
+
+def _count_fitting(total: Mapping[str, float], resources: Resources) -> int:
     slots = [total.get(name, 0.0) / need for name, need in resources.by_name().items()]
     return math.floor(min(slots, default=1))
 
@@ -91,9 +94,8 @@ def _count_sharing(resources: Resources) -> int:
         return max(1, math.floor(1 / resources.num_gpus))
     counts = [1]
     for node in ray.nodes():
-        total = node["Resources"] if node["Alive"] else {}
-        slots = [total.get(name, 0.0) / need for name, need in resources.by_name().items()]
-        counts.append(math.floor(min(slots)))
+        if node["Alive"]:
+            counts.append(_count_fitting(node["Resources"], resources))
     return max(counts)
 
 
@@ -172,8 +174,9 @@ class TaskDriver:
         problems: list[Problem] = []
         content = dumps(list(jobs), problems)
         task = ray.remote(measure_there).options(**self._options("flooding measures a fleet"))
-        put = [self._put(problem) for problem in problems]
-        result = ray.get(task.remote(self._task_options(), content, planned_epochs, *put))
+        with _named_store_errors():
+            put = [self._put(problem) for problem in problems]
+            result = ray.get(task.remote(self._task_options(), content, planned_epochs, *put))
         if isinstance(result, PickledError):
             raise _unpickle_error(result)
         return cast(Probe, result)
@@ -204,18 +207,13 @@ class TaskDriver:
         # A task that is repeated must yield the same items in the same lists for Ray, but rows are
         # collected by the clock. Hence jobs are handed out again here.
         options |= {"num_returns": "streaming", "max_retries": 0}
-        try:
+        with _named_store_errors():
             stream = _REMOTE.options(**options).remote(
                 self._task_options(),
                 content,
                 self._checkpoints.get(job.number),
                 *(self._put(problem) for problem in problems),
             )
-        except (ray_errors.ObjectStoreFullError, ray_errors.OutOfDiskError) as error:
-            raise RuntimeError(
-                "Ray's object store must have room for the data of the Problems, but it is full. "
-                f"Start Ray with a larger object_store_memory. {type(error).__name__}: {error}"
-            ) from error
         return _Task(stream)
 
     def _task_options(self) -> TaskOptions:
@@ -351,6 +349,18 @@ class TaskDriver:
                 started.processor,
                 started.host,
             )
+
+
+@contextlib.contextmanager
+def _named_store_errors() -> Generator[None, None, None]:
+    """Say what is full, and what helps."""
+    try:
+        yield
+    except (ray_errors.ObjectStoreFullError, ray_errors.OutOfDiskError) as error:
+        raise RuntimeError(
+            "Ray's object store must have room for the data of the Problems, but it is full. "
+            f"Start Ray with a larger object_store_memory. {type(error).__name__}: {error}"
+        ) from error
 
 
 def _unpickle_error(error: PickledError) -> BaseException:
