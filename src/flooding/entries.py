@@ -201,7 +201,7 @@ EXPERIMENTS = (
     Entry(
         "bakeoff",
         f"{_STUDIES}.bakeoff:EXPERIMENT",
-        "twelve methods on thirteen problems, each with up to four trainings "
+        "twenty methods on thirteen problems, each with up to four trainings "
         "to choose its settings",
     ),
     Entry(
@@ -213,6 +213,16 @@ EXPERIMENTS = (
         "ishida2020_walk",
         f"{_STUDIES}.ishida2020_walk:EXPERIMENT",
         "the random walk and the Taylor view with plain SGD, in full batches and mini-batches",
+    ),
+    Entry(
+        "ishida2020_held",
+        f"{_STUDIES}.ishida2020_held:EXPERIMENT",
+        "who holds a preset training loss: flooding, weight decay and dropout, tuned by bisection",
+    ),
+    Entry(
+        "ishida2020_images",
+        f"{_STUDIES}.ishida2020_images:EXPERIMENT",
+        "all images of MNIST and Fashion-MNIST, smaller network: six levels, auto level, averages",
     ),
     Entry(
         "images5k",

@@ -13,9 +13,16 @@ from flooding.experiments import Study, study
 from flooding.level_search.driver import run_concurrently
 from flooding.level_search.finder import finder
 from flooding.level_search.result import SearchResult
+from flooding.levels import Auto
 from flooding.report import level_comparison
 from flooding.report.document import Report
-from flooding.report.level_grid import COMPARISONS, Cell, Comparison, LevelGrid
+from flooding.report.level_grid import (
+    AVERAGE_COMPARISONS,
+    COMPARISONS,
+    Cell,
+    Comparison,
+    LevelGrid,
+)
 from flooding.report.provenance import describe_provenance
 from flooding.training.record import Record
 from flooding.training.run import Run
@@ -44,6 +51,7 @@ def compare_levels(
     figures: Mapping[str, tuple[str, GridFigure]] | None = None,
     *,
     search: bool = False,
+    auto: bool = False,
 ) -> Study:
     """Train all levels of all cells and compare, for each seed, what validation picks.
 
@@ -53,9 +61,11 @@ def compare_levels(
         about: What was done; how levels are picked and figures are to be read is added.
         figures: Further figures by name: caption and drawing function.
         search: Whether to ask the finder, too, and train what it finds.
+        auto: Whether to let a training choose its own level, too, and to compare the averages of
+            the weights, which the cells' Problems then keep.
 
     Yields:
-        The Runs: levels at once, then those that the finder asks for.
+        The Runs: levels at once, those that choose their own, then those that the finder asks for.
 
     Returns:
         The report.
@@ -65,6 +75,17 @@ def compare_levels(
     grids = study.level_grids(cells, records)
     comparisons = COMPARISONS
     num_seeds = len(cells[0].seeds)
+    if auto:
+        chosen = yield _auto_runs(cells)
+        by_cell = study.chunk(chosen, num_seeds)
+        grids = [replace(grid, auto=row) for grid, row in zip(grids, by_cell, strict=True)]
+        comparisons += AVERAGE_COMPARISONS
+        records = [*records, *chosen]
+        about = (
+            f"{about} The auto level is chosen within one training, by the validation results of "
+            "its averaged weights, an exponential moving average; that average is what is tested. "
+            "The levels of the rows with an average are chosen by the average's validation results."
+        )
     if search:
         searches, picks = yield from _search(cells)
         grids = _add_picks(grids, study.chunk(picks, num_seeds))
@@ -99,6 +120,15 @@ def compare_levels(
         level_comparison.describe_comparisons(grids),
         {grid.cell.title: grid.by_level for grid in grids},
     )
+
+
+def _auto_runs(cells: Sequence[Cell]) -> list[Run]:
+    """List the Runs of several cells that choose their own level, a seed each."""
+    runs = []
+    for cell in cells:
+        level = Auto().with_epochs(cell.problem.max_epochs)
+        runs += [Run(cell.problem, level, seed=seed) for seed in cell.seeds]
+    return runs
 
 
 def _search(

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CurvePanel", "PairedRecords", "curves_by_level", "lines_in_pairs", "paired_curves"]
+__all__ = [
+    "CurvePanel",
+    "LevelledPanel",
+    "PairedRecords",
+    "curves_beside_level",
+    "curves_by_level",
+    "lines_in_pairs",
+    "paired_curves",
+]
 
 _TITLE = 54  # characters of titles in a row of panels
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -101,6 +109,52 @@ def _set_log(panels: Sequence[Axes]) -> None:
     for axes in panels:
         lowest += [np.min(line.get_ydata()) for line in axes.get_lines()]
     panels[0].set_ylim(bottom=0.8 * float(min(lowest)))
+
+
+class LevelledPanel(NamedTuple):
+    """Losses of several methods, and the level that they are to be held at.
+
+    Args:
+        title: Title of the panel.
+        level: The level in nats.
+        curves: Losses by method, ``[seeds, epochs]``.
+    """
+
+    title: str
+    level: float
+    curves: Mapping[str, np.ndarray]
+
+
+def curves_beside_level(panels: Sequence[LevelledPanel], near: float, label: str) -> Figure:
+    """Draw mean losses with their bands, a panel for each problem, and what is near the level.
+
+    Args:
+        panels: The panels, with the same methods.
+        near: What is near the level, as a share of it.
+        label: Label of the axis.
+
+    Returns:
+        The figure.
+    """
+    with new_figure(3.6) as figure:
+        row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, panel in zip(row, panels, strict=True):
+            axes.axhspan(
+                (1 - near) * panel.level, (1 + near) * panel.level, color="0.8", lw=0, zorder=0
+            )
+            for index, (method, losses) in enumerate(panel.curves.items()):
+                epochs = np.arange(1, losses.shape[1] + 1)
+                look = {"color": list(PALETTE.values())[index], "ls": _DASHES[index], "lw": 1.3}
+                draw_band(axes, epochs, losses, alpha=0.15, log=True, label=method, **look)
+            axes.set_title(_wrap(panel.title, len(panels)))
+        _set_log(row)
+        # What falls far below the levels would press them together.
+        row[0].set_ylim(0.2 * min(panel.level for panel in panels), 1.0)
+        row[0].set_ylabel(label)
+        # In the middle: a label of the whole figure would lie under the legend.
+        row[len(row) // 2].set_xlabel("Epoch")
+        legend_below(figure, row, 2)
+    return figure
 
 
 class PairedRecords(NamedTuple):

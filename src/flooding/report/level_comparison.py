@@ -11,12 +11,14 @@ from flooding.report.claims import Sentences, Tally
 from flooding.report.document import Table
 from flooding.report.level_figures import LevelPanel, accuracy_with_nll
 from flooding.report.level_grid import (
+    AVERAGE_COMPARISONS,
     COMPARISONS,
     LOSS_COLUMNS,
     ROWS,
     Comparison,
     LevelGrid,
     row_epoch,
+    row_network,
 )
 from flooding.report.record_metrics import (
     MIN_FLOODED_SHARE,
@@ -104,8 +106,8 @@ def comparison_table(grids: Sequence[LevelGrid], comparison: Comparison) -> Tabl
         at = row_epoch(row)
         lines.append([
             grid.cell.title,
-            format_metric(b, "test_accuracy", 100.0, row_epoch(against)),
-            format_metric(a, "test_accuracy", 100.0, at),
+            _accuracy(b, against),
+            _accuracy(a, row),
             f"{gain}, n = {gain.n}",
             stats.format_p(p),
             format_levels(record.level or 0.0 for record in a),
@@ -117,6 +119,12 @@ def comparison_table(grids: Sequence[LevelGrid], comparison: Comparison) -> Tabl
     if row == "finder":
         note = "Level 0: the finder found none worth flooding."
     return Table(name, title, columns, lines, note)
+
+
+def _accuracy(records: Sequence[Record], row: str) -> str:
+    """Write the test accuracy of a row's picks in percent."""
+    at, network = row_epoch(row), row_network(row)
+    return format_metric(records, "test_accuracy", 100.0, at, network=network)
 
 
 def _cannot_be_tested(grid: LevelGrid, comparison: Comparison) -> bool:
@@ -240,7 +248,7 @@ def describe_comparisons(grids: Sequence[LevelGrid]) -> str:
         grids: A grid for each problem.
 
     Returns:
-        Three plain sentences, and one more where a problem could not be tested.
+        Plain sentences, and one more where a problem could not be tested.
     """
     last, _, against_stopping = COMPARISONS
     tallies = []
@@ -257,6 +265,16 @@ def describe_comparisons(grids: Sequence[LevelGrid]) -> str:
         f"Against plain training, flooding's last epoch is {tallies[0]}. Against plain early "
         f"stopping it is {tallies[1]}. With {seeds} only large differences can show."
     )
+    if grids[0].auto:
+        tallies = []
+        for comparison in AVERAGE_COMPARISONS:
+            if comparison.name in {"auto", "auto-stopping"}:
+                gains = [grid.gain(comparison.row, comparison.against) for grid in grids]
+                tallies.append(Tally.of(gains, stats.adjust(gains)).describe("setting"))
+        text += (
+            " A level that one training chooses for itself, with averaged weights: against plain "
+            f"training {tallies[0]}; against plain early stopping {tallies[1]}."
+        )
     untested = sum(grid.cannot_be_tested for grid in grids)
     if untested:
         text += f" {stats.pluralize(untested, 'setting')} could not be tested."
@@ -284,8 +302,9 @@ def sentences(grids: Sequence[LevelGrid], comparisons: Sequence[Comparison]) -> 
             if gain is None or _cannot_be_tested(grid, comparison):
                 result.add(name == "finder", f"{start}{_untested(grid, row, against)}.")
                 continue
-            who = "the finder" if row == "finder" else "flooding"
-            sentence = f"{start}{who} {stats.describe_difference(gain, p)} points, n = {gain.n}"
+            sentence = (
+                f"{start}{_who(row)} {stats.describe_difference(gain, p)} points, n = {gain.n}"
+            )
             others = len(grid.records) - gain.n
             if others:
                 seeds = stats.pluralize(others, "seed")
@@ -297,6 +316,15 @@ def sentences(grids: Sequence[LevelGrid], comparisons: Sequence[Comparison]) -> 
                 holds = not (p < 0.05 and gain.mean < 0)
             result.add(holds, f"{sentence}, p {stats.format_p(p)}.")
     return result
+
+
+def _who(row: str) -> str:
+    """Name a row, for a sentence."""
+    if row == "finder":
+        return "the finder"
+    if row_network(row) == "average":
+        return "the average"
+    return "flooding"
 
 
 def _judge_levels(grid: LevelGrid) -> tuple[bool, str]:

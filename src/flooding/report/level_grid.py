@@ -8,6 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from flooding.averaging import Monitor
 from flooding.report.level_figures import LevelCurve
 from flooding.report.record_metrics import Epoch, is_reached, level_cap, metric_values
 from flooding.report.stats import Difference, format_mean_sd, paired
@@ -15,7 +16,17 @@ from flooding.training.problem import Problem
 from flooding.training.record import Record, select_best
 from flooding.training.run import Run
 
-__all__ = ["COMPARISONS", "LOSS_COLUMNS", "ROWS", "Cell", "Comparison", "LevelGrid", "row_epoch"]
+__all__ = [
+    "AVERAGE_COMPARISONS",
+    "COMPARISONS",
+    "LOSS_COLUMNS",
+    "ROWS",
+    "Cell",
+    "Comparison",
+    "LevelGrid",
+    "row_epoch",
+    "row_network",
+]
 
 # What is compared at the last epoch, then with early stopping.
 ROWS = ("plain", "flooding", "plain, stopped", "flooding, stopped")
@@ -30,7 +41,7 @@ class Comparison(NamedTuple):
     """Two rows that are compared.
 
     Args:
-        row: One of :data:`ROWS`, or "finder".
+        row: One of :data:`ROWS`, "finder", or one of :data:`AVERAGE_COMPARISONS`.
         against: The other.
         name: Name of its table.
         title: The comparison in words.
@@ -48,6 +59,28 @@ COMPARISONS = (
     Comparison("flooding", "plain", "last", "last epoch"),
     Comparison("flooding, stopped", "plain, stopped", "stopped", "early stopping on both sides"),
     Comparison("flooding", "plain, stopped", "against-stopping", _LATE_AGAINST_STOPPED),
+)
+# The level that is chosen within one training, and averaged weights; last epochs but the last one's
+# rival.
+_AUTO = "auto level, averaged"
+AVERAGE_COMPARISONS = (
+    Comparison(
+        "flooding, averaged", "flooding", "average", "the average of flooding's weights against it"
+    ),
+    Comparison(
+        "plain, averaged", "plain", "average-plain", "the average of plain weights against them"
+    ),
+    Comparison(_AUTO, "plain", "auto", "the auto level's average against plain training"),
+    Comparison(_AUTO, "plain, averaged", "auto-average", "the auto level against none, averages"),
+    Comparison(
+        _AUTO, "flooding", "auto-grid", "the auto level's average against the best of the levels"
+    ),
+    Comparison(
+        _AUTO,
+        "plain, stopped",
+        "auto-stopping",
+        "the auto level's average against plain early stopping",
+    ),
 )
 
 
@@ -81,6 +114,11 @@ def row_epoch(row: str) -> Epoch:
     return "best" if row.endswith("stopped") else "last"
 
 
+def row_network(row: str) -> Monitor:
+    """Tell which network a row is judged by: the one of the epoch, or the average."""
+    return "average" if row.endswith("averaged") else "network"
+
+
 CellT = TypeVar("CellT", bound=Cell)
 
 
@@ -92,6 +130,7 @@ class LevelGrid(Generic[CellT]):
         cell: The cell.
         records: Records by seed, then by level.
         finder: The training that the finder chose for each seed, where it was asked.
+        auto: The training that chose its own level, of each seed, where there is one.
         candidates_only: Whether flooding is picked only among the levels that were reached and
             that do not lie above the cap of the seed's own plain training, see
             :func:`flooding.report.record_metrics.level_cap`. Where there is none, the seed has no
@@ -101,6 +140,7 @@ class LevelGrid(Generic[CellT]):
     cell: CellT
     records: list[list[Record]]
     finder: Sequence[Record] = ()
+    auto: Sequence[Record] = ()
     candidates_only: bool = True
 
     @property
@@ -145,7 +185,7 @@ class LevelGrid(Generic[CellT]):
         """Pick the best training of a seed on validation.
 
         Args:
-            row: One of :data:`ROWS`, or "finder".
+            row: A row of a :class:`Comparison`.
             index: Index of the seed.
 
         Returns:
@@ -153,6 +193,8 @@ class LevelGrid(Generic[CellT]):
         """
         if row == "finder":
             return self.finder[index]
+        if row.startswith("auto level"):
+            return self.auto[index]
         at = row_epoch(row)
         # The level 0 comes first.
         plain, *candidates = self.records[index]
@@ -167,7 +209,7 @@ class LevelGrid(Generic[CellT]):
             ]
         if not candidates:
             return None
-        return select_best(candidates, at)
+        return select_best(candidates, at, row_network(row))
 
     def picks(self, row: str) -> list[Record]:
         """Pick for every seed, and leave out seeds without a pick."""
@@ -184,7 +226,7 @@ class LevelGrid(Generic[CellT]):
 
     def values(self, row: str, name: str, scale: float = 1.0) -> list[float]:
         """List a metric of the picks, at the epoch of the row."""
-        return metric_values(self.picks(row), name, scale, row_epoch(row))
+        return metric_values(self.picks(row), name, scale, row_epoch(row), row_network(row))
 
     def pairs(self, row: str, against: str) -> list[tuple[Record, Record]]:
         """Pair the picks of two rows, in the seeds that have both."""
@@ -205,8 +247,8 @@ class LevelGrid(Generic[CellT]):
         if not pairs:
             return None
         a, b = zip(*pairs, strict=True)
-        values = metric_values(a, name, 100.0, row_epoch(row))
-        others = metric_values(b, name, 100.0, row_epoch(against))
+        values = metric_values(a, name, 100.0, row_epoch(row), row_network(row))
+        others = metric_values(b, name, 100.0, row_epoch(against), row_network(against))
         return paired(values, others)
 
     def curve(self, name: str, scale: float = 1.0) -> LevelCurve:

@@ -12,8 +12,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from flooding.averaging import Monitor
 from flooding.report.stats import format_mean_sd
-from flooding.training.record import Record
+from flooding.training.record import AVERAGE, Record
 from flooding.training.run import Run
 
 __all__ = [
@@ -47,10 +48,15 @@ def run_of(record: Record) -> Run:
 
 
 def metric_values(
-    records: Iterable[Record], name: str, scale: float = 1.0, at: Epoch = "last"
+    records: Iterable[Record],
+    name: str,
+    scale: float = 1.0,
+    at: Epoch = "last",
+    network: Monitor = "network",
 ) -> list[float]:
     """List a metric of several Records, such as ``test_accuracy`` in percent (scale 100)."""
-    return [scale * record.metrics[f"{at}.{name}"] for record in records]
+    prefix = AVERAGE if network == "average" else ""
+    return [scale * record.metrics[f"{prefix}{at}.{name}"] for record in records]
 
 
 def flooded_percent(record: Record, at: Epoch = "last") -> float:
@@ -72,10 +78,15 @@ def flooded_percent(record: Record, at: Epoch = "last") -> float:
 
 
 def format_metric(
-    records: Iterable[Record], name: str, scale: float = 1.0, at: Epoch = "last", digits: int = 1
+    records: Iterable[Record],
+    name: str,
+    scale: float = 1.0,
+    at: Epoch = "last",
+    digits: int = 1,
+    network: Monitor = "network",
 ) -> str:
     """Write mean and standard deviation of :func:`metric_values`."""
-    return format_mean_sd(metric_values(records, name, scale, at), digits)
+    return format_mean_sd(metric_values(records, name, scale, at, network), digits)
 
 
 def format_flooded(records: Iterable[Record], at: Epoch = "last") -> str:

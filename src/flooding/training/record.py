@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flooding import npz
+from flooding.averaging import Monitor
 from flooding.text import join_parts
 from flooding.training.problem import Problem
 from flooding.training.run import Run
@@ -238,15 +239,18 @@ def level_order(level: float | None) -> float:
     return -math.inf if level is None else level
 
 
-def select_best(records: Iterable[Record], at: Literal["best", "last"]) -> Record:
+def select_best(
+    records: Iterable[Record], at: Literal["best", "last"], network: Monitor | None = None
+) -> Record:
     """Select the Record with the best validation result, on the labels the user has.
 
     Ties go to the lower validation loss, then to the smaller level; no flooding comes first.
 
     Args:
         records: Records that differ in their level alone, at least one.
-        at: The epoch to judge: each Record's last, or its best (early stopping). That of the
-            averaged weights, where the Problem's averaging says so.
+        at: The epoch to judge: each Record's last, or its best (early stopping).
+        network: Whose validation results decide: those of the network or of its average. None is
+            as the Problem's averaging says.
 
     Returns:
         One of the Records.
@@ -261,6 +265,9 @@ def select_best(records: Iterable[Record], at: Literal["best", "last"]) -> Recor
 
     def key(record: Record) -> tuple[float, float]:
         problem = None if record.run is None else record.run.problem
-        return validation_key(record.metrics, problem, f"{monitor_prefix(problem)}{at}.")
+        prefix = monitor_prefix(problem)
+        if network is not None:
+            prefix = AVERAGE if network == "average" else ""
+        return validation_key(record.metrics, problem, f"{prefix}{at}.")
 
     return max(ordered, key=key)
