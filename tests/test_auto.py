@@ -498,7 +498,10 @@ def test_the_command_line_finds_a_level_in_one_training_and_saves_its_network(fl
     code, out, err = flooding(line)
     assert code == 0, err
     assert "(auto; 1.00 trainings' steps, 40 epochs" in out
-    assert "Use it: criterion = flooding.Flood(criterion, flooding.levels.Auto(epochs=40))" in out
+    assert (
+        "In your own loop: criterion = flooding.Flood(criterion, flooding.levels.Auto(epochs=40))"
+        in out
+    )
     summary = json.loads((tmp_path / "flooding-find" / "found.json").read_text())
     assert 0 < summary["level"] < 0.7
     code, out, err = flooding("predict model table.csv")

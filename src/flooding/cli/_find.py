@@ -315,12 +315,12 @@ def _print_result(result: SearchResult) -> None:
     console.print_result(answer, style="bold", end="" if not console.quiet else "\n")
     console.print_line(f" ({result.strategy}; {price})")
     if level is not None and isinstance(result.run.level, float):
-        console.print_line(f"Use it: criterion = flooding.Flood(criterion, {level:.4g})")
+        console.print_line(f"In your own loop: criterion = flooding.Flood(criterion, {level:.4g})")
     elif result.strategy == "auto" and level is not None:
         # A controller cannot be given as one number: its path is part of the training.
         epochs = result.run.problem.max_epochs
         controller = f"flooding.levels.Auto(epochs={epochs})"
-        console.print_line(f"Use it: criterion = flooding.Flood(criterion, {controller})")
+        console.print_line(f"In your own loop: criterion = flooding.Flood(criterion, {controller})")
 
 
 def _trainings_table(result: SearchResult) -> Table:

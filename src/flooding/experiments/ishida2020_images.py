@@ -23,11 +23,18 @@ from flooding.report.level_grid import Cell
 from flooding.training.problem import Problem
 
 CURVES = (*grids.CURVES, "level", "average.val_accuracy", "average.val_loss")
-LEVELS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07)
+# Title, loader, label noise and levels in nats. The levels were fixed by one plain training of each
+# on a seed that is not used: its lowest validation loss was 0.09, 0.31 and 1.21, its training loss
+# ended at 0.00, 0.04 and 0.55.
 SETTINGS = (
-    ("MNIST", images.mnist, 0.0, LEVELS),
-    ("Fashion-MNIST", images.fashion_mnist, 0.0, LEVELS),
-    ("Fashion-MNIST, 20 % label noise", images.fashion_mnist, 0.2, LEVELS),
+    ("MNIST", images.mnist, 0.0, (0.0, 0.01, 0.02, 0.03, 0.05, 0.07)),
+    ("Fashion-MNIST", images.fashion_mnist, 0.0, (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)),
+    (
+        "Fashion-MNIST, 20 % label noise",
+        images.fashion_mnist,
+        0.2,
+        (0.0, 0.7, 0.8, 0.9, 1.0, 1.1),
+    ),
 )
 EPOCHS = 150
 
@@ -74,7 +81,7 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
         "images, SGD at 0.1 with momentum 0.9, batches of 200, no augmentation. The network is "
         "ours: two hidden layers of 200 units, ReLU. "
         f"{plan[0].problem.max_epochs} epochs, the paper's are 500. Levels were fixed by plain "
-        "training on a seed that is not used."
+        "training on a seed that is not used: below its lowest validation loss, and reached."
     )
     return compare_levels(plan, "MNIST and Fashion-MNIST, all images", about, auto=True)
 

@@ -1,0 +1,132 @@
+"""All images of MNIST and Fashion-MNIST: the plan, and what averages and the auto level are
+compared by."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from flooding import run_all
+from flooding.averaging import EMA
+from flooding.experiments import ishida2020_images as images
+from flooding.level_search.driver import run_generator
+from flooding.levels import Auto
+from flooding.report.level_grid import AVERAGE_COMPARISONS, Cell
+from flooding.training.record import Record
+from small import small
+
+LEVELS = (0.0, 0.1, 0.2)
+# Test accuracy of the network and of its average.
+NETWORK = {0.0: 0.5, 0.1: 0.6, 0.2: 0.65, "auto": 0.62}
+AVERAGE = {0.0: 0.55, 0.1: 0.8, 0.2: 0.7, "auto": 0.75}
+
+
+@pytest.fixture(autouse=True)
+def _without_files(monkeypatch):
+    """Plan with a small problem in place of images."""
+    problem = small(max_epochs=10, averaging=EMA())
+    plan = [Cell("A", problem, LEVELS, (0, 1, 2))]
+    monkeypatch.setattr(images, "cells", lambda quick=False, seeds=None: plan)
+
+
+def made(run, network, average):
+    """Make up a Record; validation says what the test says."""
+    key = "auto" if isinstance(run.level, Auto) else run.level or 0.0
+    flooded = np.where(np.arange(run.epochs + 1) > 2, 0.5 if key else 0.0, 0.0)
+    curves = {"train_loss": np.where(flooded > 0, 0.01, 1.0), "flooded": flooded}
+    curves["val_loss"] = np.ones(run.epochs + 1)
+    if not key:
+        curves["train_loss"] = np.where(np.arange(run.epochs + 1) > 2, 0.01, 1.0)
+    finals = {"best.epoch": 10, "last.level": 0.15 if key == "auto" else key}
+    for prefix, accuracies in (("", network), ("average.", average)):
+        accuracy = accuracies[key] + 0.001 * run.seed * (1 + (key == "auto"))
+        for at in ("last", "best"):
+            finals |= {
+                f"{prefix}{at}.{name}": value
+                for name, value in (
+                    *(("val_accuracy", accuracy), ("val_loss", 1.0), ("test_accuracy", accuracy)),
+                    *(("test_nll", 1.0), ("test_ece", 0.1), ("train_loss", 0.1)),
+                )
+            }
+    return Record(run, curves, {}, finals, "", "", {"seconds": 36.0, "on": "a machine"})
+
+
+def report(network=NETWORK, average=AVERAGE):
+    return run_generator(
+        images.start(), lambda runs: [made(run, network, average) for run in runs]
+    )[0]
+
+
+def row(told, name):
+    [found] = [table for table in told.tables if table.name == name]
+    return dict(zip(found.columns, found.rows[0], strict=True))
+
+
+def test_the_plan_is_that_of_the_docstring(monkeypatch):
+    monkeypatch.undo()
+    plan = images.cells()
+    assert [cell.title for cell in plan] == [
+        "MNIST",
+        "Fashion-MNIST",
+        "Fashion-MNIST, 20 % label noise",
+    ]
+    for cell in plan:
+        problem, data = cell.problem, cell.problem.data.keywords
+        assert (data["n_train"], data["n_val"]) == (48_000, 12_000)
+        assert (problem.batch_size, problem.max_epochs, problem.averaging) == (200, 150, EMA())
+        assert problem.optimizer.keywords.items() >= {"lr": 0.1, "momentum": 0.9}.items()
+        assert len(cell.levels) == 6
+        assert cell.levels[0] == 0
+        assert list(cell.levels) == sorted(cell.levels)
+        assert cell.seeds == (0, 1, 2)
+    assert [cell.problem.data.keywords["label_noise"] for cell in plan] == [0.0, 0.0, 0.2]
+    assert [len(cell.levels) for cell in images.cells(quick=True)] == [3, 3, 3]
+    assert images.cells(seeds=[7])[0].seeds == (7,)
+
+
+def test_the_network_and_its_average_are_picked_by_their_own_validation_results():
+    told = report()
+    assert (row(told, "last")["levels"], row(told, "last")["flooding"]) == (
+        "0.2, 0.2, 0.2",
+        "65.1 ± 0.1",
+    )
+    averaged = row(told, "average")
+    assert (averaged["levels"], averaged["flooding, averaged"]) == ("0.1, 0.1, 0.1", "80.1 ± 0.1")
+    assert averaged["flooding"] == "65.1 ± 0.1"
+    assert averaged["difference"].startswith("+15.0 [")
+    assert row(told, "average-plain")["difference"].startswith("+5.0 [")
+
+
+def test_the_average_of_the_auto_level_is_compared():
+    told = report()
+    auto = row(told, "auto")
+    assert (auto["levels"], auto["auto level, averaged"]) == ("0.15, 0.15, 0.15", "75.2 ± 0.2")
+    assert auto["plain"] == "50.1 ± 0.1"
+    assert row(told, "auto-average")["difference"].startswith("+20.1 [")
+    assert row(told, "auto-grid")["difference"].startswith("+10.1 [")
+    assert row(told, "auto-stopping")["difference"].startswith("+25.1 [")
+    assert "against plain training significantly better in 1 and worse in none of 1" in told.answer
+    assert any(
+        s.startswith("A, the auto level's average against plain training: the average wins")
+        for s in told.findings
+    )
+
+
+def test_where_the_average_loses_the_report_says_so():
+    told = report(average=dict.fromkeys(AVERAGE, 0.3))
+    losses = [s for s in told.failures if "the average LOSES" in s]
+    # The auto level's average ties with that of plain training.
+    assert len(losses) == len(AVERAGE_COMPARISONS) - 1
+    assert "worse in 1 of 1 setting; against plain early stopping" in told.answer
+
+
+def test_short_trainings_give_a_page(tmp_path):
+    problem = small(max_epochs=4, averaging=EMA())
+
+    def trained(runs):
+        records = run_all([replace(run, problem=problem) for run in runs], workers=0)
+        return [replace(r, run=run) for r, run in zip(records, runs, strict=True)]
+
+    told = run_generator(images.start(), trained)[0]
+    names = {path.name for path in told.save(tmp_path, "ishida2020_images")}
+    assert {"ishida2020_images.md", "ishida2020_images-auto.csv"} <= names
