@@ -162,6 +162,55 @@ def test_what_an_archive_lacks_is_said_and_nothing_else_changes(tmp_path):
         run_generator(bakeoff.compare(names, seeds), bakeoff.EXPERIMENT.load(fewer))
 
 
+def test_methods_may_have_fewer_seeds_and_are_compared_in_those_of_both(tmp_path):
+    def worth(run):
+        smoothed = run.problem.eval_loss is not None
+        # The third seed is an easy one.
+        return 0.7, 0.6 + 0.05 * smoothed + 0.3 * (run.seed == 2)
+
+    names, seeds = {"a": (PROBLEM, 2), "b": (replace(PROBLEM, batch_size=13), 2)}, (0, 1, 2)
+    study = bakeoff.compare(names, seeds, seeds[:2])
+    report, records = run_generator(study, lambda runs: answer(runs, worth))
+    overall = rows(report, "overall")
+    assert {name: row["seeds"] for name, row in overall.items()} == {
+        name: "3" if name in bakeoff.MAIN else "2" for name in bakeoff.METHODS
+    }
+    assert (overall["plain"]["accuracy %"], overall["label smoothing"]["accuracy %"]) == (
+        "70.0",
+        "65.0",
+    )
+    assert overall["label smoothing"]["minus plain"] == "+5.0 [+5.0, +5.0]"
+    assert overall["label smoothing"]["rank"] == "1.0", "ranks are of the seeds that all have"
+    off = rows(report, "with-off")["label smoothing"]
+    assert off["flooding minus it"] == "-5.0 [-5.0, -5.0]"
+    assert off["plain chosen"].endswith(" of 4")
+    assert "2 to 3 seeds" in report.about
+    [ranks] = [s for s in report.findings if s.startswith("Mean ranks")]
+    assert "ranks over 2 seeds, NLL over 3 seeds" in ranks
+    # A seed that an archive has of some problems alone is left out.
+    late = [
+        replace(record, run=replace(record.run, seed=record.run.seed + 2)) for record in records
+    ]
+    late = [
+        record
+        for record in late
+        if not (record.run.seed == 4 and record.run.problem.batch_size == 13)
+        or record.run.problem.eval_loss is None
+    ]
+    path = pack(tmp_path / "a.npz", late, bakeoff.CURVES, "here", bakeoff.is_exact)
+    part, _ = run_generator(bakeoff.compare(names, (2, 3, 4)), bakeoff.EXPERIMENT.load(path))
+    counts = {name: row["seeds"] for name, row in rows(part, "overall").items()}
+    assert (counts["plain"], counts["label smoothing"], counts["SAM"]) == ("3", "2", "2")
+
+
+def test_the_main_methods_are_the_rows_with_a_level_and_their_rivals():
+    others = set(bakeoff.METHODS) - set(bakeoff.MAIN)
+    assert others == {
+        *("weight decay", "dropout", "label smoothing", "SAM", "gradient penalty"),
+        *("iFlood", "SoftAD", "AdaFlood", "RelaxLoss"),
+    }
+
+
 def test_settings_are_what_their_names_say():
     runs = {
         name: [s.run(0) for s in competitor.settings(PROBLEM, 2)]

@@ -54,12 +54,14 @@ __all__ = [
     "CURVES",
     "EXPERIMENT",
     "LATER",
+    "MAIN",
     "METHODS",
     "STANDARD",
     "Setting",
     "compare",
     "is_exact",
     "is_later",
+    "may_lack",
     "problems",
     "start",
     "train_methods",
@@ -231,12 +233,25 @@ METHODS = {
 # The methods that every archive has, and those that came later.
 STANDARD = tuple(METHODS)[:12]
 LATER = tuple(METHODS)[12:]
+# The methods that the questions are about, and those that they are compared with: these have more
+# seeds than the others.
+MAIN = tuple(
+    name for name in METHODS if name.startswith(("plain", "early", "flooding", "auto", "hinge"))
+)
+# Seeds that every archive has.
+_FIRST_SEEDS = 3
+_OTHER_SEEDS = 5
 
 
 def is_later(run: Run) -> bool:
-    """Tell whether a Run belongs to one of :data:`LATER`, so that an archive may lack it."""
+    """Tell whether a Run belongs to one of :data:`LATER`."""
     is_new_method = isinstance(run.method, (Hinge, RelaxLoss))
     return isinstance(run.level, Auto) or run.problem.averaging is not None or is_new_method
+
+
+def may_lack(run: Run) -> bool:
+    """Tell whether an archive may lack a Run: one of :data:`LATER`, or of a later seed."""
+    return is_later(run) or run.seed >= _FIRST_SEEDS
 
 
 def problems(quick: bool = False) -> dict[str, tuple[Problem, int]]:
@@ -254,15 +269,21 @@ def problems(quick: bool = False) -> dict[str, tuple[Problem, int]]:
 
 def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
     """Compare all methods on the thirteen problems."""
-    return compare(problems(quick), study.choose_seeds(seeds, 2 if quick else 5))
+    chosen = study.choose_seeds(seeds, 2 if quick else 10)
+    return compare(problems(quick), chosen, chosen[:_OTHER_SEEDS])
 
 
-def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) -> Study:
+def compare(
+    by_name: Mapping[str, tuple[Problem, int]],
+    seeds: Sequence[int],
+    other_seeds: Sequence[int] | None = None,
+) -> Study:
     """Train every method on every problem and say which wins.
 
     Args:
         by_name: Problems and their numbers of classes.
-        seeds: Seeds.
+        seeds: Seeds of :data:`MAIN`.
+        other_seeds: Seeds of the other methods; None is the same.
 
     Yields:
         The Runs.
@@ -270,7 +291,7 @@ def compare(by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int]) ->
     Returns:
         The report.
     """
-    results, records = yield from train_methods(by_name, seeds)
+    results, records = yield from train_methods(by_name, seeds, other_seeds=other_seeds)
     missing = [method for method in LATER if method not in results.methods]
     return make_report(results, records, _describe_missing(missing, results))
 
@@ -310,26 +331,32 @@ def train_methods(
     by_name: Mapping[str, tuple[Problem, int]],
     seeds: Sequence[int],
     methods: Sequence[str] | None = None,
+    other_seeds: Sequence[int] | None = None,
 ) -> Generator[list[Run], list[Record], tuple[Results, list[Record]]]:
     """Train methods on every problem, and pick the settings of each on the validation rows.
 
     Args:
         by_name: Problems and their numbers of classes.
-        seeds: Seeds.
+        seeds: Seeds of :data:`MAIN`.
         methods: Names from :data:`METHODS`; None is all of them.
+        other_seeds: Seeds of the other methods; None is the same.
 
     Yields:
         The Runs.
 
     Returns:
         The picks, without methods that have no settings on a problem or that an archive lacks, and
-        all Records.
+        all Records. A method has those seeds in which it was trained on every problem.
     """
     if methods is None:
         methods = tuple(METHODS)
     # All methods but those at the finder's level.
-    chosen = [method for method in methods if METHODS[method].settings is not None]
-    picks, records = yield from _train_settings(by_name, seeds, chosen)
+    seeds_of = {}
+    for method in methods:
+        if METHODS[method].settings is not None:
+            is_main = method in MAIN or other_seeds is None
+            seeds_of[method] = seeds if is_main else other_seeds
+    picks, records = yield from _train_settings(by_name, seeds_of)
     # The network's level, and the average's.
     for is_averaged in (False, True):
         chosen = []
@@ -341,30 +368,35 @@ def train_methods(
             more_picks, more_records = yield from _train_at_found_levels(by_name, seeds, chosen)
             picks |= more_picks
             records += more_records
+    complete: _Picks = {}
     compared = []
     for method in methods:
-        # Without a pick in every case it has no mean over problems.
-        if all((method, *case) in picks for case in product(by_name, seeds)):
-            compared.append(method)
-    return Results(picks, compared, list(by_name), list(seeds)), records
+        for seed in seeds:
+            # Without a pick on every problem it has no mean over them.
+            keys = [(method, name, seed) for name in by_name]
+            if all(key in picks for key in keys):
+                complete |= {key: picks[key] for key in keys}
+                compared.append(method)
+    compared = list(dict.fromkeys(compared))
+    return Results(complete, compared, list(by_name), list(seeds)), records
 
 
 def _train_settings(
-    by_name: Mapping[str, tuple[Problem, int]], seeds: Sequence[int], methods: Sequence[str]
+    by_name: Mapping[str, tuple[Problem, int]], seeds_of: Mapping[str, Sequence[int]]
 ) -> Generator[list[Run], list[Record], tuple[_Picks, list[Record]]]:
-    """Train every setting of every method, and pick one for each problem and seed."""
+    """Train every setting of every method, and pick one for each problem and seed of the method."""
     # The settings are made once for all seeds, so that the estimate of the duration times each of
     # them once.
     searches: list[tuple[str, str, int, list[Setting]]] = []
     for name, (problem, classes) in by_name.items():
         settings = {}
-        for method in methods:
+        for method in seeds_of:
             competitor = METHODS[method]
             assert competitor.settings is not None
             settings[method] = competitor.settings(competitor.adapt(problem), classes)
-        for seed in seeds:
+        for seed in sorted({seed for seeds in seeds_of.values() for seed in seeds}):
             for method, own in settings.items():
-                if own:
+                if own and seed in seeds_of[method]:
                     searches.append((method, name, seed, own))
     runs: list[Run] = []
     for _, _, seed, settings in searches:
@@ -430,5 +462,5 @@ def is_exact(run: Run) -> bool:
 
 # What `flooding reproduce bakeoff` runs.
 EXPERIMENT = Experiment(
-    "bakeoff", start, CURVES, is_exact=is_exact, load=partial(Archive, may_lack=is_later)
+    "bakeoff", start, CURVES, is_exact=is_exact, load=partial(Archive, may_lack=may_lack)
 )

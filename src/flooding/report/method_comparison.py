@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def make_report(results: Results, records: Sequence[Record], missing: str = "") 
     Returns:
         The report.
     """
-    _, methods, names, seeds = results
+    methods, names = results.methods, results.names
     # From what most readers look for to the details.
     tables = [_overall(results), _planned(results), _pairs(results)]
     for metric in _METRICS:
@@ -68,8 +69,9 @@ def make_report(results: Results, records: Sequence[Record], missing: str = "") 
     failures, findings = sentences(results)
     unit = "problem" if len(names) > 1 else "seed"
     about = (
-        f"{len(methods)} methods on {len(names)} problems, {len(seeds)} seeds, {BUDGET} trainings "
-        "for each method, problem and seed: four settings, or the finder's three and one. The "
+        f"{len(methods)} methods on {len(names)} problems, {results.seeds_in_words}, {BUDGET} "
+        "trainings for each method, problem and seed: four settings, or the finder's three and "
+        "one. Methods are compared in the seeds that both have. The "
         "setting is chosen by the last epoch's validation result on the labels the user has; plain "
         "training and early stopping need one training. Equal numbers of trainings are not equal "
         "costs: SAM takes two passes a step, the gradient penalty about three, and AdaFlood trains "
@@ -104,6 +106,7 @@ def _overall(results: Results) -> Table:
     for method in results.methods:
         row = {
             "method": method,
+            "seeds": str(len(results.seeds_of(method))),
             "accuracy %": f"{results.mean(method, 'accuracy'):.1f}",
             "rank": f"{ranks[method]:.1f}",
         }
@@ -130,7 +133,7 @@ def _overall(results: Results) -> Table:
         rows.append(row)
     unit = "problems" if len(results.names) > 1 else "seeds"
     title = (
-        f"Means over {len(results.names)} problems and {len(results.seeds)} seeds; differences "
+        f"Means over {len(results.names)} problems and {results.seeds_in_words}; differences "
         f"with 95 % intervals over {unit}"
     )
     note = (
@@ -156,7 +159,7 @@ def _planned(results: Results) -> Table:
             "verdict": test.verdict,
         })
     unit = "problems" if len(results.names) > 1 else "seeds"
-    n = len(results.names) if unit == "problems" else len(results.seeds)
+    n = len(results.names) if unit == "problems" else len(results.seeds_of("flooding"))
     title = f"The two planned tests: test accuracy in points, paired over {n} {unit}, p after Holm"
     note = "The verdict is that of Wilcoxon's test at 5 %."
     return Table.from_dicts("planned", title, rows, note)
@@ -179,7 +182,7 @@ def _pairs(results: Results) -> Table:
             row += [str(gain), format_p(p)]
     title = (
         "Differences in test accuracy, in points, by problem; paired by seed, "
-        f"n = {len(results.seeds)}, p after Holm"
+        f"n = {len(results.seeds_of('flooding'))}, p after Holm"
     )
     return Table("pairs", title, columns, rows)
 
@@ -187,20 +190,22 @@ def _pairs(results: Results) -> Table:
 def _with_plain(results: Results) -> Table:
     """Give every method plain training as a fifth setting."""
     # The finder may answer "no flooding", which the settings of other methods cannot.
-    rows, shape = [], (len(results.names), len(results.seeds))
+    rows = []
     for method in results.methods:
         if method in _UNTUNED or method in _AT_FOUND_LEVEL:
             continue
         accuracies, num_plain = [], 0
-        for pick, plain in zip(results.of(method), results.of("plain"), strict=True):
+        common = results.seeds_of(method, "plain", "flooding")
+        picks = zip(results.of(method, common), results.of("plain", common), strict=True)
+        for pick, plain in picks:
             # Validation decides between the method's own pick and plain training.
             best = pick
             if pick.key < plain.key:
                 best = plain
                 num_plain += 1
             accuracies.append(best.test_metric("accuracy"))
-        means = np.reshape(accuracies, shape).mean(1).tolist()
-        gain = stats.paired(results.accuracies("flooding"), means)
+        means = np.reshape(accuracies, (len(results.names), -1)).mean(1).tolist()
+        gain = stats.paired(results.accuracies("flooding", common), means)
         rows.append({
             "method": method,
             "accuracy %": f"{np.mean(means):.1f}",
@@ -224,7 +229,7 @@ def _by_problem(results: Results, metric: str) -> Table:
             values = results.on(name).values(method, metric)[0]
             row[method] = format_mean_sd(values.tolist(), digits)
         rows.append(row)
-    title = f"{title}, mean ± standard deviation, n = {len(results.seeds)}"
+    title = f"{title}, mean ± standard deviation over {results.seeds_in_words}"
     return Table.from_dicts(metric, title, rows)
 
 
@@ -246,7 +251,7 @@ def _held_loss(results: Results) -> Table:
     rows = []
     for method in ("flooding", "weight decay", "dropout", "label smoothing"):
         misses, bands = [], []
-        for case in results.cases:
+        for case in product(results.names, results.seeds_of("flooding")):
             level = results.picks["flooding", *case].record.level or 0.0
             pick = results.picks.get((method, *case))
             if level > 0 and pick is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -60,25 +60,41 @@ class Results(NamedTuple):
     methods: list[str]
     # Names of the problems.
     names: list[str]
+    # Of any method; a method may have fewer.
     seeds: list[int]
 
-    @property
-    def cases(self) -> list[tuple[str, int]]:
-        """Every problem with every seed."""
-        return list(product(self.names, self.seeds))
+    def seeds_of(self, *methods: str) -> list[int]:
+        """List the seeds that methods have in common."""
+        common = []
+        for seed in self.seeds:
+            keys = product(methods, self.names, [seed])
+            if all(key in self.picks for key in keys):
+                common.append(seed)
+        return common
 
-    def of(self, method: str) -> list[Pick]:
-        """Give the picks of a method in all cases."""
-        return [self.picks[method, name, seed] for name, seed in self.cases]
+    @property
+    def seeds_in_words(self) -> str:
+        """How many seeds the methods have, such as "3 to 10 seeds"."""
+        counts = [len(self.seeds_of(method)) for method in self.methods]
+        fewest = stats.pluralize(min(counts), "seed")
+        if min(counts) == max(counts):
+            return fewest
+        return f"{min(counts)} to {stats.pluralize(max(counts), 'seed')}"
+
+    def of(self, method: str, seeds: Sequence[int] | None = None) -> list[Pick]:
+        """Give the picks of a method, problem by problem, with its own seeds or with others."""
+        if seeds is None:
+            seeds = self.seeds_of(method)
+        return [self.picks[method, name, seed] for name, seed in product(self.names, seeds)]
 
     def on(self, name: str) -> Results:
         """Give the results on one problem."""
         return self._replace(names=[name])
 
-    def values(self, method: str, metric: str) -> np.ndarray:
+    def values(self, method: str, metric: str, seeds: Sequence[int] | None = None) -> np.ndarray:
         """Give a test metric as ``[problems, seeds]``."""
-        values = [pick.test_metric(metric) for pick in self.of(method)]
-        return np.reshape(values, (len(self.names), len(self.seeds)))
+        values = [pick.test_metric(metric) for pick in self.of(method, seeds)]
+        return np.reshape(values, (len(self.names), -1))
 
     def losses(self, method: str, name: str) -> np.ndarray:
         """Give a loss of all picks of a method, ``[cases]``."""
@@ -88,15 +104,20 @@ class Results(NamedTuple):
         """Give a test metric, averaged over problems and seeds."""
         return float(self.values(method, metric).mean())
 
-    def accuracies(self, method: str) -> list[float]:
-        """Give the accuracy on each problem, averaged over its seeds."""
-        return self.values(method, "accuracy").mean(1).tolist()
+    def accuracies(self, method: str, seeds: Sequence[int] | None = None) -> list[float]:
+        """Give the accuracy on each problem, averaged over seeds."""
+        return self.values(method, "accuracy", seeds).mean(1).tolist()
 
     def pairs(self, method: str, rival: str) -> tuple[list[float], list[float]]:
-        """Give accuracies by problem, each averaged over seeds, or by seed where there is one."""
+        """Give accuracies in the seeds that both have.
+
+        Returns:
+            By problem, each averaged over seeds, or by seed where there is one problem.
+        """
+        common = self.seeds_of(method, rival)
         if len(self.names) > 1:
-            return self.accuracies(method), self.accuracies(rival)
-        a, b = self.values(method, "accuracy")[0], self.values(rival, "accuracy")[0]
+            return self.accuracies(method, common), self.accuracies(rival, common)
+        a, b = (self.values(each, "accuracy", common)[0] for each in (method, rival))
         return a.tolist(), b.tolist()
 
     def gain(self, method: str, rival: str) -> Difference:
@@ -109,5 +130,6 @@ class Results(NamedTuple):
 
     @property
     def ranks(self) -> dict[str, float]:
-        """Mean rank of each method by accuracy."""
-        return stats.average_ranks({name: self.accuracies(name) for name in self.methods})
+        """Mean rank of each method by accuracy, in the seeds that all methods have."""
+        common = self.seeds_of(*self.methods)
+        return stats.average_ranks({name: self.accuracies(name, common) for name in self.methods})

@@ -78,7 +78,7 @@ def sentences(results: Results) -> Sentences:
         The advice and the planned tests, then what is exploratory.
     """
     tests = planned_tests(results)
-    unit = f"{len(results.seeds)} seeds"
+    unit = f"{len(results.seeds_of('flooding'))} seeds"
     if len(results.names) > 1:
         unit = f"{len(results.names)} problems"
     text = Sentences([], [_advice(results, tests)])
@@ -118,9 +118,11 @@ def _ranks(results: Results) -> str:
     nlls = []
     for method in (*PLANNED_RIVALS, "flooding"):
         nlls.append(f"{method} {results.mean(method, 'nll'):.2f}")
+    ranked = stats.pluralize(len(results.seeds_of(*results.methods)), "seed")
+    own = stats.pluralize(len(results.seeds_of("flooding")), "seed")
     return (
         f"Mean ranks by accuracy: {', '.join(ranks)}. Test NLL in nats: {', '.join(nlls)} "
-        f"({len(results.names)} problems, {stats.pluralize(len(results.seeds), 'seed')} each)."
+        f"({len(results.names)} problems; ranks over {ranked}, NLL over {own})."
     )
 
 
@@ -142,10 +144,10 @@ def _extremes(results: Results, rival: str) -> list[str]:
     most, least = "; ".join(texts[:-4:-1]), "; ".join(texts[:3])
     means = [float(np.mean(values)) for values in by_task.values()]
     gain = stats.paired(means, [0.0] * len(means))
+    n = len(results.seeds_of("flooding", rival))
     return [
         f"Flooding minus {rival}: most on {most}; least on {least} points (of the {len(flooded)} "
-        f"problems on which the finder flooded any seed; n = {len(results.seeds)}, 95 % "
-        "intervals).",
+        f"problems on which the finder flooded any seed; n = {n}, 95 % intervals).",
         "Cells of one task share their inputs: averaged over the noises of each task, flooding "
         f"minus {rival} is {gain} points over {gain.n} tasks (p {stats.format_p(gain.p)}, t, "
         "exploratory).",
