@@ -145,12 +145,20 @@ def short() -> str:
     """Write three lines and one table."""
     methods = read_methods()
     page = (RESULTS / "bakeoff.md").read_text()
-    numbers = re.search(r"^(\d+) methods on (\d+) problems, (\d+) seeds", page, re.MULTILINE)
-    assert numbers
-    note = (
-        f"Means over {numbers[2]} problems, nearly all with noisy labels, and {numbers[3]} seeds. "
-        "Accuracy is on clean test labels."
+    numbers = re.search(
+        r"^\d+ methods on (\d+) problems, (?:(\d+) to )?(\d+) seeds", page, re.MULTILINE
     )
+    assert numbers
+    problems, fewest, seeds = numbers.groups()
+    note = (
+        f"Means over {problems} problems, nearly all with noisy labels, and {fewest or seeds} "
+        "seeds. Accuracy is on clean test labels."
+    )
+    if fewest:
+        note += (
+            " Differences between plain training, early stopping and flooding are over "
+            f"{seeds} seeds."
+        )
     lines = sentences(methods, read_gains(page), page)
     return "\n".join([*lines, "", *_table(methods), "", note])
 

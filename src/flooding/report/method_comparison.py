@@ -123,7 +123,7 @@ def _overall(results: Results) -> Table:
         # Last the losses, at the epoch that the method is judged at.
         test = results.losses(method, "test_loss")
         train = results.losses(method, "train_loss")
-        bands = [late_band(pick.record) for pick in results.of(method)]
+        bands = [late_band(pick.record) for pick in results.of(method, results.common_seeds)]
         row["test loss"] = f"{test.mean():.3f}"
         row["gap"] = f"{(test - train).mean():.3f}"
         if method in _OTHER_LOSS or method.endswith("+ average"):
@@ -132,16 +132,19 @@ def _overall(results: Results) -> Table:
         row["its late band"] = f"{np.mean(bands):.3f}"
         rows.append(row)
     unit = "problems" if len(results.names) > 1 else "seeds"
+    common = stats.pluralize(len(results.common_seeds), "seed")
     title = (
-        f"Means over {len(results.names)} problems and {results.seeds_in_words}; differences "
-        f"with 95 % intervals over {unit}"
+        f"Means over {len(results.names)} problems and {common}; differences with 95 % intervals "
+        f"over {unit}"
     )
     note = (
         "Gap: test minus training loss, not told where the training loss is another one: with "
         "smoothed labels, with units dropped, or that of the network whose average is judged. The "
         "training loss is on noisy labels, and so is "
         "the test loss of synthetic tasks; all other figures are on clean ones. Late band: highest "
-        "minus lowest training loss of the last tenth of epochs."
+        "minus lowest training loss of the last tenth of epochs. Seeds: those that a method was "
+        "trained with. Means and ranks are of the seeds that all methods have, differences of "
+        "those that both have."
     )
     return Table.from_dicts("overall", title, rows, note)
 

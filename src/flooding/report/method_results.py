@@ -73,6 +73,11 @@ class Results(NamedTuple):
         return common
 
     @property
+    def common_seeds(self) -> list[int]:
+        """The seeds that all methods have."""
+        return self.seeds_of(*self.methods)
+
+    @property
     def seeds_in_words(self) -> str:
         """How many seeds the methods have, such as "3 to 10 seeds"."""
         counts = [len(self.seeds_of(method)) for method in self.methods]
@@ -97,12 +102,12 @@ class Results(NamedTuple):
         return np.reshape(values, (len(self.names), -1))
 
     def losses(self, method: str, name: str) -> np.ndarray:
-        """Give a loss of all picks of a method, ``[cases]``."""
-        return np.array([pick.metric(name) for pick in self.of(method)])
+        """Give a loss of the picks of a method in the seeds that all methods have."""
+        return np.array([pick.metric(name) for pick in self.of(method, self.common_seeds)])
 
     def mean(self, method: str, metric: str) -> float:
-        """Give a test metric, averaged over problems and seeds."""
-        return float(self.values(method, metric).mean())
+        """Give a test metric, averaged over problems and the seeds that all methods have."""
+        return float(self.values(method, metric, self.common_seeds).mean())
 
     def accuracies(self, method: str, seeds: Sequence[int] | None = None) -> list[float]:
         """Give the accuracy on each problem, averaged over seeds."""
@@ -131,5 +136,5 @@ class Results(NamedTuple):
     @property
     def ranks(self) -> dict[str, float]:
         """Mean rank of each method by accuracy, in the seeds that all methods have."""
-        common = self.seeds_of(*self.methods)
-        return stats.average_ranks({name: self.accuracies(name, common) for name in self.methods})
+        seeds = self.common_seeds
+        return stats.average_ranks({name: self.accuracies(name, seeds) for name in self.methods})
