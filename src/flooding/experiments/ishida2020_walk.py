@@ -222,6 +222,7 @@ def _share(pairs: PairedRecords, name: str) -> Outcome:
 
 
 _STEPS = "A step down and one up"
+_DIRECTION = f"{_STEPS} move the weights along -H g"
 _RATES = {"pair": "at the learning rate", "small_pair": "at a tenth of it"}
 
 
@@ -229,7 +230,7 @@ def _explanations() -> list[Explanation]:
     """List the statements: the walk, the drift, and the Taylor view at both rates."""
     statements = [RANDOM_WALK, GRADIENT_DRIFT]
     for prefix, when in _RATES.items():
-        direction = f"{_STEPS} move the weights along -H g, cosine above 0.9 ({when})"
+        direction = f"{_DIRECTION}, cosine above 0.9 ({when})"
         length = f"{_STEPS} move them by the length of h^2 H g, within a tenth ({when})"
         fall = f"{_STEPS} lower the gradient norm ({when})"
         statements += [
@@ -291,12 +292,11 @@ def _summarise(judgements: Sequence[claims.Judgement]) -> str:
             holds for text, holds in texts if text.startswith(statement) and part in text
         ])
 
-    direction = f"{_STEPS} move the weights along -H g"
     return (
         "With GELU, which is smooth, a step down and one up move the weights as predicted in "
-        f"{count(direction, 'GELU')} tests, with ReLU in {count(direction, 'ReLU')}. At the level "
-        f"the weights walk at random in {count(RANDOM_WALK.text)} settings that reached it; the "
-        f"gradient norm is shown to fall in {count(GRADIENT_DRIFT.text)}."
+        f"{count(_DIRECTION, 'GELU')} tests, with ReLU in {count(_DIRECTION, 'ReLU')}. At the "
+        f"level the weights walk at random in {count(RANDOM_WALK.text)} settings that reached it; "
+        f"the gradient norm is shown to fall in {count(GRADIENT_DRIFT.text)}."
     )
 
 

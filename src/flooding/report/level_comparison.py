@@ -110,7 +110,8 @@ def comparison_table(grids: Sequence[LevelGrid], comparison: Comparison) -> Tabl
             _accuracy(a, row),
             f"{gain}, n = {gain.n}",
             stats.format_p(p),
-            format_levels(record.level or 0.0 for record in a),
+            # A level that was chosen within a training has many digits.
+            format_levels(round(record.level or 0.0, 3) for record in a),
             format_flooded(a, at),
         ])
     columns = ["data", against, row, "difference", "p", "levels", "flooded %"]
@@ -322,6 +323,8 @@ def _who(row: str) -> str:
     """Name a row, for a sentence."""
     if row == "finder":
         return "the finder"
+    if row.startswith("auto level"):
+        return "the auto level"
     if row_network(row) == "average":
         return "the average"
     return "flooding"

@@ -60,26 +60,25 @@ COMPARISONS = (
     Comparison("flooding, stopped", "plain, stopped", "stopped", "early stopping on both sides"),
     Comparison("flooding", "plain, stopped", "against-stopping", _LATE_AGAINST_STOPPED),
 )
-# The level that is chosen within one training, and averaged weights; last epochs but the last one's
-# rival.
+# What averaged weights gain, and what the average of a training gains that chose its own level.
 _AUTO = "auto level, averaged"
 AVERAGE_COMPARISONS = (
     Comparison(
-        "flooding, averaged", "flooding", "average", "the average of flooding's weights against it"
+        "flooding, averaged", "flooding", "average", "with flooding, average against last epoch"
     ),
     Comparison(
-        "plain, averaged", "plain", "average-plain", "the average of plain weights against them"
+        "plain, averaged", "plain", "average-plain", "without flooding, average against last epoch"
     ),
-    Comparison(_AUTO, "plain", "auto", "the auto level's average against plain training"),
-    Comparison(_AUTO, "plain, averaged", "auto-average", "the auto level against none, averages"),
+    Comparison(_AUTO, "plain", "auto", "auto level, averaged, against plain training"),
     Comparison(
-        _AUTO, "flooding", "auto-grid", "the auto level's average against the best of the levels"
+        _AUTO, "plain, averaged", "auto-average", "auto level against plain training, both averaged"
     ),
+    Comparison(_AUTO, "flooding", "auto-grid", "auto level, averaged, against the best level"),
     Comparison(
         _AUTO,
         "plain, stopped",
         "auto-stopping",
-        "the auto level's average against plain early stopping",
+        "auto level, averaged, against plain early stopping",
     ),
 )
 
