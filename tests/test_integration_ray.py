@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import sys
 import threading
 from functools import partial
@@ -26,6 +27,7 @@ from flooding.integrations._ray_task import Started, TaskOptions, do_job, versio
 from flooding.integrations.ray import _make_resources
 from flooding.levels import Plateau, Warmup
 from flooding.methods import IFlood
+from flooding.models import mlp
 from flooding.testing import check_runner
 from flooding.training import checkpoints, job_queue
 from flooding.training.checkpoint_storage import check_storage
@@ -457,6 +459,19 @@ def test_a_full_object_store_is_named(monkeypatch, fleet):
     monkeypatch.setattr(_ray_jobs.ray, "put", put)
     with pytest.raises(RuntimeError, match=r"larger object_store_memory\. ObjectStoreFullError"):
         on_ray([Run(small())], ledger=False, fleet=fleet)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_fleet_whose_measurement_kills_its_worker_ends_with_a_sentence():
+    driver = os.getpid()
+
+    def model():
+        if os.getpid() != driver:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return mlp(10, 2, width=16, depth=2)
+
+    with pytest.raises(RuntimeError, match=r"a fleet was measured died.*fleet=False"):
+        on_ray(fleet_runs(model=model), ledger=False, fleet=True)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -50,6 +50,13 @@ _SPARE_TASKS = 64  # that wait in Ray, so that a cluster which can grow sees wha
 _TASKS_AT_A_TIME = 64  # that are handed out before the next look for messages
 _ROW_INTERVAL = 0.1  # seconds for which a task collects rows ...
 _ROW_INTERVAL_PER_SLOT = 0.002  # ... and more on a large cluster, so that the driver keeps up
+# How a task ends whose process or machine died.
+_DEATHS = (
+    ray_errors.WorkerCrashedError,
+    ray_errors.NodeDiedError,
+    ray_errors.LocalRayletDiedError,
+    ray_errors.OutOfMemoryError,
+)
 
 
 class Resources(NamedTuple):
@@ -176,7 +183,18 @@ class TaskDriver:
         task = ray.remote(measure_there).options(**self._options("flooding measures a fleet"))
         with _named_store_errors():
             put = [self._put(problem) for problem in problems]
-            result = ray.get(task.remote(self._task_options(), content, planned_epochs, *put))
+            reference = task.remote(self._task_options(), content, planned_epochs, *put)
+            try:
+                result = ray.get(reference)
+            except ray_errors.RayTaskError as error:
+                raise _name_task_error(error) from error
+            except _DEATHS as error:
+                raise RuntimeError(
+                    "the machines on which a fleet was measured died, and the last try as well: it "
+                    "may need more memory than they have. Give a Run more of it "
+                    "(resources={'memory': bytes}), or train one by one (fleet=False). "
+                    f"{type(error).__name__}: {error}"
+                ) from error
         if isinstance(result, PickledError):
             raise _unpickle_error(result)
         return cast(Probe, result)
@@ -284,10 +302,7 @@ class TaskDriver:
             return
         except ray_errors.RayTaskError as error:
             # It failed outside of the Run: the function itself cannot be imported there, say.
-            raise RuntimeError(
-                "a task of Ray failed before it could train. Is the same version of flooding "
-                f"installed on every node? {error}"
-            ) from error
+            raise _name_task_error(error) from error
         except (ray_errors.RayError, StopIteration) as error:
             task.error = None if isinstance(error, StopIteration) else error
             self._note_death(task, queue)
@@ -361,6 +376,14 @@ def _named_store_errors() -> Generator[None, None, None]:
             "Ray's object store must have room for the data of the Problems, but it is full. "
             f"Start Ray with a larger object_store_memory. {type(error).__name__}: {error}"
         ) from error
+
+
+def _name_task_error(error: ray_errors.RayTaskError) -> RuntimeError:
+    """Say what a task that failed outside of the Run may lack."""
+    return RuntimeError(
+        "a task of Ray failed before it could train. Is the same version of flooding installed on "
+        f"every node? {error}"
+    )
 
 
 def _unpickle_error(error: PickledError) -> BaseException:
