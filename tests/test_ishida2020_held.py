@@ -24,17 +24,17 @@ def strength_of(run):
     return run.problem.optimizer.keywords.get("weight_decay")
 
 
-def made(run, loss=lambda run: run.level or 0.01):
+def fake(run, loss=lambda run: run.level or 0.01):
     """Make up a Record with a constant training loss."""
     value = loss(run)
     curve = np.full(run.epochs + 1, value, np.float32)
-    finals = {"last.test_accuracy_clean": 0.9, "last.settled_loss": value}
-    return Record(run, {"settled_loss": curve}, {}, finals, "", "", {"seconds": 1.0, "on": "one"})
+    metrics = {"last.test_accuracy_clean": 0.9, "last.settled_loss": value}
+    return Record(run, {"settled_loss": curve}, {}, metrics, "", "", {"seconds": 1.0, "on": "one"})
 
 
 def report(loss, seeds=(0, 1, 2)):
     study = held.start(seeds=seeds)
-    return run_generator(study, lambda runs: [made(run, loss) for run in runs])[0]
+    return run_generator(study, lambda runs: [fake(run, loss) for run in runs])[0]
 
 
 @pytest.mark.parametrize("regulariser", held.REGULARISERS, ids=lambda each: each.name)
@@ -53,7 +53,7 @@ def test_the_bisection_finds_the_strength_of_a_rising_loss(regulariser, goal):
     problem = held._problem("two-gaussians", 20)
     case = (0, regulariser, 3)
     search = held.bisect([case], [problem], 12)
-    (tuned, records), _ = run_generator(search, lambda runs: [made(run, loss) for run in runs])
+    (tuned, records), _ = run_generator(search, lambda runs: [fake(run, loss) for run in runs])
     assert tuned[case].strength == pytest.approx(at_goal, rel=0.02)
     assert len(records) == 12
     assert all(record.run.seed == 3 for record in records)
@@ -69,7 +69,7 @@ def test_a_training_that_diverged_was_too_strong():
         return np.nan if tried[-1] > 0.3 else 0.1
 
     search = held.bisect([case], [problem], 8)
-    (tuned, _), _ = run_generator(search, lambda runs: [made(run, loss) for run in runs])
+    (tuned, _), _ = run_generator(search, lambda runs: [fake(run, loss) for run in runs])
     assert all(later < earlier for earlier, later in pairwise(tried) if earlier > 0.3)
     assert tuned[case].strength <= 0.3
 
@@ -104,10 +104,11 @@ def test_where_others_cannot_hold_the_loss_the_paper_is_right():
             return run.level or 0.01
         return 0.01 + 0.0001 * run.seed if strength < 0.5 else 0.69 + 0.0001 * run.seed
 
-    told = report(loss)
-    assert told.failures == []
-    assert len(told.findings) == 3 * (2 + 3 + 3)
-    assert "flooding 100 %, weight decay 0 %, dropout 0 %" in told.answer
+    result = report(loss)
+    assert result.failures == []
+    assert len(result.findings) == 3 * (2 + 3 + 3)
+    assert "loss in 100 % of the epochs of the second half" in result.answer
+    assert "weight decay in 0 % and dropout in 0 %; with the strength of another" in result.answer
 
 
 def test_where_others_can_the_report_says_so():
@@ -118,16 +119,40 @@ def test_where_others_can_the_report_says_so():
         upper = DROPOUT.highest if "dropout" in run.problem.model.keywords else DECAY.highest
         return 2.0 * strength / upper * (1 + 1e-4 * run.seed)
 
-    told = report(loss)
-    assert told.findings == []
-    assert len(told.failures) == 3 * (2 + 3 + 3)
-    assert sum("the opposite holds" in sentence for sentence in told.failures) >= 12
-    assert "0 of 24 hold" in told.answer
+    result = report(loss)
+    assert result.findings == []
+    assert len(result.failures) == 3 * (2 + 3 + 3)
+    # Both of flooding's statements, and all of the others' on three tasks.
+    assert sum("the opposite holds" in sentence for sentence in result.failures) == 24
+    assert "weight decay in 100 % and dropout in 100 %" in result.answer
+
+
+def test_the_final_loss_is_of_the_last_tenth_and_the_band_of_the_second_half():
+    run = Run(held._problem("two-gaussians", 100))
+    record = fake(run)
+    curve = np.full(101, 1.0, np.float32)
+    # Epochs 76 to 95 lie at the level, the last five at 1.2 times.
+    curve[76:96], curve[96:] = 0.3, 0.36
+    record.curves["settled_loss"] = curve
+    assert held.final_loss(record) == pytest.approx(0.33)
+    assert held._percent_near(record, 0.3) == pytest.approx(40.0)
+    assert held._distances([record], 0.3).tolist() == pytest.approx([10.0])
+    curve[-1] = np.nan
+    assert held._distances([record], 0.3).tolist() == [100.0]
+
+
+def test_one_seed_has_no_other_one():
+    result = report(lambda run: run.level or 0.2, seeds=(0,))
+    sentences = [*result.failures, *result.findings]
+    assert not any("another seed" in sentence for sentence in sentences)
+    assert "another seed" not in result.answer
+    [table] = result.tables
+    assert {row[6] for row in table.rows} == {"–"}
 
 
 def test_the_table_has_every_method_on_every_task():
-    told = report(lambda run: run.level or 0.2)
-    [table] = told.tables
+    result = report(lambda run: run.level or 0.2)
+    [table] = result.tables
     assert len(table.rows) == 3 * 4
     assert [row[1] for row in table.rows[:4]] == ["–", "flooding", "weight decay", "dropout"]
     assert [row[2] for row in table.rows[:4]] == ["1", "1", str(held.ROUNDS), str(held.ROUNDS)]
@@ -144,6 +169,6 @@ def test_the_short_form_runs(tmp_path):
             records.append(replace(row.record, run=run))
         return records
 
-    told = run_generator(study, trained)[0]
-    names = {path.name for path in told.save(tmp_path, "ishida2020_held")}
+    result = run_generator(study, trained)[0]
+    names = {path.name for path in result.save(tmp_path, "ishida2020_held")}
     assert {"ishida2020_held.md", "ishida2020_held-losses.png"} <= names
