@@ -16,6 +16,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -272,6 +273,12 @@ def gains_by_table(lines: dict[tuple[str, int], dict], rival: str) -> list[float
     return means
 
 
+def interval(gain: str) -> tuple[float, float]:
+    """Read the interval of a difference that is written as ``+1.00 [-1.05, +3.06]``."""
+    low, high = re.findall(r"[+-][\d.]+", gain)[1:]
+    return float(low), float(high)
+
+
 def choices(lines: dict[tuple[str, int], dict]) -> list[list[str]]:
     """Count what was kept, and how many seconds it took."""
     rows = []
@@ -293,10 +300,12 @@ def page(path: Path) -> Report:
     columns = ["table", KEPT, *RIVALS]
     comparison = gains(lines)
     num_seeds = len({seed for _, seed in lines})
-    limit = "is" if float(comparison[0][1].split()[0]) >= -0.3 else "is NOT"
+    low, _ = interval(comparison[0][1])
+    limit = "is" if low >= -0.3 else "is not shown to be"
     findings = [
-        f"The network that is kept {limit} within 0.3 point of plain training with early stopping, "
-        f"on average over the tables: {comparison[0][1]} points (p {comparison[0][2]})."
+        f"The network that is kept {limit} at most 0.3 point behind plain training with early "
+        f"stopping, on average over the tables: {comparison[0][1]} points (p of a difference "
+        f"{comparison[0][2]})."
     ]
     for rival, gain, p, better in comparison[1:]:
         findings.append(f"Against {rival}: {gain} points (p {p}), better on {better} tables.")
@@ -352,9 +361,15 @@ def page(path: Path) -> Report:
         "The kept network minus each rival, in points: a dot for each table, the mean as a line."
     )
     label = "Points above the rival"
-    texts = []
+    texts, shown = [], []
     for rival, gain, _, better in comparison:
         texts.append(f"{rival} {gain.split()[0]}, better on {better}")
+        low, high = interval(gain)
+        if low > 0 or high < 0:
+            shown.append(rival)
+    significant = "No difference is significant."
+    if shown:
+        significant = f"Significant: the difference from {' and '.join(shown)}."
     return Report(
         "Twelve tables: the network that is kept",
         about,
@@ -364,7 +379,7 @@ def page(path: Path) -> Report:
         provenance=f"{len(lines)} tables and seeds; {'; '.join(machines)}.",
         answer=(
             "The network that is kept, minus its rivals, in points on average over the tables: "
-            f"{'; '.join(texts)}."
+            f"{'; '.join(texts)}. {significant}"
         ),
     )
 

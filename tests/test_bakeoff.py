@@ -192,16 +192,20 @@ def test_methods_may_have_fewer_seeds_and_are_compared_in_those_of_both(tmp_path
     late = [
         replace(record, run=replace(record.run, seed=record.run.seed + 2)) for record in records
     ]
-    late = [
-        record
-        for record in late
-        if not (record.run.seed == 4 and record.run.problem.batch_size == 13)
-        or record.run.problem.eval_loss is None
-    ]
-    path = pack(tmp_path / "a.npz", late, bakeoff.CURVES, "here", bakeoff.is_exact)
-    part, _ = run_generator(bakeoff.compare(names, (2, 3, 4)), bakeoff.EXPERIMENT.load(path))
+    kept = []
+    for record in late:
+        is_smoothed = record.run.problem.eval_loss is not None
+        if not (is_smoothed and record.run.seed == 3 and record.run.problem.batch_size == 13):
+            kept.append(record)
+    assert len(kept) == len(late) - 4
+    path = pack(tmp_path / "a.npz", kept, bakeoff.CURVES, "here", bakeoff.is_exact)
+    study = bakeoff.compare(names, (2, 3, 4), (2, 3))
+    with pytest.raises(ValueError, match="lacks"):
+        run_generator(study, Archive(path))
+    study = bakeoff.compare(names, (2, 3, 4), (2, 3))
+    part, _ = run_generator(study, bakeoff.EXPERIMENT.load(path))
     counts = {name: row["seeds"] for name, row in rows(part, "overall").items()}
-    assert (counts["plain"], counts["label smoothing"], counts["SAM"]) == ("3", "2", "2")
+    assert (counts["plain"], counts["label smoothing"], counts["SAM"]) == ("3", "1", "2")
 
 
 def test_the_main_methods_are_the_rows_with_a_level_and_their_rivals():
@@ -339,7 +343,7 @@ def advice(worth):
 @pytest.mark.usefixtures("few_methods")
 def test_the_advice_follows_from_the_planned_tests():
     wins = advice(lambda method, k: 0.6 + uneven(0.1, k) * (method == "flooding"))
-    assert "last epoch, use flooding: it gains 13.5 points over plain training." in wins
+    assert "last epoch, flooding gains 13.5 points over plain training." in wins
     assert "data, flooding is still 13.5 points better, for four trainings." in wins
     assert "Flooding on top of early stopping gains 13.5 points more." in wins
     assert "mean differences in test accuracy over 8 problems." in wins
@@ -352,7 +356,7 @@ def test_the_advice_follows_from_the_planned_tests():
     assert "instead of four and is as good (+0.5 points, not significant)" in equal
     assert "Flooding on top of early stopping adds nothing that shows." in equal
     best = advice(lambda method, k: 0.6 + 0.1 * (method == "smoothed"))
-    assert "Try label smoothing, too: of all methods tried it has the best mean rank." in best
+    assert "Try label smoothing, too: it has the best mean rank" in best
 
 
 def test_plain_training_is_a_fifth_setting_where_that_is_asked():
@@ -418,13 +422,10 @@ def test_flooding_is_judged_by_a_full_training_at_the_finders_level():
     assert records[-2].run is asked[-1][0]
 
 
-def test_the_band_and_the_held_loss_are_those_of_the_late_epochs():
+def test_the_band_is_that_of_the_late_epochs():
     record = fake_record(Run(PROBLEM, 0.2))
     curve = np.linspace(1, 0, 21).astype(np.float32)
     assert late_band(replace(record, curves={"train_loss": curve})) == pytest.approx(0.05)
-    report, _, _ = told(lambda run: (0.7, 0.8))
-    if held := rows(report, "held"):
-        assert set(held) <= {"flooding", "weight decay", "dropout", "label smoothing"}
 
 
 def test_groups_join_what_does_not_differ():

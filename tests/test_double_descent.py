@@ -452,7 +452,9 @@ def test_label_noise_need_not_be_high(monkeypatch, shown, verdict):
     report = reported(monkeypatch, groups, one)
     [said] = [s for s in [*report.failures, *report.findings] if "label noise must be high" in s]
     assert verdict in said
-    assert f"1 %: {int('A' in shown)} of 1; 10 %: {int('B' in shown)} of 1." in said
+    counts = [f"{int(name in shown)} of 1" for name in "AB"]
+    where = "(Synthetic tasks)"
+    assert f"1 % {where}: {counts[0]}; 10 % {where}: {counts[1]}." in said
     assert (said in report.failures) == ("A" in shown)
 
 

@@ -73,7 +73,7 @@ def test_words_follow_the_numbers():
     )
     near, sure = report.findings
     assert near.startswith("mini-batches of 20: 0.2 ± 0.1, 0.2 ± 0.1, 0.2 ± 0.1 points")
-    assert "sure at 5 % (n = 2): mini-batches of 20, Two Gaussians, 1 % (+2.1 [" in sure
+    assert "significant at 5 % (n = 2): mini-batches of 20, Two Gaussians, 1 % (+2.1 [" in sure
     [table] = report.tables
     by_name = {row[0]: row for row in table.rows}
     assert by_name["mini-batches of 20"][2].startswith("+2.1 [")

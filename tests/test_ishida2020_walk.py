@@ -131,8 +131,10 @@ def test_a_task_whose_level_was_not_reached_is_not_tested():
 
 def test_the_answer_counts_the_settings_that_hold():
     answer = judged().answer
-    assert "as predicted in 12 of 12 tests, with ReLU in 12 of 12." in answer
-    assert "in 12 of 12 settings that reached it" in answer
+    assert "direction in 12 of 12 tests with the smooth GELU and in 12 of 12 with" in answer
+    assert "with ReLU (length: 12 of 12 and 12 of 12)." in answer
+    assert "walk at random in 12 of 12 settings" in answer
     answer = judged(cosine=0.5, drift=-0.5).answer
-    assert "as predicted in 0 of 12 tests, with ReLU in 0 of 12." in answer
-    assert answer.endswith("is shown to fall in 0 of 12.")
+    assert "direction in 0 of 12 tests with the smooth GELU and in 0 of 12 with" in answer
+    assert "with ReLU (length: 12 of 12 and 12 of 12)." in answer
+    assert answer.endswith("falls in 0 of 12.")

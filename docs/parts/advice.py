@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
+from flooding.report.stats import critical_difference
+
 __all__ = ["Gain", "Method", "evidence", "read_gains", "read_methods", "sentences", "short"]
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -95,9 +97,24 @@ def _find_largest(page: str) -> tuple[str, str]:
     return match[1].replace(", ", " with ") + " label noise", match[2]
 
 
-def _describe_rank(methods: Mapping[str, Method]) -> str:
-    best = min(methods, key=lambda name: methods[name].rank)
-    return f"{best} has the best mean rank of {len(methods)} methods"
+def _better_rows(methods: Mapping[str, Method]) -> list[str]:
+    """Name the methods of the table that are more accurate than flooding at the last epoch."""
+    limit = float(methods["flooding"].accuracy)
+    better = []
+    for name, (title, _) in ROWS.items():
+        is_last = name in methods and "last epoch" in title
+        if is_last and float(methods[name].accuracy) > limit:
+            better.append(name)
+    return better
+
+
+def _describe_rank(methods: Mapping[str, Method], num_problems: int) -> str:
+    best, second, *_ = sorted(methods, key=lambda name: methods[name].rank)
+    text = f"{best} has the best mean rank of {len(methods)} methods"
+    lead = methods[second].rank - methods[best].rank
+    if lead < critical_difference(len(methods), num_problems):
+        text += f", but {second} is as good"
+    return text
 
 
 def sentences(methods: Mapping[str, Method], gains: Mapping[str, Gain], page: str) -> list[str]:
@@ -115,16 +132,23 @@ def sentences(methods: Mapping[str, Method], gains: Mapping[str, Gain], page: st
     name, points = _find_largest(page)
     doubt = "" if plain.is_significant else ", not significant"
     answer = "use flooding" if plain.is_significant and plain.points > 0 else "try flooding"
+    better = _better_rows(methods)
+    more = ""
+    if better:
+        answer += " or another regulariser"
+        more = f"; {' and '.join(better)} gained as much or more"
     words = "is as good"
     if stopping.is_significant:
         words = "is better" if stopping.points < 0 else "is worse"
     unsure = "" if stopping.is_significant else ", not significant"
+    num_problems = re.search(r"over (\d+) problems", page)
+    rank = _describe_rank(methods, int(num_problems[1]) if num_problems else 1)
     return [
-        f"- **You keep the last epoch, and labels are noisy: {answer}.** It gained {plain} points "
-        f"over plain training on average{doubt}, and {points} on {name}.",
+        f"- **You keep the last epoch, and labels are noisy: {answer}.** Flooding gained {plain} "
+        f"points over plain training on average{doubt}, and {points} on {name}{more}.",
         "- **You can keep the best validation epoch: use early stopping.** It costs one training "
         f"instead of four and {words} (flooding minus it: {stopping} points{unsure}).",
-        f"- **You look for the best regulariser: measure.** Here {_describe_rank(methods)}. "
+        f"- **You look for the best regulariser: measure.** Here {rank}. "
         "`flooding compare` measures twelve of them on your problem.",
     ]
 
@@ -176,7 +200,7 @@ def evidence() -> str:
     tests = r"(?:Planned: )?flooding(?: \+ early stopping)? against (?:plain|early stopping): "
     items = _items(bakeoff, ["Flooding minus (?:plain|early stopping): most ", tests])
     table = (RESULTS / "ishida2020.md").read_text()
-    cells = _items(table, [r"Clean labels, (?:last|early|flooding's)"])
+    cells = _items(table, [r"Accuracy on clean test labels, (?:last|early|flooding's)"])
     link = "[The paper's synthetic table](results/ishida2020.md), cell by cell"
     lines = [f"- {item}" for item in items]
     lines += [f"- {link}. {cell}" for cell in cells]

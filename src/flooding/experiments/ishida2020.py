@@ -217,9 +217,9 @@ def _compare(grids: Sequence[_Grid], comparison: Comparison) -> tuple[list[str],
     # By how much: over all cells, also those in which the difference does not show.
     means = stats.format_mean_sd([gain.mean for gain in gains])
     finding = (
-        f"Clean labels, {comparison.title}: flooding wins {len(wins)} and loses {len(losses)} of "
-        f"{len(grids)} cells at 5 % (Holm, n = {gains[0].n} seeds), by {means} points over the "
-        "cells"
+        f"Accuracy on clean test labels, {comparison.title}: flooding wins {len(wins)} and loses "
+        f"{len(losses)} of {len(grids)} cells at 5 % (Holm, n = {gains[0].n} seeds), by "
+        f"{means} points over the cells"
     )
     for verb, titles in (("wins", wins), ("loses", losses)):
         if titles:

@@ -358,17 +358,13 @@ def _summarise(groups: Sequence[_Group], rounds: int) -> str:
     shares = [f"{name} in {np.mean(near[name]):.0f} %" for name in names]
     text = (
         f"Flooding is within 10 % of a preset training loss in {np.mean(near['flooding']):.0f} % "
-        f"of the epochs of the second half, with one training. Tuned by {rounds} trainings for "
-        f"each seed, {' and '.join(shares)}"
+        f"of the late epochs; {' and '.join(shares)}, tuned by {rounds} trainings"
     )
     if distances[names[0]]:
         away = [f"{np.mean(distances[name]):.0f} %" for name in names]
-        text += f"; with the strength of another seed they end {' and '.join(away)} away"
+        text += f". Tuned on another seed they end {' and '.join(away)} away"
     ends = [f"{name} {np.mean(accuracies[name]):.1f} %" for name in ("flooding", *names)]
-    return (
-        f"{text}. Clean test accuracy of the last epoch: {', '.join(ends)}; without any of them "
-        f"{np.mean(accuracies['none']):.1f} %."
-    )
+    return f"{text}. Clean accuracy: {', '.join(ends)}, plain {np.mean(accuracies['none']):.1f} %."
 
 
 def _measured(groups: Sequence[_Group], rounds: int) -> Table:

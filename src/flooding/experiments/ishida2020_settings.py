@@ -146,7 +146,7 @@ def _report(
         if p < 0.05:
             significant.append(f"{name}, {cells[index].title} ({gains[name, index]})")
     sentences.findings.append(
-        f"Differences from our table that are sure at 5 % (n = {n}): "
+        f"Differences from our table that are significant at 5 % (n = {n}): "
         f"{'; '.join(significant) or 'none'}."
     )
     return Report(

@@ -223,6 +223,7 @@ def _share(pairs: PairedRecords, name: str) -> Outcome:
 
 _STEPS = "A step down and one up"
 _DIRECTION = f"{_STEPS} move the weights along -H g"
+_LENGTH = f"{_STEPS} move them by the length of h^2 H g"
 _RATES = {"pair": "at the learning rate", "small_pair": "at a tenth of it"}
 
 
@@ -231,7 +232,7 @@ def _explanations() -> list[Explanation]:
     statements = [RANDOM_WALK, GRADIENT_DRIFT]
     for prefix, when in _RATES.items():
         direction = f"{_DIRECTION}, cosine above 0.9 ({when})"
-        length = f"{_STEPS} move them by the length of h^2 H g, within a tenth ({when})"
+        length = f"{_LENGTH}, within a tenth ({when})"
         fall = f"{_STEPS} lower the gradient norm ({when})"
         statements += [
             Explanation(direction, "above 0.9", partial(_direction, name=f"{prefix}_cosine")),
@@ -293,10 +294,12 @@ def _summarise(judgements: Sequence[claims.Judgement]) -> str:
         ])
 
     return (
-        "With GELU, which is smooth, a step down and one up move the weights as predicted in "
-        f"{count(_DIRECTION, 'GELU')} tests, with ReLU in {count(_DIRECTION, 'ReLU')}. At the "
-        f"level the weights walk at random in {count(RANDOM_WALK.text)} settings that reached it; "
-        f"the gradient norm is shown to fall in {count(GRADIENT_DRIFT.text)}."
+        "A step down and one up move the weights in the predicted direction in "
+        f"{count(_DIRECTION, 'GELU')} tests with the smooth GELU and in "
+        f"{count(_DIRECTION, 'ReLU')} with ReLU (length: {count(_LENGTH, 'GELU')} and "
+        f"{count(_LENGTH, 'ReLU')}). At the level they walk at random in "
+        f"{count(RANDOM_WALK.text)} settings; the gradient norm falls in "
+        f"{count(GRADIENT_DRIFT.text)}."
     )
 
 

@@ -225,8 +225,9 @@ def _answer(judgements: Sequence[Judgement], results: Results) -> str:
         row = results.rows[name]
         texts.append(f"{name} {np.mean(row.accuracy):.1f} %")
     return (
-        f"{held} of {len(judgements)} claims of the source hold over "
-        f"{len(results.plain)} seeds. Test accuracy on noisy labels: {'; '.join(texts)}."
+        f"{held} of {len(judgements)} claims of the source are shown to hold "
+        f"({len(results.plain)} seeds; the policy gradient {len(results.policies)}). "
+        f"Test accuracy on noisy labels: {'; '.join(texts)}."
     )
 
 

@@ -103,6 +103,9 @@ class Tally(NamedTuple):
                 losses += p < 0.05 and difference.mean < 0
         return cls(wins, losses, total)
 
+    def __str__(self) -> str:
+        return f"{self.wins} and {self.losses} of {self.total}"
+
     def describe(self, noun: str) -> str:
         """Say it in words.
 

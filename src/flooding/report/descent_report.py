@@ -76,13 +76,22 @@ def make_report(
 
 def _answer(sections: Sequence[Section]) -> str:
     """Count where flooding brings a second descent, by the criterion."""
+    gains = [_lasting_by_seed(section.tested) for section in sections]
     texts = []
-    for section in sections:
+    for section, gain, p in zip(sections, gains, stats.adjust(gains), strict=True):
         count = format_count([row.brings_descent for row in section.tested])
-        texts.append(f"{section.group.title}, test {section.measure.name}: {count}")
+        overall = ""
+        if gain is not None:
+            change = "more" if gain.mean > 0 else "fewer"
+            overall = (
+                f" (over all trainings significantly {change})"
+                if p < 0.05
+                else " (not significant)"
+            )
+        texts.append(f"{section.group.title}, test {section.measure.name}: {count}{overall}")
     return (
-        "By the criterion below, flooding brings a second descent in so many of the tested rows, "
-        f"each a condition at a level: {'; '.join(texts)}."
+        "Conditions at a level in which flooding brings a second descent, by the criterion below: "
+        f"{'; '.join(texts)}."
     )
 
 
@@ -320,14 +329,17 @@ def _judge_label_noise(losses: Sequence[Section]) -> tuple[bool, str]:
     """Judge the statement that the label noise must be high."""
     claim = "“The label noise must be high for a second descent”"
     by_noise: dict[float, list[DescentRow]] = {}
+    titles: dict[float, list[str]] = {}
     for section in losses:
         for row in section.tested:
             if row.condition.noise is not None:
                 by_noise.setdefault(row.condition.noise, []).append(row)
+                titles.setdefault(row.condition.noise, []).append(section.group.title)
     counts, low = [], 0
     for noise, rows in sorted(by_noise.items()):
         shown = sum(row.brings_descent for row in rows)
-        counts.append(f"{100 * noise:g} %: {shown} of {len(rows)}")
+        where = " and ".join(dict.fromkeys(titles[noise]))
+        counts.append(f"{100 * noise:g} % ({where}): {shown} of {len(rows)}")
         # Up to a twentieth of the labels is not high.
         low += shown * (noise <= 0.05)
     if not low and (len(by_noise) < 2 or min(by_noise) > 0.05):

@@ -243,7 +243,7 @@ def _flooded_cells(
 
 
 def describe_comparisons(grids: Sequence[LevelGrid]) -> str:
-    """Say how flooding's last epoch compares with plain training and with early stopping.
+    """Say how flooding compares with plain training, at the last epoch and with early stopping.
 
     Args:
         grids: A grid for each problem.
@@ -251,31 +251,32 @@ def describe_comparisons(grids: Sequence[LevelGrid]) -> str:
     Returns:
         Plain sentences, and one more where a problem could not be tested.
     """
-    last, _, against_stopping = COMPARISONS
-    tallies = []
-    for comparison in (last, against_stopping):
+    counts = []
+    for comparison in COMPARISONS:
         gains = [grid.gain(comparison.row, comparison.against) for grid in grids]
         ps = stats.adjust(gains)
         tested = [
             None if _cannot_be_tested(grid, comparison) else gain
             for grid, gain in zip(grids, gains, strict=True)
         ]
-        tallies.append(Tally.of(tested, ps).describe("setting"))
+        counts.append(Tally.of(tested, ps))
     seeds = stats.pluralize(len(grids[0].records), "seed")
     text = (
-        f"Against plain training, flooding's last epoch is {tallies[0]}. Against plain early "
-        f"stopping it is {tallies[1]}. With {seeds} only large differences can show."
+        "Settings in which flooding is significantly better, and worse: last epoch against plain "
+        f"training {counts[0]}; against plain early stopping {counts[2]}; early stopping on both "
+        f"sides {counts[1]}."
     )
     if grids[0].auto:
-        tallies = []
+        counts = []
         for comparison in AVERAGE_COMPARISONS:
-            if comparison.name in {"auto", "auto-stopping"}:
+            if comparison.name in {"auto", "auto-average", "auto-stopping"}:
                 gains = [grid.gain(comparison.row, comparison.against) for grid in grids]
-                tallies.append(Tally.of(gains, stats.adjust(gains)).describe("setting"))
+                counts.append(Tally.of(gains, stats.adjust(gains)))
         text += (
-            " A level that one training chooses for itself, with averaged weights: against plain "
-            f"training {tallies[0]}; against plain early stopping {tallies[1]}."
+            f" The auto level's average, one training: against plain training {counts[0]}, its "
+            f"average {counts[1]}, early stopping {counts[2]}."
         )
+    text += f" With {seeds} only large differences can show."
     untested = sum(grid.cannot_be_tested for grid in grids)
     if untested:
         text += f" {stats.pluralize(untested, 'setting')} could not be tested."

@@ -73,7 +73,15 @@ AVERAGE_COMPARISONS = (
     Comparison(
         _AUTO, "plain, averaged", "auto-average", "auto level against plain training, both averaged"
     ),
-    Comparison(_AUTO, "flooding", "auto-grid", "auto level, averaged, against the best level"),
+    Comparison(
+        _AUTO, "flooding", "auto-grid", "auto level, averaged, against the level chosen among all"
+    ),
+    Comparison(
+        _AUTO,
+        "flooding, averaged",
+        "auto-grid-average",
+        "auto level against the level chosen among all, both averaged",
+    ),
     Comparison(
         _AUTO,
         "plain, stopped",

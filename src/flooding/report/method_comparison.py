@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import product
 
 import numpy as np
 
@@ -65,18 +64,18 @@ def make_report(results: Results, records: Sequence[Record], missing: str = "") 
     tables = [_overall(results), _planned(results), _pairs(results)]
     for metric in _METRICS:
         tables.append(_by_problem(results, metric))
-    tables += [_with_plain(results), _settings(results), _held_loss(results)]
+    tables += [_with_plain(results), _settings(results)]
     failures, findings = sentences(results)
     unit = "problem" if len(names) > 1 else "seed"
     about = (
         f"{len(methods)} methods on {len(names)} problems, {results.seeds_in_words}, {BUDGET} "
         "trainings for each method, problem and seed: four settings, or the finder's three and "
-        "one. Methods are compared in the seeds that both have. The "
-        "setting is chosen by the last epoch's validation result on the labels the user has; plain "
-        "training and early stopping need one training. Equal numbers of trainings are not equal "
-        "costs: SAM takes two passes a step, the gradient penalty about three, and AdaFlood trains "
-        "five auxiliary networks besides, each for a fifth of the epochs. Class-wise levels are "
-        "not among the methods. Test labels are clean unless said otherwise. Two tests are "
+        "one. Methods are compared in the seeds that both have. The setting is chosen by the last "
+        "epoch's validation result on the labels the user has; plain training, early stopping and "
+        "the auto level need one training. Equal numbers of trainings are not equal costs: SAM "
+        "takes two passes a step, the gradient penalty about three, and AdaFlood trains five "
+        "auxiliary networks besides, each for a fifth of the epochs. Class-wise levels are not "
+        "among the methods. Test labels are clean unless said otherwise. Two tests are "
         "planned: flooding's last epoch against plain training's, and against plain early "
         f"stopping. They are paired by {unit}: Wilcoxon's signed-rank test, as Demšar (JMLR 2006) "
         "recommends, with Student's t beside it, p after Holm's correction over the two. The plan "
@@ -138,7 +137,7 @@ def _overall(results: Results) -> Table:
         f"over {unit}"
     )
     note = (
-        "Gap: test minus training loss, not told where the training loss is another one: with "
+        "Gap: test minus training loss, not given where the training loss is another one: with "
         "smoothed labels, with units dropped, or that of the network whose average is judged. The "
         "training loss is on noisy labels, and so is "
         "the test loss of synthetic tasks; all other figures are on clean ones. Late band: highest "
@@ -249,46 +248,10 @@ def _settings(results: Results) -> Table:
     return Table.from_dicts("settings", "Chosen on validation, seed by seed", rows)
 
 
-def _held_loss(results: Results) -> Table:
-    """Ask whether other methods can hold the training loss at a preset value, as flooding does."""
-    rows = []
-    for method in ("flooding", "weight decay", "dropout", "label smoothing"):
-        misses, bands = [], []
-        for case in product(results.names, results.seeds_of("flooding")):
-            level = results.picks["flooding", *case].record.level or 0.0
-            pick = results.picks.get((method, *case))
-            if level > 0 and pick is not None:
-                # Of the method's settings, the one whose loss comes nearest to the level.
-                distances = [_late_distance(record, level) for record in pick.tried]
-                nearest = distances.index(min(distances))
-                misses.append(distances[nearest] / level)
-                bands.append(late_band(pick.tried[nearest]) / level)
-        if misses:
-            rows.append([
-                method,
-                stats.format_count([miss <= 0.1 for miss in misses]),
-                format_mean_sd(misses, 2),
-                format_mean_sd(bands, 2),
-            ])
-    columns = ["method", "within 10 % of the level", "distance / level", "late band / level"]
-    title = "Holding a preset training loss: the finder's level, and the nearest of four settings"
-    note = (
-        "Distance: mean training loss of the last tenth of the epochs from the level. Flooding is "
-        "given the level; the others' four settings are far apart, so that a miss may be the "
-        "grid's. The band does not depend on that."
-    )
-    return Table("held", title, columns, rows, note)
-
-
 def _late_losses(record: Record) -> np.ndarray:
     """Training losses of the last tenth of the epochs."""
     curve = record.curves["train_loss"]
     return curve[-max(2, round(_LATE * (len(curve) - 1))) :]
-
-
-def _late_distance(record: Record, level: float) -> float:
-    """Compute how far the mean of the late losses is from a level."""
-    return abs(float(np.mean(_late_losses(record))) - level)
 
 
 def late_band(record: Record) -> float:
