@@ -347,7 +347,7 @@ class Simulation:
 def draw(costs: Costs, count: int) -> str:
     """Simulate and draw the table."""
     lines = [
-        "| Runs | Workers | Median Run | Rows | Time | Workers train | of it again | Driver busy "
+        "| Runs | Workers | Median Run | Rows | Time | Workers train | Trained twice | Driver busy "
         "| Records a second | Longest wait for the driver |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

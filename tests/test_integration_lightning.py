@@ -43,7 +43,8 @@ with warnings.catch_warnings():
     from lightning.pytorch.plugins.precision import MixedPrecision
     from lightning.pytorch.tuner import Tuner
 
-    from flooding.integrations.lightning import FloodCallback, watch_loss
+    from flooding.extras import install_command
+from flooding.integrations.lightning import FloodCallback, watch_loss
 
 for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -679,7 +680,7 @@ def test_flooding_alone_imports_no_framework():
 def test_without_lightning_the_error_says_how_to_install_it():
     code = "import sys\nsys.modules['lightning'] = None\nimport flooding.integrations.lightning"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert 'flooding needs lightning: pip install "flooding[lightning]"' in done.stderr
+    assert f"flooding needs lightning: {install_command('lightning')}" in done.stderr
 
 
 def test_the_examples_of_the_adapter_run():

@@ -111,8 +111,8 @@ def _better_rows(methods: Mapping[str, Method]) -> list[str]:
 def _describe_rank(methods: Mapping[str, Method], num_problems: int) -> str:
     best, second, *_ = sorted(methods, key=lambda name: methods[name].rank)
     text = f"{best} has the best mean rank of {len(methods)} methods"
-    lead = methods[second].rank - methods[best].rank
-    if lead < critical_difference(len(methods), num_problems):
+    distance = methods[second].rank - methods[best].rank
+    if distance < critical_difference(len(methods), num_problems):
         text += f", but {second} is as good"
     return text
 

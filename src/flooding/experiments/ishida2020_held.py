@@ -351,8 +351,8 @@ def _summarise(groups: Sequence[_Group], rounds: int) -> str:
         near.setdefault(group.method, []).extend(percent)
         values = metric_values(group.records, "test_accuracy_clean", 100.0)
         accuracies.setdefault(group.method, []).extend(values)
-        away = _distances(group.transferred, group.level).tolist()
-        distances.setdefault(group.method, []).extend(away)
+        misses = _distances(group.transferred, group.level).tolist()
+        distances.setdefault(group.method, []).extend(misses)
 
     names = [each.name for each in REGULARISERS]
     shares = [f"{name} in {np.mean(near[name]):.0f} %" for name in names]
@@ -361,8 +361,8 @@ def _summarise(groups: Sequence[_Group], rounds: int) -> str:
         f"of the late epochs; {' and '.join(shares)}, tuned by {rounds} trainings"
     )
     if distances[names[0]]:
-        away = [f"{np.mean(distances[name]):.0f} %" for name in names]
-        text += f". Tuned on another seed they end {' and '.join(away)} away"
+        misses = [f"{np.mean(distances[name]):.0f} %" for name in names]
+        text += f". Tuned on another seed they end {' and '.join(misses)} away"
     ends = [f"{name} {np.mean(accuracies[name]):.1f} %" for name in ("flooding", *names)]
     return f"{text}. Clean accuracy: {', '.join(ends)}, plain {np.mean(accuracies['none']):.1f} %."
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from flooding.extras import install_command
+
 __all__ = ["require_framework"]
 
 
@@ -28,10 +30,12 @@ def require_framework(package: str, extra: str | None = None) -> Generator[None]
     Example:
         >>> with require_framework("math"):
         ...     import math
-        >>> with require_framework("no_such_framework", extra="lightning"):
-        ...     import no_such_framework
-        Traceback (most recent call last):
-        ModuleNotFoundError: flooding needs no_such_framework: pip install "flooding[lightning]"
+        >>> try:
+        ...     with require_framework("no_such_framework", extra="lightning"):
+        ...         import no_such_framework
+        ... except ModuleNotFoundError as error:
+        ...     str(error).endswith(install_command("lightning"))
+        True
     """
     try:
         yield
@@ -39,6 +43,5 @@ def require_framework(package: str, extra: str | None = None) -> Generator[None]
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise ModuleNotFoundError(
-            f'flooding needs {package}: pip install "flooding[{extra or package}]"',
-            name=error.name,
+            f"flooding needs {package}: {install_command(extra or package)}", name=error.name
         ) from error

@@ -244,8 +244,8 @@ def _best_ranked(results: Results) -> str:
     doubt = ""
     if others and len(results.names) > 1:
         # Nemenyi's test, as in the figure of ranks.
-        lead = ranks[others[0]] - ranks[best]
-        if lead < stats.critical_difference(len(ranks), len(results.names)):
+        distance = ranks[others[0]] - ranks[best]
+        if distance < stats.critical_difference(len(ranks), len(results.names)):
             doubt = f", though {others[0]} is as good"
     if best.startswith("flooding"):
         return f"Of all methods tried, {best} has the best mean rank{doubt}."
