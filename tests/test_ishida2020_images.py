@@ -103,7 +103,7 @@ def test_the_average_of_the_auto_level_is_compared():
     assert row(result, "auto-grid")["difference"].startswith("+10.1 [")
     assert row(result, "auto-grid-average")["difference"].startswith("-4.9 [")
     assert row(result, "auto-stopping")["difference"].startswith("+25.1 [")
-    expected = "against plain training 1 and 0 of 1, its average 1 and 0 of 1, early stopping 1 and"
+    expected = "against plain training 1, 0 of 1; plain, averaged 1, 0 of 1; early stopping 1, 0"
     assert expected in result.answer
     assert (
         "A, auto level against the level chosen among all, both averaged: the auto level LOSES"
@@ -120,7 +120,7 @@ def test_where_the_average_loses_the_report_says_so():
     losses = [s for s in result.failures if " LOSES" in s]
     # The auto level's average ties with the other averages.
     assert len(losses) == len(AVERAGE_COMPARISONS) - 2
-    assert "its average 0 and 0 of 1, early stopping 0 and 1 of 1." in result.answer
+    assert "plain, averaged 0, 0 of 1; early stopping 0, 1 of 1." in result.answer
 
 
 def test_short_trainings_give_a_page(tmp_path):

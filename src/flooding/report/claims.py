@@ -104,7 +104,7 @@ class Tally(NamedTuple):
         return cls(wins, losses, total)
 
     def __str__(self) -> str:
-        return f"{self.wins} and {self.losses} of {self.total}"
+        return f"{self.wins}, {self.losses} of {self.total}"
 
     def describe(self, noun: str) -> str:
         """Say it in words.

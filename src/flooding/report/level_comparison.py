@@ -262,9 +262,8 @@ def describe_comparisons(grids: Sequence[LevelGrid]) -> str:
         counts.append(Tally.of(tested, ps))
     seeds = stats.pluralize(len(grids[0].records), "seed")
     text = (
-        "Settings in which flooding is significantly better, and worse: last epoch against plain "
-        f"training {counts[0]}; against plain early stopping {counts[2]}; early stopping on both "
-        f"sides {counts[1]}."
+        "Settings in which flooding is significantly better, worse: last epoch against plain "
+        f"training {counts[0]}; against early stopping {counts[2]}; both stopped {counts[1]}."
     )
     if grids[0].auto:
         counts = []
@@ -273,10 +272,10 @@ def describe_comparisons(grids: Sequence[LevelGrid]) -> str:
                 gains = [grid.gain(comparison.row, comparison.against) for grid in grids]
                 counts.append(Tally.of(gains, stats.adjust(gains)))
         text += (
-            f" The auto level's average, one training: against plain training {counts[0]}, its "
-            f"average {counts[1]}, early stopping {counts[2]}."
+            f" Auto level, averaged: against plain training {counts[0]}; plain, averaged "
+            f"{counts[1]}; early stopping {counts[2]}."
         )
-    text += f" With {seeds} only large differences can show."
+    text += f" With {seeds} only large differences show."
     untested = sum(grid.cannot_be_tested for grid in grids)
     if untested:
         text += f" {stats.pluralize(untested, 'setting')} could not be tested."
