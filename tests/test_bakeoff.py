@@ -208,6 +208,14 @@ def test_methods_may_have_fewer_seeds_and_are_compared_in_those_of_both(tmp_path
     assert (counts["plain"], counts["label smoothing"], counts["SAM"]) == ("3", "1", "2")
 
 
+def test_a_look_before_the_last_seed_is_called_one(monkeypatch):
+    monkeypatch.setattr(bakeoff, "problems", lambda quick: {"a": (PROBLEM, 2)})
+    for quick, seeds, is_early in ((False, (0, 1), True), (True, (0, 1), False)):
+        study = bakeoff.start(quick, seeds)
+        report, _ = run_generator(study, lambda runs: answer(runs, lambda run: (0.7, 0.7)))
+        assert ("This is a look before the end: planned are 10 seeds" in report.about) == is_early
+
+
 def test_the_main_methods_are_the_rows_with_a_level_and_their_rivals():
     others = set(bakeoff.METHODS) - set(bakeoff.MAIN)
     assert others == {
@@ -344,7 +352,7 @@ def advice(worth):
 def test_the_advice_follows_from_the_planned_tests():
     wins = advice(lambda method, k: 0.6 + uneven(0.1, k) * (method == "flooding"))
     assert "last epoch, flooding gains 13.5 points over plain training." in wins
-    assert "data, flooding is still 13.5 points better, for four trainings." in wins
+    assert "epoch, flooding is still 13.5 points better, for four trainings." in wins
     assert "Flooding on top of early stopping gains 13.5 points more." in wins
     assert "mean differences in test accuracy over 8 problems." in wins
     loses = advice(lambda method, k: 0.9 - uneven(0.1, k) * (method == "flooding"))

@@ -183,6 +183,8 @@ def short() -> str:
             " Differences between plain training, early stopping and flooding are over "
             f"{seeds} seeds."
         )
+    if "This is a look before the end" in page:
+        note += " More seeds are planned, and may change the second line."
     lines = sentences(methods, read_gains(page), page)
     return "\n".join([*lines, "", *_table(methods), "", note])
 

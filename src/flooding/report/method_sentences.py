@@ -215,7 +215,7 @@ def _against_plain(test: PlannedTest) -> str:
 
 def _against_stopping(test: PlannedTest) -> str:
     """Advise a reader who can keep the best validation epoch."""
-    start = "If you can keep the best epoch on validation data,"
+    start = "If you can keep the best validation epoch,"
     price = f"one training instead of {_WORDS[BUDGET]}"
     size = f"{abs(test.gain.mean):.1f} points"
     if test.verdict == "worse":
@@ -246,7 +246,7 @@ def _best_ranked(results: Results) -> str:
         # Nemenyi's test, as in the figure of ranks.
         distance = ranks[others[0]] - ranks[best]
         if distance < stats.critical_difference(len(ranks), len(results.names)):
-            doubt = f", though {others[0]} is as good"
+            doubt = f" ({others[0]} is as good)"
     if best.startswith("flooding"):
         return f"Of all methods tried, {best} has the best mean rank{doubt}."
     return f"Try {best}, too: it has the best mean rank{doubt}."
