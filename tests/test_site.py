@@ -122,11 +122,13 @@ def test_the_comment_of_a_constant_documents_it(text, line, expected):
         ("```\n[a](nowhere.md)\n```", "```\n[a](nowhere.md)\n```"),
     ],
 )
-def test_a_link_of_the_repository_becomes_one_of_the_site(link, expected):
+def test_a_link_of_the_repository_becomes_one_of_the_site(link, expected, monkeypatch):
+    monkeypatch.syspath_prepend(HOOKS)  # a hook imports another one when it is first called
     assert hook("links").translate(link, "docs/page.md", "page.md") == expected
 
 
-def test_a_link_of_a_page_elsewhere_and_a_broken_one():
+def test_a_link_of_a_page_elsewhere_and_a_broken_one(monkeypatch):
+    monkeypatch.syspath_prepend(HOOKS)
     translate = hook("links").translate
     assert translate("[a](docs/demo.md)", "README.md", "index.md") == "[a](demo.md)"
     assert translate("[a](../LICENSE)", "docs/x.md", "x.md") == "a"
