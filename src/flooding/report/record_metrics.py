@@ -14,7 +14,7 @@ import numpy as np
 
 from flooding.averaging import Monitor
 from flooding.report.stats import format_mean_sd
-from flooding.training.record import AVERAGE, Record
+from flooding.training.record import Record, network_prefix
 from flooding.training.run import Run
 
 __all__ = [
@@ -55,7 +55,7 @@ def metric_values(
     network: Monitor = "network",
 ) -> list[float]:
     """List a metric of several Records, such as ``test_accuracy`` in percent (scale 100)."""
-    prefix = AVERAGE if network == "average" else ""
+    prefix = network_prefix(network)
     return [scale * record.metrics[f"{prefix}{at}.{name}"] for record in records]
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "Record",
     "level_order",
     "monitor_prefix",
+    "network_prefix",
     "select_best",
     "selection_key",
     "validation_key",
@@ -210,6 +211,18 @@ def validation_key(
     return selection_key(loss, sign * values[f"{prefix}val_score"])
 
 
+def network_prefix(network: Monitor) -> str:
+    """Give the prefix of what a network, or the average of its weights, measured.
+
+    Args:
+        network: Which of them.
+
+    Returns:
+        "average." for the average, else nothing.
+    """
+    return AVERAGE if network == "average" else ""
+
+
 def monitor_prefix(problem: object) -> str:
     """Give the prefix of the validation results that controllers see and searches judge by.
 
@@ -220,7 +233,7 @@ def monitor_prefix(problem: object) -> str:
         "average." where the Problem's averaging says so, else nothing.
     """
     averaging = getattr(problem, "averaging", None)  # a strategy's own problem may have none
-    return AVERAGE if averaging is not None and averaging.monitor == "average" else ""
+    return "" if averaging is None else network_prefix(averaging.monitor)
 
 
 def level_order(level: float | None) -> float:
@@ -265,9 +278,7 @@ def select_best(
 
     def key(record: Record) -> tuple[float, float]:
         problem = None if record.run is None else record.run.problem
-        prefix = monitor_prefix(problem)
-        if network is not None:
-            prefix = AVERAGE if network == "average" else ""
+        prefix = monitor_prefix(problem) if network is None else network_prefix(network)
         return validation_key(record.metrics, problem, f"{prefix}{at}.")
 
     return max(ordered, key=key)
