@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flooding import Flood, FloodStep, Run, find_level, run_all
+from flooding.averaging import EMA
 from flooding.level_search.auto import auto
 from flooding.level_search.finder import finder
 from flooding.level_search.sweep import sweep_of
-from flooding.levels import Auto, StepInfo, Warmup, epoch_end, simulate
+from flooding.levels import Auto, PerClass, StepInfo, Warmup, epoch_end, simulate
+from flooding.methods import IFlood
 from flooding.models import mlp
 from flooding.testing import check_controller, check_strategy
 from flooding.training import loop
@@ -425,7 +427,144 @@ def test_a_loop_that_never_shows_the_end_of_an_epoch_is_warned(kind, monkeypatch
         leave_after_steps(9, "none")
 
 
+def snapshot_at(run, epoch):
+    for row in train(run):
+        if row.epoch == epoch:
+            snapshot = row.snapshot(copied=True)
+    return snapshot, row.record
+
+
+def step_and_criterion():
+    criterion, step = take_steps(2, "criterion")[0], take_steps(2, "step")[1]
+    return [(criterion, criterion.controller_state), (step, step.state_dict)]
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"val_loss": 1.0, "val_accuracy": 80.0}, ValueError, "Divide per cent by 100"),
+        ({"val_loss": 1.0, "val_accuracy": -1.0}, ValueError, "val_accuracy must be a share"),
+        ({"val_loss": 1.0, "n_val": 0}, ValueError, "n_val must be a number of examples"),
+        ({"val_loss": 1.0, "n_val": NAN}, ValueError, "n_val must be a number of examples"),
+        ({"val_loss": -math.inf}, ValueError, "val_loss must be above -inf"),
+        ({"val_loss": torch.rand(4)}, ValueError, r"one number, got a tensor of shape \(4,\)"),
+        ({"val_loss": "0.5"}, TypeError, "val_loss must be a number, got '0.5'"),
+        ({"val_loss": 1.0, "n_val": "100"}, TypeError, "n_val must be a number"),
+        ({"val_accuracy": 0.5}, TypeError, "Pass val_loss=... to on_epoch_end"),
+    ],
+)
+def test_an_end_of_an_epoch_that_cannot_be_is_refused_and_changes_nothing(values, error, message):
+    for owner, state in step_and_criterion():
+        before = state()
+        with pytest.raises(error, match=message):
+            owner.on_epoch_end(**values)
+        after = state()
+        for name, value in before.items():
+            assert torch.allclose(value, after[name], equal_nan=True), name
+        owner.on_epoch_end(val_loss=1.0)
+
+
+def test_one_number_may_be_of_any_kind():
+    expected = None
+    for loss in (
+        0.5,
+        np.float32(0.5),
+        torch.tensor(0.5),
+        torch.tensor([0.5]),
+        torch.ones(1, 1) / 2,
+    ):
+        criterion = take_steps(1, "criterion")[0]
+        criterion.on_epoch_end(val_loss=loss, val_accuracy=np.float64(0.5), n_val=np.int64(9))
+        assert criterion.level.shape == ()
+        expected = criterion.level if expected is None else expected
+        assert torch.equal(criterion.level, expected)
+
+
+def test_every_epoch_is_judged_by_the_same_number():
+    for owner, _ in step_and_criterion():
+        owner.on_epoch_end(val_loss=1.0, val_accuracy=0.5)
+        with pytest.raises(ValueError, match="got val_loss after val_accuracy"):
+            owner.on_epoch_end(val_loss=1.0)
+        with pytest.warns(UserWarning, match="came twice without a step"):
+            owner.on_epoch_end(val_loss=1.0, val_accuracy=NAN)
+
+
+def test_a_level_that_is_replaced_warns_of_nothing_and_a_refused_one_leaves_the_old(recwarn):
+    for owner, _ in step_and_criterion():
+        owner.level = 0.3
+        with pytest.raises(ValueError, match="needs the number of epochs"):
+            owner.level = Auto()
+        assert owner.level == pytest.approx(0.3)
+    table = PerClass([0.1, 0.2])
+    criterion = Flood(nn.CrossEntropyLoss(reduction="none"), table, IFlood())
+    with pytest.raises(ValueError, match="needs the number of epochs"):
+        criterion.level = Auto()
+    assert type(criterion.level) is PerClass
+    del owner
+    gc.collect()
+    assert not recwarn
+
+
+def test_a_state_of_other_epochs_is_refused_when_it_is_loaded():
+    for owner, state in step_and_criterion():
+        saved = state()
+        owner.level = Auto(epochs=100)
+        load = getattr(owner, "load_controller_state", None) or owner.load_state_dict
+        with pytest.raises(ValueError, match=r"must have shape \(40,\), got \(2,\)"):
+            load(saved)
+    snapshot = snapshot_at(Run(small(max_epochs=10), Auto()), 5)[0]
+    longer = Run(small(max_epochs=20), Auto())
+    with pytest.raises(ValueError, match=r"must have shape \(8,\), got \(4,\)"):
+        list(train(longer, resume=snapshot))
+
+
+def test_a_loss_below_the_floor_is_never_raised_on_purpose():
+    infos = [StepInfo(torch.tensor(-1.9)), *[end(-2.0 - t / 10) for t in range(8)]]
+    assert set(levels(Auto(epochs=10), infos)) == {-math.inf}
+    good = [StepInfo(torch.tensor(-0.5)), *[end(-2.0 - t / 10) for t in range(8)]]
+    assert -4 < levels(Auto(epochs=10, floor=-4.0), good)[-1] < -2
+    for owner, _ in step_and_criterion():
+        with pytest.warns(UserWarning, match=r"below the floor of Auto, 0.*Auto\(floor=...\)"):
+            owner.on_epoch_end(val_loss=-0.1)
+
+
 # ---------------------------------------------------------------- a search
+
+
+def negative(output, target):
+    return -torch.exp(-((output - target) ** 2)).mean() * 3 - 1
+
+
+def test_a_search_says_that_a_loss_below_the_floor_is_not_flooded():
+    result = find_level(regression(loss=negative, max_epochs=15), budget=1, workers=0, ledger=False)
+    assert result.level is None
+    [below, plain] = result.warnings
+    assert "below the floor of Auto, 0" in below
+    assert plain == "1 of 1 runs chose no level: they are plain training"
+
+
+def test_the_sweep_is_that_of_the_network_that_the_controller_saw():
+    for monitor in ("average", "network"):
+        problem = overfitting(averaging=EMA(0.9, monitor=monitor), batch_size=10)
+        snapshot, record = snapshot_at(Run(problem, Auto()), 20)
+        held_share = snapshot["controller"]["held_share"].item()
+        assert sweep_of(record).held_share == pytest.approx(held_share, 1e-6)
+
+
+def test_the_table_of_a_search_shows_what_differs_from_the_defaults():
+    result = find_level(overfitting(), budget=1, workers=0, ledger=False)
+    assert result.table[0]["level"] == "Auto(epochs=30)"
+
+
+def test_where_no_level_was_chosen_nothing_is_said_of_coming_down_to_it():
+    result = find_level(small(max_epochs=3), budget=1, workers=0, ledger=False)
+    assert result.warnings == ("1 of 1 runs chose no level: they are plain training",)
+
+
+def test_a_budget_is_a_number():
+    for wrong in ("1", None, True):
+        with pytest.raises(TypeError, match="budget must be a number of trainings"):
+            find_level(overfitting(), budget=wrong)
 
 
 def test_the_search_keeps_its_protocol():

@@ -14,7 +14,7 @@ from scipy import stats
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from flooding import Problem, Run, cli, find_level, run_all, train
-from flooding.averaging import EMA, Averaging, Mean
+from flooding.averaging import EMA, Averaging, Mean, WeightAverage
 from flooding.data import tables
 from flooding.data.synthetic import two_gaussians
 from flooding.level_search.driver import search
@@ -476,3 +476,99 @@ def test_plain_training_gains_less_from_averaging_than_flooding():
     plain, flooded = gains[:n], gains[n:]
     assert stats.ttest_1samp(flooded, 0, alternative="greater").pvalue < 0.01
     assert stats.ttest_rel(flooded, plain, alternative="greater").pvalue < 0.01
+
+
+# ---------------------------------------------------------------- batch norm and dtypes
+
+
+class HalfFrozen(torch.nn.Module):
+    """Two batch norms, of which the first stays in evaluation mode, as in fine-tuning."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.free = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3, momentum=0.25)
+        self.frozen.running_mean.fill_(0.5)
+        self.frozen.running_var.fill_(4.0)
+        self.last = torch.nn.Linear(3, 2)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, x):
+        return self.last(self.free(self.frozen(x)))
+
+
+def renewed():
+    model = HalfFrozen().train()
+    average = WeightAverage(model, EMA(0.9))
+    average.update_parameters(model)
+    x = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0)) + 5
+    average.renew_batch_norm(iter(x))
+    return average.module, average, x
+
+
+def test_frozen_statistics_stay_and_others_are_the_mean_over_batches():
+    module, _, x = renewed()
+    assert module.frozen.running_mean.tolist() == [0.5] * 3
+    assert module.frozen.running_var.tolist() == [4.0] * 3
+    inner = (x - 0.5) / (4 + module.frozen.eps) ** 0.5
+    torch.testing.assert_close(module.free.running_mean, inner.mean(1).mean(0))
+    assert (module.free.momentum, module.frozen.momentum) == (0.25, 0.1)
+    assert (module.free.training, module.frozen.training) == (True, False)
+
+
+def test_a_model_that_is_frozen_as_a_whole_passes_no_batch():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), HalfFrozen().frozen)
+    model.train = lambda mode=True: model
+    model[1].eval()
+    average = WeightAverage(model, EMA())
+    average.module.train = lambda mode=True: average.module
+    average.renew_batch_norm(iter(["no tensor"]))
+    assert average.module[1].running_mean.tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        ([], ValueError, "inputs must hold a batch at least, got none"),
+        ([(torch.zeros(2, 3), torch.zeros(2))], AttributeError, "dim"),
+    ],
+    ids=["used up", "pairs"],
+)
+def test_what_cannot_be_renewed_leaves_the_statistics_as_they_were(inputs, error, message):
+    module, average, _ = renewed()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(error, match=message) as raised:
+        average.renew_batch_norm(iter(inputs))
+    assert "(x for x, y in loader)" in raised.value.__notes__[0]
+    assert same_weights(module.state_dict(), before)
+    assert (module.free.momentum, module.free.training) == (0.25, True)
+
+
+def test_a_training_with_frozen_batch_norm_measures_the_average_with_its_statistics():
+    data = partial(two_gaussians, n_train=40, n_val=20, n_test=20, dimension=3)
+    problem = Problem(data, HalfFrozen, batch_size=10, max_epochs=3)
+    row = last(Run(replace(problem, averaging=EMA(0.9)), 0.3))
+    for network in NETWORKS:
+        assert row.weights[network]["frozen.running_var"].tolist() == [4.0] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_average_in_few_bits_warns_that_it_stalls(dtype, recwarn):
+    WeightAverage(torch.nn.Linear(2, 2), EMA())
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"average of weight has its dtype.*autocast"):
+        WeightAverage(torch.nn.Linear(2, 2).to(dtype), EMA())
+
+
+def test_what_is_no_averaging_is_refused_at_once():
+    for wrong in ("ema", EMA):
+        with pytest.raises(TypeError, match="averaging must be an EMA or a Mean"):
+            WeightAverage(torch.nn.Linear(2, 2), wrong)
+    for wrong in (None, "0.9", True):
+        with pytest.raises(TypeError, match="decay must be a number"):
+            EMA(wrong)
+    with pytest.raises(TypeError, match="warmup must be True or False"):
+        EMA(warmup="no")

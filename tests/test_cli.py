@@ -37,6 +37,19 @@ def flooding(tmp_path, monkeypatch, capsys):
     return call
 
 
+def test_run_says_what_stayed_plain(flooding):
+    _, _, err = flooding("run", "spiral", "--schedule", "auto", "--average", "ema", *TINY)
+    assert "no step was flooded, this is plain training: no level was chosen." in err
+    assert "mean of the weights" not in err
+    _, _, err = flooding("run", "spiral", "--level", "0.001", "--average", "mean", *TINY)
+    assert "this is plain training: the lowest training loss was 0." in err
+    assert "begins with the first flooded step: it is the network itself" in " ".join(err.split())
+    _, _, err = flooding("run", "spiral", *TINY)
+    assert "plain" not in err
+    _, _, err = flooding("run", "spiral", "--level", "0.9", *TINY)
+    assert "plain" not in err
+
+
 def test_run_prints_the_last_and_the_best_epoch_and_looks_up_the_second_time(flooding, tmp_path):
     code, first, err = flooding("run", "sinusoid", "--level", "0.2", *TINY)
     assert code == 0

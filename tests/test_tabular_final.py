@@ -313,3 +313,39 @@ def test_a_large_table_is_fitted_by_a_sample(problem, monkeypatch):
     sample = baselines._sample(60, 0)
     assert len(sample.unique()) == 50
     assert torch.equal(sample, baselines._sample(60, 0))
+
+
+# Levels that are chosen in training
+
+
+@pytest.mark.parametrize(
+    ("levels", "epoch", "at", "name"),
+    [
+        ([-math.inf, -math.inf, 0.5, 0.4], 3, "last", "flooded, level 0.4 (chosen in training)"),
+        (
+            [-math.inf, -math.inf, 0.5, 0.4],
+            2,
+            "best",
+            "flooded, level 0.5 (chosen in training), early stopping",
+        ),
+        ([-math.inf, -math.inf, 0.5], 1, "best", "auto level, plain until then, early stopping"),
+        ([-math.inf] * 4, 3, "last", "auto level, none chosen: plain training"),
+        (
+            [-math.inf, 0.5, -math.inf, -math.inf],
+            3,
+            "last",
+            "flooded, no level any more (chosen in training)",
+        ),
+    ],
+    ids=["last", "best", "plain epoch", "none", "lost"],
+)
+def test_a_level_chosen_in_training_is_named_for_the_epoch_that_is_kept(
+    problem, levels, epoch, at, name
+):
+    run = Run(problem, Auto(epochs=3))
+    record = made(run, 0.9, epoch=float(epoch))
+    record = replace(record, curves={**record.curves, "level": np.array(levels)})
+    weights = {network: {"w": torch.zeros(1)} for network in EPOCHS}
+    plain = made(Run(problem), 0.1)
+    final = select_network(run, records=[record, plain], weights=weights, at=at)
+    assert final.candidates[-1].name == name

@@ -7,13 +7,16 @@ one noisy point of that walk. The average of the walk is steadier. A :class:`flo
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import (
     AveragedModel,
     get_ema_multi_avg_fn,
@@ -98,6 +101,7 @@ class EMA(Averaging):
         monitor: See :class:`Averaging`.
 
     Raises:
+        TypeError: If ``decay`` is no number, or ``warmup`` is neither true nor false.
         ValueError: If ``decay`` lies outside [0, 1).
 
     Example:
@@ -119,10 +123,16 @@ class EMA(Averaging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.decay, Real) or isinstance(self.decay, bool):
+            raise TypeError(f"decay must be a number, got {self.decay!r}. Try 0.99.")
         # So that 0 and 0.0 give a Run the same key.
         object.__setattr__(self, "decay", float(self.decay))
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {self.decay}. Try 0.99.")
+        if not isinstance(self.warmup, bool):
+            raise TypeError(
+                f"warmup must be True or False, got {self.warmup!r}. True suits most trainings."
+            )
 
     def decay_after(self, num_averaged: int) -> float:
         """Give the weight of the old average in the next update.
@@ -224,9 +234,15 @@ class WeightAverage(AveragedModel):
     by :meth:`renew_batch_norm`, since averaged weights have other activations. What torch's class
     saves in ``state_dict`` is all that changes.
 
+    The average has the dtype of the weights. In fewer than 32 bits small moves are lost in rounding
+    and it stalls, of which a warning tells.
+
     Args:
         model: The model that trains; it is deep-copied.
         averaging: How to average.
+
+    Raises:
+        TypeError: If ``averaging`` is no :class:`Averaging`.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -239,6 +255,10 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, averaging: Averaging) -> None:
+        if not isinstance(averaging, Averaging):
+            got = averaging.__name__ if isinstance(averaging, type) else repr(averaging)
+            raise TypeError(f"averaging must be an EMA or a Mean, got {got}. Write EMA().")
+        _warn_of_low_precision(model)
         # torch names the type of a list of weights "list or tuple", and always gives a list.
         super().__init__(model, multi_avg_fn=cast("Any", self._combine))
         self.averaging = averaging
@@ -257,10 +277,67 @@ class WeightAverage(AveragedModel):
         """Compute the statistics of batch norm anew: their means over batches.
 
         The module passes the batches in training mode, so that its dropout draws from torch's
-        generators. Without batch norm nothing happens.
+        generators. Layers that stay in evaluation mode then, as frozen ones do, keep the statistics
+        of the model. Without others nothing happens. An error leaves all statistics as they were.
 
         Args:
             inputs: Batches of inputs of the model, in the order in which to pass them.
+
+        Raises:
+            ValueError: If there is no batch.
         """
-        # torch takes the first item of a list or a tuple for the inputs.
-        update_bn(([x] for x in inputs), self.module)
+        was_training = self.module.training
+        norms = [m for m in self.module.modules() if isinstance(m, _BatchNorm)]
+        self.module.train()
+        frozen = [norm for norm in norms if not norm.training]
+        self.module.train(was_training)
+        if len(frozen) == len(norms):
+            return
+        saved = {norm: [b.clone() for b in norm.buffers(recurse=False)] for norm in norms}
+        momenta = {norm: norm.momentum for norm in norms}
+        num_batches = 0
+
+        def restore(layers: Iterable[nn.Module]) -> None:
+            for layer in layers:
+                for buffer, old in zip(layer.buffers(recurse=False), saved[layer], strict=True):
+                    buffer.copy_(old)
+
+        def batches() -> Iterator[list[object]]:
+            nonlocal num_batches
+            restore(frozen)  # torch has reset the statistics of all layers by now
+            for x in inputs:
+                num_batches += 1
+                yield [x]  # torch takes the first item of a list or a tuple for the inputs
+
+        try:
+            update_bn(batches(), self.module)
+            if num_batches == 0:
+                raise ValueError(
+                    "inputs must hold a batch at least, got none: statistics of batch norm cannot "
+                    "be computed from nothing. A generator can be used only once."
+                )
+        except BaseException as error:
+            restore(norms)
+            error.add_note(
+                "renew_batch_norm() takes batches of inputs alone: of a loader of pairs, "
+                "(x for x, y in loader)."
+            )
+            raise
+        finally:
+            for norm in norms:
+                norm.momentum = momenta[norm]
+            self.module.train(was_training)
+
+
+def _warn_of_low_precision(model: nn.Module) -> None:
+    """Warn of weights in which an average loses small moves."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype.itemsize < 4:
+            warnings.warn(
+                f"the average of {name} has its dtype, {parameter.dtype}, in which small moves are "
+                "lost in rounding: the average stalls. Train weights of float32, and compute in "
+                "mixed precision by torch.autocast.",
+                UserWarning,
+                stacklevel=3,
+            )
+            return

@@ -154,10 +154,13 @@ class Flood(ControlledLevel, nn.Module):
 
     @level.setter
     def level(self, level: float | Tensor | LevelTable | Controller | None) -> None:
-        number = table = controller = None
+        number = table = None
         if isinstance(level, Controller) and not isinstance(level, type):
-            controller = level
-        elif isinstance(level, LevelTable):
+            # One that cannot begin is refused here, and the old level stays.
+            self._set_controller(level, self._scalar.device)
+            self._table = self._unchecked = None
+            return
+        if isinstance(level, LevelTable):
             self._check_table(level)
             table = level.to(self._scalar.device)
             self._scalar.fill_(-math.inf)
@@ -174,7 +177,7 @@ class Flood(ControlledLevel, nn.Module):
                 )
             self._scalar.fill_(number)
         self._table = table
-        self._set_controller(controller, self._scalar.device)
+        self._set_controller(None, self._scalar.device)
         # The next batch tells the number of classes, and so whether the number makes sense.
         self._unchecked = number
 

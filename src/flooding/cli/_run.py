@@ -14,7 +14,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flooding.cli._console import console, errors, print_json, progress, set_output
+from flooding.cli._console import console, errors, note, print_json, progress, set_output
 from flooding.cli._options import (
     Arguments,
     AverageName,
@@ -242,6 +242,7 @@ def run(
         else:
             record = _train(plan, device, threads, save, trackers, ledger, overwrite)
     _print_record(record)
+    _note_what_is_plain(record)
     if json:
         print_json({"metrics": record.metrics, "weights": save and save.absolute()})
 
@@ -474,6 +475,30 @@ def _print_record(record: Record) -> None:
             table.add_row(name.replace("_", " "), *map(_format, values))
     with console.results():
         console.print_table(table)
+
+
+def _note_what_is_plain(record: Record) -> None:
+    """Say where a training with a level flooded nothing, or an average never began."""
+    import numpy as np
+
+    from flooding.averaging import Mean
+
+    run = record.run
+    assert run is not None
+    if np.nansum(record.curves.get("flooded", [1.0])) > 0:
+        return
+    if run.level is not None:
+        levels = np.asarray(record.curves.get("level", [run.level]), np.float64)
+        why = "no level was chosen"
+        if np.isfinite(levels).any():
+            why = f"the lowest training loss was {np.nanmin(record.curves['train_loss']):.4g}"
+        note(f"no step was flooded, this is plain training: {why}.")
+    averaging = run.problem.averaging
+    if isinstance(averaging, Mean) and averaging.start_epoch is None:
+        note(
+            "the mean of the weights begins with the first flooded step: it is the network itself. "
+            "Use --average ema, or a level that is reached."
+        )
 
 
 def _format(value: float) -> str:

@@ -468,7 +468,7 @@ def _pick(competitor: _Competitor, settings: Sequence[Setting], records: Sequenc
 
 def is_exact(run: Run) -> bool:
     """Tell whose curves an archive must not round: those the finder reads."""
-    return type(run.method) is Flooding
+    return type(run.method) is Flooding and not isinstance(run.level, Auto)
 
 
 # What `flooding reproduce bakeoff` runs.

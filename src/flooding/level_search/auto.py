@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flooding.level_search.level_stats import tail_key
+from flooding.level_search.level_stats import lowest_finite, tail_key
 from flooding.level_search.protocol import SearchableProblem, Strategy, make_run, make_runs
 from flooding.level_search.result import LevelEstimate, SearchResult
 from flooding.level_search.sweep import sweep_of
 from flooding.levels import Auto
-from flooding.training.record import Record
+from flooding.training.record import Record, monitor_prefix
 
 __all__ = ["auto"]
 
@@ -47,6 +47,14 @@ def auto(
     diverged = len(records) - len(finite)
     if diverged:
         warnings.append(f"{diverged} of {len(records)} runs ended in a NaN validation loss")
+    lowest = lowest_finite(records, f"{monitor_prefix(problem)}val_loss")
+    if lowest < controller.floor:
+        warnings.append(
+            f"the validation loss fell to {lowest:.3g}, below the floor of Auto, "
+            f"{controller.floor:g}: where it does, nothing is flooded. Train "
+            "Run(problem, Auto(floor=...)) with the lowest loss there can be, or search with "
+            "budget=3"
+        )
     if len(held) < len(finite):
         warnings.append(
             f"{len(finite) - len(held)} of {len(finite)} runs chose no level: they are plain "

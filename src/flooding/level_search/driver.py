@@ -267,7 +267,11 @@ def _divergence_warning(records: Sequence[Record]) -> tuple[str, ...]:
 
 def _unreached_warning(records: Sequence[Record]) -> tuple[str, ...]:
     """Warn if no training came down to its level."""
-    flooded = flooded_records(records)
+    flooded = []
+    for record in flooded_records(records):
+        # A controller that chose no level has none to come down to.
+        if "level" not in record.curves or np.isfinite(record.curves["level"]).any():
+            flooded.append(record)
     if not flooded:
         return ()
     # One Record without the curves may have reached its level; nothing is said then.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Literal, cast
 
@@ -66,7 +67,8 @@ def find_level(
     Args:
         problem: What is trained.
         budget: Trainings to spend for each seed, 1 or above 1. With 1 a single training chooses its
-            own level, and its network is kept for :meth:`SearchResult.model`.
+            own level. With one seed, and unless the ledger had it, its network is kept for
+            :meth:`SearchResult.model`.
         seeds: How many seeds to average, or which. With fixed data a seed changes weights and order
             alone.
         device: Where to train.
@@ -92,6 +94,7 @@ def find_level(
         The level and everything behind it.
 
     Raises:
+        TypeError: If the budget is no number.
         ValueError: If the data cannot be searched on, or an argument is out of range.
 
     Example:
@@ -106,6 +109,8 @@ def find_level(
         (True, True)
     """
     # Refuse what cannot be searched before anything is trained.
+    if not isinstance(budget, Real) or isinstance(budget, bool):
+        raise TypeError(f"budget must be a number of trainings, got {budget!r}. Try 3 or 1.")
     seed_numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not seed_numbers:
         raise ValueError(f"seeds must be at least one, got {seeds}. Try seeds=1.")

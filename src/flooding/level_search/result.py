@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flooding.atomic import write_atomic
 from flooding.level_search.decision import Decision
+from flooding.levels.base import Controller
 from flooding.levels.tables import PerClass, PerExample
 from flooding.text import join_parts
 from flooding.training.problem import Problem
@@ -294,7 +295,7 @@ def _table_row(record: Record) -> TableRow:
     assert run is not None
     level = run.level
     if not (level is None or isinstance(level, float)):
-        level = repr(level)
+        level = _level_text(level)
     row: TableRow = {"level": level, "seed": run.seed, "epochs": run.epochs}
     for name in _COLUMNS:
         if f"last.{name}" in record.metrics:
@@ -302,6 +303,18 @@ def _table_row(record: Record) -> TableRow:
         if f"{AVERAGE}last.{name}" in record.metrics:
             row[f"{AVERAGE}{name}"] = record.metrics[f"{AVERAGE}last.{name}"]
     return row
+
+
+def _level_text(level: object) -> str:
+    """Write a level that is no number; of a controller what differs from its defaults."""
+    if not (isinstance(level, Controller) and is_dataclass(level)) or isinstance(level, type):
+        return repr(level)
+    parts = {}
+    for each in fields(level):
+        value = getattr(level, each.name)
+        if value != each.default:
+            parts[each.name] = value
+    return f"{type(level).__name__}({join_parts(parts)})"
 
 
 def _summary_json(result: SearchResult) -> str:

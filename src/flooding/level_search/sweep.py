@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from flooding.levels import Auto, StepInfo, simulate
-from flooding.training.record import Record
+from flooding.training.record import Record, monitor_prefix
 
 __all__ = ["Sweep", "sweep_of"]
 
@@ -44,11 +44,11 @@ def sweep_of(record: Record) -> Sweep | None:
         before its level was chosen.
     """
     controller = None if record.run is None else record.run.level
-    if not isinstance(controller, Auto) or "val_loss" not in record.curves:
+    curves, val_loss = record.curves, f"{_prefix(record)}val_loss"
+    if not isinstance(controller, Auto) or val_loss not in curves:
         return None
     # The controller is shown what the training loop showed it.
-    curves = record.curves
-    num_epochs = min(len(curves["val_loss"]) - 1, controller.sweep_epochs)
+    num_epochs = min(len(curves[val_loss]) - 1, controller.sweep_epochs)
     if num_epochs < controller.sweep_epochs:
         return None
     infos = [_end_of_epoch(record, t) for t in range(1, num_epochs + 1)]
@@ -74,9 +74,15 @@ def _end_of_epoch(record: Record, epoch: int) -> StepInfo:
     """Give what the controller saw at the end of an epoch."""
     values = {}
     for name in ("val_loss", "val_accuracy", "val_score"):
-        if name in record.curves:
-            values[name] = float(record.curves[name][epoch])
+        curve = record.curves.get(f"{_prefix(record)}{name}")
+        if curve is not None:
+            values[name] = float(curve[epoch])
     score = None if record.run is None else record.run.problem.score
     if score is not None and not score.greater_is_better and "val_score" in values:
         values["val_score"] = -values["val_score"]
     return StepInfo(n_val=record.metadata.get("val_examples"), **values)
+
+
+def _prefix(record: Record) -> str:
+    """Give the prefix of the validation results that the controller saw."""
+    return monitor_prefix(None if record.run is None else record.run.problem)

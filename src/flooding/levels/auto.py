@@ -52,7 +52,8 @@ class Auto:
     validation loss or score is not recorded. The level is ``-inf``, plain training, while g is 0
     and until a validation loss is finite; where no epoch was recorded by the end of the sweep, the
     middle of the shares is held. A training that goes on beyond ``epochs`` keeps its share; one
-    that ends within the sweep has not chosen any.
+    that ends within the sweep has not chosen any. A loss below the floor has no level, and the
+    training is plain from then on.
 
     Args:
         epochs: Epochs of the training, at least 1. A :class:`flooding.Run` fills in those of its
@@ -63,7 +64,8 @@ class Auto:
         full_trust: Ratio r up to which the validation loss is trusted.
         no_trust: Ratio r from which on nothing is flooded, above ``full_trust``.
         memory: Length of the running means, as a share of the epochs, in [0, 1).
-        floor: Lowest loss there can be: 0 for cross-entropy and squared errors.
+        floor: Lowest loss there can be: 0 for cross-entropy and squared errors. Losses that go
+            below 0, as a Gaussian log-likelihood does, need another.
 
     Raises:
         TypeError: If an argument is not a number of the right kind, or an epoch comes without a
@@ -175,8 +177,9 @@ class Auto:
         ratio = (lowest - self.floor) / (first_loss - self.floor)
         trust = (self.no_trust - ratio) / (self.no_trust - self.full_trust)
         next_level = self.floor + trust.clamp(0, 1) * share * (lowest - self.floor)
-        # No trust, a loss at the floor, or no finite loss yet: plain training.
-        is_level = (trust > 0) & (ratio > 0) & next_level.isfinite()
+        # No trust, a loss at the floor or below it, or no finite loss yet: plain training.
+        is_above = (lowest > self.floor) & (first_loss > self.floor)
+        is_level = (trust > 0) & (ratio > 0) & is_above & next_level.isfinite()
         return state | {
             "level": torch.where(is_level, next_level, -math.inf).to(level.dtype),
             "started": state["started"] | is_level,

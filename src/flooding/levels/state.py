@@ -12,6 +12,7 @@ from flooding.levels.fields import MovingLevel
 
 __all__ = [
     "ACCURACY_TOLERANCE",
+    "check_shapes",
     "initial_state",
     "ramp_level",
     "required_metric",
@@ -53,6 +54,25 @@ def to_level_dtype(value: Tensor | float, level: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=level.dtype, device=level.device).detach()
 
 
+def check_shapes(state: State, own: State) -> None:
+    """Refuse a saved state whose tensors have other shapes.
+
+    Args:
+        state: The state that is to be loaded.
+        own: The state in its place, with the same names.
+
+    Raises:
+        ValueError: If a shape differs.
+    """
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            raise ValueError(
+                f"{name} in the state must have shape {tuple(tensor.shape)}, got "
+                f"{tuple(state[name].shape)}. Build it with the same controller, for as many "
+                "epochs."
+            )
+
+
 def required_metric(controller: Controller, info: StepInfo, name: str, level: Tensor) -> Tensor:
     """Read a metric that must be there at the end of an epoch.
 
@@ -72,7 +92,8 @@ def required_metric(controller: Controller, info: StepInfo, name: str, level: Te
     if value is None:
         kind = type(controller).__name__
         raise TypeError(
-            f"{kind} needs {name} after every epoch, got None. Pass StepInfo({name}=...) to update."
+            f"{kind} needs {name} after every epoch, got None. Pass {name}=... to on_epoch_end, or "
+            f"StepInfo({name}=...) to update."
         )
     return to_level_dtype(value, level)
 

@@ -366,7 +366,10 @@ def check_level_number(level: object) -> float:
     """
     number = level[()] if isinstance(level, np.ndarray) and level.ndim == 0 else level
     if not isinstance(number, numbers.Real) or isinstance(number, (bool, np.bool_)):
-        rule = "level must be a number, a 0-d tensor, PerClass, PerExample, Excess or None"
+        rule = (
+            "level must be a number, a 0-d tensor, a controller, PerClass, PerExample, Excess or "
+            "None"
+        )
         raise TypeError(f"{rule}, got {level!r:.80}. {_level_advice(number)}")
     try:
         value = float(number)
@@ -382,6 +385,10 @@ def check_level_number(level: object) -> float:
 def _level_advice(level: object) -> str:
     """Suggest what to pass instead of something that is no level."""
     if isinstance(level, (str, bytes)):
+        try:
+            float(level)
+        except ValueError:
+            return "Give an object, such as Auto(epochs=100) of flooding.levels."
         return "Write it without quotes."
     if isinstance(level, (bool, np.bool_)):
         return "Write 0.0 or 1.0 for such a level, None for plain training."

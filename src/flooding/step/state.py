@@ -11,6 +11,7 @@ from torch import Tensor
 from flooding.functional import flood
 from flooding.levels import Controller, StepInfo
 from flooding.levels.epoch_end import EpochEndCheck, EpochEndMixin
+from flooding.levels.state import check_shapes
 from flooding.step.checks import check_level, check_level_tensor
 from flooding.text import join_parts
 
@@ -85,7 +86,7 @@ class StepState(EpochEndMixin):
     state: dict[str, Tensor]
     _controller: Controller | None
     _level: float | Tensor | None
-    _epoch_end: EpochEndCheck | None
+    _epoch_end: EpochEndCheck | None = None
 
     def __init__(self, level: float | Tensor | Controller | None, device: torch.device) -> None:
         self._device = device
@@ -114,10 +115,13 @@ class StepState(EpochEndMixin):
         if isinstance(level, Controller) and not isinstance(level, type):
             # A controller that cannot begin is refused here.
             start = level.init()
+            self._expect_no_epoch_end()
             self._controller, self._level = level, None
             self._epoch_end = EpochEndCheck(self, level)
         else:
-            self._controller, self._level, self._epoch_end = None, check_level(level), None
+            number = check_level(level)
+            self._expect_no_epoch_end()
+            self._controller, self._level, self._epoch_end = None, number, None
             start = {}
         state = {name: value for name, value in self.state.items() if not name.startswith(_PREFIX)}
         for name, value in start.items():
@@ -174,7 +178,7 @@ class StepState(EpochEndMixin):
             state: What :meth:`state_dict` gave for the same kind of level, also in flooding 0.1.0.
 
         Raises:
-            ValueError: If the names differ from this object's.
+            ValueError: If names or shapes differ from this object's.
         """
         state = {_NAMES_0_1_0.get(name, name): tensor for name, tensor in state.items()}
         if different := sorted(state.keys() ^ self.state.keys()):
@@ -182,10 +186,14 @@ class StepState(EpochEndMixin):
                 f"state must name the same tensors, but {different} differ. Build it with the same "
                 "level."
             )
+        check_shapes(state, self.state)
         self.state = {name: state[name].clone().to(self._device) for name in self.state}
-        if self._epoch_end is not None:
-            self._epoch_end.end_epoch()  # the saved state may have seen some
+        self._expect_no_epoch_end()  # the saved state may have seen some
         self.reset()
+
+    def _expect_no_epoch_end(self) -> None:
+        if self._epoch_end is not None:
+            self._epoch_end.expect_none()
 
     def reset(self) -> None:
         """Forget the losses of a step that is not taken."""
@@ -211,9 +219,10 @@ class StepState(EpochEndMixin):
         return state
 
     def _end_epoch(self, info: StepInfo) -> None:
-        self.state = self.update_controller(info)
+        state = self.update_controller(info)
         if self._epoch_end is not None:
-            self._epoch_end.end_epoch()
+            self._epoch_end.end_epoch(info)
+        self.state = state
 
     def count_step(
         self, decision: Decision, is_nonfinite: bool | Tensor, found_inf: Tensor | None

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -263,14 +264,23 @@ def _is_plain(run: Run) -> bool:
 
 def _describe(run: Run, record: Record, at: str) -> str:
     """Name a flooded network."""
-    level = "a moving level"
+    kind = "flooded, a moving level"
     if isinstance(run.level, float):
-        level = f"level {run.level:.4g}"
+        kind = f"flooded, level {run.level:.4g}"
     elif isinstance(run.level, Auto):
-        # Where no level is worth holding, the training stays plain.
-        held = "no level" if record.level is None else f"level {record.level:.4g}"
-        level = f"{held} (chosen in training)"
-    return f"flooded, {level}{_SUFFIXES[at]}"
+        # The level of the epoch that the weights are of; its first epochs are plain, and where no
+        # level is worth holding the whole training is.
+        epoch = round(record.metrics[f"{_PREFIXES[at]}epoch"])
+        levels = np.asarray(record.curves["level"])[: epoch + 1]
+        if np.isfinite(levels[-1]):
+            kind = f"flooded, level {levels[-1]:.4g} (chosen in training)"
+        elif np.isfinite(levels).any():
+            kind = "flooded, no level any more (chosen in training)"
+        else:
+            kind = "auto level, plain until then"
+            if not np.isfinite(record.curves["level"]).any():
+                kind = "auto level, none chosen: plain training"
+    return f"{kind}{_SUFFIXES[at]}"
 
 
 def _metrics(record: Record, at: str) -> dict[str, float]:

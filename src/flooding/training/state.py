@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from flooding.averaging import WeightAverage
 from flooding.data import Split, Splits
 from flooding.levels import Controller, LevelSource, LevelTable, State
+from flooding.levels.state import check_shapes
 from flooding.training.checks import (
     check_last_batch,
     check_scheduler,
@@ -268,8 +269,8 @@ def restore(run: Run, state: TrainingState, snapshot: Snapshot) -> None:
         snapshot: A snapshot of the same Run, or of one that shares its beginning.
 
     Raises:
-        ValueError: If the snapshot is of another model, lacks the average of the weights, or lies
-            beyond the end of the Run.
+        ValueError: If the snapshot is of another model or controller, lacks the average of the
+            weights, or lies beyond the end of the Run.
     """
     if snapshot["mark"] != model_fingerprint(state.model, snapshot["first_loss"]):
         raise ValueError(
@@ -286,6 +287,8 @@ def restore(run: Run, state: TrainingState, snapshot: Snapshot) -> None:
     state.generator = tuple(t.cpu() for t in snapshot["generator"])
     if snapshot["controller"] is not None:
         controller = snapshot["controller"]
+        if state.controller is not None and controller.keys() == state.controller.keys():
+            check_shapes(controller, state.controller)
         state.controller = {name: t.to(state.device) for name, t in controller.items()}
     state.curves = [dict(row) for row in snapshot["curves"]]
     state.losses = []
