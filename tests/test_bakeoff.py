@@ -216,6 +216,14 @@ def test_a_look_before_the_last_seed_is_called_one(monkeypatch):
         assert ("This is a look before the end: planned are 10 seeds" in report.about) == is_early
 
 
+def test_fewer_seeds_of_the_other_methods_than_planned_are_said():
+    for others, is_short in (((0, 1), False), ((0,), True)):
+        study = bakeoff.compare({"a": (PROBLEM, 2)}, range(4), others, planned=4)
+        report, _ = run_generator(study, lambda runs: answer(runs, lambda run: (0.7, 0.7)))
+        said = "Planned were 2 seeds of the methods that have the fewest; they have 1."
+        assert (said in report.about) == is_short
+
+
 def test_the_main_methods_are_the_rows_with_a_level_and_their_rivals():
     others = set(bakeoff.METHODS) - set(bakeoff.MAIN)
     assert others == {

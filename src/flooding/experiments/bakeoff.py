@@ -304,6 +304,11 @@ def compare(
             "auto level, plain training and early stopping, and half as many of the others. "
             "Verdicts may change with them."
         )
+    elif (fewest := min(len(results.seeds_of(method)) for method in results.methods)) < planned / 2:
+        text += (
+            f" Planned were {planned / 2:g} seeds of the methods that have the fewest; they have "
+            f"{fewest}."
+        )
     return make_report(results, records, text.strip())
 
 
