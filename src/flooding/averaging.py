@@ -297,7 +297,7 @@ class WeightAverage(AveragedModel):
         momenta = {norm: norm.momentum for norm in norms}
         num_batches = 0
 
-        def restore(layers: Iterable[nn.Module]) -> None:
+        def restore(layers: Iterable[_BatchNorm]) -> None:
             for layer in layers:
                 for buffer, old in zip(layer.buffers(recurse=False), saved[layer], strict=True):
                     buffer.copy_(old)

@@ -78,7 +78,7 @@ class EpochEndCheck:
             return
         values = {"val_accuracy": info.val_accuracy, "val_score": info.val_score}
         scores = tuple(name for name, value in values.items() if value is not None)
-        if self._scores not in {None, scores}:
+        if self._scores is not None and self._scores != scores:
             before, now = (" and ".join(names) or "val_loss" for names in (self._scores, scores))
             raise ValueError(
                 f"every epoch must be judged by the same number, got {now} after {before}. Pass "
@@ -170,14 +170,14 @@ class EpochEndMixin:
             ValueError: If one is no single number or out of range, or this epoch was not judged by
                 the same number as those before. Tensors on a device are not read.
         """  # ruff: ignore[docstring-extraneous-exception]: raised one call further down
-        values = {
-            "train_accuracy": train_accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "n_val": n_val,
-            "val_score": val_score,
-        }
-        self._end_epoch(StepInfo(**{name: _check(name, v) for name, v in values.items()}))
+        info = StepInfo(
+            train_accuracy=_check("train_accuracy", train_accuracy),
+            val_loss=_check("val_loss", val_loss),
+            val_accuracy=_check("val_accuracy", val_accuracy),
+            n_val=_check("n_val", n_val),
+            val_score=_check("val_score", val_score),
+        )
+        self._end_epoch(info)
 
     def _end_epoch(self, info: StepInfo) -> None:
         raise NotImplementedError
