@@ -268,18 +268,18 @@ def _describe(run: Run, record: Record, at: str) -> str:
     if isinstance(run.level, float):
         kind = f"flooded, level {run.level:.4g}"
     elif isinstance(run.level, Auto):
-        # The level of the epoch that the weights are of; its first epochs are plain, and where no
-        # level is worth holding the whole training is.
+        # The level of the epoch that the weights are of. The first epochs of a training are plain,
+        # and all of them where no level is worth holding.
         epoch = round(record.metrics[f"{_PREFIXES[at]}epoch"])
         levels = np.asarray(record.curves["level"])[: epoch + 1]
         if np.isfinite(levels[-1]):
             kind = f"flooded, level {levels[-1]:.4g} (chosen in training)"
         elif np.isfinite(levels).any():
             kind = "flooded, no level any more (chosen in training)"
-        else:
+        elif np.isfinite(record.curves["level"]).any():
             kind = "auto level, plain until then"
-            if not np.isfinite(record.curves["level"]).any():
-                kind = "auto level, none chosen: plain training"
+        else:
+            kind = "auto level, none chosen: plain training"
     return f"{kind}{_SUFFIXES[at]}"
 
 
