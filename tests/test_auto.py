@@ -521,6 +521,9 @@ def test_a_state_of_other_epochs_is_refused_when_it_is_loaded():
 def test_a_loss_below_the_floor_is_never_raised_on_purpose():
     infos = [StepInfo(torch.tensor(-1.9)), *[end(-2.0 - t / 10) for t in range(8)]]
     assert set(levels(Auto(epochs=10), infos)) == {-math.inf}
+    # A validation loss above that of the first batch looks like a ratio that is trusted.
+    above = [StepInfo(torch.tensor(-1.9)), *[end(-0.9 - t / 20) for t in range(8)]]
+    assert set(levels(Auto(epochs=10), above)) == {-math.inf}
     good = [StepInfo(torch.tensor(-0.5)), *[end(-2.0 - t / 10) for t in range(8)]]
     assert -4 < levels(Auto(epochs=10, floor=-4.0), good)[-1] < -2
     for owner, _ in step_and_criterion():
