@@ -31,7 +31,7 @@ __all__ = ["demo"]
 
 def demo(
     quick: Annotated[
-        bool, typer.Option("--quick", help="One seed, fewer epochs: about 20 s on two cores.")
+        bool, typer.Option("--quick", help="One seed: about 30 s on two cores.")
     ] = False,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the pictures, which are replaced.")

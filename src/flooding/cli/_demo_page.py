@@ -30,8 +30,8 @@ _PICTURES = {
     "boundary": "Where the networks draw the boundary on Sinusoid, without and with flooding."
 }
 _ABOUT = (
-    "The two settings of the method's public demo on Sinusoid, and real handwritten digits. Each "
-    "is trained without flooding and at several flood levels.",
+    "Sinusoid as in the method's public demo, and real handwritten digits. Each is trained "
+    "without flooding and at several flood levels.",
     "A level is chosen on the validation labels, which are noisy, as yours are. The test split "
     "chooses nothing.",
 )
