@@ -13,6 +13,7 @@ from flooding import Run, run_all
 from flooding.averaging import EMA
 from flooding.experiments import bakeoff
 from flooding.level_search.driver import run_generator
+from flooding.level_search.finder import finder
 from flooding.methods import SAM, Flooding, GradientPenalty, Hinge, IFlood, RelaxLoss, SoftAD
 from flooding.models import mlp
 from flooding.report.method_comparison import late_band
@@ -145,7 +146,8 @@ def test_what_an_archive_lacks_is_said_and_nothing_else_changes(tmp_path):
     assert "Not trained" not in full.about
     old = [record for record in records if not bakeoff.is_later(record.run)]
     old = [replace(record, metadata={"seconds": 36.0}) for record in old]
-    path = pack(tmp_path / "a.npz", old, bakeoff.CURVES, "here", bakeoff.is_exact)
+    is_exact = partial(bakeoff.is_exact, compared=[problem for problem, _ in names.values()])
+    path = pack(tmp_path / "a.npz", old, bakeoff.CURVES, "here", is_exact)
     part, _ = run_generator(bakeoff.compare(names, seeds), bakeoff.EXPERIMENT.load(path))
     assert list(rows(part, "overall")) == list(bakeoff.STANDARD)
     assert f"Not trained: {', '.join(bakeoff.LATER)}." in part.about
@@ -157,7 +159,7 @@ def test_what_an_archive_lacks_is_said_and_nothing_else_changes(tmp_path):
     assert f"{len({run_id(record.run) for record in old})} trainings" in part.provenance
     # What every archive must have is still an error.
     fewer = [record for record in old if getattr(record.run.method, "rho", None) != 0.1]
-    fewer = pack(tmp_path / "b.npz", fewer, bakeoff.CURVES, "here", bakeoff.is_exact)
+    fewer = pack(tmp_path / "b.npz", fewer, bakeoff.CURVES, "here", is_exact)
     with pytest.raises(ValueError, match="lacks 4 of"):
         run_generator(bakeoff.compare(names, seeds), bakeoff.EXPERIMENT.load(fewer))
 
@@ -198,7 +200,8 @@ def test_methods_may_have_fewer_seeds_and_are_compared_in_those_of_both(tmp_path
         if not (is_smoothed and record.run.seed == 3 and record.run.problem.batch_size == 13):
             kept.append(record)
     assert len(kept) == len(late) - 4
-    path = pack(tmp_path / "a.npz", kept, bakeoff.CURVES, "here", bakeoff.is_exact)
+    is_exact = partial(bakeoff.is_exact, compared=[problem for problem, _ in names.values()])
+    path = pack(tmp_path / "a.npz", kept, bakeoff.CURVES, "here", is_exact)
     study = bakeoff.compare(names, (2, 3, 4), (2, 3))
     with pytest.raises(ValueError, match="lacks"):
         run_generator(study, Archive(path))
@@ -456,10 +459,12 @@ def test_for_real_and_again_from_its_archive(tmp_path, monkeypatch):
     names += ("auto level + average", "flooding + average", "hinge + average")
     monkeypatch.setattr(bakeoff, "METHODS", {name: bakeoff.METHODS[name] for name in names})
     monkeypatch.setattr(bakeoff, "LATER", [name for name in names if name in bakeoff.LATER])
-    small_one = {"one": (replace(PROBLEM, max_epochs=6), 2)}
+    problem = replace(PROBLEM, max_epochs=6)
+    small_one = {"one": (problem, 2)}
     ask = partial(run_all, ledger=False, workers=0)
     report, records = run_generator(bakeoff.compare(small_one, [0, 1]), ask)
-    path = pack(tmp_path / "a.npz", records, bakeoff.CURVES, "here", bakeoff.is_exact)
+    is_exact = partial(bakeoff.is_exact, compared=[problem])
+    path = pack(tmp_path / "a.npz", records, bakeoff.CURVES, "here", is_exact)
     again, _ = run_generator(bakeoff.compare(small_one, [0, 1]), Archive(path))
     told, expected = (
         [t.csv() for t in r.tables if t.name in {"accuracy", "nll", "settings"}]
@@ -473,6 +478,27 @@ def test_for_real_and_again_from_its_archive(tmp_path, monkeypatch):
     assert again.findings == report.findings
     assert set(rows(report, "overall")) == set(bakeoff.METHODS)
     assert report.figures == {}, "one problem has no ranks to draw"
+
+
+def test_what_the_finder_reads_is_not_rounded_and_all_else_is():
+    for averaging in (None, EMA()):
+        problem = replace(PROBLEM, max_epochs=60, averaging=averaging)
+        asked = []
+
+        def train(runs, asked=asked):
+            asked += runs
+            return run_all(runs, ledger=False, workers=0)
+
+        run_generator(finder(problem, budget=3, seeds=[0]), train)
+        assert len(asked) > 1
+        assert all(bakeoff.is_exact(run, [problem]) for run in asked)
+    for name in ("weight decay", "dropout", "label smoothing", "SAM", "AdaFlood", "auto level"):
+        settings = bakeoff.METHODS[name].settings(PROBLEM, 2)
+        assert settings
+        assert not any(bakeoff.is_exact(setting.run(0), [PROBLEM]) for setting in settings), name
+    digits, _ = bakeoff.problems()["digits"]
+    assert bakeoff.is_exact(Run(digits, 0.3))
+    assert not bakeoff.is_exact(Run(PROBLEM, 0.3)), "it is none of the experiment's"
 
 
 def test_the_study_has_thirteen_problems_and_its_picture_names_every_method():

@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -164,7 +165,7 @@ def compare(
     training = Training(ledger, overwrite, workers, device, on, fleet_option(fleet))
     ranking, records = _rank(what, problem, names, seeds, training, _measured_score(score))
     _print_ranking(ranking)
-    files = _write(ranking, records, folder)
+    files = _write(ranking, records, problem, folder)
     if page := report_path(report, folder.path):
         files.append(_write_page(ranking, records, what, table, page))
     saved = None
@@ -255,7 +256,9 @@ def _print_ranking(ranking: Ranking) -> None:
     console.print_result(ranking.sentence)
 
 
-def _write(ranking: Ranking, records: Sequence[Record], folder: OutputFolder) -> list[Path]:
+def _write(
+    ranking: Ranking, records: Sequence[Record], problem: Problem, folder: OutputFolder
+) -> list[Path]:
     """Write page, table, picture and, where Runs have names, the archive."""
     from flooding.experiments.bakeoff import CURVES, is_exact
     from flooding.report.provenance import machine
@@ -271,7 +274,7 @@ def _write(ranking: Ranking, records: Sequence[Record], folder: OutputFolder) ->
     # An archive names Runs by their configuration, which the user's own code does not have.
     if all(is_hashable(record.run) for record in records if record.run is not None):
         path = folder.path / "compare.npz"
-        pack(path, records, CURVES, machine(), is_exact)
+        pack(path, records, CURVES, machine(), partial(is_exact, compared=[problem]))
         files.append(path)
     console.print()
     names = ", ".join(file.name for file in files)

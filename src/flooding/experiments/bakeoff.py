@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import NamedTuple, TypeAlias
 
@@ -45,6 +45,7 @@ from flooding.report.method_results import BUDGET, Pick, Results
 from flooding.report.record_metrics import Epoch
 from flooding.tasks import adamw, real
 from flooding.training.archive import Archive, is_missing
+from flooding.training.config import Config, to_config
 from flooding.training.problem import Problem
 from flooding.training.record import AVERAGE, Record
 from flooding.training.run import Run
@@ -471,9 +472,31 @@ def _pick(competitor: _Competitor, settings: Sequence[Setting], records: Sequenc
     return picks[keys.index(max(keys))]
 
 
-def is_exact(run: Run) -> bool:
-    """Tell whose curves an archive must not round: those the finder reads."""
-    return type(run.method) is Flooding and not isinstance(run.level, Auto)
+def is_exact(run: Run, compared: Sequence[Problem] | None = None) -> bool:
+    """Tell whose curves an archive must not round: those that the finder reads.
+
+    Args:
+        run: The Run.
+        compared: The problems; None is those of this experiment.
+
+    Returns:
+        Whether it is flooding or plain training on one of the problems as it is, or with averages.
+    """
+    if type(run.method) is not Flooding or isinstance(run.level, (AdaFlood, Auto)):
+        return False
+    configs = _own_configs() if compared is None else _configs_of(compared)
+    return to_config(replace(run.problem, averaging=None)) in configs
+
+
+def _configs_of(compared: Sequence[Problem]) -> list[Config]:
+    return [to_config(replace(problem, averaging=None)) for problem in compared]
+
+
+@cache
+def _own_configs() -> list[Config]:
+    """Describe the experiment's problems once for all Runs."""
+    own = [*problems().values(), *problems(quick=True).values()]
+    return _configs_of([problem for problem, _ in own])
 
 
 # What `flooding reproduce bakeoff` runs.
