@@ -128,8 +128,7 @@ def study(
         part, rest = rest[: len(group)], rest[len(group) :]
         results.append(Group(name, _TITLES[name], part))
     n = pluralize(len(conditions[0].seeds), "seed")
-    fixed = "Levels were fixed beforehand, and test data choose nothing."
-    about = f"{about} {n}. {fixed}{_describe_missing(conditions, records)}"
+    about = f"{about} {n}.{_describe_missing(conditions, records)}"
     return make_report(results, records, title, f"{about}\n\n{CRITERION} {_READING}")
 
 
@@ -165,7 +164,8 @@ def _describe(groups: Mapping[str, Sequence[Condition]]) -> str:
         f"{len(groups['digits'])} combinations of augmentation (shifts by a pixel), learning-rate "
         "decay (times 0.1 at 1/2 and 4/5 of the epochs) and weight decay (AdamW, "
         f"{WEIGHT_DECAY:g}; otherwise Adam) ({digits.problem.max_epochs} epochs, levels "
-        f"{format_levels(digits.levels)}; all {_DIGITS_TEST} test examples, every epoch)."
+        f"{format_levels(digits.levels)}; all {_DIGITS_TEST} test examples, every epoch). Levels "
+        "were fixed beforehand, and test data choose nothing."
     )
 
 

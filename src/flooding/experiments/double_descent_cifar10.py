@@ -82,7 +82,8 @@ def start(quick: bool = False, seeds: Sequence[int] | None = None) -> Study:
         "M right after m1. Levels are those that one plain run of each condition reached, on a "
         "seed that is not used: after 11 to 25 of 60 epochs, with augmentation after 20 to 54 of "
         "100 (of the whole protocol). With augmentation 1.2 turned out to lie above the lowest "
-        f"test loss of every plain run; {LATER_LEVEL:g} was put in its place later."
+        f"test loss of every plain run; {LATER_LEVEL:g} was put in its place later. All other "
+        "levels were fixed beforehand."
     )
     title = "A second descent on CIFAR-10, reduced"
     return study({"cifar10": conditions}, title, about, seeds)

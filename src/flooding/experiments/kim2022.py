@@ -206,7 +206,7 @@ def study(plan: Plan) -> Study:
     failures, findings = split_by_verdict(judgements)
     return Report(
         "Searches for the flood level: the published reproduction (kim2022)",
-        f"{_describe(plan, len(claims))}{_describe_missing(plan, results, records)}",
+        f"{_describe(plan, results, len(claims))}{_describe_missing(plan, results, records)}",
         failures + _mismatches(results),
         findings,
         kim2022_results.make_tables(results),
@@ -225,7 +225,7 @@ def _answer(judgements: Sequence[Judgement], results: Results) -> str:
         row = results.rows[name]
         texts.append(f"{name} {np.mean(row.accuracy):.1f} %")
     return (
-        f"{held} of {len(judgements)} claims of the source are shown to hold "
+        f"{held} of {len(judgements)} claims, the source's and ours, are shown to hold "
         f"({len(results.plain)} seeds; the policy gradient {len(results.policies)}). "
         f"Test accuracy on noisy labels: {'; '.join(texts)}."
     )
@@ -315,28 +315,35 @@ def _describe_missing(plan: Plan, results: Results, records: Sequence[Record]) -
     )
 
 
-def _describe(plan: Plan, claims: int) -> str:
-    """Say what is trained and how it is judged."""
+def _describe(plan: Plan, results: Results, claims: int) -> str:
+    """Say what was trained and how it is judged."""
     raised = ""
     if plan.until_loss != _BATCH_LOSS:
         raised = f" (the source: {_BATCH_LOSS:g}; raised so that a short training gets there)"
+    text_heuristic = ""
+    if results.text_heuristic:
+        text_heuristic = ", and once more with the constants of the source's text"
     agents = "Without the policy gradient."
     if plan.policy_seeds:
+        wide = f", a second one from 0 to {max(WIDE):g}" if results.wide_policies else ""
+        control = " Beside it, trainings with levels drawn at random." if results.control else ""
         agents = (
-            "Policy gradient: an agent picks each epoch's level from 0 to 0.10 and learns from "
-            f"validation accuracy, over {plan.trainings} trainings; {len(plan.policy_seeds)} "
-            "seeds; judged by its last training, and by whether its reward grows."
+            f"Policy gradient: an agent picks each epoch's level from 0 to {max(NARROW):.2f}{wide}"
+            f", and learns from validation accuracy, over {plan.trainings} trainings; "
+            f"{len(plan.policy_seeds)} seeds; judged by its last training, and by whether its "
+            f"reward grows.{control}"
         )
+    levels = list(results.forward)
     return (
         "Two Gaussians in 10 dimensions, 10 % of the labels flipped, 1,000 training, 100 "
         "validation and 20,000 test examples, four hidden layers of 500 units with bias and batch "
         f"norm, Adam at 0.001, batches of 200, {plan.problem.max_epochs} epochs, "
         f"{len(plan.seeds)} seeds where the source had one. Forward: constant levels 0, "
-        f"{plan.forward[1]:g} ... {plan.forward[-1]:g}, where the source's go in steps of 0.01. "
+        f"{levels[1]:g} ... {levels[-1]:g}, where the source's go in steps of 0.01. "
         "Backward: plain training until an epoch's last batch has a loss of at most "
-        f"{plan.until_loss:g}{raised}, then one of {len(plan.backward)} levels. Heuristic: from "
+        f"{plan.until_loss:g}{raised}, then one of {len(results.backward)} levels. Heuristic: from "
         "the same moment on the validation accuracy moves the level, with the parameters of the "
-        f"source's code, {plan.heuristic_epochs:,} epochs. {agents} The source's plain phase ran "
+        f"source's code, {plan.heuristic_epochs:,} epochs{text_heuristic}. {agents} The source's plain phase ran "
         "batch norm in evaluation mode from the second epoch on, a defect that is not repeated "
         "here. For each seed the level is chosen among those above 0 by validation accuracy on "
         "noisy labels, ties to the lower validation loss, then to the smaller level; test data "
