@@ -25,6 +25,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE / "parts"))
 
 import advice
+import averages
 import exactness
 import gallery
 import rule_of_thumb
@@ -90,6 +91,7 @@ PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "advice"): advice.short,
     ("docs/when-to-use-it.md", "advice"): advice.short,
     ("docs/when-to-use-it.md", "evidence"): advice.evidence,
+    ("docs/which-network-to-keep.md", "averages"): averages.table,
     ("docs/choosing-a-level.md", "rule-of-thumb"): rule_of_thumb.table,
     ("docs/exactness.md", "exactness"): exactness.table,
     ("docs/command-line.md", "names"): names,

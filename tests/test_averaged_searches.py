@@ -69,6 +69,43 @@ def test_plain_training_gains_less_by_an_average(averaged):
     assert low > 0
 
 
+def test_the_words_on_each_problem_follow_its_interval(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "parts")
+    import averages
+
+    def lines(plain, auto):
+        found = []
+        for seed in range(4):
+            row = {}
+            for training, gain in (("plain", plain), ("auto", auto)):
+                average = 0.5 + gain + 0.002 * seed
+                row[training] = {"last": 0.5, "average.last": average} | dict.fromkeys(
+                    ("best", "average.best"), 0.6
+                )
+            row["auto"]["average.last"] += 0.002 * (seed % 2)
+            found.append(row)
+        return found
+
+    page = averages.table({
+        "digits": lines(0, 0.1),
+        "spambase": lines(0.1, 0),
+        "letter": lines(0.1, 0.1),
+    })
+    assert "gains more with flooding than without on digits." in page
+    assert "gains less with flooding on spambase." in page
+    assert "not shown to gain more or less with flooding on letter." in page
+    assert "| digits, 20 % label noise | plain | 4 | 50.0 | 50.3 | +0.3 [-0.1, +0.7] |" in page
+    assert "| auto level | 4 | 50.0 | 60.4 | +10.4 [+9.9, +10.9] | +10.1 [+9.9, +10.3] |" in page
+    for of_problem in averages.read().values():
+        for training in averages.TRAININGS:
+            means = {
+                network: np.mean([line[training][network] for line in of_problem])
+                for network in averages.NETWORKS
+            }
+            # The page says so; 0.1 point is what it prints.
+            assert means["average.best"] > max(means.values()) - 0.001
+
+
 def test_the_finder_with_an_average_keeps_up_with_the_grid(difference, averaged):
     mean, _, _, _ = difference(("finder", "average.last"), ("grid+", "average.last"))
     assert mean > -0.2

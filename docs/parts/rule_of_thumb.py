@@ -23,7 +23,7 @@ from flooding.experiments.synthetic_cells import cells
 from flooding.training.archive import Archive
 from flooding.training.record import Record
 
-__all__ = ["Row", "rows", "table"]
+__all__ = ["Row", "label_noise", "rows", "table"]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Points from which on flooding is said to help.
@@ -77,7 +77,7 @@ def _searches() -> dict[tuple[str, str, int], dict]:
     return found
 
 
-def _label_noise(data: Callable[..., object]) -> float:
+def label_noise(data: Callable[..., object]) -> float:
     """Read the share of wrong labels: an argument of a partial, or a function's default."""
     return inspect.signature(data).parameters["label_noise"].default
 
@@ -96,7 +96,7 @@ def _real() -> list[Row]:
             gains.append(100 * (row["accuracy"] - searches["plain", name, seed]["accuracy"]))
             if row["level"] is not None:
                 values.append(row["level"] / _lowest(plain))
-        noise = _label_noise(problem.data)
+        noise = label_noise(problem.data)
         found.append(Row(name, noise, tuple(values), len(SEEDS), float(np.mean(gains))))
     return found
 
