@@ -103,7 +103,7 @@ def test_find_prints_its_result_as_json(flooding, tmp_path):
     )
 
 
-def test_run_reproduce_and_demo_print_json(flooding, monkeypatch):
+def test_run_and_reproduce_print_json(flooding):
     code, out, err = flooding(*SINUSOID, "--json")
     assert code == 0, err
     assert json.loads(out)["metrics"]["epochs"] == 2

@@ -1,7 +1,9 @@
 """The demo's rows are chosen by validation alone, and its words follow its numbers."""
 
+import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,3 +199,28 @@ def test_splits_without_clean_test_labels_show_a_dash():
     assert float(cells[3]) == pytest.approx(
         100 * rows["flooding"][0][0].metrics["last.test_accuracy"], abs=0.05
     )
+
+
+def test_the_command_prints_tables_and_writes_its_page(flooding, monkeypatch, tmp_path):
+    plan = demo.plan
+
+    def shortened(quick=False):
+        tasks = []
+        for task in plan(quick):
+            network = partial(task.problem.model, width=8, depth=1)
+            problem = replace(task.problem, model=network, max_epochs=6)
+            tasks.append(replace(task, problem=problem, levels=task.levels[:2]))
+        return tasks
+
+    monkeypatch.setattr(demo, "plan", shortened)
+    code, out, err = flooding("demo --quick --json --report --out pictures --workers 0")
+    assert code == 0, err
+    said = json.loads(out)
+    assert [task["title"].split(":")[0] for task in said["tasks"]] == [t.title for t in plan()]
+    for task in said["tasks"]:
+        assert list(task["rows"])[-2:] == [demo.AUTO, "auto + early stopping"]
+        assert "Against plain early stopping, the auto level's last epoch" in task["result"]
+    assert {Path(file).name for file in said["files"]} >= {"synth_loss.png", "report.html"}
+    page = (tmp_path / "pictures" / "report.html").read_text()
+    assert "Auto level, seed 0" in page
+    assert "the auto level" in page

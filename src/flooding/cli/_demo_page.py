@@ -9,6 +9,7 @@ import numpy as np
 
 from flooding.cli import _demo_report as demo
 from flooding.cli._report import command_line
+from flooding.levels import Auto
 from flooding.report.chart import Chart
 from flooding.report.document import Table
 from flooding.report.document_page import data_table, small_png
@@ -26,12 +27,14 @@ _CURVES = {
     "train_loss": "Training loss (nats per example)",
     "val_loss": "Validation loss (nats per example)",
 }
+_AUTO = "auto level"
 _PICTURES = {
     "boundary": "Where the networks draw the boundary on Sinusoid, without and with flooding."
 }
 _ABOUT = (
     "Sinusoid as in the method's public demo, and real handwritten digits. Each is trained "
-    "without flooding and at several flood levels.",
+    "without flooding, at several flood levels, and once with a level that is chosen while it runs "
+    "(the auto level).",
     "A level is chosen on the validation labels, which are noisy, as yours are. The test split "
     "chooses nothing.",
 )
@@ -54,11 +57,12 @@ def demo_page(
     Returns:
         The page.
     """
-    levels = sorted({record.level or 0.0 for some in records for record in some})
-    index_of = {level: index for index, level in enumerate(levels)}
-    names = [f"level {level:g}" if level else "no flooding" for level in levels]
-    # By rank, since levels of different tasks may be close to each other.
-    shares = [rank / (len(levels) - 1) if level else None for rank, level in enumerate(levels)]
+    everything = [record for some in records for record in some]
+    levels = sorted({record.level or 0.0 for record in everything if not _is_auto(record)})
+    # By rank, since levels of different tasks may be close to each other; the auto level is last.
+    names = [_level_name(level) for level in levels] + [_AUTO]
+    shares = [None, *(rank / len(levels) for rank in range(1, len(names)))]
+    index_of = {name: index for index, name in enumerate(names)}
     sections = [
         _task_section(number, task, some, summary, index_of)
         for number, (task, some, summary) in enumerate(zip(tasks, records, summaries, strict=True))
@@ -67,7 +71,6 @@ def demo_page(
     for name, caption in _PICTURES.items():
         pictures.append(Picture(small_png((folder / f"{name}.png").read_bytes()), caption))
     sections.append(Section("boundary", "The boundary", pictures))
-    everything = [record for some in records for record in some]
     sections.append(Section("how", "How it was done", [Sentences(_ABOUT)]))
     repeat: list[Block] = [
         Sentences([describe_provenance(everything)], is_paragraph=True),
@@ -88,13 +91,26 @@ def _answer(task: demo.Task, records: Sequence[Record]) -> str:
     """Say what happened on the real data."""
     rows = demo.summary(records)
     means = {}
-    for name in ("plain training", "plain + early stopping", "flooding"):
+    for name in ("plain training", "plain + early stopping", "flooding", demo.AUTO):
         means[name] = float(np.mean(demo.accuracy(rows[name])))
     return (
-        f"{task.title}: flooding reaches {means['flooding']:.1f} % test accuracy, plain training "
-        f"{means['plain training']:.1f} %, and plain early stopping "
-        f"{means['plain + early stopping']:.1f} %."
+        f"{task.title}: flooding reaches {means['flooding']:.1f} % test accuracy, the auto level "
+        f"{means[demo.AUTO]:.1f} %, plain training {means['plain training']:.1f} %, and plain "
+        f"early stopping {means['plain + early stopping']:.1f} %."
     )
+
+
+def _is_auto(record: Record) -> bool:
+    return isinstance(run_of(record).level, Auto)
+
+
+def _level_name(level: float) -> str:
+    return f"level {level:g}" if level else "no flooding"
+
+
+def _group(record: Record) -> str:
+    """Name the group of a training: by its level, or that it chose its level itself."""
+    return _AUTO if _is_auto(record) else _level_name(record.level or 0.0)
 
 
 def _task_section(
@@ -102,7 +118,7 @@ def _task_section(
     task: demo.Task,
     records: Sequence[Record],
     summary: Mapping[str, object],
-    index_of: Mapping[float, int],
+    index_of: Mapping[str, int],
 ) -> Section:
     """Show the table, the sentences, the curves and the reliability of a task."""
     rows = summary["rows"]
@@ -115,7 +131,7 @@ def _task_section(
     compared = []
     for name, row in (("Plain training", "plain training"), ("Flooding", "flooding")):
         chosen = [record for record, _ in picks[row]]
-        compared.append(Side(index_of[chosen[0].level or 0.0], name, chosen))
+        compared.append(Side(index_of[_group(chosen[0])], name, chosen))
     charts = [_curves(number, name, label, records, index_of) for name, label in _CURVES.items()]
     diagram = reliability_chart(f"reliability-{number}", compared)
     if diagram is not None:
@@ -133,14 +149,14 @@ def _curves(
     name: str,
     label: str,
     records: Sequence[Record],
-    index_of: Mapping[float, int],
+    index_of: Mapping[str, int],
 ) -> Chart:
     curves = []
     for record in records:
-        level = record.level or 0.0
-        text = f"level {level:g}" if level else "no flooding"
-        text = f"{text.capitalize()}, seed {run_of(record).seed}"
-        curves.append(Curve(index_of[level], text, np.asarray(record.curves[name], np.float64)))
+        name_of_group = _group(record)
+        text = f"{name_of_group.capitalize()}, seed {run_of(record).seed}"
+        curve = np.asarray(record.curves[name], np.float64)
+        curves.append(Curve(index_of[name_of_group], text, curve))
     text = "A line for each training, coloured by its flood level."
     is_training = name == "train_loss"
     return curve_chart(

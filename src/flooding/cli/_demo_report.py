@@ -24,7 +24,7 @@ from flooding.tasks import demo_digits, demo_sinusoid, grid_2d, sgd
 from flooding.training.record import Record, select_best
 from flooding.training.run import Run
 
-__all__ = ["COLUMNS", "Picks", "Task", "draw", "plan", "summary", "verdict"]
+__all__ = ["AUTO", "COLUMNS", "Picks", "Task", "draw", "plan", "summary", "verdict"]
 
 Picks: TypeAlias = list[tuple[Record, Epoch]]
 """One Record a seed, and the epoch it is judged at."""
@@ -169,8 +169,10 @@ def verdict(rows: dict[str, Picks]) -> str:
         f"With early stopping on both sides, flooding {_describe_gain(both, stopped)}.",
     ]
     if AUTO in rows:
-        auto = _describe_gain(rows[AUTO], plain)
-        lines.append(f"Against plain training, the auto level's last epoch {auto}.")
+        last = "the auto level's last epoch"
+        lines.append(f"Against plain training, {last} {_describe_gain(rows[AUTO], plain)}.")
+        stop = _describe_gain(rows[AUTO], stopped)
+        lines.append(f"Against plain early stopping, {last} {stop}.")
     return "\n".join(lines)
 
 
