@@ -1,6 +1,7 @@
 """What README, card and benchmarks say of searches with averages is what their lines give."""
 
 import csv
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,50 @@ def test_the_pages_have_these_numbers(difference, page):
         numbers = [f"{abs(number):.{digits}f}" for number in (mean, low, high)]
         assert all(number in text for number in numbers), numbers
         assert str(n) in text
+
+
+def test_other_pages_name_the_same_gains(difference):
+    gain = difference(AUTO, GRID)[0]
+    behind = -difference(AUTO, ("grid+", "average.last"))[0]
+    unaveraged = -difference(("auto", "last"), GRID)[0]
+    searches = " ".join((ROOT / "docs/searches.md").read_text().split())
+    assert f"average is {gain:.1f} points above the last epoch of the best of 11" in searches
+    assert f"and {behind:.1f} below that level's average" in searches
+    choosing = " ".join((ROOT / "docs/choosing-a-level.md").read_text().split())
+    assert f"it was {unaveraged:.1f} points below the best of 11 levels" in choosing
+    assert f"and its average {gain:.1f} above" in choosing
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "page"),
+    [
+        ("searches", "synthetic", "docs/searches.md"),
+        ("searches", "real", "docs/searches.md"),
+        ("auto_level", "auto-level", "docs/methods/auto.md"),
+    ],
+)
+def test_the_tables_of_the_pages_are_those_of_their_lines(monkeypatch, capsys, script, name, page):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module(script)
+    arguments = (name, range(10)) if script == "searches" else ()
+    module.table(*arguments)
+    part = name if script == "auto_level" else f"searches-{name}"
+    expected = f"<!-- {part}:begin -->\n{capsys.readouterr().out.strip()}\n<!-- {part}:end -->"
+    assert expected in (ROOT / page).read_text(), f"python benchmarks/{script}.py table --write"
+
+
+def test_a_level_without_a_search_is_as_good_as_the_exhaustive_choice(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import auto_level
+
+    own = [row for row in auto_level.results("synthetic") if auto_level.is_auto(row)]
+    assert np.mean([row["cost"] for row in own]) <= 1.05
+    exhaustive = auto_level.differences(range(5, 10), *auto_level.ROWS[0][1:])
+    mean, low, _ = auto_level.interval([d for cell in exhaustive.values() for d in cell])
+    assert mean >= -0.3
+    assert low > -0.8
+    plain = auto_level.differences(range(10), *auto_level.ROWS[1][1:])
+    assert len(plain) == 9
+    for cell, values in plain.items():
+        assert len(values) == 10
+        assert auto_level.interval(values)[2] > -0.5, cell

@@ -18,8 +18,9 @@ RESULTS = Path(__file__).parents[1] / "results"
 ROWS = {
     "plain": ("Plain training, last epoch", 1),
     "flooding": ("Flooding, last epoch", 4),
+    "auto level + average": ("Auto level, average of the weights", 1),
     "early stopping": ("Plain training, early stopping", 1),
-    "flooding + early stopping": ("Flooding, early stopping", 4),
+    "early stopping + average": ("Early stopping, average of the weights", 1),
     "dropout": ("Dropout, last epoch", 4),
     "weight decay": ("Weight decay, last epoch", 4),
 }
@@ -206,4 +207,15 @@ def evidence() -> str:
     link = "[The paper's synthetic table](results/ishida2020.md), cell by cell"
     lines = [f"- {item}" for item in items]
     lines += [f"- {link}. {cell}" for cell in cells]
+    images = (RESULTS / "ishida2020_images.md").read_text()
+    compared = (
+        "last epoch: ",
+        "flooding's last epoch against plain early stopping: ",
+        "auto level, averaged, against plain training: ",
+        "auto level, averaged, against plain early stopping: ",
+    )
+    link = "[All images](results/ishida2020_images.md)"
+    for comparison in compared:
+        texts = _items(images, [rf"(?:Fashion-)?MNIST(?:, 20 % label noise)?, {comparison}"])
+        lines += [f"- {link}. {text}" for text in texts]
     return "\n".join(lines)
