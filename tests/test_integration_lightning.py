@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
 from flooding import Flood, FloodStep
-from flooding.levels import Delayed, PerClass, Plateau, StepInfo, Warmup
+from flooding.levels import Auto, Delayed, PerClass, Plateau, StepInfo, Warmup
 from flooding.methods import IFlood
 from framework_oracle import (
     ACCUMULATE,
@@ -429,6 +429,32 @@ def test_a_controller_sees_the_validation_loss_at_the_end_of_each_epoch():
         abs(a - b) for a, b in zip(module.val_losses, module.plain_val_losses, strict=True)
     ]
     cell("Lightning", "evaluation plain", max(differences))
+
+
+def test_the_level_is_chosen_within_the_training():
+    seen = []
+
+    class Watched(Auto):
+        def update(self, state, info):
+            if info.loss is None and info.n_val is not None:
+                seen.append((float(info.val_loss), float(info.val_accuracy), int(info.n_val)))
+            return super().update(state, info)
+
+    class Measured(Module):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            self.log("val_acc", (self.net(batch[0]).argmax(1) == batch[1]).double().mean())
+
+    for limit, n_val in ((1.0, EXAMPLES), (1, None)):
+        callback = FloodCallback(Watched(epochs=20), val_accuracy="val_acc")
+        fit(callback, module=Measured(), val=True, epochs=20, limit_val_batches=limit)
+        if n_val is None:
+            assert seen == [], "a part of the validation is not counted"
+            continue
+        assert {n for *_, n in seen} == {n_val}
+        lowest = min(loss for loss, *_ in seen)
+        assert 0.5 * lowest < callback.flood_step.level < lowest
+        seen.clear()
 
 
 def test_an_epoch_without_validation_is_not_shown():

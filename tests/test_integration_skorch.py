@@ -28,7 +28,7 @@ import flooding.integrations.skorch
 import hand_loop as hand
 from flooding import Flood
 from flooding.integrations.skorch import FloodNetMixin
-from flooding.levels import Delayed, Heuristic, PerClass, Plateau, Warmup
+from flooding.levels import Auto, Delayed, Heuristic, PerClass, Plateau, Warmup
 from hand_loop import ACCUMULATE, LEVEL, MICRO, STEPS
 from subprocess_checks import added_packages, run_doctests
 
@@ -343,6 +343,22 @@ def test_a_controller_sees_the_metrics_of_the_epoch():
     fitted.fit(X, Y)
     rows = fitted.history[:, ("train_acc", "valid_loss", "valid_acc")]
     assert seen[-3:] == list(rows)
+
+
+def test_the_level_is_chosen_within_the_training():
+    seen = []
+
+    class Watched(Auto):
+        def update(self, state, info):
+            if info.loss is None:
+                seen.append(info.n_val)
+            return super().update(state, info)
+
+    level = Watched(epochs=20, full_trust=0.97, no_trust=0.99)
+    fitted = net(level, train_split=ValidSplit(4), max_epochs=20).fit(X, Y)
+    assert {int(n) for n in seen if n is not None} == {len(X) // 4}
+    lowest = min(fitted.history[:, "valid_loss"])
+    assert 0.5 * lowest < fitted.flood_step_.level < lowest
 
 
 def test_flooding_begins_when_the_training_set_is_fitted():

@@ -26,6 +26,7 @@ from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 from flooding import Flood, FloodStep, flood
 from flooding.integrations.transformers import FloodTrainerMixin
 from flooding.levels import (
+    Auto,
     Delayed,
     Excess,
     PerClass,
@@ -387,6 +388,24 @@ def test_a_controller_is_shown_the_validation_loss(tmp_path):
     assert len(set(levels)) > 2
     assert logged(trainer, "flood_level") == levels[:-1]
     assert trainer.flood_step.level == levels[-1]
+
+
+@pytest.mark.filterwarnings(IGNORES)
+def test_the_level_is_chosen_within_the_training(tmp_path):
+    seen = []
+
+    class Watched(Auto):
+        def update(self, state, info):
+            if info.loss is None and info.n_val is not None:
+                seen.append(int(info.n_val))
+            return super().update(state, info)
+
+    changes = {"eval_strategy": "epoch", "num_train_epochs": 12}
+    trainer = flooded(bert(), Watched(epochs=12), tmp_path, **changes)
+    assert {*seen} == {len(trainer.eval_dataset)}
+    assert len(seen) >= 12
+    lowest = min(logged(trainer, "eval_loss"))
+    assert 0.5 * lowest < trainer.flood_step.level < lowest
 
 
 # A level for each class.

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sized
 from contextlib import contextmanager
 
 from flooding.extras import install_command
 
-__all__ = ["require_framework"]
+__all__ = ["count_examples", "require_framework"]
 
 
 @contextmanager
@@ -45,3 +45,21 @@ def require_framework(package: str, extra: str | None = None) -> Generator[None]
         raise ModuleNotFoundError(
             f"flooding needs {package}: {install_command(extra or package)}", name=error.name
         ) from error
+
+
+def count_examples(data: object) -> int | None:
+    """Count the examples of a validation set, for a controller that judges scores by their error.
+
+    Args:
+        data: A dataset.
+
+    Returns:
+        Its length; None where it has none, as one that is iterable alone.
+    """
+    if not isinstance(data, Sized):
+        return None
+    try:
+        return len(data) or None
+    except (TypeError, NotImplementedError):
+        # A dataset may inherit the method and not have a length all the same.
+        return None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flooding.integrations import require_framework
+from flooding.integrations import count_examples, require_framework
 from flooding.levels import Controller, StepInfo
 from flooding.step import FloodStep
 from flooding.step.state import StepState
@@ -322,7 +322,7 @@ class FloodCallback(Callback):
             return
         metrics = self._metrics(trainer)
         self._check_metrics(metrics)
-        self.flood_step.on_epoch_end(**metrics)
+        self.flood_step.on_epoch_end(**metrics, n_val=_count_validation(trainer))
 
     # Checkpoints.
 
@@ -345,6 +345,17 @@ class FloodCallback(Callback):
         self._state = dict(state_dict)
         if self._strategy is not None and self.flood_step is not None and state_dict:
             self.flood_step.load_state_dict(state_dict)
+
+
+def _count_validation(trainer: Trainer) -> int | None:
+    """Count the validation examples, where one loader has them and all of them are used."""
+    loaders, limit = trainer.val_dataloaders, trainer.limit_val_batches
+    # The number 1 is one batch, the share 1.0 is all of them.
+    if isinstance(limit, int) or limit < 1:
+        return None
+    if isinstance(loaders, (list, tuple)) and len(loaders) == 1:
+        [loaders] = loaders
+    return count_examples(getattr(loaders, "dataset", None))
 
 
 def watch_loss(module: LightningModule, loss: Tensor) -> Tensor:

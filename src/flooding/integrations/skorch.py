@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from flooding.integrations import require_framework
+from flooding.integrations import count_examples, require_framework
 from flooding.integrations.host_level import check_metrics, is_controller
 from flooding.levels import LevelTable
 from flooding.step import FloodStep
@@ -318,7 +318,7 @@ class _FloodLog(Callback):
         metrics = {}
         for name, keys in _METRICS.items():
             metrics[name] = next((row[key] for key in keys if key in row), None)
-        flood_step.on_epoch_end(**metrics)
+        flood_step.on_epoch_end(**metrics, n_val=count_examples(dataset_valid))
 
 
 def _warn_of_monitors(callbacks: Iterable[object]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flooding.integrations import require_framework
+from flooding.integrations import count_examples, require_framework
 from flooding.integrations._trainer_checks import (
     check_flood_level,
     check_loss_scale,
@@ -247,7 +247,7 @@ class _FloodCallback(TrainerCallback):
             self.num_epochs += 1
 
     def on_evaluate(
-        self, _: Any, state: TrainerState, *__: Any, metrics: dict[str, float], **___: Any
+        self, _: Any, state: TrainerState, *__: Any, metrics: dict[str, float], **more: Any
     ) -> None:
         """Show a controller the validation metrics, once a step."""
         step = self.trainer.flood_step
@@ -257,7 +257,8 @@ class _FloodCallback(TrainerCallback):
         if "eval_loss" in metrics and state.global_step > self.evaluated_step:
             self.evaluated_step = state.global_step
             accuracy = metrics.get("eval_accuracy")
-            step.on_epoch_end(val_loss=metrics["eval_loss"], val_accuracy=accuracy)
+            n_val = count_examples(getattr(more.get("eval_dataloader"), "dataset", None))
+            step.on_epoch_end(val_loss=metrics["eval_loss"], val_accuracy=accuracy, n_val=n_val)
 
     # What the mixin and the state call.
 
