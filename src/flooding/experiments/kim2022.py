@@ -347,9 +347,9 @@ def _describe(plan: Plan, results: Results, claims: int) -> str:
         "plain phase ran batch norm in evaluation mode from the second epoch on, a defect that is "
         "not repeated here. For each seed the level is chosen among those above 0 by validation "
         "accuracy on noisy labels, ties to the lower validation loss, then to the smaller level; "
-        "test data choose nothing. Figures are mean ± standard deviation over seeds; differences are paired "
-        "by seed, with the 95 % interval of Student's t and p after Holm's correction over the "
-        f"{claims} claims. Stopped: the best validation epoch."
+        "test data choose nothing. Figures are mean ± standard deviation over seeds; differences "
+        "are paired by seed, with the 95 % interval of Student's t and p after Holm's correction "
+        f"over the {claims} claims. Stopped: the best validation epoch."
     )
 
 
