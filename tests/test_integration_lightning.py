@@ -431,7 +431,7 @@ def test_a_controller_sees_the_validation_loss_at_the_end_of_each_epoch():
     cell("Lightning", "evaluation plain", max(differences))
 
 
-def test_the_level_is_chosen_within_the_training():
+def test_an_auto_level_is_told_the_number_of_validation_examples():
     seen = []
 
     class Watched(Auto):
@@ -445,6 +445,7 @@ def test_the_level_is_chosen_within_the_training():
             super().validation_step(batch, batch_idx)
             self.log("val_acc", (self.net(batch[0]).argmax(1) == batch[1]).double().mean())
 
+    assert EXAMPLES % 64 == 0
     for limit, n_val in ((1.0, EXAMPLES), (1, None)):
         callback = FloodCallback(Watched(epochs=20), val_accuracy="val_acc")
         fit(callback, module=Measured(), val=True, epochs=20, limit_val_batches=limit)

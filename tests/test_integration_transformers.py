@@ -391,7 +391,7 @@ def test_a_controller_is_shown_the_validation_loss(tmp_path):
 
 
 @pytest.mark.filterwarnings(IGNORES)
-def test_the_level_is_chosen_within_the_training(tmp_path):
+def test_an_auto_level_is_told_the_number_of_validation_examples(tmp_path):
     seen = []
 
     class Watched(Auto):

@@ -181,8 +181,8 @@ def short() -> str:
     )
     if fewest:
         note += (
-            " Differences between plain training, early stopping and flooding are over "
-            f"{seeds} seeds."
+            " Differences of rows with plain training, early stopping, flooding or the auto level "
+            f"are over {seeds} seeds."
         )
     if "This is a look before the end" in page:
         note += " More seeds are planned, and may change the second line."
@@ -212,6 +212,7 @@ def evidence() -> str:
         "last epoch: ",
         "flooding's last epoch against plain early stopping: ",
         "auto level, averaged, against plain training: ",
+        "auto level against plain training, both averaged: ",
         "auto level, averaged, against plain early stopping: ",
     )
     link = "[All images](results/ishida2020_images.md)"

@@ -73,7 +73,7 @@ def table(by_problem: Mapping[str, Sequence[Line]] | None = None) -> str:
     """
     by_problem = read() if by_problem is None else by_problem
     rows = [
-        "| Problem | Training | n | last | average | gain | more than plain gains | best "
+        "| Problem | Training | n | last | average | gain | minus plain's gain | best "
         "| best average |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -91,5 +91,5 @@ def table(by_problem: Mapping[str, Sequence[Line]] | None = None) -> str:
         "the same": "It is not shown to gain more or less with flooding on {}.",
     }
     words = [texts[group].format(", ".join(names)) for group, names in groups.items() if names]
-    note = "The words follow the interval of each problem alone, which is not corrected."
+    note = "Each verdict is by the interval of its problem alone, not corrected."
     return "\n".join([*rows, "", " ".join([*words, note])])

@@ -325,13 +325,13 @@ def _describe(plan: Plan, results: Results, claims: int) -> str:
         text_heuristic = ", and once more with the constants of the source's text"
     agents = "Without the policy gradient."
     if plan.policy_seeds:
-        wide = f", a second one from 0 to {max(WIDE):g}" if results.wide_policies else ""
-        control = " Beside it, trainings with levels drawn at random." if results.control else ""
+        wide = f" Another agent picks from 0 to {max(WIDE):g}." if results.wide_policies else ""
+        control = " As a control, levels are drawn at random." if results.control else ""
         agents = (
-            f"Policy gradient: an agent picks each epoch's level from 0 to {max(NARROW):.2f}{wide}"
-            f", and learns from validation accuracy, over {plan.trainings} trainings; "
+            f"Policy gradient: an agent picks each epoch's level from 0 to {max(NARROW):.2f} "
+            f"and learns from validation accuracy, over {plan.trainings} trainings; "
             f"{len(plan.policy_seeds)} seeds; judged by its last training, and by whether its "
-            f"reward grows.{control}"
+            f"reward grows.{wide}{control}"
         )
     levels = list(results.forward)
     return (

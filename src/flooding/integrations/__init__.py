@@ -60,6 +60,6 @@ def count_examples(data: object) -> int | None:
         return None
     try:
         return len(data) or None
-    except (TypeError, NotImplementedError):
-        # A dataset may inherit the method and not have a length all the same.
+    except (RuntimeError, TypeError, ValueError):
+        # A dataset of the user's own may have the method and no length; the number is optional.
         return None

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from flooding.integrations import count_examples, require_framework
 from flooding.levels import Controller, StepInfo
@@ -349,13 +350,18 @@ class FloodCallback(Callback):
 
 def _count_validation(trainer: Trainer) -> int | None:
     """Count the validation examples, where one loader has them and all of them are used."""
-    loaders, limit = trainer.val_dataloaders, trainer.limit_val_batches
+    loader, limit = trainer.val_dataloaders, trainer.limit_val_batches
     # The number 1 is one batch, the share 1.0 is all of them.
     if isinstance(limit, int) or limit < 1:
         return None
-    if isinstance(loaders, (list, tuple)) and len(loaders) == 1:
-        [loaders] = loaders
-    return count_examples(getattr(loaders, "dataset", None))
+    if isinstance(loader, (list, tuple)) and len(loader) == 1:
+        loader = loader[0]
+    if not isinstance(loader, DataLoader) or loader.drop_last:
+        return None
+    # Another sampler may leave examples out.
+    if not isinstance(loader.sampler, (SequentialSampler, DistributedSampler)):
+        return None
+    return count_examples(loader.dataset)
 
 
 def watch_loss(module: LightningModule, loss: Tensor) -> Tensor:

@@ -247,7 +247,7 @@ class _FloodCallback(TrainerCallback):
             self.num_epochs += 1
 
     def on_evaluate(
-        self, _: Any, state: TrainerState, *__: Any, metrics: dict[str, float], **more: Any
+        self, _: Any, state: TrainerState, *__: Any, metrics: dict[str, float], **context: Any
     ) -> None:
         """Show a controller the validation metrics, once a step."""
         step = self.trainer.flood_step
@@ -257,7 +257,9 @@ class _FloodCallback(TrainerCallback):
         if "eval_loss" in metrics and state.global_step > self.evaluated_step:
             self.evaluated_step = state.global_step
             accuracy = metrics.get("eval_accuracy")
-            n_val = count_examples(getattr(more.get("eval_dataloader"), "dataset", None))
+            loader = context.get("eval_dataloader")
+            is_cut = self.trainer.args.dataloader_drop_last
+            n_val = None if is_cut else count_examples(getattr(loader, "dataset", None))
             step.on_epoch_end(val_loss=metrics["eval_loss"], val_accuracy=accuracy, n_val=n_val)
 
     # What the mixin and the state call.
