@@ -248,5 +248,5 @@ def _best_ranked(results: Results) -> str:
         if distance < stats.critical_difference(len(ranks), len(results.names)):
             doubt = f" ({others[0]} is as good)"
     if best.startswith("flooding"):
-        return f"Of all methods tried, {best} has the best mean rank{doubt}."
+        return f"{best.capitalize()} has the best mean rank{doubt}."
     return f"Try {best}, too: it has the best mean rank{doubt}."
