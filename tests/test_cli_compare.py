@@ -94,6 +94,16 @@ def test_one_table_one_sentence_and_one_picture(flooding, tmp_path):
     assert "replace the model: --force" in err
 
 
+def test_the_archive_rounds_what_no_finder_reads(flooding, tmp_path):
+    code, _, err = compare(flooding, "--methods", "plain,label-smoothing")
+    assert code == 0, err
+    with np.load(tmp_path / "flooding-compare" / "compare.npz") as arrays:
+        ends = {kind: arrays[f"ends/val_loss/{kind}"] for kind in ("float32", "float16")}
+    counts = {kind: int((np.diff(e, prepend=0) > 0).sum()) for kind, e in ends.items()}
+    # Of each of two seeds: plain training, and four settings.
+    assert counts == {"float32": 2, "float16": 8}
+
+
 @pytest.mark.parametrize(
     ("score", "title"),
     [("loss", "validation loss"), ("balanced-accuracy", "validation balanced accuracy %")],
