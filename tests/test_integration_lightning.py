@@ -6,12 +6,13 @@ import logging
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from flooding import Flood, FloodStep
 from flooding.levels import Auto, Delayed, PerClass, Plateau, StepInfo, Warmup
@@ -44,7 +45,7 @@ with warnings.catch_warnings():
     from lightning.pytorch.tuner import Tuner
 
     from flooding.extras import install_command
-from flooding.integrations.lightning import FloodCallback, watch_loss
+from flooding.integrations.lightning import FloodCallback, _count_validation, watch_loss
 
 for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -456,6 +457,22 @@ def test_an_auto_level_is_told_the_number_of_validation_examples():
         lowest = min(loss for loss, *_ in seen)
         assert 0.5 * lowest < callback.flood_step.level < lowest
         seen.clear()
+
+
+def test_a_validation_that_leaves_examples_out_is_not_counted():
+    examples = TensorDataset(torch.zeros(10, 1))
+    half = SubsetRandomSampler(range(5))
+    cases = [
+        (DataLoader(examples, batch_size=4), 10),
+        ([DataLoader(examples, batch_size=4)], 10),
+        ([DataLoader(examples)] * 2, None),
+        (DataLoader(examples, batch_size=4, drop_last=True), None),
+        (DataLoader(examples, batch_size=4, sampler=half), None),
+        (None, None),
+    ]
+    for loader, expected in cases:
+        trainer = SimpleNamespace(val_dataloaders=loader, limit_val_batches=1.0)
+        assert _count_validation(trainer) == expected, loader
 
 
 def test_an_epoch_without_validation_is_not_shown():
