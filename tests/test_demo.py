@@ -13,6 +13,7 @@ from flooding import Run, run_all
 from flooding.cli import _demo_report as demo
 from flooding.data import Split, Splits
 from flooding.data.synthetic import two_gaussians
+from flooding.experiments import ishida2020
 from flooding.levels import Auto
 from flooding.tasks import DIGITS, demo_sinusoid, grid_2d, sgd
 from flooding.training.config import to_config
@@ -207,16 +208,13 @@ def test_splits_without_clean_test_labels_show_a_dash():
 
 def test_the_command_prints_tables_and_writes_its_page(flooding, monkeypatch, tmp_path):
     plan = demo.plan
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import fuzz
 
-    def shortened(quick=False):
-        tasks = []
-        for task in plan(quick):
-            network = partial(task.problem.model, width=8, depth=1)
-            problem = replace(task.problem, model=network, max_epochs=6)
-            tasks.append(replace(task, problem=problem, levels=task.levels[:2]))
-        return tasks
-
-    monkeypatch.setattr(demo, "plan", shortened)
+    # What it replaces is put back after the test.
+    monkeypatch.setattr(demo, "plan", plan)
+    monkeypatch.setattr(ishida2020, "cells", ishida2020.cells)
+    fuzz.shorten_plans()
     code, out, err = flooding("demo --quick --json --report --out pictures --workers 0")
     assert code == 0, err
     said = json.loads(out)

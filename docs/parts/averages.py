@@ -13,10 +13,10 @@ from typing import TypeAlias
 import numpy as np
 
 from flooding import tasks
-from flooding.report.stats import paired
+from flooding.report.stats import Difference, paired
 from rule_of_thumb import label_noise
 
-__all__ = ["Line", "read", "table"]
+__all__ = ["Line", "gains", "read", "table"]
 
 LINES = Path(__file__).parents[2] / "benchmarks" / "searches" / "averages.jsonl"
 NETWORKS = ("last", "average.last", "best", "average.best")
@@ -39,24 +39,29 @@ def _accuracies(lines: Sequence[Line], training: str, network: str) -> list[floa
     return [100 * line[training][network] for line in lines]
 
 
-def _gains(lines: Sequence[Line], training: str) -> list[float]:
-    """Give the average minus the last epoch of the same training, in points, for each seed."""
+def gains(lines: Sequence[Line], training: str) -> list[float]:
+    """Give the average minus the last epoch of the same training, in points, for each seed.
+
+    Args:
+        lines: The lines of a problem, one for each seed.
+        training: "plain" or "auto".
+    """
     averages = _accuracies(lines, training, "average.last")
     lasts = _accuracies(lines, training, "last")
     return [average - last for average, last in zip(averages, lasts, strict=True)]
 
 
-def _rows(name: str, lines: Sequence[Line]) -> list[str]:
+def _rows(name: str, lines: Sequence[Line], more: Difference) -> list[str]:
+    """Write the two rows of a problem; ``more`` is what the average gains more with flooding."""
     rows = []
     title = f"{name}, {100 * label_noise(tasks.REAL[name].data):g} % label noise"
     for training, label in TRAININGS.items():
         means = [np.mean(_accuracies(lines, training, network)) for network in NETWORKS]
         last, average, best, best_average = (f"{mean:.1f}" for mean in means)
-        gain = paired(_gains(lines, training), [0.0] * len(lines))
-        more = ""
-        if training != "plain":
-            more = str(paired(_gains(lines, training), _gains(lines, "plain")))
-        cells = [title, label, str(len(lines)), last, average, str(gain), more, best, best_average]
+        gain = paired(gains(lines, training), [0.0] * len(lines))
+        minus_plain = "" if training == "plain" else str(more)
+        cells = [title, label, str(len(lines)), last, average, str(gain), minus_plain]
+        cells += [best, best_average]
         rows.append(f"| {' | '.join(cells)} |")
         title = ""
     return rows
@@ -79,8 +84,8 @@ def table(by_problem: Mapping[str, Sequence[Line]] | None = None) -> str:
     ]
     groups: dict[str, list[str]] = {"more": [], "less": [], "the same": []}
     for name, lines in by_problem.items():
-        rows += _rows(name, lines)
-        more = paired(_gains(lines, "auto"), _gains(lines, "plain"))
+        more = paired(gains(lines, "auto"), gains(lines, "plain"))
+        rows += _rows(name, lines, more)
         group = "the same"
         if more.p < 0.05:
             group = "more" if more.mean > 0 else "less"

@@ -225,7 +225,7 @@ def _answer(judgements: Sequence[Judgement], results: Results) -> str:
         row = results.rows[name]
         texts.append(f"{name} {np.mean(row.accuracy):.1f} %")
     return (
-        f"{held} of {len(judgements)} claims, the source's and ours, are shown to hold "
+        f"{held} of {len(judgements)} statements are shown to hold "
         f"({len(results.plain)} seeds; the policy gradient {len(results.policies)}). "
         f"Test accuracy on noisy labels: {'; '.join(texts)}."
     )
